@@ -1,1 +1,4 @@
+//! throughway: a STUN/TURN relay server.
 
+pub mod credentials;
+pub mod protocol;

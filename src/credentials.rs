@@ -1,0 +1,374 @@
+//! Time-limited credentials: mint them, take them apart, say why one is refused.
+//!
+//! The scheme is the one of draft-uberti-behave-turn-rest-00: `username = expiry ":" userid`,
+//! `password = base64(HMAC(secret, username))`. Pure: no clock, no I/O, and nothing here
+//! allocates on the way that `protocol::auth` takes. Called by `protocol::auth`, the command
+//! line and the demo.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
+use sha2::{Sha256, Sha512};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
+
+/// How far a credential may be past its expiry, in seconds: clocks of two machines differ.
+pub const EXPIRY_SKEW_SECONDS: u64 = 30;
+
+/// The longest USERNAME that STUN carries, in bytes (RFC 8489 section 14.3: fewer than 509).
+pub const USERNAME_BYTES_MAX: usize = 508;
+
+/// The longest password text: base64 of an HMAC-SHA512.
+pub const PASSWORD_BYTES_MAX: usize = 88;
+
+/// Bytes that must not be seen: they never print and are wiped when dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Box<[u8]>);
+
+impl Secret {
+    /// Takes the bytes over.
+    #[must_use]
+    pub fn new(bytes: impl Into<Box<[u8]>>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes, for those who compute with them.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The hash under a secret's HMAC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Algorithm {
+    /// What every TURN server and issuer speaks.
+    #[default]
+    Sha1,
+    /// HMAC-SHA256.
+    Sha256,
+    /// HMAC-SHA512.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+}
+
+/// A secret shared with those who issue credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedSecret {
+    /// Its name in logs and metrics.
+    pub id: Box<str>,
+    /// The key of the HMAC.
+    pub value: Secret,
+    /// The hash of the HMAC.
+    pub algorithm: Algorithm,
+}
+
+/// A password's text on the stack: derived for each request, so it must not cost an allocation.
+#[derive(Clone)]
+pub struct Password {
+    bytes: [u8; PASSWORD_BYTES_MAX],
+    len: usize,
+}
+
+impl Password {
+    /// The base64 text, which is itself the password.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// The base64 text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // base64 is ASCII; an empty text could only come from a broken encoder
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+}
+
+impl Drop for Password {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// The password that belongs to a username under a secret: the MAC covers the raw bytes received.
+#[must_use]
+pub fn password(secret: &SharedSecret, username: &[u8]) -> Password {
+    fn mac<M: Mac + KeyInit>(key: &[u8], username: &[u8]) -> Password {
+        // HMAC takes keys of any length (RFC 2104 section 3), so this cannot fail.
+        let mut mac = <M as KeyInit>::new_from_slice(key).expect("an HMAC takes a key of any length");
+        mac.update(username);
+        let digest = mac.finalize().into_bytes();
+        let mut bytes = [0; PASSWORD_BYTES_MAX];
+        let len = BASE64.encode_slice(digest.as_slice(), &mut bytes).expect("88 bytes hold the longest digest");
+        Password { bytes, len }
+    }
+    let key = secret.value.expose();
+    match secret.algorithm {
+        Algorithm::Sha1 => mac::<Hmac<Sha1>>(key, username),
+        Algorithm::Sha256 => mac::<Hmac<Sha256>>(key, username),
+        Algorithm::Sha512 => mac::<Hmac<Sha512>>(key, username),
+    }
+}
+
+/// A username of the time-limited form, taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TimeLimited<'a> {
+    /// Expiry, seconds since 1970.
+    pub expires_at: u64,
+    /// The user id; empty when the username is the expiry alone.
+    pub user_id: &'a str,
+}
+
+/// Takes `expiry[:userid]` apart: split at the first colon, only if all before it are digits.
+///
+/// The id is everything after that colon, further colons included.
+#[must_use]
+pub fn parse_username(username: &str) -> Option<TimeLimited<'_>> {
+    let (digits, user_id) = username.split_once(':').unwrap_or((username, ""));
+    // Eleven digits last until the year 5138; more could only be a mistake or an attack on arithmetic.
+    if digits.is_empty() || digits.len() > 11 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some(TimeLimited { expires_at: digits.parse().ok()?, user_id })
+}
+
+/// Why a credential is refused, in the words that logs, metrics and `credentials verify` share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum CredentialRefused {
+    /// Its time is over.
+    Expired {
+        /// By so many seconds.
+        seconds: u64,
+    },
+    /// It would be valid for longer than `auth.max_ttl` allows.
+    TooFarAhead {
+        /// By so many seconds more than allowed.
+        seconds: u64,
+    },
+    /// No static user has this name and it is not of the time-limited form, or no secret is configured.
+    UnknownUser,
+    /// The password, or the MESSAGE-INTEGRITY made with it, fits no secret.
+    BadIntegrity,
+}
+
+impl CredentialRefused {
+    /// The machine-readable reason.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Expired { .. } => "expired",
+            Self::TooFarAhead { .. } => "too_far_ahead",
+            Self::UnknownUser => "unknown_user",
+            Self::BadIntegrity => "bad_integrity",
+        }
+    }
+}
+
+impl fmt::Display for CredentialRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Expired { seconds } => write!(
+                f,
+                "expired: the credential ended {seconds} s ago; mint a new one, and compare the clocks of issuer and relay if it is fresh"
+            ),
+            Self::TooFarAhead { seconds } => write!(
+                f,
+                "too_far_ahead: the credential ends {seconds} s later than auth.max_ttl allows; mint it with a shorter lifetime or raise auth.max_ttl"
+            ),
+            Self::UnknownUser => f.write_str(
+                "unknown_user: no entry of auth.users has this name, and it is not EXPIRY or EXPIRY:USERID under a configured secret",
+            ),
+            Self::BadIntegrity => {
+                f.write_str("bad_integrity: the password fits none of the configured secrets; compare secret, algorithm and a trailing newline")
+            }
+        }
+    }
+}
+
+/// Checks an expiry time against the clock.
+///
+/// # Errors
+/// [`CredentialRefused::Expired`] past the expiry and [`EXPIRY_SKEW_SECONDS`];
+/// [`CredentialRefused::TooFarAhead`] when it lies more than `max_ttl` and the skew ahead.
+pub fn check_expiry(expires_at: u64, now: u64, max_ttl: u64) -> Result<(), CredentialRefused> {
+    if expires_at.saturating_add(EXPIRY_SKEW_SECONDS) < now {
+        return Err(CredentialRefused::Expired { seconds: now - expires_at });
+    }
+    let latest = now.saturating_add(max_ttl).saturating_add(EXPIRY_SKEW_SECONDS);
+    if expires_at > latest {
+        return Err(CredentialRefused::TooFarAhead { seconds: expires_at - latest });
+    }
+    Ok(())
+}
+
+/// A freshly minted credential.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Minted {
+    /// `expiry:userid`, or the expiry alone for an empty user id.
+    pub username: String,
+    /// base64 of the HMAC.
+    pub password: String,
+    /// Seconds since 1970.
+    pub expires_at: u64,
+}
+
+impl fmt::Debug for Minted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Minted").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// Mints a credential that ends `ttl` seconds after `now`.
+#[must_use]
+pub fn mint(secret: &SharedSecret, now: u64, user_id: &str, ttl: u64) -> Minted {
+    let expires_at = now.saturating_add(ttl);
+    let username = if user_id.is_empty() { expires_at.to_string() } else { format!("{expires_at}:{user_id}") };
+    let password = password(secret, username.as_bytes()).as_str().to_owned();
+    Minted { username, password, expires_at }
+}
+
+/// Finds the secret under which a username and a password belong together.
+///
+/// # Errors
+/// The first reason that stands against it: form, then integrity, then time.
+pub fn verify<'a>(
+    secrets: &'a [SharedSecret],
+    now: u64,
+    max_ttl: u64,
+    username: &str,
+    given: &[u8],
+) -> Result<&'a SharedSecret, CredentialRefused> {
+    let parts = parse_username(username).ok_or(CredentialRefused::UnknownUser)?;
+    if secrets.is_empty() {
+        return Err(CredentialRefused::UnknownUser);
+    }
+    let secret = secrets
+        .iter()
+        .find(|secret| bool::from(password(secret, username.as_bytes()).as_bytes().ct_eq(given)))
+        .ok_or(CredentialRefused::BadIntegrity)?;
+    check_expiry(parts.expires_at, now, max_ttl)?;
+    Ok(secret)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(value: &str, algorithm: Algorithm) -> SharedSecret {
+        SharedSecret { id: "test".into(), value: Secret::new(value.as_bytes()), algorithm }
+    }
+
+    #[test]
+    fn password_agrees_with_vectors_computed_elsewhere() {
+        let rows = [
+            (
+                "north",
+                "1700000000:alice",
+                "Cd/49soE35ICqcJF/bCTn8Z4OyE=",
+                "EuME0Xh0HllnbpbObfs8aBsd78Vr1EMwxArqbyCrGl8=",
+            ),
+            ("north", "1700000000", "CWyHi3zCeWqXBir9thl4m+iZPRY=", "bPm3umkFB1D/6To/diuRJFJIGuru3Y0PaHdhRgDLads="),
+            (
+                "north",
+                "1700000000:a:b:c",
+                "nFNiVS0A+K+NHbcg7S42/AS3o54=",
+                "0pTk1Ef1XoNetmWwoL9C6KLIu4TCxIKQBq7Hof0WBsM=",
+            ),
+            ("nörth", "1700000000:zoë", "bWWabYnK60WqTg4N5eGv0XbBqqg=", "PUomgQH8ZiCB2nMJgpKGuJz6+LzcTDan6acDh5A9aWA="),
+            (
+                "north",
+                "alice:1700000000",
+                "fEiXa12G7lWCrwAwGzZRSDXRJfQ=",
+                "hFDgHEA96xZWuJqzhqfx52QPd9cy5u31bYcDJ7VIofo=",
+            ),
+        ];
+        for (value, username, sha1, sha256) in rows {
+            assert_eq!(password(&secret(value, Algorithm::Sha1), username.as_bytes()).as_str(), sha1);
+            assert_eq!(password(&secret(value, Algorithm::Sha256), username.as_bytes()).as_str(), sha256);
+        }
+    }
+
+    #[test]
+    fn username_splits_at_the_first_colon_and_only_after_digits() {
+        let parts = |expires_at, user_id| Some(TimeLimited { expires_at, user_id });
+        assert_eq!(parse_username("1700000000:alice"), parts(1_700_000_000, "alice"));
+        assert_eq!(parse_username("1700000000:a:b:c"), parts(1_700_000_000, "a:b:c"));
+        assert_eq!(parse_username("1700000000"), parts(1_700_000_000, ""));
+        assert_eq!(parse_username("1700000000:"), parts(1_700_000_000, ""));
+        for other in [
+            "alice",
+            "alice:1700000000",
+            "futurex:alice",
+            "",
+            ":alice",
+            "+17:alice",
+            "-1:a",
+            "123456789012:a",
+            "１７:a",
+        ] {
+            assert_eq!(parse_username(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn expiry_is_judged_with_thirty_seconds_of_skew_on_both_sides() {
+        assert_eq!(check_expiry(970, 1000, 100), Ok(()));
+        assert_eq!(check_expiry(969, 1000, 100), Err(CredentialRefused::Expired { seconds: 31 }));
+        assert_eq!(check_expiry(1130, 1000, 100), Ok(()));
+        assert_eq!(check_expiry(1131, 1000, 100), Err(CredentialRefused::TooFarAhead { seconds: 1 }));
+    }
+
+    #[test]
+    fn minted_credentials_verify_under_the_secret_that_minted_them() {
+        let secrets = [secret("old", Algorithm::Sha512), secret("north", Algorithm::Sha256)];
+        let minted = mint(&secrets[1], 1000, "bob", 60);
+        assert_eq!(minted.username, "1060:bob");
+        let check = |now, password: &str| {
+            verify(&secrets, now, 3600, &minted.username, password.as_bytes()).map(|s| s.algorithm)
+        };
+        assert_eq!(check(1000, &minted.password), Ok(Algorithm::Sha256));
+        assert_eq!(check(1000, "wrong"), Err(CredentialRefused::BadIntegrity));
+        assert_eq!(check(2000, &minted.password), Err(CredentialRefused::Expired { seconds: 940 }));
+        assert_eq!(mint(&secrets[0], 5, "", 5).username, "10");
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let minted = mint(&secret("north", Algorithm::Sha1), 0, "bob", 1);
+        let text = format!("{:?} {:?}", secret("north", Algorithm::Sha1), minted);
+        assert!(!text.contains("north") && !text.contains(&minted.password), "{text}");
+    }
+}

@@ -1,0 +1,92 @@
+//! What the operator decided, checked and ready to use; swapped whole on reload.
+//!
+//! Built by `config::checked`, read by every part of the core. Nothing here can be wrong: the
+//! types either rule a mistake out or the constructor refuses it.
+
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::credentials::{Secret, SharedSecret};
+use crate::protocol::peer_policy::PeerPolicy;
+
+/// Everything the core reads.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The realm of the 401 challenge (RFC 8489 section 14.9), at most 763 bytes.
+    pub realm: Box<str>,
+    /// Granted to a client that asks for less or for nothing, in seconds (RFC 8656 section 7.2).
+    pub default_lifetime: u32,
+    /// The longest lifetime granted, in seconds; at least `default_lifetime`.
+    pub max_lifetime: u32,
+    /// Who may allocate.
+    pub auth: AuthSettings,
+    /// Which peers may be reached.
+    pub peers: PeerPolicy,
+    /// Bounds of every table.
+    pub limits: Limits,
+    /// Whether there is an IPv4 address to relay from.
+    pub relay_ipv4: bool,
+    /// Whether there is an IPv6 address to relay from.
+    pub relay_ipv6: bool,
+}
+
+/// Who may allocate, and how a claim is checked.
+#[derive(Clone, Debug)]
+pub struct AuthSettings {
+    /// Static users by exact name; looked up first.
+    pub users: HashMap<Box<str>, StaticUser>,
+    /// Secrets of time-limited credentials, tried in order; the first one mints.
+    pub secrets: Vec<SharedSecret>,
+    /// How far ahead a credential may end, in seconds.
+    pub max_ttl: u64,
+    /// How long a nonce is good for, in seconds; then 438.
+    pub nonce_lifetime: u64,
+}
+
+/// What is known of a static user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StaticUser {
+    /// The password itself.
+    Password(Secret),
+    /// MD5(username ":" realm ":" password), made elsewhere (RFC 8489 section 9.2.2); 16 bytes.
+    KeyMd5(Secret),
+}
+
+/// Bounds of every table; `None` means no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Allocations on the whole server.
+    pub allocations: Option<u32>,
+    /// Allocations per user id of time-limited credentials.
+    pub allocations_per_user: Option<u32>,
+    /// Allocations per client /32 or /56; loopback is exempt.
+    pub allocations_per_client: Option<u32>,
+    /// Live permissions of one allocation; 508 above.
+    pub permissions_per_allocation: u32,
+    /// Live channels of one allocation; 508 above.
+    pub channels_per_allocation: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            allocations: Some(100_000),
+            allocations_per_user: Some(100),
+            allocations_per_client: Some(2_000),
+            permissions_per_allocation: 64,
+            channels_per_allocation: 64,
+        }
+    }
+}
+
+/// The addresses that belong to this server, which peers are judged against.
+#[derive(Clone, Debug, Default)]
+pub struct LocalAddresses {
+    /// Every relayed and every advertised address, loopback excepted: *own* addresses.
+    pub own: Vec<IpAddr>,
+    /// Every address of every interface of this machine.
+    pub interfaces: Vec<IpAddr>,
+    /// Our listeners, HTTP included; an unspecified address stands for every local one of its family.
+    pub listeners: Vec<(IpAddr, u16)>,
+}

@@ -1,0 +1,34 @@
+//! Time as the core sees it: passed in, never read.
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds of a clock that starts at boot and never goes back.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Ticks(pub u64);
+
+impl Ticks {
+    /// This point in time and so many seconds more.
+    #[must_use]
+    pub const fn plus_seconds(self, seconds: u64) -> Self {
+        Self(self.0.saturating_add(seconds.saturating_mul(1000)))
+    }
+
+    /// Whole milliseconds since `earlier`; 0 if it lies in the future.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// Seconds since 1970-01-01 UTC; only credentials look at them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct UnixSeconds(pub u64);
+
+/// Both clocks, read once per batch by `net::clock`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Now {
+    /// For lifetimes and deadlines.
+    pub ticks: Ticks,
+    /// For expiry times inside credentials.
+    pub unix: UnixSeconds,
+}
