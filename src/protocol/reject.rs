@@ -1,0 +1,125 @@
+//! Why a request is refused: the client hears the error code, the operator the reason.
+
+use crate::credentials::CredentialRefused;
+use crate::wire::message::ErrorCode;
+use stun::error_code::{
+    CODE_ADDR_FAMILY_NOT_SUPPORTED, CODE_ALLOC_MISMATCH, CODE_ALLOC_QUOTA_REACHED, CODE_BAD_REQUEST, CODE_FORBIDDEN,
+    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_STALE_NONCE, CODE_UNAUTHORIZED,
+    CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO, CODE_WRONG_CREDENTIALS,
+};
+
+macro_rules! reject_reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:ident, $text:literal, $phrase:literal;)+) => {
+        /// Why a request is refused.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[repr(usize)]
+        pub enum RejectReason {
+            $($(#[$doc])* $name),+
+        }
+
+        impl RejectReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The ERROR-CODE that the client hears.
+            #[must_use]
+            pub const fn code(self) -> ErrorCode {
+                match self {
+                    $(Self::$name => $code),+
+                }
+            }
+
+            /// The machine-readable reason in logs and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text),+
+                }
+            }
+
+            /// The reason phrase of a signed reply.
+            #[must_use]
+            pub const fn phrase(self) -> &'static str {
+                match self {
+                    $(Self::$name => $phrase),+
+                }
+            }
+        }
+    };
+}
+
+reject_reasons! {
+    /// No MESSAGE-INTEGRITY: the ordinary first request, answered with the challenge.
+    Challenge = CODE_UNAUTHORIZED, "challenge", "Unauthorized";
+    /// MESSAGE-INTEGRITY without USERNAME, REALM or NONCE.
+    IncompleteCredentials = CODE_BAD_REQUEST, "incomplete_credentials", "Incomplete credentials";
+    /// REALM is not ours.
+    WrongRealm = CODE_UNAUTHORIZED, "wrong_realm", "Unauthorized";
+    /// Neither a static user nor of the time-limited form.
+    UnknownUser = CODE_UNAUTHORIZED, "unknown_user", "Unauthorized";
+    /// MESSAGE-INTEGRITY fits no key.
+    BadIntegrity = CODE_UNAUTHORIZED, "bad_integrity", "Unauthorized";
+    /// The credential's time is over.
+    Expired = CODE_UNAUTHORIZED, "expired", "Unauthorized";
+    /// The credential ends later than `auth.max_ttl` allows.
+    TooFarAhead = CODE_UNAUTHORIZED, "too_far_ahead", "Unauthorized";
+    /// The nonce is too old, another client's, or of another process.
+    StaleNonce = CODE_STALE_NONCE, "stale_nonce", "Stale Nonce";
+    /// Comprehension-required attributes that we don't know.
+    UnknownAttributes = CODE_UNKNOWN_ATTRIBUTE, "unknown_attributes", "Unknown Attribute";
+    /// An attribute's value has the wrong length or content.
+    BadAttribute = CODE_BAD_REQUEST, "bad_attribute", "Malformed attribute";
+    /// A required attribute is missing.
+    MissingAttribute = CODE_BAD_REQUEST, "missing_attribute", "Missing attribute";
+    /// Attributes that exclude each other.
+    Combination = CODE_BAD_REQUEST, "combination", "Attributes exclude each other";
+    /// REQUESTED-TRANSPORT is not UDP.
+    UnsupportedTransport = CODE_UNSUPPORTED_TRANS_PROTO, "unsupported_transport", "Unsupported Transport Protocol";
+    /// We relay from no address of that family.
+    FamilyUnsupported = CODE_ADDR_FAMILY_NOT_SUPPORTED, "family_unsupported", "Address Family not Supported";
+    /// The five-tuple already has an allocation.
+    AllocationExists = CODE_ALLOC_MISMATCH, "allocation_exists", "Allocation Mismatch";
+    /// The five-tuple has no allocation.
+    NoAllocation = CODE_ALLOC_MISMATCH, "no_allocation", "Allocation Mismatch";
+    /// Another user's allocation.
+    WrongUser = CODE_WRONG_CREDENTIALS, "wrong_user", "Wrong Credentials";
+    /// The peer's family is not the relayed address's.
+    PeerFamily = CODE_PEER_ADDR_FAMILY_MISMATCH, "peer_family", "Peer Address Family Mismatch";
+    /// The peer policy denies the address.
+    PeerDenied = CODE_FORBIDDEN, "peer_denied", "Peer address forbidden";
+    /// The peer is one of our own listeners.
+    PeerIsListener = CODE_FORBIDDEN, "peer_is_listener", "Peer address forbidden";
+    /// An own address whose port is no relayed port.
+    PeerNotRelayed = CODE_FORBIDDEN, "peer_not_relayed", "Peer address forbidden";
+    /// CHANNEL-NUMBER outside 0x4000 to 0x4FFF.
+    ChannelRange = CODE_BAD_REQUEST, "channel_range", "Channel number out of range";
+    /// The channel is bound to another peer, or the peer to another channel.
+    ChannelConflict = CODE_BAD_REQUEST, "channel_conflict", "Channel or peer already bound";
+    /// `limits.allocations_per_user`.
+    QuotaUser = CODE_ALLOC_QUOTA_REACHED, "quota_user", "Allocation Quota Reached";
+    /// `limits.allocations_per_client`.
+    QuotaClient = CODE_ALLOC_QUOTA_REACHED, "quota_client", "Allocation Quota Reached";
+    /// `limits.allocations`.
+    QuotaServer = CODE_ALLOC_QUOTA_REACHED, "quota_server", "Allocation Quota Reached";
+    /// The server drains.
+    Draining = CODE_ALLOC_QUOTA_REACHED, "draining", "Server is draining";
+    /// No relayed port can be had.
+    NoPort = CODE_INSUFFICIENT_CAPACITY, "no_port", "Insufficient Capacity";
+    /// RESERVATION-TOKEN is not valid.
+    BadReservation = CODE_INSUFFICIENT_CAPACITY, "bad_reservation", "Reservation not valid";
+    /// `limits.permissions_per_allocation`.
+    PermissionLimit = CODE_INSUFFICIENT_CAPACITY, "permission_limit", "Too many permissions";
+    /// `limits.channels_per_allocation`.
+    ChannelLimit = CODE_INSUFFICIENT_CAPACITY, "channel_limit", "Too many channels";
+}
+
+impl From<CredentialRefused> for RejectReason {
+    fn from(refused: CredentialRefused) -> Self {
+        match refused {
+            CredentialRefused::Expired { .. } => Self::Expired,
+            CredentialRefused::TooFarAhead { .. } => Self::TooFarAhead,
+            CredentialRefused::UnknownUser => Self::UnknownUser,
+            CredentialRefused::BadIntegrity => Self::BadIntegrity,
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Writes one STUN message into a slice of the caller's.
+//!
+//! Padding is always zero: a reply must never carry bytes that were in the buffer before.
+
+use std::net::IpAddr;
+
+use stun::attributes::{
+    ATTR_DATA, ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_MESSAGE_INTEGRITY, ATTR_UNKNOWN_ATTRIBUTES,
+    ATTR_XOR_PEER_ADDRESS,
+};
+use stun::message::MAGIC_COOKIE;
+
+use super::integrity::{Key, fingerprint};
+use super::message::{AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType, TransactionId};
+use crate::protocol::address::{Address, PeerAddress};
+
+/// The longest head of a Data indication: STUN header, XOR-PEER-ADDRESS of IPv6, head of DATA.
+pub const DATA_INDICATION_HEAD_MAX: usize = HEADER_BYTES + 24 + 4;
+
+/// A message under construction. What does not fit is noticed by [`Writer::finish`].
+#[derive(Debug)]
+pub struct Writer<'a> {
+    out: &'a mut [u8],
+    len: usize,
+    overflow: bool,
+}
+
+impl<'a> Writer<'a> {
+    /// Starts a message in `out`.
+    #[must_use]
+    #[inline]
+    pub fn new(out: &'a mut [u8], message_type: MessageType, transaction_id: TransactionId) -> Self {
+        let mut writer = Self { out, len: 0, overflow: false };
+        writer.put(&message_type.value().to_be_bytes());
+        writer.put(&[0, 0]);
+        writer.put(&MAGIC_COOKIE.to_be_bytes());
+        writer.put(&transaction_id.0);
+        writer
+    }
+
+    /// Appends an attribute and its zero padding.
+    pub fn attribute(&mut self, attribute: AttrType, value: &[u8]) -> &mut Self {
+        self.head(attribute, value.len());
+        self.put(value);
+        self.put(&[0; 3][..value.len().wrapping_neg() & 3]);
+        self
+    }
+
+    /// Appends an XOR-…-ADDRESS (RFC 8489 section 14.2).
+    #[inline]
+    pub fn xor_address(&mut self, attribute: AttrType, address: Address) -> &mut Self {
+        let mut value = [0; 20];
+        let transaction_id = self.transaction_id();
+        let len = xor_address(&mut value, address, transaction_id);
+        self.head(attribute, len);
+        self.put(&value[..len]);
+        self
+    }
+
+    /// Appends ERROR-CODE (RFC 8489 section 14.8); an empty reason makes it eight bytes.
+    pub fn error_code(&mut self, code: ErrorCode, reason: &str) -> &mut Self {
+        self.head(ATTR_ERROR_CODE, 4 + reason.len());
+        self.put(&[0, 0, (code.0 / 100) as u8, (code.0 % 100) as u8]);
+        self.put(reason.as_bytes());
+        self.put(&[0; 3][..reason.len().wrapping_neg() & 3]);
+        self
+    }
+
+    /// Appends UNKNOWN-ATTRIBUTES (RFC 8489 section 14.13).
+    pub fn unknown_attributes(&mut self, unknown: &[u16]) -> &mut Self {
+        self.head(ATTR_UNKNOWN_ATTRIBUTES, unknown.len() * 2);
+        for attribute in unknown {
+            self.put(&attribute.to_be_bytes());
+        }
+        self.put(&[0; 2][..(unknown.len() % 2) * 2]);
+        self
+    }
+
+    /// Appends MESSAGE-INTEGRITY over all that was written so far.
+    pub fn integrity(&mut self, key: &Key) -> &mut Self {
+        let head = self.len;
+        if self.overflow || head < HEADER_BYTES {
+            self.overflow = true;
+            return self;
+        }
+        let hmac = key.hmac(&self.out[..head], head);
+        self.attribute(ATTR_MESSAGE_INTEGRITY, &hmac)
+    }
+
+    /// Appends FINGERPRINT; nothing may follow.
+    #[inline]
+    pub fn fingerprint(&mut self) -> &mut Self {
+        // The CRC covers the final length (RFC 8489 section 14.7).
+        self.set_length(self.len + 8);
+        let crc = fingerprint(&self.out[..self.len.min(self.out.len())]);
+        self.head(ATTR_FINGERPRINT, 4);
+        self.put(&crc.to_be_bytes());
+        self
+    }
+
+    /// Ends the message; its length in bytes, or `None` when the slice was too short.
+    #[must_use]
+    #[inline]
+    pub fn finish(&mut self) -> Option<usize> {
+        if self.overflow || self.len - HEADER_BYTES > usize::from(u16::MAX) {
+            return None;
+        }
+        self.set_length(self.len);
+        Some(self.len)
+    }
+
+    #[inline]
+    fn head(&mut self, attribute: AttrType, len: usize) {
+        let Ok(len) = u16::try_from(len) else {
+            self.overflow = true;
+            return;
+        };
+        let (a, l) = (attribute.0.to_be_bytes(), len.to_be_bytes());
+        self.put(&[a[0], a[1], l[0], l[1]]);
+    }
+
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        match self.out.get_mut(self.len..self.len + bytes.len()) {
+            Some(place) if !self.overflow => {
+                place.copy_from_slice(bytes);
+                self.len += bytes.len();
+            }
+            Some(_) | None => self.overflow = true,
+        }
+    }
+
+    #[inline]
+    fn set_length(&mut self, len: usize) {
+        if let (Some(place), Ok(len)) = (self.out.get_mut(2..4), u16::try_from(len - HEADER_BYTES)) {
+            place.copy_from_slice(&len.to_be_bytes());
+        }
+    }
+
+    fn transaction_id(&self) -> TransactionId {
+        let mut id = [0; 12];
+        if let Some(bytes) = self.out.get(8..HEADER_BYTES) {
+            id.copy_from_slice(bytes);
+        }
+        TransactionId(id)
+    }
+}
+
+/// Encodes an address XORed with cookie and transaction id; gives the value's length, 8 or 20.
+#[inline]
+fn xor_address(value: &mut [u8; 20], address: Address, transaction_id: TransactionId) -> usize {
+    let port = address.port ^ (MAGIC_COOKIE >> 16) as u16;
+    value[2..4].copy_from_slice(&port.to_be_bytes());
+    match address.ip {
+        IpAddr::V4(ip) => {
+            value[1] = 1;
+            value[4..8].copy_from_slice(&(u32::from(ip) ^ MAGIC_COOKIE).to_be_bytes());
+            8
+        }
+        IpAddr::V6(ip) => {
+            value[1] = 2;
+            value[4..20].copy_from_slice(&(u128::from(ip) ^ xor_mask(transaction_id)).to_be_bytes());
+            20
+        }
+    }
+}
+
+/// Magic cookie and transaction id, as an IPv6 address is XORed with (RFC 8489 section 14.2).
+#[inline]
+pub(super) fn xor_mask(transaction_id: TransactionId) -> u128 {
+    let mut mask = [0; 16];
+    mask[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
+    mask[4..].copy_from_slice(&transaction_id.0);
+    u128::from_be_bytes(mask)
+}
+
+/// Writes all of a Data indication but the payload: header, XOR-PEER-ADDRESS, head of DATA.
+///
+/// Gives the number of bytes (36 for IPv4, 48 for IPv6). The payload and its padding to a multiple of
+/// four follow it on the wire; `None` when a payload of that size fits no STUN message.
+#[must_use]
+#[inline]
+pub fn data_indication_head(
+    out: &mut [u8; DATA_INDICATION_HEAD_MAX],
+    transaction_id: TransactionId,
+    peer: PeerAddress,
+    payload_bytes: usize,
+) -> Option<usize> {
+    let mut writer = Writer::new(out, MessageType { method: METHOD_DATA, class: CLASS_INDICATION }, transaction_id);
+    writer.xor_address(ATTR_XOR_PEER_ADDRESS, peer.0);
+    writer.head(ATTR_DATA, payload_bytes);
+    let head = writer.len;
+    let body = head - HEADER_BYTES + payload_bytes.next_multiple_of(4);
+    if writer.overflow {
+        return None;
+    }
+    let length = u16::try_from(body).ok()?;
+    out[2..4].copy_from_slice(&length.to_be_bytes());
+    Some(head)
+}
