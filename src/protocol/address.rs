@@ -222,7 +222,7 @@ pub struct StreamId(pub u64);
 ///
 /// A five-tuple does not identify a stream (a proxied connection shares it), so a stream has its
 /// own number; its five-tuple goes along for the mapped address, the nonce and the quotas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Via {
     /// One datagram.
     Datagram(FiveTuple),

@@ -1,0 +1,426 @@
+//! One allocation: its owner, its permissions and channels, its counters.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::accounting::{SessionRecord, Traffic};
+use super::address::{PeerAddress, RelayedTransportAddress, Via};
+use super::border::{AllocationId, EndReason, QuotaClaim};
+use super::peer_policy::PeerClass;
+use super::small_map::SmallMap;
+use super::time::Ticks;
+use crate::wire::attribute::ReservationToken;
+use crate::wire::integrity::Key;
+use crate::wire::message::TransactionId;
+
+/// How long a permission lives, in seconds (RFC 8656 section 9).
+pub const PERMISSION_LIFETIME: u64 = 300;
+
+/// How long a channel stays bound, in seconds (RFC 8656 section 12).
+pub const CHANNEL_LIFETIME: u64 = 600;
+
+/// Which peer address may send, and be sent to; the port does not matter (RFC 8656 section 9).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Permission {
+    /// From then on it is void.
+    pub expires_at: Ticks,
+    /// What the policy found the address to be.
+    pub class: PeerClass,
+}
+
+/// A channel number and the peer behind it (RFC 8656 section 12).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChannelBinding {
+    /// The peer.
+    pub peer: PeerAddress,
+    /// What the policy found its address to be.
+    pub class: PeerClass,
+    /// From then on it is void.
+    pub expires_at: Ticks,
+}
+
+/// Whose allocation it is: kept as verified, so that rotation and expiry never drop a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The full USERNAME; another one is answered with 441.
+    pub username: Box<str>,
+    /// Whom quotas count for.
+    pub identity: Box<str>,
+    /// The key that every request on the allocation is checked with.
+    pub key: Key,
+    /// The secret and the expiry of a time-limited credential.
+    pub time_limited: Option<TimeLimit>,
+}
+
+impl Owner {
+    /// Whom the allocation counts for.
+    pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
+        let identity = self.time_limited.is_some().then_some(&*self.identity);
+        QuotaClaim { identity, client: via.five_tuple().client.ip() }
+    }
+}
+
+/// Where a time-limited credential came from and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeLimit {
+    /// The secret's id.
+    pub secret: Box<str>,
+    /// Seconds since 1970.
+    pub expires_at: u64,
+}
+
+/// Which request made the allocation, so that its retransmission gets the same answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Origin {
+    /// Of the Allocate request.
+    pub transaction_id: TransactionId,
+    /// The LIFETIME that was granted, in seconds.
+    pub lifetime: u32,
+    /// The token that was given out, if one was.
+    pub token: Option<ReservationToken>,
+}
+
+/// An allocation (RFC 8656 section 2).
+#[derive(Clone, Debug)]
+pub struct Allocation {
+    pub(super) id: AllocationId,
+    pub(super) via: Via,
+    pub(super) relayed: RelayedTransportAddress,
+    pub(super) expires_at: Ticks,
+    /// When its timer wakes: never later than `expires_at`, and checked again then.
+    pub(super) armed_at: Ticks,
+    pub(super) traffic: Traffic,
+    permissions: SmallMap<IpAddr, Permission>,
+    channels: SmallMap<u16, ChannelBinding>,
+    channel_of: SmallMap<PeerAddress, u16>,
+    pub(super) owner: Owner,
+    pub(super) origin: Origin,
+    pub(super) created_at: Ticks,
+}
+
+impl Allocation {
+    pub(super) fn new(
+        id: AllocationId,
+        via: Via,
+        relayed: RelayedTransportAddress,
+        owner: Owner,
+        origin: Origin,
+        now: Ticks,
+    ) -> Self {
+        let expires_at = now.plus_seconds(u64::from(origin.lifetime));
+        Self {
+            id,
+            via,
+            relayed,
+            expires_at,
+            armed_at: expires_at,
+            traffic: Traffic::default(),
+            permissions: SmallMap::default(),
+            channels: SmallMap::default(),
+            channel_of: SmallMap::default(),
+            owner,
+            origin,
+            created_at: now,
+        }
+    }
+
+    /// The live permission for a peer's address.
+    #[inline]
+    pub(super) fn permission(&self, ip: IpAddr, now: Ticks) -> Option<&Permission> {
+        self.permissions.get(&ip).filter(|permission| now < permission.expires_at)
+    }
+
+    /// The live binding of a channel.
+    #[inline]
+    pub(super) fn binding(&self, number: u16, now: Ticks) -> Option<&ChannelBinding> {
+        self.channels.get(&number).filter(|binding| now < binding.expires_at)
+    }
+
+    /// The channel that is bound to a peer.
+    #[inline]
+    pub(super) fn channel_to(&self, peer: PeerAddress, now: Ticks) -> Option<u16> {
+        let number = *self.channel_of.get(&peer)?;
+        self.binding(number, now).filter(|binding| binding.peer == peer).map(|_| number)
+    }
+
+    /// Whether these addresses fit beside the live permissions.
+    pub(super) fn has_room_for_permissions(&mut self, ips: &[IpAddr], max: u32, now: Ticks) -> bool {
+        let new = |permissions: &SmallMap<IpAddr, Permission>| {
+            let mut new: Vec<IpAddr> = ips.iter().copied().filter(|ip| permissions.get(ip).is_none()).collect();
+            new.sort_unstable();
+            new.dedup();
+            new.len()
+        };
+        let max = max as usize;
+        if self.permissions.len() + new(&self.permissions) <= max {
+            return true;
+        }
+        self.permissions.retain(seed(self.id), |_, permission| now < permission.expires_at);
+        self.permissions.len() + new(&self.permissions) <= max
+    }
+
+    /// Installs or refreshes a permission for 300 seconds.
+    pub(super) fn permit(&mut self, ip: IpAddr, class: PeerClass, now: Ticks) {
+        let permission = Permission { expires_at: now.plus_seconds(PERMISSION_LIFETIME), class };
+        self.permissions.insert(ip, permission, seed(self.id));
+    }
+
+    /// Whether one more channel fits beside the live ones.
+    pub(super) fn has_room_for_channel(&mut self, number: u16, max: u32, now: Ticks) -> bool {
+        let max = max as usize;
+        if self.channels.get(&number).is_some() || self.channels.len() < max {
+            return true;
+        }
+        self.forget_channels(|binding| now < binding.expires_at);
+        self.channels.len() < max
+    }
+
+    /// Binds or refreshes a channel for 600 seconds, and its peer's permission.
+    pub(super) fn bind(&mut self, number: u16, peer: PeerAddress, class: PeerClass, now: Ticks) {
+        if self.channels.get(&number).is_some_and(|old| old.peer != peer)
+            || self.channel_of.get(&peer).is_some_and(|old| *old != number)
+        {
+            // Left over from bindings whose time is over: the conflict rules let nothing else pass.
+            self.forget_channels(|binding| now < binding.expires_at);
+        }
+        let binding = ChannelBinding { peer, class, expires_at: now.plus_seconds(CHANNEL_LIFETIME) };
+        self.channels.insert(number, binding, seed(self.id));
+        self.channel_of.insert(peer, number, seed(self.id));
+        self.permit(peer.ip(), class, now);
+    }
+
+    fn forget_channels(&mut self, mut keep: impl FnMut(&ChannelBinding) -> bool) {
+        self.channels.retain(seed(self.id), |_, binding| keep(binding));
+        let channels = &self.channels;
+        self.channel_of.retain(seed(self.id), |peer, number| channels.get(number).is_some_and(|b| b.peer == *peer));
+    }
+
+    /// Judges every permission and channel again: `None` closes it.
+    pub(super) fn rejudge(&mut self, mut judge: impl FnMut(IpAddr) -> Option<PeerClass>) {
+        self.permissions.retain(seed(self.id), |ip, permission| match judge(*ip) {
+            Some(class) => {
+                permission.class = class;
+                true
+            }
+            None => false,
+        });
+        self.channels.retain(seed(self.id), |_, binding| match judge(binding.peer.ip()) {
+            Some(class) => {
+                binding.class = class;
+                true
+            }
+            None => false,
+        });
+        let channels = &self.channels;
+        self.channel_of.retain(seed(self.id), |peer, number| channels.get(number).is_some_and(|b| b.peer == *peer));
+    }
+
+    /// What is known of the session.
+    #[must_use]
+    pub fn record(&self, now: Ticks, reason: Option<EndReason>) -> SessionRecord {
+        SessionRecord {
+            allocation: self.id,
+            username: self.owner.username.clone(),
+            identity: self.owner.identity.clone(),
+            secret: self.owner.time_limited.as_ref().map(|limit| limit.secret.clone()),
+            via: self.via,
+            relayed: self.relayed,
+            created_at: self.created_at,
+            ended_at: now,
+            reason,
+            traffic: self.traffic,
+        }
+    }
+
+    /// Everything, as plain values that another process can take over.
+    #[must_use]
+    pub fn to_state(&self) -> AllocationState {
+        AllocationState {
+            id: self.id,
+            via: self.via,
+            relayed: self.relayed,
+            expires_at: self.expires_at,
+            traffic: self.traffic,
+            permissions: self.permissions.iter().map(|(ip, permission)| (*ip, *permission)).collect(),
+            channels: self.channels.iter().map(|(number, binding)| (*number, *binding)).collect(),
+            username: self.owner.username.clone(),
+            identity: self.owner.identity.clone(),
+            key: *self.owner.key.expose(),
+            time_limited: self.owner.time_limited.clone(),
+            origin: self.origin,
+            created_at: self.created_at,
+        }
+    }
+
+    /// The allocation that [`Allocation::to_state`] described.
+    #[must_use]
+    pub fn from_state(state: AllocationState) -> Self {
+        let seed = seed(state.id);
+        let mut allocation = Self {
+            id: state.id,
+            via: state.via,
+            relayed: state.relayed,
+            expires_at: state.expires_at,
+            armed_at: state.expires_at,
+            traffic: state.traffic,
+            permissions: SmallMap::default(),
+            channels: SmallMap::default(),
+            channel_of: SmallMap::default(),
+            owner: Owner {
+                username: state.username,
+                identity: state.identity,
+                key: Key::from_md5(state.key),
+                time_limited: state.time_limited,
+            },
+            origin: state.origin,
+            created_at: state.created_at,
+        };
+        for (ip, permission) in state.permissions {
+            allocation.permissions.insert(ip, permission, seed);
+        }
+        for (number, binding) in state.channels {
+            allocation.channels.insert(number, binding, seed);
+            allocation.channel_of.insert(binding.peer, number, seed);
+        }
+        allocation
+    }
+
+    pub(super) fn check_invariants(&self) {
+        for (peer, number) in self.channel_of.iter() {
+            let binding = self.channels.get(number).expect("every peer with a channel is behind that channel");
+            assert_eq!(binding.peer, *peer, "channel and peer point at each other");
+        }
+        assert_eq!(self.channels.len(), self.channel_of.len(), "one channel per peer");
+    }
+}
+
+/// Keys the indexes of one allocation: differs between allocations, the same in every run.
+const fn seed(id: AllocationId) -> u64 {
+    (id.generation as u64) << 32 | id.index as u64
+}
+
+/// An [`Allocation`] as plain values.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct AllocationState {
+    /// Slot and generation.
+    pub id: AllocationId,
+    /// How the client comes.
+    pub via: Via,
+    /// The relayed address, advertised form.
+    pub relayed: RelayedTransportAddress,
+    /// End of its lifetime.
+    pub expires_at: Ticks,
+    /// Counters.
+    pub traffic: Traffic,
+    /// Permissions by address.
+    pub permissions: Vec<(IpAddr, Permission)>,
+    /// Channels by number.
+    pub channels: Vec<(u16, ChannelBinding)>,
+    /// Full USERNAME.
+    pub username: Box<str>,
+    /// Quota identity.
+    pub identity: Box<str>,
+    /// The verified long-term key.
+    pub key: [u8; 16],
+    /// Secret and expiry of a time-limited credential.
+    pub time_limited: Option<TimeLimit>,
+    /// The request that made it.
+    pub origin: Origin,
+    /// When it was made.
+    pub created_at: Ticks,
+}
+
+impl std::fmt::Debug for AllocationState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AllocationState").field("id", &self.id).field("relayed", &self.relayed).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::address::{ClientAddress, FiveTuple, ServerAddress, Transport};
+
+    fn peer(port: u16) -> PeerAddress {
+        PeerAddress::new([8, 8, 8, 8].into(), port)
+    }
+
+    fn allocation() -> Allocation {
+        let five_tuple = FiveTuple {
+            client: ClientAddress::new([9, 9, 9, 9].into(), 1),
+            server: ServerAddress::new([9, 9, 9, 8].into(), 3478),
+            transport: Transport::Udp,
+        };
+        Allocation::new(
+            AllocationId { index: 3, generation: 4 },
+            Via::Datagram(five_tuple),
+            RelayedTransportAddress::new([7, 7, 7, 7].into(), 50_000),
+            Owner {
+                username: "99:bob".into(),
+                identity: "bob".into(),
+                key: Key::from_md5([5; 16]),
+                time_limited: Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
+            },
+            Origin { transaction_id: TransactionId([1; 12]), lifetime: 600, token: None },
+            Ticks(1000),
+        )
+    }
+
+    #[test]
+    fn state_round_trips_through_plain_values() {
+        let mut allocation = allocation();
+        for port in 1..20 {
+            allocation.bind(0x4000 + port, peer(port), PeerClass::Remote, Ticks(2000));
+        }
+        allocation.permit([1, 1, 1, 1].into(), PeerClass::Own, Ticks(5));
+        allocation.traffic.to_peers.offered(77);
+        let state = allocation.to_state();
+        let text = serde_json::to_string(&state).unwrap();
+        let read: AllocationState = serde_json::from_str(&text).unwrap();
+        let back = Allocation::from_state(read);
+        assert_eq!(back.to_state(), state);
+        assert_eq!(back.channel_to(peer(7), Ticks(3000)), Some(0x4007));
+        back.check_invariants();
+    }
+
+    #[test]
+    fn permissions_and_channels_end_at_their_time_and_not_before() {
+        let mut allocation = allocation();
+        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0));
+        assert!(allocation.permission(peer(9).ip(), Ticks(299_999)).is_some());
+        assert!(allocation.permission(peer(9).ip(), Ticks(300_000)).is_none());
+        assert!(allocation.binding(0x4001, Ticks(599_999)).is_some());
+        assert!(allocation.binding(0x4001, Ticks(600_000)).is_none());
+        assert_eq!(allocation.channel_to(peer(1), Ticks(600_000)), None);
+    }
+
+    #[test]
+    fn an_expired_channel_may_be_bound_anew() {
+        let mut allocation = allocation();
+        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0));
+        let later = Ticks(700_000);
+        allocation.bind(0x4001, peer(2), PeerClass::Remote, later);
+        allocation.check_invariants();
+        assert_eq!(allocation.channel_to(peer(2), later), Some(0x4001));
+        assert_eq!(allocation.channel_to(peer(1), later), None);
+        allocation.bind(0x4002, peer(1), PeerClass::Remote, later);
+        allocation.check_invariants();
+        assert_eq!(allocation.channel_to(peer(1), later), Some(0x4002));
+    }
+
+    #[test]
+    fn limits_count_live_entries_only() {
+        let mut allocation = allocation();
+        let ips: Vec<IpAddr> = (1..=4).map(|n| [10, 0, 0, n].into()).collect();
+        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(0)));
+        assert!(!allocation.has_room_for_permissions(&ips, 3, Ticks(0)));
+        for ip in &ips {
+            allocation.permit(*ip, PeerClass::Remote, Ticks(0));
+        }
+        let other: [IpAddr; 1] = [[10, 0, 0, 9].into()];
+        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(1)), "a refresh needs no room");
+        assert!(!allocation.has_room_for_permissions(&other, 4, Ticks(1)));
+        assert!(allocation.has_room_for_permissions(&other, 4, Ticks(300_000)), "the old ones are over");
+    }
+}

@@ -1,0 +1,62 @@
+//! STUN Binding (RFC 8489 sections 3, 12): never authenticated, stateless, as small as can be.
+
+use super::address::ClientAddress;
+use super::border::DropReason;
+use super::reject::RejectReason;
+use crate::wire::attribute::ATTR_XORMAPPED_ADDRESS;
+use crate::wire::integrity::{Fingerprint, check_fingerprint};
+use crate::wire::message::{
+    CLASS_ERROR_RESPONSE, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, METHOD_BINDING, Message, MessageType,
+};
+use crate::wire::writer::Writer;
+
+/// The longest answer: IPv6 address and FINGERPRINT, or a 420 that lists eight types.
+pub const ANSWER_BYTES_MAX: usize = 96;
+
+/// What became of a message that looked like Binding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answered {
+    /// So many bytes of answer.
+    Success(usize),
+    /// So many bytes of 420.
+    Error(usize, RejectReason),
+    /// No answer.
+    Silence(Option<DropReason>),
+    /// Not a Binding message.
+    NotBinding,
+}
+
+/// Answers a Binding request into `out`.
+#[must_use]
+#[inline]
+pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWER_BYTES_MAX]) -> Answered {
+    let MessageType { method, class } = message.message_type();
+    if method != METHOD_BINDING {
+        return Answered::NotBinding;
+    }
+    match class {
+        CLASS_REQUEST => {}
+        // A keep-alive (RFC 8489 section 6.3.2): nothing to do and nothing wrong.
+        CLASS_INDICATION => return Answered::Silence(None),
+        _ => return Answered::Silence(Some(DropReason::UnexpectedClass)),
+    }
+    let fingerprint = check_fingerprint(message);
+    if fingerprint == Fingerprint::Wrong {
+        return Answered::Silence(Some(DropReason::BadFingerprint));
+    }
+    let reject = (!message.unknown().is_empty()).then_some(RejectReason::UnknownAttributes);
+    let class = if reject.is_some() { CLASS_ERROR_RESPONSE } else { CLASS_SUCCESS_RESPONSE };
+    let mut writer = Writer::new(out, MessageType { method: METHOD_BINDING, class }, message.transaction_id());
+    match reject {
+        None => writer.xor_address(ATTR_XORMAPPED_ADDRESS, client.0),
+        Some(reason) => writer.error_code(reason.code(), "").unknown_attributes(message.unknown()),
+    };
+    if fingerprint == Fingerprint::Right {
+        writer.fingerprint();
+    }
+    let Some(len) = writer.finish() else { return Answered::Silence(Some(DropReason::TooBig)) };
+    match reject {
+        None => Answered::Success(len),
+        Some(reason) => Answered::Error(len, reason),
+    }
+}

@@ -1,0 +1,170 @@
+//! Counters of one worker: written by it alone, read by anyone at any time.
+//!
+//! Plain relaxed cells: one writer needs no atomic addition, so that counting costs an ordinary store.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::accounting::Amount;
+use super::address::{Family, Transport};
+use super::border::{DropReason, EndReason, Way};
+use super::reject::RejectReason;
+use crate::wire::message::{
+    METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Method,
+};
+
+/// A number with one writer.
+#[derive(Debug, Default)]
+pub struct Cell(AtomicU64);
+
+impl Cell {
+    /// Adds; for the owning worker only.
+    #[inline]
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Subtracts; for the owning worker only.
+    #[inline]
+    pub fn sub(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(amount), Ordering::Relaxed);
+    }
+
+    /// The value at some moment.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Packets and bytes.
+#[derive(Debug, Default)]
+pub struct AmountCell {
+    /// Datagrams.
+    pub packets: Cell,
+    /// Payload bytes.
+    pub bytes: Cell,
+}
+
+impl AmountCell {
+    #[inline]
+    pub(super) fn add(&self, packets: u64, bytes: u64) {
+        self.packets.add(packets);
+        self.bytes.add(bytes);
+    }
+
+    /// The values at some moment.
+    #[must_use]
+    pub fn get(&self) -> Amount {
+        Amount { packets: self.packets.get(), bytes: self.bytes.get() }
+    }
+}
+
+/// The methods that are answered, as `requests` counts them.
+pub const METHODS: [(Method, &str); 5] = [
+    (METHOD_BINDING, "binding"),
+    (METHOD_ALLOCATE, "allocate"),
+    (METHOD_REFRESH, "refresh"),
+    (METHOD_CREATE_PERMISSION, "create_permission"),
+    (METHOD_CHANNEL_BIND, "channel_bind"),
+];
+
+/// All that one worker counts.
+#[derive(Debug)]
+pub struct Counters {
+    /// Requests that were answered with success, by [`METHODS`].
+    pub successes: [Cell; METHODS.len()],
+    /// Requests that were answered with an error, by [`RejectReason`].
+    pub rejects: Box<[Cell]>,
+    /// Packets that went nowhere, by [`DropReason`].
+    pub drops: Box<[AmountCell]>,
+    /// Payload from clients on allocations.
+    pub from_clients: AmountCell,
+    /// Payload sent to peers; what a send refused is taken back.
+    pub to_peers: AmountCell,
+    /// Payload from peers on relayed addresses.
+    pub from_peers: AmountCell,
+    /// Payload sent to clients; what a send refused is taken back.
+    pub to_clients: AmountCell,
+    /// Live allocations by [`Transport`] and family (IPv4, IPv6).
+    pub live: [[Cell; 2]; Transport::ALL.len()],
+    /// Allocations ever made.
+    pub created: Cell,
+    /// Ended allocations by [`EndReason`].
+    pub ended: [Cell; EndReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            successes: Default::default(),
+            rejects: RejectReason::ALL.iter().map(|_| Cell::default()).collect(),
+            drops: DropReason::ALL.iter().map(|_| AmountCell::default()).collect(),
+            from_clients: AmountCell::default(),
+            to_peers: AmountCell::default(),
+            from_peers: AmountCell::default(),
+            to_clients: AmountCell::default(),
+            live: Default::default(),
+            created: Cell::default(),
+            ended: Default::default(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts packets that go nowhere and belong to no allocation, or whose payload is unknown.
+    #[inline]
+    pub fn dropped(&self, why: DropReason, packets: u64, bytes: u64) {
+        self.drops[why as usize].add(packets, bytes);
+    }
+
+    pub(super) fn rejected(&self, why: RejectReason) {
+        self.rejects[why as usize].add(1);
+    }
+
+    pub(super) fn succeeded(&self, method: Method) {
+        if let Some(at) = METHODS.iter().position(|(known, _)| *known == method) {
+            self.successes[at].add(1);
+        }
+    }
+
+    pub(super) fn live(&self, transport: Transport, family: Family) -> &Cell {
+        &self.live[transport as usize][family as usize]
+    }
+
+    #[inline]
+    pub(super) fn received(&self, way: Way, bytes: usize) {
+        match way {
+            Way::ToPeer => self.from_clients.add(1, bytes as u64),
+            Way::ToClient => self.from_peers.add(1, bytes as u64),
+        }
+    }
+
+    #[inline]
+    pub(super) fn sent(&self, way: Way, bytes: usize) {
+        match way {
+            Way::ToPeer => self.to_peers.add(1, bytes as u64),
+            Way::ToClient => self.to_clients.add(1, bytes as u64),
+        }
+    }
+
+    pub(super) fn take_back(&self, way: Way, packets: u64, bytes: u64) {
+        let cell = match way {
+            Way::ToPeer => &self.to_peers,
+            Way::ToClient => &self.to_clients,
+        };
+        cell.packets.sub(packets);
+        cell.bytes.sub(bytes);
+    }
+
+    /// How often a drop of this kind was counted.
+    #[must_use]
+    pub fn drops_of(&self, why: DropReason) -> Amount {
+        self.drops[why as usize].get()
+    }
+
+    /// How often a request was refused for this reason.
+    #[must_use]
+    pub fn rejects_of(&self, why: RejectReason) -> u64 {
+        self.rejects[why as usize].get()
+    }
+}

@@ -1,0 +1,78 @@
+//! Refresh (RFC 8656 section 8.2): a new lifetime, or the end.
+
+use super::Server;
+use super::address::Via;
+use super::auth::Authenticated;
+use super::border::{AllocationId, EndReason, Event, Output};
+use super::reject::RejectReason;
+use super::time::Now;
+use super::timer::Due;
+use crate::wire::attribute::{ATTR_LIFETIME, family};
+
+impl Server {
+    pub(super) fn on_refresh(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
+        match self.check_refresh(now, &via, request) {
+            Ok((id, 0)) => {
+                // The five-tuple is free when this response leaves.
+                self.end(now, id, EndReason::Refreshed);
+                self.reply_success(via, request, &[(ATTR_LIFETIME, &0_u32.to_be_bytes())]);
+            }
+            Ok((id, lifetime)) => {
+                self.extend_lifetime(now, id, lifetime);
+                self.reply_success(via, request, &[(ATTR_LIFETIME, &lifetime.to_be_bytes())]);
+            }
+            Err(reason) => self.reject(via, request.message(), reason, Some(request.key())),
+        }
+    }
+
+    fn check_refresh(
+        &self,
+        now: Now,
+        via: &Via,
+        request: &Authenticated<'_>,
+    ) -> Result<(AllocationId, u32), RejectReason> {
+        let id = self.check_owner(now, via, request)?;
+        let message = request.message();
+        let lifetime = message.lifetime().map_err(|_| RejectReason::BadAttribute)?;
+        let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
+        let relayed = self.table.get(id).map(|allocation| allocation.relayed.family());
+        // RFC 8656 §8.2: a family that the allocation does not have is 443.
+        if requested.is_some_and(|number| family(number) != relayed) {
+            return Err(RejectReason::PeerFamily);
+        }
+        Ok((id, if lifetime == Some(0) { 0 } else { self.grant(lifetime) }))
+    }
+
+    fn extend_lifetime(&mut self, now: Now, id: AllocationId, lifetime: u32) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        allocation.expires_at = now.ticks.plus_seconds(u64::from(lifetime));
+        // A timer that wakes too early is set anew then; only one that would wake too late must move now.
+        if allocation.expires_at < allocation.armed_at {
+            self.timers.disarm(allocation.armed_at, Due::Allocation(id));
+            allocation.armed_at = allocation.expires_at;
+            self.timers.arm(allocation.armed_at, Due::Allocation(id));
+        }
+    }
+
+    pub(super) fn on_allocation_due(&mut self, now: Now, id: AllocationId) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        if allocation.expires_at <= now.ticks {
+            self.end(now, id, EndReason::Expired);
+        } else {
+            allocation.armed_at = allocation.expires_at;
+            self.timers.arm(allocation.armed_at, Due::Allocation(id));
+        }
+    }
+
+    /// Ends an allocation: its five-tuple is free at once, its quota given back, its record written.
+    pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
+        let Some(allocation) = self.table.remove(id) else { return };
+        self.timers.disarm(allocation.armed_at, Due::Allocation(id));
+        self.shared.release(&allocation.owner.claim(&allocation.via));
+        self.counters.live(allocation.via.five_tuple().transport, allocation.relayed.family()).sub(1);
+        self.counters.ended[reason as usize].add(1);
+        self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed });
+        let record = Box::new(allocation.record(now.ticks, Some(reason)));
+        self.outputs.push_back(Output::Happened(Event::AllocationEnded(record)));
+    }
+}

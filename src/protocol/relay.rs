@@ -1,0 +1,216 @@
+//! The two data lanes: a verdict on each packet, borrowing it.
+//!
+//! Nothing here allocates, locks or reads a clock. An allocation's counters and the worker's move together,
+//! so that the sums of the one are the totals of the other.
+
+use super::Server;
+use super::address::{PeerAddress, Via};
+use super::allocation::Allocation;
+use super::border::{AllocationId, DropReason, Head, PacketMeta, Relay, Shared, Way};
+use super::counters::Counters;
+use super::peer_policy::{PeerClass, PeerPolicy};
+use super::random::Sequence;
+use super::time::{Now, Ticks};
+use crate::wire::attribute::ChannelNumber;
+use crate::wire::channel_data::{self, ChannelData};
+use crate::wire::message::{Known, Message};
+use crate::wire::writer::{DATA_INDICATION_HEAD_MAX, data_indication_head};
+use crate::wire::{Class, classify};
+
+/// The largest payload of a UDP datagram over IPv4, in bytes.
+pub const DATAGRAM_BYTES_MAX: usize = 65_507;
+
+impl Server {
+    /// Judges a datagram or a frame of a client that carries data: ChannelData or a Send indication.
+    ///
+    /// Any other bytes are [`DropReason::NotStun`]: the caller sorts with [`classify`] first.
+    #[inline]
+    pub fn relay_from_client<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+        match classify(bytes) {
+            Class::ChannelData => self.channel_data(now.ticks, via, meta, bytes),
+            Class::SendIndication => self.send_indication(now.ticks, via, meta, bytes),
+            Class::Stun | Class::Neither => self.drop_unknown(DropReason::NotStun, bytes.len()),
+        }
+    }
+
+    /// RFC 8656 §12.6: ChannelData from a client.
+    #[inline]
+    fn channel_data<'a>(&mut self, now: Ticks, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+        let Some(data) = ChannelData::parse(bytes) else {
+            return self.drop_unknown(DropReason::BadChannelData, bytes.len());
+        };
+        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
+            return self.drop_unknown(DropReason::NoAllocation, bytes.len());
+        };
+        let lane = Lane { allocation, counters: &self.counters, way: Way::ToPeer };
+        let Some(&binding) = lane.allocation.binding(data.number.0, now) else {
+            return lane.drop(DropReason::UnboundChannel, data.payload.len());
+        };
+        if let Err(why) = check_peer(binding.peer, binding.class, &self.settings.peers, &*self.shared) {
+            return lane.drop(why, data.payload.len());
+        }
+        lane.to_peer(binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
+    }
+
+    /// RFC 8656 §11.2: a Send indication.
+    fn send_indication<'a>(&mut self, now: Ticks, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+        let Ok(message) = Message::parse(bytes) else {
+            return self.drop_unknown(DropReason::Malformed, bytes.len());
+        };
+        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
+            return self.drop_unknown(DropReason::NoAllocation, bytes.len());
+        };
+        let (Ok(Some(peer)), Some(payload), Ok(dont_fragment), []) =
+            (message.peer(), message.get(Known::Data), message.dont_fragment(), message.unknown())
+        else {
+            return self.drop_unknown(DropReason::BadSend, bytes.len());
+        };
+        let lane = Lane { allocation, counters: &self.counters, way: Way::ToPeer };
+        if peer.family() != lane.allocation.relayed.family() {
+            return lane.drop(DropReason::PeerFamily, payload.len());
+        }
+        let Some(&permission) = lane.allocation.permission(peer.ip(), now) else {
+            return lane.drop(DropReason::NoPermission, payload.len());
+        };
+        if let Err(why) = check_peer(peer, permission.class, &self.settings.peers, &*self.shared) {
+            return lane.drop(why, payload.len());
+        }
+        lane.to_peer(peer, PacketMeta { dont_fragment, ..meta }, payload)
+    }
+
+    /// Judges a datagram that arrived on a relayed address (RFC 8656 §11.3, §12.7).
+    #[inline]
+    pub fn relay_from_peer<'a>(
+        &mut self,
+        now: Now,
+        on: AllocationId,
+        from: PeerAddress,
+        meta: PacketMeta,
+        payload: &'a [u8],
+    ) -> Relay<'a> {
+        let now = now.ticks;
+        let Some(allocation) = self.table.get_mut(on).filter(|allocation| now < allocation.expires_at) else {
+            return self.drop_unknown(DropReason::RelayClosed, payload.len());
+        };
+        let lane = Lane { allocation, counters: &self.counters, way: Way::ToClient };
+        let Some(&permission) = lane.allocation.permission(from.ip(), now) else {
+            return lane.drop(DropReason::PeerNotPermitted, payload.len());
+        };
+        if let Err(why) = check_peer(from, permission.class, &self.settings.peers, &*self.shared) {
+            return lane.drop(why, payload.len());
+        }
+        let Some(head) = head_to_client(lane.allocation, from, payload.len(), now, &mut self.sequence) else {
+            return lane.drop(DropReason::TooBig, payload.len());
+        };
+        lane.to_client(head, meta, payload)
+    }
+
+    /// Takes back packets of a verdict that the kernel or a queue did not take.
+    ///
+    /// `bytes` is payload. An allocation that ended meanwhile has its record written already; the worker's
+    /// totals still move, so they stay exact.
+    pub fn not_sent(&mut self, allocation: AllocationId, way: Way, packets: u32, bytes: u64, why: DropReason) {
+        let packets = u64::from(packets);
+        self.counters.take_back(way, packets, bytes);
+        self.counters.dropped(why, packets, bytes);
+        if let Some(allocation) = self.table.get_mut(allocation) {
+            flow(allocation, way).not_sent(packets, bytes);
+        }
+    }
+
+    /// Drops bytes that belong to no allocation: they are counted as received, not as payload.
+    #[inline]
+    pub(super) fn drop_unknown<'a>(&self, why: DropReason, bytes: usize) -> Relay<'a> {
+        self.counters.dropped(why, 1, bytes as u64);
+        Relay::Drop(why)
+    }
+}
+
+/// An allocation, one way: every payload that enters is counted once in and once out or dropped.
+struct Lane<'s> {
+    allocation: &'s mut Allocation,
+    counters: &'s Counters,
+    way: Way,
+}
+
+impl Lane<'_> {
+    #[inline]
+    fn enter(&mut self, bytes: usize) {
+        flow(self.allocation, self.way).offered(bytes);
+        self.counters.received(self.way, bytes);
+    }
+
+    fn drop<'a>(mut self, why: DropReason, bytes: usize) -> Relay<'a> {
+        self.enter(bytes);
+        flow(self.allocation, self.way).not_sent(1, bytes as u64);
+        self.counters.dropped(why, 1, bytes as u64);
+        Relay::Drop(why)
+    }
+
+    #[inline]
+    fn to_peer(mut self, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+        self.enter(payload.len());
+        self.counters.sent(Way::ToPeer, payload.len());
+        Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
+    }
+
+    #[inline]
+    fn to_client(mut self, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+        self.enter(payload.len());
+        self.counters.sent(Way::ToClient, payload.len());
+        Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via, head, meta, payload }
+    }
+}
+
+#[inline]
+const fn flow(allocation: &mut Allocation, way: Way) -> &mut super::accounting::Flow {
+    match way {
+        Way::ToPeer => &mut allocation.traffic.to_peers,
+        Way::ToClient => &mut allocation.traffic.to_client,
+    }
+}
+
+/// What a permission's class leaves to the port: nothing for a remote peer, so nothing is looked up.
+#[inline]
+pub(super) fn check_peer(
+    peer: PeerAddress,
+    class: PeerClass,
+    policy: &PeerPolicy,
+    shared: &dyn Shared,
+) -> Result<(), DropReason> {
+    match class {
+        PeerClass::Remote => Ok(()),
+        PeerClass::Own if shared.is_relayed(peer) => Ok(()),
+        PeerClass::Own => Err(DropReason::NotRelayedPort),
+        PeerClass::Local if policy.is_listener(peer) => Err(DropReason::PeerIsListener),
+        PeerClass::Local => Ok(()),
+    }
+}
+
+/// ChannelData's head if the peer has a channel, else a Data indication's; `None` if the client's framing
+/// can't carry that much.
+#[inline]
+fn head_to_client(
+    allocation: &Allocation,
+    from: PeerAddress,
+    bytes: usize,
+    now: Ticks,
+    sequence: &mut Sequence,
+) -> Option<Head> {
+    let mut head = [0; DATA_INDICATION_HEAD_MAX];
+    let is_stream = allocation.via.is_stream();
+    let (len, padding) = match allocation.channel_to(from, now) {
+        Some(number) => {
+            let length = u16::try_from(bytes).ok()?;
+            head[..channel_data::HEAD_BYTES].copy_from_slice(&channel_data::head(ChannelNumber(number), length));
+            // RFC 8656 §12.5: padding on streams only.
+            (channel_data::HEAD_BYTES, if is_stream { channel_data::padding(bytes) } else { 0 })
+        }
+        None => {
+            let len = data_indication_head(&mut head, sequence.transaction_id(), from, bytes)?;
+            (len, channel_data::padding(bytes))
+        }
+    };
+    let fits = is_stream || len + bytes + padding <= DATAGRAM_BYTES_MAX;
+    fits.then(|| Head::new(head, len, padding))
+}
