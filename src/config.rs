@@ -21,6 +21,7 @@ use std::path::Path;
 pub use checked::Config;
 pub use environment::Environment;
 pub use error::ConfigError;
+pub(crate) use units::duration as parse_duration;
 
 use crate::config::error::{Place, Problem};
 use crate::credentials::SharedSecret;
@@ -66,7 +67,12 @@ pub const KEYS: &[Key] = &[
     key("workers", Kind::Number, "\"auto\"", "threads that relay: \"auto\" or 1 to 256"),
     key("listen.udp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by UDP; [::] is IPv6 only"),
     key("listen.tcp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by TCP; [::] is IPv6 only"),
-    key("relay.addresses", Kind::List, "[]", "local addresses to relay from; empty: one per family, found from the routes"),
+    key(
+        "relay.addresses",
+        Kind::List,
+        "[]",
+        "local addresses to relay from; empty: one per family, found from the routes",
+    ),
     key(
         "relay.external",
         Kind::TextOrList,
@@ -84,12 +90,22 @@ pub const KEYS: &[Key] = &[
     key("peers.allow", Kind::List, "[]", "prefixes opened in spite of the built-in table"),
     key("peers.deny", Kind::List, "[]", "prefixes closed"),
     key("limits.allocations", Kind::Number, "100000", "allocations on the whole server; 0 = no limit"),
-    key("limits.allocations_per_user", Kind::Number, "100", "allocations per user id of time-limited credentials; 0 = no limit"),
+    key(
+        "limits.allocations_per_user",
+        Kind::Number,
+        "100",
+        "allocations per user id of time-limited credentials; 0 = no limit",
+    ),
     key("limits.allocations_per_client", Kind::Number, "2000", "allocations per client /32 or /56; 0 = no limit"),
     key("limits.permissions_per_allocation", Kind::Number, "64", "live permissions of one allocation; 0 = no limit"),
     key("limits.channels_per_allocation", Kind::Number, "64", "live channels of one allocation; 0 = no limit"),
     key("limits.tcp_queue", Kind::Text, "\"256KiB\"", "what may wait for one TCP client; 0 = no limit"),
-    key("limits.tcp_unauthenticated", Kind::Text, "\"10s\"", "how long a TCP connection may stay unauthenticated; 0 = no limit"),
+    key(
+        "limits.tcp_unauthenticated",
+        Kind::Text,
+        "\"10s\"",
+        "how long a TCP connection may stay unauthenticated; 0 = no limit",
+    ),
     key("http.listen", Kind::Text, "\"127.0.0.1:8080\"", "metrics and health: loopback or unix:/path; \"\" = none"),
     key("http.hosts", Kind::List, "[]", "further Host names; loopback names are always allowed"),
     key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),

@@ -1,5 +1,6 @@
 //! throughway: a STUN/TURN relay server.
 
+pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod protocol;

@@ -221,10 +221,16 @@ impl Check {
         if realm.is_empty() {
             self.wrong(&node, "realm", "must not be empty; the host name of this server is a good realm");
         } else if characters > REALM_CHARACTERS_MAX {
-            let message = format!("has {characters} characters; at most {REALM_CHARACTERS_MAX} are allowed (RFC 8489 section 14.9)");
+            let message = format!(
+                "has {characters} characters; at most {REALM_CHARACTERS_MAX} are allowed (RFC 8489 section 14.9)"
+            );
             self.wrong(&node, "realm", message);
         } else if realm.chars().any(|c| c.is_control() || c == '"' || c == '\\') {
-            self.wrong(&node, "realm", "must not contain control characters, quotes or backslashes (RFC 8489 section 14.9)");
+            self.wrong(
+                &node,
+                "realm",
+                "must not contain control characters, quotes or backslashes (RFC 8489 section 14.9)",
+            );
         }
         realm.into()
     }
@@ -248,9 +254,17 @@ impl Check {
             // The line to blame is the one that was written.
             let (default_node, max_node) = (self.get("turn.default_lifetime"), self.get("turn.max_lifetime"));
             if default_node.place == Place::Nowhere {
-                self.wrong(&max_node, "turn.max_lifetime", format!("is below turn.default_lifetime = {}", default_node.render()));
+                self.wrong(
+                    &max_node,
+                    "turn.max_lifetime",
+                    format!("is below turn.default_lifetime = {}", default_node.render()),
+                );
             } else {
-                self.wrong(&default_node, "turn.default_lifetime", format!("is above turn.max_lifetime = {}", max_node.render()));
+                self.wrong(
+                    &default_node,
+                    "turn.default_lifetime",
+                    format!("is above turn.max_lifetime = {}", max_node.render()),
+                );
             }
         }
         let narrow = |seconds| u32::try_from(seconds).unwrap_or(u32::MAX);
@@ -274,14 +288,23 @@ impl Check {
         for node in self.list(path) {
             let Some(text) = self.text(&node, path) else { continue };
             // A single address is its own prefix.
-            let net = text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
+            let net =
+                text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
             match net {
                 Some(net) if net.trunc() != net => {
-                    let message = format!("has bits set after its prefix; write \"{}\" or a /{}", net.trunc(), net.max_prefix_len());
+                    let message = format!(
+                        "has bits set after its prefix; write \"{}\" or a /{}",
+                        net.trunc(),
+                        net.max_prefix_len()
+                    );
                     self.wrong(&node, path, message);
                 }
                 Some(net) => nets.push((net, node)),
-                None => self.wrong(&node, path, "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address"),
+                None => self.wrong(
+                    &node,
+                    path,
+                    "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address",
+                ),
             }
         }
         nets
@@ -293,9 +316,11 @@ impl Check {
             allocations: none(self.count("limits.allocations", u32::MAX)),
             allocations_per_user: none(self.count("limits.allocations_per_user", u32::MAX)),
             allocations_per_client: none(self.count("limits.allocations_per_client", u32::MAX)),
-            permissions_per_allocation: none(self.count("limits.permissions_per_allocation", u32::MAX)).unwrap_or(u32::MAX),
+            permissions_per_allocation: none(self.count("limits.permissions_per_allocation", u32::MAX))
+                .unwrap_or(u32::MAX),
             // There are no more channel numbers, so this is no limit.
-            channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX)).unwrap_or(CHANNELS_MAX),
+            channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX))
+                .unwrap_or(CHANNELS_MAX),
         };
         LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
     }
@@ -322,7 +347,9 @@ impl Check {
         let message = match &node.value {
             Value::Text(text) => match units::size(text) {
                 Ok(bytes) if bytes >= TCP_FRAME_BYTES => return usize::try_from(bytes).ok(),
-                Ok(_) => format!("a frame has up to {TCP_FRAME_BYTES} bytes; allowed are \"{TCP_FRAME_BYTES}B\" and more, or 0 for no limit"),
+                Ok(_) => format!(
+                    "a frame has up to {TCP_FRAME_BYTES} bytes; allowed are \"{TCP_FRAME_BYTES}B\" and more, or 0 for no limit"
+                ),
                 Err(message) => message,
             },
             Value::Integer(_, text) => units::size(text).err().unwrap_or_default(),

@@ -88,7 +88,10 @@ impl Check {
             Value::Text(password) => return self.non_empty(node, key, password.as_bytes()).map(StaticUser::Password),
             Value::Table(fields) => fields,
             Value::Integer(..) | Value::Other(_) | Value::List(_) => {
-                let message = format!("expected a password in quotes or a table of password, file or key_md5, found {}", node.kind());
+                let message = format!(
+                    "expected a password in quotes or a table of password, file or key_md5, found {}",
+                    node.kind()
+                );
                 self.wrong(node, key, message);
                 return None;
             }
@@ -126,9 +129,7 @@ impl Check {
             (Some(value), None) => {
                 self.non_empty(&node(environment::SECRET), "auth.secret", value.as_bytes()).map(make)
             }
-            (None, Some(path)) => {
-                self.secret_file(&node(environment::SECRET_FILE), "auth.secret_file", path).map(make)
-            }
+            (None, Some(path)) => self.secret_file(&node(environment::SECRET_FILE), "auth.secret_file", path).map(make),
             (None, None) => None,
         }
     }
@@ -137,13 +138,19 @@ impl Check {
         let path = "auth.secrets";
         let node = self.get(path);
         let Value::List(items) = &node.value else {
-            self.wrong(&node, path, "expected tables: write [[auth.secrets]] and below it id = \"...\" and value = \"...\"");
+            self.wrong(
+                &node,
+                path,
+                "expected tables: write [[auth.secrets]] and below it id = \"...\" and value = \"...\"",
+            );
             return;
         };
         for (index, item) in items.iter().enumerate() {
             let key = format!("{path}[{index}]");
             if secrets.len() == SECRETS_MAX {
-                let message = format!("is more than {SECRETS_MAX} secrets (a variable's included); remove those that nothing was minted with for auth.max_ttl");
+                let message = format!(
+                    "is more than {SECRETS_MAX} secrets (a variable's included); remove those that nothing was minted with for auth.max_ttl"
+                );
                 self.wrong(item, &key, message);
                 return;
             }
@@ -168,7 +175,11 @@ impl Check {
                 let id_key = format!("{key}.id");
                 let id = self.text(id_node, &id_key)?;
                 if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_graphic()) {
-                    self.wrong(id_node, &id_key, "an id is 1 to 64 printable ASCII characters without spaces, such as \"2026-11\"");
+                    self.wrong(
+                        id_node,
+                        &id_key,
+                        "an id is 1 to 64 printable ASCII characters without spaces, such as \"2026-11\"",
+                    );
                     return None;
                 }
                 id
@@ -257,7 +268,10 @@ impl Check {
         let path = self.text(&node, key).filter(|path| !path.is_empty())?;
         let secret = self.secret_file(&node, key, &path)?;
         if secret.expose().len() < NONCE_KEY_BYTES_MIN {
-            let message = format!("holds {} bytes; at least {NONCE_KEY_BYTES_MIN} are needed, `openssl rand -hex 32` makes a good one", secret.expose().len());
+            let message = format!(
+                "holds {} bytes; at least {NONCE_KEY_BYTES_MIN} are needed, `openssl rand -hex 32` makes a good one",
+                secret.expose().len()
+            );
             self.wrong(&node, key, message);
         }
         Some(secret)

@@ -20,10 +20,15 @@ impl Check {
         let mut listeners: Vec<(Listen, Node)> = Vec::new();
         for node in self.list(path) {
             let Some(address) = self.listener_address(&node, path) else { continue };
-            let clash = listeners.iter().find(|(other, _)| overlap(other.address, address)).map(|(other, _)| other.address);
+            let clash =
+                listeners.iter().find(|(other, _)| overlap(other.address, address)).map(|(other, _)| other.address);
             match clash {
                 Some(other) if other == address => self.wrong(&node, path, "stands there twice"),
-                Some(other) => self.wrong(&node, path, format!("overlaps with \"{other}\": an unspecified address stands for all of its family")),
+                Some(other) => self.wrong(
+                    &node,
+                    path,
+                    format!("overlaps with \"{other}\": an unspecified address stands for all of its family"),
+                ),
                 None => listeners.push((Listen { transport, address }, node)),
             }
         }
@@ -91,7 +96,11 @@ impl Check {
         for node in self.list(path) {
             let Some(ip) = self.ip(&node, path) else { continue };
             if ip.is_unspecified() {
-                self.wrong(&node, path, "peers can't answer to an unspecified address; name one of this machine, or leave the list empty");
+                self.wrong(
+                    &node,
+                    path,
+                    "peers can't answer to an unspecified address; name one of this machine, or leave the list empty",
+                );
             } else if addresses.contains(&ip) {
                 self.wrong(&node, path, "stands there twice");
             } else {
@@ -148,7 +157,11 @@ impl Check {
                     } else if !addresses.is_empty() && !addresses.contains(&local) {
                         self.wrong(&entry.node, &key, format!("{local} is not in relay.addresses"));
                     } else if pairs.iter().any(|(_, other)| *other == public) {
-                        self.wrong(&entry.node, &key, "stands for two local addresses, so a packet to it would have two owners");
+                        self.wrong(
+                            &entry.node,
+                            &key,
+                            "stands for two local addresses, so a packet to it would have two owners",
+                        );
                     } else {
                         pairs.push((local, public));
                     }
@@ -156,7 +169,11 @@ impl Check {
                 External::PerAddress(pairs)
             }
             Value::Integer(..) | Value::Other(_) => {
-                self.wrong(&node, path, "expected an address, a list of one per family, or { \"10.0.0.5\" = \"203.0.113.7\" }");
+                self.wrong(
+                    &node,
+                    path,
+                    "expected an address, a list of one per family, or { \"10.0.0.5\" = \"203.0.113.7\" }",
+                );
                 External::Same
             }
         }
@@ -174,9 +191,20 @@ impl Check {
                 Family::V6 => ipv6.is_some(),
             };
             if taken {
-                self.wrong(node, path, format!("a second {} address; a list holds one per family, for more write {{ \"local\" = \"public\" }}", family.name()));
+                self.wrong(
+                    node,
+                    path,
+                    format!(
+                        "a second {} address; a list holds one per family, for more write {{ \"local\" = \"public\" }}",
+                        family.name()
+                    ),
+                );
             } else if !addresses.is_empty() && locals == 0 {
-                self.wrong(node, path, format!("no {} address in relay.addresses that it could stand for", family.name()));
+                self.wrong(
+                    node,
+                    path,
+                    format!("no {} address in relay.addresses that it could stand for", family.name()),
+                );
             } else if locals > 1 {
                 self.wrong(node, path, format!("stands for {locals} addresses of relay.addresses, so a packet to it would have two owners; write {{ \"local\" = \"public\" }}"));
             }
@@ -214,7 +242,14 @@ impl Check {
                 let message = format!("holds the port of the listener {address} on the same address; move one of them");
                 // The line to blame is the one that was written.
                 if node.place == crate::config::error::Place::Nowhere {
-                    self.wrong(listener_node, "listen.udp", format!("its port lies in relay.ports = {} on the same address; move one of them", node.render()));
+                    self.wrong(
+                        listener_node,
+                        "listen.udp",
+                        format!(
+                            "its port lies in relay.ports = {} on the same address; move one of them",
+                            node.render()
+                        ),
+                    );
                 } else {
                     self.wrong(&node, path, message);
                 }
@@ -229,7 +264,11 @@ impl Check {
         for node in self.list("http.hosts") {
             let Some(host) = self.text(&node, "http.hosts") else { continue };
             if host.is_empty() || !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
-                self.wrong(&node, "http.hosts", "expected a host name without scheme, port or path, such as \"metrics.example.org\"");
+                self.wrong(
+                    &node,
+                    "http.hosts",
+                    "expected a host name without scheme, port or path, such as \"metrics.example.org\"",
+                );
             } else {
                 hosts.push(host.to_ascii_lowercase().into());
             }
@@ -247,7 +286,11 @@ impl Check {
         if let Some(socket) = text.strip_prefix("unix:") {
             let socket = PathBuf::from(socket);
             if !socket.is_absolute() || socket.file_name().is_none() {
-                self.wrong(&node, path, "expected an absolute path after unix:, such as \"unix:/run/throughway/http.sock\"");
+                self.wrong(
+                    &node,
+                    path,
+                    "expected an absolute path after unix:, such as \"unix:/run/throughway/http.sock\"",
+                );
             }
             return Some(HttpListen::Unix(socket));
         }
@@ -278,9 +321,10 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// Why an address can be neither a listener's nor a relay's.
 fn unfit(ip: IpAddr) -> Option<String> {
     match ip {
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            Some(format!("is IPv4 in disguise; write {}", v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default()))
-        }
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some(format!(
+            "is IPv4 in disguise; write {}",
+            v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default()
+        )),
         IpAddr::V6(v6) if v6.is_unicast_link_local() => {
             Some("link-local addresses need a scope, which is not in this version".to_owned())
         }

@@ -248,12 +248,7 @@ impl Config {
     ///
     /// # Errors
     /// When the peer policy refuses an entry, which the checks before have ruled out.
-    pub fn settings(
-        &self,
-        local: LocalAddresses,
-        relay_ipv4: bool,
-        relay_ipv6: bool,
-    ) -> Result<Settings, ConfigError> {
+    pub fn settings(&self, local: LocalAddresses, relay_ipv4: bool, relay_ipv6: bool) -> Result<Settings, ConfigError> {
         let peers = PeerPolicy::new(&self.peers.allow, &self.peers.deny, local)
             .map_err(|error| ConfigError::from(Problem::new(Place::Nowhere, "peers.allow", error.to_string())))?;
         Ok(Settings {

@@ -45,7 +45,11 @@ impl Node {
             Value::List(items) => format!("[{}]", items.iter().map(Self::render).collect::<Vec<_>>().join(", ")),
             Value::Table(entries) => format!(
                 "{{ {} }}",
-                entries.iter().map(|e| format!("{} = {}", bare_or_quoted(&e.key), e.node.render())).collect::<Vec<_>>().join(", ")
+                entries
+                    .iter()
+                    .map(|e| format!("{} = {}", bare_or_quoted(&e.key), e.node.render()))
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )
             .replace("{  }", "{}"),
         };
@@ -231,7 +235,8 @@ pub(crate) fn unknown(place: Place, path: &str) -> Problem {
 }
 
 fn sections() -> Vec<&'static str> {
-    let mut sections: Vec<_> = KEYS.iter().filter_map(|key| key.path.split_once('.')).map(|(section, _)| section).collect();
+    let mut sections: Vec<_> =
+        KEYS.iter().filter_map(|key| key.path.split_once('.')).map(|(section, _)| section).collect();
     sections.dedup();
     sections
 }

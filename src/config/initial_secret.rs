@@ -37,7 +37,12 @@ pub fn initial_secret(
     if let Some(directory) = directory {
         let path = Path::new(directory).join("secret");
         return in_file(&path).map_err(|error| {
-            Problem::new(Place::WholeFile(path), "", format!("can't keep the secret here: {error}; check $STATE_DIRECTORY")).into()
+            Problem::new(
+                Place::WholeFile(path),
+                "",
+                format!("can't keep the secret here: {error}; check $STATE_DIRECTORY"),
+            )
+            .into()
         });
     }
     let Some(terminal) = terminal else {
@@ -73,7 +78,8 @@ pub fn existing_secret(state_directory: Option<&str>) -> Result<SharedSecret, Co
     };
     let path = Path::new(directory).join("secret");
     read(&path).map_err(|error| {
-        let message = format!("can't read the secret: {error}; the server makes it when it starts without a configuration");
+        let message =
+            format!("can't read the secret: {error}; the server makes it when it starts without a configuration");
         Problem::new(Place::WholeFile(path), "", message).into()
     })
 }

@@ -11,7 +11,9 @@ pub(crate) fn duration(text: &str) -> Result<u64, String> {
         "m" => 60,
         "h" => 3600,
         "d" => 86_400,
-        "" if !number.is_empty() => return Err(format!("the unit is missing: {allowed}; seconds would be \"{number}s\"")),
+        "" if !number.is_empty() => {
+            return Err(format!("the unit is missing: {allowed}; seconds would be \"{number}s\""));
+        }
         _ => return Err(allowed.to_owned()),
     };
     let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
@@ -27,7 +29,9 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         "KiB" => 10,
         "MiB" => 20,
         "GiB" => 30,
-        "" if !number.is_empty() => return Err(format!("the unit is missing: {allowed}; bytes would be \"{number}B\"")),
+        "" if !number.is_empty() => {
+            return Err(format!("the unit is missing: {allowed}; bytes would be \"{number}B\""));
+        }
         _ => return Err(allowed.to_owned()),
     };
     let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
