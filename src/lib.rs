@@ -3,5 +3,6 @@
 pub mod cli;
 pub mod config;
 pub mod credentials;
+pub mod net;
 pub mod protocol;
 pub mod wire;

@@ -187,9 +187,10 @@ impl Server {
     }
 
     fn open_reserved(&mut self, id: AllocationId, relayed: Option<RelayedTransportAddress>) {
-        match relayed {
-            Some(relayed) => {
-                let request = RelayRequest::Reserved(relayed);
+        let client = self.openings.get(&id).map(|opening| opening.via.five_tuple().client.ip());
+        match relayed.zip(client) {
+            Some((relayed, client)) => {
+                let request = RelayRequest::Reserved { relayed, client };
                 self.outputs.push_back(Output::OpenRelay { allocation: id, request });
             }
             None => self.fail_opening(id, RejectReason::BadReservation),
