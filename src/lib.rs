@@ -1,1 +1,7 @@
+//! throughway
 
+pub mod demo;
+pub mod net {
+    //! Sockets and interfaces.
+    pub mod interfaces;
+}
