@@ -194,8 +194,7 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
         }
         Ok(secret)
     })?;
-    // WIRE: crate::run::serve(config)
-    Err(Failure::Run(format!("serve is not part of this build ({} listeners configured)", config.listen.len())))
+    crate::run::serve(config)
 }
 
 /// The configuration of a command that takes `--config`: the file named, else the default file if

@@ -1,8 +1,19 @@
 //! throughway: a STUN/TURN relay server.
+//!
+//! Three layers, knowledge pointing inwards only. [`wire`] turns bytes into typed views and back. [`protocol`]
+//! is the TURN server as a pure state machine. [`net`], [`api`], [`ops`] and [`demo`] are thin shells around
+//! it; [`config`] and [`credentials`] say who may do what. The walk of a packet: docs/architecture.md.
 
+#[cfg(not(target_os = "linux"))]
+compile_error!("throughway runs on Linux only for now; see docs/scope.md");
+
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod credentials;
+pub mod demo;
 pub mod net;
+pub mod ops;
 pub mod protocol;
+pub mod run;
 pub mod wire;

@@ -19,8 +19,8 @@ mod worker;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -83,7 +83,13 @@ struct Handle {
     mailbox: Mailbox,
     counters: Arc<Counters>,
     net: Arc<NetCounters>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// The running relay.
@@ -189,7 +195,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || run_worker(setup))?;
         let mailbox = mailboxes[number].clone();
-        running.workers.push(Handle { mailbox, counters, net, thread: Some(thread) });
+        running.workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
     }
     for listener in tcp {
         running.accept(listener)?;
@@ -296,6 +302,12 @@ impl Running {
         self.process.usage()
     }
 
+    /// The client prefix with the most allocations, how many, and how many there are on the whole.
+    #[must_use]
+    pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
+        self.process.busiest_client()
+    }
+
     /// Gives every worker new settings; no call is lost.
     ///
     /// # Errors
@@ -338,25 +350,23 @@ impl Running {
     }
 
     /// Ends every allocation, writes every record and waits for the threads.
-    pub fn stop(&mut self) {
-        for task in self.accepting.drain(..) {
+    pub fn stop(&self) {
+        for task in &self.accepting {
             task.abort();
         }
         for worker in &self.workers {
+            // Another caller has stopped it, or is about to.
+            let Some(thread) = worker.take_thread() else { continue };
             let mut message = Message::Stop;
-            while let Err(back) = worker.mailbox.send(message) {
-                if worker.thread.as_ref().is_none_or(JoinHandle::is_finished) {
-                    break;
+            while !thread.is_finished() {
+                match worker.mailbox.send(message) {
+                    Ok(()) => break,
+                    Err(back) => message = back,
                 }
-                message = back;
                 std::thread::sleep(Duration::from_millis(1));
             }
-        }
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take() {
-                // A worker that panicked has said so already.
-                let _ = thread.join();
-            }
+            // A worker that panicked has said so already.
+            let _ = thread.join();
         }
     }
 

@@ -92,6 +92,14 @@ impl Process {
         let counts = self.counts();
         (counts.total, counts.users.len(), counts.clients.len())
     }
+
+    /// The client prefix with the most allocations, how many, and how many there are on the whole.
+    #[must_use]
+    pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
+        let counts = self.counts();
+        let (client, count) = counts.clients.iter().max_by_key(|(_, count)| **count)?;
+        Some((*client, *count, counts.total))
+    }
 }
 
 /// A client's /32 or /56; loopback is exempt.
