@@ -491,3 +491,27 @@ fn help_is_as_documented() {
         "the help has changed; if so it should be, run again with UPDATE_SNAPSHOTS=1 and look at the difference"
     );
 }
+
+#[test]
+fn a_file_cut_or_garbled_anywhere_gives_an_error_or_a_configuration_but_no_panic() {
+    let uncommented = EXAMPLE.replace("\n#[[", "\n[[").replace("\n#", "\n");
+    for text in [EXAMPLE.to_owned(), uncommented] {
+        let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).step_by(7).collect();
+        for at in starts {
+            let (head, tail) = text.split_at(at);
+            for garbled in [
+                head.to_owned(),
+                format!("{head}\"{tail}"),
+                format!("{head}[{tail}"),
+                format!("{head}\u{1f980}={tail}"),
+            ] {
+                if let Err(error) = Config::from_toml("c.toml", &garbled) {
+                    assert!(
+                        !error.problems.is_empty() && error.problems.iter().all(|p| !p.message.is_empty()),
+                        "{garbled}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -244,6 +244,7 @@ impl Check {
             self.wrong(node, key, "must not be empty; `openssl rand -hex 32` makes a good one");
             return None;
         }
+        self.holds_secrets |= matches!(node.place, Place::File(..));
         Some(Secret::new(bytes))
     }
 
