@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::initial_secret::{Kept, existing_secret, initial_secret};
+use crate::config::initial_secret::{Kept, existing_secret, initial_secret, is_world_readable};
 use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
 use crate::credentials::SharedSecret;
 
@@ -189,7 +189,12 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
         let (secret, kept) = initial_secret(state_directory, terminal)?;
         match kept {
             Kept::Made(path) => eprintln!("No configuration: made a secret in {}", path.display()),
-            Kept::Found(path) => eprintln!("No configuration: using the secret in {}", path.display()),
+            Kept::Found(path) => {
+                eprintln!("No configuration: using the secret in {}", path.display());
+                if is_world_readable(&path) {
+                    eprintln!("warning: every user of this machine can read {0}; chmod 0600 {0}", path.display());
+                }
+            }
             Kept::Shown => {}
         }
         Ok(secret)

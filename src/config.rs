@@ -148,7 +148,7 @@ impl Config {
             Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}"))
         })?;
         let mut config = check::check(Some((path, &text)), environment, None)?;
-        if config.holds_secrets_inline(&text) && initial_secret::is_world_readable(path) {
+        if config.source.holds_secrets && initial_secret::is_world_readable(path) {
             config.warnings.push(Problem::new(
                 Place::WholeFile(path.to_owned()),
                 "",
@@ -181,15 +181,6 @@ impl Config {
             Some(path) => Self::load(path, environment),
             None => check::check(None, environment, self.source.initial_secret.clone()),
         }
-    }
-
-    fn holds_secrets_inline(&self, text: &str) -> bool {
-        let contains = |secret: &[u8]| std::str::from_utf8(secret).is_ok_and(|secret| text.contains(secret));
-        self.auth.secrets.iter().any(|secret| contains(secret.value.expose()))
-            || self.auth.users.values().any(|user| match user {
-                crate::protocol::settings::StaticUser::Password(password) => contains(password.expose()),
-                crate::protocol::settings::StaticUser::KeyMd5(_) => text.contains("key_md5"),
-            })
     }
 }
 

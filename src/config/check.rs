@@ -44,7 +44,7 @@ pub(crate) fn check(
     document::check_keys(&root, &mut problems);
     let overlay = environment.nodes(&mut problems);
     let path = file.map(|(path, _)| path.to_owned());
-    let mut check = Check { root, overlay, path, problems, notes: Vec::new() };
+    let mut check = Check { root, overlay, path, problems, notes: Vec::new(), holds_secrets: false };
 
     let realm = check.realm();
     let workers = check.workers();
@@ -58,7 +58,7 @@ pub(crate) fn check(
     let limits = check.limits();
     let log = check.log();
 
-    let Check { path, mut problems, notes, .. } = check;
+    let Check { path, mut problems, notes, holds_secrets, .. } = check;
     if !problems.is_empty() {
         problems.sort_by_key(|problem| match &problem.place {
             Place::File(_, line) => *line,
@@ -77,7 +77,12 @@ pub(crate) fn check(
         limits,
         http,
         log,
-        source: Source { file: path, variables: environment.names().map(str::to_owned).collect(), initial_secret },
+        source: Source {
+            file: path,
+            variables: environment.names().map(str::to_owned).collect(),
+            holds_secrets,
+            initial_secret,
+        },
         warnings: notes,
     };
     if config.challenge_bytes() > 72 {
@@ -97,6 +102,8 @@ pub(crate) struct Check {
     path: Option<PathBuf>,
     problems: Vec<Problem>,
     pub(crate) notes: Vec<Note>,
+    /// Whether the file itself holds a password or a secret.
+    pub(crate) holds_secrets: bool,
 }
 
 impl Check {

@@ -96,10 +96,12 @@ impl Check {
                 return None;
             }
         };
-        self.fields(fields, key, &USER_FIELDS, &USER_FIELDS_LATER);
+        let all_known = self.fields(fields, key, &USER_FIELDS, &USER_FIELDS_LATER);
         let given: Vec<&Entry> = fields.iter().filter(|field| USER_FIELDS.contains(&field.key.as_str())).collect();
         let [field] = given.as_slice() else {
-            self.wrong(node, key, "needs exactly one of password, file and key_md5");
+            if all_known {
+                self.wrong(node, key, "needs exactly one of password, file and key_md5");
+            }
             return None;
         };
         let key = format!("{key}.{}", field.key);
@@ -168,7 +170,7 @@ impl Check {
             self.wrong(node, key, "expected a table of id and value or file");
             return None;
         };
-        self.fields(fields, key, &SECRET_FIELDS, &SECRET_FIELDS_LATER);
+        let all_known = self.fields(fields, key, &SECRET_FIELDS, &SECRET_FIELDS_LATER);
         let field = |name: &str| fields.iter().find(|field| field.key == name).map(|field| &field.node);
         let id = match field("id") {
             Some(id_node) => {
@@ -185,6 +187,9 @@ impl Check {
                 id
             }
             None => {
+                if !all_known {
+                    return None;
+                }
                 self.wrong(node, key, "has no id; logs and metrics name the secret by it, such as id = \"2026-11\"");
                 return None;
             }
@@ -201,7 +206,9 @@ impl Check {
                 self.secret_file(file, &file_key, &path)?
             }
             _ => {
-                self.wrong(node, key, "needs exactly one of value and file");
+                if all_known {
+                    self.wrong(node, key, "needs exactly one of value and file");
+                }
                 return None;
             }
         };
@@ -214,17 +221,22 @@ impl Check {
     }
 
     /// Reports fields that a table of users or secrets does not have.
-    fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) {
+    ///
+    /// Returns whether all are known; if not, a field that seems missing was probably misspelt.
+    fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
+        let mut all_known = true;
         for field in fields.iter().filter(|field| !known.contains(&field.key.as_str())) {
             let path = format!("{key}.{}", document::bare_or_quoted(&field.key));
             self.report(if later.contains(&field.key.as_str()) {
                 Problem::new(field.place.clone(), path, "not in this version; leave it out")
             } else {
+                all_known = false;
                 let nearest = document::nearest(&field.key, known.iter().copied());
                 Problem::new(field.place.clone(), path, format!("unknown field; known are {}", known.join(", ")))
                     .with_suggestion(nearest.map(|name| format!("`{name}`")))
             });
         }
+        all_known
     }
 
     fn non_empty(&mut self, node: &Node, key: &str, bytes: &[u8]) -> Option<Secret> {
@@ -232,6 +244,7 @@ impl Check {
             self.wrong(node, key, "must not be empty; `openssl rand -hex 32` makes a good one");
             return None;
         }
+        self.holds_secrets |= matches!(node.place, Place::File(..));
         Some(Secret::new(bytes))
     }
 

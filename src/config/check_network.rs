@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::config::check::Check;
 use crate::config::checked::{External, HttpConfig, HttpListen, Listen, RelayConfig};
 use crate::config::document::{self, Node, Value};
-use crate::config::error::Problem;
+use crate::config::error::{Place, Problem};
 use crate::config::units;
 use crate::protocol::address::{Family, Transport};
 
@@ -41,6 +41,7 @@ impl Check {
             return self.socket_address(node, path, &text);
         };
         let mut address = None;
+        let mut all_known = true;
         for field in fields {
             let key = format!("{path}.{}", document::bare_or_quoted(&field.key));
             if field.key == "address" {
@@ -51,6 +52,7 @@ impl Check {
                         .with_value(field.node.render()),
                 );
             } else {
+                all_known = false;
                 let nearest = document::nearest(&field.key, ["address"].into_iter());
                 self.report(
                     Problem::new(field.place.clone(), key, "unknown field; a listener has an address")
@@ -59,7 +61,9 @@ impl Check {
             }
         }
         let Some(address) = address else {
-            self.wrong(node, path, "has no address; write { address = \"0.0.0.0:3478\" }");
+            if all_known {
+                self.wrong(node, path, "has no address; write { address = \"0.0.0.0:3478\" }");
+            }
             return None;
         };
         let text = self.text(address, path)?;
@@ -239,9 +243,8 @@ impl Check {
                 addresses.iter().any(|ip| overlap(SocketAddr::new(*ip, address.port()), address))
             };
             if same_host {
-                let message = format!("holds the port of the listener {address} on the same address; move one of them");
                 // The line to blame is the one that was written.
-                if node.place == crate::config::error::Place::Nowhere {
+                if node.place == Place::Nowhere {
                     self.wrong(
                         listener_node,
                         "listen.udp",
@@ -251,7 +254,10 @@ impl Check {
                         ),
                     );
                 } else {
+                    let message =
+                        format!("holds the port of the listener {address} on the same address; move one of them");
                     self.wrong(&node, path, message);
+                    break;
                 }
             }
         }

@@ -239,6 +239,8 @@ pub struct Source {
     pub file: Option<PathBuf>,
     /// The environment variables that had a say.
     pub variables: Vec<String>,
+    /// Whether the file itself holds a password or a secret.
+    pub holds_secrets: bool,
     /// A secret made for want of any other, kept over reloads.
     pub initial_secret: Option<SharedSecret>,
 }
@@ -291,5 +293,55 @@ impl Config {
         .into_iter()
         .filter_map(|(differs, key)| differs.then_some(key))
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
+    }
+
+    #[test]
+    fn settings_carry_what_was_configured() {
+        let config = config(
+            "realm = \"r\"\nturn.max_lifetime = \"2h\"\nauth.users = { a = \"b\" }\nauth.max_ttl = \"1h\"\n\
+             peers.allow = [\"10.0.0.0/8\"]\nlimits.allocations = 0\nlimits.channels_per_allocation = 9",
+        );
+        let settings = config.settings(LocalAddresses::default(), true, false).unwrap();
+        assert_eq!((&*settings.realm, settings.default_lifetime, settings.max_lifetime), ("r", 600, 7200));
+        assert_eq!(settings.auth.users["a"], StaticUser::Password(Secret::new(*b"b")));
+        assert_eq!((settings.auth.secrets.len(), settings.auth.max_ttl, settings.auth.nonce_lifetime), (1, 3600, 3600));
+        assert!(settings.peers.judge("10.1.2.3".parse().unwrap()).is_some());
+        assert!(settings.peers.judge("192.168.1.1".parse().unwrap()).is_none());
+        assert_eq!((settings.limits.allocations, settings.limits.channels_per_allocation), (None, 9));
+        assert!(settings.relay_ipv4 && !settings.relay_ipv6);
+    }
+
+    #[test]
+    fn external_addresses_stand_for_their_own_family_or_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let family = config("relay.external = \"203.0.113.7\"").relay.external;
+        assert_eq!(family.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
+        assert_eq!(family.advertised(ip("2001:db8::5")), ip("2001:db8::5"));
+        let table =
+            config("relay.external = { \"10.0.0.5\" = \"203.0.113.7\", \"fd00::5\" = \"2001:db8::7\" }").relay.external;
+        assert_eq!(table.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
+        assert_eq!(table.advertised(ip("fd00::5")), ip("2001:db8::7"));
+        assert_eq!(table.advertised(ip("10.0.0.6")), ip("10.0.0.6"));
+        assert_eq!(table.public().len(), 2);
+    }
+
+    #[test]
+    fn only_what_a_running_server_cannot_take_over_needs_a_restart() {
+        let old = config("");
+        let new = config(
+            "log.level = \"debug\"\nlimits.allocations = 5\npeers.deny = [\"8.8.8.8\"]\nauth.users = { a = \"b\" }",
+        );
+        assert!(old.needs_restart(&new).is_empty());
+        let new = config("workers = 2\nrelay.ports = \"50000-50100\"");
+        assert_eq!(old.needs_restart(&new), ["workers", "relay"]);
     }
 }

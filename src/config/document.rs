@@ -173,7 +173,7 @@ pub(crate) fn check_keys(root: &[Entry], problems: &mut Vec<Problem>) {
         }
         let section = format!("{}.", entry.key);
         if !all_paths().any(|path| path.starts_with(&section)) {
-            problems.push(unknown(entry.place.clone(), &entry.key));
+            problems.push(unknown(entry.place.clone(), &entry.key, &entry.node));
             continue;
         }
         let Value::Table(fields) = &entry.node.value else {
@@ -188,7 +188,7 @@ pub(crate) fn check_keys(root: &[Entry], problems: &mut Vec<Problem>) {
             }
             match later(&path) {
                 Some(off) => problems.extend(not_yet(&path, &field.node, &field.place, off)),
-                None => problems.push(unknown(field.place.clone(), &path)),
+                None => problems.push(unknown(field.place.clone(), &path, &field.node)),
             }
         }
     }
@@ -218,8 +218,8 @@ fn all_paths() -> impl Iterator<Item = &'static str> {
 }
 
 /// The error for a key that no version knows.
-pub(crate) fn unknown(place: Place, path: &str) -> Problem {
-    let nearest = nearest_key(path);
+fn unknown(place: Place, path: &str, node: &Node) -> Problem {
+    let nearest = nearest_key(path, matches!(node.value, Value::Table(_)));
     let message = match (&nearest, path.rsplit_once('.')) {
         (Some(_), _) => "unknown key".to_owned(),
         (None, Some((section, _))) => {
@@ -242,7 +242,7 @@ fn sections() -> Vec<&'static str> {
 }
 
 /// The key that was probably meant: the same name elsewhere, else the least typing mistake away.
-fn nearest_key(path: &str) -> Option<String> {
+fn nearest_key(path: &str, is_table: bool) -> Option<String> {
     let name = path.rsplit('.').next().unwrap_or(path);
     if let Some(moved) = KEYS.iter().find(|key| key.path.rsplit('.').next() == Some(name)) {
         return Some(moved.path.to_owned());
@@ -255,7 +255,9 @@ fn nearest_key(path: &str) -> Option<String> {
                 .map(|name| format!("{section}.{name}"))
                 .or_else(|| nearest(path, KEYS.iter().map(|key| key.path)))
         }
-        None => nearest(path, sections().into_iter().chain(KEYS.iter().map(|key| key.path))),
+        // A table was meant as a section, anything else as a key outside of them.
+        None if is_table => nearest(path, sections().into_iter()),
+        None => nearest(path, KEYS.iter().map(|key| key.path)),
     }
 }
 
