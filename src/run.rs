@@ -10,7 +10,7 @@ use crate::api::{Bound, health};
 use crate::cli::Failure;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running};
-use crate::ops::log::{self, Level};
+use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Phase, Status};
 
@@ -40,8 +40,8 @@ pub(crate) struct Started {
     log: tokio::task::JoinHandle<()>,
 }
 
-/// Binds and starts the workers.
-pub(crate) fn start(config: &Config, http: &[SocketAddr]) -> Result<Started, Failure> {
+/// Binds and starts the workers; `on_ended` hears of each ended session besides the log.
+pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnded>) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
     let (running, events) = net::start(config, http).map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
@@ -56,7 +56,7 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr]) -> Result<Started, Fai
             "relaying from"
         );
     }
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running)));
+    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended));
     let metrics = Arc::new(Metrics::new(Arc::clone(&running)));
     Ok(Started { running, metrics, status: Arc::new(Status::default()), log })
 }
@@ -80,7 +80,7 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
     let http_address: Vec<SocketAddr> = http.as_ref().and_then(Bound::address).into_iter().collect();
     let mut signals = Signals::new()?;
-    let started = start(&config, &http_address)?;
+    let started = start(&config, &http_address, None)?;
     if let Some(http) = http {
         let hosts = AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string));
         let health =
@@ -146,19 +146,20 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
 }
 
 /// What a signal asks for.
-enum Told {
+pub(crate) enum Told {
     Reload,
     Stop(&'static str),
 }
 
-struct Signals {
+/// SIGHUP, SIGTERM and SIGINT.
+pub(crate) struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Self, Failure> {
+    pub(crate) fn new() -> Result<Self, Failure> {
         let listen = |kind| signal(kind).map_err(|error| Failure::Run(format!("can't listen for signals: {error}")));
         Ok(Self {
             hangup: listen(SignalKind::hangup())?,
@@ -167,7 +168,8 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Told {
+    /// The next of them.
+    pub(crate) async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.hangup.recv() => Told::Reload,
             _ = self.terminate.recv() => Told::Stop("SIGTERM"),

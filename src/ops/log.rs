@@ -63,8 +63,11 @@ pub fn start(config: LogConfig) -> Level {
     Level(level)
 }
 
+/// Hears of each ended session besides the log.
+pub type OnEnded = Box<dyn Fn(&SessionRecord) + Send + Sync>;
+
 /// Writes what the workers tell until they are gone.
-pub async fn follow(mut events: EventReceivers, running: Weak<Running>) {
+pub async fn follow(mut events: EventReceivers, running: Weak<Running>, on_ended: Option<OnEnded>) {
     let mut window = tokio::time::interval(WINDOW);
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
@@ -73,7 +76,12 @@ pub async fn follow(mut events: EventReceivers, running: Weak<Running>) {
         tokio::select! {
             biased;
             event = events.sessions.recv() => match event {
-                Some(event) => write(&event),
+                Some(event) => {
+                    write(&event);
+                    if let (Event::AllocationEnded(record), Some(on_ended)) = (&event, &on_ended) {
+                        on_ended(record);
+                    }
+                }
                 None => break,
             },
             Some(event) = events.refusals.recv() => {
