@@ -14,16 +14,12 @@ impl Flags {
         let mut words = words;
         while let Some(word) = words.next() {
             let Some(name) = word.strip_prefix("--") else {
-                return Err(format!(
-                    "`{word}` is not a flag; flags look like --name value"
-                ));
+                return Err(format!("`{word}` is not a flag; flags look like --name value"));
             };
             let value = if SWITCHES.contains(&name) {
                 "true".to_owned()
             } else {
-                words
-                    .next()
-                    .ok_or_else(|| format!("--{name} needs a value"))?
+                words.next().ok_or_else(|| format!("--{name} needs a value"))?
             };
             found.insert(name.to_owned(), value);
         }

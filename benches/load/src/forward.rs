@@ -29,9 +29,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     flags.finish()?;
     sys::end_after(seconds.clamp(1, 600));
     sys::raise_open_files();
-    let relays = (0..sessions)
-        .map(|n| udp::bind(places.bare_relay(n)))
-        .collect::<Result<Vec<_>, _>>()?;
+    let relays = (0..sessions).map(|n| udp::bind(places.bare_relay(n))).collect::<Result<Vec<_>, _>>()?;
     let mut poll = Poll::new()?;
     for (n, relay) in relays.iter().enumerate() {
         poll.add(relay.as_raw_fd(), n as u64)?;
@@ -42,21 +40,14 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     }
 }
 
-fn over_udp(
-    poll: &mut Poll,
-    places: &Places,
-    relays: &[UdpSocket],
-    batch: bool,
-) -> Result<(), String> {
+fn over_udp(poll: &mut Poll, places: &Places, relays: &[UdpSocket], batch: bool) -> Result<(), String> {
     let listener = udp::bind(places.server)?;
     poll.add(listener.as_raw_fd(), LISTENER)?;
     let fd = listener.as_raw_fd();
     let mut slots = Slots::new();
     let mut outgoing = Slots::new();
     let mut ready = Vec::new();
-    let relay_of = |from: &libc::sockaddr_in| {
-        relays.get(places.session_of_client(*from_raw_address(from).ip()))
-    };
+    let relay_of = |from: &libc::sockaddr_in| relays.get(places.session_of_client(*from_raw_address(from).ip()));
     loop {
         ready.clear();
         poll.wait(-1, |token| ready.push(token));
@@ -76,9 +67,7 @@ fn over_udp(
             } else if batch {
                 for k in 0..slots.receive_many(fd) {
                     if let Some(relay) = relay_of(&slots.names[k]) {
-                        let peer = places.peer(
-                            places.session_of_client(*from_raw_address(&slots.names[k]).ip()),
-                        );
+                        let peer = places.peer(places.session_of_client(*from_raw_address(&slots.names[k]).ip()));
                         send_to(relay.as_raw_fd(), slots.received(k), peer);
                     }
                 }
@@ -88,8 +77,7 @@ fn over_udp(
                         break;
                     };
                     if let Some(relay) = relay_of(&from) {
-                        let peer =
-                            places.peer(places.session_of_client(*from_raw_address(&from).ip()));
+                        let peer = places.peer(places.session_of_client(*from_raw_address(&from).ip()));
                         send_to(relay.as_raw_fd(), bytes, peer);
                     }
                 }
@@ -100,8 +88,7 @@ fn over_udp(
 }
 
 fn over_tcp(poll: &mut Poll, places: &Places, relays: &[UdpSocket]) -> Result<(), String> {
-    let listener =
-        TcpListener::bind(places.server).map_err(|e| format!("bind TCP {}: {e}", places.server))?;
+    let listener = TcpListener::bind(places.server).map_err(|e| format!("bind TCP {}: {e}", places.server))?;
     listener.set_nonblocking(true).map_err(|e| e.to_string())?;
     poll.add(listener.as_raw_fd(), LISTENER)?;
     let mut connections: Vec<Option<Connection>> = relays.iter().map(|_| None).collect();
@@ -114,10 +101,7 @@ fn over_tcp(poll: &mut Poll, places: &Places, relays: &[UdpSocket]) -> Result<()
             if token == LISTENER {
                 while let Ok((stream, std::net::SocketAddr::V4(from))) = listener.accept() {
                     let n = places.session_of_client(*from.ip());
-                    stream
-                        .set_nodelay(true)
-                        .and_then(|()| stream.set_nonblocking(true))
-                        .map_err(|e| e.to_string())?;
+                    stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(|e| e.to_string())?;
                     if n < connections.len() {
                         let connection = Connection::adopt(stream);
                         poll.add(connection.fd(), STREAM | n as u64)?;
@@ -151,10 +135,7 @@ fn over_tcp(poll: &mut Poll, places: &Places, relays: &[UdpSocket]) -> Result<()
 /// A frame the buffer does not take whole is cut off: the generator reports it, and it does not happen at
 /// the rates this is run at.
 fn write_gathered(fd: RawFd, parts: [&[u8]; 3]) {
-    let pieces = parts.map(|part| libc::iovec {
-        iov_base: part.as_ptr().cast_mut().cast(),
-        iov_len: part.len(),
-    });
+    let pieces = parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
     // SAFETY: the pieces point at slices that outlive the call.
     unsafe { libc::writev(fd, pieces.as_ptr(), 3) };
 }
@@ -163,14 +144,7 @@ fn send_to(fd: RawFd, bytes: &[u8], to: SocketAddrV4) {
     let name = raw_address(to);
     // SAFETY: the slice and the address outlive the call.
     unsafe {
-        libc::sendto(
-            fd,
-            bytes.as_ptr().cast(),
-            bytes.len(),
-            0,
-            (&raw const name).cast(),
-            size_of_val(&name) as u32,
-        )
+        libc::sendto(fd, bytes.as_ptr().cast(), bytes.len(), 0, (&raw const name).cast(), size_of_val(&name) as u32)
     };
 }
 
@@ -198,10 +172,7 @@ impl Slots {
 
     /// One `recvmsg`: the datagram and its source.
     fn receive_one(&mut self, fd: RawFd) -> Option<(&[u8], libc::sockaddr_in)> {
-        self.pieces[0] = libc::iovec {
-            iov_base: self.bytes.as_mut_ptr().cast(),
-            iov_len: SLOT,
-        };
+        self.pieces[0] = libc::iovec { iov_base: self.bytes.as_mut_ptr().cast(), iov_len: SLOT };
         let head = &mut self.heads[0].msg_hdr;
         head.msg_name = ptr::from_mut(&mut self.names[0]).cast();
         head.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
@@ -218,29 +189,20 @@ impl Slots {
             self.prepare(k, SMALL_SLOT);
         }
         // SAFETY: as in `receive_one`, for every header.
-        let got = unsafe {
-            libc::recvmmsg(
-                fd,
-                self.heads.as_mut_ptr(),
-                BATCH as u32,
-                libc::MSG_DONTWAIT,
-                ptr::null_mut(),
-            )
-        };
+        let got =
+            unsafe { libc::recvmmsg(fd, self.heads.as_mut_ptr(), BATCH as u32, libc::MSG_DONTWAIT, ptr::null_mut()) };
         usize::try_from(got).unwrap_or(0)
     }
 
     fn received(&self, k: usize) -> &[u8] {
-        &self.bytes
-            [k * SMALL_SLOT..k * SMALL_SLOT + (self.heads[k].msg_len as usize).min(SMALL_SLOT)]
+        &self.bytes[k * SMALL_SLOT..k * SMALL_SLOT + (self.heads[k].msg_len as usize).min(SMALL_SLOT)]
     }
 
     /// One `recv` into the next free slot, for `queue`.
     fn receive_into(&mut self, fd: RawFd) -> Option<usize> {
         let slot = &mut self.bytes[self.used * SMALL_SLOT..(self.used + 1) * SMALL_SLOT];
         // SAFETY: the slice outlives the call.
-        let got =
-            unsafe { libc::recv(fd, slot.as_mut_ptr().cast(), slot.len(), libc::MSG_DONTWAIT) };
+        let got = unsafe { libc::recv(fd, slot.as_mut_ptr().cast(), slot.len(), libc::MSG_DONTWAIT) };
         usize::try_from(got).ok()
     }
 
@@ -251,10 +213,7 @@ impl Slots {
     }
 
     fn prepare(&mut self, k: usize, length: usize) {
-        self.pieces[k] = libc::iovec {
-            iov_base: self.bytes[k * SMALL_SLOT..].as_mut_ptr().cast(),
-            iov_len: length,
-        };
+        self.pieces[k] = libc::iovec { iov_base: self.bytes[k * SMALL_SLOT..].as_mut_ptr().cast(), iov_len: length };
         let head = &mut self.heads[k].msg_hdr;
         head.msg_name = ptr::from_mut(&mut self.names[k]).cast();
         head.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
@@ -267,9 +226,7 @@ impl Slots {
         let mut done = 0;
         while done < used {
             // SAFETY: headers `done..used` were set by `queue` and point into vectors of `self`.
-            let sent = unsafe {
-                libc::sendmmsg(fd, self.heads[done..].as_mut_ptr(), (used - done) as u32, 0)
-            };
+            let sent = unsafe { libc::sendmmsg(fd, self.heads[done..].as_mut_ptr(), (used - done) as u32, 0) };
             match usize::try_from(sent) {
                 Ok(sent) => done += sent,
                 Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}

@@ -13,11 +13,7 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn new() -> Self {
-        Self {
-            counts: vec![0; BUCKETS],
-            total: 0,
-            max: 0,
-        }
+        Self { counts: vec![0; BUCKETS], total: 0, max: 0 }
     }
 
     pub fn record(&mut self, value: u64) {
@@ -70,10 +66,7 @@ mod tests {
     fn every_value_lies_at_or_below_its_buckets_edge_and_within_two_percent() {
         for value in (0..5_000).chain((1..35).map(|n| (1_u64 << n) + 3)) {
             let edge = upper_edge(bucket(value));
-            assert!(
-                edge >= value && edge as f64 <= value as f64 * 1.016 + 1.0,
-                "{value} -> {edge}"
-            );
+            assert!(edge >= value && edge as f64 <= value as f64 * 1.016 + 1.0, "{value} -> {edge}");
         }
     }
 

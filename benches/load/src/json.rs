@@ -59,13 +59,7 @@ mod tests {
     #[test]
     fn text_is_escaped_and_a_missing_figure_is_null() {
         let mut object = Object::new();
-        object
-            .text("a", "x\"\\\n")
-            .count("b", 3)
-            .real("c", f64::NAN);
-        assert_eq!(
-            object.finish(),
-            r#"{"a": "x\"\\\u000a", "b": 3, "c": null}"#
-        );
+        object.text("a", "x\"\\\n").count("b", 3).real("c", f64::NAN);
+        assert_eq!(object.finish(), r#"{"a": "x\"\\\u000a", "b": 3, "c": null}"#);
     }
 }

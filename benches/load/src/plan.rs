@@ -58,17 +58,11 @@ impl Places {
     }
 
     pub fn client(&self, session: usize) -> SocketAddrV4 {
-        SocketAddrV4::new(
-            Ipv4Addr::from(u32::from(FIRST_CLIENT) + session as u32),
-            self.client_port,
-        )
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_CLIENT) + session as u32), self.client_port)
     }
 
     pub fn peer(&self, session: usize) -> SocketAddrV4 {
-        SocketAddrV4::new(
-            Ipv4Addr::from(u32::from(FIRST_PEER) + session as u32),
-            self.peer_port,
-        )
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_PEER) + session as u32), self.peer_port)
     }
 
     /// Of the bare forwarder only; a TURN server says where it relays.
@@ -124,19 +118,13 @@ impl Plan {
             "bare" => Protocol::Bare,
             other => return Err(format!("--protocol: `{other}` is neither turn nor bare")),
         };
-        let framing = match (
-            flags.or("framing", "channel".to_owned())?.as_str(),
-            protocol,
-            transport,
-        ) {
+        let framing = match (flags.or("framing", "channel".to_owned())?.as_str(), protocol, transport) {
             (_, Protocol::Bare, Transport::Udp) => Framing::Raw,
             // a stream needs frames: the forwarder speaks ChannelData there
             (_, Protocol::Bare, Transport::Tcp) | ("channel", ..) => Framing::Channel,
             ("indication", ..) => Framing::Indication,
             (other, ..) => {
-                return Err(format!(
-                    "--framing: `{other}` is neither channel nor indication"
-                ));
+                return Err(format!("--framing: `{other}` is neither channel nor indication"));
             }
         };
         let load = match (flags.optional("rate")?, flags.optional("in-flight")?) {
@@ -168,16 +156,10 @@ impl Plan {
 
     fn check(&self) -> Result<(), String> {
         if !(HEADER..=PAYLOAD_MAX).contains(&self.payload) {
-            return Err(format!(
-                "--payload {}: allowed are {HEADER} to {PAYLOAD_MAX}",
-                self.payload
-            ));
+            return Err(format!("--payload {}: allowed are {HEADER} to {PAYLOAD_MAX}", self.payload));
         }
         if !(1..=SESSIONS_MAX).contains(&self.sessions) {
-            return Err(format!(
-                "--sessions {}: allowed are 1 to {SESSIONS_MAX}",
-                self.sessions
-            ));
+            return Err(format!("--sessions {}: allowed are 1 to {SESSIONS_MAX}", self.sessions));
         }
         if !(1..=64).contains(&self.burst) {
             return Err(format!("--burst {}: allowed are 1 to 64", self.burst));
@@ -189,10 +171,7 @@ impl Plan {
         if let Load::InFlight(packets) = self.load
             && packets / 2 < self.burst
         {
-            return Err(format!(
-                "--in-flight {packets} leaves no room for a burst of {} each way",
-                self.burst
-            ));
+            return Err(format!("--in-flight {packets} leaves no room for a burst of {} each way", self.burst));
         }
         Ok(())
     }

@@ -34,17 +34,8 @@ pub fn main(flags: Flags) -> Result<(), String> {
         sys::real_time()?;
     }
     let ledger = Ledger::new(plan.sessions, plan.payload);
-    let mut run = Run {
-        plan: &plan,
-        clients,
-        peers,
-        sessions,
-        ledger,
-        frame: Vec::new(),
-        pushed: [0; 2],
-        lag_max: 0,
-        stalls: 0,
-    };
+    let mut run =
+        Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
     let window = run.drive(&watch);
     let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port]);
     let broken = run.clients.closed();
@@ -92,9 +83,7 @@ impl Run<'_> {
             start: start as f64,
             sent_bursts: 0,
             interval: match self.plan.load {
-                Load::Rate(rate) => {
-                    SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.sessions as f64)
-                }
+                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.sessions as f64),
                 Load::InFlight(_) => 0.0,
             },
             next_session: [0; 2],
@@ -110,10 +99,7 @@ impl Run<'_> {
                 self.ledger.measured = true;
                 begun = watch.usage();
                 own_begun = own_cpu();
-                window.received = [
-                    self.ledger.counts[0].received,
-                    self.ledger.counts[1].received,
-                ];
+                window.received = [self.ledger.counts[0].received, self.ledger.counts[1].received];
                 begun_at = sys::now();
             }
             if now >= stop_at {
@@ -137,9 +123,7 @@ impl Run<'_> {
             }
             if self.receive() > 0 {
                 last_arrival = now;
-            } else if matches!(self.plan.load, Load::InFlight(_))
-                && now.saturating_sub(last_arrival) > STALL_NS
-            {
+            } else if matches!(self.plan.load, Load::InFlight(_)) && now.saturating_sub(last_arrival) > STALL_NS {
                 lost_before = WAYS.map(|way| {
                     let counts = &self.ledger.counts[way as usize];
                     counts.sent - counts.received
@@ -180,11 +164,8 @@ impl Run<'_> {
             loop {
                 let counts = &self.ledger.counts[way as usize];
                 let under_way = (counts.sent - counts.received).saturating_sub(lost[way as usize]);
-                let ahead = counts
-                    .sent
-                    .saturating_sub(self.ledger.counts[1 - way as usize].sent);
-                let no_room =
-                    under_way as usize + self.plan.burst > limit || ahead as usize > limit;
+                let ahead = counts.sent.saturating_sub(self.ledger.counts[1 - way as usize].sent);
+                let no_room = under_way as usize + self.plan.burst > limit || ahead as usize > limit;
                 if no_room || packets >= SENDS_PER_TURN {
                     break;
                 }
@@ -210,10 +191,7 @@ impl Run<'_> {
         let places = &self.plan.places;
         if way == Way::ToClient {
             self.pushed[way as usize] += 1;
-            if self
-                .peers
-                .push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0)
-            {
+            if self.peers.push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0) {
                 self.flush_peers();
             }
             return;
@@ -242,13 +220,7 @@ impl Run<'_> {
         match &mut self.clients {
             Clients::Udp(socket) => {
                 self.pushed[way as usize] += 1;
-                if socket.push(
-                    *places.client(n).ip(),
-                    places.server,
-                    &[head, &stamp],
-                    tail,
-                    padding,
-                ) {
+                if socket.push(*places.client(n).ip(), places.server, &[head, &stamp], tail, padding) {
                     let refused = socket.flush();
                     self.pushed[way as usize] = 0;
                     self.ledger.not_sent(way, refused);
@@ -291,14 +263,7 @@ impl Run<'_> {
 
     /// One batch from each side; the clock is read once a side.
     fn receive(&mut self) -> usize {
-        let Self {
-            plan,
-            clients,
-            peers,
-            sessions,
-            ledger,
-            ..
-        } = self;
+        let Self { plan, clients, peers, sessions, ledger, .. } = self;
         let places = &plan.places;
         let mut now = 0;
         let mut clock = move || {
@@ -314,13 +279,7 @@ impl Run<'_> {
             }
             match unframe(plan.framing, n, places.peer(n), bytes) {
                 Some((payload, right_head)) => {
-                    ledger.arrived(
-                        n,
-                        Way::ToClient,
-                        payload,
-                        from_server && right_head,
-                        clock(),
-                    );
+                    ledger.arrived(n, Way::ToClient, payload, from_server && right_head, clock());
                 }
                 None => ledger.faults.unexpected += 1,
             }
@@ -352,14 +311,7 @@ impl Run<'_> {
         }
     }
 
-    fn report(
-        &self,
-        window: &Window,
-        opened_ns: u64,
-        drops: (u64, u64),
-        broken: usize,
-        refused: usize,
-    ) -> String {
+    fn report(&self, window: &Window, opened_ns: u64, drops: (u64, u64), broken: usize, refused: usize) -> String {
         let plan = self.plan;
         let seconds = window.nanoseconds as f64 / SECOND;
         let received = window.received[0] + window.received[1];
@@ -380,9 +332,7 @@ impl Run<'_> {
                     .real("sent_of_offered", sent as f64 / (offered * plan.measure));
             }
             Load::InFlight(packets) => {
-                o.text("load", "closed")
-                    .count("in_flight", packets as u64)
-                    .count("stalls", self.stalls);
+                o.text("load", "closed").count("in_flight", packets as u64).count("stalls", self.stalls);
             }
         }
         o.real("seconds", seconds)
@@ -407,20 +357,11 @@ impl Run<'_> {
             .real("p99_us", self.ledger.latency.quantile(0.99) as f64 / 1e3)
             .real("max_us", self.ledger.latency.max() as f64 / 1e3)
             .real("generator_lag_max_us", self.lag_max as f64 / 1e3)
-            .real(
-                "generator_cpu",
-                window.own_cpu_ns as f64 / window.nanoseconds as f64,
-            );
+            .real("generator_cpu", window.own_cpu_ns as f64 / window.nanoseconds as f64);
         if !plan.pids.is_empty() {
             o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
-                .real(
-                    "cpu_share",
-                    window.usage.cpu_ns as f64 / window.nanoseconds as f64,
-                )
-                .real(
-                    "switches_per_packet",
-                    per_packet(window.usage.context_switches),
-                )
+                .real("cpu_share", window.usage.cpu_ns as f64 / window.nanoseconds as f64)
+                .real("switches_per_packet", per_packet(window.usage.context_switches))
                 .count("resident_bytes", window.usage.resident_bytes);
         }
         o.finish()
@@ -432,12 +373,7 @@ fn pad(length: u16) -> usize {
 }
 
 /// The payload inside what a client got, and whether its head names the session's channel or peer.
-fn unframe(
-    framing: Framing,
-    n: usize,
-    peer: std::net::SocketAddrV4,
-    bytes: &[u8],
-) -> Option<(&[u8], bool)> {
+fn unframe(framing: Framing, n: usize, peer: std::net::SocketAddrV4, bytes: &[u8]) -> Option<(&[u8], bool)> {
     match framing {
         Framing::Raw => Some((bytes, true)),
         Framing::Channel => {
@@ -470,21 +406,9 @@ mod tests {
     fn channel_data_of_another_channel_is_told_apart() {
         let bytes = [0x40, 3, 0, 2, 9, 8, 0, 0];
         let peer = "127.2.0.4:1".parse().expect("an address");
-        assert_eq!(
-            unframe(Framing::Channel, 3, peer, &bytes),
-            Some((&[9, 8][..], true))
-        );
-        assert_eq!(
-            unframe(Framing::Channel, 4, peer, &bytes),
-            Some((&[9, 8][..], false))
-        );
-        assert_eq!(
-            unframe(Framing::Channel, 3, peer, &[0, 1, 0, 2, 9, 8]),
-            None
-        );
-        assert_eq!(
-            unframe(Framing::Channel, 3, peer, &[0x40, 3, 0, 3, 9, 8]),
-            None
-        );
+        assert_eq!(unframe(Framing::Channel, 3, peer, &bytes), Some((&[9, 8][..], true)));
+        assert_eq!(unframe(Framing::Channel, 4, peer, &bytes), Some((&[9, 8][..], false)));
+        assert_eq!(unframe(Framing::Channel, 3, peer, &[0, 1, 0, 2, 9, 8]), None);
+        assert_eq!(unframe(Framing::Channel, 3, peer, &[0x40, 3, 0, 3, 9, 8]), None);
     }
 }

@@ -46,13 +46,7 @@ impl Connection {
 
     /// Takes a connected, non-blocking stream.
     pub fn adopt(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            input: vec![0; RECEIVE],
-            filled: 0,
-            unsent: Vec::new(),
-            closed: false,
-        }
+        Self { stream, input: vec![0; RECEIVE], filled: 0, unsent: Vec::new(), closed: false }
     }
 
     pub fn fd(&self) -> i32 {
@@ -144,37 +138,21 @@ impl Poll {
             }
             std::os::fd::OwnedFd::from_raw_fd(fd)
         };
-        Ok(Self {
-            fd,
-            events: vec![libc::epoll_event { events: 0, u64: 0 }; 256],
-        })
+        Ok(Self { fd, events: vec![libc::epoll_event { events: 0, u64: 0 }; 256] })
     }
 
     pub fn add(&self, fd: i32, token: u64) -> Result<(), String> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: token,
-        };
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
         // SAFETY: both descriptors are open and the event is valid for the read.
-        let result =
-            unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(format!("epoll: {}", io::Error::last_os_error()))
-        }
+        let result = unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) };
+        if result == 0 { Ok(()) } else { Err(format!("epoll: {}", io::Error::last_os_error())) }
     }
 
     /// Tokens that are readable within the time, in milliseconds; -1 waits, 0 only looks.
     pub fn wait(&mut self, milliseconds: i32, mut each: impl FnMut(u64)) -> usize {
         // SAFETY: the vector's length is the capacity given.
         let got = unsafe {
-            libc::epoll_wait(
-                self.fd.as_raw_fd(),
-                self.events.as_mut_ptr(),
-                self.events.len() as i32,
-                milliseconds,
-            )
+            libc::epoll_wait(self.fd.as_raw_fd(), self.events.as_mut_ptr(), self.events.len() as i32, milliseconds)
         };
         let got = usize::try_from(got).unwrap_or(0);
         for event in &self.events[..got] {

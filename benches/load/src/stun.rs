@@ -162,9 +162,7 @@ impl<'a> Message<'a> {
             return None;
         }
         let code = self.attribute(ERROR_CODE).filter(|value| value.len() >= 4);
-        Some(code.map_or(0, |value| {
-            u16::from(value[2] & 7) * 100 + u16::from(value[3])
-        }))
+        Some(code.map_or(0, |value| u16::from(value[2] & 7) * 100 + u16::from(value[3])))
     }
 
     pub fn is_signed_with(&self, key: &[u8]) -> bool {
@@ -205,9 +203,6 @@ mod tests {
     #[test]
     fn key_of_the_rfc_example() {
         let key = long_term_key("user", b"realm", "pass");
-        assert_eq!(
-            u128::from_be_bytes(key),
-            0x8493_fbc5_3ba5_82fb_4c04_4c45_6bdc_40eb
-        );
+        assert_eq!(u128::from_be_bytes(key), 0x8493_fbc5_3ba5_82fb_4c04_4c45_6bdc_40eb);
     }
 }

@@ -9,10 +9,7 @@ pub fn now() -> u64 {
 }
 
 fn read_clock(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is valid for the write; a bad clock id is an error return, which leaves zeros.
     unsafe { libc::clock_gettime(clock, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
@@ -34,22 +31,14 @@ pub struct Usage {
 
 impl Watch {
     pub fn new(pids: &str) -> Result<Self, String> {
-        let mut watch = Self {
-            pids: Vec::new(),
-            clocks: Vec::new(),
-        };
+        let mut watch = Self { pids: Vec::new(), clocks: Vec::new() };
         for word in pids.split(',').filter(|word| !word.is_empty()) {
-            let pid = word
-                .parse()
-                .map_err(|_| format!("--pid: `{word}` is not a process id"))?;
+            let pid = word.parse().map_err(|_| format!("--pid: `{word}` is not a process id"))?;
             let mut clock = 0;
             // SAFETY: `clock` is valid for the write.
             let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
             if error != 0 {
-                return Err(format!(
-                    "--pid {pid}: {}",
-                    io::Error::from_raw_os_error(error)
-                ));
+                return Err(format!("--pid {pid}: {}", io::Error::from_raw_os_error(error)));
             }
             watch.pids.push(pid);
             watch.clocks.push(clock);
@@ -62,15 +51,9 @@ impl Watch {
     }
 
     pub fn usage(&self) -> Usage {
-        let mut usage = Usage {
-            cpu_ns: self.cpu_ns(),
-            ..Usage::default()
-        };
+        let mut usage = Usage { cpu_ns: self.cpu_ns(), ..Usage::default() };
         for pid in &self.pids {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-                .into_iter()
-                .flatten()
-                .flatten();
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             for task in tasks {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
                 let count = |name: &str| {
@@ -80,11 +63,7 @@ impl Watch {
                 usage.context_switches += count("voluntary_ctxt_switches").unwrap_or(0);
             }
             let pages = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-            let pages = pages
-                .split(' ')
-                .nth(1)
-                .and_then(|word| word.parse::<u64>().ok())
-                .unwrap_or(0);
+            let pages = pages.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
             usage.resident_bytes += pages * 4_096;
         }
         usage
@@ -98,13 +77,8 @@ pub fn socket_drops(own: &[u16]) -> (u64, u64) {
     let mut drops = (0, 0);
     for line in table.lines().skip(1) {
         let mut words = line.split_whitespace();
-        let port = words
-            .nth(1)
-            .and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
-        let dropped = words
-            .next_back()
-            .and_then(|word| word.parse::<u64>().ok())
-            .unwrap_or(0);
+        let port = words.nth(1).and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
+        let dropped = words.next_back().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         match port {
             Some(port) if own.contains(&port) => drops.0 += dropped,
             _ => drops.1 += dropped,
@@ -148,9 +122,5 @@ pub fn raise_open_files() {
 }
 
 fn os_result(result: libc::c_int, what: impl Fn() -> String) -> Result<(), String> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(format!("{}: {}", what(), io::Error::last_os_error()))
-    }
+    if result == 0 { Ok(()) } else { Err(format!("{}: {}", what(), io::Error::last_os_error())) }
 }

@@ -66,19 +66,14 @@ impl Stamp {
 
     fn read(bytes: &[u8]) -> Option<Self> {
         let head: &[u8; HEADER] = bytes.get(..HEADER)?.try_into().ok()?;
-        let word =
-            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         if word(0) != MAGIC || word(28) != checksum(&head[..28]) {
             return None;
         }
         Some(Self {
             session: word(4),
-            way: if head[24] == 0 {
-                Way::ToPeer
-            } else {
-                Way::ToClient
-            },
+            way: if head[24] == 0 { Way::ToPeer } else { Way::ToClient },
             measured: head[25] == 1,
             sequence: long(8),
             sent_at: long(16),
@@ -112,12 +107,7 @@ enum Arrival {
 
 impl Flow {
     fn new() -> Self {
-        Self {
-            next: 0,
-            highest: 0,
-            any: false,
-            seen: Box::new([0; (WINDOW / 64) as usize]),
-        }
+        Self { next: 0, highest: 0, any: false, seen: Box::new([0; (WINDOW / 64) as usize]) }
     }
 
     fn arrive(&mut self, sequence: u64) -> Arrival {
@@ -133,8 +123,7 @@ impl Flow {
             if sequence - first >= WINDOW {
                 self.seen.fill(0);
             } else {
-                (first..=sequence)
-                    .for_each(|n| self.seen[(n % WINDOW / 64) as usize] &= !(1 << (n % 64)));
+                (first..=sequence).for_each(|n| self.seen[(n % WINDOW / 64) as usize] &= !(1 << (n % 64)));
             }
             self.highest = sequence;
             self.any = true;
@@ -144,11 +133,7 @@ impl Flow {
             return Arrival::Duplicate;
         }
         self.seen[word] |= bit;
-        if reordered {
-            Arrival::Reordered
-        } else {
-            Arrival::New
-        }
+        if reordered { Arrival::Reordered } else { Arrival::New }
     }
 }
 
@@ -215,11 +200,7 @@ impl Ledger {
             sent_at: now,
             length: self.payload as u16,
         };
-        (
-            stamp.write(),
-            self.pattern
-                .tail(session as u32, sequence, self.payload - HEADER),
-        )
+        (stamp.write(), self.pattern.tail(session as u32, sequence, self.payload - HEADER))
     }
 
     /// The system did not take packets that `next` has numbered: they are no loss of the server's.
@@ -233,14 +214,7 @@ impl Ledger {
     }
 
     /// Checks a payload that came out at the far side. `addressed_well` is what the addresses around it say.
-    pub fn arrived(
-        &mut self,
-        session: usize,
-        way: Way,
-        payload: &[u8],
-        addressed_well: bool,
-        now: u64,
-    ) {
+    pub fn arrived(&mut self, session: usize, way: Way, payload: &[u8], addressed_well: bool, now: u64) {
         let Some(stamp) = Stamp::read(payload) else {
             self.faults.corrupt += 1;
             return;
@@ -249,11 +223,7 @@ impl Ledger {
             self.faults.corrupt += 1;
             return;
         }
-        if payload[HEADER..]
-            != *self
-                .pattern
-                .tail(stamp.session, stamp.sequence, payload.len() - HEADER)
-        {
+        if payload[HEADER..] != *self.pattern.tail(stamp.session, stamp.sequence, payload.len() - HEADER) {
             self.faults.corrupt += 1;
             return;
         }
@@ -338,9 +308,7 @@ mod tests {
     #[test]
     fn late_packets_count_and_gaps_are_left_open() {
         let mut ledger = Ledger::new(1, 64);
-        let packets: Vec<_> = (0..10_000)
-            .map(|_| payload(&mut ledger, 0, Way::ToPeer))
-            .collect();
+        let packets: Vec<_> = (0..10_000).map(|_| payload(&mut ledger, 0, Way::ToPeer)).collect();
         for n in [0, 2, 1, 1, 5_000, 4_999, 5_000, 9_999, 2] {
             ledger.arrived(0, Way::ToPeer, &packets[n], true, 0);
         }
