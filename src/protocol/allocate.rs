@@ -55,8 +55,12 @@ pub(super) struct Reservation {
 impl Server {
     pub(super) fn on_allocate(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         let message = request.message();
-        if self.opening_of.contains_key(&via) {
-            // A retransmission that came before the answer to the first: that answer is on its way.
+        if let Some(opening) = self.opening_of.get(&via).and_then(|id| self.openings.get(id)) {
+            // A retransmission that came before the answer to the first: that answer is on its way. Another
+            // request must hear something, since nobody repeats it over a stream.
+            if opening.transaction_id != message.transaction_id() {
+                self.reject(via, message, RejectReason::AllocationExists, Some(request.key()));
+            }
             return;
         }
         if self.answer_retransmission(&via, request) {
