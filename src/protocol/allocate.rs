@@ -294,6 +294,24 @@ impl Server {
         self.outputs.push_back(Output::Happened(refused));
     }
 
+    /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
+    pub(super) fn give_up_openings(&mut self) {
+        // Sorted, because the order of a hash map must not decide what happens first.
+        let mut ids: Vec<AllocationId> = self.openings.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.fail_opening(id, RejectReason::Draining);
+        }
+        let mut tokens: Vec<ReservationToken> = self.reservations.keys().copied().collect();
+        tokens.sort_unstable_by_key(|token| token.0);
+        for token in tokens {
+            if let Some(reservation) = self.reservations.remove(&token) {
+                self.timers.disarm(reservation.expires_at, token.into());
+                self.outputs.push_back(Output::CloseReserved { relayed: reservation.relayed });
+            }
+        }
+    }
+
     pub(super) fn forget_opening(&mut self, id: AllocationId) -> Option<Opening> {
         let opening = self.openings.remove(&id)?;
         self.opening_of.remove(&opening.via);
