@@ -104,14 +104,7 @@ pub struct Spec {
 
 /// The static user `alice`, over UDP and IPv4, from an address of her own, on the first worker.
 pub fn alice() -> Spec {
-    Spec {
-        username: "alice".into(),
-        password: "wonderland".into(),
-        from: None,
-        tcp: false,
-        ipv6: false,
-        worker: 0,
-    }
+    Spec { username: "alice".into(), password: "wonderland".into(), from: None, tcp: false, ipv6: false, worker: 0 }
 }
 
 pub fn carol() -> Spec {
@@ -183,9 +176,17 @@ enum Owed {
 /// A verdict that owns its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Went {
-    ToPeer { to: SocketAddr, payload: Vec<u8>, meta: PacketMeta },
+    ToPeer {
+        to: SocketAddr,
+        payload: Vec<u8>,
+        meta: PacketMeta,
+    },
     /// All that the client receives: head, payload, padding.
-    ToClient { via: Via, bytes: Vec<u8>, meta: PacketMeta },
+    ToClient {
+        via: Via,
+        bytes: Vec<u8>,
+        meta: PacketMeta,
+    },
     Dropped(DropReason),
 }
 
@@ -320,11 +321,8 @@ impl Harness {
             server: ServerAddress::from(addr(if from.is_ipv6() { SERVER_IPV6 } else { SERVER_IPV4 })),
             transport: if spec.tcp { Transport::Tcp } else { Transport::Udp },
         };
-        let via = if spec.tcp {
-            Via::Stream(StreamId(1000 + number as u64), five_tuple)
-        } else {
-            Via::Datagram(five_tuple)
-        };
+        let via =
+            if spec.tcp { Via::Stream(StreamId(1000 + number as u64), five_tuple) } else { Via::Datagram(five_tuple) };
         self.clients.push(ClientState { spec, via, nonce: None, inbox: Vec::new(), allocation: None });
         Client(number)
     }
