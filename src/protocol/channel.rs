@@ -49,7 +49,8 @@ impl Server {
         if other_peer || other_channel {
             return Err(RejectReason::ChannelConflict);
         }
-        let class = self.check_peer_address(id, peer)?;
+        self.check_peer_family(id, peer)?;
+        let class = self.check_peer_policy(peer)?;
         check_peer(peer, class, &self.settings.peers, &*self.shared).map_err(|why| match why {
             DropReason::PeerIsListener => RejectReason::PeerIsListener,
             _ => RejectReason::PeerNotRelayed,

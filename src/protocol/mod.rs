@@ -280,6 +280,7 @@ impl Server {
         for id in ids {
             self.end(now, id, reason);
         }
+        self.give_up_openings();
     }
 
     fn mirrors_fingerprint(&self, message: &Message<'_>) -> bool {
