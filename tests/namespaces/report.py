@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import threading
 import time
 import traceback
 
@@ -22,26 +23,32 @@ def need(*tools):
 
 
 class Report:
+    """Counts and prints; tests may run side by side."""
+
     def __init__(self):
         self.passed = self.failed = 0
+        self.lock = threading.Lock()
 
     def run(self, name, test, *arguments, explain=lambda: ""):
         began = time.monotonic()
         try:
             test(*arguments)
         except Exception as error:
-            self.failed += 1
             where = traceback.extract_tb(error.__traceback__)
             place = next((f"{f.filename.rsplit('/', 1)[-1]}:{f.lineno}" for f in reversed(where)
                           if "/tests/" in f.filename), "?")
-            print(f"FAIL {name} ({time.monotonic() - began:.1f} s) at {place}: "
-                  f"{type(error).__name__}: {error}", flush=True)
-            detail = explain()
-            if detail:
-                print(detail, flush=True)
+            self._say(False, f"FAIL {name} ({time.monotonic() - began:.1f} s) at {place}: "
+                      f"{type(error).__name__}: {error}", explain())
         else:
-            self.passed += 1
-            print(f"ok   {name} ({time.monotonic() - began:.1f} s)", flush=True)
+            self._say(True, f"ok   {name} ({time.monotonic() - began:.1f} s)", "")
+
+    def _say(self, passed, line, detail):
+        with self.lock:
+            if passed:
+                self.passed += 1
+            else:
+                self.failed += 1
+            print(line, *filter(None, [detail]), sep="\n", flush=True)
 
     def finish(self):
         print(f"{self.passed} passed, {self.failed} failed", flush=True)
