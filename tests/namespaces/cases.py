@@ -13,8 +13,9 @@ import calls
 import servers
 import turnclient
 from topology import (BLACK_HOLE, CLOUD_PRIVATE, CLOUD_PUBLIC, FILTERED_AT_SERVER, HOME_A6,
-                      HOPS_HOME_TO_SERVER, NAT_A, NAT_B, NO_ROUTE_AT_SERVER, PEER, PEER6, SERVER,
-                      SERVER6, SERVER6_SECOND, SERVER_SECOND, TURN_PORT, UNROUTABLE, UNROUTABLE6)
+                      HOPS_HOME_TO_SERVER, NAT_A, NAT_B, NO_ROUTE_AT_SERVER, PEER, PEER6,
+                      PEER_MTU, SERVER, SERVER6, SERVER6_SECOND, SERVER_SECOND, TURN_PORT, UNROUTABLE,
+                      UNROUTABLE6, WALL)
 from turnclient import IPV4, IPV6, NoAnswer, TurnClient
 
 USER, PASSWORD = "alice", "wonderland"
@@ -275,26 +276,36 @@ def one_to_one_nat_relays_between_own_clients(stage):
             a.permit(peer)
             echoes(a, peer, [os.urandom(200)])
             equal(sources[-1], a.relayed, "source that an outside peer sees")
-            # Between two of its own clients: public form towards both.
-            a.permit(b.relayed)
-            b.permit(a.relayed)
-            for number in range(20):
-                text = b"%d " % number + os.urandom(300)
-                a.send(b.relayed, text)
-                got = b.receive()
-                check(got is not None, f"datagram {number} from relay to relay is lost")
-                equal((got.peer, got.payload), (a.relayed, text), "what the other client received")
-            a.bind_channel(0x4001, b.relayed)
-            b.bind_channel(0x4002, a.relayed)
-            for number in range(20):
-                text = b"%d " % number + os.urandom(300)
-                b.send_channel(0x4002, text)
-                got = a.receive()
-                check(got is not None, f"ChannelData {number} from relay to relay is lost")
-                equal((got.channel, got.peer, got.payload), (0x4001, b.relayed, text),
-                      "what the other client received")
+            between_own_clients(a, b)
+        with stage.client("homea", CLOUD_PUBLIC) as a, \
+                stage.client("office", CLOUD_PUBLIC, "tcp") as b:
+            a.allocate()
+            b.allocate()
+            equal((b.relayed[0], b.mapped[0]), (CLOUD_PUBLIC, WALL), "addresses over TCP")
+            between_own_clients(a, b)
     equal(stage.topology.counters("onat")["hairpin"], hairpin,
           "packets the server sent to its own public address")
+
+
+def between_own_clients(a, b):
+    """Relay to relay both ways, each in the form that clients know."""
+    a.permit(b.relayed)
+    b.permit(a.relayed)
+    for number in range(20):
+        text = b"%d " % number + os.urandom(300)
+        a.send(b.relayed, text)
+        got = b.receive()
+        check(got is not None, f"datagram {number} from relay to relay is lost")
+        equal((got.peer, got.payload), (a.relayed, text), "what the other client received")
+    a.bind_channel(0x4001, b.relayed)
+    b.bind_channel(0x4002, a.relayed)
+    for number in range(20):
+        text = b"%d " % number + os.urandom(300)
+        b.send_channel(0x4002, text)
+        got = a.receive()
+        check(got is not None, f"ChannelData {number} from relay to relay is lost")
+        equal((got.channel, got.peer, got.payload), (0x4001, b.relayed, text),
+              "what the other client received")
 
 
 def call_behind_one_to_one_nat(stage):
@@ -351,6 +362,42 @@ def without_the_attribute_the_relay_is_ipv4(stage):
                 equal(client.allocate()[0], SERVER, f"relayed address for a client of {host}")
 
 
+# --- who may be reached -----------------------------------------------------
+
+def own_ports_are_no_peers_unless_they_are_relayed(stage):
+    """product.md, "Own addresses": a relayed port of ours is a peer, a listener never is."""
+    def refused(request, what):
+        try:
+            request()
+        except turnclient.Refused as error:
+            equal(error.code, 403, what)
+        else:
+            raise AssertionError(f"{what} is granted")
+
+    with stage.public_server(), stage.client("homea") as a, stage.client("homeb") as b:
+        a.allocate()
+        b.allocate()
+        unheld = next(port for port in range(50000, 50003) if port not in (a.relayed[1], b.relayed[1]))
+        for number, (peer, what) in enumerate((
+                ((SERVER, TURN_PORT), "our listener"),
+                ((SERVER, unheld), "a port of the relay address that nobody holds"),
+                ((SERVER_SECOND, 5000), "a local address that is no relay address"),
+                (("127.0.0.1", 8080), "loopback"), (("10.0.0.5", 9), "a private address"))):
+            refused(lambda p=peer, n=number: a.bind_channel(0x4100 + n, p),
+                    f"ChannelBind to {what}, {peer}")
+        for host in (SERVER_SECOND, "127.0.0.1", "10.0.0.5", "192.168.1.10", "169.254.169.254"):
+            refused(lambda h=host: a.permit((h, 9)), f"CreatePermission for {host}")
+        a.permit((SERVER, 0))
+        a.send((SERVER, TURN_PORT), turnclient.build(turnclient.BINDING, turnclient.REQUEST, [],
+                                                    os.urandom(12)))
+        check(a.receive(0.7) is None, "our listener answered one of our clients through the relay")
+        b.permit(a.relayed)
+        a.bind_channel(0x4000, b.relayed)
+        a.send_channel(0x4000, b"from a")
+        got = b.receive()
+        check(got is not None and got[:2] == (a.relayed, b"from a"), f"relay to relay: {got}")
+
+
 # --- faults that killed calls elsewhere --------------------------------------
 
 def new_clients_are_heard_after_hundreds_of_packets(stage):
@@ -404,6 +451,29 @@ def dead_peers_do_not_end_the_allocation(stage):
                     echoes(client, alive, [os.urandom(700) for _ in range(10)], 0x4200)
 
 
+def a_datagram_too_big_for_the_path_is_only_lost(stage):
+    # DONT-FRAGMENT beyond the server's own link is EMSGSIZE at send; beyond the
+    # peer's link it is an ICMP from the router. Without DONT-FRAGMENT the same
+    # sizes pass, also after the kernel has learnt the smaller path.
+    with stage.public_server(), stage.echo() as (peer, sources):
+        for transport in ("udp", "tcp"):
+            with stage.client("homea", transport=transport) as client:
+                client.allocate()
+                client.permit(peer)
+                echoes(client, peer, [b"before"])
+                reached = len(sources)
+                for size in (PEER_MTU + 1 - 28, 1500 + 1 - 28, 4000):
+                    for _ in range(3):
+                        client.send(peer, os.urandom(size), dont_fragment=True)
+                check(client.receive(0.5) is None, "a datagram too big for its path came back")
+                equal(len(sources), reached, "datagrams with DONT-FRAGMENT that reached the peer")
+                echoes(client, peer, [os.urandom(size) for size in (100, PEER_MTU - 27, 1473, 4000)])
+                client.send(peer, b"small", dont_fragment=True)
+                got = client.receive()
+                check(got is not None and got.payload == b"small",
+                      "a small datagram with DONT-FRAGMENT is lost")
+
+
 def a_vanished_client_disturbs_nobody(stage):
     with stage.public_server(), stage.echo() as (peer, _):
         with stage.client("homea") as stays, stage.client("office", transport="tcp") as office:
@@ -451,7 +521,9 @@ PER_WORKERS = [
     call_behind_one_to_one_nat,
     every_client_family_with_every_relay_family,
     without_the_attribute_the_relay_is_ipv4,
+    own_ports_are_no_peers_unless_they_are_relayed,
     new_clients_are_heard_after_hundreds_of_packets,
+    a_datagram_too_big_for_the_path_is_only_lost,
     dead_peers_do_not_end_the_allocation,
     a_vanished_client_disturbs_nobody,
     large_datagrams_pass_whole,

@@ -35,6 +35,7 @@ UNROUTABLE, UNROUTABLE6, BLACK_HOLE = "20.9.0.1", "2a00:11:9::1", "20.10.0.1"
 # The server's own kernel refuses these at send: no route, and a local filter.
 NO_ROUTE_AT_SERVER, FILTERED_AT_SERVER = "20.11.0.1", "20.12.0.1"
 TURN_PORT = 3478
+PEER_MTU = 1400                  # the peer's link; all others have 1500
 HOPS_HOME_TO_SERVER = 2          # NAT A and the internet router
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -221,6 +222,8 @@ class Topology:
         links = {name: [entry.split()[0] for entry in ADDRESSES[name]] for name in self.names}
         for name in self.names:
             self._ip(name, [f"link set dev {link} up" for link in ["lo", *links[name]]])
+        for name, link in (("inet", "peer"), ("peer", "eth")):
+            self._ip(name, [f"link set dev {link} mtu {PEER_MTU}"])
         for name in self.names:
             self._ip(name, [f"addr add {address} dev {link}" + (" nodad" if ":" in address else "")
                             for entry in ADDRESSES[name]

@@ -336,10 +336,12 @@ class TurnClient:
 
     # --- data ----------------------------------------------------------
 
-    def send(self, peer, payload):
+    def send(self, peer, payload, dont_fragment=False):
         """A Send indication."""
-        self._transmit(build(SEND, INDICATION,
-                             [(XOR_PEER_ADDRESS, peer), (DATA_ATTRIBUTE, payload)], os.urandom(12)))
+        attributes = [(XOR_PEER_ADDRESS, peer), (DATA_ATTRIBUTE, payload)]
+        if dont_fragment:
+            attributes.append((DONT_FRAGMENT, b""))
+        self._transmit(build(SEND, INDICATION, attributes, os.urandom(12)))
 
     def send_channel(self, number, payload):
         self._transmit(struct.pack("!HH", number, len(payload)) + payload)
