@@ -84,10 +84,16 @@ ROUTES = {
 
 def _home_rules(other_home):
     # `direct` counts what one home receives straight from the other: with a
-    # symmetric NAT on both sides it must stay at zero, relayed or not.
+    # symmetric NAT on both sides it must stay at zero, relayed or not. What comes
+    # unasked is dropped, as homes' routers do: let in, it would leave a conntrack
+    # entry that blocks hole punching, and would keep the homes apart by itself.
     return f"""
 table inet filter {{
   counter direct {{ }}
+  chain arriving {{
+    type filter hook input priority filter; policy accept;
+    iifname "wan" ct state new drop
+  }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
     meta l4proto udp ip saddr {other_home} counter name direct
