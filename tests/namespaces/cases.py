@@ -362,6 +362,41 @@ def without_the_attribute_the_relay_is_ipv4(stage):
                 equal(client.allocate()[0], SERVER, f"relayed address for a client of {host}")
 
 
+def every_client_reaches_every_other_over_the_relay(stage):
+    # Enough clients that pairs fall on the same worker and on different ones,
+    # and over both transports: each of these ways is another path in a server.
+    places = ([("homea", "udp")] * 3 + [("homeb", "udp")] * 2 + [("homea", "tcp"), ("office", "tcp")])
+    with stage.public_server(), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(stage.client(place, transport=transport))
+                   for place, transport in places]
+        for client in clients:
+            client.allocate()
+        for number, client in enumerate(clients):
+            others = [other.relayed for other in clients if other is not client]
+            client.permit(*others)
+            # Every second client binds channels, so that each framing meets each other.
+            if number % 2:
+                for channel, peer in enumerate(others, 0x4000):
+                    client.bind_channel(channel, peer)
+        for a in clients:
+            channels = {peer: channel for channel, peer in a.channels.items()}
+            for b in clients:
+                if a is b:
+                    continue
+                for round_ in range(3):
+                    text = b"%d " % round_ + os.urandom(200)
+                    if b.relayed in channels:
+                        a.send_channel(channels[b.relayed], text)
+                    else:
+                        a.send(b.relayed, text)
+                    got = b.receive()
+                    check(got is not None, f"datagram {round_} from {a.relayed} to {b.relayed}"
+                          f" ({a.transport} to {b.transport}) is lost")
+                    equal(got[:2], (a.relayed, text), f"what arrived from {a.relayed}")
+        for client in clients:
+            check(client.receive(0.05) is None, f"{client.relayed} received something twice")
+
+
 # --- who may be reached -----------------------------------------------------
 
 def own_ports_are_no_peers_unless_they_are_relayed(stage):
@@ -521,6 +556,7 @@ PER_WORKERS = [
     call_behind_one_to_one_nat,
     every_client_family_with_every_relay_family,
     without_the_attribute_the_relay_is_ipv4,
+    every_client_reaches_every_other_over_the_relay,
     own_ports_are_no_peers_unless_they_are_relayed,
     new_clients_are_heard_after_hundreds_of_packets,
     a_datagram_too_big_for_the_path_is_only_lost,
