@@ -133,7 +133,7 @@ impl Ports {
         }
         let (family, parity) = match request {
             RelayRequest::Fresh { family, parity, .. } => (family, parity),
-            RelayRequest::Reserved(relayed) => {
+            RelayRequest::Reserved { relayed, .. } => {
                 let port = self.taken.get_mut(&relayed.into()).filter(|port| **port == Port::Held);
                 *port.ok_or(RelayRefused::NotHeld)? = Port::Open(worker, id);
                 return Ok(OpenedRelay { relayed, held: None });
