@@ -13,6 +13,7 @@ use super::random::Sequence;
 use super::time::{Now, Ticks};
 use crate::wire::attribute::ChannelNumber;
 use crate::wire::channel_data::{self, ChannelData};
+use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{Known, Message};
 use crate::wire::writer::{DATA_INDICATION_HEAD_MAX, data_indication_head};
 use crate::wire::{Class, classify};
@@ -60,6 +61,10 @@ impl Server {
         let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
+        // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
+        if check_fingerprint(&message) == Fingerprint::Wrong {
+            return self.drop_unknown(DropReason::BadFingerprint, bytes.len());
+        }
         let (Ok(Some(peer)), Some(payload), Ok(dont_fragment), []) =
             (message.peer(), message.get(Known::Data), message.dont_fragment(), message.unknown())
         else {
