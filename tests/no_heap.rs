@@ -81,7 +81,7 @@ fn ready(h: &mut Harness) -> (Client, AllocationId) {
 /// Feeds packets of a client; each must come out as `expected` and cost nothing.
 fn client_packets_cost_nothing(h: &mut Harness, client: Client, bytes: &[u8], expected: Result<(), DropReason>) {
     let (via, now) = (h.via(client), h.now);
-    let server = h.server(0);
+    let server = h.first_server();
     let taken =
         taken_by(|| match (server.relay_from_client(now, &via, PacketMeta::default(), black_box(bytes)), expected) {
             (Relay::ToPeer { payload, .. }, Ok(())) => {
@@ -100,7 +100,7 @@ fn peer_packets_cost_nothing(
     payload: &[u8],
     expected: Result<(), DropReason>,
 ) {
-    let server = h.server(0);
+    let server = h.first_server();
     let from = PeerAddress::from(from);
     let taken = taken_by(|| {
         match (server.relay_from_peer(now, id, from, PacketMeta::default(), black_box(payload)), expected) {
@@ -121,7 +121,7 @@ fn the_counter_counts() {
 
 #[test]
 fn packets_of_a_client_take_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let (client, _) = ready(&mut h);
     let stranger = h.add(alice().tcp());
     let send = |peer: &str| indication(SEND).peer(addr(peer)).data(&[7; 1200]);
@@ -146,18 +146,18 @@ fn packets_of_a_client_take_nothing_from_the_heap() {
 
 #[test]
 fn packets_between_own_relayed_addresses_take_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let (client, _) = ready(&mut h);
     let (_, other) = ready(&mut h);
     let relayed =
-        h.server(0).sessions(Now::default()).find(|record| record.allocation == other).expect("alive").relayed;
+        h.first_server().sessions(Now::default()).find(|record| record.allocation == other).expect("alive").relayed;
     assert_eq!(h.bind(client, 0x4001, relayed.into()), 0);
     client_packets_cost_nothing(&mut h, client, &channel_data(0x4001, &[7; 1200]), Ok(()));
 }
 
 #[test]
 fn packets_of_a_peer_take_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let (client, id) = ready(&mut h);
     let at = (h.now, id);
     for length in [0, 1, 160, 1200, 65_000] {
@@ -168,7 +168,7 @@ fn packets_of_a_peer_take_nothing_from_the_heap() {
     }
     peer_packets_cost_nothing(&mut h, at, addr(PEER), &[7; 65_507], Err(DropReason::TooBig));
     h.refresh(client, 0);
-    let server = h.server(0);
+    let server = h.first_server();
     let taken = taken_by(|| {
         let verdict = server.relay_from_peer(at.0, id, addr(PEER).into(), PacketMeta::default(), b"late");
         assert!(matches!(verdict, Relay::Drop(DropReason::RelayClosed)));
@@ -178,7 +178,7 @@ fn packets_of_a_peer_take_nothing_from_the_heap() {
 
 #[test]
 fn an_allocation_with_many_peers_takes_nothing_from_the_heap_either() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let client = h.client();
     h.allocate(client);
     let peers: Vec<SocketAddr> = (1..=60).map(|n| addr(&format!("8.8.8.{n}:9"))).collect();
@@ -192,15 +192,15 @@ fn an_allocation_with_many_peers_takes_nothing_from_the_heap_either() {
 
 #[test]
 fn what_was_not_sent_takes_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let (_, id) = ready(&mut h);
-    let server = h.server(0);
+    let server = h.first_server();
     assert_eq!(taken_by(|| server.not_sent(id, Way::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
 }
 
 #[test]
 fn binding_takes_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let clients = [h.client(), h.add(alice().ipv6())];
     for client in clients {
         let via = h.via(client);
@@ -208,7 +208,7 @@ fn binding_takes_nothing_from_the_heap() {
             [request(BINDING), request(BINDING).fingerprint(), request(BINDING).with(0x7001, b"?"), indication(BINDING)]
         {
             let bytes = message.bytes([1; 12], None);
-            let server = h.server(0);
+            let server = h.first_server();
             let taken = taken_by(|| {
                 let mut out = [0; ANSWER_BYTES_MAX];
                 assert!(black_box(server.answer_binding(&via, black_box(&bytes), &mut out)).is_some());
@@ -220,7 +220,7 @@ fn binding_takes_nothing_from_the_heap() {
 
 #[test]
 fn reading_and_verifying_an_authenticated_allocate_takes_nothing_from_the_heap() {
-    let mut h = Harness::new();
+    let mut h = Harness::workers(1, |_| {});
     let client = h.add(user("bob"));
     let bytes = h.signed(client, &allocate().lifetime(600).fingerprint());
     let key = Key::from_md5(h.key_of(client));

@@ -95,7 +95,7 @@ fn a_credential_that_expires_during_the_call_neither_ends_nor_blocks_it() {
     assert_eq!(h.ask(another, allocate()).code(), 401);
     h.refresh(client, 0);
     assert_eq!(h.ask(client, allocate()).code(), 401);
-    assert_eq!(h.counters(0).rejects_of(Why::Expired), 2);
+    assert_eq!(h.rejects(Why::Expired), 2);
     assert_eq!(h.leftovers(), 0);
 }
 

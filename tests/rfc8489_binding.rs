@@ -59,7 +59,7 @@ fn binding_with_unknown_required_attributes_is_420_and_lists_them() {
     let reply = h.ask_unsigned(client, request(BINDING).with(0x7001, b"x").with(0x7002, b"").with(0x7003, b"abc"));
     assert_eq!(reply.code(), 420);
     assert_eq!(reply.unknown(), [0x7001, 0x7002, 0x7003]);
-    assert_eq!(h.counters(0).rejects_of(RejectReason::UnknownAttributes), 1);
+    assert_eq!(h.rejects(RejectReason::UnknownAttributes), 1);
 }
 
 // RFC 8489 §14.13; eight are enough for any client to see its mistake
@@ -201,12 +201,12 @@ fn answer_binding_without_heap_equals_the_answer_of_the_control_lane() {
     ] {
         let bytes = message.bytes([9; 12], None);
         let mut out = [0xEE; ANSWER_BYTES_MAX];
-        let len = h.server(0).answer_binding(&via, &bytes, &mut out).expect("it is Binding");
+        let len = h.server_of(client).answer_binding(&via, &bytes, &mut out).expect("it is Binding");
         assert_eq!(h.tell(client, &bytes)[0].bytes, out[..len]);
     }
     let mut out = [0; ANSWER_BYTES_MAX];
     let allocate = support::stun::allocate().bytes([9; 12], None);
-    assert_eq!(h.server(0).answer_binding(&via, &allocate, &mut out), None, "left to the control lane");
+    assert_eq!(h.server_of(client).answer_binding(&via, &allocate, &mut out), None, "left to the control lane");
     let keep_alive = indication(BINDING).bytes([9; 12], None);
-    assert_eq!(h.server(0).answer_binding(&via, &keep_alive, &mut out), Some(0));
+    assert_eq!(h.server_of(client).answer_binding(&via, &keep_alive, &mut out), Some(0));
 }

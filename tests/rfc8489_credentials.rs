@@ -21,11 +21,11 @@ fn is_challenge(reply: &Incoming, code: u16) {
 #[track_caller]
 fn refused_as(h: &mut Harness, spec: support::Spec, reason: RejectReason) {
     let client = h.add(spec);
-    let before = h.counters(0).rejects_of(reason);
+    let before = h.rejects(reason);
     let reply = h.ask(client, allocate());
     is_challenge(&reply, 401);
     assert!(!reply.is_signed());
-    assert_eq!(h.counters(0).rejects_of(reason), before + 1, "{}", reason.name());
+    assert_eq!(h.rejects(reason), before + 1, "{}", reason.name());
     assert_eq!(h.allocations(), 0);
 }
 
@@ -40,7 +40,7 @@ fn a_request_without_integrity_is_challenged_with_realm_and_nonce_in_72_bytes() 
     assert_eq!(reply.get(ERROR_CODE).expect("code").len(), 4, "no reason phrase");
     assert_eq!(reply.bytes.len(), 72);
     assert_eq!(h.refused, [], "an ordinary first request is no event");
-    assert_eq!(h.counters(0).rejects_of(RejectReason::Challenge), 1);
+    assert_eq!(h.rejects(RejectReason::Challenge), 1);
 }
 
 // RFC 8489 §9.2.4 (1): every method of TURN is authenticated (RFC 8656 §5)
@@ -85,7 +85,7 @@ fn integrity_without_username_realm_or_nonce_is_400_without_a_challenge() {
         assert_eq!(reply.code(), 400);
         assert_eq!(reply.types(), [ERROR_CODE], "no USERNAME, REALM or NONCE, and no key to sign with");
     }
-    assert_eq!(h.counters(0).rejects_of(RejectReason::IncompleteCredentials), 3);
+    assert_eq!(h.rejects(RejectReason::IncompleteCredentials), 3);
     assert_eq!(h.allocations(), 0);
 }
 
@@ -121,7 +121,7 @@ fn a_username_that_is_not_utf8_is_401() {
     bytes[at] = 0xFF;
     let replies = h.tell(client, &bytes);
     is_challenge(&replies[0], 401);
-    assert_eq!(h.counters(0).rejects_of(RejectReason::UnknownUser), 1);
+    assert_eq!(h.rejects(RejectReason::UnknownUser), 1);
 }
 
 // RFC 8489 §9.2.4 (4): MESSAGE-INTEGRITY does not fit
@@ -153,7 +153,7 @@ fn another_realm_is_401_and_answered_with_ours() {
     is_challenge(&reply, 401);
     let reply = h.ask_with(client, &Signature { realm: Some("elsewhere".into()), ..full }, allocate());
     is_challenge(&reply, 401);
-    assert_eq!(h.counters(0).rejects_of(RejectReason::WrongRealm), 2);
+    assert_eq!(h.rejects(RejectReason::WrongRealm), 2);
 }
 
 // RFC 8489 §14.5: 20 bytes

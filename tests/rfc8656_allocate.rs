@@ -8,7 +8,7 @@ use support::stun::{
 };
 use support::{Harness, alice, carol, holder_of, user};
 use throughway::protocol::address::{Family, RelayedTransportAddress};
-use throughway::protocol::border::{Input, Parity, RelayRefused, RelayRequest};
+use throughway::protocol::border::{Parity, RelayRefused, RelayRequest};
 use throughway::protocol::reject::RejectReason as Why;
 
 // RFC 8656 §7.2: what a success carries
@@ -23,7 +23,7 @@ fn allocate_answers_with_relayed_address_lifetime_and_mapped_address() {
     assert_eq!(reply.lifetime(), 600);
     let client_ip = h.address_of(client).ip();
     assert_eq!(h.opens, [RelayRequest::Fresh { family: Family::V4, parity: Parity::Any, client: client_ip }]);
-    assert_eq!(h.counters(0).created.get(), 1);
+    assert_eq!(h.counters_of(client).created.get(), 1);
 }
 
 // RFC 8656 §7.2: no success before the relayed transport address is really there
@@ -465,7 +465,7 @@ fn a_draining_server_is_486_and_keeps_what_lives() {
     let (old, new) = (h.client(), h.client());
     let bytes = h.signed(old, &allocate());
     let first = h.tell(old, &bytes);
-    h.input(0, Input::Drain);
+    h.drain_all();
     h.refuses(new, allocate(), 486, Why::Draining);
     assert_eq!(h.tell(old, &bytes), first, "a retransmission is nothing new");
     assert_eq!(h.refresh(old, 900).code(), 0);

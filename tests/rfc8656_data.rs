@@ -382,9 +382,9 @@ fn what_was_not_sent_is_taken_back_and_counted_by_its_reason() {
         assert_eq!(traffic.to_peers, Flow { received: amount(5, 50), dropped: amount(2, 20) });
         assert_eq!(traffic.to_client, Flow { received: amount(5, 20), dropped: amount(1, 4) });
         assert_eq!((traffic.to_peers.sent(), traffic.to_client.sent()), (amount(3, 30), amount(4, 16)));
-        assert_eq!(h.counters(0).to_peers.get(), amount(3, 30));
-        assert_eq!(h.counters(0).to_clients.get(), amount(4, 16));
-        assert_eq!(h.counters(0).from_clients.get(), amount(5, 50));
+        assert_eq!(h.counters_of(client).to_peers.get(), amount(3, 30));
+        assert_eq!(h.counters_of(client).to_clients.get(), amount(4, 16));
+        assert_eq!(h.counters_of(client).from_clients.get(), amount(5, 50));
         assert_eq!(h.channel_data(client, CHANNEL, b"on").to_peer().1, b"on");
     }
 }
@@ -400,7 +400,8 @@ fn what_was_not_sent_is_counted_after_the_allocation_ended_too() {
     let next = ready(&mut h, alice(), true);
     h.not_sent(client, Way::ToClient, 1, 4, DropReason::StreamClosed);
     h.not_sent(client, Way::ToPeer, 1, 2, DropReason::SendFailed);
-    assert_eq!((h.counters(0).to_clients.get(), h.counters(0).to_peers.get()), (amount(0, 0), amount(0, 0)));
+    let counters = h.counters_of(client);
+    assert_eq!((counters.to_clients.get(), counters.to_peers.get()), (amount(0, 0), amount(0, 0)));
     assert_eq!(h.drops(DropReason::StreamClosed), amount(1, 4));
     let session = h.session(next).expect("alive");
     assert_eq!(session.traffic, Default::default(), "the slot is reused, its account is not");
@@ -423,7 +424,7 @@ fn received_equals_sent_plus_dropped_for_each_way_and_in_total() {
     let traffic = h.session(client).expect("alive").traffic;
     assert_eq!(traffic.to_peers, Flow { received: amount(5, 168), dropped: amount(3, 18) });
     assert_eq!(traffic.to_client, Flow { received: amount(3, 65_727), dropped: amount(2, 65_527) });
-    let counters = h.counters(0);
+    let counters = h.counters_of(client);
     assert_eq!((counters.from_clients.get(), counters.to_peers.get()), (amount(5, 168), amount(2, 150)));
     assert_eq!((counters.from_peers.get(), counters.to_clients.get()), (amount(3, 65_727), amount(1, 200)));
 }

@@ -8,7 +8,7 @@ use support::stun::{
 use support::{Harness, Went, addr, alice, bind, carol, user};
 use throughway::protocol::accounting::Amount;
 use throughway::protocol::address::{RelayedTransportAddress, Transport};
-use throughway::protocol::border::{DropReason, EndReason, Input};
+use throughway::protocol::border::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 
 // RFC 8656 §7.2, §8: exactly its lifetime
@@ -323,7 +323,7 @@ fn closing_all_ends_every_allocation_and_refuses_new_ones() {
     for client in clients {
         h.allocate(client);
     }
-    h.input(0, Input::CloseAll(EndReason::Shutdown));
+    h.close_all(EndReason::Shutdown);
     assert_eq!((h.leftovers(), h.books.admitted(), h.ports.count()), (0, 0, 0));
     assert!(h.ended.iter().all(|record| record.reason == Some(EndReason::Shutdown)));
     h.refuses(clients[0], allocate(), 486, Why::Draining);
@@ -339,7 +339,7 @@ fn closing_all_leaves_no_opening_and_no_held_port_behind() {
     h.hold_back_opens = true;
     let bytes = h.signed(opening, &allocate());
     h.tell(opening, &bytes);
-    h.input(0, Input::CloseAll(EndReason::Shutdown));
+    h.close_all(EndReason::Shutdown);
     h.let_opens_go(opening);
     assert_eq!((h.allocations(), h.ports.count(), h.books.admitted(), h.leftovers()), (0, 0, 0, 0));
 }
@@ -356,7 +356,7 @@ fn the_record_of_an_ended_session_tells_who_when_why_and_how_much() {
     h.send(client, addr("8.8.4.4:53"), b"123");
     h.from_peer(client, peer, b"1234567").to_client();
     h.from_peer(client, addr("8.8.4.4:53"), b"12");
-    assert_eq!(h.counters(0).live[Transport::Tcp as usize][0].get(), 1);
+    assert_eq!(h.counters_of(client).live[Transport::Tcp as usize][0].get(), 1);
     h.advance(77);
     h.refresh(client, 0);
     let record = h.ended.pop().expect("a record");
@@ -371,7 +371,7 @@ fn the_record_of_an_ended_session_tells_who_when_why_and_how_much() {
     assert_eq!(record.traffic.to_peers.sent(), amount(1, 5));
     assert_eq!(record.traffic.to_client.received, amount(2, 9));
     assert_eq!(record.traffic.to_client.sent(), amount(1, 7));
-    let counters = h.counters(0);
+    let counters = h.counters_of(client);
     assert_eq!(counters.ended[EndReason::Refreshed as usize].get(), 1);
     assert_eq!((counters.created.get(), counters.live[Transport::Tcp as usize][0].get()), (1, 0));
 }

@@ -54,7 +54,10 @@ fn even_port_with_r_holds_the_next_port_which_the_token_gets() {
     let reply = h.ask(two, allocate().token(&token));
     assert_eq!((reply.code(), reply.relayed()), (0, next(relayed)));
     let opened = h.opens.last().expect("opened");
-    assert!(matches!(opened, RelayRequest::Reserved { relayed: held, .. } if *held == next(relayed).into()), "{opened:?}");
+    assert!(
+        matches!(opened, RelayRequest::Reserved { relayed: held, .. } if *held == next(relayed).into()),
+        "{opened:?}"
+    );
     assert!(!reply.has(support::stun::RESERVATION_TOKEN));
     h.advance(600);
     assert_eq!((h.leftovers(), h.ports.count()), (0, 0));

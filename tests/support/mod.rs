@@ -5,6 +5,8 @@
 
 // Each test binary uses its own part of this.
 #![allow(dead_code, unreachable_pub)]
+// `from_client` and `to_peer` are the ways of a packet, not conversions.
+#![allow(clippy::wrong_self_convention)]
 
 pub mod stun;
 pub mod world;
@@ -22,7 +24,7 @@ use throughway::protocol::address::{
     ClientAddress, FiveTuple, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via,
 };
 use throughway::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay,
+    AllocationId, Answer, AskId, DropReason, EndReason, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay,
     RelayRefused, RelayRequest, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
@@ -99,12 +101,13 @@ pub struct Spec {
     pub from: Option<SocketAddr>,
     pub tcp: bool,
     pub ipv6: bool,
-    pub worker: usize,
+    /// `None` leaves it to the harness, as the kernel would place a five-tuple.
+    pub worker: Option<usize>,
 }
 
-/// The static user `alice`, over UDP and IPv4, from an address of her own, on the first worker.
+/// The static user `alice`, over UDP and IPv4, from an address of her own, on any worker.
 pub fn alice() -> Spec {
-    Spec { username: "alice".into(), password: "wonderland".into(), from: None, tcp: false, ipv6: false, worker: 0 }
+    Spec { username: "alice".into(), password: "wonderland".into(), from: None, tcp: false, ipv6: false, worker: None }
 }
 
 pub fn carol() -> Spec {
@@ -141,7 +144,7 @@ impl Spec {
         self
     }
     pub fn on_worker(mut self, worker: usize) -> Self {
-        self.worker = worker;
+        self.worker = Some(worker);
         self
     }
 }
@@ -152,6 +155,7 @@ pub struct Client(usize);
 
 struct ClientState {
     spec: Spec,
+    worker: usize,
     via: Via,
     nonce: Option<Vec<u8>>,
     inbox: Vec<Incoming>,
@@ -243,13 +247,22 @@ pub struct Harness {
     pub ended: Vec<SessionRecord>,
 }
 
+/// One worker, or as many as `RULES_WORKERS` says: then every second client lands on another one, and the
+/// rules must hold all the same.
+fn default_workers() -> u8 {
+    std::env::var("RULES_WORKERS").map_or(1, |text| match text.parse() {
+        Ok(count) if count > 0 => count,
+        Ok(_) | Err(_) => panic!("RULES_WORKERS={text}: a number from 1 to 255 is wanted"),
+    })
+}
+
 impl Harness {
     pub fn new() -> Self {
         Self::with(|_| {})
     }
 
     pub fn with(edit: impl FnOnce(&mut Settings)) -> Self {
-        Self::workers(1, edit)
+        Self::workers(default_workers(), edit)
     }
 
     pub fn workers(count: u8, edit: impl FnOnce(&mut Settings)) -> Self {
@@ -323,7 +336,8 @@ impl Harness {
         };
         let via =
             if spec.tcp { Via::Stream(StreamId(1000 + number as u64), five_tuple) } else { Via::Datagram(five_tuple) };
-        self.clients.push(ClientState { spec, via, nonce: None, inbox: Vec::new(), allocation: None });
+        let worker = spec.worker.unwrap_or(number % self.workers.len());
+        self.clients.push(ClientState { spec, worker, via, nonce: None, inbox: Vec::new(), allocation: None });
         Client(number)
     }
 
@@ -377,8 +391,7 @@ impl Harness {
 
     /// Raw bytes in, every reply to this client out.
     pub fn tell(&mut self, client: Client, bytes: &[u8]) -> Vec<Incoming> {
-        let ClientState { via, spec, .. } = &self.clients[client.0];
-        let (via, worker) = (*via, spec.worker);
+        let ClientState { via, worker, .. } = self.clients[client.0];
         self.input(worker, Input::Message { via, bytes });
         std::mem::take(&mut self.clients[client.0].inbox)
     }
@@ -426,7 +439,7 @@ impl Harness {
     /// A signed request that must fail with this code, signed, for this reason and no other.
     #[track_caller]
     pub fn refuses(&mut self, client: Client, message: Outgoing, code: u16, reason: RejectReason) -> Incoming {
-        let worker = self.clients[client.0].spec.worker;
+        let worker = self.clients[client.0].worker;
         self.nonce_of(client);
         let before = self.workers[worker].counters.rejects_of(reason);
         let events = self.refused.len();
@@ -444,7 +457,7 @@ impl Harness {
     /// Bytes that must be met with silence and one count of this reason.
     #[track_caller]
     pub fn silent(&mut self, client: Client, bytes: &[u8], why: DropReason) {
-        let worker = self.clients[client.0].spec.worker;
+        let worker = self.clients[client.0].worker;
         let before = self.workers[worker].counters.drops_of(why);
         assert_eq!(self.tell(client, bytes), [], "no answer");
         let after = self.workers[worker].counters.drops_of(why);
@@ -467,8 +480,7 @@ impl Harness {
     }
 
     pub fn disconnect(&mut self, client: Client) {
-        let ClientState { via, spec, .. } = &self.clients[client.0];
-        let (via, worker) = (*via, spec.worker);
+        let ClientState { via, worker, .. } = self.clients[client.0];
         self.input(worker, Input::ClientClosed { via });
     }
 
@@ -484,8 +496,7 @@ impl Harness {
     // ---- the data lanes ----
 
     pub fn from_client_with(&mut self, client: Client, meta: PacketMeta, bytes: &[u8]) -> Went {
-        let ClientState { via, spec, .. } = &self.clients[client.0];
-        let (via, worker) = (*via, spec.worker);
+        let ClientState { via, worker, .. } = self.clients[client.0];
         let verdict = self.workers[worker].server.relay_from_client(self.now, &via, meta, bytes);
         let went = own(verdict);
         self.check();
@@ -506,7 +517,7 @@ impl Harness {
     }
     pub fn from_peer_with(&mut self, client: Client, peer: SocketAddr, meta: PacketMeta, payload: &[u8]) -> Went {
         let (id, _) = self.clients[client.0].allocation.expect("this client had an allocation");
-        let worker = self.clients[client.0].spec.worker;
+        let worker = self.clients[client.0].worker;
         let verdict = self.workers[worker].server.relay_from_peer(self.now, id, peer.into(), meta, payload);
         let went = own(verdict);
         self.check();
@@ -519,7 +530,7 @@ impl Harness {
     /// The kernel or a queue did not take packets of this client's allocation.
     pub fn not_sent(&mut self, client: Client, way: Way, packets: u32, bytes: u64, why: DropReason) {
         let (id, _) = self.clients[client.0].allocation.expect("this client had an allocation");
-        let worker = &mut self.workers[self.clients[client.0].spec.worker];
+        let worker = &mut self.workers[self.clients[client.0].worker];
         if worker.ended.iter().any(|record| record.allocation == id) {
             let late = &mut worker.late[way as usize];
             *late = *late + Amount { packets: u64::from(packets), bytes };
@@ -530,8 +541,13 @@ impl Harness {
 
     // ---- the world ----
 
-    pub fn counters(&self, worker: usize) -> &Counters {
-        &self.workers[worker].counters
+    /// The counters of a client's worker.
+    pub fn counters_of(&self, client: Client) -> &Counters {
+        &self.workers[self.clients[client.0].worker].counters
+    }
+    /// How often requests were refused for this reason, on all workers.
+    pub fn rejects(&self, why: RejectReason) -> u64 {
+        self.workers.iter().map(|worker| worker.counters.rejects_of(why)).sum()
     }
     pub fn drops(&self, why: DropReason) -> Amount {
         self.workers.iter().map(|worker| worker.counters.drops_of(why)).fold(Amount::default(), |a, b| a + b)
@@ -545,20 +561,31 @@ impl Harness {
     /// The live session of a client.
     pub fn session(&self, client: Client) -> Option<SessionRecord> {
         let (id, _) = self.clients[client.0].allocation?;
-        self.workers[self.clients[client.0].spec.worker]
-            .server
-            .sessions(self.now)
-            .find(|record| record.allocation == id)
+        self.workers[self.clients[client.0].worker].server.sessions(self.now).find(|record| record.allocation == id)
     }
     pub fn is_alive(&self, client: Client) -> bool {
         self.session(client).is_some()
     }
-    pub fn server(&mut self, worker: usize) -> &mut Server {
-        &mut self.workers[worker].server
+    pub fn server_of(&mut self, client: Client) -> &mut Server {
+        &mut self.workers[self.clients[client.0].worker].server
+    }
+    pub fn first_server(&mut self) -> &mut Server {
+        &mut self.workers[0].server
+    }
+    /// No new allocations on any worker.
+    pub fn drain_all(&mut self) {
+        for worker in 0..self.workers.len() {
+            self.input(worker, Input::Drain);
+        }
+    }
+    pub fn close_all(&mut self, reason: EndReason) {
+        for worker in 0..self.workers.len() {
+            self.input(worker, Input::CloseAll(reason));
+        }
     }
 
     /// One input, then all that follows from it.
-    pub fn input(&mut self, worker: usize, input: Input<'_>) {
+    fn input(&mut self, worker: usize, input: Input<'_>) {
         self.workers[worker].server.handle_input(self.now, input);
         self.drain(worker);
         self.settle();
