@@ -38,6 +38,7 @@ class Stage:
         try:
             yield self.server
             check(self.server.alive(), "the server ended by itself during the case")
+            self.server.stop_and_check_books()
         finally:
             self.server.stop()
 
