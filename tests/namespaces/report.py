@@ -7,7 +7,7 @@ import time
 import traceback
 
 DEBIAN_PACKAGE = {
-    "ip": "iproute2", "nft": "nftables", "sysctl": "procps",
+    "ip": "iproute2", "nft": "nftables", "cc": "gcc",
     "turnutils_uclient": "coturn", "turnutils_peer": "coturn", "turnutils_stunclient": "coturn",
 }
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -35,6 +36,11 @@ class Setup:
     secret: str = ""
     allow: list = dataclasses.field(default_factory=list)
     http: str = "127.0.0.1:8080"
+
+# Labels of the payload metrics, and the name the same flow has in a session record.
+BOOKS = {("received", "clients"): "from_client", ("sent", "peers"): "to_peers",
+         ("received", "peers"): "from_peers", ("sent", "clients"): "to_client"}
+LOG_LINE_MAX = 400
 
 
 class CannotStart(Exception):
@@ -185,12 +191,45 @@ class Server:
                 samples[name] = float(value)
         return samples
 
+    def stop_and_check_books(self):
+        """Ends a quiet server; its session records and its metrics must then tell
+        the same: every allocation one record, and the four sums equal to the packet."""
+        if self.is_coturn:
+            self.stop()
+            return
+        before, end = None, time.monotonic() + 3
+        while (now := self._payload()) != before and time.monotonic() < end:
+            before = now
+            time.sleep(0.05)
+        created = self.metrics()["throughway_allocations_created_total"]
+        status = self.stop()
+        if status != 0:
+            raise AssertionError(f"SIGTERM ended the server with {status}")
+        with open(self.log_path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.startswith("{")]
+        records = [line for line in lines if line["message"] == "session ended"]
+        if len(records) != created:
+            raise AssertionError(f"{created:.0f} allocations made, {len(records)} sessions recorded")
+        for (way, side), name in BOOKS.items():
+            for unit in ("packets", "bytes"):
+                recorded = sum(record[f"{unit}_{name}"] for record in records)
+                if recorded != now[way, side, unit]:
+                    raise AssertionError(f"{unit} {way} {side}: {now[way, side, unit]:.0f} by the"
+                                         f" metrics, {recorded} by the session records")
+
+    def _payload(self):
+        samples = self.metrics()
+        return {(way, side, unit):
+                samples[f'throughway_payload_{unit}_total{{way="{way}",side="{side}"}}']
+                for way, side in BOOKS for unit in ("packets", "bytes")}
+
     def alive(self):
         return self.process.poll() is None
 
-    def log(self, lines=25):
+    def log(self, lines=12):
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
-            return "server log:\n" + "".join("    | " + line for line in file.readlines()[-lines:])
+            return "server log:\n" + "\n".join(
+                "    | " + line.rstrip()[:LOG_LINE_MAX] for line in file.readlines()[-lines:])
 
     def stop(self):
         """Ends the server by its own process id; returns its exit status."""
