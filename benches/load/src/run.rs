@@ -5,7 +5,7 @@ use crate::json::Object;
 use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
 use crate::session::{self, Clients, Session};
 use crate::stun::{self, Message};
-use crate::sys::{self, Usage, Watch};
+use crate::sys::{self, Drops, Usage, Watch};
 use crate::traffic::{HEADER, Ledger, WAYS, Way};
 use crate::udp::{BATCH, ManyAddresses};
 
@@ -37,7 +37,7 @@ pub fn main(flags: Flags) -> Result<(), String> {
     let mut run =
         Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
     let window = run.drive(&watch);
-    let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port]);
+    let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port], plan.places.server.port());
     let broken = run.clients.closed();
     let refused = session::close_all(&plan, &mut run.clients, &mut run.sessions);
     println!("{}", run.report(&window, opened_ns, drops, broken, refused));
@@ -311,7 +311,7 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, window: &Window, opened_ns: u64, drops: (u64, u64), broken: usize, refused: usize) -> String {
+    fn report(&self, window: &Window, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
         let plan = self.plan;
         let seconds = window.nanoseconds as f64 / SECOND;
         let received = window.received[0] + window.received[1];
@@ -349,8 +349,9 @@ impl Run<'_> {
             .count("corrupt", faults.corrupt)
             .count("misdelivered", faults.misdelivered)
             .count("unexpected", faults.unexpected)
-            .count("generator_socket_drops", drops.0)
-            .count("server_socket_drops", drops.1)
+            .count("generator_socket_drops", drops.generator)
+            .count("listener_socket_drops", drops.listener)
+            .count("relayed_socket_drops", drops.relayed)
             .count("broken_connections", broken as u64)
             .count("refused_deletes", refused as u64)
             .real("p50_us", self.ledger.latency.quantile(0.5) as f64 / 1e3)

@@ -70,18 +70,27 @@ impl Watch {
     }
 }
 
-/// Datagrams the kernel dropped because a UDP socket's buffer was full: those of the generator's own
-/// ports, and all others of this network namespace (the server's).
-pub fn socket_drops(own: &[u16]) -> (u64, u64) {
+/// Datagrams the kernel dropped because a UDP socket's buffer was full.
+#[derive(Clone, Copy, Default)]
+pub struct Drops {
+    pub generator: u64,
+    pub listener: u64,
+    /// All other sockets of this network namespace: the relayed ones.
+    pub relayed: u64,
+}
+
+/// Reads the drops of every UDP socket of this network namespace.
+pub fn socket_drops(generator: &[u16], listener: u16) -> Drops {
     let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
-    let mut drops = (0, 0);
+    let mut drops = Drops::default();
     for line in table.lines().skip(1) {
         let mut words = line.split_whitespace();
         let port = words.nth(1).and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
         let dropped = words.next_back().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
         match port {
-            Some(port) if own.contains(&port) => drops.0 += dropped,
-            _ => drops.1 += dropped,
+            Some(port) if generator.contains(&port) => drops.generator += dropped,
+            Some(port) if port == listener => drops.listener += dropped,
+            _ => drops.relayed += dropped,
         }
     }
     drops
