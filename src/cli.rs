@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::initial_secret::{Kept, existing_secret, initial_secret, is_world_readable};
 use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
 use crate::credentials::SharedSecret;
+use crate::demo;
 
 /// A STUN/TURN relay server.
 #[derive(Parser, Debug)]
@@ -166,20 +167,12 @@ impl From<io::Error> for Failure {
 /// [`Failure`], which knows its exit code.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
-        Command::Demo(options) => demo(options),
+        Command::Demo(options) => demo::run(options),
         Command::Serve { config } => serve(config.as_deref()),
         Command::CheckConfig { file, json } => check_config(&file, json),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
     }
-}
-
-fn demo(options: DemoOptions) -> Result<(), Failure> {
-    // WIRE: crate::demo::run(options)
-    Err(Failure::Run(format!(
-        "demo is not part of this build (asked for port {} and page {})",
-        options.port, options.http
-    )))
 }
 
 fn serve(file: Option<&Path>) -> Result<(), Failure> {

@@ -7,7 +7,9 @@
 
 pub mod lan;
 mod page;
+mod relay;
 mod rooms;
+mod run;
 mod signalling;
 
 use std::collections::BTreeSet;
@@ -27,6 +29,7 @@ use tokio::sync::Semaphore;
 
 pub use crate::api::host::AllowedHosts;
 use rooms::Rooms;
+pub use run::run;
 
 /// A boxed future, so that [`DemoBackend`] can stand behind `dyn`.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;

@@ -12,15 +12,20 @@ const $ = (id) => document.getElementById(id);
 
 // ---- who we are: the room is in the fragment, the tab is new with each load
 
+const wish = new URLSearchParams(location.hash.slice(1));
 const room = (() => {
-  const named = new URLSearchParams(location.hash.slice(1)).get('room');
+  const named = wish.get('room');
   if (named && /^[A-Za-z0-9_-]{1,64}$/.test(named)) return named;
   const fresh = randomName(8);
   history.replaceState(null, '', `#room=${fresh}`);
   return fresh;
 })();
 const user = `tab-${randomName(8)}`;
-const link = `${location.origin}${location.pathname}#room=${room}`;
+
+/** The second tab starts with our choice of transport. */
+function secondTab() {
+  return `${location.origin}${location.pathname}#room=${room}${transport === 'tcp' ? '&transport=tcp' : ''}`;
+}
 
 function randomName(length) {
   const letters = 'abcdefghijkmnpqrstuvwxyz23456789';
@@ -37,7 +42,7 @@ const label = `Tab ${user.slice(4, 7).toUpperCase()}`;
 const HUES = [172, 208, 252, 292, 334];
 const hue = HUES[user.charCodeAt(4) % HUES.length];
 let picture = testPicture(label, hue);
-let transport = 'udp';
+let transport = wish.get('transport') === 'tcp' ? 'tcp' : 'udp';
 let config = null;
 let numbers = null;
 let usage = null;
@@ -59,6 +64,9 @@ window.throughway = {
   get transfers() { return files.transfers.map(({ file, url, ...rest }) => rest); },
   log,
   restart: () => call.restart('you asked'),
+  /** Sends no picture, so that nothing but connection checks is on its way. */
+  silence: () => call.show(null),
+  unsilence: () => usePicture(),
   sendFile: (name, bytes) => files.send(new File([bytes], name)),
 };
 
@@ -159,7 +167,7 @@ function show() {
   const alone = !signalling.peer && ['idle', 'ended'].includes(phase) && !refused;
   $('second').hidden = !alone && !refused;
   $('second').textContent = refused ? 'Open a room of our own' : 'Open the second tab';
-  $('second').href = refused ? location.pathname : link;
+  $('second').href = refused ? location.pathname : secondTab();
   $('copy').hidden = !alone;
   $('again').hidden = !(signalling.peer && ['failed', 'ended'].includes(phase));
   $('remote-label').hidden = covered;
@@ -331,7 +339,7 @@ $('hang-up').onclick = () => call.hangUp();
 $('restart').onclick = () => call.restart('you asked');
 $('copy').onclick = async () => {
   try {
-    await navigator.clipboard.writeText(link);
+    await navigator.clipboard.writeText(secondTab());
     $('copy').textContent = 'Copied';
   } catch {
     $('copy').textContent = 'Copy it from the address bar';

@@ -66,10 +66,10 @@ export class Call extends EventTarget {
     return this.#connection;
   }
 
-  /** What we send; a change during the call needs no negotiation. */
+  /** What we send, or null for nothing on this connection; a change during the call needs no negotiation. */
   show(track) {
-    this.#track = track;
-    const sender = this.#connection?.getSenders().find((each) => each.track?.kind === 'video');
+    if (track) this.#track = track;
+    const [sender] = this.#connection?.getSenders() ?? [];
     sender?.replaceTrack(track).catch((error) => this.#log('bad', `The picture could not be changed: ${error.message}`));
   }
 
