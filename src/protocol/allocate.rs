@@ -285,7 +285,7 @@ impl Server {
     }
 
     /// Ends an opening that came to nothing, and tells the client.
-    fn fail_opening(&mut self, id: AllocationId, reason: RejectReason) {
+    pub(super) fn fail_opening(&mut self, id: AllocationId, reason: RejectReason) {
         let Some(opening) = self.forget_opening(id) else { return };
         self.counters.rejected(reason);
         let key = opening.owner.key.clone();

@@ -1,0 +1,160 @@
+//! What the simulated operator decided, and an independent word on peers and credentials.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
+use throughway::protocol::address::PeerAddress;
+use throughway::protocol::peer_policy::PeerPolicy;
+use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use throughway::wire::integrity::Key;
+
+pub const REALM: &str = "sim.example";
+pub const RELAY_IPV4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 7));
+pub const RELAY_IPV6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2a02, 0x500, 0, 0, 0, 0, 0, 7));
+pub const LISTEN_PORT: u16 = 3478;
+pub const DEFAULT_LIFETIME: u32 = 600;
+pub const MAX_LIFETIME: u32 = 1800;
+pub const MAX_TTL: u64 = 7200;
+
+/// Two peer policies that differ in three places.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// Nothing but the defaults.
+    Plain,
+    /// 10.9.9.0/24 and 127.0.0.1 opened, 45.0.0.0/8 closed.
+    Edited,
+}
+
+/// What an address may be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    Remote,
+    Own,
+    Local,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub policy: Policy,
+    /// Name, password, and whether the server is told the MD5 key only.
+    pub users: Vec<(&'static str, &'static str, bool)>,
+    pub secrets: Vec<SharedSecret>,
+    pub limits: Limits,
+    pub nonce_lifetime: u64,
+}
+
+pub fn secret(value: &str) -> SharedSecret {
+    let algorithm = if value.ends_with("256") { Algorithm::Sha256 } else { Algorithm::Sha1 };
+    SharedSecret { id: value.into(), value: Secret::new(value.as_bytes()), algorithm }
+}
+
+impl Config {
+    pub fn first(limits: Limits) -> Self {
+        Self {
+            policy: Policy::Plain,
+            users: vec![("alice", "wonderland", false), ("bob", "builder", true)],
+            secrets: vec![secret("north")],
+            limits,
+            nonce_lifetime: 3600,
+        }
+    }
+
+    pub fn settings(&self) -> Arc<Settings> {
+        let (allow, deny): (&[&str], &[&str]) = match self.policy {
+            Policy::Plain => (&[], &[]),
+            Policy::Edited => (&["10.9.9.0/24", "127.0.0.1/32"], &["45.0.0.0/8"]),
+        };
+        let parse = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<_>>();
+        let local = LocalAddresses {
+            own: vec![RELAY_IPV4, RELAY_IPV6],
+            interfaces: vec![RELAY_IPV4, RELAY_IPV6],
+            listeners: vec![("0.0.0.0".parse().unwrap(), LISTEN_PORT), ("::".parse().unwrap(), LISTEN_PORT)],
+        };
+        let user = |name: &str, password: &str, md5: bool| {
+            if md5 {
+                let key = Key::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
+                StaticUser::KeyMd5(Secret::new(key.expose().as_slice()))
+            } else {
+                StaticUser::Password(Secret::new(password.as_bytes()))
+            }
+        };
+        Arc::new(Settings {
+            realm: REALM.into(),
+            default_lifetime: DEFAULT_LIFETIME,
+            max_lifetime: MAX_LIFETIME,
+            auth: AuthSettings {
+                users: self.users.iter().map(|&(n, p, md5)| (n.into(), user(n, p, md5))).collect(),
+                secrets: self.secrets.clone(),
+                max_ttl: MAX_TTL,
+                nonce_lifetime: self.nonce_lifetime,
+            },
+            peers: PeerPolicy::new(&parse(&allow.to_vec()), &parse(&deny.to_vec()), local).unwrap(),
+            limits: self.limits,
+            relay_ipv4: true,
+            relay_ipv6: true,
+        })
+    }
+
+    /// What a peer address is; `None` is a 403.
+    pub fn class(&self, ip: IpAddr) -> Option<Class> {
+        let edited = self.policy == Policy::Edited;
+        match ip {
+            RELAY_IPV4 | RELAY_IPV6 => Some(Class::Own),
+            IpAddr::V4(ip) => match ip.octets() {
+                [127, 0, 0, 1] => edited.then_some(Class::Local),
+                [10, 9, 9, _] => edited.then_some(Class::Remote),
+                [45, ..] => (!edited).then_some(Class::Remote),
+                [93, ..] => Some(Class::Remote),
+                [10 | 127 | 169 | 192 | 224, ..] => None,
+                other => panic!("the simulation has no peer {other:?}"),
+            },
+            IpAddr::V6(ip) => match ip.segments()[0] {
+                0x2a00 => Some(Class::Remote),
+                0xfe80 | 0xfd00 => None,
+                other => panic!("the simulation has no peer {other:x}"),
+            },
+        }
+    }
+
+    /// Who a name and a password are: whether limited, and whom quotas count for.
+    pub fn user(&self, username: &str, password: &str, unix: u64) -> Option<(bool, String)> {
+        if let Some(&(_, right, _)) = self.users.iter().find(|(name, ..)| *name == username) {
+            return (password == right).then(|| (false, username.to_owned()));
+        }
+        let (expiry, id) = username.split_once(':')?;
+        let expiry: u64 = expiry.parse().ok()?;
+        if expiry + 30 < unix || expiry > unix + MAX_TTL + 30 {
+            return None;
+        }
+        let right = |secret| credentials::password(secret, username.as_bytes()).as_str() == password;
+        self.secrets.iter().any(right).then(|| (true, if id.is_empty() { username } else { id }.to_owned()))
+    }
+}
+
+/// Peers of every class and family.
+pub fn peers() -> Vec<PeerAddress> {
+    [
+        "93.1.1.1:5000",
+        "93.1.1.1:5001",
+        "93.1.1.2:5000",
+        "93.1.1.3:9",
+        "93.1.1.4:65535",
+        "45.0.0.1:700",
+        "45.0.0.2:700",
+        "10.9.9.9:80",
+        "192.168.0.5:22",
+        "169.254.169.254:80",
+        "224.0.0.1:5353",
+        "127.0.0.1:8000",
+        "127.0.0.1:3478",
+        "[2a00:1450::1]:4000",
+        "[2a00:1450::1]:4001",
+        "[2a00:1450::2]:4000",
+        "[fe80::1]:1",
+        "[fd00::1]:1",
+    ]
+    .iter()
+    .map(|text| PeerAddress::from(text.parse::<std::net::SocketAddr>().unwrap()))
+    .collect()
+}

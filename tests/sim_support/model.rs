@@ -1,0 +1,437 @@
+//! What the server must do, told a second time from the RFC: exact to the millisecond and the byte.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use throughway::protocol::accounting::{Amount, Traffic};
+use throughway::protocol::address::{ClientAddress, Family, PeerAddress, RelayedTransportAddress, Transport, Via};
+use throughway::protocol::border::{AllocationId, DropReason, Parity};
+
+use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
+use super::packet::{Request, SendRead, What, read_send};
+use super::quota::Tables;
+
+/// An allocation of one worker.
+pub type Key = (usize, AllocationId);
+
+pub struct Session {
+    pub via: Via,
+    pub relayed: RelayedTransportAddress,
+    /// The request that made it.
+    pub request: Rc<Request>,
+    pub identity: String,
+    pub limited: bool,
+    pub token: Option<[u8; 8]>,
+    pub created_at: u64,
+    pub expires_at: u64,
+    pub permissions: BTreeMap<IpAddr, u64>,
+    pub channels: BTreeMap<u16, (PeerAddress, u64)>,
+    pub traffic: Traffic,
+}
+
+pub struct Opening {
+    pub via: Via,
+    pub request: Rc<Request>,
+    pub identity: String,
+    pub limited: bool,
+    /// The question to another worker, and when it is given up.
+    pub asking: Option<(u64, u64)>,
+}
+
+pub struct Held {
+    pub worker: usize,
+    pub relayed: RelayedTransportAddress,
+    pub identity: String,
+    pub expires_at: u64,
+}
+
+/// What one worker's counters must show.
+#[derive(Clone)]
+pub struct Totals {
+    pub from_clients: Amount,
+    pub to_peers: Amount,
+    pub from_peers: Amount,
+    pub to_clients: Amount,
+    pub drops: Vec<Amount>,
+    pub created: u64,
+    pub ended: [u64; 4],
+    pub successes: u64,
+    pub rejects: u64,
+}
+
+impl Default for Totals {
+    fn default() -> Self {
+        let none = Amount::default();
+        Self {
+            from_clients: none,
+            to_peers: none,
+            from_peers: none,
+            to_clients: none,
+            drops: vec![none; DropReason::ALL.len()],
+            created: 0,
+            ended: [0; 4],
+            successes: 0,
+            rejects: 0,
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Model {
+    pub sessions: BTreeMap<Key, Session>,
+    pub session_of: HashMap<Via, Key>,
+    pub openings: BTreeMap<Key, Opening>,
+    pub opening_of: HashMap<Via, Key>,
+    pub held: BTreeMap<[u8; 8], Held>,
+    /// Nonces that were seen to be given out: for whom, and when.
+    pub nonces: HashMap<Vec<u8>, (ClientAddress, Transport, u64)>,
+    pub totals: Vec<Totals>,
+    pub draining: bool,
+}
+
+/// What must come of a request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Silent,
+    Success,
+    Error { code: u16, signed: bool },
+    OpenFresh(Family, Parity),
+    OpenReserved(RelayedTransportAddress),
+    Ask(usize),
+}
+
+/// What must come of data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Belongs to no allocation: so many bytes as received.
+    Stranger(DropReason, usize),
+    /// Counted in and dropped: so many bytes of payload.
+    Drop(Key, DropReason, usize),
+    ToPeer {
+        key: Key,
+        to: PeerAddress,
+        start: usize,
+        len: usize,
+        dont_fragment: bool,
+    },
+    ToClient {
+        key: Key,
+        channel: Option<u16>,
+        padding: usize,
+    },
+}
+
+pub fn unix(now: u64) -> u64 {
+    1_800_000_000 + now / 1000
+}
+
+const fn error(code: u16, signed: bool) -> Outcome {
+    Outcome::Error { code, signed }
+}
+
+pub fn granted(asked: Option<u32>) -> u32 {
+    asked.unwrap_or(0).max(DEFAULT_LIFETIME).min(MAX_LIFETIME)
+}
+
+impl Model {
+    pub fn alive(&self, via: &Via, now: u64) -> Option<(Key, &Session)> {
+        let key = *self.session_of.get(via)?;
+        let session = &self.sessions[&key];
+        (now < session.expires_at).then_some((key, session))
+    }
+
+    pub fn opening(&self, via: &Via, now: u64) -> Option<Key> {
+        let key = *self.opening_of.get(via)?;
+        (self.openings[&key].asking.is_none_or(|(_, until)| now < until)).then_some(key)
+    }
+
+    /// What the quota tables must hold once a worker has done what is due.
+    pub fn tables(&self, worker: usize, now: u64) -> Tables {
+        let mut tables = Tables::default();
+        for ((at, _), session) in &self.sessions {
+            if *at != worker || now < session.expires_at {
+                let identity = session.limited.then_some(&*session.identity);
+                tables.add(identity, session.via.five_tuple().client.ip());
+            }
+        }
+        for ((at, _), opening) in &self.openings {
+            if *at != worker || opening.asking.is_none_or(|(_, until)| now < until) {
+                let identity = opening.limited.then_some(&*opening.identity);
+                tables.add(identity, opening.via.five_tuple().client.ip());
+            }
+        }
+        tables
+    }
+
+    /// RFC 8489 section 9.2.4, then the method's own section of RFC 8656.
+    pub fn predict(
+        &self,
+        config: &Config,
+        now: u64,
+        (worker, workers): (usize, usize),
+        via: &Via,
+        request: &Request,
+    ) -> Outcome {
+        if request.what == What::Binding {
+            return if request.unknown_attribute { error(420, false) } else { Outcome::Success };
+        }
+        let session = self.alive(via, now);
+        let Some(signed) = &request.signed else { return error(401, false) };
+        let (owner, limited, identity) = match session {
+            Some((_, session)) if session.request.signed.as_ref().unwrap().username == signed.username => {
+                let own = session.request.signed.as_ref().unwrap();
+                if own.password != signed.password || own.realm != signed.realm {
+                    return error(401, false);
+                }
+                (true, session.limited, session.identity.clone())
+            }
+            Some(_) | None => {
+                if signed.realm != REALM {
+                    return error(401, false);
+                }
+                match config.user(&signed.username, &signed.password, unix(now)) {
+                    None => return error(401, false),
+                    Some((limited, identity)) => (false, limited, identity),
+                }
+            }
+        };
+        let five_tuple = via.five_tuple();
+        let fresh = self.nonces.get(&signed.nonce).is_some_and(|&(client, transport, minted)| {
+            client == five_tuple.client
+                && transport == five_tuple.transport
+                && unix(now) - minted <= config.nonce_lifetime
+        });
+        if !fresh {
+            return error(438, true);
+        }
+        if request.unknown_attribute {
+            return error(420, true);
+        }
+        if request.what == What::Allocate {
+            return self.predict_allocate(config, now, (worker, workers), via, request, (owner, limited, &identity));
+        }
+        let Some((_, session)) = session else { return error(437, true) };
+        if !owner {
+            return error(441, true);
+        }
+        let family = session.relayed.family();
+        let judge = |peer: &PeerAddress| match config.class(peer.ip()) {
+            _ if peer.family() != family => Err(443),
+            None => Err(403),
+            Some(class) => Ok(class),
+        };
+        let live = session.permissions.iter().filter(|(_, until)| now < **until).map(|(ip, _)| *ip);
+        let permissions_with = |new: &[PeerAddress]| {
+            let mut ips: Vec<IpAddr> = live.clone().chain(new.iter().map(PeerAddress::ip)).collect();
+            ips.sort_unstable();
+            ips.dedup();
+            ips.len() <= config.limits.permissions_per_allocation as usize
+        };
+        let verdict = match request.what {
+            What::Refresh => match request.family {
+                Some(1) if family == Family::V4 => Ok(()),
+                Some(2) if family == Family::V6 => Ok(()),
+                Some(_) => Err(443),
+                None => Ok(()),
+            },
+            What::CreatePermission => {
+                if request.peers.is_empty() {
+                    Err(400)
+                } else if let Some(Err(code)) = request.peers.iter().map(judge).find(Result::is_err) {
+                    Err(code)
+                } else if permissions_with(&request.peers) {
+                    Ok(())
+                } else {
+                    Err(508)
+                }
+            }
+            What::ChannelBind => self.predict_bind(config, now, session, request, &judge, &permissions_with),
+            What::Binding | What::Allocate => unreachable!("handled above"),
+        };
+        verdict.map_or_else(|code| error(code, true), |()| Outcome::Success)
+    }
+
+    fn predict_bind(
+        &self,
+        config: &Config,
+        now: u64,
+        session: &Session,
+        request: &Request,
+        judge: &dyn Fn(&PeerAddress) -> Result<Class, u16>,
+        permissions_with: &dyn Fn(&[PeerAddress]) -> bool,
+    ) -> Result<(), u16> {
+        let (Some(number), Some(peer)) = (request.channel, request.peers.first()) else { return Err(400) };
+        if !(0x4000..=0x4FFF).contains(&number) {
+            return Err(400);
+        }
+        let live = || session.channels.iter().filter(|(_, (_, until))| now < *until);
+        if live().any(|(n, (p, _))| (*n == number) != (p == peer)) {
+            return Err(400);
+        }
+        let class = judge(peer)?;
+        if !self.port_is_open(peer, class) {
+            return Err(403);
+        }
+        let known = live().any(|(n, _)| *n == number);
+        if !known && live().count() >= config.limits.channels_per_allocation as usize {
+            return Err(508);
+        }
+        if permissions_with(&[*peer]) { Ok(()) } else { Err(508) }
+    }
+
+    fn predict_allocate(
+        &self,
+        config: &Config,
+        now: u64,
+        (worker, workers): (usize, usize),
+        via: &Via,
+        request: &Request,
+        (owner, limited, identity): (bool, bool, &str),
+    ) -> Outcome {
+        if self.opening(via, now).is_some() {
+            return Outcome::Silent;
+        }
+        if let Some((_, session)) = self.alive(via, now) {
+            let again = owner && session.request.transaction == request.transaction;
+            return if again { Outcome::Success } else { error(437, true) };
+        }
+        match request.transport {
+            None => return error(400, true),
+            Some(17) => {}
+            Some(_) => return error(442, true),
+        }
+        if request.token.is_some() && (request.even_port.is_some() || request.family.is_some()) {
+            return error(400, true);
+        }
+        let family = match request.family {
+            None | Some(1) => Family::V4,
+            Some(2) => Family::V6,
+            Some(_) => return error(440, true),
+        };
+        let client = via.five_tuple().client.ip();
+        let tables = self.tables(worker, now);
+        if self.draining || tables.refusal(limited.then_some(identity), client, &config.limits).is_some() {
+            return error(486, true);
+        }
+        let Some(token) = request.token else {
+            let parity = match request.even_port {
+                None => Parity::Any,
+                Some(false) => Parity::Even,
+                Some(true) => Parity::EvenAndHoldNext,
+            };
+            return Outcome::OpenFresh(family, parity);
+        };
+        let owner = usize::from(token[0]);
+        if owner != worker && owner < workers {
+            return Outcome::Ask(owner);
+        }
+        self.reserved(worker, &token, identity, now).map_or(error(508, true), Outcome::OpenReserved)
+    }
+
+    /// The port that a token stands for, if this user may have it.
+    pub fn reserved(
+        &self,
+        worker: usize,
+        token: &[u8; 8],
+        identity: &str,
+        now: u64,
+    ) -> Option<RelayedTransportAddress> {
+        let held = self.held.get(token)?;
+        (held.worker == worker && held.identity == identity && now < held.expires_at).then_some(held.relayed)
+    }
+
+    fn port_is_open(&self, peer: &PeerAddress, class: Class) -> bool {
+        match class {
+            Class::Remote => true,
+            Class::Own => {
+                let relayed = RelayedTransportAddress(peer.0);
+                self.open_ports().any(|open| open == relayed)
+            }
+            Class::Local => peer.port() != LISTEN_PORT,
+        }
+    }
+
+    /// Ports of live allocations; ports on hold are no peers yet.
+    fn open_ports(&self) -> impl Iterator<Item = RelayedTransportAddress> {
+        self.sessions.values().map(|session| session.relayed)
+    }
+
+    fn check_port(&self, config: &Config, peer: &PeerAddress) -> Result<(), DropReason> {
+        let class = config.class(peer.ip()).expect("a denied peer has neither permission nor channel");
+        match class {
+            class if self.port_is_open(peer, class) => Ok(()),
+            Class::Own => Err(DropReason::NotRelayedPort),
+            Class::Local | Class::Remote => Err(DropReason::PeerIsListener),
+        }
+    }
+
+    /// ChannelData or a Send indication of a client.
+    pub fn predict_from_client(&self, config: &Config, now: u64, via: &Via, bytes: &[u8]) -> Lane {
+        if (0x40..=0x4F).contains(&bytes[0]) {
+            let len = bytes.get(2..4).map(|l| usize::from(l[0]) << 8 | usize::from(l[1]));
+            let Some(len) = len.filter(|len| 4 + len <= bytes.len()) else {
+                return Lane::Stranger(DropReason::BadChannelData, bytes.len());
+            };
+            let Some((key, session)) = self.alive(via, now) else {
+                return Lane::Stranger(DropReason::NoAllocation, bytes.len());
+            };
+            let number = u16::from_be_bytes([bytes[0], bytes[1]]);
+            let Some(&(to, _)) = session.channels.get(&number).filter(|(_, until)| now < *until) else {
+                return Lane::Drop(key, DropReason::UnboundChannel, len);
+            };
+            return match self.check_port(config, &to) {
+                Ok(()) => Lane::ToPeer { key, to, start: 4, len, dont_fragment: false },
+                Err(why) => Lane::Drop(key, why, len),
+            };
+        }
+        let read = read_send(bytes);
+        if read == SendRead::Malformed {
+            return Lane::Stranger(DropReason::Malformed, bytes.len());
+        }
+        let Some((key, session)) = self.alive(via, now) else {
+            return Lane::Stranger(DropReason::NoAllocation, bytes.len());
+        };
+        let SendRead::Good { peer, start, len, dont_fragment } = read else {
+            return Lane::Stranger(DropReason::BadSend, bytes.len());
+        };
+        if peer.family() != session.relayed.family() {
+            return Lane::Drop(key, DropReason::PeerFamily, len);
+        }
+        if session.permissions.get(&peer.ip()).is_none_or(|until| now >= *until) {
+            return Lane::Drop(key, DropReason::NoPermission, len);
+        }
+        match self.check_port(config, &peer) {
+            Ok(()) => Lane::ToPeer { key, to: peer, start, len, dont_fragment },
+            Err(why) => Lane::Drop(key, why, len),
+        }
+    }
+
+    /// A datagram on a relayed address.
+    pub fn predict_from_peer(&self, config: &Config, now: u64, key: Key, from: &PeerAddress, len: usize) -> Lane {
+        let Some(session) = self.sessions.get(&key).filter(|session| now < session.expires_at) else {
+            return Lane::Stranger(DropReason::RelayClosed, len);
+        };
+        if session.permissions.get(&from.ip()).is_none_or(|until| now >= *until) {
+            return Lane::Drop(key, DropReason::PeerNotPermitted, len);
+        }
+        if let Err(why) = self.check_port(config, from) {
+            return Lane::Drop(key, why, len);
+        }
+        let channel = session.channels.iter().find(|(_, (peer, until))| peer == from && now < *until).map(|(n, _)| *n);
+        let is_stream = session.via.is_stream();
+        let word = (4 - len % 4) % 4;
+        let padding = if channel.is_some() && !is_stream { 0 } else { word };
+        let head = match (channel, from.family()) {
+            (Some(_), _) => 4,
+            (None, Family::V4) => 36,
+            (None, Family::V6) => 48,
+        };
+        // 65,507 bytes of UDP; the length field of STUN counts 16 bits behind a header of 20.
+        let too_big = !is_stream && head + len + padding > 65_507 || head > 4 && head - 20 + len + padding > 65_535;
+        if too_big {
+            return Lane::Drop(key, DropReason::TooBig, len);
+        }
+        Lane::ToClient { key, channel, padding }
+    }
+}
