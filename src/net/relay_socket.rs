@@ -23,6 +23,9 @@ use crate::protocol::time::Ticks;
 /// How many ports that some other process holds are stepped over for one request.
 const BIND_TRIES: usize = 64;
 
+/// What a relayed socket asks the kernel to buffer, in bytes; the default overflowed under bursts of 1,200 bytes.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
 /// The free ports of every relay address, shared by all workers.
 pub(super) struct Pools {
     pools: Vec<(RelayAddress, Mutex<Ports>)>,
@@ -247,6 +250,8 @@ fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
     }
     socket.set_nonblocking(true)?;
     sys::set_dont_fragment(socket.as_fd(), ip.is_ipv6(), false)?;
+    // A burst of video must wait somewhere while the worker has its turn elsewhere. It is a limit, not memory.
+    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     socket.bind(&SocketAddr::new(ip, port).into())?;
     Ok(socket.into())
 }

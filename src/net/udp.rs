@@ -82,6 +82,13 @@ impl Queue {
         self.payloads += 1;
     }
 
+    /// The one bare payload that waits, if it is alone: a plain send costs less than a batch of one.
+    pub(super) fn take_single(&mut self) -> Option<(SocketAddr, Part)> {
+        let [only] = self.outgoing[..] else { return None };
+        self.clear();
+        Some((only.to, only.payload))
+    }
+
     /// Sends everything; tells of payloads that the kernel refused.
     pub(super) fn flush(
         &mut self,

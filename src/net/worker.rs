@@ -564,6 +564,12 @@ impl Worker {
                 let mut not_sent = |allocation, bytes, why| {
                     server.not_sent(allocation, Way::ToPeer, 1, u64::from(bytes), why);
                 };
+                if let Some((to, payload)) = self.to_peer.take_single() {
+                    if let Err(error) = relay.socket.send_to(arena.part(payload), to) {
+                        not_sent(id, payload.len as u32, drop_reason(&error));
+                    }
+                    return;
+                }
                 self.to_peer.flush(relay.socket.as_fd(), &mut self.send, arena, &mut not_sent);
             }
             None => self.to_peer.discard(|allocation, bytes| {

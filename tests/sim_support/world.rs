@@ -374,7 +374,9 @@ impl World {
                 parity: *parity,
                 client: packet.via.five_tuple().client.ip(),
             }),
-            Outcome::OpenReserved(relayed) => Some(RelayRequest::Reserved(*relayed)),
+            Outcome::OpenReserved(relayed) => {
+                Some(RelayRequest::Reserved { relayed: *relayed, client: packet.via.five_tuple().client.ip() })
+            }
             Outcome::Silent | Outcome::Success | Outcome::Error { .. } | Outcome::Ask(_) => None,
         };
         match outcome {
@@ -592,7 +594,7 @@ impl World {
         let fails = self.rng.percent(6);
         let result = match wish {
             _ if fails => {
-                if let RelayRequest::Reserved(relayed) = wish {
+                if let RelayRequest::Reserved { relayed, .. } = wish {
                     self.sockets.remove(&relayed);
                 }
                 let all = [RelayRefused::NoPort, RelayRefused::NoFiles, RelayRefused::System, RelayRefused::NotHeld];
@@ -618,7 +620,7 @@ impl World {
                 });
                 Ok(OpenedRelay { relayed, held })
             }
-            RelayRequest::Reserved(relayed) => {
+            RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.sockets.get_mut(&relayed).expect("a held port is there");
                 assert_eq!((socket.worker, socket.owner), (worker, None), "a held port is taken once, where it is");
                 socket.owner = Some(id);
@@ -724,7 +726,7 @@ impl World {
         match (waiting, relayed) {
             (Some(key), Some(relayed)) => {
                 let (id, wish) = out.opens.pop().expect("the handed over port is opened");
-                assert_eq!(wish, RelayRequest::Reserved(relayed));
+                assert!(matches!(wish, RelayRequest::Reserved { relayed: held, .. } if held == relayed), "{wish:?}");
                 let mut opening = self.model.openings.remove(&key).unwrap();
                 opening.asking = None;
                 self.model.opening_of.insert(opening.via, (worker, id));
