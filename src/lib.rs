@@ -4,6 +4,9 @@
 //! is the TURN server as a pure state machine. [`net`], [`api`], [`ops`] and [`demo`] are thin shells around
 //! it; [`config`] and [`credentials`] say who may do what. The walk of a packet: docs/architecture.md.
 
+// In tests a panic is the right end of a surprise; in the server it is a bug.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::wildcard_enum_match_arm))]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("throughway runs on Linux only for now; see docs/scope.md");
 

@@ -10,7 +10,7 @@ use axum::routing::get;
 
 use super::host::AllowedHosts;
 use crate::ops::metrics::Metrics;
-use crate::ops::status::Status;
+use crate::ops::status::{Phase, Status};
 
 /// What the three paths show.
 #[derive(Clone)]
@@ -47,8 +47,10 @@ async fn healthz(State(health): State<Arc<Health>>, headers: HeaderMap) -> Respo
 
 async fn readyz(State(health): State<Arc<Health>>, headers: HeaderMap) -> Response {
     refused(&health, &headers).unwrap_or_else(|| match health.status.get() {
-        crate::ops::status::Phase::Ready => "ready\n".into_response(),
-        other => (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", other.name())).into_response(),
+        Phase::Ready => "ready\n".into_response(),
+        other @ (Phase::Starting | Phase::Draining) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", other.name())).into_response()
+        }
     })
 }
 

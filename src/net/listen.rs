@@ -24,6 +24,7 @@ pub struct BindError {
     pub cause: io::Error,
 }
 
+#[allow(clippy::wildcard_enum_match_arm, reason = "the standard library's list is open")]
 fn remedy(cause: &io::Error) -> &'static str {
     match cause.kind() {
         io::ErrorKind::AddrInUse => "; another process has it (see `ss -lnp`): stop that one or change [listen]",

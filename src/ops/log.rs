@@ -158,7 +158,7 @@ impl Refusals {
         self.by_reason.resize(RejectReason::ALL.len(), 0);
         self.by_reason[*reason as usize] += 1;
         self.total += 1;
-        if let Some(key) = limit_key(*reason) {
+        if let Some(key) = reason.limit_key() {
             self.quota = Some((username.as_deref().unwrap_or_default().to_owned(), key));
         }
     }
@@ -183,18 +183,6 @@ impl Refusals {
             "requests refused in the last minute; at level debug each has a line"
         );
         *self = Self::default();
-    }
-}
-
-/// The key of the limit behind a refusal.
-const fn limit_key(reason: RejectReason) -> Option<&'static str> {
-    match reason {
-        RejectReason::QuotaUser => Some("limits.allocations_per_user"),
-        RejectReason::QuotaClient => Some("limits.allocations_per_client"),
-        RejectReason::QuotaServer => Some("limits.allocations"),
-        RejectReason::PermissionLimit => Some("limits.permissions_per_allocation"),
-        RejectReason::ChannelLimit => Some("limits.channels_per_allocation"),
-        _ => None,
     }
 }
 
