@@ -74,10 +74,10 @@ export class DemoServer {
     return this.#json(`usage?user=${user}`);
   }
 
-  /** All samples of `/metrics` as [{name, labels, value}], or null if this server has no such page. */
+  /** All samples of `/metrics` as [{name, labels, value}]. */
   async metrics() {
     const answer = await fetch(`${this.url}metrics`);
-    if (answer.status === 404) return null;
+    if (!answer.ok) throw new Error(`/metrics: ${answer.status} ${await answer.text()}`);
     const samples = [];
     for (const line of (await answer.text()).split('\n')) {
       const found = /^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)$/.exec(line);

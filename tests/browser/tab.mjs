@@ -65,10 +65,19 @@ export class Tab {
     return this.until('a selected candidate pair', () => window.throughway.numbers?.pair ?? null, milliseconds);
   }
 
-  /** Waits until `more` further frames of video have arrived. */
-  async framesGrow(more = 15, milliseconds = 10_000) {
-    const before = await this.page.evaluate(() => window.throughway.numbers?.video.received ?? 0);
-    await this.until(`${more} frames more than ${before}`, (least) => window.throughway.numbers?.video.received >= least, milliseconds, before + more);
+  /** Waits until `more` further frames of video have arrived; a new connection counts from zero again. */
+  async framesGrow(more = 15, milliseconds = 12_000) {
+    const end = Date.now() + milliseconds;
+    const received = () => this.page.evaluate(() => window.throughway.numbers?.video.received ?? 0);
+    let last = await received();
+    let grown = 0;
+    while (grown < more) {
+      if (Date.now() > end) throw new Error(`${this.name}: only ${grown} of ${more} frames of video within ${milliseconds} ms`);
+      await sleep(POLL_MS);
+      const now = await received();
+      grown += now >= last ? now - last : now;
+      last = now;
+    }
   }
 
   /** Sends a file as a person would. */
@@ -89,6 +98,11 @@ export class Tab {
   /** Sends no more video: what remains are the browsers' connection checks. */
   silence() {
     return this.page.evaluate(() => window.throughway.silence());
+  }
+
+  /** Sends video again. */
+  speak() {
+    return this.page.evaluate(() => window.throughway.unsilence());
   }
 
   click(selector) {

@@ -331,6 +331,8 @@ export class Call extends EventTarget {
     const over = () => epoch !== this.#epoch;
     this.#recovering = from;
     this.#wanted = from;
+    // the other tab may replace the connection while we still wait for this one
+    let broken = this.#connection;
     const began = performance.now();
     const took = () => `${((performance.now() - began) / 1000).toFixed(1)} s`;
     const isConnected = () => this.#connection?.connectionState === 'connected';
@@ -366,6 +368,10 @@ export class Call extends EventTarget {
       const moved = async () => isConnected() && (await selectedPairName(this.#connection)) !== before;
       const restarted = await this.#until(CONNECT_MS, moved, 2);
       if (over()) return;
+      if (restarted && this.#connection !== broken) {
+        this.#connected(`The other tab made a new connection; it stands after ${took()}.`);
+        return;
+      }
       if (restarted) {
         this.counters.restarted += 1;
         const now = await selectedPairName(this.#connection);
@@ -383,10 +389,11 @@ export class Call extends EventTarget {
       this.#log('warn', `Stage 3 of 3: a new RTCPeerConnection (${why}), attempt ${attempt} of ${REBUILDS_MAX}.`);
       await this.#signallingBack(over);
       if (over()) return;
-      const old = this.#connection;
-      if (this.#caller) this.#turn(() => this.#offerNew());
-      else this.#ask('rebuild', `the other tab asked: ${why}`);
-      const rebuilt = await this.#until(CONNECT_MS, () => this.#connection !== old && isConnected(), 3);
+      if (this.#connection === broken) {
+        if (this.#caller) this.#turn(() => this.#offerNew());
+        else this.#ask('rebuild', `the other tab asked: ${why}`);
+      }
+      const rebuilt = await this.#until(CONNECT_MS, () => this.#connection !== broken && isConnected(), 3);
       if (over()) return;
       if (rebuilt) {
         this.counters.rebuilt += 1;
@@ -394,6 +401,7 @@ export class Call extends EventTarget {
         return;
       }
       why = 'the last attempt did not connect';
+      broken = this.#connection;
       await clock.sleep(REBUILD_PAUSE_MS * attempt);
       if (over()) return;
     }
