@@ -90,6 +90,9 @@ impl<'a> Writer<'a> {
     /// Appends FINGERPRINT; nothing may follow.
     #[inline]
     pub fn fingerprint(&mut self) -> &mut Self {
+        if self.overflow {
+            return self;
+        }
         // The CRC covers the final length (RFC 8489 section 14.7).
         self.set_length(self.len + 8);
         let crc = fingerprint(&self.out[..self.len.min(self.out.len())]);

@@ -1,0 +1,8 @@
+//! First bytes, ChannelData and the framing of streams.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::datagram(bytes));
