@@ -1,0 +1,294 @@
+//! What the documentation says about the code is true: names exist, lists are complete, the unit fits.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use throughway::config::KEYS;
+use throughway::protocol::border::{DropReason, EndReason};
+use throughway::protocol::reject::RejectReason;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every text between single backticks, fenced blocks aside.
+fn code_spans(markdown: &str) -> Vec<String> {
+    let mut spans = Vec::new();
+    let mut fenced = false;
+    let mut prose = String::new();
+    for line in markdown.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced {
+            prose.push_str(line);
+            prose.push('\n');
+        }
+    }
+    for (at, part) in prose.split('`').enumerate() {
+        if at % 2 == 1 {
+            spans.push(part.to_owned());
+        }
+    }
+    spans
+}
+
+fn section<'a>(markdown: &'a str, heading: &str) -> &'a str {
+    let start = markdown.find(heading).unwrap_or_else(|| panic!("no section {heading:?}"));
+    let body = &markdown[start + heading.len()..];
+    &body[..body.find("\n## ").unwrap_or(body.len())]
+}
+
+/// The file of the longest leading part of a path that is a module, and what is left of the path.
+fn module_file<'p>(path: &'p [&'p str]) -> Option<(PathBuf, &'p [&'p str])> {
+    (1..=path.len()).rev().find_map(|count| {
+        let module = root().join("src").join(path[..count].join("/"));
+        [module.with_extension("rs"), module.join("mod.rs")]
+            .into_iter()
+            .find(|file| file.is_file())
+            .map(|file| (file, &path[count..]))
+    })
+}
+
+fn is_word_at(text: &str, at: usize, word: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    !text[..at].chars().next_back().is_some_and(is_part)
+        && !text[at + word.len()..].chars().next().is_some_and(is_part)
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| is_word_at(text, at, word))
+}
+
+fn defines(text: &str, name: &str) -> bool {
+    ["fn", "struct", "enum", "trait", "const", "type", "mod"].iter().any(|kind| has_word(text, &format!("{kind} {name}")))
+}
+
+/// The bodies of a type's definition and of its `impl` blocks: from such a line to the next `}` at the margin.
+fn blocks_of(text: &str, type_name: &str) -> String {
+    let mut blocks = String::new();
+    let mut inside = false;
+    for line in text.lines() {
+        let at_margin = !line.starts_with([' ', '}']);
+        if at_margin && (line.starts_with("impl") || has_word(line, "enum") || has_word(line, "struct")) {
+            let of = line.rsplit_once(" for ").map_or(line, |(_, of)| of);
+            inside = has_word(of, type_name);
+        }
+        if inside {
+            blocks.push_str(line);
+            blocks.push('\n');
+        }
+        if line.starts_with('}') {
+            inside = false;
+        }
+    }
+    blocks
+}
+
+/// Why a path such as `net::worker::Worker::run` names nothing; `None` if it does.
+fn missing(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split("::").collect();
+    let Some((file, rest)) = module_file(&parts) else { return Some(format!("{path}: no such module")) };
+    let text = fs::read_to_string(&file).unwrap();
+    let found = match rest {
+        [] => true,
+        [name] => defines(&text, name),
+        [type_name, member] => {
+            let blocks = blocks_of(&text, type_name);
+            has_word(&blocks, &format!("fn {member}"))
+                || blocks.lines().any(|line| {
+                    line.strip_prefix("    ").is_some_and(|line| line.starts_with(member) && is_word_at(line, 0, member))
+                })
+                // Variants that a macro makes.
+                || (text.contains(&format!("enum {type_name}")) && has_word(&text, &format!("{member} =")))
+        }
+        _ => false,
+    };
+    (!found).then(|| format!("{path}: not in {}", file.strip_prefix(root()).unwrap().display()))
+}
+
+#[test]
+fn every_name_in_the_packet_walks_exists_at_that_path() {
+    let text = read("docs/architecture.md");
+    let walks = section(&text, "## Packet walks");
+    let names: BTreeSet<String> = code_spans(walks).into_iter().filter(|span| span.contains("::")).collect();
+    assert!(names.len() > 80, "the walks name only {} things", names.len());
+    let missing: Vec<String> = names.iter().filter_map(|name| missing(name)).collect();
+    assert!(missing.is_empty(), "docs/architecture.md names what does not exist:\n{}", missing.join("\n"));
+    assert_eq!(walks.matches("\n### ").count(), 5, "four walks and what is planned");
+}
+
+#[test]
+fn the_check_of_names_can_fail() {
+    assert_eq!(missing("net::worker::Worker::run"), None);
+    for wrong in ["net::worker::Worker::fly", "net::worker::Queue::run", "net::wing::fly", "wire::classified"] {
+        assert!(missing(wrong).is_some(), "{wrong}");
+    }
+}
+
+#[test]
+fn every_name_of_code_in_contributing_exists() {
+    let names: BTreeSet<String> =
+        code_spans(&read("CONTRIBUTING.md")).into_iter().filter(|span| span.contains("::") && !span.contains(' ')).collect();
+    assert!(names.len() >= 8, "{names:?}");
+    let missing: Vec<String> = names.iter().filter_map(|name| missing(name)).collect();
+    assert!(missing.is_empty(), "CONTRIBUTING.md names what does not exist:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_key_of_the_configuration_is_in_operations_with_its_default() {
+    let operations = read("docs/operations.md");
+    let keys = section(&operations, "## Configuration");
+    for key in KEYS {
+        let row = format!("| `{}` | `{}` |", key.path, key.default);
+        assert!(keys.contains(&row), "docs/operations.md lacks the row {row}");
+    }
+    let rows = keys.lines().filter(|line| line.starts_with("| `")).count();
+    assert_eq!(rows, KEYS.len(), "docs/operations.md has rows of keys that do not exist");
+    // The example is the manual; its own test proves that it shows every key.
+    let example = read("config.example.toml");
+    for key in KEYS {
+        let name = key.path.rsplit('.').next().unwrap();
+        assert!(has_word(&example, name), "config.example.toml lacks {}", key.path);
+    }
+}
+
+/// First cells of the tables in a section, without their backticks.
+fn first_cells(section: &str) -> BTreeSet<String> {
+    section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|line| line.split('`').next())
+        .map(ToOwned::to_owned)
+        .collect()
+}
+
+#[test]
+fn metrics_in_the_code_and_in_operations_are_the_same() {
+    let code = read("src/ops/metrics.rs");
+    let in_code: BTreeSet<String> =
+        code.split('"').filter(|text| text.starts_with("throughway_")).map(ToOwned::to_owned).collect();
+    assert!(in_code.len() >= 15);
+    let operations = read("docs/operations.md");
+    assert_eq!(first_cells(section(&operations, "## Metrics")), in_code);
+}
+
+#[test]
+fn reasons_in_the_code_and_in_operations_are_the_same() {
+    let operations = read("docs/operations.md");
+    let names = |names: Vec<&str>| names.into_iter().map(ToOwned::to_owned).collect::<BTreeSet<String>>();
+    assert_eq!(
+        first_cells(section(&operations, "## Why a packet was dropped")),
+        names(DropReason::ALL.iter().map(|reason| reason.name()).collect())
+    );
+    let refused = section(&operations, "## Why a request was refused");
+    assert_eq!(first_cells(refused), names(RejectReason::ALL.iter().map(|reason| reason.name()).collect()));
+    for reason in RejectReason::ALL {
+        let row = format!("| `{}` | {} |", reason.name(), reason.code().0);
+        assert!(refused.contains(&row), "docs/operations.md lacks the row {row}");
+    }
+    assert_eq!(
+        first_cells(section(&operations, "## Why a session ended")),
+        names(EndReason::ALL.iter().map(|reason| reason.name()).collect())
+    );
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The fixed pieces of the message of each log line from level info on, in one file.
+fn log_messages(text: &str) -> Vec<String> {
+    let mut messages = Vec::new();
+    for level in ["error", "warn", "info"] {
+        for (at, name) in text.match_indices(&format!("tracing::{level}!(")) {
+            let call = &text[at + name.len()..];
+            let call = &call[..call.find(");").expect("a macro call ends")];
+            let Some(message) = call.split('"').rev().nth(1) else { continue };
+            let mut outside = true;
+            let pieces = message.split(['{', '}']).filter(|_| std::mem::replace(&mut outside, !outside));
+            messages.extend(pieces.map(|piece| piece.trim().to_owned()).filter(|piece| piece.len() > 3));
+        }
+    }
+    messages
+}
+
+#[test]
+fn every_log_line_from_level_info_on_is_in_operations() {
+    let operations = read("docs/operations.md").replace('\n', " ");
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    let mut seen = 0;
+    for file in files.iter().filter(|file| !file.components().any(|part| part.as_os_str() == "demo")) {
+        for message in log_messages(&fs::read_to_string(file).unwrap()) {
+            seen += 1;
+            assert!(operations.contains(&message), "docs/operations.md lacks the log line {message:?} of {}", file.display());
+        }
+    }
+    assert!(seen >= 12, "only {seen} log lines were found in src");
+}
+
+fn unit_values<'u>(unit: &'u str, key: &str) -> Vec<&'u str> {
+    unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+}
+
+#[test]
+fn the_unit_starts_a_command_that_exists_and_may_bind_low_ports_and_nothing_else() {
+    let unit = read("systemd/throughway.service");
+    let [command] = unit_values(&unit, "ExecStart")[..] else { panic!("one ExecStart") };
+    let mut words = command.split_whitespace();
+    assert!(words.next().is_some_and(|binary| binary.ends_with("/throughway")));
+    let arguments: Vec<&str> = words.collect();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_throughway")).args([arguments[0], "--help"]).output().unwrap();
+    assert!(output.status.success(), "`throughway {}` is no command", arguments[0]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    for option in arguments.iter().filter(|argument| argument.starts_with("--")) {
+        assert!(help.contains(option), "`throughway {}` has no {option}", arguments[0]);
+    }
+    for key in ["CapabilityBoundingSet", "AmbientCapabilities"] {
+        assert_eq!(unit_values(&unit, key), ["CAP_NET_BIND_SERVICE"], "{key}");
+    }
+    let users = read("systemd/throughway.sysusers");
+    for user in unit_values(&unit, "User") {
+        assert!(users.lines().any(|line| line.starts_with(&format!("u {user} "))), "{user} is not in the sysusers file");
+    }
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(PathBuf::from).into();
+    for directory in ["docs", "docs/decisions"] {
+        for entry in fs::read_dir(root().join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path.strip_prefix(root()).unwrap().to_owned());
+            }
+        }
+    }
+    let mut links = 0;
+    for page in pages {
+        for link in read(&page).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap();
+            // An address is checked by whoever clicks it; an anchor has no file.
+            if target.is_empty() || target.contains("://") {
+                continue;
+            }
+            links += 1;
+            let path = root().join(&page).parent().unwrap().join(target);
+            assert!(path.exists(), "{} links to {target}, which does not exist", page.display());
+        }
+    }
+    assert!(links > 20, "only {links} links were found");
+}
