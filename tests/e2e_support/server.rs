@@ -1,0 +1,332 @@
+//! Starts the binary with a configuration of its own and ends it with the test.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::http::{self, Scrape};
+use super::log::Log;
+use super::{PATIENCE, wait_for};
+
+/// What a test may want different; the rest is loopback on ports that the kernel chooses.
+#[derive(Clone)]
+pub struct Settings {
+    pub workers: u8,
+    pub udp: Vec<String>,
+    pub tcp: Vec<String>,
+    pub users: Vec<(&'static str, &'static str)>,
+    pub secrets: Vec<(&'static str, &'static str)>,
+    pub allow: Vec<&'static str>,
+    pub deny: Vec<&'static str>,
+    pub limits: Vec<(&'static str, &'static str)>,
+    pub hosts: Vec<&'static str>,
+    pub ports: Option<RangeInclusive<u16>>,
+    pub level: &'static str,
+    pub turn: Vec<(&'static str, &'static str)>,
+}
+
+impl Settings {
+    pub fn new(workers: u8) -> Self {
+        let both = vec!["127.0.0.1:0".to_owned(), "[::1]:0".to_owned()];
+        Self {
+            workers,
+            udp: both.clone(),
+            tcp: both,
+            users: vec![("alice", "wonderland"), ("bob", "builder")],
+            secrets: vec![("main", "north-of-everything")],
+            allow: vec!["127.0.0.0/8", "::1/128"],
+            deny: Vec::new(),
+            limits: Vec::new(),
+            hosts: Vec::new(),
+            ports: None,
+            level: "info",
+            turn: Vec::new(),
+        }
+    }
+
+    pub fn limit(mut self, key: &'static str, value: &'static str) -> Self {
+        self.limits.retain(|(old, _)| *old != key);
+        self.limits.push((key, value));
+        self
+    }
+
+    /// The configuration's text.
+    pub fn text(&self, ports: &RangeInclusive<u16>) -> String {
+        use std::fmt::Write as _;
+        let mut text = String::new();
+        let pairs =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
+        writeln!(text, "workers = {}", self.workers).unwrap();
+        writeln!(text, "[listen]\nudp = {:?}\ntcp = {:?}", self.udp, self.tcp).unwrap();
+        let range = format!("{}-{}", ports.start(), ports.end());
+        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}").unwrap();
+        writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
+        writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
+        writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
+        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}", self.hosts).unwrap();
+        writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
+        writeln!(text, "[auth.users]").unwrap();
+        for (name, password) in &self.users {
+            writeln!(text, "{name} = {password:?}").unwrap();
+        }
+        for (id, value) in &self.secrets {
+            writeln!(text, "[[auth.secrets]]\nid = {id:?}\nvalue = {value:?}").unwrap();
+        }
+        text
+    }
+
+    pub fn start(self) -> Server {
+        Server::start(self)
+    }
+}
+
+/// Ports that no other test uses while this lives.
+pub struct Slice {
+    pub range: RangeInclusive<u16>,
+    _guard: UdpSocket,
+}
+
+/// Ports of one slice; the first is bound by the test to mark the slice as taken.
+const SLICE: u16 = 50;
+const SLICES: RangeInclusive<u16> = 0..=59;
+
+impl Slice {
+    pub fn take() -> Self {
+        let count = SLICES.len() as u16;
+        let first = (std::process::id() as u16) % count;
+        let found = (0..count).find_map(|offset| {
+            let start = 23_000 + (first + offset) % count * SLICE;
+            let guard = UdpSocket::bind(("127.0.0.1", start)).ok()?;
+            Some(Self { range: start + 2..=start + SLICE - 1, _guard: guard })
+        });
+        found.expect("a free slice of ports within 23000 to 25999")
+    }
+}
+
+/// A directory that goes away with the test.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("throughway-e2e-{}-{number}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The binary, ready to be started on a configuration file.
+pub fn binary(config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+    command.args(["serve", "--config"]).arg(config).env_clear();
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs the binary to its end, which must come by itself; gives its exit code and what it said.
+pub fn run_to_end(config: &Path) -> (i32, String) {
+    let mut child = Killed(binary(config).spawn().unwrap());
+    let (log, reader) = Log::follow(child.0.stderr.take().unwrap());
+    let status = wait_for("the server to give up by itself", || child.0.try_wait().unwrap());
+    reader.join().unwrap();
+    (status.code().expect("an exit code"), log.text())
+}
+
+/// A child that never outlives its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running server.
+pub struct Server {
+    child: Killed,
+    reader: Option<JoinHandle<()>>,
+    directory: Directory,
+    pub settings: Settings,
+    pub ports: Slice,
+    pub log: Log,
+    /// Where it listens: transport and address, in the order of the configuration.
+    listeners: Vec<(String, SocketAddr)>,
+    http: SocketAddr,
+}
+
+impl Server {
+    pub fn start(settings: Settings) -> Self {
+        let ports = Slice::take();
+        let directory = Directory::new();
+        let config = directory.path().join("config.toml");
+        fs::write(&config, settings.text(settings.ports.as_ref().unwrap_or(&ports.range))).unwrap();
+        let mut child = Killed(binary(&config).spawn().unwrap());
+        let (log, reader) = Log::follow(child.0.stderr.take().unwrap());
+        // At a quieter level "ready" is not written; tests that want that lower it by SIGHUP.
+        wait_for("\"ready\" in the log", || {
+            assert!(child.0.try_wait().unwrap().is_none(), "the server ended:\n{}", log.text());
+            (!log.events("ready").is_empty()).then_some(())
+        });
+        let listeners = log.events("listening").into_iter().map(|event| {
+            (event["transport"].as_str().unwrap().to_owned(), event["address"].as_str().unwrap().parse().unwrap())
+        });
+        let listeners = listeners.collect();
+        let http = log.events("metrics and health")[0]["address"].as_str().unwrap().replace("http://", "");
+        let http = http.parse().unwrap();
+        Self { child, reader: Some(reader), directory, settings, ports, log, listeners, http }
+    }
+
+    /// A server with the ordinary settings.
+    pub fn ordinary(workers: u8) -> Self {
+        Settings::new(workers).start()
+    }
+
+    #[track_caller]
+    fn listener(&self, transport: &str, ipv4: bool) -> SocketAddr {
+        let found = self.listeners.iter().find(|(name, address)| name == transport && address.is_ipv4() == ipv4);
+        found.unwrap_or_else(|| panic!("no {transport} listener in {:?}", self.listeners)).1
+    }
+
+    pub fn udp4(&self) -> SocketAddr {
+        self.listener("udp", true)
+    }
+
+    pub fn udp6(&self) -> SocketAddr {
+        self.listener("udp", false)
+    }
+
+    pub fn tcp4(&self) -> SocketAddr {
+        self.listener("tcp", true)
+    }
+
+    pub fn tcp6(&self) -> SocketAddr {
+        self.listener("tcp", false)
+    }
+
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    pub fn scrape(&self) -> Scrape {
+        Scrape::of(self.http)
+    }
+
+    pub fn dropped(&self, reason: &str) -> u64 {
+        self.scrape().value("throughway_dropped_packets_total", &[("reason", reason)])
+    }
+
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.scrape().value("throughway_requests_refused_total", &[("reason", reason)])
+    }
+
+    pub fn live(&self) -> u64 {
+        self.scrape().sum("throughway_allocations")
+    }
+
+    /// Does something that must be counted under one reason, so many times, neither more nor less.
+    #[track_caller]
+    pub fn expect_dropped<T>(&self, reason: &str, times: u64, act: impl FnOnce() -> T) -> T {
+        self.expect("throughway_dropped_packets_total", reason, times, act)
+    }
+
+    #[track_caller]
+    pub fn expect_refused<T>(&self, reason: &str, times: u64, act: impl FnOnce() -> T) -> T {
+        self.expect("throughway_requests_refused_total", reason, times, act)
+    }
+
+    #[track_caller]
+    pub fn expect<T>(&self, name: &str, reason: &str, times: u64, act: impl FnOnce() -> T) -> T {
+        let value = || self.scrape().value(name, &[("reason", reason)]);
+        let before = value();
+        let result = act();
+        let what = format!("{name} of {reason} to rise by {times}");
+        wait_for(&what, || (value() >= before + times).then_some(()));
+        assert_eq!(value() - before, times, "{name} of {reason}");
+        result
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/statm", self.pid())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    pub fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Writes another configuration and sends SIGHUP; gives the new lines about the reload.
+    pub fn reload(&mut self, settings: Settings) -> String {
+        let text = settings.text(settings.ports.as_ref().unwrap_or(&self.ports.range));
+        let said = self.reload_text(&text);
+        self.settings = settings;
+        said
+    }
+
+    pub fn reload_text(&self, text: &str) -> String {
+        let lines = |log: &Log| log.text().lines().filter(|line| line.contains("reload: ")).count();
+        let before = lines(&self.log);
+        fs::write(self.directory.path().join("config.toml"), text).unwrap();
+        self.signal("HUP");
+        wait_for("a log line about the reload", || (lines(&self.log) > before).then_some(()));
+        let text = self.log.text();
+        text.lines().filter(|line| line.contains("reload: ")).skip(before).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until the process has ended and its log is whole.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = wait_for("the server's end", || self.child.0.try_wait().unwrap());
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
+        status
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.0.try_wait().unwrap().is_none()
+    }
+
+    pub fn health(&self, path: &str) -> u16 {
+        http::get(self.http, path, "localhost").0
+    }
+}
+
+/// Which worker the datagrams of a client go to: the kernel is told to add address and port.
+pub fn worker_of(client: SocketAddr, workers: u8) -> u8 {
+    let low = match client.ip() {
+        IpAddr::V4(ip) => u32::from(ip),
+        IpAddr::V6(ip) => u128::from(ip) as u32,
+    };
+    (low.wrapping_add(u32::from(client.port())) % u32::from(workers)) as u8
+}
+
+/// Until when a wait that starts now may last.
+pub fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A short pause between two looks.
+pub const LOOK: Duration = Duration::from_millis(5);
