@@ -112,7 +112,7 @@ signalling.addEventListener('refused', ({ detail }) => {
 files.addEventListener('change', ({ detail }) => showTransfer(detail));
 
 const PILLS = {
-  idle: ['idle', 'Waiting for a second tab'],
+  idle: ['idle', 'No second tab yet'],
   connecting: ['wait', 'Connecting'],
   connected: ['good', 'Relayed'],
   disconnected: ['wait', 'Disconnected, may heal'],
