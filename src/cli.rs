@@ -7,7 +7,7 @@ mod credentials;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -62,6 +62,9 @@ pub struct DemoOptions {
     /// Where the page is served
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
     pub http: SocketAddr,
+    /// Address under which browsers reach this machine, where it can't be known from inside (a container)
+    #[arg(long, value_name = "ADDRESS")]
+    pub lan: Option<IpAddr>,
 }
 
 #[derive(Subcommand, Debug)]

@@ -57,8 +57,7 @@ fn module_file<'p>(path: &'p [&'p str]) -> Option<(PathBuf, &'p [&'p str])> {
 
 fn is_word_at(text: &str, at: usize, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    !text[..at].chars().next_back().is_some_and(is_part)
-        && !text[at + word.len()..].chars().next().is_some_and(is_part)
+    !text[..at].chars().next_back().is_some_and(is_part) && !text[at + word.len()..].chars().next().is_some_and(is_part)
 }
 
 fn has_word(text: &str, word: &str) -> bool {
@@ -66,7 +65,9 @@ fn has_word(text: &str, word: &str) -> bool {
 }
 
 fn defines(text: &str, name: &str) -> bool {
-    ["fn", "struct", "enum", "trait", "const", "type", "mod"].iter().any(|kind| has_word(text, &format!("{kind} {name}")))
+    ["fn", "struct", "enum", "trait", "const", "type", "mod"]
+        .iter()
+        .any(|kind| has_word(text, &format!("{kind} {name}")))
 }
 
 /// The bodies of a type's definition and of its `impl` blocks: from such a line to the next `}` at the margin.
@@ -133,8 +134,10 @@ fn the_check_of_names_can_fail() {
 
 #[test]
 fn every_name_of_code_in_contributing_exists() {
-    let names: BTreeSet<String> =
-        code_spans(&read("CONTRIBUTING.md")).into_iter().filter(|span| span.contains("::") && !span.contains(' ')).collect();
+    let names: BTreeSet<String> = code_spans(&read("CONTRIBUTING.md"))
+        .into_iter()
+        .filter(|span| span.contains("::") && !span.contains(' '))
+        .collect();
     assert!(names.len() >= 8, "{names:?}");
     let missing: Vec<String> = names.iter().filter_map(|name| missing(name)).collect();
     assert!(missing.is_empty(), "CONTRIBUTING.md names what does not exist:\n{}", missing.join("\n"));
@@ -234,7 +237,11 @@ fn every_log_line_from_level_info_on_is_in_operations() {
     for file in files.iter().filter(|file| !file.components().any(|part| part.as_os_str() == "demo")) {
         for message in log_messages(&fs::read_to_string(file).unwrap()) {
             seen += 1;
-            assert!(operations.contains(&message), "docs/operations.md lacks the log line {message:?} of {}", file.display());
+            assert!(
+                operations.contains(&message),
+                "docs/operations.md lacks the log line {message:?} of {}",
+                file.display()
+            );
         }
     }
     assert!(seen >= 12, "only {seen} log lines were found in src");
@@ -251,7 +258,8 @@ fn the_unit_starts_a_command_that_exists_and_may_bind_low_ports_and_nothing_else
     let mut words = command.split_whitespace();
     assert!(words.next().is_some_and(|binary| binary.ends_with("/throughway")));
     let arguments: Vec<&str> = words.collect();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_throughway")).args([arguments[0], "--help"]).output().unwrap();
+    let output =
+        std::process::Command::new(env!("CARGO_BIN_EXE_throughway")).args([arguments[0], "--help"]).output().unwrap();
     assert!(output.status.success(), "`throughway {}` is no command", arguments[0]);
     let help = String::from_utf8(output.stdout).unwrap();
     for option in arguments.iter().filter(|argument| argument.starts_with("--")) {
@@ -262,13 +270,17 @@ fn the_unit_starts_a_command_that_exists_and_may_bind_low_ports_and_nothing_else
     }
     let users = read("systemd/throughway.sysusers");
     for user in unit_values(&unit, "User") {
-        assert!(users.lines().any(|line| line.starts_with(&format!("u {user} "))), "{user} is not in the sysusers file");
+        assert!(
+            users.lines().any(|line| line.starts_with(&format!("u {user} "))),
+            "{user} is not in the sysusers file"
+        );
     }
 }
 
 #[test]
 fn every_relative_link_leads_somewhere() {
-    let mut pages: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(PathBuf::from).into();
+    let mut pages: Vec<PathBuf> =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"].map(PathBuf::from).into();
     for directory in ["docs", "docs/decisions"] {
         for entry in fs::read_dir(root().join(directory)).unwrap() {
             let path = entry.unwrap().path();

@@ -40,7 +40,13 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let port = started.running.listeners().first().map_or(options.port, |(_, address)| address.port());
     let secret =
         config.auth.secrets.first().cloned().ok_or_else(|| Failure::Run("the demo has no secret".to_owned()))?;
-    let backend = OwnRelay { running: Arc::clone(&started.running), secret, lan: IpAddr::V4(lan.ipv4), port, ended };
+    let backend = OwnRelay {
+        running: Arc::clone(&started.running),
+        secret,
+        lan: options.lan.unwrap_or(IpAddr::V4(lan.ipv4)),
+        port,
+        ended,
+    };
     let notes = lan.warning().into_iter().collect();
     let hosts = AllowedHosts::default();
     let state = DemoState::new(Arc::new(backend), hosts.clone(), notes)
@@ -79,14 +85,15 @@ fn listen_addresses(lan: &Lan) -> Vec<IpAddr> {
     listen
 }
 
-/// The configuration goes the way of every other one, through the same checks. Nothing in `peers.allow`: the only legal
-/// peers are the relay's own relayed addresses, which the policy grants by itself.
+/// The configuration goes the way of every other one, through the same checks. Everything is denied but what the policy
+/// grants by itself: the only legal peers are the relay's own relayed addresses.
 fn config(lan: &Lan, listen: &[IpAddr], port: u16) -> Result<Config, Failure> {
     let listen: Vec<String> = listen.iter().map(|ip| format!("{:?}", SocketAddr::new(*ip, port).to_string())).collect();
     let listen = listen.join(", ");
     let text = format!(
         "[listen]\nudp = [{listen}]\ntcp = [{listen}]\n\
          [relay]\naddresses = [\"{relay}\"]\n\
+         [peers]\ndeny = [\"0.0.0.0/0\", \"::/0\"]\n\
          [[auth.secrets]]\nid = \"demo\"\nvalue = \"{secret}\"\n\
          [http]\nlisten = \"\"\n",
         relay = lan.ipv4,
@@ -137,6 +144,8 @@ fn welcome(lan: &Lan, listen: &[IpAddr], port: u16, page: SocketAddr) -> String 
 mod tests {
     use super::*;
     use crate::protocol::address::Transport;
+    use crate::protocol::peer_policy::PeerClass;
+    use crate::protocol::settings::LocalAddresses;
 
     fn lan(found: Found) -> Lan {
         let ipv4 = if found == Found::LoopbackOnly { Ipv4Addr::LOCALHOST } else { Ipv4Addr::new(192, 168, 1, 20) };
@@ -153,7 +162,12 @@ mod tests {
         assert_eq!(config.listen.iter().filter(|listen| listen.transport == Transport::Udp).count(), 3);
         assert_eq!(config.listen.iter().filter(|listen| listen.transport == Transport::Tcp).count(), 3);
         assert_eq!(config.relay.addresses, [IpAddr::V4(lan.ipv4)]);
-        assert!(config.peers.allow.is_empty());
+        let own = LocalAddresses { own: vec![IpAddr::V4(lan.ipv4)], ..LocalAddresses::default() };
+        let peers = config.settings(own, true, false).unwrap().peers;
+        assert_eq!(peers.judge(IpAddr::V4(lan.ipv4)), Some(PeerClass::Own));
+        for denied in ["8.8.8.8", "192.168.1.1", "127.0.0.1", "2606:4700::1111"] {
+            assert_eq!(peers.judge(denied.parse().unwrap()), None, "{denied}");
+        }
         assert!(config.auth.users.is_empty());
         assert_eq!(config.http.listen, None);
     }
