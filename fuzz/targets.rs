@@ -320,7 +320,7 @@ impl Script<'_> {
         }
         self.port += 2;
         Ok(match request {
-            RelayRequest::Reserved(relayed) => OpenedRelay { relayed, held: None },
+            RelayRequest::Reserved { relayed, .. } => OpenedRelay { relayed, held: None },
             RelayRequest::Fresh { family, parity, .. } => {
                 let ip: std::net::IpAddr = match family {
                     Family::V4 => [203, 0, 113, 7].into(),

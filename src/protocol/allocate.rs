@@ -55,8 +55,12 @@ pub(super) struct Reservation {
 impl Server {
     pub(super) fn on_allocate(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         let message = request.message();
-        if self.opening_of.contains_key(&via) {
-            // A retransmission that came before the answer to the first: that answer is on its way.
+        if let Some(opening) = self.opening_of.get(&via).and_then(|id| self.openings.get(id)) {
+            // A retransmission that came before the answer to the first: that answer is on its way. Another
+            // request must hear something, since nobody repeats it over a stream.
+            if opening.transaction_id != message.transaction_id() {
+                self.reject(via, message, RejectReason::AllocationExists, Some(request.key()));
+            }
             return;
         }
         if self.answer_retransmission(&via, request) {
@@ -187,9 +191,10 @@ impl Server {
     }
 
     fn open_reserved(&mut self, id: AllocationId, relayed: Option<RelayedTransportAddress>) {
-        match relayed {
-            Some(relayed) => {
-                let request = RelayRequest::Reserved(relayed);
+        let client = self.openings.get(&id).map(|opening| opening.via.five_tuple().client.ip());
+        match relayed.zip(client) {
+            Some((relayed, client)) => {
+                let request = RelayRequest::Reserved { relayed, client };
                 self.outputs.push_back(Output::OpenRelay { allocation: id, request });
             }
             None => self.fail_opening(id, RejectReason::BadReservation),
@@ -288,6 +293,24 @@ impl Server {
         self.reply_error(opening.via, head, opening.fingerprint, reason, &[], Some(&key));
         let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username) };
         self.outputs.push_back(Output::Happened(refused));
+    }
+
+    /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
+    pub(super) fn give_up_openings(&mut self) {
+        // Sorted, because the order of a hash map must not decide what happens first.
+        let mut ids: Vec<AllocationId> = self.openings.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.fail_opening(id, RejectReason::Draining);
+        }
+        let mut tokens: Vec<ReservationToken> = self.reservations.keys().copied().collect();
+        tokens.sort_unstable_by_key(|token| token.0);
+        for token in tokens {
+            if let Some(reservation) = self.reservations.remove(&token) {
+                self.timers.disarm(reservation.expires_at, token.into());
+                self.outputs.push_back(Output::CloseReserved { relayed: reservation.relayed });
+            }
+        }
     }
 
     pub(super) fn forget_opening(&mut self, id: AllocationId) -> Option<Opening> {

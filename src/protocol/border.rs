@@ -231,7 +231,12 @@ pub enum RelayRequest {
         client: std::net::IpAddr,
     },
     /// One that was held for a RESERVATION-TOKEN.
-    Reserved(RelayedTransportAddress),
+    Reserved {
+        /// The held address.
+        relayed: RelayedTransportAddress,
+        /// Who asks.
+        client: std::net::IpAddr,
+    },
 }
 
 /// EVEN-PORT's wishes (RFC 8656 section 18.6).

@@ -3,7 +3,7 @@
 use super::Server;
 use super::address::{PeerAddress, Via};
 use super::auth::Authenticated;
-use super::border::{AllocationId, DropReason};
+use super::border::AllocationId;
 use super::peer_policy::PeerClass;
 use super::reject::RejectReason;
 use super::relay::check_peer;
@@ -49,11 +49,9 @@ impl Server {
         if other_peer || other_channel {
             return Err(RejectReason::ChannelConflict);
         }
-        let class = self.check_peer_address(id, peer)?;
-        check_peer(peer, class, &self.settings.peers, &*self.shared).map_err(|why| match why {
-            DropReason::PeerIsListener => RejectReason::PeerIsListener,
-            _ => RejectReason::PeerNotRelayed,
-        })?;
+        self.check_peer_family(id, peer)?;
+        let class = self.check_peer_policy(peer)?;
+        check_peer(peer, class, &self.settings.peers, &*self.shared)?;
         self.check_channel_room(id, number, peer, now)?;
         Ok(Bind { id, number, peer, class })
     }

@@ -276,16 +276,11 @@ impl Server {
 
     fn on_close_all(&mut self, now: Now, reason: EndReason) {
         self.draining = true;
-        // Whoever still waits for a relayed address is told; a socket that opens later is closed at once.
-        let mut waiting: Vec<AllocationId> = self.openings.keys().copied().collect();
-        waiting.sort_unstable();
-        for id in waiting {
-            self.fail_opening(id, RejectReason::Draining);
-        }
         let ids: Vec<AllocationId> = self.table.iter().map(|allocation| allocation.id).collect();
         for id in ids {
             self.end(now, id, reason);
         }
+        self.give_up_openings();
     }
 
     fn mirrors_fingerprint(&self, message: &Message<'_>) -> bool {

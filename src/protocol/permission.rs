@@ -32,14 +32,19 @@ impl Server {
         request: &Authenticated<'_>,
     ) -> Result<(AllocationId, Vec<(IpAddr, PeerClass)>), RejectReason> {
         let id = self.check_owner(now, via, request)?;
-        let mut peers = Vec::new();
-        for peer in request.message().peers() {
-            let peer = peer.map_err(|_| RejectReason::BadAttribute)?;
-            peers.push((peer.ip(), self.check_peer_address(id, peer)?));
-        }
+        // RFC 8656 §10.2 in its order: every peer is well-formed (400), of the right family (443), allowed (403).
+        let peers: Vec<PeerAddress> =
+            request.message().peers().collect::<Result<_, _>>().map_err(|_| RejectReason::BadAttribute)?;
         if peers.is_empty() {
             return Err(RejectReason::MissingAttribute);
         }
+        for peer in &peers {
+            self.check_peer_family(id, *peer)?;
+        }
+        let peers = peers
+            .into_iter()
+            .map(|peer| Ok((peer.ip(), self.check_peer_policy(peer)?)))
+            .collect::<Result<Vec<_>, RejectReason>>()?;
         let ips: Vec<IpAddr> = peers.iter().map(|(ip, _)| *ip).collect();
         let max = self.settings.limits.permissions_per_allocation;
         let allocation = self.table.get_mut(id).ok_or(RejectReason::NoAllocation)?;
@@ -49,12 +54,14 @@ impl Server {
         Ok((id, peers))
     }
 
-    /// 443 for the other family, 403 for what the policy denies; the address's class otherwise.
-    pub(super) fn check_peer_address(&self, id: AllocationId, peer: PeerAddress) -> Result<PeerClass, RejectReason> {
+    /// 443 for a peer of another family than the relayed address.
+    pub(super) fn check_peer_family(&self, id: AllocationId, peer: PeerAddress) -> Result<(), RejectReason> {
         let relayed: Option<Family> = self.table.get(id).map(|allocation| allocation.relayed.family());
-        if relayed != Some(peer.family()) {
-            return Err(RejectReason::PeerFamily);
-        }
+        if relayed == Some(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
+    }
+
+    /// 403 for what the policy denies; the address's class otherwise.
+    pub(super) fn check_peer_policy(&self, peer: PeerAddress) -> Result<PeerClass, RejectReason> {
         self.settings.peers.judge(peer.ip()).ok_or(RejectReason::PeerDenied)
     }
 }

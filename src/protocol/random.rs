@@ -43,7 +43,7 @@ impl Random {
 
     /// A number below `bound`, which must not be 0; the bias of one in 2^32 is of no matter here.
     pub fn below(&mut self, bound: u32) -> u32 {
-        ((self.next_u64() >> 32) * u64::from(bound) >> 32) as u32
+        (((self.next_u64() >> 32) * u64::from(bound)) >> 32) as u32
     }
 }
 

@@ -113,6 +113,22 @@ reject_reasons! {
     ChannelLimit = CODE_INSUFFICIENT_CAPACITY, "channel_limit", "Too many channels";
 }
 
+impl RejectReason {
+    /// The configuration key of the limit that was reached, for the refusals that have one.
+    #[must_use]
+    #[allow(clippy::wildcard_enum_match_arm, reason = "only limits have a key")]
+    pub const fn limit_key(self) -> Option<&'static str> {
+        match self {
+            Self::QuotaUser => Some("limits.allocations_per_user"),
+            Self::QuotaClient => Some("limits.allocations_per_client"),
+            Self::QuotaServer => Some("limits.allocations"),
+            Self::PermissionLimit => Some("limits.permissions_per_allocation"),
+            Self::ChannelLimit => Some("limits.channels_per_allocation"),
+            _ => None,
+        }
+    }
+}
+
 impl From<CredentialRefused> for RejectReason {
     fn from(refused: CredentialRefused) -> Self {
         match refused {

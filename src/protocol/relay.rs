@@ -10,9 +10,11 @@ use super::border::{AllocationId, DropReason, Head, PacketMeta, Relay, Shared, W
 use super::counters::Counters;
 use super::peer_policy::{PeerClass, PeerPolicy};
 use super::random::Sequence;
+use super::reject::RejectReason;
 use super::time::{Now, Ticks};
 use crate::wire::attribute::ChannelNumber;
 use crate::wire::channel_data::{self, ChannelData};
+use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{Known, Message};
 use crate::wire::writer::{DATA_INDICATION_HEAD_MAX, data_indication_head};
 use crate::wire::{Class, classify};
@@ -47,9 +49,9 @@ impl Server {
             return lane.drop(DropReason::UnboundChannel, data.payload.len());
         };
         if let Err(why) = check_peer(binding.peer, binding.class, &self.settings.peers, &*self.shared) {
-            return lane.drop(why, data.payload.len());
+            return lane.drop(why.into(), data.payload.len());
         }
-        lane.to_peer(binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
+        lane.pass_to_peer(binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
     }
 
     /// RFC 8656 §11.2: a Send indication.
@@ -60,6 +62,10 @@ impl Server {
         let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
+        // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
+        if check_fingerprint(&message) == Fingerprint::Wrong {
+            return self.drop_unknown(DropReason::BadFingerprint, bytes.len());
+        }
         let (Ok(Some(peer)), Some(payload), Ok(dont_fragment), []) =
             (message.peer(), message.get(Known::Data), message.dont_fragment(), message.unknown())
         else {
@@ -73,9 +79,9 @@ impl Server {
             return lane.drop(DropReason::NoPermission, payload.len());
         };
         if let Err(why) = check_peer(peer, permission.class, &self.settings.peers, &*self.shared) {
-            return lane.drop(why, payload.len());
+            return lane.drop(why.into(), payload.len());
         }
-        lane.to_peer(peer, PacketMeta { dont_fragment, ..meta }, payload)
+        lane.pass_to_peer(peer, PacketMeta { dont_fragment, ..meta }, payload)
     }
 
     /// Judges a datagram that arrived on a relayed address (RFC 8656 §11.3, §12.7).
@@ -97,12 +103,12 @@ impl Server {
             return lane.drop(DropReason::PeerNotPermitted, payload.len());
         };
         if let Err(why) = check_peer(from, permission.class, &self.settings.peers, &*self.shared) {
-            return lane.drop(why, payload.len());
+            return lane.drop(why.into(), payload.len());
         }
         let Some(head) = head_to_client(lane.allocation, from, payload.len(), now, &mut self.sequence) else {
             return lane.drop(DropReason::TooBig, payload.len());
         };
-        lane.to_client(head, meta, payload)
+        lane.pass_to_client(head, meta, payload)
     }
 
     /// Takes back packets of a verdict that the kernel or a queue did not take.
@@ -148,14 +154,14 @@ impl Lane<'_> {
     }
 
     #[inline]
-    fn to_peer(mut self, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+    fn pass_to_peer(mut self, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
         self.enter(payload.len());
         self.counters.sent(Way::ToPeer, payload.len());
         Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
     }
 
     #[inline]
-    fn to_client(mut self, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+    fn pass_to_client(mut self, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
         self.enter(payload.len());
         self.counters.sent(Way::ToClient, payload.len());
         Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via, head, meta, payload }
@@ -170,6 +176,33 @@ const fn flow(allocation: &mut Allocation, way: Way) -> &mut super::accounting::
     }
 }
 
+/// Why a port of one of this machine's addresses is no peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum PortRefused {
+    /// One of our listeners.
+    Listener,
+    /// Not a relayed port at this moment.
+    NotRelayed,
+}
+
+impl From<PortRefused> for DropReason {
+    fn from(refused: PortRefused) -> Self {
+        match refused {
+            PortRefused::Listener => Self::PeerIsListener,
+            PortRefused::NotRelayed => Self::NotRelayedPort,
+        }
+    }
+}
+
+impl From<PortRefused> for RejectReason {
+    fn from(refused: PortRefused) -> Self {
+        match refused {
+            PortRefused::Listener => Self::PeerIsListener,
+            PortRefused::NotRelayed => Self::PeerNotRelayed,
+        }
+    }
+}
+
 /// What a permission's class leaves to the port: nothing for a remote peer, so nothing is looked up.
 #[inline]
 pub(super) fn check_peer(
@@ -177,12 +210,12 @@ pub(super) fn check_peer(
     class: PeerClass,
     policy: &PeerPolicy,
     shared: &dyn Shared,
-) -> Result<(), DropReason> {
+) -> Result<(), PortRefused> {
     match class {
         PeerClass::Remote => Ok(()),
         PeerClass::Own if shared.is_relayed(peer) => Ok(()),
-        PeerClass::Own => Err(DropReason::NotRelayedPort),
-        PeerClass::Local if policy.is_listener(peer) => Err(DropReason::PeerIsListener),
+        PeerClass::Own => Err(PortRefused::NotRelayed),
+        PeerClass::Local if policy.is_listener(peer) => Err(PortRefused::Listener),
         PeerClass::Local => Ok(()),
     }
 }

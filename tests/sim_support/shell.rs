@@ -25,7 +25,7 @@ impl World {
         let fails = self.rng.percent(6);
         let result = match wish {
             _ if fails => {
-                if let RelayRequest::Reserved(relayed) = wish {
+                if let RelayRequest::Reserved { relayed, .. } = wish {
                     self.sockets.remove(&relayed);
                 }
                 let all = [RelayRefused::NoPort, RelayRefused::NoFiles, RelayRefused::System, RelayRefused::NotHeld];
@@ -51,7 +51,7 @@ impl World {
                 });
                 Ok(OpenedRelay { relayed, held })
             }
-            RelayRequest::Reserved(relayed) => {
+            RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.sockets.get_mut(&relayed).expect("a held port is there");
                 assert_eq!((socket.worker, socket.owner), (worker, None), "a held port is taken once, where it is");
                 socket.owner = Some(id);
@@ -157,7 +157,8 @@ impl World {
         match (waiting, relayed) {
             (Some(key), Some(relayed)) => {
                 let (id, wish) = out.opens.pop().expect("the handed over port is opened");
-                assert_eq!(wish, RelayRequest::Reserved(relayed));
+                let client = self.model.openings[&key].via.five_tuple().client.ip();
+                assert_eq!(wish, RelayRequest::Reserved { relayed, client });
                 let mut opening = self.model.openings.remove(&key).unwrap();
                 opening.asking = None;
                 self.model.opening_of.insert(opening.via, (worker, id));

@@ -1,1 +1,58 @@
-fn main() {}
+//! A load generator that speaks TURN itself, and the bare forwarder it is compared with.
+//!
+//! `throughway-load run` opens sessions on a TURN server, sends numbered and timestamped payloads both ways
+//! and checks every one that arrives. `throughway-load forward` is the floor: a fixed mapping with one
+//! `recvmsg` and one send per packet and no TURN at all. Both stop by themselves.
+
+mod flags;
+mod forward;
+mod histogram;
+mod json;
+mod plan;
+mod run;
+mod session;
+mod stream;
+mod stun;
+mod sys;
+mod traffic;
+mod udp;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+throughway-load run      open sessions on a TURN server and drive traffic through them; JSON on stdout
+  --server 127.0.0.1:3478   --transport udp|tcp        --protocol turn|bare     --framing channel|indication
+  --user NAME --password P  --sessions 200             --payload 160            --burst 1
+  --rate 50                 packets per second, session and direction (open loop), or
+  --in-flight 256           packets on their way in all (closed loop)
+  --warm-up 0.5             --measure 2                seconds
+  --pid N[,N]               processes whose CPU time is charged to the relayed packets
+  --cpu N                   pin the generator          --fifo                   real-time priority 1
+  --client-port 40000       --peer-port 41000          --relay-base 42000       (bare: first relay port)
+throughway-load forward  the bare forwarder, until SIGTERM or --seconds
+  --listen 127.0.0.1:3478   --transport udp|tcp        --sessions 200           --seconds 60
+  --client-port 40000       --peer-port 41000          --relay-base 42000       --batch
+";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let result = match words.next().as_deref() {
+        Some("run") => flags::Flags::parse(words).and_then(run::main),
+        Some("forward") => flags::Flags::parse(words).and_then(forward::main),
+        Some("-h" | "--help" | "help") => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("throughway-load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a run is asked to do, and the addresses that follow from it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::flags::Flags;
+use crate::traffic::{HEADER, PAYLOAD_MAX};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Turn,
+    /// Fixed mapping, see `forward`.
+    Bare,
+}
+
+/// What a payload looks like between client and server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    Raw,
+    Channel,
+    Indication,
+}
+
+#[derive(Clone, Copy)]
+pub enum Load {
+    /// Packets per second, session and direction, whatever comes back.
+    Rate(f64),
+    /// Packets on their way in both directions together; each arrival makes room for the next.
+    InFlight(usize),
+}
+
+/// Where everyone is. Sessions differ by address, so one socket a side serves any number of them.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub server: SocketAddrV4,
+    pub client_port: u16,
+    pub peer_port: u16,
+    pub relay_base: u16,
+}
+
+const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
+const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
+pub const SESSIONS_MAX: usize = 65_000;
+
+impl Places {
+    pub fn parse(flags: &mut Flags, server: &str) -> Result<Self, String> {
+        Ok(Self {
+            server: flags.or(server, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478))?,
+            client_port: flags.or("client-port", 40_000)?,
+            peer_port: flags.or("peer-port", 41_000)?,
+            relay_base: flags.or("relay-base", 42_000)?,
+        })
+    }
+
+    pub fn client(&self, session: usize) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_CLIENT) + session as u32), self.client_port)
+    }
+
+    pub fn peer(&self, session: usize) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_PEER) + session as u32), self.peer_port)
+    }
+
+    /// Of the bare forwarder only; a TURN server says where it relays.
+    pub fn bare_relay(&self, session: usize) -> SocketAddrV4 {
+        SocketAddrV4::new(*self.server.ip(), self.relay_base + session as u16)
+    }
+
+    /// The session a client address belongs to; the caller checks it against its number of sessions.
+    pub fn session_of_client(&self, address: Ipv4Addr) -> usize {
+        u32::from(address).wrapping_sub(u32::from(FIRST_CLIENT)) as usize
+    }
+
+    pub fn session_of_peer(&self, address: Ipv4Addr) -> usize {
+        u32::from(address).wrapping_sub(u32::from(FIRST_PEER)) as usize
+    }
+}
+
+pub fn channel_of(session: usize) -> u16 {
+    0x4000 + (session % 0x1000) as u16
+}
+
+pub struct Plan {
+    pub places: Places,
+    pub transport: Transport,
+    pub protocol: Protocol,
+    pub framing: Framing,
+    pub user: String,
+    pub password: String,
+    pub sessions: usize,
+    pub payload: usize,
+    pub burst: usize,
+    pub load: Load,
+    pub warm_up: f64,
+    pub measure: f64,
+    pub pids: String,
+    pub cpu: Option<usize>,
+    pub fifo: bool,
+}
+
+pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
+    match flags.or("transport", "udp".to_owned())?.as_str() {
+        "udp" => Ok(Transport::Udp),
+        "tcp" => Ok(Transport::Tcp),
+        other => Err(format!("--transport: `{other}` is neither udp nor tcp")),
+    }
+}
+
+impl Plan {
+    pub fn parse(mut flags: Flags) -> Result<Self, String> {
+        let transport = parse_transport(&mut flags)?;
+        let protocol = match flags.or("protocol", "turn".to_owned())?.as_str() {
+            "turn" => Protocol::Turn,
+            "bare" => Protocol::Bare,
+            other => return Err(format!("--protocol: `{other}` is neither turn nor bare")),
+        };
+        let framing = match (flags.or("framing", "channel".to_owned())?.as_str(), protocol, transport) {
+            (_, Protocol::Bare, Transport::Udp) => Framing::Raw,
+            // a stream needs frames: the forwarder speaks ChannelData there
+            (_, Protocol::Bare, Transport::Tcp) | ("channel", ..) => Framing::Channel,
+            ("indication", ..) => Framing::Indication,
+            (other, ..) => {
+                return Err(format!("--framing: `{other}` is neither channel nor indication"));
+            }
+        };
+        let load = match (flags.optional("rate")?, flags.optional("in-flight")?) {
+            (Some(rate), None) if rate > 0.0 => Load::Rate(rate),
+            (None, Some(packets)) if packets > 0 => Load::InFlight(packets),
+            _ => return Err("one of --rate and --in-flight is needed, above zero".to_owned()),
+        };
+        let plan = Self {
+            places: Places::parse(&mut flags, "server")?,
+            transport,
+            protocol,
+            framing,
+            user: flags.or("user", "load".to_owned())?,
+            password: flags.or("password", "load".to_owned())?,
+            sessions: flags.or("sessions", 200)?,
+            payload: flags.or("payload", 160)?,
+            burst: flags.or("burst", 1)?,
+            load,
+            warm_up: flags.or("warm-up", 0.5)?,
+            measure: flags.or("measure", 2.0)?,
+            pids: flags.or("pid", String::new())?,
+            cpu: flags.optional("cpu")?,
+            fifo: flags.switch("fifo"),
+        };
+        flags.finish()?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !(HEADER..=PAYLOAD_MAX).contains(&self.payload) {
+            return Err(format!("--payload {}: allowed are {HEADER} to {PAYLOAD_MAX}", self.payload));
+        }
+        if !(1..=SESSIONS_MAX).contains(&self.sessions) {
+            return Err(format!("--sessions {}: allowed are 1 to {SESSIONS_MAX}", self.sessions));
+        }
+        if !(1..=64).contains(&self.burst) {
+            return Err(format!("--burst {}: allowed are 1 to 64", self.burst));
+        }
+        // allocations and permissions are not refreshed: 300 s is a permission's life
+        if !(0.0..=60.0).contains(&self.warm_up) || !(0.05..=120.0).contains(&self.measure) {
+            return Err("--warm-up is at most 60 s, --measure 0.05 to 120 s".to_owned());
+        }
+        if let Load::InFlight(packets) = self.load
+            && packets / 2 < self.burst
+        {
+            return Err(format!("--in-flight {packets} leaves no room for a burst of {} each way", self.burst));
+        }
+        Ok(())
+    }
+}

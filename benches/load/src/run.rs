@@ -1,0 +1,415 @@
+//! One measurement: open the sessions, warm up, measure, drain, close, report.
+
+use crate::flags::Flags;
+use crate::json::Object;
+use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
+use crate::session::{self, Clients, Session};
+use crate::stun::{self, Message};
+use crate::sys::{self, Drops, Usage, Watch};
+use crate::traffic::{HEADER, Ledger, WAYS, Way};
+use crate::udp::{BATCH, ManyAddresses};
+
+const SECOND: f64 = 1e9;
+/// How long packets may still arrive after the last was sent.
+const DRAIN_NS: u64 = 300_000_000;
+/// A closed loop in which nothing arrives for so long has lost its packets: start the window again.
+const STALL_NS: u64 = 50_000_000;
+/// Packets sent before the generator looks at what has arrived.
+const SENDS_PER_TURN: usize = BATCH;
+
+pub fn main(flags: Flags) -> Result<(), String> {
+    let plan = Plan::parse(flags)?;
+    sys::end_after((plan.warm_up + plan.measure) as u32 + 60);
+    sys::raise_open_files();
+    if let Some(cpu) = plan.cpu {
+        sys::pin(cpu)?;
+    }
+    let watch = Watch::new(&plan.pids)?;
+    let mut clients = Clients::open(&plan)?;
+    let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
+    let opening = sys::now();
+    let sessions = session::open_all(&plan, &mut clients)?;
+    let opened_ns = sys::now() - opening;
+    if plan.fifo {
+        sys::real_time()?;
+    }
+    let ledger = Ledger::new(plan.sessions, plan.payload);
+    let mut run =
+        Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
+    let window = run.drive(&watch);
+    let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port], plan.places.server.port());
+    let broken = run.clients.closed();
+    let refused = session::close_all(&plan, &mut run.clients, &mut run.sessions);
+    println!("{}", run.report(&window, opened_ns, drops, broken, refused));
+    Ok(())
+}
+
+/// What the measured window began and ended with.
+#[derive(Default)]
+struct Window {
+    nanoseconds: u64,
+    received: [u64; 2],
+    usage: Usage,
+    own_cpu_ns: u64,
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    clients: Clients,
+    peers: ManyAddresses,
+    sessions: Vec<Session>,
+    ledger: Ledger,
+    frame: Vec<u8>,
+    /// Packets queued since the last flush, by way.
+    pushed: [u64; 2],
+    lag_max: u64,
+    stalls: u64,
+}
+
+/// Whose turn it is to send: sessions in order, and for the open loop when.
+struct Turn {
+    start: f64,
+    sent_bursts: u64,
+    interval: f64,
+    next_session: [usize; 2],
+}
+
+impl Run<'_> {
+    fn drive(&mut self, watch: &Watch) -> Window {
+        let start = sys::now();
+        let measure_at = start + (self.plan.warm_up * SECOND) as u64;
+        let stop_at = measure_at + (self.plan.measure * SECOND) as u64;
+        let mut turn = Turn {
+            start: start as f64,
+            sent_bursts: 0,
+            interval: match self.plan.load {
+                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.sessions as f64),
+                Load::InFlight(_) => 0.0,
+            },
+            next_session: [0; 2],
+        };
+        let mut window = Window::default();
+        let (mut lost_before, mut last_arrival) = ([0_u64; 2], start);
+        let own = Watch::new(&std::process::id().to_string()).ok();
+        let own_cpu = || own.as_ref().map_or(0, Watch::cpu_ns);
+        let (mut begun, mut own_begun, mut begun_at) = (Usage::default(), 0, 0);
+        loop {
+            let now = sys::now();
+            if !self.ledger.measured && now >= measure_at {
+                self.ledger.measured = true;
+                begun = watch.usage();
+                own_begun = own_cpu();
+                window.received = [self.ledger.counts[0].received, self.ledger.counts[1].received];
+                begun_at = sys::now();
+            }
+            if now >= stop_at {
+                window.nanoseconds = sys::now() - begun_at;
+                let ended = watch.usage();
+                window.usage = Usage {
+                    cpu_ns: ended.cpu_ns - begun.cpu_ns,
+                    context_switches: ended.context_switches - begun.context_switches,
+                    resident_bytes: ended.resident_bytes,
+                };
+                window.own_cpu_ns = own_cpu() - own_begun;
+                for way in WAYS {
+                    window.received[way as usize] =
+                        self.ledger.counts[way as usize].received - window.received[way as usize];
+                }
+                break;
+            }
+            match self.plan.load {
+                Load::Rate(_) => self.send_due(&mut turn, now),
+                Load::InFlight(limit) => self.send_room(&mut turn, limit / 2, &lost_before, now),
+            }
+            if self.receive() > 0 {
+                last_arrival = now;
+            } else if matches!(self.plan.load, Load::InFlight(_)) && now.saturating_sub(last_arrival) > STALL_NS {
+                lost_before = WAYS.map(|way| {
+                    let counts = &self.ledger.counts[way as usize];
+                    counts.sent - counts.received
+                });
+                self.stalls += 1;
+                last_arrival = now;
+            }
+        }
+        self.drain();
+        window
+    }
+
+    /// Open loop: every burst whose time has come, directions in turn, sessions in order.
+    fn send_due(&mut self, turn: &mut Turn, now: u64) {
+        let mut packets = 0;
+        while packets < SENDS_PER_TURN {
+            let due = turn.start + turn.interval * turn.sent_bursts as f64;
+            if due > now as f64 {
+                break;
+            }
+            if self.ledger.measured {
+                self.lag_max = self.lag_max.max(now - due as u64);
+            }
+            let way = WAYS[(turn.sent_bursts % 2) as usize];
+            let session = (turn.sent_bursts / 2) as usize % self.plan.sessions;
+            turn.sent_bursts += 1;
+            packets += self.send_burst(session, way, now);
+        }
+        self.flush(packets > 0);
+    }
+
+    /// Closed loop: bursts for as long as a direction has room. What was lost before the last stall takes none.
+    /// Neither direction gets ahead of the other, so that all servers are measured on the same mixture.
+    fn send_room(&mut self, turn: &mut Turn, limit: usize, lost: &[u64; 2], now: u64) {
+        let mut any = false;
+        for way in WAYS {
+            let mut packets = 0;
+            loop {
+                let counts = &self.ledger.counts[way as usize];
+                let under_way = (counts.sent - counts.received).saturating_sub(lost[way as usize]);
+                let ahead = counts.sent.saturating_sub(self.ledger.counts[1 - way as usize].sent);
+                let no_room = under_way as usize + self.plan.burst > limit || ahead as usize > limit;
+                if no_room || packets >= SENDS_PER_TURN {
+                    break;
+                }
+                let session = turn.next_session[way as usize];
+                turn.next_session[way as usize] = (session + 1) % self.plan.sessions;
+                packets += self.send_burst(session, way, now);
+            }
+            any |= packets > 0;
+        }
+        self.flush(any);
+    }
+
+    fn send_burst(&mut self, session: usize, way: Way, now: u64) -> usize {
+        for _ in 0..self.plan.burst {
+            self.send(session, way, now);
+        }
+        self.plan.burst
+    }
+
+    fn send(&mut self, n: usize, way: Way, now: u64) {
+        let (stamp, tail) = self.ledger.next(n, way, now);
+        let session = &self.sessions[n];
+        let places = &self.plan.places;
+        if way == Way::ToClient {
+            self.pushed[way as usize] += 1;
+            if self.peers.push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0) {
+                self.flush_peers();
+            }
+            return;
+        }
+        let payload = (HEADER + tail.len()) as u16;
+        let mut head = [0; 56];
+        let (head, padding) = match self.plan.framing {
+            Framing::Raw => (&head[..0], 0),
+            Framing::Channel => {
+                head[..2].copy_from_slice(&session.channel.to_be_bytes());
+                head[2..4].copy_from_slice(&payload.to_be_bytes());
+                // RFC 8656 section 12.5: padded on a stream only
+                let streams = matches!(self.clients, Clients::Tcp { .. });
+                (&head[..4], if streams { pad(payload) } else { 0 })
+            }
+            Framing::Indication => {
+                let end = session.indication.len();
+                head[..end].copy_from_slice(&session.indication);
+                let length = (end - stun::HEAD + 4 + usize::from(payload) + pad(payload)) as u16;
+                head[2..4].copy_from_slice(&length.to_be_bytes());
+                head[end..end + 2].copy_from_slice(&stun::DATA.to_be_bytes());
+                head[end + 2..end + 4].copy_from_slice(&payload.to_be_bytes());
+                (&head[..end + 4], pad(payload))
+            }
+        };
+        match &mut self.clients {
+            Clients::Udp(socket) => {
+                self.pushed[way as usize] += 1;
+                if socket.push(*places.client(n).ip(), places.server, &[head, &stamp], tail, padding) {
+                    let refused = socket.flush();
+                    self.pushed[way as usize] = 0;
+                    self.ledger.not_sent(way, refused);
+                }
+            }
+            Clients::Tcp { connections, .. } => {
+                self.frame.clear();
+                self.frame.extend(head);
+                self.frame.extend(stamp);
+                self.frame.extend(tail);
+                self.frame.resize(self.frame.len() + padding, 0);
+                if !connections[n].send(&self.frame) {
+                    self.ledger.not_sent(way, 1);
+                }
+            }
+        }
+    }
+
+    fn flush_peers(&mut self) {
+        let refused = self.peers.flush();
+        self.pushed[Way::ToClient as usize] = 0;
+        self.ledger.not_sent(Way::ToClient, refused);
+    }
+
+    fn flush(&mut self, any: bool) {
+        if !any {
+            return;
+        }
+        if self.pushed[Way::ToClient as usize] > 0 {
+            self.flush_peers();
+        }
+        if let Clients::Udp(socket) = &mut self.clients
+            && self.pushed[Way::ToPeer as usize] > 0
+        {
+            self.pushed[Way::ToPeer as usize] = 0;
+            let refused = socket.flush();
+            self.ledger.not_sent(Way::ToPeer, refused);
+        }
+    }
+
+    /// One batch from each side; the clock is read once a side.
+    fn receive(&mut self) -> usize {
+        let Self { plan, clients, peers, sessions, ledger, .. } = self;
+        let places = &plan.places;
+        let mut now = 0;
+        let mut clock = move || {
+            if now == 0 {
+                now = sys::now();
+            }
+            now
+        };
+        let at_clients = clients.receive(places, |n, from_server, bytes| {
+            if n >= sessions.len() || n >= SESSIONS_MAX {
+                ledger.faults.unexpected += 1;
+                return;
+            }
+            match unframe(plan.framing, n, places.peer(n), bytes) {
+                Some((payload, right_head)) => {
+                    ledger.arrived(n, Way::ToClient, payload, from_server && right_head, clock());
+                }
+                None => ledger.faults.unexpected += 1,
+            }
+        });
+        let mut now = 0;
+        let at_peers = peers.receive(|from, to, bytes| {
+            let n = places.session_of_peer(to);
+            if n >= sessions.len() {
+                ledger.faults.unexpected += 1;
+                return;
+            }
+            if now == 0 {
+                now = sys::now();
+            }
+            ledger.arrived(n, Way::ToPeer, bytes, from == sessions[n].relayed, now);
+        });
+        if let Clients::Tcp { connections, .. } = clients {
+            for connection in connections {
+                connection.drain();
+            }
+        }
+        at_clients + at_peers
+    }
+
+    fn drain(&mut self) {
+        let until = sys::now() + DRAIN_NS;
+        while self.ledger.received() < self.ledger.sent() && sys::now() < until {
+            self.receive();
+        }
+    }
+
+    fn report(&self, window: &Window, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
+        let plan = self.plan;
+        let seconds = window.nanoseconds as f64 / SECOND;
+        let received = window.received[0] + window.received[1];
+        let counts = &self.ledger.counts;
+        let sum = |of: fn(&crate::traffic::Counts) -> u64| counts.iter().map(of).sum::<u64>();
+        let (sent, arrived) = (sum(|c| c.sent_measured), sum(|c| c.received_measured));
+        let faults = &self.ledger.faults;
+        let per_packet = |total: u64| total as f64 / received as f64;
+        let mut o = Object::new();
+        o.count("sessions", plan.sessions as u64)
+            .count("payload_bytes", plan.payload as u64)
+            .count("burst", plan.burst as u64);
+        match plan.load {
+            Load::Rate(rate) => {
+                let offered = rate * 2.0 * plan.sessions as f64;
+                o.text("load", "open")
+                    .real("offered_pps", offered)
+                    .real("sent_of_offered", sent as f64 / (offered * plan.measure));
+            }
+            Load::InFlight(packets) => {
+                o.text("load", "closed").count("in_flight", packets as u64).count("stalls", self.stalls);
+            }
+        }
+        o.real("seconds", seconds)
+            .real("opened_ms", opened_ns as f64 / 1e6)
+            .real("pps", received as f64 / seconds)
+            .real("pps_to_peer", window.received[0] as f64 / seconds)
+            .real("pps_to_client", window.received[1] as f64 / seconds)
+            .count("sent", sent)
+            .count("received", arrived)
+            .count("lost", sent - arrived)
+            .count("not_sent", sum(|c| c.not_sent))
+            .count("duplicates", faults.duplicates)
+            .count("reordered", faults.reordered)
+            .count("corrupt", faults.corrupt)
+            .count("misdelivered", faults.misdelivered)
+            .count("unexpected", faults.unexpected)
+            .count("generator_socket_drops", drops.generator)
+            .count("listener_socket_drops", drops.listener)
+            .count("relayed_socket_drops", drops.relayed)
+            .count("broken_connections", broken as u64)
+            .count("refused_deletes", refused as u64)
+            .real("p50_us", self.ledger.latency.quantile(0.5) as f64 / 1e3)
+            .real("p99_us", self.ledger.latency.quantile(0.99) as f64 / 1e3)
+            .real("max_us", self.ledger.latency.max() as f64 / 1e3)
+            .real("generator_lag_max_us", self.lag_max as f64 / 1e3)
+            .real("generator_cpu", window.own_cpu_ns as f64 / window.nanoseconds as f64);
+        if !plan.pids.is_empty() {
+            o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
+                .real("cpu_share", window.usage.cpu_ns as f64 / window.nanoseconds as f64)
+                .real("switches_per_packet", per_packet(window.usage.context_switches))
+                .count("resident_bytes", window.usage.resident_bytes);
+        }
+        o.finish()
+    }
+}
+
+fn pad(length: u16) -> usize {
+    usize::from(length.wrapping_neg() & 3)
+}
+
+/// The payload inside what a client got, and whether its head names the session's channel or peer.
+fn unframe(framing: Framing, n: usize, peer: std::net::SocketAddrV4, bytes: &[u8]) -> Option<(&[u8], bool)> {
+    match framing {
+        Framing::Raw => Some((bytes, true)),
+        Framing::Channel => {
+            let (head, rest) = bytes.split_at_checked(4)?;
+            let number = u16::from_be_bytes([head[0], head[1]]);
+            let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+            if !(0x4000..0x5000).contains(&number) {
+                return None;
+            }
+            Some((rest.get(..length)?, number == channel_of(n)))
+        }
+        Framing::Indication => {
+            let message = Message::parse(bytes).filter(|m| m.kind() == stun::DATA_INDICATION)?;
+            let right = message.xor_address(stun::XOR_PEER_ADDRESS) == Some(peer);
+            Some((message.attribute(stun::DATA)?, right))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_reaches_the_next_multiple_of_four() {
+        assert_eq!([0, 1, 2, 3, 4, 160].map(pad), [0, 3, 2, 1, 0, 0]);
+    }
+
+    #[test]
+    fn channel_data_of_another_channel_is_told_apart() {
+        let bytes = [0x40, 3, 0, 2, 9, 8, 0, 0];
+        let peer = "127.2.0.4:1".parse().expect("an address");
+        assert_eq!(unframe(Framing::Channel, 3, peer, &bytes), Some((&[9, 8][..], true)));
+        assert_eq!(unframe(Framing::Channel, 4, peer, &bytes), Some((&[9, 8][..], false)));
+        assert_eq!(unframe(Framing::Channel, 3, peer, &[0, 1, 0, 2, 9, 8]), None);
+        assert_eq!(unframe(Framing::Channel, 3, peer, &[0x40, 3, 0, 3, 9, 8]), None);
+    }
+}

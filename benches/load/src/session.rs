@@ -1,0 +1,247 @@
+//! The clients' side of the server: control messages while sessions are opened, frames while traffic runs.
+
+use std::net::SocketAddrV4;
+
+use crate::plan::{Framing, Places, Plan, Protocol, Transport, channel_of};
+use crate::stream::{Connection, Poll};
+use crate::stun::{self, Builder, Message, TransactionId};
+use crate::sys;
+use crate::udp::ManyAddresses;
+
+/// RFC 8489 section 6.2.1: first retransmission after 500 ms, each wait twice the last, seven sends in all.
+const FIRST_WAIT_NS: u64 = 500_000_000;
+const SENDS: u32 = 7;
+
+pub enum Clients {
+    Udp(ManyAddresses),
+    Tcp { connections: Vec<Connection>, poll: Poll, ready: Vec<usize> },
+}
+
+impl Clients {
+    pub fn open(plan: &Plan) -> Result<Self, String> {
+        match plan.transport {
+            Transport::Udp => Ok(Self::Udp(ManyAddresses::open(plan.places.client_port, plan.payload)?)),
+            Transport::Tcp => {
+                let poll = Poll::new()?;
+                let mut connections = Vec::with_capacity(plan.sessions);
+                for session in 0..plan.sessions {
+                    let connection = Connection::open(plan.places.client(session), plan.places.server)?;
+                    poll.add(connection.fd(), session as u64)?;
+                    connections.push(connection);
+                }
+                Ok(Self::Tcp { connections, poll, ready: Vec::new() })
+            }
+        }
+    }
+
+    pub fn closed(&self) -> usize {
+        match self {
+            Self::Udp(_) => 0,
+            Self::Tcp { connections, .. } => connections.iter().filter(|c| c.closed).count(),
+        }
+    }
+
+    fn send(&mut self, places: &Places, session: usize, bytes: &[u8]) -> bool {
+        match self {
+            Self::Udp(socket) => socket.send_one(*places.client(session).ip(), places.server, bytes),
+            Self::Tcp { connections, .. } => connections[session].send(bytes),
+        }
+    }
+
+    /// What has arrived: (session, whether it came from the server, frame). Returns the number of frames.
+    pub fn receive(&mut self, places: &Places, mut each: impl FnMut(usize, bool, &[u8])) -> usize {
+        match self {
+            Self::Udp(socket) => {
+                socket.receive(|from, to, bytes| each(places.session_of_client(to), from == places.server, bytes))
+            }
+            Self::Tcp { connections, poll, ready } => {
+                ready.clear();
+                poll.wait(0, |token| ready.push(token as usize));
+                let mut frames = 0;
+                for session in ready.iter().copied() {
+                    let connection = &mut connections[session];
+                    if !connection.closed {
+                        frames += connection.receive(|frame| each(session, true, frame));
+                    }
+                }
+                frames
+            }
+        }
+    }
+}
+
+/// What traffic needs to know about an open session.
+pub struct Session {
+    pub relayed: SocketAddrV4,
+    pub channel: u16,
+    /// STUN head and XOR-PEER-ADDRESS of a Send indication; empty in the other framings.
+    pub indication: Vec<u8>,
+    key: [u8; 16],
+    realm: Vec<u8>,
+    nonce: Vec<u8>,
+}
+
+/// Opens all sessions, one exchange after the other.
+pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, String> {
+    if plan.protocol == Protocol::Bare {
+        return Ok((0..plan.sessions).map(|n| Session::bare(plan, n)).collect());
+    }
+    let mut opener = Opener { plan, clients, transaction: sys::now() };
+    (0..plan.sessions).map(|n| opener.open(n).map_err(|e| format!("session {n} of {}: {e}", plan.sessions))).collect()
+}
+
+/// Deletes what `open_all` made; a server that refuses is reported, not fatal.
+pub fn close_all(plan: &Plan, clients: &mut Clients, sessions: &mut [Session]) -> usize {
+    if plan.protocol == Protocol::Bare {
+        return 0;
+    }
+    let mut opener = Opener { plan, clients, transaction: sys::now() };
+    let mut refused = 0;
+    for (n, session) in sessions.iter_mut().enumerate() {
+        let request = |builder: Builder| builder.attribute(stun::LIFETIME, &0_u32.to_be_bytes());
+        refused += usize::from(opener.signed(n, session, stun::REFRESH, &request).is_err());
+        if refused > 3 {
+            break; // a dead server would cost 63 s a session
+        }
+    }
+    refused
+}
+
+struct Opener<'a> {
+    plan: &'a Plan,
+    clients: &'a mut Clients,
+    transaction: u64,
+}
+
+impl Opener<'_> {
+    fn open(&mut self, n: usize) -> Result<Session, String> {
+        let mut session = Session::bare(self.plan, n);
+        let request = |builder: Builder| builder.attribute(stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        let first = self.transaction();
+        let answer = self.exchange(n, &request(Builder::new(stun::ALLOCATE, first)).unsigned(), first)?;
+        let challenge = Message::parse(&answer).ok_or("the first Allocate's answer is not STUN")?;
+        if challenge.error_code() != Some(401) {
+            return Err(format!("the first Allocate's answer is not 401 but {}", describe(&challenge)));
+        }
+        session.learn(self.plan, &challenge)?;
+        let answer = self.signed(n, &mut session, stun::ALLOCATE, &request)?;
+        session.relayed = Message::parse(&answer)
+            .and_then(|m| m.xor_address(stun::XOR_RELAYED_ADDRESS))
+            .ok_or("Allocate: no IPv4 XOR-RELAYED-ADDRESS")?;
+        let peer = self.plan.places.peer(n);
+        let channel = session.channel.to_be_bytes();
+        let with_peer = |builder: Builder| builder.xor_address(stun::XOR_PEER_ADDRESS, peer);
+        if self.plan.framing == Framing::Indication {
+            self.signed(n, &mut session, stun::CREATE_PERMISSION, &with_peer)?;
+            session.indication = with_peer(Builder::new(stun::SEND_INDICATION, self.transaction())).unsigned();
+        } else {
+            let request =
+                |builder: Builder| with_peer(builder.attribute(stun::CHANNEL_NUMBER, &[channel[0], channel[1], 0, 0]));
+            self.signed(n, &mut session, stun::CHANNEL_BIND, &request)?;
+        }
+        Ok(session)
+    }
+
+    /// A request with credentials; a 438 brings a new nonce and one more try. The answer is a signed success.
+    fn signed(
+        &mut self,
+        n: usize,
+        session: &mut Session,
+        method: u16,
+        fill: &dyn Fn(Builder) -> Builder,
+    ) -> Result<Vec<u8>, String> {
+        for _ in 0..2 {
+            let id = self.transaction();
+            let request = fill(Builder::new(method, id))
+                .attribute(stun::USERNAME, self.plan.user.as_bytes())
+                .attribute(stun::REALM, &session.realm)
+                .attribute(stun::NONCE, &session.nonce)
+                .sign(&session.key);
+            let answer = self.exchange(n, &request, id)?;
+            let message = Message::parse(&answer).ok_or("the answer is not STUN")?;
+            if message.error_code() == Some(438) {
+                session.learn(self.plan, &message)?;
+                continue;
+            }
+            if message.kind() != method | stun::SUCCESS {
+                return Err(format!("method {method:#x}: {}", describe(&message)));
+            }
+            if !message.is_signed_with(&session.key) {
+                return Err(format!("method {method:#x}: the success response has no valid MESSAGE-INTEGRITY"));
+            }
+            return Ok(answer);
+        }
+        Err("438 twice in a row".to_owned())
+    }
+
+    fn transaction(&mut self) -> TransactionId {
+        self.transaction = self.transaction.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+        let mut id = [0x4C; 12];
+        id[..8].copy_from_slice(&self.transaction.to_be_bytes());
+        id
+    }
+
+    /// Sends until the answer with this transaction id is there.
+    fn exchange(&mut self, n: usize, request: &[u8], id: TransactionId) -> Result<Vec<u8>, String> {
+        let places = self.plan.places;
+        let sends = if self.plan.transport == Transport::Udp { SENDS } else { 1 };
+        for send in 0..sends {
+            if !self.clients.send(&places, n, request) {
+                return Err("the request could not be sent".to_owned());
+            }
+            let wait = if sends == 1 { 10 * FIRST_WAIT_NS } else { FIRST_WAIT_NS << send.min(3) };
+            let until = sys::now() + wait;
+            let mut answer = None;
+            while answer.is_none() && sys::now() < until {
+                let got = self.clients.receive(&places, |session, from_server, bytes| {
+                    let fits = Message::parse(bytes).is_some_and(|m| m.id() == id && m.kind() & 0x0100 != 0);
+                    if session == n && from_server && fits {
+                        answer = Some(bytes.to_vec());
+                    }
+                });
+                if got == 0 {
+                    if self.clients.closed() > 0 {
+                        return Err("the server closed the connection".to_owned());
+                    }
+                    std::thread::yield_now();
+                }
+            }
+            if let Some(answer) = answer {
+                return Ok(answer);
+            }
+        }
+        Err(format!("no answer from {} after {sends} tries", places.server))
+    }
+}
+
+impl Session {
+    fn bare(plan: &Plan, n: usize) -> Self {
+        Self {
+            relayed: plan.places.bare_relay(n),
+            channel: channel_of(n),
+            indication: Vec::new(),
+            key: [0; 16],
+            realm: Vec::new(),
+            nonce: Vec::new(),
+        }
+    }
+
+    fn learn(&mut self, plan: &Plan, challenge: &Message<'_>) -> Result<(), String> {
+        self.nonce = challenge.attribute(stun::NONCE).ok_or("the challenge has no NONCE")?.to_vec();
+        if let Some(realm) = challenge.attribute(stun::REALM) {
+            self.realm = realm.to_vec();
+        }
+        self.key = stun::long_term_key(&plan.user, &self.realm, &plan.password);
+        Ok(())
+    }
+}
+
+fn describe(message: &Message<'_>) -> String {
+    match message.error_code() {
+        Some(code) => {
+            let reason = message.attribute(stun::ERROR_CODE).and_then(|value| value.get(4..)).unwrap_or_default();
+            format!("error {code} {}", String::from_utf8_lossy(reason))
+        }
+        None => format!("message type {:#06x}", message.kind()),
+    }
+}

@@ -1,0 +1,135 @@
+//! The system's clocks, counters and scheduling; everything about processes that is not a socket.
+
+use std::fs;
+use std::io;
+
+/// Nanoseconds of the monotonic clock.
+pub fn now() -> u64 {
+    read_clock(libc::CLOCK_MONOTONIC)
+}
+
+fn read_clock(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for the write; a bad clock id is an error return, which leaves zeros.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// CPU time and context switches of the server's processes, all threads, to the nanosecond.
+/// (utime and stime of /proc count jiffies: useless for a run of two seconds.)
+pub struct Watch {
+    pids: Vec<i32>,
+    clocks: Vec<libc::clockid_t>,
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    pub cpu_ns: u64,
+    pub context_switches: u64,
+    pub resident_bytes: u64,
+}
+
+impl Watch {
+    pub fn new(pids: &str) -> Result<Self, String> {
+        let mut watch = Self { pids: Vec::new(), clocks: Vec::new() };
+        for word in pids.split(',').filter(|word| !word.is_empty()) {
+            let pid = word.parse().map_err(|_| format!("--pid: `{word}` is not a process id"))?;
+            let mut clock = 0;
+            // SAFETY: `clock` is valid for the write.
+            let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
+            if error != 0 {
+                return Err(format!("--pid {pid}: {}", io::Error::from_raw_os_error(error)));
+            }
+            watch.pids.push(pid);
+            watch.clocks.push(clock);
+        }
+        Ok(watch)
+    }
+
+    pub fn cpu_ns(&self) -> u64 {
+        self.clocks.iter().map(|clock| read_clock(*clock)).sum()
+    }
+
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage { cpu_ns: self.cpu_ns(), ..Usage::default() };
+        for pid in &self.pids {
+            let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            for task in tasks {
+                let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+                let count = |name: &str| {
+                    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+                    line.trim_start_matches(':').trim().parse::<u64>().ok()
+                };
+                usage.context_switches += count("voluntary_ctxt_switches").unwrap_or(0);
+            }
+            let pages = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+            let pages = pages.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+            usage.resident_bytes += pages * 4_096;
+        }
+        usage
+    }
+}
+
+/// Datagrams the kernel dropped because a UDP socket's buffer was full.
+#[derive(Clone, Copy, Default)]
+pub struct Drops {
+    pub generator: u64,
+    pub listener: u64,
+    /// All other sockets of this network namespace: the relayed ones.
+    pub relayed: u64,
+}
+
+/// Reads the drops of every UDP socket of this network namespace.
+pub fn socket_drops(generator: &[u16], listener: u16) -> Drops {
+    let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
+    let mut drops = Drops::default();
+    for line in table.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        let port = words.nth(1).and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
+        let dropped = words.next_back().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        match port {
+            Some(port) if generator.contains(&port) => drops.generator += dropped,
+            Some(port) if port == listener => drops.listener += dropped,
+            _ => drops.relayed += dropped,
+        }
+    }
+    drops
+}
+
+pub fn pin(cpu: usize) -> Result<(), String> {
+    // SAFETY: an all-zero cpu_set_t is the empty set, and CPU_SET checks its bound.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    os_result(result, || format!("--cpu {cpu}"))
+}
+
+pub fn real_time() -> Result<(), String> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `parameters` is valid for the read.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
+    os_result(result, || "--fifo (needs root or CAP_SYS_NICE)".to_owned())
+}
+
+/// The last resort against a run that hangs: the kernel ends the process.
+pub fn end_after(seconds: u32) {
+    // SAFETY: no memory is involved; without a handler SIGALRM ends the process.
+    unsafe { libc::alarm(seconds) };
+}
+
+pub fn raise_open_files() {
+    // SAFETY: `limit` is valid for the read and the write.
+    unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+fn os_result(result: libc::c_int, what: impl Fn() -> String) -> Result<(), String> {
+    if result == 0 { Ok(()) } else { Err(format!("{}: {}", what(), io::Error::last_os_error())) }
+}

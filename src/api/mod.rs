@@ -1,0 +1,99 @@
+//! HTTP for people and machines that run the server: its own listener, its own runtime, never a relay port.
+
+pub mod health;
+pub mod host;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use axum::Router;
+
+use crate::config::checked::HttpListen;
+
+/// A bound HTTP listener; requests are served once [`Bound::serve`] runs.
+#[derive(Debug)]
+pub enum Bound {
+    /// A loopback address.
+    Tcp(TcpListener),
+    /// A unix socket, removed when the listener is dropped.
+    Unix(UnixListener, SocketFile),
+}
+
+/// Removes the socket's file when the listener goes.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// HTTP could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("http.listen: can't listen on {place}: {cause}; free it, choose another or set http.listen = \"\"")]
+pub struct BindError {
+    place: String,
+    cause: io::Error,
+}
+
+impl Bound {
+    /// Binds before anything is served, so that a wrong address stops the start.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address, the system's word and the remedy.
+    pub fn bind(listen: &HttpListen) -> Result<Self, BindError> {
+        match listen {
+            HttpListen::Tcp(address) => TcpListener::bind(address)
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| Self::Tcp(listener)))
+                .map_err(|cause| BindError { place: address.to_string(), cause }),
+            HttpListen::Unix(path) => {
+                bind_unix(path).map_err(|cause| BindError { place: path.display().to_string(), cause })
+            }
+        }
+    }
+
+    /// The address, for listeners that have one.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// How a person reaches it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "http".to_owned(), |a| format!("http://{a}")),
+            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+        }
+    }
+
+    /// Serves until the task is dropped.
+    ///
+    /// # Errors
+    /// When the listener itself breaks.
+    pub async fn serve(self, router: Router) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await,
+            Self::Unix(listener, _file) => axum::serve(tokio::net::UnixListener::from_std(listener)?, router).await,
+        }
+    }
+}
+
+/// Takes over a path that a dead process left behind, but never one that still answers.
+fn bind_unix(path: &Path) -> io::Result<Bound> {
+    let is_socket = path.symlink_metadata().is_ok_and(|data| data.file_type().is_socket());
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+        std::fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
+}

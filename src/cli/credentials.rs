@@ -1,0 +1,249 @@
+//! `credentials mint` and `credentials verify`.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+
+use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
+use crate::config::{Config, parse_duration};
+use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
+use crate::protocol::address::Family;
+use crate::protocol::settings::StaticUser;
+
+pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
+    let ttl =
+        parse_duration(&options.ttl).map_err(|message| Failure::Usage(format!("--ttl {}: {message}", options.ttl)))?;
+    let config = load_existing(options.config.as_deref())?;
+    let now = unix_now()?;
+    let answer = mint_with(&config, &options.user, ttl, now, address_to_the_world).map_err(Failure::Usage)?;
+    let text = if options.json { answer.to_string() } else { format!("{answer:#}") };
+    Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+fn mint_with(
+    config: &Config,
+    user: &str,
+    ttl: u64,
+    now: u64,
+    local: impl Fn(Family) -> Option<IpAddr>,
+) -> Result<Value, String> {
+    let secret =
+        config.auth.secrets.first().ok_or(
+            "no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET",
+        )?;
+    if ttl == 0 || ttl > config.auth.max_ttl {
+        return Err(format!(
+            "--ttl: {ttl} s is refused by the server: auth.max_ttl allows 1 s to {} s",
+            config.auth.max_ttl
+        ));
+    }
+    let minted = credentials::mint(secret, now, user, ttl);
+    if minted.username.len() > USERNAME_BYTES_MAX || user.chars().any(char::is_control) {
+        return Err(format!(
+            "--user: the username, expiry included, has at most {USERNAME_BYTES_MAX} bytes and no control characters"
+        ));
+    }
+    if config.auth.users.contains_key(minted.username.as_str()) {
+        return Err(
+            "auth.users has an entry of this very name, which is looked up first; mint again in a second".to_owned()
+        );
+    }
+    let urls = urls(config, local);
+    if urls.is_empty() {
+        return Err("no URL to give: no listener has an address that clients could reach; set relay.external to the public one, or name an address in listen.udp".to_owned());
+    }
+    Ok(json!({
+        "iceServers": [{ "urls": urls, "username": minted.username, "credential": minted.password }],
+        "expires_at": minted.expires_at,
+        "ttl": ttl,
+        "secret": &*secret.id,
+    }))
+}
+
+/// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
+fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
+    let mut urls = Vec::new();
+    for listen in config.listen.iter().filter(|listen| listen.address.port() != 0) {
+        let ip = listen.address.ip();
+        let family = Family::of(ip);
+        let host = if ip.is_unspecified() {
+            let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
+            let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
+            public.or_else(relay).or_else(|| local(family))
+        } else {
+            Some(config.relay.external.advertised(ip))
+        };
+        let Some(host) = host else { continue };
+        let url =
+            format!("turn:{}?transport={}", SocketAddr::new(host, listen.address.port()), listen.transport.name());
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    urls
+}
+
+/// The address of ours that the route to the world starts from; connecting a UDP socket sends nothing.
+fn address_to_the_world(family: Family) -> Option<IpAddr> {
+    let (from, to) = match family {
+        Family::V4 => ("0.0.0.0:0", "198.41.0.4:53"),
+        Family::V6 => ("[::]:0", "[2001:503:ba3e::2:30]:53"),
+    };
+    let socket = UdpSocket::bind(from).ok()?;
+    socket.connect(to).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_unspecified())
+}
+
+/// What `verify` found.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict<'a> {
+    Static,
+    Secret { id: &'a str, algorithm: &'static str, user_id: &'a str, expires_at: u64 },
+    Refused(CredentialRefused),
+}
+
+pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
+    let config = load_existing(options.config.as_deref())?;
+    let now = unix_now()?;
+    let verdict = verdict(&config, &options.username, &options.password, now);
+    let mut out = io::stdout().lock();
+    if options.json {
+        writeln!(out, "{}", verdict_json(&verdict))?;
+    } else {
+        writeln!(out, "{}", verdict_text(&verdict, now))?;
+    }
+    match verdict {
+        Verdict::Refused(_) => Err(Failure::Said(1)),
+        Verdict::Static | Verdict::Secret { .. } => Ok(()),
+    }
+}
+
+/// Judges as the server does: static users by exact name first, then `digits[:id]`.
+fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> Verdict<'a> {
+    if let Some(user) = config.auth.users.get(username) {
+        let fits = match user {
+            StaticUser::Password(known) => bool::from(known.expose().ct_eq(password.as_bytes())),
+            StaticUser::KeyMd5(known) => {
+                use md5::Digest;
+                let digest = md5::Md5::digest(format!("{username}:{}:{password}", config.realm));
+                bool::from(known.expose().ct_eq(digest.as_slice()))
+            }
+        };
+        return if fits { Verdict::Static } else { Verdict::Refused(CredentialRefused::BadIntegrity) };
+    }
+    match credentials::verify(&config.auth.secrets, now, config.auth.max_ttl, username, password.as_bytes()) {
+        Ok(secret) => {
+            let parts = credentials::parse_username(username);
+            Verdict::Secret {
+                id: &secret.id,
+                algorithm: secret.algorithm.name(),
+                user_id: parts.map_or("", |parts| parts.user_id),
+                expires_at: parts.map_or(0, |parts| parts.expires_at),
+            }
+        }
+        Err(refused) => Verdict::Refused(refused),
+    }
+}
+
+fn verdict_text(verdict: &Verdict<'_>, now: u64) -> String {
+    match verdict {
+        Verdict::Static => "good: a static user of auth.users".to_owned(),
+        Verdict::Secret { id, algorithm, user_id, expires_at } => {
+            let left = match expires_at.checked_sub(now) {
+                Some(left) => format!("ends in {left} s"),
+                None => "ended just now, within the tolerance for clocks that differ".to_owned(),
+            };
+            format!("good: secret \"{id}\" ({algorithm}), user id \"{user_id}\", {left}")
+        }
+        Verdict::Refused(refused) => format!("refused: {refused}"),
+    }
+}
+
+fn verdict_json(verdict: &Verdict<'_>) -> Value {
+    match verdict {
+        Verdict::Static => json!({ "valid": true, "static": true }),
+        Verdict::Secret { id, algorithm, user_id, expires_at } => json!({
+            "valid": true, "static": false, "secret": id, "algorithm": algorithm,
+            "user": user_id, "expires_at": expires_at,
+        }),
+        Verdict::Refused(refused) => {
+            let text = refused.to_string();
+            let remedy = text.strip_prefix(refused.reason()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
+            json!({ "valid": false, "reason": refused.reason(), "remedy": remedy })
+        }
+    }
+}
+
+// A command reads the clock once; the core and the workers get theirs from `net::clock`.
+fn unix_now() -> Result<u64, Failure> {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|since| since.as_secs())
+        .map_err(|_| Failure::Run("the clock of this machine stands before 1970; set it".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
+    }
+
+    fn urls_of(text: &str) -> Vec<String> {
+        urls(&config(text), |family| (family == Family::V4).then(|| "192.0.2.7".parse().unwrap()))
+    }
+
+    #[test]
+    fn wildcard_listeners_become_the_address_that_clients_are_told() {
+        assert_eq!(urls_of(""), ["turn:192.0.2.7:3478?transport=udp", "turn:192.0.2.7:3478?transport=tcp"]);
+        assert_eq!(
+            urls_of("listen.tcp = []\nrelay.external = [\"203.0.113.7\", \"2001:db8::7\"]"),
+            ["turn:203.0.113.7:3478?transport=udp", "turn:[2001:db8::7]:3478?transport=udp"]
+        );
+        assert_eq!(
+            urls_of(
+                "listen.tcp = []\nlisten.udp = [\"10.0.0.5:443\"]\nrelay.external = { \"10.0.0.5\" = \"203.0.113.7\" }"
+            ),
+            ["turn:203.0.113.7:443?transport=udp"]
+        );
+        assert_eq!(
+            urls_of("listen.udp = []\nlisten.tcp = [\"0.0.0.0:3478\"]\nrelay.addresses = [\"198.51.100.4\"]"),
+            ["turn:198.51.100.4:3478?transport=tcp"]
+        );
+    }
+
+    #[test]
+    fn minted_credentials_are_found_good_and_lifetimes_beyond_the_servers_are_not_minted() {
+        let config = config("listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []");
+        let answer = mint_with(&config, "bob", 60, 1000, |_| None).unwrap();
+        let server = &answer["iceServers"][0];
+        assert_eq!(server["username"], "1060:bob");
+        assert_eq!(server["urls"], json!(["turn:127.0.0.1:3478?transport=udp"]));
+        let password = server["credential"].as_str().unwrap();
+        assert_eq!(
+            verdict(&config, "1060:bob", password, 1000),
+            Verdict::Secret { id: "s", algorithm: "sha1", user_id: "bob", expires_at: 1060 }
+        );
+        assert_eq!(verdict(&config, "1060:bob", "wrong", 1000), Verdict::Refused(CredentialRefused::BadIntegrity));
+        assert!(mint_with(&config, "bob", 172_801, 1000, |_| None).unwrap_err().contains("auth.max_ttl"));
+        assert!(mint_with(&config, &"x".repeat(600), 60, 1000, |_| None).unwrap_err().contains("--user"));
+    }
+
+    #[test]
+    fn static_users_are_looked_up_first_even_when_they_look_time_limited() {
+        let config = config(
+            "auth.users = { \"1700000000:alice\" = \"wonderland\", bob = { key_md5 = \"7f11bf08db16e05f1a0a2e97e4f3f1c0\" } }",
+        );
+        assert_eq!(verdict(&config, "1700000000:alice", "wonderland", 9_000_000_000), Verdict::Static);
+        assert_eq!(
+            verdict(&config, "1700000000:alice", "Cd/49soE35ICqcJF/bCTn8Z4OyE=", 1_700_000_000),
+            Verdict::Refused(CredentialRefused::BadIntegrity)
+        );
+        assert_eq!(verdict(&config, "bob", "no", 0), Verdict::Refused(CredentialRefused::BadIntegrity));
+        assert_eq!(verdict(&config, "carol", "no", 0), Verdict::Refused(CredentialRefused::UnknownUser));
+    }
+}

@@ -1,0 +1,242 @@
+//! What the operator says: the file, the environment, the defaults.
+//!
+//! This file is the list of every key with its meaning and its default; nothing else knows a
+//! default. `document` reads TOML and remembers where each value stands, `environment` lays
+//! variables over it, `check` turns the whole into a [`Config`] or into every error at once.
+
+pub mod checked;
+pub mod describe;
+pub mod environment;
+pub mod error;
+pub mod initial_secret;
+
+mod check;
+mod check_auth;
+mod check_network;
+mod document;
+mod units;
+
+use std::path::Path;
+
+pub use checked::Config;
+pub use environment::Environment;
+pub use error::ConfigError;
+pub(crate) use units::duration as parse_duration;
+
+use crate::config::error::{Place, Problem};
+use crate::credentials::SharedSecret;
+
+/// Where `serve` looks when it is not told.
+pub const DEFAULT_PATH: &str = "/etc/throughway/config.toml";
+
+/// What a value may look like; decides how a variable's text becomes one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// A whole number, or a string where one has a name.
+    Number,
+    /// A list of strings.
+    List,
+    /// A string or a list of strings.
+    TextOrList,
+    /// Tables, which no variable can hold.
+    Tables,
+}
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Section and name.
+    pub path: &'static str,
+    /// What it may look like.
+    pub kind: Kind,
+    /// The default as TOML.
+    pub default: &'static str,
+    /// What it does.
+    pub meaning: &'static str,
+}
+
+const fn key(path: &'static str, kind: Kind, default: &'static str, meaning: &'static str) -> Key {
+    Key { path, kind, default, meaning }
+}
+
+/// Every key of this version.
+pub const KEYS: &[Key] = &[
+    key("realm", Kind::Text, "\"throughway\"", "named in the 401 challenge; up to 12 bytes keep that answer small"),
+    key("workers", Kind::Number, "\"auto\"", "threads that relay: \"auto\" or 1 to 256"),
+    key("listen.udp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by UDP; [::] is IPv6 only"),
+    key("listen.tcp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by TCP; [::] is IPv6 only"),
+    key(
+        "relay.addresses",
+        Kind::List,
+        "[]",
+        "local addresses to relay from; empty: one per family, found from the routes",
+    ),
+    key(
+        "relay.external",
+        Kind::TextOrList,
+        "\"\"",
+        "what clients are told for its own family; a list of one per family, or a table from local to public",
+    ),
+    key("relay.ports", Kind::Text, "\"49152-65535\"", "ports of relayed sockets"),
+    key("turn.default_lifetime", Kind::Text, "\"600s\"", "granted to a client that asks for less or for nothing"),
+    key("turn.max_lifetime", Kind::Text, "\"3600s\"", "the longest lifetime granted"),
+    key("auth.users", Kind::Tables, "{}", "static users: a password, or a table of password, file or key_md5"),
+    key("auth.secrets", Kind::Tables, "[]", "secrets of time-limited credentials; the first one mints"),
+    key("auth.max_ttl", Kind::Text, "\"48h\"", "how far ahead a time-limited credential may end"),
+    key("auth.nonce_lifetime", Kind::Text, "\"1h\"", "how long a nonce is good for"),
+    key("auth.nonce_key_file", Kind::Text, "\"\"", "key of the nonces, the same on every server of a fleet"),
+    key("peers.allow", Kind::List, "[]", "prefixes opened in spite of the built-in table"),
+    key("peers.deny", Kind::List, "[]", "prefixes closed"),
+    key("limits.allocations", Kind::Number, "100000", "allocations on the whole server; 0 = no limit"),
+    key(
+        "limits.allocations_per_user",
+        Kind::Number,
+        "100",
+        "allocations per user id of time-limited credentials; 0 = no limit",
+    ),
+    key("limits.allocations_per_client", Kind::Number, "2000", "allocations per client /32 or /56; 0 = no limit"),
+    key("limits.permissions_per_allocation", Kind::Number, "64", "live permissions of one allocation; 0 = no limit"),
+    key("limits.channels_per_allocation", Kind::Number, "64", "live channels of one allocation; 0 = no limit"),
+    key("limits.tcp_queue", Kind::Text, "\"256KiB\"", "what may wait for one TCP client; 0 = no limit"),
+    key(
+        "limits.tcp_unauthenticated",
+        Kind::Text,
+        "\"10s\"",
+        "how long a TCP connection may stay unauthenticated; 0 = no limit",
+    ),
+    key("http.listen", Kind::Text, "\"127.0.0.1:8080\"", "metrics and health: loopback or unix:/path; \"\" = none"),
+    key("http.hosts", Kind::List, "[]", "further Host names; loopback names are always allowed"),
+    key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),
+    key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
+];
+
+/// Keys of later versions, each with the value that says "off" and is therefore accepted.
+pub const LATER: &[(&str, Option<&str>)] = &[
+    ("listen.tls", Some("[]")),
+    ("listen.auto", Some("[]")),
+    ("listen.shared", Some("[]")),
+    ("tls", None),
+    ("relay.tcp", Some("false")),
+    ("relay.mobility", Some("false")),
+    ("auth.on_expiry", Some("\"keep\"")),
+    ("http.public", Some("[]")),
+    ("limits.bandwidth", None),
+    ("limits.bandwidth_per_user", None),
+    ("limits.bandwidth_per_allocation", None),
+    ("limits.bytes", None),
+    ("limits.bytes_per_user", None),
+    ("limits.bytes_per_allocation", None),
+];
+
+impl Config {
+    /// Checks a text, without any environment; `name` stands for the file in errors.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, ConfigError> {
+        check::check(Some((Path::new(name), text)), &Environment::default(), None)
+    }
+
+    /// Reads and checks a file with the environment laid over it.
+    ///
+    /// # Errors
+    /// Every mistake in either.
+    pub fn load(path: &Path, environment: &Environment) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}"))
+        })?;
+        let mut config = check::check(Some((path, &text)), environment, None)?;
+        if config.source.holds_secrets && initial_secret::is_world_readable(path) {
+            config.warnings.push(Problem::new(
+                Place::WholeFile(path.to_owned()),
+                "",
+                "holds secrets and every user of this machine can read it; chmod 0640 it and give it the server's group",
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The defaults with the environment laid over them, for a server without a file.
+    ///
+    /// `initial` makes or finds a secret; it is asked only if the environment has none.
+    ///
+    /// # Errors
+    /// Every mistake in the environment, or what `initial` says.
+    pub fn without_file(
+        environment: &Environment,
+        initial: impl FnOnce() -> Result<SharedSecret, ConfigError>,
+    ) -> Result<Self, ConfigError> {
+        let secret = if environment.has_secret() { None } else { Some(initial()?) };
+        check::check(None, environment, secret)
+    }
+
+    /// Reads everything again: the same file, or the defaults with the initial secret.
+    ///
+    /// # Errors
+    /// Every mistake; the running configuration then stays as it is.
+    pub fn reload(&self, environment: &Environment) -> Result<Self, ConfigError> {
+        match &self.source.file {
+            Some(path) => Self::load(path, environment),
+            None => check::check(None, environment, self.source.initial_secret.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::settings::Limits;
+
+    const LEAST: &str = "[[auth.secrets]]\nid = \"a\"\nvalue = \"north\"\n";
+
+    #[test]
+    fn defaults_are_those_that_the_core_states_too() {
+        let config = Config::from_toml("c.toml", LEAST).unwrap();
+        assert_eq!(config.limits.tables, Limits::default());
+        assert_eq!(config.limits.tcp_queue, Some(256 * 1024));
+        assert_eq!((config.lifetimes.default, config.lifetimes.max), (600, 3600));
+        assert_eq!(config.challenge_bytes(), 72);
+        assert_eq!(config.listen.len(), 4);
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn writing_every_default_out_changes_nothing() {
+        let mut text = String::new();
+        for key in KEYS.iter().filter(|key| key.kind != Kind::Tables) {
+            text += &format!("{} = {}\n", key.path, key.default);
+        }
+        let written = Config::from_toml("c.toml", &(text + LEAST)).unwrap();
+        let absent = Config::from_toml("c.toml", LEAST).unwrap();
+        assert_eq!(format!("{written:?}"), format!("{absent:?}"));
+    }
+
+    #[test]
+    fn keys_of_later_versions_are_accepted_when_off_and_refused_otherwise() {
+        for (path, off) in LATER {
+            let wrong = Config::from_toml("c.toml", &format!("{path} = \"x\"\n{LEAST}")).unwrap_err();
+            assert!(wrong.to_string().contains("not in this version"), "{path}: {wrong}");
+            assert_eq!(wrong.problems.len(), 1, "{wrong}");
+            if let Some(off) = off {
+                Config::from_toml("c.toml", &format!("{path} = {off}\n{LEAST}")).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn reload_keeps_the_initial_secret() {
+        let secret = || {
+            Ok(SharedSecret {
+                id: "initial".into(),
+                value: crate::credentials::Secret::new(*b"s"),
+                algorithm: Default::default(),
+            })
+        };
+        let config = Config::without_file(&Environment::default(), secret).unwrap();
+        let again = config.reload(&Environment::default()).unwrap();
+        assert_eq!(again.auth.secrets, config.auth.secrets);
+        assert!(config.needs_restart(&again).is_empty());
+    }
+}

@@ -1,0 +1,403 @@
+//! From a document to a [`Config`]: the plain values and the order of it all.
+//!
+//! Every check goes on after an error with a harmless value, so that one run shows all of them;
+//! [`check`] returns a `Config` only if there was none.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::checked::{
+    Config, Lifetimes, LimitsConfig, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers,
+};
+use crate::config::document::{self, Entry, Node, Value};
+use crate::config::environment::Environment;
+use crate::config::error::{ConfigError, Note, Place, Problem};
+use crate::config::{KEYS, units};
+use crate::credentials::SharedSecret;
+use crate::protocol::address::Transport;
+use crate::protocol::peer_policy::PeerPolicy;
+use crate::protocol::settings::{Limits, LocalAddresses};
+
+/// RFC 8489 section 14.9: a realm has fewer than 128 characters.
+const REALM_CHARACTERS_MAX: usize = 127;
+
+/// All channel numbers there are (RFC 8656 section 12: 0x4000 to 0x4FFF).
+const CHANNELS_MAX: u32 = 4096;
+
+/// The longest frame on a TCP connection: a Send indication with a datagram of 65,507 bytes.
+const TCP_FRAME_BYTES: u64 = 65_556;
+
+/// Checks everything.
+pub(crate) fn check(
+    file: Option<(&Path, &str)>,
+    environment: &Environment,
+    initial_secret: Option<SharedSecret>,
+) -> Result<Config, ConfigError> {
+    let mut problems = Vec::new();
+    let root = match file.map(|(path, text)| document::parse(path, text)) {
+        None => Vec::new(),
+        Some(Ok(root)) => root,
+        Some(Err(problems)) => return Err(ConfigError { problems }),
+    };
+    document::check_keys(&root, &mut problems);
+    let overlay = environment.nodes(&mut problems);
+    let path = file.map(|(path, _)| path.to_owned());
+    let mut check = Check { root, overlay, path, problems, notes: Vec::new(), holds_secrets: false };
+
+    let realm = check.realm();
+    let workers = check.workers();
+    let mut listen = check.listen(Transport::Udp, "listen.udp");
+    listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
+    let relay = check.relay(&listen);
+    let http = check.http(&listen);
+    let lifetimes = check.lifetimes();
+    let auth = check.auth(environment, initial_secret.as_ref());
+    let peers = check.peers();
+    let limits = check.limits();
+    let log = check.log();
+
+    let Check { path, mut problems, notes, holds_secrets, .. } = check;
+    if !problems.is_empty() {
+        problems.sort_by_key(|problem| match &problem.place {
+            Place::File(_, line) => *line,
+            Place::WholeFile(_) | Place::Variable(_) | Place::Nowhere => usize::MAX,
+        });
+        return Err(ConfigError { problems });
+    }
+    let mut config = Config {
+        realm,
+        workers,
+        listen: listen.into_iter().map(|(listen, _)| listen).collect(),
+        relay,
+        lifetimes,
+        auth,
+        peers,
+        limits,
+        http,
+        log,
+        source: Source {
+            file: path,
+            variables: environment.names().map(str::to_owned).collect(),
+            holds_secrets,
+            initial_secret,
+        },
+        warnings: notes,
+    };
+    if config.challenge_bytes() > 72 {
+        let message = format!(
+            "makes the 401 answer {} bytes long; up to 12 bytes of realm keep it at 72, of little use to those who forge addresses",
+            config.challenge_bytes()
+        );
+        config.warnings.push(Problem::new(Place::Nowhere, "realm", message));
+    }
+    Ok(config)
+}
+
+/// The document under check, and what was found.
+pub(crate) struct Check {
+    root: Vec<Entry>,
+    overlay: Vec<(&'static str, Node)>,
+    path: Option<PathBuf>,
+    problems: Vec<Problem>,
+    pub(crate) notes: Vec<Note>,
+    /// Whether the file itself holds a password or a secret.
+    pub(crate) holds_secrets: bool,
+}
+
+impl Check {
+    /// The value of a key: the environment's, else the file's, else the default.
+    pub(crate) fn get(&self, path: &'static str) -> Node {
+        if let Some((_, node)) = self.overlay.iter().find(|(key, _)| *key == path) {
+            return node.clone();
+        }
+        let mut entries = self.root.as_slice();
+        let mut found = None;
+        for part in path.split('.') {
+            found = entries.iter().find(|entry| entry.key == part);
+            entries = match found.map(|entry| &entry.node.value) {
+                Some(Value::Table(fields)) => fields,
+                Some(Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::List(_)) | None => &[],
+            };
+        }
+        match found {
+            Some(entry) => entry.node.clone(),
+            None => {
+                let key = KEYS.iter().find(|key| key.path == path).expect("only keys of the list are read");
+                document::parse_default(key.default)
+            }
+        }
+    }
+
+    /// Reports a value; those of users and secrets are never shown.
+    pub(crate) fn wrong(&mut self, node: &Node, key: &str, message: impl Into<String>) {
+        let problem = Problem::new(node.place.clone(), key, message);
+        let shown = !key.starts_with("auth.users") && !key.starts_with("auth.secret")
+            || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
+        self.problems.push(if shown { problem.with_value(node.render()) } else { problem });
+    }
+
+    pub(crate) fn report(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    pub(crate) fn has_problem_with(&self, prefix: &str) -> bool {
+        self.problems.iter().any(|problem| problem.key.starts_with(prefix))
+    }
+
+    /// The file as a place, for what is missing from it.
+    pub(crate) fn whole(&self) -> Place {
+        self.path.clone().map_or(Place::Nowhere, Place::WholeFile)
+    }
+
+    /// A path beside the configuration file, so that both can move together.
+    pub(crate) fn beside(&self, place: &Place, path: &str) -> PathBuf {
+        match (place, self.path.as_deref().and_then(Path::parent)) {
+            (Place::File(..), Some(directory)) => directory.join(path),
+            _ => PathBuf::from(path),
+        }
+    }
+
+    pub(crate) fn text(&mut self, node: &Node, key: &str) -> Option<String> {
+        if let Value::Text(text) = &node.value {
+            return Some(text.clone());
+        }
+        self.wrong(node, key, format!("expected a string in quotes, found {}", node.kind()));
+        None
+    }
+
+    /// Items of a list of strings with their places.
+    pub(crate) fn list(&mut self, path: &'static str) -> Vec<Node> {
+        let node = self.get(path);
+        match node.value {
+            Value::List(items) => items,
+            Value::Text(_) => {
+                let message = format!("expected a list of strings; write [{}]", node.render());
+                self.wrong(&node, path, message);
+                Vec::new()
+            }
+            Value::Integer(..) | Value::Other(_) | Value::Table(_) => {
+                self.wrong(&node, path, format!("expected a list of strings, found {}", node.kind()));
+                Vec::new()
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(crate) fn word<T: Copy>(&mut self, node: &Node, key: &str, words: &[(&str, T)]) -> T {
+        let fallback = words[0].1;
+        let Some(text) = self.text(node, key) else { return fallback };
+        if let Some((_, found)) = words.iter().find(|(word, _)| *word == text) {
+            return *found;
+        }
+        let allowed: Vec<_> = words.iter().map(|(word, _)| document::quote(word)).collect();
+        let nearest = document::nearest(&text.to_lowercase(), words.iter().map(|(word, _)| *word));
+        self.wrong(node, key, format!("allowed are {}", allowed.join(", ")));
+        if let Some(problem) = self.problems.last_mut() {
+            problem.suggestion = nearest.map(|word| document::quote(&word));
+        }
+        fallback
+    }
+
+    pub(crate) fn seconds(&mut self, path: &'static str, allowed: std::ops::RangeInclusive<u64>) -> u64 {
+        let node = self.get(path);
+        let message = match &node.value {
+            Value::Text(text) => match units::duration(text) {
+                Ok(seconds) if allowed.contains(&seconds) => return seconds,
+                Ok(_) => format!(
+                    "allowed are {} to {}",
+                    units::show_seconds(*allowed.start()),
+                    units::show_seconds(*allowed.end())
+                ),
+                Err(message) => message,
+            },
+            Value::Integer(_, text) => units::duration(text).err().unwrap_or_default(),
+            Value::Other(_) | Value::List(_) | Value::Table(_) => {
+                format!("expected a duration such as \"30s\", found {}", node.kind())
+            }
+        };
+        self.wrong(&node, path, message);
+        *allowed.start()
+    }
+
+    fn realm(&mut self) -> Box<str> {
+        let node = self.get("realm");
+        let Some(realm) = self.text(&node, "realm") else { return Box::default() };
+        let characters = realm.chars().count();
+        if realm.is_empty() {
+            self.wrong(&node, "realm", "must not be empty; the host name of this server is a good realm");
+        } else if characters > REALM_CHARACTERS_MAX {
+            let message = format!(
+                "has {characters} characters; at most {REALM_CHARACTERS_MAX} are allowed (RFC 8489 section 14.9)"
+            );
+            self.wrong(&node, "realm", message);
+        } else if realm.chars().any(|c| c.is_control() || c == '"' || c == '\\') {
+            self.wrong(
+                &node,
+                "realm",
+                "must not contain control characters, quotes or backslashes (RFC 8489 section 14.9)",
+            );
+        }
+        realm.into()
+    }
+
+    fn workers(&mut self) -> Workers {
+        let node = self.get("workers");
+        match &node.value {
+            Value::Text(text) if text == "auto" => return Workers::Auto,
+            Value::Integer(Some(count @ 1..=256), _) => return Workers::Count(u16::try_from(*count).unwrap_or(1)),
+            Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::List(_) | Value::Table(_) => {}
+        }
+        self.wrong(&node, "workers", "allowed are \"auto\" and a number from 1 to 256");
+        Workers::Auto
+    }
+
+    fn lifetimes(&mut self) -> Lifetimes {
+        let allowed = 1..=u64::from(u32::MAX);
+        let default = self.seconds("turn.default_lifetime", allowed.clone());
+        let max = self.seconds("turn.max_lifetime", allowed);
+        if default > max && !self.has_problem_with("turn.") {
+            // The line to blame is the one that was written.
+            let (default_node, max_node) = (self.get("turn.default_lifetime"), self.get("turn.max_lifetime"));
+            if default_node.place == Place::Nowhere {
+                self.wrong(
+                    &max_node,
+                    "turn.max_lifetime",
+                    format!("is below turn.default_lifetime = {}", default_node.render()),
+                );
+            } else {
+                self.wrong(
+                    &default_node,
+                    "turn.default_lifetime",
+                    format!("is above turn.max_lifetime = {}", max_node.render()),
+                );
+            }
+        }
+        let narrow = |seconds| u32::try_from(seconds).unwrap_or(u32::MAX);
+        Lifetimes { default: narrow(default), max: narrow(max) }
+    }
+
+    fn peers(&mut self) -> PeersConfig {
+        let allow = self.nets("peers.allow");
+        let deny = self.nets("peers.deny");
+        for (net, node) in &allow {
+            if let Err(error) = PeerPolicy::new(&[*net], &[], LocalAddresses::default()) {
+                self.wrong(node, "peers.allow", error.to_string());
+            }
+        }
+        let bare = |nets: Vec<(IpNet, Node)>| nets.into_iter().map(|(net, _)| net).collect();
+        PeersConfig { allow: bare(allow), deny: bare(deny) }
+    }
+
+    fn nets(&mut self, path: &'static str) -> Vec<(IpNet, Node)> {
+        let mut nets = Vec::new();
+        for node in self.list(path) {
+            let Some(text) = self.text(&node, path) else { continue };
+            // A single address is its own prefix.
+            let net =
+                text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
+            match net {
+                Some(net) if net.trunc() != net => {
+                    let message = format!(
+                        "has bits set after its prefix; write \"{}\" or a /{}",
+                        net.trunc(),
+                        net.max_prefix_len()
+                    );
+                    self.wrong(&node, path, message);
+                }
+                Some(net) => nets.push((net, node)),
+                None => self.wrong(
+                    &node,
+                    path,
+                    "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address",
+                ),
+            }
+        }
+        nets
+    }
+
+    fn limits(&mut self) -> LimitsConfig {
+        let none = |count: u32| (count != 0).then_some(count);
+        let tables = Limits {
+            allocations: none(self.count("limits.allocations", u32::MAX)),
+            allocations_per_user: none(self.count("limits.allocations_per_user", u32::MAX)),
+            allocations_per_client: none(self.count("limits.allocations_per_client", u32::MAX)),
+            permissions_per_allocation: none(self.count("limits.permissions_per_allocation", u32::MAX))
+                .unwrap_or(u32::MAX),
+            // There are no more channel numbers, so this is no limit.
+            channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX))
+                .unwrap_or(CHANNELS_MAX),
+        };
+        LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
+    }
+
+    fn count(&mut self, path: &'static str, max: u32) -> u32 {
+        let node = self.get(path);
+        if let Value::Integer(Some(number), _) = &node.value
+            && let Ok(number) = u32::try_from(*number)
+            && number <= max
+        {
+            return number;
+        }
+        self.wrong(&node, path, format!("expected a whole number from 1 to {max}, or 0 for no limit"));
+        0
+    }
+
+    fn tcp_queue(&mut self) -> Option<usize> {
+        let path = "limits.tcp_queue";
+        let node = self.get(path);
+        if is_zero(&node) {
+            self.unbounded(&node, path, "one slow TCP client can take all memory");
+            return None;
+        }
+        let message = match &node.value {
+            Value::Text(text) => match units::size(text) {
+                Ok(bytes) if bytes >= TCP_FRAME_BYTES => return usize::try_from(bytes).ok(),
+                Ok(_) => format!(
+                    "a frame has up to {TCP_FRAME_BYTES} bytes; allowed are \"{TCP_FRAME_BYTES}B\" and more, or 0 for no limit"
+                ),
+                Err(message) => message,
+            },
+            Value::Integer(_, text) => units::size(text).err().unwrap_or_default(),
+            Value::Other(_) | Value::List(_) | Value::Table(_) => {
+                format!("expected a size such as \"256KiB\", found {}", node.kind())
+            }
+        };
+        self.wrong(&node, path, message);
+        None
+    }
+
+    fn tcp_unauthenticated(&mut self) -> Option<Duration> {
+        let path = "limits.tcp_unauthenticated";
+        let node = self.get(path);
+        if is_zero(&node) {
+            self.unbounded(&node, path, "connections that never authenticate stay for ever");
+            return None;
+        }
+        Some(Duration::from_secs(self.seconds(path, 1..=86_400)))
+    }
+
+    fn unbounded(&mut self, node: &Node, path: &str, what: &str) {
+        self.notes.push(Problem::new(node.place.clone(), path, format!("no limit: {what}")).with_value(node.render()));
+    }
+
+    fn log(&mut self) -> LogConfig {
+        let format = self.get("log.format");
+        let level = self.get("log.level");
+        let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+        LogConfig {
+            format: self.word(&format, "log.format", &formats),
+            level: self.word(&level, "log.level", &levels.map(|level| (level.name(), level))),
+        }
+    }
+}
+
+fn is_zero(node: &Node) -> bool {
+    match &node.value {
+        Value::Integer(number, _) => *number == Some(0),
+        Value::Text(text) => text == "0" || units::duration(text) == Ok(0) || units::size(text) == Ok(0),
+        Value::Other(_) | Value::List(_) | Value::Table(_) => false,
+    }
+}

@@ -1,0 +1,209 @@
+//! What a server will do, in lines for people and in JSON; never with a secret in it.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use serde_json::{Value, json};
+
+use crate::config::checked::{Config, External, HttpListen, Workers};
+use crate::config::error::{ConfigError, Place, Problem};
+use crate::config::units::{show_bytes, show_seconds};
+
+impl Config {
+    /// What `check-config` says about a right configuration.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a String does not fail.
+            let _ = writeln!(text, "{name:<11} {value}");
+        };
+        let size = self.challenge_bytes();
+        line("realm", format!("{}: a 401 answer has {size} bytes", self.realm));
+        line(
+            "workers",
+            match self.workers {
+                Workers::Auto => "one up to two cores, else one per core".to_owned(),
+                Workers::Count(count) => count.to_string(),
+            },
+        );
+        for listen in &self.listen {
+            line("listen", format!("{} {}", listen.transport.name(), listen.address));
+        }
+        if self.listen.is_empty() {
+            line("listen", "nowhere: listen.udp and listen.tcp are empty".to_owned());
+        }
+        let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
+        if self.relay.addresses.is_empty() {
+            line("relay", format!("from one address per family, found from the routes; {ports}"));
+        }
+        for address in &self.relay.addresses {
+            let public = self.relay.external.advertised(*address);
+            let told = if public == *address { String::new() } else { format!(", told to clients as {public}") };
+            line("relay", format!("from {address}{told}; {ports}"));
+        }
+        if self.relay.addresses.is_empty() {
+            match &self.relay.external {
+                External::Same => {}
+                External::PerFamily { .. } => {
+                    line("external", format!("clients are told {}", join(self.relay.external.public())));
+                }
+                External::PerAddress(pairs) => {
+                    for (local, public) in pairs {
+                        line("external", format!("{local} is told to clients as {public}"));
+                    }
+                }
+            }
+        }
+        line(
+            "lifetimes",
+            format!(
+                "{} by default, at most {}",
+                show_seconds(self.lifetimes.default.into()),
+                show_seconds(self.lifetimes.max.into())
+            ),
+        );
+        line("users", self.auth.users.len().to_string());
+        for (index, secret) in self.auth.secrets.iter().enumerate() {
+            let mints = if index == 0 { ", mints" } else { "" };
+            line("secret", format!("{} ({}{mints})", secret.id, secret.algorithm.name()));
+        }
+        line(
+            "credentials",
+            format!(
+                "end at most {} ahead; a nonce is good for {}{}",
+                show_seconds(self.auth.max_ttl),
+                show_seconds(self.auth.nonce_lifetime),
+                if self.auth.nonce_key.is_some() { ", keyed by auth.nonce_key_file" } else { "" }
+            ),
+        );
+        line("peers", "every special-purpose range is denied".to_owned());
+        for net in &self.peers.allow {
+            line("", format!("allowed: {net}"));
+        }
+        for net in &self.peers.deny {
+            line("", format!("denied: {net}"));
+        }
+        let tables = &self.limits.tables;
+        let count = |limit: Option<u32>| limit.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string());
+        line(
+            "limits",
+            format!(
+                "allocations: {} in all, {} per user id, {} per client address",
+                count(tables.allocations),
+                count(tables.allocations_per_user),
+                count(tables.allocations_per_client)
+            ),
+        );
+        line(
+            "",
+            format!(
+                "per allocation: {} permissions, {} channels",
+                count(Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX)),
+                tables.channels_per_allocation
+            ),
+        );
+        line(
+            "",
+            format!(
+                "per TCP client: {} queued, {} without authentication",
+                self.limits.tcp_queue.map_or_else(|| "no limit".to_owned(), |bytes| show_bytes(bytes as u64)),
+                self.limits
+                    .tcp_unauthenticated
+                    .map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()))
+            ),
+        );
+        let hosts =
+            if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
+        line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
+        line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
+        if !self.source.variables.is_empty() {
+            line("environment", self.source.variables.join(", "));
+        }
+        for warning in &self.warnings {
+            line("warning", warning.to_string());
+        }
+        text
+    }
+
+    /// The same for machines.
+    #[must_use]
+    pub fn describe_json(&self) -> Value {
+        let tables = &self.limits.tables;
+        json!({
+            "ok": true,
+            "realm": &*self.realm,
+            "challenge_bytes": self.challenge_bytes(),
+            "workers": match self.workers { Workers::Auto => json!("auto"), Workers::Count(count) => json!(count) },
+            "listen": self.listen.iter().map(|listen| json!({
+                "transport": listen.transport.name(), "address": listen.address,
+            })).collect::<Vec<_>>(),
+            "relay": {
+                "addresses": self.relay.addresses.iter().map(|local| json!({
+                    "local": local, "advertised": self.relay.external.advertised(*local),
+                })).collect::<Vec<_>>(),
+                "external": self.relay.external.public(),
+                "ports": [self.relay.ports.start(), self.relay.ports.end()],
+            },
+            "turn": { "default_lifetime": self.lifetimes.default, "max_lifetime": self.lifetimes.max },
+            "auth": {
+                "users": self.auth.users.len(),
+                "secrets": self.auth.secrets.iter().map(|secret| json!({
+                    "id": &*secret.id, "algorithm": secret.algorithm.name(),
+                })).collect::<Vec<_>>(),
+                "max_ttl": self.auth.max_ttl,
+                "nonce_lifetime": self.auth.nonce_lifetime,
+                "nonce_key_file": self.auth.nonce_key.is_some(),
+            },
+            "peers": {
+                "allow": self.peers.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "deny": self.peers.deny.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            },
+            "limits": {
+                "allocations": tables.allocations,
+                "allocations_per_user": tables.allocations_per_user,
+                "allocations_per_client": tables.allocations_per_client,
+                "permissions_per_allocation": Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX),
+                "channels_per_allocation": tables.channels_per_allocation,
+                "tcp_queue": self.limits.tcp_queue,
+                "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
+            },
+            "http": { "listen": self.http_text(), "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>() },
+            "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
+            "environment": self.source.variables,
+            "warnings": self.warnings.iter().map(problem_json).collect::<Vec<_>>(),
+        })
+    }
+
+    fn http_text(&self) -> Option<String> {
+        self.http.listen.as_ref().map(|listen| match listen {
+            HttpListen::Tcp(address) => address.to_string(),
+            HttpListen::Unix(path) => format!("unix:{}", path.display()),
+        })
+    }
+}
+
+impl ConfigError {
+    /// Every mistake for machines.
+    #[must_use]
+    pub fn describe_json(&self) -> Value {
+        json!({ "ok": false, "errors": self.problems.iter().map(problem_json).collect::<Vec<_>>() })
+    }
+}
+
+fn problem_json(problem: &Problem) -> Value {
+    let (file, line, variable) = match &problem.place {
+        Place::File(path, line) => (Some(path.display().to_string()), Some(*line), None),
+        Place::WholeFile(path) => (Some(path.display().to_string()), None, None),
+        Place::Variable(name) => (None, None, Some(&**name)),
+        Place::Nowhere => (None, None, None),
+    };
+    json!({
+        "file": file, "line": line, "variable": variable, "key": problem.key, "value": problem.value,
+        "message": problem.message, "suggestion": problem.suggestion,
+    })
+}
+
+fn join(addresses: Vec<IpAddr>) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}

@@ -1,0 +1,37 @@
+//! The page itself: static text, part of the binary, no asset from anywhere else.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header;
+use axum::response::IntoResponse;
+use axum::routing::get;
+
+use super::DemoState;
+
+const HTML: &str = "text/html; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+/// Path, media type, content.
+const FILES: [(&str, &str, &str); 11] = [
+    ("/", HTML, include_str!("page/index.html")),
+    ("/style.css", STYLE, include_str!("page/style.css")),
+    ("/icon.svg", SVG, include_str!("page/icon.svg")),
+    ("/app.js", SCRIPT, include_str!("page/app.js")),
+    ("/call.js", SCRIPT, include_str!("page/call.js")),
+    ("/files.js", SCRIPT, include_str!("page/files.js")),
+    ("/picture.js", SCRIPT, include_str!("page/picture.js")),
+    ("/sha256.js", SCRIPT, include_str!("page/sha256.js")),
+    ("/signalling.js", SCRIPT, include_str!("page/signalling.js")),
+    ("/stats.js", SCRIPT, include_str!("page/stats.js")),
+    ("/ticker.js", SCRIPT, include_str!("page/ticker.js")),
+];
+
+/// One route per file.
+pub(super) fn routes() -> Router<Arc<DemoState>> {
+    FILES.into_iter().fold(Router::new(), |router, (path, media_type, content)| {
+        router.route(path, get(move || async move { ([(header::CONTENT_TYPE, media_type)], content).into_response() }))
+    })
+}

@@ -1,0 +1,18 @@
+//! The only reader of clocks.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::sys;
+use crate::protocol::time::{Now, Ticks, UnixSeconds};
+
+/// Both clocks; a worker reads them once per batch.
+#[must_use]
+pub fn now() -> Now {
+    Now { ticks: Ticks(sys::boot_milliseconds()), unix: unix_seconds() }
+}
+
+/// Seconds since 1970; 0 for a clock that stands before.
+#[must_use]
+pub fn unix_seconds() -> UnixSeconds {
+    UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+}

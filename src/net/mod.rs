@@ -1,0 +1,407 @@
+//! Sockets, threads and clocks around the pure core.
+//!
+//! A shell may read and send bytes, open and close sockets, tell the time and pass messages; it decides
+//! nothing that a client could notice. [`start`] binds everything, then starts one thread per worker;
+//! accepting TCP is left to the control runtime, which hands established streams over.
+
+pub mod clock;
+pub mod counters;
+pub mod interfaces;
+mod listen;
+mod ports;
+mod relay_socket;
+pub mod shared;
+mod streams;
+mod sys;
+mod tcp;
+mod udp;
+mod worker;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::listen::BindError;
+pub use self::sys::raise_file_limit;
+pub use self::worker::TcpLimits;
+
+use self::counters::NetCounters;
+use self::relay_socket::{Pools, Relays};
+use self::shared::{Process, RelayAddress};
+use self::sys::Waker;
+use self::udp::Queue;
+use self::worker::{Events, Listener, Mailbox, Message, Setup, Worker};
+use crate::config::checked::{Config, Workers};
+use crate::protocol::accounting::SessionRecord;
+use crate::protocol::address::{FiveTuple, Transport};
+use crate::protocol::border::{Event, WorkerId};
+use crate::protocol::counters::Counters;
+use crate::protocol::random::Random;
+use crate::protocol::settings::LocalAddresses;
+use crate::protocol::{Parts, Server};
+
+/// Messages that may wait for one worker.
+const INBOX: usize = 4096;
+
+/// Session events, and refusals, that may wait for the log.
+const SESSION_EVENTS: usize = 65_536;
+const REFUSAL_EVENTS: usize = 1024;
+
+/// Why the server can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A relay address that is not this machine's.
+    #[error(
+        "relay.addresses: can't relay from {address}: {cause}; name an address of this machine (see `ip address`), and the public one in relay.external"
+    )]
+    RelayAddress {
+        /// The address.
+        address: IpAddr,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// No address was configured and none was found.
+    #[error("relay.addresses: this machine has no route, so no address to relay from was found; name one")]
+    NoRelayAddress,
+    /// The settings contradict each other.
+    #[error("{0}")]
+    Settings(String),
+    /// The system has no more threads, files or entropy.
+    #[error("can't start a worker: {0}")]
+    System(#[from] io::Error),
+}
+
+struct Handle {
+    mailbox: Mailbox,
+    counters: Arc<Counters>,
+    net: Arc<NetCounters>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The running relay.
+pub struct Running {
+    workers: Vec<Handle>,
+    process: Arc<Process>,
+    listeners: Vec<(Transport, SocketAddr)>,
+    http: Vec<SocketAddr>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+}
+
+/// What the workers tell: sessions' beginnings and ends, and refusals.
+pub struct EventReceivers {
+    /// Never lost while the log keeps up with 65,536 behind.
+    pub sessions: mpsc::Receiver<Event>,
+    /// Lost first in a flood; the counters have them all.
+    pub refusals: mpsc::Receiver<Event>,
+}
+
+/// Binds every listener, checks every relay address, then starts the workers. Nothing is left behind on an error.
+///
+/// `http` are our own HTTP listeners, which are never peers. Must be called inside a tokio runtime, which
+/// accepts TCP connections from then on.
+///
+/// # Errors
+/// [`StartError`], naming the key, the value and the remedy.
+pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventReceivers), StartError> {
+    let count = worker_count(config);
+    let addresses = relay_addresses(config)?;
+    let mut udp: Vec<(SocketAddr, Vec<UdpSocket>)> = Vec::new();
+    let mut tcp: Vec<TcpListener> = Vec::new();
+    for listen in &config.listen {
+        match listen.transport {
+            Transport::Udp => {
+                let sockets = listen::udp(listen.address, count)?;
+                let address = sockets.first().map_or(Ok(listen.address), UdpSocket::local_addr)?;
+                udp.push((address, sockets));
+            }
+            Transport::Tcp => tcp.push(listen::tcp(listen.address)?),
+        }
+    }
+    let mut listeners: Vec<_> = udp.iter().map(|(address, _)| (Transport::Udp, *address)).collect();
+    for listener in &tcp {
+        listeners.push((Transport::Tcp, listener.local_addr()?));
+    }
+    let process = Arc::new(Process::new(&addresses));
+    let mut running = Running { workers: Vec::new(), process, listeners, http: http.to_vec(), accepting: Vec::new() };
+    let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
+
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+    let mut random = Random::new(seed);
+    let mut bytes = || {
+        let mut bytes = [0; 32];
+        random.fill(&mut bytes);
+        bytes
+    };
+    let nonce_key: Box<[u8]> = config.auth.nonce_key.as_ref().map_or_else(|| bytes().into(), |key| key.expose().into());
+    let pools = Arc::new(Pools::new(&addresses, &config.relay.ports, &mut Random::new(bytes())));
+    let (sessions, sessions_out) = mpsc::channel(SESSION_EVENTS);
+    let (refusals, refusals_out) = mpsc::channel(REFUSAL_EVENTS);
+    let events = Events { sessions, refusals };
+
+    let mut inboxes = Vec::with_capacity(count);
+    let mut mailboxes = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (sender, inbox) = sync_channel(INBOX);
+        let waker = Arc::new(Waker::new()?);
+        mailboxes.push(Mailbox::new(sender, Arc::clone(&waker)));
+        inboxes.push((inbox, waker));
+    }
+    let mailboxes = Arc::new(mailboxes);
+    for (number, (inbox, waker)) in inboxes.into_iter().enumerate() {
+        let id = WorkerId(number as u8);
+        let counters = Arc::new(Counters::default());
+        let net = Arc::new(NetCounters::default());
+        let parts = Parts {
+            worker: id,
+            workers: count,
+            shared: Arc::clone(&running.process) as _,
+            counters: Arc::clone(&counters),
+            nonce_key: nonce_key.clone(),
+            seed: bytes(),
+        };
+        let server = Server::new(parts, Arc::clone(&settings));
+        let own = udp.iter_mut().map(|(address, sockets)| Listener {
+            socket: sockets.remove(0),
+            address: *address,
+            queue: Queue::default(),
+        });
+        let setup = Setup {
+            id,
+            server,
+            counters: Arc::clone(&counters),
+            net: Arc::clone(&net),
+            listeners: own.collect(),
+            relays: Relays::new(Arc::clone(&running.process), Arc::clone(&pools)),
+            inbox,
+            waker,
+            mailboxes: Arc::clone(&mailboxes),
+            events: events.clone(),
+            tcp: tcp_limits(config),
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || run_worker(setup))?;
+        let mailbox = mailboxes[number].clone();
+        running.workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
+    }
+    for listener in tcp {
+        running.accept(listener)?;
+    }
+    Ok((running, EventReceivers { sessions: sessions_out, refusals: refusals_out }))
+}
+
+fn run_worker(setup: Setup) {
+    let id = setup.id.0;
+    if let Err(error) = Worker::new(setup).and_then(Worker::run) {
+        tracing::error!(worker = id, %error, "a worker stopped; its clients are lost");
+        // A server that silently serves a part of its clients is worse than one that is restarted.
+        std::process::exit(1);
+    }
+}
+
+fn worker_count(config: &Config) -> usize {
+    match config.workers {
+        Workers::Count(count) => usize::from(count),
+        Workers::Auto => match std::thread::available_parallelism().map_or(1, usize::from) {
+            0..=2 => 1,
+            cores => cores.min(256),
+        },
+    }
+}
+
+fn tcp_limits(config: &Config) -> TcpLimits {
+    TcpLimits {
+        queue_bytes: config.limits.tcp_queue.unwrap_or(usize::MAX),
+        unauthenticated_ms: config.limits.tcp_unauthenticated.map_or(0, |time| time.as_millis() as u64),
+    }
+}
+
+/// The configured addresses, or the one of each family that the routes give; each proven to be ours.
+fn relay_addresses(config: &Config) -> Result<Vec<RelayAddress>, StartError> {
+    let locals = if config.relay.addresses.is_empty() { routed_addresses() } else { config.relay.addresses.clone() };
+    if locals.is_empty() {
+        return Err(StartError::NoRelayAddress);
+    }
+    for address in &locals {
+        UdpSocket::bind((*address, 0)).map_err(|cause| StartError::RelayAddress { address: *address, cause })?;
+    }
+    Ok(locals
+        .into_iter()
+        .map(|local| RelayAddress { local, advertised: config.relay.external.advertised(local) })
+        .collect())
+}
+
+/// The source addresses that the routing table chooses towards the world; no packet is sent.
+#[must_use]
+pub fn routed_addresses() -> Vec<IpAddr> {
+    let source = |bind: &str, towards: &str| {
+        let socket = UdpSocket::bind((bind, 0)).ok()?;
+        socket.connect((towards, 9)).ok()?;
+        let ip = socket.local_addr().ok()?.ip();
+        (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
+    };
+    // Any global address will do: connecting a UDP socket only looks the route up.
+    [source("0.0.0.0", "8.8.8.8"), source("::", "2001:4860:4860::8888")].into_iter().flatten().collect()
+}
+
+impl Running {
+    /// What the core needs of a configuration, with this machine's addresses as they are now.
+    ///
+    /// # Errors
+    /// Says which key contradicts which.
+    pub fn settings(&self, config: &Config) -> Result<crate::protocol::settings::Settings, String> {
+        let interfaces: Vec<IpAddr> = interfaces::addresses()
+            .map_err(|error| format!("can't read this machine's addresses: {error}"))?
+            .into_iter()
+            .map(|interface| interface.address)
+            .collect();
+        let own = self
+            .process
+            .addresses()
+            .flat_map(|address| [address.local, address.advertised])
+            .filter(|ip| !ip.is_loopback())
+            .collect();
+        let listeners = self.listeners.iter().map(|(_, address)| *address).chain(self.http.iter().copied());
+        let local = LocalAddresses { own, interfaces, listeners: listeners.map(|a| (a.ip(), a.port())).collect() };
+        let has = |ipv4: bool| self.process.addresses().any(|address| address.advertised.is_ipv4() == ipv4);
+        config.settings(local, has(true), has(false)).map_err(|error| error.to_string())
+    }
+
+    /// Listeners as they are bound: port 0 has become a number.
+    #[must_use]
+    pub fn listeners(&self) -> &[(Transport, SocketAddr)] {
+        &self.listeners
+    }
+
+    /// The addresses relayed from.
+    pub fn relay_addresses(&self) -> impl Iterator<Item = RelayAddress> {
+        self.process.addresses()
+    }
+
+    /// The counters of every worker.
+    pub fn counters(&self) -> impl Iterator<Item = (&Counters, &NetCounters)> {
+        self.workers.iter().map(|worker| (&*worker.counters, &*worker.net))
+    }
+
+    /// How many allocations are counted: on the whole, distinct users, distinct clients.
+    #[must_use]
+    pub fn usage(&self) -> (u32, usize, usize) {
+        self.process.usage()
+    }
+
+    /// The client prefix with the most allocations, how many, and how many there are on the whole.
+    #[must_use]
+    pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
+        self.process.busiest_client()
+    }
+
+    /// Gives every worker new settings; no call is lost.
+    ///
+    /// # Errors
+    /// As [`Running::settings`]; nothing has changed then.
+    pub fn reconfigure(&self, config: &Config) -> Result<(), String> {
+        let settings = Arc::new(self.settings(config)?);
+        for worker in &self.workers {
+            let message = Message::Reconfigure { settings: Arc::clone(&settings), tcp: tcp_limits(config) };
+            if worker.mailbox.send(message).is_err() {
+                return Err("a worker's inbox is full; send SIGHUP again".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    /// Every live session; asked of the workers one message each.
+    pub async fn sessions(&self) -> Vec<SessionRecord> {
+        let mut answers = Vec::new();
+        for worker in &self.workers {
+            let (sender, answer) = oneshot::channel();
+            if worker.mailbox.send(Message::Inspect(sender)).is_ok() {
+                answers.push(answer);
+            }
+        }
+        let mut sessions = Vec::new();
+        for answer in answers {
+            if let Ok(Ok(of_worker)) = tokio::time::timeout(Duration::from_secs(2), answer).await {
+                sessions.extend(of_worker);
+            }
+        }
+        sessions
+    }
+
+    /// No new allocations from now on.
+    pub fn drain(&self) {
+        for worker in &self.workers {
+            // A full inbox belongs to a worker that is about to be stopped anyway.
+            let _ = worker.mailbox.send(Message::Drain);
+        }
+    }
+
+    /// Ends every allocation, writes every record and waits for the threads.
+    pub fn stop(&self) {
+        for task in &self.accepting {
+            task.abort();
+        }
+        for worker in &self.workers {
+            // Another caller has stopped it, or is about to.
+            let Some(thread) = worker.take_thread() else { continue };
+            let mut message = Message::Stop;
+            while !thread.is_finished() {
+                match worker.mailbox.send(message) {
+                    Ok(()) => break,
+                    Err(back) => message = back,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+
+    /// Accepts on the control runtime; an established stream goes to the worker with the fewest.
+    fn accept(&mut self, listener: TcpListener) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let workers: Vec<_> =
+            self.workers.iter().map(|worker| (worker.mailbox.clone(), Arc::clone(&worker.net))).collect();
+        self.accepting.push(tokio::spawn(async move {
+            loop {
+                let accepted = listener.accept().await.and_then(|(stream, from)| {
+                    stream.set_nodelay(true)?;
+                    let to = stream.local_addr()?;
+                    Ok((
+                        stream.into_std()?,
+                        FiveTuple { client: from.into(), server: to.into(), transport: Transport::Tcp },
+                    ))
+                });
+                match accepted {
+                    Ok((socket, five_tuple)) => {
+                        let fewest = workers.iter().min_by_key(|(_, net)| net.streams_open.get());
+                        // A worker whose inbox is full can't serve one more; the client sees a closed connection.
+                        let _ = fewest.map(|(mailbox, _)| mailbox.send(Message::Adopt { socket, five_tuple }));
+                    }
+                    // Out of files or memory, or a client that was gone already: don't spin.
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        }));
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

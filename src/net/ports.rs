@@ -1,0 +1,181 @@
+//! Which ports of one relay address are free: random order, parity, rest after use.
+//!
+//! Shared by all workers under a lock that is taken once per allocation. No look-up scans: free ports lie in
+//! two lists by parity, and each port knows its place in its list.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use crate::protocol::border::Parity;
+use crate::protocol::random::Random;
+use crate::protocol::time::Ticks;
+
+/// How long a port rests before another client gets it, in seconds: two minutes, one maximum segment
+/// lifetime, so that stray packets of the old session reach nobody.
+pub(super) const REST_SECONDS: u64 = 120;
+
+/// How many resting ports are looked at for one that the same client had.
+const LOOK_BACK: usize = 32;
+
+const NOT_FREE: u32 = u32::MAX;
+
+/// A port after its use.
+#[derive(Debug)]
+struct Resting {
+    until: Ticks,
+    port: u16,
+    client: Option<IpAddr>,
+}
+
+/// The ports of one relay address.
+#[derive(Debug)]
+pub(super) struct Ports {
+    first: u16,
+    free: [Vec<u16>; 2],
+    place: Vec<u32>,
+    resting: VecDeque<Resting>,
+    random: Random,
+}
+
+impl Ports {
+    pub(super) fn new(range: &RangeInclusive<u16>, random: Random) -> Self {
+        let count = usize::from(range.end() - range.start()) + 1;
+        let mut ports = Self {
+            first: *range.start(),
+            free: [Vec::with_capacity(count.div_ceil(2)), Vec::with_capacity(count.div_ceil(2))],
+            place: vec![NOT_FREE; count],
+            resting: VecDeque::new(),
+            random,
+        };
+        for port in range.clone() {
+            ports.put(port);
+        }
+        ports
+    }
+
+    fn put(&mut self, port: u16) {
+        let list = &mut self.free[usize::from(port % 2)];
+        self.place[usize::from(port - self.first)] = list.len() as u32;
+        list.push(port);
+    }
+
+    fn is_free(&self, port: u16) -> bool {
+        port.checked_sub(self.first).and_then(|at| self.place.get(usize::from(at))).is_some_and(|at| *at != NOT_FREE)
+    }
+
+    fn remove(&mut self, port: u16) {
+        let at = std::mem::replace(&mut self.place[usize::from(port - self.first)], NOT_FREE) as usize;
+        let list = &mut self.free[usize::from(port % 2)];
+        list.swap_remove(at);
+        if let Some(moved) = list.get(at) {
+            self.place[usize::from(*moved - self.first)] = at as u32;
+        }
+    }
+
+    /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
+    /// taken too.
+    pub(super) fn take(&mut self, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
+        while self.resting.front().is_some_and(|resting| resting.until <= now) {
+            if let Some(resting) = self.resting.pop_front() {
+                self.put(resting.port);
+            }
+        }
+        let port = match parity {
+            Parity::Any => self.any(client),
+            Parity::Even => self.one_of(0),
+            Parity::EvenAndHoldNext => self.even_with_next(),
+        }?;
+        self.remove(port);
+        if parity == Parity::EvenAndHoldNext {
+            self.remove(port + 1);
+        }
+        Some(port)
+    }
+
+    fn any(&mut self, client: IpAddr) -> Option<u16> {
+        let [even, odd] = self.free.each_ref().map(Vec::len);
+        if even + odd > 0 {
+            let at = self.random.below((even + odd) as u32) as usize;
+            return if at < even { self.free[0].get(at).copied() } else { self.free[1].get(at - even).copied() };
+        }
+        // Nothing is free; what this very client had may come back to it before its rest is over.
+        let at = self.resting.iter().take(LOOK_BACK).position(|resting| resting.client == Some(client))?;
+        let port = self.resting.remove(at)?.port;
+        self.put(port);
+        Some(port)
+    }
+
+    fn one_of(&mut self, parity: usize) -> Option<u16> {
+        let count = self.free[parity].len() as u32;
+        let at = if count == 0 { return None } else { self.random.below(count) };
+        self.free[parity].get(at as usize).copied()
+    }
+
+    /// Some tries at random; then, in a crowded range, whatever pair there is.
+    fn even_with_next(&mut self) -> Option<u16> {
+        for _ in 0..16 {
+            let port = self.one_of(0)?;
+            if port.checked_add(1).is_some_and(|next| self.is_free(next)) {
+                return Some(port);
+            }
+        }
+        self.free[0].iter().copied().find(|port| port.checked_add(1).is_some_and(|next| self.is_free(next)))
+    }
+
+    /// Gives a port back after use: it rests before another client gets it.
+    pub(super) fn rest(&mut self, port: u16, client: Option<IpAddr>, now: Ticks) {
+        self.resting.push_back(Resting { until: now.plus_seconds(REST_SECONDS), port, client });
+    }
+
+    /// Gives a port back that was never used.
+    pub(super) fn give_back(&mut self, port: u16) {
+        self.put(port);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 4));
+    const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 5));
+
+    fn ports(range: RangeInclusive<u16>) -> Ports {
+        Ports::new(&range, Random::new([1; 32]))
+    }
+
+    #[test]
+    fn every_port_is_given_once_and_in_no_order() {
+        let mut ports = ports(50_000..=50_099);
+        let given: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).collect();
+        let mut sorted = given.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (50_000..=50_099).collect::<Vec<_>>());
+        assert_ne!(given, sorted);
+    }
+
+    #[test]
+    fn even_ports_come_alone_or_with_the_next() {
+        let mut ports = ports(65_530..=65_535);
+        let pair = ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).unwrap();
+        assert_eq!(pair % 2, 0);
+        assert!(!ports.is_free(pair) && !ports.is_free(pair + 1));
+        let even = ports.take(Parity::Even, CLIENT, Ticks(0)).unwrap();
+        assert_eq!(even % 2, 0);
+        assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some());
+        assert_eq!(ports.take(Parity::Even, CLIENT, Ticks(0)), None);
+        assert!(ports.take(Parity::Any, CLIENT, Ticks(0)).is_some_and(|port| port % 2 == 1));
+    }
+
+    #[test]
+    fn a_port_rests_two_minutes_for_others_but_may_return_to_its_client() {
+        let mut ports = ports(50_000..=50_000);
+        let port = ports.take(Parity::Any, CLIENT, Ticks(0)).unwrap();
+        ports.rest(port, Some(CLIENT), Ticks(1000));
+        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(120_999)), None);
+        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(2000)), Some(port));
+        ports.rest(port, Some(CLIENT), Ticks(3000));
+        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(123_000)), Some(port));
+    }
+}

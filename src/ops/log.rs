@@ -1,0 +1,219 @@
+//! The log: one line per ended session, one summary line per window for refusals.
+//!
+//! Written on the control runtime, so that a slow terminal never stops a worker.
+
+use std::io::IsTerminal as _;
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, fmt, reload};
+
+use crate::config::checked::{LogConfig, LogFormat, LogLevel};
+use crate::net::{EventReceivers, Running};
+use crate::protocol::accounting::SessionRecord;
+use crate::protocol::border::Event;
+use crate::protocol::reject::RejectReason;
+
+/// How often refusals are summed up in one line.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Changes the level of a running server.
+#[derive(Clone)]
+pub struct Level(reload::Handle<LevelFilter, Registry>);
+
+impl Level {
+    /// From now on.
+    pub fn set(&self, level: LogLevel) {
+        // The subscriber lives as long as the process; without it there is nothing to set.
+        let _ = self.0.modify(|filter| *filter = filter_of(level));
+    }
+}
+
+const fn filter_of(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+/// Starts logging to standard error: text on a terminal, JSON else, unless told.
+#[must_use]
+pub fn start(config: LogConfig) -> Level {
+    let terminal = std::io::stderr().is_terminal();
+    let (filter, level) = reload::Layer::new(filter_of(config.level));
+    let json = match config.format {
+        LogFormat::Auto => !terminal,
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    let lines = if json {
+        fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
+    } else {
+        fmt::layer().with_ansi(terminal).with_target(false).with_writer(std::io::stderr).boxed()
+    };
+    // A second start in one process (tests) keeps the first log.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    Level(level)
+}
+
+/// Hears of each ended session besides the log.
+pub type OnEnded = Box<dyn Fn(&SessionRecord) + Send + Sync>;
+
+/// Writes what the workers tell until they are gone.
+pub async fn follow(mut events: EventReceivers, running: Weak<Running>, on_ended: Option<OnEnded>) {
+    let mut window = tokio::time::interval(WINDOW);
+    window.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    window.tick().await;
+    let mut refusals = Refusals::default();
+    loop {
+        tokio::select! {
+            biased;
+            event = events.sessions.recv() => match event {
+                Some(event) => {
+                    write(&event);
+                    if let (Event::AllocationEnded(record), Some(on_ended)) = (&event, &on_ended) {
+                        on_ended(record);
+                    }
+                }
+                None => break,
+            },
+            Some(event) = events.refusals.recv() => {
+                write(&event);
+                refusals.count(&event);
+            }
+            _ = window.tick() => {
+                refusals.write();
+                if let Some(running) = running.upgrade() {
+                    warn_of_one_address(&running);
+                }
+            }
+        }
+    }
+    refusals.write();
+}
+
+fn write(event: &Event) {
+    match event {
+        Event::AllocationCreated { via, relayed, identity, .. } => {
+            let five_tuple = via.five_tuple();
+            tracing::debug!(
+                user = %identity,
+                client = %five_tuple.client,
+                transport = five_tuple.transport.name(),
+                relayed = %relayed,
+                "allocation created"
+            );
+        }
+        Event::AllocationEnded(record) => write_session(record),
+        Event::Refused { via, reason, username } => {
+            let client = via.five_tuple().client;
+            tracing::debug!(%client, reason = reason.name(), code = reason.code().0, username = username.as_deref(), "request refused");
+        }
+    }
+}
+
+fn write_session(record: &SessionRecord) {
+    let (to_peers, to_client) = (record.traffic.to_peers, record.traffic.to_client);
+    let five_tuple = record.via.five_tuple();
+    tracing::info!(
+        user = %record.identity,
+        username = %record.username,
+        secret = record.secret.as_deref(),
+        client = %five_tuple.client,
+        transport = five_tuple.transport.name(),
+        relayed = %record.relayed,
+        duration_s = record.ended_at.since(record.created_at) as f64 / 1000.0,
+        bytes_from_client = to_peers.received.bytes,
+        packets_from_client = to_peers.received.packets,
+        bytes_to_peers = to_peers.sent().bytes,
+        packets_to_peers = to_peers.sent().packets,
+        bytes_from_peers = to_client.received.bytes,
+        packets_from_peers = to_client.received.packets,
+        bytes_to_client = to_client.sent().bytes,
+        packets_to_client = to_client.sent().packets,
+        reason = record.reason.map(crate::protocol::border::EndReason::name),
+        "session ended"
+    );
+}
+
+/// Refusals of one window, by reason: one line, however many there were.
+#[derive(Default)]
+struct Refusals {
+    by_reason: Vec<u64>,
+    total: u64,
+    /// The last quota that was full: whose, and which key holds it.
+    quota: Option<(String, &'static str)>,
+}
+
+impl Refusals {
+    fn count(&mut self, event: &Event) {
+        let Event::Refused { reason, username, .. } = event else { return };
+        self.by_reason.resize(RejectReason::ALL.len(), 0);
+        self.by_reason[*reason as usize] += 1;
+        self.total += 1;
+        if let Some(key) = reason.limit_key() {
+            self.quota = Some((username.as_deref().unwrap_or_default().to_owned(), key));
+        }
+    }
+
+    fn write(&mut self) {
+        if self.total == 0 {
+            return;
+        }
+        let reasons: Vec<String> = self
+            .by_reason
+            .iter()
+            .zip(RejectReason::ALL)
+            .filter(|(count, _)| **count > 0)
+            .map(|(count, reason)| format!("{}={count}", reason.name()))
+            .collect();
+        let (user, key) = self.quota.take().unzip();
+        tracing::info!(
+            refused = self.total,
+            reasons = reasons.join(" "),
+            quota_user = user.as_deref(),
+            quota_key = key,
+            "requests refused in the last minute; at level debug each has a line"
+        );
+        *self = Self::default();
+    }
+}
+
+/// Most clients behind one address usually means a proxy that hides them all: one quota for everybody.
+fn warn_of_one_address(running: &Running) {
+    static SAID: std::sync::Once = std::sync::Once::new();
+    if let Some((client, of_client, total)) = running.busiest_client()
+        && total >= 20
+        && u64::from(of_client) * 10 > u64::from(total) * 9
+    {
+        SAID.call_once(|| {
+            tracing::warn!(
+                %client,
+                allocations = of_client,
+                of = total,
+                "over 90 % of the allocations come from one address; if a proxy stands before this server, limits.allocations_per_client counts all its clients as one"
+            );
+        });
+    }
+}
+
+/// Says at the start how much fits.
+pub fn file_limit(limit: std::io::Result<u64>) {
+    match limit {
+        // Some descriptors are listeners, HTTP and the runtime's own.
+        Ok(limit) => tracing::info!(
+            open_files = limit,
+            allocations_udp = limit.saturating_sub(64),
+            allocations_tcp = limit.saturating_sub(64) / 2,
+            "so many allocations fit under the limit of open files"
+        ),
+        Err(error) => tracing::warn!(%error, "can't raise the limit of open files"),
+    }
+}

@@ -1,0 +1,126 @@
+//! Every counter, as Prometheus reads it.
+//!
+//! The workers count in plain cells; at each scrape the cells are summed and handed to the exporter, so a
+//! scrape is exact and a packet never pays for a metric. Every reason has its line from the start, at 0. No
+//! label has values that users choose.
+
+use std::sync::Arc;
+
+use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+
+use crate::net::Running;
+use crate::protocol::accounting::Amount;
+use crate::protocol::address::{Family, Transport};
+use crate::protocol::border::{DropReason, EndReason};
+use crate::protocol::counters::{Counters, METHODS};
+use crate::protocol::reject::RejectReason;
+
+/// Renders the counters of a running relay.
+pub struct Metrics {
+    running: Arc<Running>,
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
+}
+
+impl Metrics {
+    /// For this relay.
+    #[must_use]
+    pub fn new(running: Arc<Running>) -> Self {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let metrics = Self { running, recorder, handle };
+        with_local_recorder(&metrics.recorder, describe);
+        metrics
+    }
+
+    /// The text of `/metrics`.
+    #[must_use]
+    pub fn render(&self) -> String {
+        with_local_recorder(&self.recorder, || self.publish());
+        self.handle.render()
+    }
+
+    fn publish(&self) {
+        let workers: Vec<_> = self.running.counters().collect();
+        let sum = |of: &dyn Fn(&Counters) -> u64| workers.iter().map(|(core, _)| of(core)).sum::<u64>();
+        let amount = |of: &dyn Fn(&Counters) -> Amount| {
+            workers.iter().map(|(core, _)| of(core)).fold(Amount::default(), |sum, amount| sum + amount)
+        };
+        for transport in Transport::ALL {
+            for family in [Family::V4, Family::V6] {
+                let live = sum(&|core| core.live[transport as usize][family as usize].get());
+                gauge!("throughway_allocations", "transport" => transport.name(), "family" => family.name())
+                    .set(live as f64);
+            }
+        }
+        counter!("throughway_allocations_created_total").absolute(sum(&|core| core.created.get()));
+        for reason in EndReason::ALL {
+            counter!("throughway_allocations_ended_total", "reason" => reason.name())
+                .absolute(sum(&|core| core.ended[reason as usize].get()));
+        }
+        for (at, (_, name)) in METHODS.iter().enumerate() {
+            counter!("throughway_requests_granted_total", "method" => *name)
+                .absolute(sum(&|core| core.successes[at].get()));
+        }
+        for reason in RejectReason::ALL {
+            counter!("throughway_requests_refused_total", "reason" => reason.name(), "code" => reason.code().0.to_string())
+                .absolute(sum(&|core| core.rejects_of(*reason)));
+        }
+        for reason in DropReason::ALL {
+            let dropped = amount(&|core| core.drops_of(*reason));
+            counter!("throughway_dropped_packets_total", "reason" => reason.name()).absolute(dropped.packets);
+            counter!("throughway_dropped_bytes_total", "reason" => reason.name()).absolute(dropped.bytes);
+        }
+        let flows: [(&str, &str, Amount); 4] = [
+            ("received", "clients", amount(&|core| core.from_clients.get())),
+            ("sent", "peers", amount(&|core| core.to_peers.get())),
+            ("received", "peers", amount(&|core| core.from_peers.get())),
+            ("sent", "clients", amount(&|core| core.to_clients.get())),
+        ];
+        for (way, side, amount) in flows {
+            counter!("throughway_payload_packets_total", "way" => way, "side" => side).absolute(amount.packets);
+            counter!("throughway_payload_bytes_total", "way" => way, "side" => side).absolute(amount.bytes);
+        }
+        for (number, (_, net)) in workers.iter().enumerate() {
+            let worker = number.to_string();
+            counter!("throughway_worker_loops_total", "worker" => worker.clone()).absolute(net.loops.get());
+            counter!("throughway_listener_batches_total", "worker" => worker.clone()).absolute(net.batches.get());
+            counter!("throughway_listener_datagrams_total", "worker" => worker).absolute(net.datagrams.get());
+        }
+        let of_net = |of: &dyn Fn(&crate::net::counters::NetCounters) -> u64| {
+            workers.iter().map(|(_, net)| of(net)).sum::<u64>()
+        };
+        gauge!("throughway_streams").set(of_net(&|net| net.streams_open.get()) as f64);
+        counter!("throughway_streams_accepted_total").absolute(of_net(&|net| net.streams_adopted.get()));
+        counter!("throughway_streams_closed_total", "reason" => "not_stun")
+            .absolute(of_net(&|net| net.streams_broken.get()));
+        counter!("throughway_streams_closed_total", "reason" => "no_allocation")
+            .absolute(of_net(&|net| net.streams_overdue.get()));
+        counter!("throughway_events_lost_total").absolute(of_net(&|net| net.events_lost.get()));
+        gauge!("throughway_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    }
+}
+
+fn describe() {
+    describe_gauge!("throughway_allocations", "Live allocations by client transport and relayed family");
+    describe_counter!("throughway_allocations_created_total", "Allocations ever made");
+    describe_counter!("throughway_allocations_ended_total", "Ended allocations by reason");
+    describe_counter!("throughway_requests_granted_total", "Requests answered with success, by method");
+    describe_counter!("throughway_requests_refused_total", "Requests answered with an error, by reason and code");
+    describe_counter!("throughway_dropped_packets_total", "Packets that went nowhere, by reason");
+    describe_counter!(
+        "throughway_dropped_bytes_total",
+        "Bytes that went nowhere, by reason; payload where it is known"
+    );
+    describe_counter!("throughway_payload_packets_total", "Relayed payload packets, by way and side");
+    describe_counter!("throughway_payload_bytes_total", "Relayed payload bytes, by way and side");
+    describe_counter!("throughway_worker_loops_total", "Turns of a worker's loop");
+    describe_counter!("throughway_listener_batches_total", "Batches received on UDP listeners");
+    describe_counter!("throughway_listener_datagrams_total", "Datagrams received on UDP listeners");
+    describe_gauge!("throughway_streams", "Open client streams");
+    describe_counter!("throughway_streams_accepted_total", "Client streams ever adopted");
+    describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
+    describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
+    describe_gauge!("throughway_build_info", "Always 1; the version is its label");
+}

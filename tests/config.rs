@@ -1,0 +1,517 @@
+//! The configuration as an operator meets it: the real binary, files, variables, exit codes.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use throughway::config::{Config, Environment, KEYS, Kind};
+
+const EXAMPLE: &str = include_str!("../config.example.toml");
+const SECRET: &str = "[[auth.secrets]]\nid = \"main\"\nvalue = \"north-of-everything\"\n";
+
+/// A directory that goes away with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("throughway-config-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn throughway(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_throughway"))
+        .args(arguments)
+        .env_clear()
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn check(path: &Path, variables: &[(&str, &str)]) -> (i32, String, String) {
+    let output = throughway(&["check-config", path.to_str().unwrap()], variables);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// One mistake each: text, line, key, and what the error must say.
+const WRONG: &[(&str, usize, &str, &[&str])] = &[
+    // keys
+    ("relam = \"x\"", 1, "relam", &["unknown key", "did you mean `realm`?"]),
+    ("\n[lisen]\nudp = []", 2, "lisen", &["unknown key", "did you mean `listen`?"]),
+    ("[listen]\nupd = []", 2, "listen.upd", &["unknown key", "`listen.udp`"]),
+    ("[limits]\nmax_lifetime = \"1h\"", 2, "limits.max_lifetime", &["`turn.max_lifetime`"]),
+    ("[limits]\nalocations_per_usr = 5", 2, "limits.alocations_per_usr", &["`limits.allocations_per_user`"]),
+    ("[http]\nfrobnicate = 5", 2, "http.frobnicate", &["unknown key; [http] knows listen, hosts"]),
+    ("zzzzzzzzzz = 5", 1, "zzzzzzzzzz", &["unknown key; the sections are listen, relay, turn"]),
+    ("listen = 3478", 1, "listen", &["expected a table [listen], found a number"]),
+    // later versions
+    ("[listen]\ntls = [\"0.0.0.0:5349\"]", 2, "listen.tls", &["[\"0.0.0.0:5349\"]", "not in this version"]),
+    ("[tls]\ncertificate = \"x\"", 1, "tls", &["not in this version"]),
+    ("[relay]\ntcp = true", 2, "relay.tcp", &["not in this version; leave it out or write false"]),
+    ("[auth]\non_expiry = \"close\"", 2, "auth.on_expiry", &["not in this version", "\"keep\""]),
+    (
+        "[listen]\nudp = [{ address = \"0.0.0.0:3478\", relay = \"10.0.0.5\" }]",
+        2,
+        "listen.udp.relay",
+        &["not in this version"],
+    ),
+    ("[listen]\nudp = [{ adress = \"0.0.0.0:3478\" }]", 2, "listen.udp.adress", &["did you mean `address`?"]),
+    (
+        "[auth]\nusers = { a = { password = \"p\", tenant = \"t\" } }",
+        2,
+        "auth.users.a.tenant",
+        &["not in this version"],
+    ),
+    // plain values
+    ("realm = \"\"", 1, "realm", &["must not be empty"]),
+    ("realm = 5", 1, "realm", &["= 5:", "expected a string in quotes, found a number"]),
+    ("realm = \"a\\\"b\"", 1, "realm", &["quotes"]),
+    ("workers = 0", 1, "workers", &["= 0:", "\"auto\"", "1 to 256"]),
+    ("workers = \"many\"", 1, "workers", &["\"many\""]),
+    ("[turn]\nmax_lifetime = 3600", 2, "turn.max_lifetime", &["= 3600:", "\"3600s\""]),
+    ("[turn]\nmax_lifetime = \"60s\"", 2, "turn.max_lifetime", &["below turn.default_lifetime = \"600s\""]),
+    ("[turn]\n\ndefault_lifetime = \"2h\"", 3, "turn.default_lifetime", &["above turn.max_lifetime = \"3600s\""]),
+    ("[turn]\ndefault_lifetime = \"0s\"", 2, "turn.default_lifetime", &["allowed are 1s to"]),
+    ("[limits]\nallocations = -1", 2, "limits.allocations", &["= -1:", "0 for no limit"]),
+    ("[limits]\nchannels_per_allocation = 4097", 2, "limits.channels_per_allocation", &["1 to 4096"]),
+    ("[limits]\ntcp_queue = 262144", 2, "limits.tcp_queue", &["\"262144B\""]),
+    ("[limits]\ntcp_queue = \"64KB\"", 2, "limits.tcp_queue", &["\"64KB\"", "KiB"]),
+    ("[limits]\ntcp_queue = \"1KiB\"", 2, "limits.tcp_queue", &["65556B"]),
+    ("[log]\nlevel = \"inof\"", 2, "log.level", &["allowed are \"error\"", "did you mean \"info\"?"]),
+    ("[log]\nformat = \"xml\"", 2, "log.format", &["\"auto\", \"text\", \"json\""]),
+    // addresses
+    ("[listen]\nudp = \"0.0.0.0:3478\"", 2, "listen.udp", &["write [\"0.0.0.0:3478\"]"]),
+    ("[listen]\nudp = [\n  \"0.0.0.0:3478\",\n  \"::1\",\n]", 4, "listen.udp", &["port is missing", "\"[::1]:3478\""]),
+    (
+        "[listen]\nudp = [\"localhost:3478\"]",
+        2,
+        "listen.udp",
+        &["\"localhost:3478\"", "expected an IP address and a port"],
+    ),
+    ("[listen]\nudp = [\"1.2.3.4:1\", \"1.2.3.4:1\"]", 2, "listen.udp", &["twice"]),
+    ("[listen]\ntcp = [\n\"0.0.0.0:3478\",\n\"127.0.0.1:3478\"]", 4, "listen.tcp", &["overlaps with \"0.0.0.0:3478\""]),
+    ("[listen]\nudp = [\"[::ffff:1.2.3.4]:3478\"]", 2, "listen.udp", &["write 1.2.3.4"]),
+    ("[listen]\nudp = [\"224.0.0.1:3478\"]", 2, "listen.udp", &["multicast"]),
+    ("[relay]\naddresses = [\"0.0.0.0\"]", 2, "relay.addresses", &["unspecified"]),
+    ("[relay]\naddresses = [\"ff02::1\"]", 2, "relay.addresses", &["multicast"]),
+    ("[relay]\naddresses = [\"192.0.2.7:3478\"]", 2, "relay.addresses", &["no port", "\"192.0.2.7\""]),
+    ("[relay]\nports = \"65535-49152\"", 2, "relay.ports", &["write \"49152-65535\""]),
+    ("[relay]\nports = \"3000-4000\"", 2, "relay.ports", &["0.0.0.0:3478"]),
+    ("[listen]\nudp = [\"0.0.0.0:50000\"]", 2, "listen.udp", &["relay.ports = \"49152-65535\""]),
+    ("[relay]\nexternal = \"nat.example.org\"", 2, "relay.external", &["expected an IP address"]),
+    ("[relay]\nexternal = [\"203.0.113.7\", \"203.0.113.8\"]", 2, "relay.external", &["second ipv4 address"]),
+    (
+        "[relay]\naddresses = [\"10.0.0.5\"]\nexternal = \"2001:db8::7\"",
+        3,
+        "relay.external",
+        &["no ipv6 address in relay.addresses"],
+    ),
+    (
+        "[relay]\naddresses = [\"10.0.0.5\", \"10.0.0.6\"]\nexternal = \"203.0.113.7\"",
+        3,
+        "relay.external",
+        &["two owners"],
+    ),
+    ("[relay]\nexternal = { \"10.0.0.5\" = \"2001:db8::7\" }", 2, "relay.external.\"10.0.0.5\"", &["one family"]),
+    ("[http]\nlisten = \"0.0.0.0:8080\"", 2, "http.listen", &["must be loopback", "reverse proxy"]),
+    ("[http]\nlisten = \"unix:http.sock\"", 2, "http.listen", &["absolute path"]),
+    ("[http]\nlisten = \"127.0.0.1:3478\"", 2, "http.listen", &["is taken by listen.tcp = \"0.0.0.0:3478\""]),
+    ("[http]\nhosts = [\"http://a/\"]", 2, "http.hosts", &["without scheme"]),
+    ("[peers]\nallow = [\"0.0.0.0/0\"]", 2, "peers.allow", &["would open every address"]),
+    ("[peers]\nallow = [\n\"10.0.0.0/8\",\n\"2002::/16\"]", 4, "peers.allow", &["\"2002::/16\"", "always denied"]),
+    ("[peers]\ndeny = [\"10.1.2.3/8\"]", 2, "peers.deny", &["write \"10.0.0.0/8\""]),
+    ("[peers]\ndeny = [\"intranet\"]", 2, "peers.deny", &["expected a prefix"]),
+    // who may relay
+    ("[auth]\nmax_ttl = \"1w\"", 2, "auth.max_ttl", &["\"2d\""]),
+    ("[auth]\nusers = { a = \"\" }", 2, "auth.users.a", &["must not be empty"]),
+    ("[auth]\nusers = { a = {} }", 2, "auth.users.a", &["exactly one of password, file and key_md5"]),
+    ("[auth]\nusers = { a = { key_md5 = \"12\" } }", 2, "auth.users.a.key_md5", &["32 hexadecimal digits"]),
+    ("[auth]\nusers = { a = { file = \"missing\" } }", 2, "auth.users.a.file", &["can't read", "missing"]),
+    ("[auth]\nusers = { a = { pasword = \"p\" } }", 2, "auth.users.a.pasword", &["`password`"]),
+    ("[auth]\nnonce_key_file = \"/nowhere/key\"", 2, "auth.nonce_key_file", &["/nowhere/key"]),
+    ("[[auth.secrets]]\nvalue = \"x\"", 1, "auth.secrets[0]", &["has no id"]),
+    ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value and file"]),
+    ("[[auth.secrets]]\nid = \"a\"\nvalue = \"\"", 3, "auth.secrets[0].value", &["must not be empty"]),
+    ("[[auth.secrets]]\nid = \"a b\"\nvalue = \"x\"", 2, "auth.secrets[0].id", &["\"a b\"", "without spaces"]),
+    (
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"x\"\nalgorithm = \"sha255\"",
+        4,
+        "auth.secrets[0].algorithm",
+        &["\"sha1\", \"sha256\", \"sha512\"", "did you mean"],
+    ),
+    (
+        "[[auth.secrets]]\nid = \"a\"\ncredential = \"x\"\nvalue = \"y\"",
+        3,
+        "auth.secrets[0].credential",
+        &["not in this version"],
+    ),
+    ("[[auth.secrets]]\nid = \"main\"\nvalue = \"x\"", 4, "auth.secrets[1]", &["\"main\"", "twice"]),
+    // not TOML at all
+    ("realm = \"x", 1, "", &["not TOML"]),
+    ("workers = 1\nworkers = 2", 2, "", &["not TOML", "duplicate key"]),
+];
+
+#[test]
+fn each_mistake_is_shown_with_line_key_value_and_remedy() {
+    for (text, line, key, says) in WRONG {
+        let error = Config::from_toml("c.toml", &format!("{text}\n{SECRET}")).expect_err(text);
+        let shown = error.to_string();
+        let problem = &error.problems[0];
+        assert_eq!(error.problems.len(), 1, "{text}\n{shown}");
+        assert!(shown.starts_with(&format!("c.toml:{line}: ")), "{text}\n{shown}");
+        assert_eq!(&problem.key, key, "{text}\n{shown}");
+        for part in *says {
+            assert!(shown.contains(part), "{text}\n{shown}\nlacks {part}");
+        }
+    }
+}
+
+#[test]
+fn several_mistakes_are_shown_at_once_in_the_order_of_the_file_and_exit_with_2() {
+    let directory = Directory::new("several");
+    let text = "relm = \"x\"\nworkers = 0\n\n[listen]\nudp = [\"1.2.3.4\"]\n\n[log]\nlevel = \"loud\"\n";
+    let path = directory.write("c.toml", text);
+    let (code, stdout, stderr) = check(&path, &[]);
+    assert_eq!(code, 2);
+    assert_eq!(stdout, "");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let starts =
+        [":1: relm: ", ":2: workers = 0: ", ":5: listen.udp = \"1.2.3.4\": ", ":8: log.level = \"loud\": ", ": auth: "];
+    assert_eq!(lines.len(), starts.len(), "{stderr}");
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(&format!("{}{start}", path.display())), "{line}");
+    }
+    let output = throughway(&["check-config", path.to_str().unwrap(), "--json"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["ok"], &json["errors"][1]["line"]), (&false.into(), &2.into()));
+    assert_eq!(json["errors"][0]["suggestion"], "`realm`");
+}
+
+#[test]
+fn nobody_to_serve_is_an_error_that_names_the_remedy() {
+    let error = Config::from_toml("c.toml", "").unwrap_err().to_string();
+    for part in ["c.toml: auth: ", "[[auth.secrets]]", "openssl rand", "THROUGHWAY_AUTH__SECRET"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn wrong_configuration_and_wrong_usage_exit_with_2() {
+    let directory = Directory::new("exit");
+    let path = directory.write("c.toml", "realm = 5");
+    let path = path.to_str().unwrap();
+    for arguments in [
+        &["serve", "--config", path] as &[&str],
+        &["serve", "--config", "/nowhere/c.toml"],
+        &["check-config", "/nowhere/c.toml"],
+        &["credentials", "mint", "--user", "a", "--config", path],
+        &["credentials", "mint", "--user", "a", "--ttl", "60"],
+        &["credentials", "verify", "a", "b", "--config", path],
+        &["serve", "--port", "1"],
+        &["sessions"],
+    ] {
+        let output = throughway(arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {output:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn serve_without_configuration_terminal_or_state_directory_refuses_and_names_the_remedy() {
+    if Path::new(throughway::config::DEFAULT_PATH).exists() {
+        return;
+    }
+    let output = throughway(&["serve"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("STATE_DIRECTORY"), "{output:?}");
+}
+
+#[test]
+fn variables_win_over_the_file_and_are_named_in_errors() {
+    let directory = Directory::new("variables");
+    let path = directory.write("c.toml", "realm = \"file\"\n[limits]\nallocations = 5\n");
+    let load = |variables: &[(&str, &str)]| Config::load(&path, &variables.iter().copied().collect::<Environment>());
+    let secret = ("THROUGHWAY_AUTH__SECRET", "from-outside");
+    let config = load(&[
+        secret,
+        ("THROUGHWAY_REALM", "variable"),
+        ("THROUGHWAY_LISTEN__UDP", "127.0.0.1:21001, [::1]:21001"),
+        ("THROUGHWAY_LISTEN__TCP", ""),
+        ("THROUGHWAY_LIMITS__ALLOCATIONS_PER_USER", "7"),
+        ("THROUGHWAY_LIMITS__TCP_UNAUTHENTICATED", "0"),
+        ("THROUGHWAY_RELAY__MOBILITY", "false"),
+        ("HOME", "/"),
+    ])
+    .unwrap();
+    assert_eq!(&*config.realm, "variable");
+    assert_eq!(config.listen.len(), 2);
+    assert_eq!(config.limits.tables.allocations, Some(5));
+    assert_eq!(config.limits.tables.allocations_per_user, Some(7));
+    assert_eq!(config.limits.tcp_unauthenticated, None);
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert_eq!(&*config.auth.secrets[0].id, "environment");
+
+    for (name, value, says) in [
+        ("THROUGHWAY_WORKERS", "0", "THROUGHWAY_WORKERS: workers = 0: allowed are"),
+        ("THROUGHWAY_LISTEN__UPD", "x", "THROUGHWAY_LISTEN__UPD: unknown variable"),
+        ("THROUGHWAY_LISTEN__UPD", "x", "did you mean THROUGHWAY_LISTEN__UDP?"),
+        ("THROUGHWAY_LISTEN_UDP", "x", "did you mean THROUGHWAY_LISTEN__UDP?"),
+        ("THROUGHWAY_AUTH__USERS", "x", "tables don't fit into a variable"),
+        ("THROUGHWAY_LISTEN__TLS", "[::]:443", "THROUGHWAY_LISTEN__TLS: listen.tls: not in this version"),
+        ("THROUGHWAY_AUTH__SECRET_FILE", "/nowhere", "not both"),
+    ] {
+        let error = load(&[secret, (name, value)]).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}\nlacks {says}");
+    }
+    let error = load(&[("THROUGHWAY_AUTH__SECRET", "")]).unwrap_err().to_string();
+    assert!(error.starts_with("THROUGHWAY_AUTH__SECRET: auth.secret: must not be empty"), "{error}");
+}
+
+#[test]
+fn secret_files_lose_one_newline_and_stand_beside_the_configuration() {
+    let directory = Directory::new("files");
+    directory.write("a.secret", "north\n");
+    directory.write("b.secret", "north\n\n");
+    directory.write("alice.password", "wonderland");
+    let text = "[auth]\nusers.alice.file = \"alice.password\"\n\
+        [[auth.secrets]]\nid = \"a\"\nfile = \"a.secret\"\n[[auth.secrets]]\nid = \"b\"\nfile = \"b.secret\"\n";
+    let path = directory.write("c.toml", text);
+    let config = Config::load(&path, &Environment::default()).unwrap();
+    assert_eq!(config.auth.secrets[0].value.expose(), b"north");
+    assert_eq!(config.auth.secrets[1].value.expose(), b"north\n");
+    assert_eq!(config.auth.users.len(), 1);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+
+    fs::set_permissions(directory.0.join("a.secret"), fs::Permissions::from_mode(0o644)).unwrap();
+    let config = Config::load(&path, &Environment::default()).unwrap();
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].to_string().contains("a.secret"), "{}", config.warnings[0]);
+
+    let inline = directory.write("inline.toml", SECRET);
+    assert!(Config::load(&inline, &Environment::default()).unwrap().warnings.is_empty());
+    fs::set_permissions(&inline, fs::Permissions::from_mode(0o644)).unwrap();
+    let config = Config::load(&inline, &Environment::default()).unwrap();
+    assert!(config.warnings[0].to_string().contains("chmod 0640"), "{}", config.warnings[0]);
+}
+
+#[test]
+fn at_most_eight_secrets_are_taken() {
+    let secrets =
+        |count| (0..count).map(|i| format!("[[auth.secrets]]\nid = \"{i}\"\nvalue = \"x\"\n")).collect::<String>();
+    assert_eq!(Config::from_toml("c.toml", &secrets(8)).unwrap().auth.secrets.len(), 8);
+    let error = Config::from_toml("c.toml", &secrets(9)).unwrap_err().to_string();
+    assert!(error.starts_with("c.toml:25: auth.secrets[8]: is more than 8 secrets"), "{error}");
+}
+
+#[test]
+fn a_realm_above_twelve_bytes_warns_and_the_size_is_printed() {
+    let directory = Directory::new("realm");
+    let path = directory.write("c.toml", &format!("realm = \"relay.example.org\"\n{SECRET}"));
+    let (code, stdout, _) = check(&path, &[]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("relay.example.org: a 401 answer has 80 bytes"), "{stdout}");
+    assert!(stdout.contains("warning"), "{stdout}");
+    let long = format!("realm = \"{}\"\n{SECRET}", "ö".repeat(128));
+    assert!(Config::from_toml("c.toml", &long).unwrap_err().to_string().contains("128 characters"));
+}
+
+#[test]
+fn no_secret_appears_in_any_output() {
+    let words = ["Xsecretinline", "Xsecretinfile", "Xpassword", "Xhidden", "Xvariable"];
+    let directory = Directory::new("hidden");
+    directory.write("s", "Xsecretinfile\n");
+    let good = "[auth]\nusers = { alice = \"Xpassword\", bob = { password = \"Xhidden\" } }\n\
+        [[auth.secrets]]\nid = \"a\"\nvalue = \"Xsecretinline\"\n[[auth.secrets]]\nid = \"b\"\nfile = \"s\"\n";
+    let path = directory.write("c.toml", good);
+    let environment: Environment = [("THROUGHWAY_AUTH__SECRET", "Xvariable")].into_iter().collect();
+    let config = Config::load(&path, &environment).unwrap();
+    let mut shown = format!("{config:?} {environment:?} {} {}", config.describe(), config.describe_json());
+    // Each of these is wrong near a secret.
+    for text in [
+        "[auth]\nusers = [\"Xpassword\"]",
+        "[auth]\nusers = \"Xpassword\"",
+        "[auth]\nusers = { alice = [\"Xpassword\"] }",
+        "[auth]\nusers = { alice = { key_md5 = \"Xpassword\" } }",
+        "[auth]\nusers = { file = { password = \"Xpassword\", file = \"Xpassword\" } }",
+        "[auth]\nusers = { id = \"Xpassword\", algorithm = [\"Xpassword\"] }",
+        "[auth]\nsecret = \"Xsecretinline\"",
+        "[auth]\nsecrets = [\"Xsecretinline\"]",
+        "[auth]\nsecrets = \"Xsecretinline\"",
+        "[[auth.secrets]]\nid = \"a\"\nvale = \"Xsecretinline\"",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = [\"Xsecretinline\"]",
+        "[[auth.secrets]]\nid = \"a\"\ncredential = \"Xhidden\"\nvalue = \"Xsecretinline\"",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"Xsecretinline",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = Xsecretinline",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"\\Xsecretinline\"",
+    ] {
+        let error = Config::from_toml("c.toml", text).expect_err(text);
+        shown += &format!("\n{error} {error:?} {}", error.describe_json());
+    }
+    for word in words {
+        assert!(!shown.contains(word), "{word} in {shown}");
+    }
+}
+
+#[test]
+fn example_shows_every_key_with_its_default_and_loads() {
+    let example: toml::Table = EXAMPLE.parse().unwrap();
+    for key in KEYS.iter().filter(|key| key.kind != Kind::Tables) {
+        let shown =
+            key.path.split('.').try_fold(&toml::Value::Table(example.clone()), |value, part| value.get(part)).cloned();
+        let default: toml::Table = format!("x = {}", key.default).parse().unwrap();
+        assert_eq!(shown.as_ref(), default.get("x"), "{}", key.path);
+    }
+    let directory = Directory::new("example");
+    let path = directory.write("config.toml", EXAMPLE);
+    let (code, stdout, stderr) = check(&path, &[("THROUGHWAY_AUTH__SECRET", "x")]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("udp 0.0.0.0:3478") && !stdout.contains("warning"), "{stdout}");
+}
+
+#[test]
+fn examples_in_the_example_load_when_their_mark_is_removed() {
+    let mut text = String::new();
+    for line in EXAMPLE.lines() {
+        let example =
+            line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c == '[' || c.is_ascii_lowercase()));
+        text += example.unwrap_or(line);
+        text.push('\n');
+    }
+    let config = Config::from_toml("config.toml", &text).unwrap();
+    assert_eq!((config.auth.users.len(), config.auth.secrets.len()), (1, 1));
+}
+
+#[test]
+fn check_config_says_what_the_server_will_do() {
+    let directory = Directory::new("says");
+    let text = format!(
+        "workers = 3\n[listen]\nudp = [\"10.0.0.5:3478\"]\ntcp = []\n[relay]\naddresses = [\"10.0.0.5\"]\n\
+         external = \"203.0.113.7\"\n[peers]\nallow = [\"10.20.0.0/16\"]\n[limits]\nallocations = 0\n{SECRET}"
+    );
+    let path = directory.write("c.toml", &text);
+    let (code, stdout, stderr) = check(&path, &[]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    for part in [
+        "is right. The server will do this:",
+        "realm       throughway: a 401 answer has 72 bytes",
+        "workers     3",
+        "listen      udp 10.0.0.5:3478",
+        "relay       from 10.0.0.5, told to clients as 203.0.113.7; ports 49152-65535",
+        "users       0",
+        "secret      main (sha1, mints)",
+        "allowed: 10.20.0.0/16",
+        "allocations: no limit in all, 100 per user id, 2000 per client address",
+        "per TCP client: 256KiB queued, 10s without authentication",
+        "http        127.0.0.1:8080",
+    ] {
+        assert!(stdout.contains(part), "{stdout}\nlacks {part}");
+    }
+    let output = throughway(&["check-config", path.to_str().unwrap(), "--json"], &[]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["relay"]["addresses"][0]["advertised"], "203.0.113.7");
+    assert_eq!(json["limits"]["allocations"], serde_json::Value::Null);
+}
+
+#[test]
+fn minted_credentials_verify_and_others_are_refused_with_reason_and_exit_code_1() {
+    let directory = Directory::new("mint");
+    let path = directory.write("c.toml", &format!("[listen]\nudp = [\"127.0.0.1:3478\"]\ntcp = []\n{SECRET}"));
+    let config = ["--config", path.to_str().unwrap()];
+    let run = |arguments: &[&str]| throughway(&[&["credentials"], arguments, &config as &[&str]].concat(), &[]);
+    let minted = run(&["mint", "--user", "alice", "--ttl", "10m", "--json"]);
+    assert!(minted.status.success(), "{minted:?}");
+    let json: serde_json::Value = serde_json::from_slice(&minted.stdout).unwrap();
+    let server = &json["iceServers"][0];
+    assert_eq!(server["urls"][0], "turn:127.0.0.1:3478?transport=udp");
+    let (username, password) = (server["username"].as_str().unwrap(), server["credential"].as_str().unwrap());
+    assert!(username.ends_with(":alice"));
+
+    let good = run(&["verify", username, password]);
+    assert_eq!(good.status.code(), Some(0));
+    let text = String::from_utf8(good.stdout).unwrap();
+    assert!(text.starts_with("good: secret \"main\" (sha1), user id \"alice\", ends in"), "{text}");
+
+    for (username, password, reason) in [(username, "wrong", "bad_integrity"), ("alice", password, "unknown_user")] {
+        let refused = run(&["verify", username, password, "--json"]);
+        assert_eq!(refused.status.code(), Some(1));
+        let json: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
+        assert_eq!((&json["valid"], &json["reason"]), (&false.into(), &reason.into()));
+        assert!(json["remedy"].as_str().unwrap().len() > 20);
+    }
+}
+
+#[test]
+fn help_is_as_documented() {
+    let help = |arguments: &[&str]| {
+        let output = throughway(&[arguments, &["--help"]].concat(), &[("COLUMNS", "100")]);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = [
+        &[] as &[&str],
+        &["demo"],
+        &["serve"],
+        &["check-config"],
+        &["credentials", "mint"],
+        &["credentials", "verify"],
+    ]
+    .map(|arguments| {
+        format!(
+            "$ throughway {}--help\n{}",
+            arguments.iter().map(|a| format!("{a} ")).collect::<String>(),
+            help(arguments)
+        )
+    })
+    .join("\n");
+    let snapshot = include_str!("vectors/help.txt");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/help.txt"), &shown).unwrap();
+        return;
+    }
+    assert_eq!(
+        shown, snapshot,
+        "the help has changed; if so it should be, run again with UPDATE_SNAPSHOTS=1 and look at the difference"
+    );
+}
+
+#[test]
+fn a_file_cut_or_garbled_anywhere_gives_an_error_or_a_configuration_but_no_panic() {
+    let uncommented = EXAMPLE.replace("\n#[[", "\n[[").replace("\n#", "\n");
+    for text in [EXAMPLE.to_owned(), uncommented] {
+        let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).step_by(7).collect();
+        for at in starts {
+            let (head, tail) = text.split_at(at);
+            for garbled in [
+                head.to_owned(),
+                format!("{head}\"{tail}"),
+                format!("{head}[{tail}"),
+                format!("{head}\u{1f980}={tail}"),
+            ] {
+                if let Err(error) = Config::from_toml("c.toml", &garbled) {
+                    assert!(
+                        !error.problems.is_empty() && error.problems.iter().all(|p| !p.message.is_empty()),
+                        "{garbled}"
+                    );
+                }
+            }
+        }
+    }
+}

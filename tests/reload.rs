@@ -1,0 +1,150 @@
+//! Reconfiguration: live permissions and channels are judged again, and no call is lost.
+
+mod support;
+
+use support::stun::{CREATE_PERMISSION, allocate, request};
+use support::{Harness, Went, addr, alice, bind, carol, holder_of, policy, secret, user};
+use throughway::credentials::Algorithm;
+use throughway::protocol::border::DropReason;
+use throughway::protocol::reject::RejectReason as Why;
+
+const PEER: &str = "8.8.8.8:1000";
+const OTHER: &str = "8.8.4.4:1000";
+
+#[test]
+fn a_reload_closes_the_permissions_and_channels_that_the_new_policy_denies() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    assert_eq!(h.bind(client, 0x4000, addr(PEER)), 0);
+    assert_eq!(h.bind(client, 0x4001, addr(OTHER)), 0);
+    h.reconfigure(|settings| settings.peers = policy(&[], &["8.8.8.0/24"]));
+    assert_eq!(h.channel_data(client, 0x4000, b"x"), Went::Dropped(DropReason::UnboundChannel));
+    assert_eq!(h.send(client, addr(PEER), b"x"), Went::Dropped(DropReason::NoPermission));
+    assert_eq!(h.from_peer(client, addr(PEER), b"x"), Went::Dropped(DropReason::PeerNotPermitted));
+    assert_eq!(h.channel_data(client, 0x4001, b"x").to_peer().0, addr(OTHER), "the others go on");
+    h.refuses(client, bind(0x4000, addr(PEER)), 403, Why::PeerDenied);
+    // The number is free again at once.
+    assert_eq!(h.bind(client, 0x4000, addr("8.8.4.4:7")), 0);
+}
+
+#[test]
+fn a_reload_does_not_extend_what_it_leaves_open() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    assert_eq!(h.permit(client, &[addr(PEER)]), 0);
+    h.advance(200);
+    h.reconfigure(|settings| settings.peers = policy(&["10.0.0.0/8"], &[]));
+    assert_eq!(h.send(client, addr(PEER), b"x").to_peer().0, addr(PEER));
+    assert_eq!(h.permit(client, &[addr("10.0.0.1:1")]), 0);
+    h.advance(100);
+    assert_eq!(h.send(client, addr(PEER), b"x"), Went::Dropped(DropReason::NoPermission));
+}
+
+// The class that the policy found is judged anew too: an opened own address is a local one.
+#[test]
+fn a_reload_judges_the_class_of_a_peer_again() {
+    let mut h = Harness::new();
+    let (one, two) = (h.client(), h.client());
+    h.allocate(one);
+    let relayed = h.allocate(two);
+    let other_port = std::net::SocketAddr::new(relayed.ip(), 60_000);
+    assert_eq!(h.permit(one, &[relayed]), 0);
+    assert_eq!(h.send(one, other_port, b"x"), Went::Dropped(DropReason::NotRelayedPort));
+    h.reconfigure(|settings| settings.peers = policy(&["9.9.9.9/32"], &[]));
+    assert_eq!(h.send(one, other_port, b"x").to_peer().0, other_port);
+    h.reconfigure(|settings| settings.peers = policy(&[], &[]));
+    assert_eq!(h.send(one, other_port, b"x"), Went::Dropped(DropReason::NotRelayedPort));
+    assert_eq!(h.send(one, relayed, b"x").to_peer().0, relayed);
+}
+
+#[test]
+fn removed_users_and_secrets_neither_end_nor_block_a_live_allocation() {
+    for spec in [alice(), carol(), user("bob")] {
+        let mut h = Harness::new();
+        let client = h.add(spec.clone());
+        h.allocate(client);
+        assert_eq!(h.permit(client, &[addr(PEER)]), 0);
+        h.reconfigure(|settings| {
+            settings.auth.users.clear();
+            settings.auth.secrets = vec![secret("other", "south", Algorithm::Sha1)];
+        });
+        assert_eq!(h.send(client, addr(PEER), b"x").to_peer().0, addr(PEER));
+        assert_eq!(h.refresh(client, 1200).code(), 0);
+        assert_eq!(h.permit(client, &[addr(OTHER)]), 0);
+        assert_eq!(h.bind(client, 0x4000, addr(PEER)), 0);
+        assert_eq!(h.refresh(client, 0).code(), 0);
+        assert_eq!(h.ask(client, allocate()).code(), 401, "a new one needs what is valid now");
+        assert_eq!(h.allocations(), 0);
+        assert_eq!(h.books.admitted(), 0);
+    }
+}
+
+#[test]
+fn a_credential_that_expires_during_the_call_neither_ends_nor_blocks_it() {
+    let mut h = Harness::new();
+    let credential = holder_of(&format!("{}:bob", support::START_UNIX + 60));
+    let client = h.add(credential.clone());
+    h.allocate(client);
+    h.advance(500);
+    assert_eq!(h.refresh(client, 600).code(), 0);
+    assert_eq!(h.ask(client, request(CREATE_PERMISSION).peer(addr(PEER))).code(), 0);
+    assert_eq!(h.bind(client, 0x4000, addr(PEER)), 0);
+    let another = h.add(credential);
+    assert_eq!(h.ask(another, allocate()).code(), 401);
+    h.refresh(client, 0);
+    assert_eq!(h.ask(client, allocate()).code(), 401);
+    assert_eq!(h.rejects(Why::Expired), 2);
+    assert_eq!(h.leftovers(), 0);
+}
+
+#[test]
+fn a_changed_password_holds_for_new_allocations_only() {
+    let mut h = Harness::new();
+    let (old, new) = (h.client(), h.add(alice().named("alice", "looking-glass")));
+    h.allocate(old);
+    h.reconfigure(|settings| {
+        let password = throughway::credentials::Secret::new(*b"looking-glass");
+        settings.auth.users.insert("alice".into(), throughway::protocol::settings::StaticUser::Password(password));
+    });
+    assert_eq!(h.refresh(old, 600).code(), 0);
+    h.allocate(new);
+    let third = h.client();
+    assert_eq!(h.ask(third, allocate()).code(), 401);
+}
+
+#[test]
+fn a_new_realm_is_challenged_with_and_live_calls_go_on() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    h.reconfigure(|settings| settings.realm = "elsewhere".into());
+    assert_eq!(h.refresh(client, 600).code(), 0, "the key that was kept holds");
+    let other = h.client();
+    let challenge = h.ask_unsigned(other, allocate());
+    assert_eq!(challenge.get(support::stun::REALM), Some(&b"elsewhere"[..]));
+    assert_eq!(h.ask(other, allocate()).code(), 401);
+}
+
+#[test]
+fn new_limits_and_lifetimes_hold_from_the_next_request_on() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    assert_eq!(h.permit(client, &[addr(PEER), addr(OTHER)]), 0);
+    h.reconfigure(|settings| {
+        settings.limits.permissions_per_allocation = 1;
+        settings.limits.allocations = Some(1);
+        settings.default_lifetime = 300;
+        settings.max_lifetime = 400;
+        settings.relay_ipv6 = false;
+    });
+    let other = h.client();
+    h.refuses(other, allocate(), 486, Why::QuotaServer);
+    h.refuses(other, allocate().family(2), 440, Why::FamilyUnsupported);
+    assert_eq!(h.send(client, addr(OTHER), b"x").to_peer().0, addr(OTHER), "what is open stays open");
+    h.refuses(client, request(CREATE_PERMISSION).peer(addr("8.8.1.1:1")), 508, Why::PermissionLimit);
+    assert_eq!(h.refresh(client, 9999).lifetime(), 400);
+    assert_eq!(h.refresh(client, 1).lifetime(), 300);
+}

@@ -1,0 +1,212 @@
+//! STUN Binding, FINGERPRINT and the ignoring of what does not count (RFC 8489).
+
+mod support;
+
+use support::stun::{
+    BINDING, CONNECT, FINGERPRINT, INDICATION, MESSAGE_INTEGRITY, REQUEST, SOFTWARE, SUCCESS, UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS, append_fingerprint, indication, request,
+};
+use support::{Harness, alice};
+use throughway::protocol::binding::ANSWER_BYTES_MAX;
+use throughway::protocol::border::DropReason;
+use throughway::protocol::reject::RejectReason;
+
+// RFC 8489 §3, §14.2
+#[test]
+fn binding_is_answered_with_the_address_it_came_from() {
+    let mut h = Harness::new();
+    let client = h.add(alice().from("192.0.2.1:32853"));
+    let reply = h.ask_unsigned(client, request(BINDING));
+    assert_eq!(reply.code(), 0);
+    assert_eq!(reply.mapped(), h.address_of(client));
+    assert_eq!(reply.types(), [XOR_MAPPED_ADDRESS], "as small as can be");
+    assert_eq!(reply.bytes.len(), 32, "20 bytes of request, 32 of answer");
+}
+
+// RFC 8489 §14.2: the IPv6 form is XORed with the transaction id too
+#[test]
+fn binding_over_ipv6_reports_an_ipv6_address() {
+    let mut h = Harness::new();
+    let client = h.add(alice().from("[2001:db8:1234:5678:11:2233:4455:6677]:32853"));
+    let reply = h.ask_unsigned(client, request(BINDING));
+    assert_eq!(reply.mapped(), h.address_of(client));
+    assert_eq!(reply.bytes.len(), 44);
+}
+
+// RFC 8489 §3: over a stream as over UDP
+#[test]
+fn binding_over_tcp_is_answered() {
+    let mut h = Harness::new();
+    let client = h.add(alice().tcp());
+    assert_eq!(h.ask_unsigned(client, request(BINDING)).mapped(), h.address_of(client));
+}
+
+// RFC 8489 §6.3.2
+#[test]
+fn binding_indication_is_ignored_without_a_count_of_drops() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let bytes = indication(BINDING).bytes([1; 12], None);
+    assert_eq!(h.tell(client, &bytes), []);
+    assert!(DropReason::ALL.iter().all(|why| h.drops(*why).packets == 0));
+}
+
+// RFC 8489 §6.3.1: unknown comprehension-required attributes
+#[test]
+fn binding_with_unknown_required_attributes_is_420_and_lists_them() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let reply = h.ask_unsigned(client, request(BINDING).with(0x7001, b"x").with(0x7002, b"").with(0x7003, b"abc"));
+    assert_eq!(reply.code(), 420);
+    assert_eq!(reply.unknown(), [0x7001, 0x7002, 0x7003]);
+    assert_eq!(h.rejects(RejectReason::UnknownAttributes), 1);
+}
+
+// RFC 8489 §14.13; eight are enough for any client to see its mistake
+#[test]
+fn a_420_lists_each_type_once_and_fits_the_smallest_answer() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let mut message = request(BINDING).with(0x7001, b"").with(0x7001, b"again").fingerprint();
+    for attribute in 0x7002..0x7010 {
+        message = message.with(attribute, b"");
+    }
+    let reply = h.ask_unsigned(client, message);
+    assert_eq!(reply.unknown(), (0x7001..0x7009).collect::<Vec<u16>>());
+    assert!(reply.bytes.len() <= ANSWER_BYTES_MAX);
+}
+
+// RFC 8489 §14: comprehension-optional attributes
+#[test]
+fn unknown_optional_attributes_are_ignored() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let reply = h.ask_unsigned(client, request(BINDING).with(0x8777, b"?").with(SOFTWARE, b"tester"));
+    assert_eq!(reply.code(), 0);
+    assert!(!reply.has(UNKNOWN_ATTRIBUTES) && !reply.has(SOFTWARE));
+}
+
+// RFC 8489 §14.7
+#[test]
+fn fingerprint_is_mirrored() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let reply = h.ask_unsigned(client, request(BINDING).fingerprint());
+    assert_eq!(reply.types(), [XOR_MAPPED_ADDRESS, FINGERPRINT]);
+    assert!(!h.ask_unsigned(client, request(BINDING)).has(FINGERPRINT));
+    let challenge = h.ask_unsigned(client, support::stun::allocate().fingerprint());
+    assert!(challenge.has(FINGERPRINT));
+    let allocated = h.ask(client, support::stun::allocate().fingerprint());
+    assert_eq!(allocated.types()[allocated.types().len() - 2..], [MESSAGE_INTEGRITY, FINGERPRINT]);
+}
+
+// RFC 8489 §6.3, §14.7: a wrong FINGERPRINT is silently discarded
+#[test]
+fn a_wrong_fingerprint_is_met_with_silence() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let mut bytes = request(BINDING).fingerprint().bytes([1; 12], None);
+    *bytes.last_mut().expect("bytes") ^= 1;
+    h.silent(client, &bytes, DropReason::BadFingerprint);
+    let mut bytes = h.signed(client, &support::stun::allocate().fingerprint());
+    *bytes.last_mut().expect("bytes") ^= 1;
+    h.silent(client, &bytes, DropReason::BadFingerprint);
+    assert_eq!(h.allocations(), 0);
+}
+
+// RFC 8489 §14.7: FINGERPRINT is the last attribute
+#[test]
+fn anything_after_fingerprint_is_malformed() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let mut bytes = request(BINDING).fingerprint().bytes([1; 12], None);
+    append_fingerprint(&mut bytes);
+    h.silent(client, &bytes, DropReason::Malformed);
+}
+
+// RFC 8489 §14: padding may hold any value and is ignored
+#[test]
+fn padding_of_any_value_is_accepted() {
+    let mut h = Harness::new();
+    let client = h.client();
+    assert_eq!(h.ask_unsigned(client, request(BINDING).padding(0xFF).with(SOFTWARE, b"x")).code(), 0);
+    assert_eq!(h.ask(client, support::stun::allocate().padding(0xAA)).code(), 0);
+}
+
+// RFC 8489 §6.3, RFC 8656 §4.1: Binding needs no credentials, and none are looked at
+#[test]
+fn binding_ignores_credentials() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let mut signature = h.signature(client);
+    signature.key = [0; 16];
+    signature.realm = None;
+    let reply = h.ask_with(client, &signature, request(BINDING));
+    assert_eq!(reply.code(), 0);
+    assert!(!reply.is_signed());
+}
+
+// RFC 8489 §6.3: responses and unknown methods are discarded
+#[test]
+fn unexpected_classes_and_methods_are_met_with_silence() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.silent(client, &request(BINDING).class(SUCCESS).bytes([1; 12], None), DropReason::UnexpectedClass);
+    h.silent(client, &request(3).class(INDICATION).bytes([1; 12], None), DropReason::UnexpectedClass);
+    h.silent(client, &request(3).class(SUCCESS).bytes([1; 12], None), DropReason::UnexpectedClass);
+    h.silent(client, &request(CONNECT).class(REQUEST).bytes([1; 12], None), DropReason::UnknownMethod);
+    h.silent(client, &request(0x0FFF).bytes([1; 12], None), DropReason::UnknownMethod);
+}
+
+// RFC 8489 §5, §6.3
+#[test]
+fn malformed_messages_are_met_with_silence() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let good = request(BINDING).with(SOFTWARE, b"tester..").bytes([1; 12], None);
+    let edit = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = good.clone();
+        change(&mut bytes);
+        bytes
+    };
+    let broken = [
+        edit(&|b| b.truncate(19)),
+        edit(&|b| b.truncate(20)),
+        edit(&|b| b.push(0)),
+        edit(&|b| b[4] ^= 1),
+        edit(&|b| b[3] += 1),
+        edit(&|b| b[3] += 4),
+        edit(&|b| b[23] = 0xFF),
+        edit(&|b| b[22] = 0xFF),
+        vec![0, 1],
+        vec![0],
+    ];
+    for bytes in broken {
+        h.silent(client, &bytes, DropReason::Malformed);
+    }
+    assert_eq!(h.ask_unsigned(client, request(BINDING)).code(), 0, "others are unaffected");
+}
+
+// The shell's short way answers exactly as the long one.
+#[test]
+fn answer_binding_without_heap_equals_the_answer_of_the_control_lane() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let via = h.via(client);
+    for message in [
+        request(BINDING),
+        request(BINDING).fingerprint(),
+        request(BINDING).with(0x7001, b""),
+        request(BINDING).with(0x7001, b"").fingerprint(),
+    ] {
+        let bytes = message.bytes([9; 12], None);
+        let mut out = [0xEE; ANSWER_BYTES_MAX];
+        let len = h.server_of(client).answer_binding(&via, &bytes, &mut out).expect("it is Binding");
+        assert_eq!(h.tell(client, &bytes)[0].bytes, out[..len]);
+    }
+    let mut out = [0; ANSWER_BYTES_MAX];
+    let allocate = support::stun::allocate().bytes([9; 12], None);
+    assert_eq!(h.server_of(client).answer_binding(&via, &allocate, &mut out), None, "left to the control lane");
+    let keep_alive = indication(BINDING).bytes([9; 12], None);
+    assert_eq!(h.server_of(client).answer_binding(&via, &keep_alive, &mut out), Some(0));
+}
