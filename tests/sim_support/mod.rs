@@ -1,12 +1,16 @@
 //! The simulated world: a virtual network and clock around real `Server`s, and a shadow model beside them.
 //!
 //! `packet` says what clients put on the wire, `config` what the operator decided, `model` what must come of
-//! it, `world` carries the packets and compares, `actions` thinks of things to do.
+//! it, `world` is clock and network, `control`, `lanes` and `shell` hand the servers their inputs and compare what comes
+//! out, `actions` thinks of things to do.
 
 pub mod actions;
 pub mod config;
+pub mod control;
+pub mod lanes;
 pub mod model;
 pub mod packet;
 pub mod quota;
 pub mod rng;
+pub mod shell;
 pub mod world;

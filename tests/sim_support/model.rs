@@ -238,8 +238,11 @@ impl Model {
             What::CreatePermission => {
                 if request.peers.is_empty() {
                     Err(400)
-                } else if let Some(Err(code)) = request.peers.iter().map(judge).find(Result::is_err) {
-                    Err(code)
+                } else if request.peers.iter().any(|peer| judge(peer) == Err(443)) {
+                    // Every peer's family before any peer's policy.
+                    Err(443)
+                } else if request.peers.iter().any(|peer| judge(peer).is_err()) {
+                    Err(403)
                 } else if permissions_with(&request.peers) {
                     Ok(())
                 } else {
@@ -289,8 +292,9 @@ impl Model {
         request: &Request,
         (owner, limited, identity): (bool, bool, &str),
     ) -> Outcome {
-        if self.opening(via, now).is_some() {
-            return Outcome::Silent;
+        if let Some(key) = self.opening(via, now) {
+            let again = self.openings[&key].request.transaction == request.transaction;
+            return if again { Outcome::Silent } else { error(437, true) };
         }
         if let Some((_, session)) = self.alive(via, now) {
             let again = owner && session.request.transaction == request.transaction;
@@ -392,6 +396,9 @@ impl Model {
         let Some((key, session)) = self.alive(via, now) else {
             return Lane::Stranger(DropReason::NoAllocation, bytes.len());
         };
+        if read == SendRead::WrongFingerprint {
+            return Lane::Stranger(DropReason::BadFingerprint, bytes.len());
+        }
         let SendRead::Good { peer, start, len, dont_fragment } = read else {
             return Lane::Stranger(DropReason::BadSend, bytes.len());
         };

@@ -135,6 +135,9 @@ pub fn send_indication(transaction: [u8; 12], peer: PeerAddress, payload: &[u8],
         writer.attribute(AttrType(0x001A), &[]);
     }
     writer.attribute(ATTR_DATA, payload);
+    if transaction[0] < 64 {
+        writer.fingerprint();
+    }
     let len = writer.finish().unwrap();
     out.truncate(len);
     out
@@ -154,6 +157,7 @@ pub fn channel_data(number: u16, payload: &[u8], is_stream: bool) -> Vec<u8> {
 #[derive(Debug, PartialEq, Eq)]
 pub enum SendRead {
     Malformed,
+    WrongFingerprint,
     Bad,
     Good { peer: PeerAddress, start: usize, len: usize, dont_fragment: bool },
 }
@@ -168,7 +172,7 @@ pub fn read_send(bytes: &[u8]) -> SendRead {
     if bytes.len() < 20 || bytes[4..8] != [0x21, 0x12, 0xA4, 0x42] || word(2) % 4 != 0 || word(2) + 20 != bytes.len() {
         return SendRead::Malformed;
     }
-    let (mut at, mut counts, mut ended) = (20, true, false);
+    let (mut at, mut counts, mut ended, mut wrong) = (20, true, false, false);
     let (mut peer, mut data, mut dont_fragment, mut unknown) = (None, None, None, false);
     while at < bytes.len() {
         if ended || at + 4 > bytes.len() {
@@ -181,7 +185,10 @@ pub fn read_send(bytes: &[u8]) -> SendRead {
         }
         match kind {
             0x8028 if len != 4 => return SendRead::Malformed,
-            0x8028 => ended = true,
+            0x8028 => {
+                ended = true;
+                wrong = (crc32(&bytes[..value - 4]) ^ 0x5354_554E).to_be_bytes() != bytes[value..value + 4];
+            }
             0x0008 | 0x001C => counts = false,
             _ if !counts => {}
             0x0012 => peer = peer.or(Some((value, len))),
@@ -189,6 +196,9 @@ pub fn read_send(bytes: &[u8]) -> SendRead {
             0x001A => dont_fragment = dont_fragment.or(Some(len)),
             kind => unknown |= kind < 0x8000 && !KNOWN.contains(&kind),
         }
+    }
+    if wrong {
+        return SendRead::WrongFingerprint;
     }
     let (Some((peer, peer_len)), Some((start, len))) = (peer, data) else { return SendRead::Bad };
     if unknown || dont_fragment.is_some_and(|len| len != 0) || peer_len < 4 {
@@ -209,4 +219,11 @@ pub fn read_send(bytes: &[u8]) -> SendRead {
         _ => return SendRead::Bad,
     };
     SendRead::Good { peer: PeerAddress::new(ip, port), start, len, dont_fragment: dont_fragment.is_some() }
+}
+
+/// CRC-32 bit by bit, as ITU V.42 defines it.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 })
+    })
 }

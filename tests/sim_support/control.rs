@@ -1,0 +1,306 @@
+//! Requests: what a server answers, puts out and changes, against the prediction.
+
+use std::rc::Rc;
+
+use throughway::protocol::address::{PeerAddress, Via};
+use throughway::protocol::binding::ANSWER_BYTES_MAX;
+use throughway::protocol::border::{AllocationId, DropReason, EndReason, Event, Input, Output, RelayRequest, WorkerId};
+use throughway::wire::attribute::xor_address;
+use throughway::wire::integrity::{Fingerprint, check_fingerprint};
+use throughway::wire::message::{CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
+
+use super::model::{Opening, Outcome, granted, unix};
+use super::packet::{Request, What};
+
+use super::world::{Due, Out, Packet, World, trace};
+
+const CONTROL_DROPS: [DropReason; 4] =
+    [DropReason::Malformed, DropReason::BadFingerprint, DropReason::UnknownMethod, DropReason::UnexpectedClass];
+
+impl World {
+    pub fn deliver_control(&mut self, worker: usize, packet: &Packet) {
+        let now = self.now;
+        let place = (worker, self.workers.len());
+        let predicted =
+            packet.request.as_ref().map(|request| self.model.predict(&self.config, now, place, &packet.via, request));
+        trace!(
+            self,
+            "worker {worker} <- {:?} {:?}{}",
+            packet.via.five_tuple().client,
+            packet.request,
+            if packet.damaged { " (damaged)" } else { "" }
+        );
+        trace!(self, "  must give {predicted:?}");
+        if let (Some(request), Some(Outcome::Success)) = (&packet.request, &predicted) {
+            if request.what == What::Refresh && request.lifetime == Some(0) {
+                self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (key, EndReason::Refreshed));
+            }
+        }
+        let before = CONTROL_DROPS.map(|why| self.workers[worker].counters.drops_of(why));
+        let clock = self.clock();
+        let mut answer = [0; ANSWER_BYTES_MAX];
+        let fast = self.rng.percent(50);
+        let server = &mut self.workers[worker].server;
+        let quick = if fast { server.answer_binding(&packet.via, &packet.bytes, &mut answer) } else { None };
+        if quick.is_none() {
+            server.handle_input(clock, Input::Message { via: packet.via, bytes: &packet.bytes });
+        }
+        let mut out = self.drain(worker);
+        if let Some(Outcome::Error { code, .. }) = predicted {
+            *self.codes.entry(code).or_default() += 1;
+        }
+        if let Some(len @ 1..) = quick {
+            out.replies.push((packet.via, answer[..len].to_vec()));
+        }
+        self.ending = None;
+        let mut dropped = 0;
+        for (why, before) in CONTROL_DROPS.iter().zip(before) {
+            let more = self.workers[worker].counters.drops_of(*why) - before;
+            if more.packets > 0 {
+                dropped += more.packets;
+                assert_eq!(more.bytes, packet.bytes.len() as u64, "a dropped message counts with all its bytes");
+                self.drop_counted(worker, *why, packet.bytes.len());
+            }
+        }
+        assert!(dropped + out.replies.len() as u64 <= 1, "one message, at most one reply or one drop");
+        let effect = !out.opens.is_empty()
+            || !out.asks.is_empty()
+            || out.replies.iter().any(|(_, bytes)| {
+                let found = Message::parse(bytes).expect("a reply is well-formed").message_type();
+                found.class == CLASS_SUCCESS_RESPONSE && found.method != METHOD_BINDING
+            });
+        match (packet.request.clone(), predicted) {
+            (Some(request), Some(outcome)) if !packet.damaged || effect => {
+                assert!(dropped == 0, "a well-formed request was dropped instead of {outcome:?}");
+                self.verify(worker, packet, &request, outcome, out);
+            }
+            _ => {
+                assert!(!effect, "noise had an effect: {:02x?}", packet.bytes);
+                for (via, bytes) in out.replies {
+                    self.note_reply(worker, &via, &bytes);
+                    self.send_reply(via, bytes);
+                }
+            }
+        }
+    }
+
+    /// Compares with the prediction and takes over what the request changed.
+    pub fn verify(&mut self, worker: usize, packet: &Packet, request: &Rc<Request>, outcome: Outcome, mut out: Out) {
+        let now = self.now;
+        let opened = |outcome: &Outcome| match outcome {
+            Outcome::OpenFresh(family, parity) => Some(RelayRequest::Fresh {
+                family: *family,
+                parity: *parity,
+                client: packet.via.five_tuple().client.ip(),
+            }),
+            Outcome::OpenReserved(relayed) => {
+                Some(RelayRequest::Reserved { relayed: *relayed, client: packet.via.five_tuple().client.ip() })
+            }
+            Outcome::Silent | Outcome::Success | Outcome::Error { .. } | Outcome::Ask(_) => None,
+        };
+        match outcome {
+            Outcome::Silent => self.nothing(&out),
+            Outcome::OpenFresh(..) | Outcome::OpenReserved(_) | Outcome::Ask(_) => {
+                assert!(out.replies.is_empty(), "no reply before the relayed address is open");
+                let signed = request.signed.as_ref().unwrap();
+                let known = self.config.user(&signed.username, &signed.password, unix(now));
+                let (limited, identity) = known.expect("predicted as genuine");
+                let mut opening =
+                    Opening { via: packet.via, request: request.clone(), identity, limited, asking: None };
+                let id = if let Outcome::Ask(owner) = outcome {
+                    let (to, ticket, question) = out.asks.pop().expect("the owner of the token is asked");
+                    assert_eq!((to, out.opens.len()), (owner, 0));
+                    assert_eq!(ticket.worker, WorkerId(worker as u8));
+                    opening.asking = Some((ticket.number, now + 2_000));
+                    if !self.rng.percent(10) {
+                        let late = if self.rng.percent(20) { 3_000 } else { 20 };
+                        self.after(0, late, Due::Asked(to, ticket, question));
+                    }
+                    // The id is told when the relayed address is opened.
+                    AllocationId { index: u32::MAX, generation: ticket.number as u32 }
+                } else {
+                    let (id, wish) = out.opens.pop().expect("a relayed address is asked for");
+                    assert_eq!(Some(wish), opened(&outcome), "what is asked for");
+                    if let Outcome::OpenReserved(_) = outcome {
+                        self.model.held.remove(&request.token.unwrap());
+                    }
+                    self.schedule_open((worker, id), wish);
+                    id
+                };
+                assert!(out.opens.is_empty() && out.asks.is_empty());
+                self.model.openings.insert((worker, id), opening);
+                self.model.opening_of.insert(packet.via, (worker, id));
+            }
+            Outcome::Success | Outcome::Error { .. } => {
+                let (via, bytes) = out.replies.pop().unwrap_or_else(|| panic!("no reply, but {outcome:?} is due"));
+                self.nothing(&out);
+                assert_eq!(via, packet.via, "the answer goes back the way the request came");
+                self.check_reply(&bytes, &via, request, &outcome, packet.damaged);
+                self.note_reply(worker, &via, &bytes);
+                self.send_reply(via, bytes);
+                if outcome == Outcome::Success {
+                    self.apply(&via, request);
+                }
+            }
+        }
+    }
+
+    pub fn check_reply(&self, bytes: &[u8], via: &Via, request: &Request, outcome: &Outcome, damaged: bool) {
+        let reply = Message::parse(bytes).expect("a reply is well-formed");
+        assert_eq!(reply.transaction_id().0, request.transaction);
+        assert_eq!(reply.message_type().method, request.what.method());
+        let code = reply.get(Known::ErrorCode).map(|value| u16::from(value[2]) * 100 + u16::from(value[3]));
+        let success = reply.message_type().class == CLASS_SUCCESS_RESPONSE;
+        let signed = reply.has(Known::MessageIntegrity);
+        match outcome {
+            Outcome::Error { code: due, signed: due_signed } => {
+                assert_eq!((success, code), (false, Some(*due)), "{request:?}");
+                assert_eq!(signed, *due_signed, "exactly errors of verified requests are signed");
+                assert_eq!(reply.has(Known::Nonce), matches!(due, 401 | 438), "a challenge names a nonce");
+                assert_eq!(*due == 420, reply.get(Known::UnknownAttributes) == Some(&[0x7A, 0xBC]));
+            }
+            _ => assert_eq!((success, code, signed), (true, None, request.what != What::Binding), "{request:?}"),
+        }
+        if signed {
+            let key = request.signed.as_ref().expect("only a signed request has a signed answer").key();
+            assert!(key.verifies(&reply), "the answer is signed with the request's key");
+        }
+        let due = if request.fingerprint { Fingerprint::Right } else { Fingerprint::Absent };
+        // Damage can turn FINGERPRINT into an attribute that nobody needs to know.
+        assert!(damaged || check_fingerprint(&reply) == due, "FINGERPRINT is mirrored: {request:?}");
+        if success && matches!(request.what, What::Binding | What::Allocate) {
+            let mapped = xor_address(reply.get(Known::XorMappedAddress).unwrap(), reply.transaction_id());
+            assert_eq!(mapped, Ok(via.five_tuple().client.0));
+        }
+        if success && request.what == What::Allocate {
+            let (_, session) = self.model.alive(via, self.now).expect("a session stands behind the answer");
+            let relayed = xor_address(reply.get(Known::XorRelayedAddress).unwrap(), reply.transaction_id());
+            assert_eq!(relayed, Ok(session.relayed.0));
+            assert_eq!(reply.lifetime(), Ok(Some(granted(session.request.lifetime))));
+            assert_eq!(reply.reservation_token().unwrap().map(|token| token.0), session.token);
+        }
+        if success && request.what == What::Refresh {
+            let due = if request.lifetime == Some(0) { 0 } else { granted(request.lifetime) };
+            assert_eq!(reply.lifetime(), Ok(Some(due)));
+        }
+    }
+
+    /// What a success changed.
+    pub fn apply(&mut self, via: &Via, request: &Request) {
+        let now = self.now;
+        let Some(key) = self.model.session_of.get(via) else { return };
+        let session = self.model.sessions.get_mut(key).expect("indexed");
+        match request.what {
+            What::Binding | What::Allocate => {}
+            What::Refresh => {
+                assert_ne!(request.lifetime, Some(0), "a deleted allocation is gone when its answer leaves");
+                session.expires_at = now + u64::from(granted(request.lifetime)) * 1000;
+            }
+            What::CreatePermission => {
+                session.permissions.extend(request.peers.iter().map(|peer| (peer.ip(), now + 300_000)));
+            }
+            What::ChannelBind => {
+                let peer = request.peers[0];
+                session.channels.retain(|_, (p, _)| *p != peer);
+                session.channels.insert(request.channel.unwrap(), (peer, now + 600_000));
+                session.permissions.insert(peer.ip(), now + 300_000);
+            }
+        }
+    }
+
+    /// Counts a reply and remembers the nonce it gives out.
+    pub fn note_reply(&mut self, worker: usize, via: &Via, bytes: &[u8]) {
+        let reply = Message::parse(bytes).expect("a reply is well-formed");
+        if reply.message_type().class == CLASS_SUCCESS_RESPONSE {
+            self.model.totals[worker].successes += 1;
+        } else {
+            self.model.totals[worker].rejects += 1;
+        }
+        if let Some(nonce) = reply.get(Known::Nonce) {
+            let five_tuple = via.five_tuple();
+            let given = (five_tuple.client, five_tuple.transport, unix(self.now));
+            self.model.nonces.insert(nonce.to_vec(), given);
+        }
+    }
+
+    pub fn send_reply(&mut self, via: Via, bytes: Vec<u8>) {
+        if via.is_stream() || !self.rng.percent(3) {
+            let slow = if self.rng.percent(5) { 1_500 } else { 60 };
+            self.after(0, slow, Due::ToClient(via, bytes));
+        }
+    }
+
+    /// Takes note of all outputs; what answers an input is left to the caller.
+    pub fn drain(&mut self, worker: usize) -> Out {
+        let mut out = Out::default();
+        while let Some(output) = self.workers[worker].server.poll_output() {
+            match output {
+                Output::Reply { via, bytes } => {
+                    if !self.gave_up(worker, &via, &bytes) {
+                        out.replies.push((via, bytes));
+                    }
+                }
+                Output::OpenRelay { allocation, request } => out.opens.push((allocation, request)),
+                Output::CloseRelay { allocation, relayed } => {
+                    let socket = self.sockets.remove(&relayed).expect("only an open relayed address is closed");
+                    assert_eq!((socket.worker, socket.owner), (worker, Some(allocation)));
+                    self.shared.relayed.lock().unwrap().remove(&PeerAddress(relayed.0));
+                }
+                Output::CloseReserved { relayed } => {
+                    let socket = self.sockets.remove(&relayed).expect("only a held port is closed");
+                    assert_eq!((socket.worker, socket.owner), (worker, None));
+                    let now = self.now;
+                    let shutdown = matches!(self.ending, Some((_, EndReason::Shutdown)));
+                    self.model.held.retain(|_, held| {
+                        let over = shutdown || held.expires_at <= now;
+                        assert!(held.relayed != relayed || over, "closed before its 30 seconds");
+                        held.relayed != relayed
+                    });
+                }
+                Output::Ask { worker, ticket, question } => out.asks.push((usize::from(worker.0), ticket, question)),
+                Output::Answer { ticket, answer } => out.answers.push((ticket, answer)),
+                Output::Happened(Event::AllocationCreated { .. }) => out.created += 1,
+                Output::Happened(Event::AllocationEnded(record)) => {
+                    let key = (worker, record.allocation);
+                    let session = self.model.sessions.remove(&key).expect("only a session ends");
+                    trace!(self, "  {key:?} ended: {:?}", record.reason);
+                    let reason = match self.ending {
+                        _ if session.expires_at <= self.now => EndReason::Expired,
+                        Some((ending, reason)) if ending == key => reason,
+                        Some((_, EndReason::Shutdown)) => EndReason::Shutdown,
+                        other => panic!("{key:?} ended for {:?}, but {other:?} was due", record.reason),
+                    };
+                    assert_eq!(record.reason, Some(reason));
+                    assert_eq!((record.created_at.0, record.ended_at.0), (session.created_at, self.now));
+                    assert_eq!((record.via, record.relayed), (session.via, session.relayed));
+                    assert_eq!(*record.username, session.request.signed.as_ref().unwrap().username);
+                    assert_eq!((&*record.identity, record.secret.is_some()), (&*session.identity, session.limited));
+                    assert_eq!(record.traffic, session.traffic, "the record is exact to the byte");
+                    self.model.session_of.remove(&session.via);
+                    self.model.totals[worker].ended[reason as usize] += 1;
+                    self.ended.push(key);
+                }
+                Output::Happened(Event::Refused { .. }) => self.refused_events += 1,
+            }
+        }
+        out
+    }
+
+    /// An Allocate whose question nobody answered in time, or which a shutdown cut off.
+    pub fn gave_up(&mut self, worker: usize, via: &Via, bytes: &[u8]) -> bool {
+        let Some(&key) = self.model.opening_of.get(via) else { return false };
+        let opening = &self.model.openings[&key];
+        let overdue = opening.asking.is_some_and(|(_, until)| until <= self.now);
+        let code = match self.ending {
+            _ if overdue => 508,
+            Some((_, EndReason::Shutdown)) => 486,
+            _ => return false,
+        };
+        let request = opening.request.clone();
+        self.check_reply(bytes, via, &request, &Outcome::Error { code, signed: true }, false);
+        self.note_reply(worker, via, bytes);
+        self.model.openings.remove(&key);
+        self.model.opening_of.remove(via);
+        true
+    }
+}

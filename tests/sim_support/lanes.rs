@@ -1,0 +1,155 @@
+//! Data both ways: each verdict, and every byte of it counted.
+
+use throughway::protocol::accounting::{Amount, Flow};
+use throughway::protocol::address::{PeerAddress, RelayedTransportAddress};
+use throughway::protocol::border::{DropReason, PacketMeta, Relay, Way};
+use throughway::wire::message::{Known, Message};
+
+use super::config::{RELAY_IPV4, RELAY_IPV6};
+use super::model::{Key, Lane};
+
+use super::world::{Due, Packet, World, add, trace};
+
+/// All that a shell may report of a send.
+const SEND_FAILURES: [DropReason; 11] = [
+    DropReason::Unreachable,
+    DropReason::Refused,
+    DropReason::Forbidden,
+    DropReason::MessageSize,
+    DropReason::NoBuffers,
+    DropReason::SendFailed,
+    DropReason::SlowClient,
+    DropReason::StreamClosed,
+    DropReason::RelayClosed,
+    DropReason::InboxFull,
+    DropReason::TooBig,
+];
+
+impl World {
+    pub fn deliver_data(&mut self, worker: usize, packet: &Packet) {
+        let lane = self.model.predict_from_client(&self.config, self.now, &packet.via, &packet.bytes);
+        trace!(self, "worker {worker} <- {:?} data: {lane:?}", packet.via.five_tuple().client);
+        let clock = self.clock();
+        let meta = PacketMeta { dscp: 46, hop_limit: 0, dont_fragment: false };
+        let verdict = self.workers[worker].server.relay_from_client(clock, &packet.via, meta, &packet.bytes);
+        match (&lane, verdict) {
+            (Lane::Stranger(due, _) | Lane::Drop(_, due, _), Relay::Drop(why)) => assert_eq!(why, *due),
+            (
+                Lane::ToPeer { key, to, start, len, dont_fragment },
+                Relay::ToPeer { allocation, to: found, meta, payload },
+            ) => {
+                assert_eq!((key.1, *to, *dont_fragment, 46), (allocation, found, meta.dont_fragment, meta.dscp));
+                assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
+            }
+            (due, verdict) => panic!("{due:?} was due, but it was {verdict:?}"),
+        }
+        if let Lane::ToPeer { key, to, len, .. } = lane {
+            let relayed = self.model.sessions[&key].relayed;
+            if self.sent(key, Way::ToPeer, len) {
+                let hairpin = to.ip() == RELAY_IPV4 || to.ip() == RELAY_IPV6;
+                let (at, len) = (self.rng.below(1000) as usize, len.min(1200));
+                if hairpin {
+                    let (to, from) = (RelayedTransportAddress(to.0), PeerAddress(relayed.0));
+                    self.after(0, 5, Due::FromPeer { to, from, at, len });
+                } else if self.rng.percent(40) {
+                    self.after(1, 200, Due::FromPeer { to: relayed, from: to, at, len });
+                }
+            }
+        } else {
+            self.count_lane(worker, &lane, Way::ToPeer);
+        }
+    }
+
+    pub fn deliver_from_peer(&mut self, key: Key, from: PeerAddress, at: usize, len: usize) {
+        let worker = key.0;
+        let lane = self.model.predict_from_peer(&self.config, self.now, key, &from, len);
+        trace!(self, "worker {worker} <- {from:?} to {key:?} {len} bytes: {lane:?}");
+        let clock = self.clock();
+        let noise = self.noise.clone();
+        let datagram = &noise[at..at + len];
+        let verdict = self.workers[worker].server.relay_from_peer(clock, key.1, from, PacketMeta::default(), datagram);
+        match (&lane, verdict) {
+            (Lane::Stranger(due, _) | Lane::Drop(_, due, _), Relay::Drop(why)) => assert_eq!(why, *due),
+            (Lane::ToClient { channel, padding, .. }, Relay::ToClient { allocation, via, head, payload, .. }) => {
+                assert_eq!((allocation, via), (key.1, self.model.sessions[&key].via), "to the right client");
+                assert!(std::ptr::eq(payload, datagram), "the payload that was sent");
+                assert_eq!(head.padding(), *padding);
+                if let Some(number) = channel {
+                    let [n1, n2] = number.to_be_bytes();
+                    let [l1, l2] = (len as u16).to_be_bytes();
+                    assert_eq!(head.bytes(), [n1, n2, l1, l2]);
+                } else {
+                    let whole = [head.bytes(), payload, &[0; 3][..head.padding()]].concat();
+                    let indication = Message::parse(&whole).expect("a Data indication is well-formed");
+                    assert_eq!(indication.message_type().value(), 0x0017);
+                    assert_eq!(indication.peer(), Ok(Some(from)));
+                    assert_eq!(indication.get(Known::Data), Some(datagram));
+                }
+            }
+            (due, verdict) => panic!("{due:?} was due, but it was {verdict:?}"),
+        }
+        match lane {
+            Lane::ToClient { key, .. } => {
+                self.sent(key, Way::ToClient, len);
+            }
+            lane => self.count_lane(worker, &lane, Way::ToClient),
+        }
+    }
+
+    pub fn count_lane(&mut self, worker: usize, lane: &Lane, way: Way) {
+        match *lane {
+            Lane::Stranger(why, bytes) => self.drop_counted(worker, why, bytes),
+            Lane::Drop(key, why, len) => {
+                self.drop_counted(worker, why, len);
+                self.received(key, way, len);
+                add(&mut self.flow(key, way).expect("it is alive").dropped, len);
+            }
+            Lane::ToPeer { .. } | Lane::ToClient { .. } => unreachable!("counted by sent"),
+        }
+    }
+
+    pub fn flow(&mut self, key: Key, way: Way) -> Option<&mut Flow> {
+        let traffic = &mut self.model.sessions.get_mut(&key)?.traffic;
+        Some(match way {
+            Way::ToPeer => &mut traffic.to_peers,
+            Way::ToClient => &mut traffic.to_client,
+        })
+    }
+
+    pub fn received(&mut self, key: Key, way: Way, len: usize) {
+        let totals = &mut self.model.totals[key.0];
+        add(if way == Way::ToPeer { &mut totals.from_clients } else { &mut totals.from_peers }, len);
+        add(&mut self.flow(key, way).expect("it is alive").received, len);
+    }
+
+    /// Counts a packet out; `false` when the send failed, or will have.
+    pub fn sent(&mut self, key: Key, way: Way, len: usize) -> bool {
+        self.received(key, way, len);
+        let totals = &mut self.model.totals[key.0];
+        add(if way == Way::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients }, len);
+        self.delivered += 1;
+        if !self.rng.percent(12) {
+            return true;
+        }
+        let why = *self.rng.pick(&SEND_FAILURES);
+        match self.rng.below(4) {
+            // A queue is flushed later, sometimes after the allocation's end.
+            0 => self.after(0, 100, Due::NotSent(key, way, len, why)),
+            1 if self.rng.percent(20) => self.after(0, 2_000_000, Due::NotSent(key, way, len, why)),
+            _ => self.not_sent(key, way, len, why),
+        }
+        false
+    }
+
+    pub fn not_sent(&mut self, key: Key, way: Way, len: usize, why: DropReason) {
+        trace!(self, "worker {} could not send {len} bytes of {key:?}: {why:?}", key.0);
+        self.workers[key.0].server.not_sent(key.1, way, 1, len as u64, why);
+        let totals = &mut self.model.totals[key.0];
+        let out = if way == Way::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients };
+        *out = *out - Amount { packets: 1, bytes: len as u64 };
+        self.drop_counted(key.0, why, len);
+        if let Some(flow) = self.flow(key, way) {
+            add(&mut flow.dropped, len);
+        }
+    }
+}

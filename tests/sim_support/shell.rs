@@ -1,0 +1,243 @@
+//! The shell's part: relayed addresses, questions between workers, streams, the operator.
+
+use std::collections::BTreeMap;
+
+use throughway::protocol::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use throughway::protocol::border::{
+    AllocationId, Answer, AskId, EndReason, Input, OpenedRelay, Parity, Question, RelayRefused, RelayRequest,
+};
+use throughway::wire::message::Message;
+
+use super::config::{RELAY_IPV4, RELAY_IPV6};
+use super::model::{Held, Key, Outcome, Session, granted};
+
+use super::world::{Due, Socket, World, trace};
+
+impl World {
+    pub fn schedule_open(&mut self, key: Key, wish: RelayRequest) {
+        let late = if self.rng.percent(5) { 8_000 } else { 5 };
+        self.after(0, late, Due::Open(key, wish));
+    }
+
+    /// The shell opens a relayed address, or fails to.
+    pub fn open(&mut self, key: Key, wish: RelayRequest) {
+        let (worker, id) = key;
+        let fails = self.rng.percent(6);
+        let result = match wish {
+            _ if fails => {
+                if let RelayRequest::Reserved { relayed, .. } = wish {
+                    self.sockets.remove(&relayed);
+                }
+                let all = [RelayRefused::NoPort, RelayRefused::NoFiles, RelayRefused::System, RelayRefused::NotHeld];
+                Err(*self.rng.pick(&all))
+            }
+            RelayRequest::Fresh { family, parity, .. } => {
+                let ip = if family == Family::V4 { RELAY_IPV4 } else { RELAY_IPV6 };
+                let relayed = loop {
+                    let port = 49_152 + self.rng.below(16_000) as u16;
+                    let port = if parity == Parity::Any { port } else { port & !1 };
+                    let next = RelayedTransportAddress::new(ip, port + 1);
+                    let relayed = RelayedTransportAddress::new(ip, port);
+                    let taken = |address| self.sockets.contains_key(address);
+                    if !taken(&relayed) && (parity != Parity::EvenAndHoldNext || !taken(&next)) {
+                        break relayed;
+                    }
+                };
+                self.sockets.insert(relayed, Socket { worker, owner: Some(id) });
+                let held = (parity == Parity::EvenAndHoldNext).then(|| {
+                    let held = RelayedTransportAddress::new(ip, relayed.port() + 1);
+                    self.sockets.insert(held, Socket { worker, owner: None });
+                    held
+                });
+                Ok(OpenedRelay { relayed, held })
+            }
+            RelayRequest::Reserved { relayed, .. } => {
+                let socket = self.sockets.get_mut(&relayed).expect("a held port is there");
+                assert_eq!((socket.worker, socket.owner), (worker, None), "a held port is taken once, where it is");
+                socket.owner = Some(id);
+                Ok(OpenedRelay { relayed, held: None })
+            }
+        };
+        trace!(self, "worker {worker} <- {id:?} opened: {result:?}");
+        if let Ok(opened) = result {
+            self.shared.relayed.lock().unwrap().insert(PeerAddress(opened.relayed.0));
+        }
+        let clock = self.clock();
+        self.workers[worker].server.handle_input(clock, Input::RelayOpened { allocation: id, result });
+        let mut out = self.drain(worker);
+        let Some(opening) = self.model.openings.remove(&key) else {
+            // Whoever wanted it is gone; drain saw it closed.
+            if let Ok(opened) = result {
+                assert!(!self.sockets.contains_key(&opened.relayed));
+                assert!(opened.held.is_none_or(|held| !self.sockets.contains_key(&held)));
+            }
+            return self.nothing(&out);
+        };
+        let via = opening.via;
+        self.model.opening_of.remove(&via);
+        let (_, bytes) = out.replies.pop().expect("the client hears what became of it");
+        assert_eq!(out.created, usize::from(result.is_ok()));
+        out.created = 0;
+        self.nothing(&out);
+        let request = opening.request.clone();
+        let outcome = match result {
+            Ok(opened) => {
+                let token = Message::parse(&bytes).unwrap().reservation_token().unwrap().map(|token| token.0);
+                assert_eq!(token.is_some(), opened.held.is_some());
+                if let (Some(token), Some(relayed)) = (token, opened.held) {
+                    assert_eq!(usize::from(token[0]), worker, "a token names its owner");
+                    let held =
+                        Held { worker, relayed, identity: opening.identity.clone(), expires_at: self.now + 30_000 };
+                    assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
+                }
+                let session = Session {
+                    via,
+                    relayed: opened.relayed,
+                    request: request.clone(),
+                    identity: opening.identity,
+                    limited: opening.limited,
+                    token,
+                    created_at: self.now,
+                    expires_at: self.now + u64::from(granted(request.lifetime)) * 1000,
+                    permissions: BTreeMap::new(),
+                    channels: BTreeMap::new(),
+                    traffic: Default::default(),
+                };
+                self.model.sessions.insert(key, session);
+                assert!(self.model.session_of.insert(via, key).is_none(), "one allocation per five-tuple");
+                self.model.totals[worker].created += 1;
+                Outcome::Success
+            }
+            Err(_) => Outcome::Error { code: 508, signed: true },
+        };
+        self.check_reply(&bytes, &via, &request, &outcome, true);
+        self.note_reply(worker, &via, &bytes);
+        self.send_reply(via, bytes);
+    }
+
+    pub fn asked(&mut self, worker: usize, ticket: AskId, question: Question) {
+        let Question::Reservation { token, identity } = &question;
+        let due = self.model.reserved(worker, &token.0, identity, self.now);
+        let token = token.0;
+        let clock = self.clock();
+        self.workers[worker].server.handle_input(clock, Input::Asked { ticket, question });
+        let mut out = self.drain(worker);
+        let (back, answer) = out.answers.pop().expect("a question is answered");
+        self.nothing(&out);
+        assert_eq!((back, answer), (ticket, Answer::Reservation(due)));
+        let asker = usize::from(ticket.worker.0);
+        if let Some(relayed) = due {
+            self.model.held.remove(&token);
+            self.sockets.get_mut(&relayed).expect("a held port is there").worker = asker;
+        }
+        if self.rng.percent(10) {
+            // The inbox is full: the shell closes the socket that would have come along.
+            if let Some(relayed) = due {
+                self.sockets.remove(&relayed);
+            }
+        } else {
+            let late = if self.rng.percent(20) { 3_000 } else { 20 };
+            self.after(0, late, Due::Answered(asker, ticket, answer));
+        }
+    }
+
+    pub fn answered(&mut self, worker: usize, ticket: AskId, answer: Answer) {
+        let Answer::Reservation(relayed) = answer;
+        let waiting = self
+            .model
+            .openings
+            .iter()
+            .find(|((at, _), opening)| {
+                *at == worker && opening.asking.is_some_and(|(n, until)| n == ticket.number && self.now < until)
+            })
+            .map(|(key, _)| *key);
+        let clock = self.clock();
+        self.workers[worker].server.handle_input(clock, Input::Answered { ticket, answer });
+        let mut out = self.drain(worker);
+        match (waiting, relayed) {
+            (Some(key), Some(relayed)) => {
+                let (id, wish) = out.opens.pop().expect("the handed over port is opened");
+                let client = self.model.openings[&key].via.five_tuple().client.ip();
+                assert_eq!(wish, RelayRequest::Reserved { relayed, client });
+                let mut opening = self.model.openings.remove(&key).unwrap();
+                opening.asking = None;
+                self.model.opening_of.insert(opening.via, (worker, id));
+                self.model.openings.insert((worker, id), opening);
+                self.schedule_open((worker, id), wish);
+            }
+            (Some(key), None) => {
+                let opening = self.model.openings.remove(&key).unwrap();
+                self.model.opening_of.remove(&opening.via);
+                let (via, bytes) = out.replies.pop().expect("508");
+                self.check_reply(&bytes, &via, &opening.request, &Outcome::Error { code: 508, signed: true }, false);
+                self.note_reply(worker, &via, &bytes);
+                self.send_reply(via, bytes);
+            }
+            (None, Some(relayed)) => {
+                assert!(!self.sockets.contains_key(&relayed), "a port that nobody wants is closed")
+            }
+            (None, None) => {}
+        }
+        self.nothing(&out);
+    }
+
+    pub fn close_stream(&mut self, via: Via) {
+        let worker = self.worker_of(&via);
+        self.client_of.remove(&via);
+        self.ending = self.model.alive(&via, self.now).map(|(key, _)| (key, EndReason::ClientClosed));
+        let opening = self.model.opening(&via, self.now);
+        let clock = self.clock();
+        self.workers[worker].server.handle_input(clock, Input::ClientClosed { via });
+        let out = self.drain(worker);
+        self.nothing(&out);
+        self.ending = None;
+        if let Some(key) = opening {
+            self.model.openings.remove(&key);
+            self.model.opening_of.remove(&via);
+        }
+        assert!(!self.workers[worker].server.has_allocation(&via), "an allocation ends with its stream");
+    }
+
+    pub fn reconfigure(&mut self) {
+        trace!(self, "reconfigured: {:?}", self.config);
+        let settings = self.config.settings();
+        for worker in 0..self.workers.len() {
+            let clock = self.clock();
+            self.workers[worker].server.handle_input(clock, Input::Reconfigure(settings.clone()));
+            let out = self.drain(worker);
+            self.nothing(&out);
+        }
+        let config = &self.config;
+        for session in self.model.sessions.values_mut() {
+            session.permissions.retain(|ip, _| config.class(*ip).is_some());
+            session.channels.retain(|_, (peer, _)| config.class(peer.ip()).is_some());
+        }
+    }
+
+    pub fn drain_servers(&mut self) {
+        trace!(self, "drain");
+        self.model.draining = true;
+        for worker in 0..self.workers.len() {
+            let clock = self.clock();
+            self.workers[worker].server.handle_input(clock, Input::Drain);
+            let out = self.drain(worker);
+            self.nothing(&out);
+        }
+    }
+
+    pub fn close_all(&mut self) {
+        trace!(self, "close all");
+        self.model.draining = true;
+        for worker in 0..self.workers.len() {
+            let nobody = (worker, AllocationId { index: u32::MAX, generation: 0 });
+            self.ending = Some((nobody, EndReason::Shutdown));
+            let clock = self.clock();
+            self.workers[worker].server.handle_input(clock, Input::CloseAll(EndReason::Shutdown));
+            let out = self.drain(worker);
+            self.nothing(&out);
+            self.ending = None;
+            assert_eq!(self.workers[worker].server.allocations(), 0);
+        }
+        assert!(self.model.sessions.is_empty() && self.model.openings.is_empty(), "a shutdown leaves nothing behind");
+    }
+}
