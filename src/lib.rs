@@ -5,7 +5,7 @@
 //! it; [`config`] and [`credentials`] say who may do what. The walk of a packet: docs/architecture.md.
 
 // In tests a panic is the right end of a surprise; in the server it is a bug.
-#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::wildcard_enum_match_arm))]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::wildcard_enum_match_arm, clippy::disallowed_methods))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("throughway runs on Linux only for now; see docs/scope.md");

@@ -177,7 +177,10 @@ fn verdict_json(verdict: &Verdict<'_>) -> Value {
     }
 }
 
-// A command reads the clock once; the core and the workers get theirs from `net::clock`.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a command reads the clock once; the core and the workers get theirs from net::clock"
+)]
 fn unix_now() -> Result<u64, Failure> {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

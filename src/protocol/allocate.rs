@@ -296,6 +296,7 @@ impl Server {
     }
 
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
+    #[allow(clippy::disallowed_methods, reason = "what comes out of the maps is sorted at once")]
     pub(super) fn give_up_openings(&mut self) {
         // Sorted, because the order of a hash map must not decide what happens first.
         let mut ids: Vec<AllocationId> = self.openings.keys().copied().collect();
