@@ -5,7 +5,7 @@ mod e2e_support;
 use std::net::UdpSocket;
 
 use e2e_support::server::{Directory, Slice, run_to_end};
-use e2e_support::{Client, Settings, Wanted, client, wait_for};
+use e2e_support::{Client, Settings, Wanted, Witness, client, wait_for};
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const SECRET: &str = "north-of-everything";
@@ -156,5 +156,38 @@ with_one_and_three_workers! {
         let mut client = Client::udp(server.udp4());
         client.allocate();
         assert_eq!(client.refresh(0).code(), 0);
+    }
+
+    /// No file descriptor left: Allocate is refused, live calls go on, and what is given back can be used again.
+    fn without_file_descriptors_allocations_are_refused_and_calls_go_on(workers: u8) {
+        let server = e2e_support::Server::start_with_open_files(Settings::new(workers), 80);
+        let witness = Witness::start(Client::udp_on_worker(server.udp4(), 0, workers));
+        // Allocations of both families, so that ports are not what runs out first.
+        let mut clients = Vec::new();
+        let refused = loop {
+            assert!(clients.len() < 80, "80 descriptors made {} allocations", clients.len());
+            let number = clients.len() as u8;
+            let mut client = Client::udp_on_worker(server.udp4(), number % workers, workers);
+            let wanted = [Wanted::udp(), Wanted::family(number % 2 == 0)];
+            let code = client.request(METHOD_ALLOCATE, &wanted).code();
+            if code != 0 {
+                break (client, code);
+            }
+            clients.push(client);
+        };
+        let (mut late, code) = refused;
+        assert_eq!(code, 508);
+        assert!(clients.len() > 20, "{} allocations", clients.len());
+        // A connection can't be accepted now; it must neither end nor stop the server.
+        let mut waiting = Client::tcp(server.tcp4());
+        witness.see_progress();
+        for client in clients.iter_mut().skip(1) {
+            assert_eq!(client.refresh(0).code(), 0);
+        }
+        assert_eq!(waiting.binding(), waiting.local());
+        late.allocate();
+        waiting.allocate();
+        assert_eq!(server.live(), 4);
+        witness.finish();
     }
 }

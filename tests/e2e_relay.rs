@@ -4,9 +4,11 @@ mod e2e_support;
 
 use std::net::{SocketAddr, UdpSocket};
 
+use e2e_support::client::{ATTR_DONT_FRAGMENT, channel_data, message, request};
 use e2e_support::server::worker_of;
-use e2e_support::{Client, Echo, Origin, SILENCE, Server, Settings, Wanted, payload, peer, receive};
-use throughway::wire::message::{Known, METHOD_ALLOCATE};
+use e2e_support::{Client, Echo, Origin, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use throughway::wire::attribute::ATTR_DATA;
+use throughway::wire::message::{CLASS_INDICATION, Known, METHOD_ALLOCATE, METHOD_SEND, MessageType};
 
 const CHANNEL: u16 = 0x4001;
 
@@ -276,6 +278,118 @@ with_one_and_three_workers! {
             let labels: Vec<_> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
             assert!(scrape.value("throughway_listener_datagrams_total", &labels) >= 200, "worker {worker} was idle");
         }
+    }
+
+    /// Bursts are read and sent in batches: the same bytes, in the same order, none missing.
+    fn bursts_keep_their_order_and_lose_nothing(workers: u8) {
+        let server = Server::ordinary(workers);
+        for ipv4 in [true, false] {
+            for mut client in [Client::udp(server.udp4()), Client::tcp(server.tcp6())] {
+                let relayed = client.allocate_family(ipv4);
+                let (bound, permitted) = (peer(relayed), peer(relayed));
+                let at = permitted.local_addr().unwrap();
+                client.bind(CHANNEL, bound.local_addr().unwrap());
+                for burst in 0..30_u32 {
+                    let sizes = |number: u32| ((burst * 131 + number * 977) % 1400) as usize;
+                    let bytes: Vec<Vec<u8>> = (0..40).map(|number| payload(burst * 40 + number, sizes(number))).collect();
+                    for bytes in &bytes {
+                        bound.send_to(bytes, relayed).unwrap();
+                        permitted.send_to(bytes, relayed).unwrap();
+                    }
+                    for bytes in &bytes {
+                        client.expect_data(Origin::Channel(CHANNEL), bytes);
+                        client.expect_data(Origin::Peer(at), bytes);
+                    }
+                    for bytes in &bytes {
+                        client.send_channel(CHANNEL, bytes);
+                        client.send_to(at, bytes);
+                    }
+                    for bytes in &bytes {
+                        assert!(receive(&bound) == (bytes.clone(), relayed), "burst {burst}");
+                        assert!(receive(&permitted) == (bytes.clone(), relayed), "burst {burst}");
+                    }
+                }
+            }
+        }
+        assert_eq!(server.scrape().sum("throughway_dropped_packets_total"), 0);
+    }
+
+    /// IPv6 carries 20 bytes more than IPv4; a channel over TCP carries them as well.
+    fn the_largest_datagram_of_ipv6_passes_whole(workers: u8) {
+        let server = Server::ordinary(workers);
+        let mut client = Client::tcp(server.tcp6());
+        let relayed = client.allocate();
+        let peer = peer(relayed);
+        client.bind(CHANNEL, peer.local_addr().unwrap());
+        let bytes = payload(6, 65_527);
+        peer.send_to(&bytes, relayed).unwrap();
+        client.expect_data(Origin::Channel(CHANNEL), &bytes);
+        client.send_channel(CHANNEL, &bytes);
+        assert!(receive(&peer) == (bytes, relayed));
+    }
+
+    /// RFC 8656 section 15: DONT-FRAGMENT concerns its own datagram, not those before and after it.
+    fn dont_fragment_keeps_the_order(workers: u8) {
+        let server = Server::ordinary(workers);
+        for ipv4 in [true, false] {
+            let mut client = Client::tcp(server.tcp4());
+            let relayed = client.allocate_family(ipv4);
+            let peer = peer(relayed);
+            let at = peer.local_addr().unwrap();
+            client.bind(CHANNEL, at);
+            let unfragmented = message(
+                MessageType { method: METHOD_SEND, class: CLASS_INDICATION },
+                &[Wanted::peer(at), Wanted::Bytes(ATTR_DATA, b"whole".to_vec()), Wanted::Bytes(ATTR_DONT_FRAGMENT, vec![])],
+                None,
+            );
+            let mut frame = channel_data(CHANNEL, b"1234");
+            frame.extend(&unfragmented);
+            frame.extend(channel_data(CHANNEL, b"5678"));
+            client.send_raw(&frame.repeat(10));
+            for _ in 0..10 {
+                assert_eq!(receive(&peer).0, b"1234");
+                assert_eq!(receive(&peer).0, b"whole");
+                assert_eq!(receive(&peer).0, b"5678");
+            }
+        }
+    }
+
+    /// RFC 8656 section 7.2: the same request again is the same allocation, not a second one and not an error.
+    fn a_retransmitted_allocate_is_answered_the_same(workers: u8) {
+        let server = Server::ordinary(workers);
+        let mut client = Client::udp(server.udp4());
+        client.challenge();
+        let allocate = request(METHOD_ALLOCATE, &[Wanted::udp()], client.login.as_ref());
+        for _ in 0..5 {
+            client.send_raw(&allocate);
+        }
+        let relayed = client.answer_to(&allocate).relayed();
+        // Those that came before the socket was open have no answer of their own.
+        for _ in 0..3 {
+            assert_eq!(client.ask(&allocate).relayed(), relayed);
+        }
+        assert_eq!(server.live(), 1);
+        assert_eq!(server.refused("allocation_exists"), 0);
+        relay_both_ways(&mut client, relayed);
+    }
+
+    /// A UDP client that is gone makes the kernel complain to the listener, which others share.
+    fn a_client_that_vanished_disturbs_nobody(workers: u8) {
+        let server = Server::ordinary(workers);
+        let witness = Witness::start(Client::udp_on_worker(server.udp4(), 0, workers));
+        for _ in 0..3 {
+            let mut client = Client::udp_on_worker(server.udp4(), 0, workers);
+            let relayed = client.allocate();
+            let peer = peer(relayed);
+            client.bind(CHANNEL, peer.local_addr().unwrap());
+            drop(client);
+            for _ in 0..50 {
+                peer.send_to(b"is anyone there?", relayed).unwrap();
+            }
+            witness.see_progress();
+        }
+        assert_eq!(server.live(), 4);
+        witness.finish();
     }
 
     /// A send that the kernel refuses, or that ICMP complains about, is a lost datagram and nothing more.

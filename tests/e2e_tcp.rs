@@ -229,6 +229,54 @@ with_one_and_three_workers! {
         assert!(rounds > 10);
     }
 
+    /// What waits for a client that is cut off is not sent: its line says so to the packet.
+    fn what_a_lost_client_did_not_get_is_not_counted_as_sent(workers: u8) {
+        let server = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").start();
+        let mut slow = Client::tcp(server.tcp4()).user("bob", "builder");
+        let relayed = slow.allocate();
+        let peer = peer(relayed);
+        slow.bind(CHANNEL, peer.local_addr().unwrap());
+        let mut sent = 0_u64;
+        while server.dropped("slow_client") == 0 {
+            assert!(sent < 100_000, "after {sent} packets nothing was dropped");
+            for _ in 0..200 {
+                peer.send_to(&[9; 1000], relayed).unwrap();
+                sent += 1;
+            }
+        }
+        socket2::SockRef::from(&*slow.stream()).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(slow);
+        let session = server.log.wait_for_session("bob");
+        assert_eq!(session["reason"], "client_closed");
+        let of = |key: &str| session[key].as_u64().unwrap();
+        let (full, closed) = (server.dropped("slow_client"), server.dropped("stream_closed"));
+        assert!(closed >= 900, "a mebibyte waited, and {closed} packets were given up");
+        assert_eq!(of("packets_from_peers"), of("packets_to_client") + full + closed);
+        assert_eq!(of("bytes_from_peers"), of("bytes_to_client") + (full + closed) * 1000);
+        let sent_to_clients = [("way", "sent"), ("side", "clients")];
+        assert_eq!(server.scrape().value("throughway_payload_packets_total", &sent_to_clients), of("packets_to_client"));
+    }
+
+    /// Whoever asks and asks and never reads an answer is cut off: nothing else would bound the answers.
+    fn a_client_that_never_reads_its_answers_is_cut_off(workers: u8) {
+        let server = Settings::new(workers).limit("tcp_queue", "\"65556B\"").start();
+        let witness = Witness::start(Client::tcp(server.tcp4()));
+        let before = server.resident_bytes();
+        let mut deaf = Client::tcp(server.tcp4()).user("bob", "builder");
+        deaf.allocate();
+        let questions: Vec<u8> = (0..500).flat_map(|_| request(METHOD_BINDING, &[], None)).collect();
+        deaf.stream().set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut asked = 0;
+        while deaf.stream().write_all(&questions).is_ok() {
+            asked += 500;
+            assert!(asked < 3_000_000, "{asked} answers wait somewhere");
+        }
+        assert_eq!(server.log.wait_for_session("bob")["reason"], "client_closed");
+        let grown = server.resident_bytes().saturating_sub(before);
+        assert!(grown < 8 << 20, "memory grew by {grown} bytes");
+        witness.finish();
+    }
+
     /// TLS, HTTP and noise on the TURN port: closed at once, counted, nothing said.
     fn other_protocols_are_closed_and_counted(workers: u8) {
         let server = Server::ordinary(workers);

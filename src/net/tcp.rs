@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::TcpStream;
 
+use crate::protocol::accounting::Amount;
 use crate::protocol::address::{StreamId, Via};
 use crate::protocol::border::AllocationId;
 use crate::protocol::time::Ticks;
@@ -43,6 +44,7 @@ pub(super) struct Stream {
     pub(super) awaits_room: bool,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
+    waiting: Amount,
     front_sent: usize,
     queue_bytes_max: usize,
 }
@@ -58,6 +60,7 @@ impl Stream {
             awaits_room: false,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            waiting: Amount::default(),
             front_sent: 0,
             queue_bytes_max,
         }
@@ -87,6 +90,11 @@ impl Stream {
         }
     }
 
+    /// The payload in the queue.
+    pub(super) const fn waiting(&self) -> Amount {
+        self.waiting
+    }
+
     pub(super) fn has_backlog(&self) -> bool {
         !self.queue.is_empty()
     }
@@ -113,6 +121,9 @@ impl Stream {
             self.front_sent = written;
         }
         self.queued_bytes += len;
+        if let Some((_, bytes)) = payload {
+            self.waiting = self.waiting + Amount { packets: 1, bytes: u64::from(bytes) };
+        }
         self.queue.push_back(Queued { bytes: bytes.into(), payload });
         Sent::Taken
     }
@@ -146,6 +157,9 @@ impl Stream {
             }
             written -= left;
             self.queued_bytes -= front.bytes.len();
+            if let Some((_, bytes)) = front.payload {
+                self.waiting = self.waiting - Amount { packets: 1, bytes: u64::from(bytes) };
+            }
             self.front_sent = 0;
             self.queue.pop_front();
         }
@@ -154,6 +168,7 @@ impl Stream {
     /// The payloads that will never leave: whoever closes the stream reports them.
     pub(super) fn unsent(&mut self) -> impl Iterator<Item = (AllocationId, u32)> {
         self.queued_bytes = 0;
+        self.waiting = Amount::default();
         self.queue.drain(..).filter_map(|queued| queued.payload)
     }
 }
@@ -200,10 +215,12 @@ mod tests {
             client.read_to_end(&mut all).unwrap();
             all
         });
+        assert_eq!(stream.waiting().bytes, stream.waiting().packets * 1000);
         while stream.has_backlog() {
             stream.flush().unwrap();
             std::thread::yield_now();
         }
+        assert_eq!(stream.waiting(), Amount::default());
         drop(stream);
         let all = reader.join().unwrap();
         assert_eq!(all.len(), taken as usize * 1000 + 5);
@@ -228,6 +245,7 @@ mod tests {
             }
         }
         let waiting = stream.queue.len();
+        assert_eq!(stream.waiting(), Amount { packets: waiting as u64, bytes: waiting as u64 * 60_000 });
         assert_eq!(stream.unsent().filter(|(of, bytes)| *of == id && *bytes == 60_000).count(), waiting);
         assert!(waiting > 0);
     }

@@ -20,7 +20,7 @@ use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SLOT_BYTES, SendBatch, Waker
 use super::tcp::Sent;
 use super::udp::{Queue, drop_reason};
 use crate::protocol::Server;
-use crate::protocol::accounting::SessionRecord;
+use crate::protocol::accounting::{Amount, SessionRecord};
 use crate::protocol::address::{FiveTuple, RelayedTransportAddress, ServerAddress, Transport, Via};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
 use crate::protocol::border::{
@@ -406,7 +406,11 @@ impl Worker {
             None => Sent::Failed,
             Some(stream) => {
                 let padding = &[0; 3][..head.padding()];
-                stream.send([head.bytes(), self.arena.get(slot, len), padding], Some((allocation, len as u32)))
+                let before = stream.waiting();
+                let payload = Some((allocation, len as u32));
+                let sent = stream.send([head.bytes(), self.arena.get(slot, len), padding], payload);
+                self.net.waits(before, stream.waiting());
+                sent
             }
         };
         let why = match sent {
@@ -435,7 +439,12 @@ impl Worker {
 
     fn on_stream(&mut self, now: Now, at: usize, readable: bool, writable: bool) {
         if writable {
-            let failed = self.streams.get_mut(at).is_some_and(|stream| stream.flush().is_err());
+            let failed = self.streams.get_mut(at).is_some_and(|stream| {
+                let before = stream.waiting();
+                let failed = stream.flush().is_err();
+                self.net.waits(before, stream.waiting());
+                failed
+            });
             self.after_send(now, at, failed);
         }
         if readable {
@@ -524,6 +533,7 @@ impl Worker {
         let Some(mut stream) = self.streams.remove(at) else { return };
         self.net.streams_open.sub(1);
         self.flush_payload();
+        self.net.waits(stream.waiting(), Amount::default());
         for (allocation, bytes) in stream.unsent() {
             self.server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), DropReason::StreamClosed);
         }
@@ -756,6 +766,7 @@ impl Worker {
     /// At the end what waits in a stream's queue is counted as not sent, before the records are written.
     fn close_unsent(&mut self, at: usize) {
         let Some(stream) = self.streams.get_mut(at) else { return };
+        self.net.waits(stream.waiting(), Amount::default());
         let unsent: Vec<_> = stream.unsent().collect();
         for (allocation, bytes) in unsent {
             self.server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), DropReason::StreamClosed);

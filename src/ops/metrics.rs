@@ -1,13 +1,14 @@
 //! Every counter, as Prometheus reads it.
 //!
-//! The workers count in plain cells; at each scrape the cells are summed and handed to the exporter, so a
-//! scrape is exact and a packet never pays for a metric. Every reason has its line from the start, at 0. No
+//! The workers count in plain cells; at each scrape the cells are summed and handed to an exporter made for this
+//! scrape, so a scrape is exact and a packet never pays for a metric. An exporter that lived longer would keep the
+//! highest value it ever saw, also of a packet that was taken back a moment later. Every reason has its line from the start, at 0. No
 //! label has values that users choose.
 
 use std::sync::Arc;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 use crate::net::Running;
 use crate::protocol::accounting::Amount;
@@ -19,26 +20,24 @@ use crate::protocol::reject::RejectReason;
 /// Renders the counters of a running relay.
 pub struct Metrics {
     running: Arc<Running>,
-    recorder: PrometheusRecorder,
-    handle: PrometheusHandle,
 }
 
 impl Metrics {
     /// For this relay.
     #[must_use]
-    pub fn new(running: Arc<Running>) -> Self {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        let metrics = Self { running, recorder, handle };
-        with_local_recorder(&metrics.recorder, describe);
-        metrics
+    pub const fn new(running: Arc<Running>) -> Self {
+        Self { running }
     }
 
     /// The text of `/metrics`.
     #[must_use]
     pub fn render(&self) -> String {
-        with_local_recorder(&self.recorder, || self.publish());
-        self.handle.render()
+        let recorder = PrometheusBuilder::new().build_recorder();
+        with_local_recorder(&recorder, || {
+            describe();
+            self.publish();
+        });
+        recorder.handle().render()
     }
 
     fn publish(&self) {
@@ -72,11 +71,19 @@ impl Metrics {
             counter!("throughway_dropped_packets_total", "reason" => reason.name()).absolute(dropped.packets);
             counter!("throughway_dropped_bytes_total", "reason" => reason.name()).absolute(dropped.bytes);
         }
+        // What waits in a stream's queue is not sent yet, and may never be.
+        let waiting =
+            workers.iter().map(|(_, net)| net.waiting.get()).fold(Amount::default(), |sum, amount| sum + amount);
+        let to_clients = amount(&|core| core.to_clients.get());
+        let sent_to_clients = Amount {
+            packets: to_clients.packets.saturating_sub(waiting.packets),
+            bytes: to_clients.bytes.saturating_sub(waiting.bytes),
+        };
         let flows: [(&str, &str, Amount); 4] = [
             ("received", "clients", amount(&|core| core.from_clients.get())),
             ("sent", "peers", amount(&|core| core.to_peers.get())),
             ("received", "peers", amount(&|core| core.from_peers.get())),
-            ("sent", "clients", amount(&|core| core.to_clients.get())),
+            ("sent", "clients", sent_to_clients),
         ];
         for (way, side, amount) in flows {
             counter!("throughway_payload_packets_total", "way" => way, "side" => side).absolute(amount.packets);

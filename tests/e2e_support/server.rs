@@ -174,11 +174,27 @@ pub struct Server {
 
 impl Server {
     pub fn start(settings: Settings) -> Self {
+        Self::start_as(settings, binary)
+    }
+
+    /// A server that may open so many files and no more.
+    pub fn start_with_open_files(settings: Settings, files: u32) -> Self {
+        Self::start_as(settings, |config| {
+            let whole = binary(config);
+            let mut limited = Command::new("sh");
+            limited.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""));
+            limited.arg(whole.get_program()).args(whole.get_args());
+            limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+            limited
+        })
+    }
+
+    fn start_as(settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
         let ports = Slice::take();
         let directory = Directory::new();
         let config = directory.path().join("config.toml");
         fs::write(&config, settings.text(settings.ports.as_ref().unwrap_or(&ports.range))).unwrap();
-        let mut child = Killed(binary(&config).spawn().unwrap());
+        let mut child = Killed(command(&config).spawn().unwrap());
         let (log, reader) = Log::follow(child.0.stderr.take().unwrap());
         // At a quieter level "ready" is not written; tests that want that lower it by SIGHUP.
         wait_for("\"ready\" in the log", || {
