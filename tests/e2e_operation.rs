@@ -130,6 +130,21 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
+    /// However often it comes, a reload costs no call a packet.
+    fn many_reloads_in_a_row_lose_nothing(workers: u8) {
+        let mut server = Server::ordinary(workers);
+        let witnesses = [Witness::start(Client::udp(server.udp4())), Witness::start(Client::tcp(server.tcp4()))];
+        for round in 0..20 {
+            let deny = if round % 2 == 0 { vec!["127.0.0.44/32"] } else { Vec::new() };
+            let settings = Settings { deny, ..server.settings.clone() };
+            let said = server.reload(settings);
+            assert!(said.contains("are taken over"), "{said}");
+        }
+        for witness in witnesses {
+            witness.finish();
+        }
+    }
+
     /// SIGHUP changes the log level: the quiet server starts to tell.
     fn a_reload_changes_the_log_level(workers: u8) {
         let mut server = Server::ordinary(workers);

@@ -244,6 +244,8 @@ with_one_and_three_workers! {
                 sent += 1;
             }
         }
+        let sent_to_clients = [("way", "sent"), ("side", "clients")];
+        let sent_before = server.scrape().value("throughway_payload_packets_total", &sent_to_clients);
         socket2::SockRef::from(&*slow.stream()).set_linger(Some(Duration::ZERO)).unwrap();
         drop(slow);
         let session = server.log.wait_for_session("bob");
@@ -253,8 +255,66 @@ with_one_and_three_workers! {
         assert!(closed >= 900, "a mebibyte waited, and {closed} packets were given up");
         assert_eq!(of("packets_from_peers"), of("packets_to_client") + full + closed);
         assert_eq!(of("bytes_from_peers"), of("bytes_to_client") + (full + closed) * 1000);
-        let sent_to_clients = [("way", "sent"), ("side", "clients")];
-        assert_eq!(server.scrape().value("throughway_payload_packets_total", &sent_to_clients), of("packets_to_client"));
+        let sent_after = server.scrape().value("throughway_payload_packets_total", &sent_to_clients);
+        assert_eq!(sent_after, of("packets_to_client"));
+        assert!(sent_before <= sent_after, "a counter fell from {sent_before} to {sent_after}");
+    }
+
+    /// A stop does not wait for a slow client, and does not count as sent what was waiting for it.
+    fn a_stop_does_not_wait_for_a_slow_client(workers: u8) {
+        let mut server = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").start();
+        let mut slow = Client::tcp(server.tcp4()).user("bob", "builder");
+        let relayed = slow.allocate();
+        let peer = peer(relayed);
+        slow.bind(CHANNEL, peer.local_addr().unwrap());
+        while server.dropped("slow_client") == 0 {
+            for _ in 0..200 {
+                peer.send_to(&[9; 1000], relayed).unwrap();
+            }
+        }
+        let full = server.dropped("slow_client");
+        server.signal("TERM");
+        let asked = Instant::now();
+        assert_eq!(server.wait().code(), Some(0));
+        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+        let session = server.log.wait_for_session("bob");
+        assert_eq!(session["reason"], "shutdown");
+        let of = |key: &str| session[key].as_u64().unwrap();
+        let lost = of("packets_from_peers") - of("packets_to_client");
+        assert!(lost >= full + 900, "{lost} of {session} were not sent, {full} before the end");
+    }
+
+    /// Whatever comes and goes leaves no descriptor behind.
+    fn clients_that_come_and_go_leave_no_descriptor_behind(workers: u8) {
+        let server = Server::ordinary(workers);
+        let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+        let come_and_go = || {
+            let mut client = Client::tcp(server.tcp4());
+            client.allocate();
+            client.close();
+            let mut client = Client::udp(server.udp4());
+            client.allocate();
+            assert_eq!(client.refresh(0).code(), 0);
+            drop(TcpStream::connect(server.tcp6()).unwrap());
+            let mut refused = Client::tcp(server.tcp4()).user("mallory", "x");
+            assert_eq!(refused.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 401);
+        };
+        come_and_go();
+        let settled = || {
+            wait_for("everybody gone", || {
+                let scrape = server.scrape();
+                let here = scrape.value("throughway_streams", &[]) + scrape.sum("throughway_allocations");
+                (here == 0).then_some(())
+            });
+            // The scrape's own connection closes in its own time.
+            std::thread::sleep(Duration::from_millis(50));
+            descriptors()
+        };
+        let before = settled();
+        for _ in 0..100 {
+            come_and_go();
+        }
+        assert_eq!(settled(), before);
     }
 
     /// Whoever asks and asks and never reads an answer is cut off: nothing else would bound the answers.
