@@ -41,7 +41,7 @@ pub(crate) fn datagram(bytes: &[u8]) {
         match cut(rest) {
             Cut::Frame { message, consumed } => {
                 assert!(message <= consumed && consumed <= rest.len() && consumed - message < 4);
-                assert!(consumed <= FRAME_BYTES_MAX && consumed >= 4);
+                assert!((4..=FRAME_BYTES_MAX).contains(&consumed));
                 assert_eq!(cut(&rest[..consumed]), Cut::Frame { message, consumed });
                 assert_eq!(cut(&rest[..consumed - 1]), Cut::NeedMore);
                 assert_ne!(classify(&rest[..message]), Class::Neither);

@@ -168,7 +168,7 @@ with_one_and_three_workers! {
             assert!(clients.len() < 80, "80 descriptors made {} allocations", clients.len());
             let number = clients.len() as u8;
             let mut client = Client::udp_on_worker(server.udp4(), number % workers, workers);
-            let wanted = [Wanted::udp(), Wanted::family(number % 2 == 0)];
+            let wanted = [Wanted::udp(), Wanted::family(number.is_multiple_of(2))];
             let code = client.request(METHOD_ALLOCATE, &wanted).code();
             if code != 0 {
                 break (client, code);

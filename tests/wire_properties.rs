@@ -606,13 +606,12 @@ proptest! {
         targets::message(&bytes);
         targets::server(&bytes);
         // Nothing before MESSAGE-INTEGRITY can change without the key noticing.
-        if let (Some(key), Ok(message)) = (key(&spec), Message::parse(&bytes)) {
-            if key.verifies(&message) {
+        if let (Some(key), Ok(message)) = (key(&spec), Message::parse(&bytes))
+            && key.verifies(&message) {
                 let end = message.head_of(Known::MessageIntegrity).unwrap();
                 prop_assert_eq!(&bytes[..2], &before[..2]);
                 prop_assert_eq!(&bytes[4..end], &before[4..end]);
             }
-        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod worker;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -51,6 +52,9 @@ const INBOX: usize = 4096;
 /// Session events, and refusals, that may wait for the log.
 const SESSION_EVENTS: usize = 65_536;
 const REFUSAL_EVENTS: usize = 1024;
+
+/// How long accepting rests when the system is out of files: the next try would fail as well.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the server can't start.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,7 @@ pub struct Running {
     listeners: Vec<(Transport, SocketAddr)>,
     http: Vec<SocketAddr>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
+    streams_refused: Arc<AtomicU64>,
 }
 
 /// What the workers tell: sessions' beginnings and ends, and refusals.
@@ -136,7 +141,14 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         listeners.push((Transport::Tcp, listener.local_addr()?));
     }
     let process = Arc::new(Process::new(&addresses));
-    let mut running = Running { workers: Vec::new(), process, listeners, http: http.to_vec(), accepting: Vec::new() };
+    let mut running = Running {
+        workers: Vec::new(),
+        process,
+        listeners,
+        http: http.to_vec(),
+        accepting: Vec::new(),
+        streams_refused: Arc::default(),
+    };
     let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
 
     let mut seed = [0; 32];
@@ -296,6 +308,12 @@ impl Running {
         self.workers.iter().map(|worker| (&*worker.counters, &*worker.net))
     }
 
+    /// TCP connections that could not be accepted or handed to a worker.
+    #[must_use]
+    pub fn streams_refused(&self) -> u64 {
+        self.streams_refused.load(Ordering::Relaxed)
+    }
+
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
@@ -375,6 +393,7 @@ impl Running {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let workers: Vec<_> =
             self.workers.iter().map(|worker| (worker.mailbox.clone(), Arc::clone(&worker.net))).collect();
+        let refused = Arc::clone(&self.streams_refused);
         self.accepting.push(tokio::spawn(async move {
             loop {
                 let accepted = listener.accept().await.and_then(|(stream, from)| {
@@ -387,12 +406,20 @@ impl Running {
                 });
                 match accepted {
                     Ok((socket, five_tuple)) => {
-                        let fewest = workers.iter().min_by_key(|(_, net)| net.streams_open.get());
+                        // Somebody must serve it; with no worker there is no listener either.
+                        let Some((mailbox, _)) = workers.iter().min_by_key(|(_, net)| net.streams_open.get()) else {
+                            return;
+                        };
                         // A worker whose inbox is full can't serve one more; the client sees a closed connection.
-                        let _ = fewest.map(|(mailbox, _)| mailbox.send(Message::Adopt { socket, five_tuple }));
+                        if mailbox.send(Message::Adopt { socket, five_tuple }).is_err() {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                     // Out of files or memory, or a client that was gone already: don't spin.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(_) => {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
         }));

@@ -100,6 +100,7 @@ impl Metrics {
         };
         gauge!("throughway_streams").set(of_net(&|net| net.streams_open.get()) as f64);
         counter!("throughway_streams_accepted_total").absolute(of_net(&|net| net.streams_adopted.get()));
+        counter!("throughway_streams_refused_total").absolute(self.running.streams_refused());
         counter!("throughway_streams_closed_total", "reason" => "not_stun")
             .absolute(of_net(&|net| net.streams_broken.get()));
         counter!("throughway_streams_closed_total", "reason" => "no_allocation")
@@ -127,6 +128,7 @@ fn describe() {
     describe_counter!("throughway_listener_datagrams_total", "Datagrams received on UDP listeners");
     describe_gauge!("throughway_streams", "Open client streams");
     describe_counter!("throughway_streams_accepted_total", "Client streams ever adopted");
+    describe_counter!("throughway_streams_refused_total", "Client streams that could not be accepted or served");
     describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
     describe_gauge!("throughway_build_info", "Always 1; the version is its label");

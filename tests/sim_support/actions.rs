@@ -356,10 +356,10 @@ impl World {
 
     /// The client did not hear in time and sends the same bytes again.
     fn act_repeat(&mut self, client: usize) {
-        if let Some(packet) = self.clients[client].last.clone() {
-            if packet.via == self.clients[client].via {
-                self.send(client, packet);
-            }
+        if let Some(packet) = self.clients[client].last.clone()
+            && packet.via == self.clients[client].via
+        {
+            self.send(client, packet);
         }
     }
 

@@ -89,7 +89,7 @@ impl Config {
                 max_ttl: MAX_TTL,
                 nonce_lifetime: self.nonce_lifetime,
             },
-            peers: PeerPolicy::new(&parse(&allow.to_vec()), &parse(&deny.to_vec()), local).unwrap(),
+            peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
             relay_ipv4: true,
             relay_ipv6: true,

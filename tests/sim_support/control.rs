@@ -31,10 +31,11 @@ impl World {
             if packet.damaged { " (damaged)" } else { "" }
         );
         trace!(self, "  must give {predicted:?}");
-        if let (Some(request), Some(Outcome::Success)) = (&packet.request, &predicted) {
-            if request.what == What::Refresh && request.lifetime == Some(0) {
-                self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (key, EndReason::Refreshed));
-            }
+        if let (Some(request), Some(Outcome::Success)) = (&packet.request, &predicted)
+            && request.what == What::Refresh
+            && request.lifetime == Some(0)
+        {
+            self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (key, EndReason::Refreshed));
         }
         let before = CONTROL_DROPS.map(|why| self.workers[worker].counters.drops_of(why));
         let clock = self.clock();

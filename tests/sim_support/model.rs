@@ -131,7 +131,7 @@ const fn error(code: u16, signed: bool) -> Outcome {
 }
 
 pub fn granted(asked: Option<u32>) -> u32 {
-    asked.unwrap_or(0).max(DEFAULT_LIFETIME).min(MAX_LIFETIME)
+    asked.unwrap_or(0).clamp(DEFAULT_LIFETIME, MAX_LIFETIME)
 }
 
 impl Model {
