@@ -133,6 +133,24 @@ fn a_reservation_token_excludes_even_port_and_requested_address_family() {
     assert_eq!(h.opens, []);
 }
 
+// RFC 8656 §7.2 (5), (6), (8), (9): two families are asked for in one way only
+#[test]
+fn additional_address_family_excludes_what_it_contradicts() {
+    const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    let mut h = Harness::new();
+    let client = h.client();
+    let additional = |family: u8| allocate().with(ADDITIONAL_ADDRESS_FAMILY, &[family, 0, 0, 0]);
+    h.refuses(client, additional(2).family(1), 400, Why::Combination);
+    h.refuses(client, additional(2).token(&[0; 8]), 400, Why::Combination);
+    h.refuses(client, additional(2).even_port(true), 400, Why::Combination);
+    h.refuses(client, additional(1), 400, Why::Combination);
+    h.refuses(client, additional(9), 400, Why::Combination);
+    h.refuses(client, allocate().with(ADDITIONAL_ADDRESS_FAMILY, &[2]), 400, Why::BadAttribute);
+    // Alone it is legal; this server leaves it unanswered, and the IPv4 address is there.
+    let reply = h.ask(client, additional(2));
+    assert_eq!((reply.code(), reply.relayed().is_ipv4()), (0, true));
+}
+
 // RFC 8656 §18: values of the wrong length are 400, never as if absent
 #[test]
 fn malformed_attributes_are_400() {

@@ -217,11 +217,17 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
 
 fn run_worker(setup: Setup) {
     let id = setup.id.0;
-    if let Err(error) = Worker::new(setup).and_then(Worker::run) {
-        tracing::error!(worker = id, %error, "a worker stopped; its clients are lost");
-        // A server that silently serves a part of its clients is worse than one that is restarted.
-        std::process::exit(1);
-    }
+    // A worker shares nothing that could be left half done with the others but locks, which they recover from.
+    let run = std::panic::AssertUnwindSafe(|| Worker::new(setup).and_then(Worker::run));
+    let error = match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        // The panic's own message is on standard error already.
+        Err(_) => "a broken assumption".to_owned(),
+    };
+    tracing::error!(worker = id, %error, "a worker stopped; its clients are lost");
+    // A server that silently serves a part of its clients is worse than one that is restarted.
+    std::process::exit(1);
 }
 
 fn worker_count(config: &Config) -> usize {

@@ -14,7 +14,7 @@ use super::border::{
 use super::reject::RejectReason;
 use super::time::{Now, Ticks};
 use super::timer::Due;
-use crate::wire::attribute::{EvenPort, PROTO_UDP, ReservationToken, family};
+use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
 use crate::wire::message::{METHOD_ALLOCATE, Message, TransactionId};
 
 /// How long a port is held for a RESERVATION-TOKEN, in seconds (RFC 8656 section 7.2).
@@ -105,9 +105,11 @@ impl Server {
         let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
         dont_fragment.map_err(|_| RejectReason::BadAttribute)?;
         // (5): a token names address and family already.
-        if token.is_some() && (even_port.is_some() || requested.is_some()) {
+        let additional = message.additional_address_family().map_err(|_| RejectReason::BadAttribute)?;
+        if token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
             return Err(RejectReason::Combination);
         }
+        check_additional_family(additional, requested.is_some(), even_port)?;
         // (6), (7): without REQUESTED-ADDRESS-FAMILY it is IPv4.
         let family = match requested {
             None => Family::V4,
@@ -332,4 +334,18 @@ fn check_transport(message: &Message<'_>) -> Result<(), RejectReason> {
         Ok(Some(protocol)) if protocol == PROTO_UDP => Ok(()),
         Ok(Some(_)) => Err(RejectReason::UnsupportedTransport),
     }
+}
+
+/// (6), (8), (9): what ADDITIONAL-ADDRESS-FAMILY must not stand beside. It asks for an IPv6 address beside the IPv4 one;
+/// this server opens one address per allocation, so a legal one is left unanswered, as comprehension-optional
+/// attributes may be.
+fn check_additional_family(
+    additional: Option<RequestedAddressFamily>,
+    requested: bool,
+    even_port: Option<EvenPort>,
+) -> Result<(), RejectReason> {
+    let Some(additional) = additional else { return Ok(()) };
+    let excluded =
+        requested || family(additional) != Some(Family::V6) || even_port == Some(EvenPort::EvenAndReserveNext);
+    if excluded { Err(RejectReason::Combination) } else { Ok(()) }
 }

@@ -65,6 +65,14 @@ impl<'a> Message<'a> {
         Ok(self.exactly::<4>(Known::RequestedAddressFamily)?.map(|[family, ..]| RequestedAddressFamily(family)))
     }
 
+    /// ADDITIONAL-ADDRESS-FAMILY (section 18.12), as REQUESTED-ADDRESS-FAMILY.
+    ///
+    /// # Errors
+    /// [`BadAttribute`] unless it has 4 bytes.
+    pub fn additional_address_family(&self) -> Result<Option<RequestedAddressFamily>, BadAttribute> {
+        Ok(self.exactly::<4>(Known::AdditionalAddressFamily)?.map(|[family, ..]| RequestedAddressFamily(family)))
+    }
+
     /// EVEN-PORT (section 18.6); the seven low bits are ignored.
     ///
     /// # Errors

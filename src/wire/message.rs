@@ -23,6 +23,9 @@ use stun::message::{MAGIC_COOKIE, MESSAGE_HEADER_SIZE, TRANSACTION_ID_SIZE};
 /// Header: type, length, magic cookie, transaction id.
 pub const HEADER_BYTES: usize = MESSAGE_HEADER_SIZE;
 
+/// RFC 8656 section 18.12; the `stun` crate does not name it.
+pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
+
 /// How many unknown comprehension-required types a 420 lists at most.
 pub const UNKNOWN_MAX: usize = 8;
 
@@ -77,6 +80,8 @@ pub enum Known {
     ReservationToken,
     /// REQUESTED-ADDRESS-FAMILY
     RequestedAddressFamily,
+    /// ADDITIONAL-ADDRESS-FAMILY
+    AdditionalAddressFamily,
     /// XOR-MAPPED-ADDRESS
     XorMappedAddress,
     /// XOR-RELAYED-ADDRESS
@@ -107,6 +112,7 @@ const fn known(attribute: AttrType) -> Option<Known> {
         ATTR_DONT_FRAGMENT => Known::DontFragment,
         ATTR_RESERVATION_TOKEN => Known::ReservationToken,
         ATTR_REQUESTED_ADDRESS_FAMILY => Known::RequestedAddressFamily,
+        ATTR_ADDITIONAL_ADDRESS_FAMILY => Known::AdditionalAddressFamily,
         ATTR_XORMAPPED_ADDRESS => Known::XorMappedAddress,
         ATTR_XOR_RELAYED_ADDRESS => Known::XorRelayedAddress,
         ATTR_ERROR_CODE => Known::ErrorCode,
