@@ -9,9 +9,11 @@ pub mod describe;
 pub mod environment;
 pub mod error;
 pub mod initial_secret;
+pub mod issuing;
 
 mod check;
 mod check_auth;
+mod check_issuing;
 mod check_network;
 mod document;
 mod units;
@@ -106,8 +108,33 @@ pub const KEYS: &[Key] = &[
         "\"10s\"",
         "how long a TCP connection may stay unauthenticated; 0 = no limit",
     ),
-    key("http.listen", Kind::Text, "\"127.0.0.1:8080\"", "metrics and health: loopback or unix:/path; \"\" = none"),
-    key("http.hosts", Kind::List, "[]", "further Host names; loopback names are always allowed"),
+    key(
+        "limits.credentials_per_key",
+        Kind::Number,
+        "600",
+        "credentials a minute for each of http.keys, all proxies or all unix peers; 0 = no limit",
+    ),
+    key(
+        "limits.credentials_per_user",
+        Kind::Number,
+        "30",
+        "credentials a minute for each user id that a caller names; 0 = no limit",
+    ),
+    key(
+        "http.listen",
+        Kind::Text,
+        "\"127.0.0.1:8080\"",
+        "metrics, health and credentials: loopback or unix:/path; \"\" = none",
+    ),
+    key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
+    key("http.public", Kind::List, "[]", "where credentials and /healthz, and nothing else, are served to everybody"),
+    key("http.public_name", Kind::Text, "\"\"", "the host that turn: URIs name; empty: the addresses clients are told"),
+    key("http.ttl", Kind::Text, "\"1h\"", "lifetime of a credential whose caller asks for none"),
+    key("http.keys", Kind::Tables, "[]", "who may ask for credentials: tables of name, sha256, max_ttl and from"),
+    key("http.unix_uids", Kind::List, "[]", "user ids of this machine that may ask over a unix socket without a key"),
+    key("http.proxies", Kind::List, "[]", "prefixes of reverse proxies whose X-Forwarded-For is believed"),
+    key("http.identity_header", Kind::Text, "\"\"", "in which header these proxies name the user who has logged in"),
+    key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
     key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),
     key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
 ];
@@ -121,7 +148,6 @@ pub const LATER: &[(&str, Option<&str>)] = &[
     ("relay.tcp", Some("false")),
     ("relay.mobility", Some("false")),
     ("auth.on_expiry", Some("\"keep\"")),
-    ("http.public", Some("[]")),
     ("limits.bandwidth", None),
     ("limits.bandwidth_per_user", None),
     ("limits.bandwidth_per_allocation", None),

@@ -1,12 +1,13 @@
 //! `credentials mint` and `credentials verify`.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
+use crate::api::uris::{self, Uri};
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
 use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
@@ -65,25 +66,17 @@ fn mint_with(
 
 /// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
 fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
-    let mut urls = Vec::new();
-    for listen in config.listen.iter().filter(|listen| listen.address.port() != 0) {
-        let ip = listen.address.ip();
-        let family = Family::of(ip);
-        let host = if ip.is_unspecified() {
-            let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
-            let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
-            public.or_else(relay).or_else(|| local(family))
-        } else {
-            Some(config.relay.external.advertised(ip))
-        };
-        let Some(host) = host else { continue };
-        let url =
-            format!("turn:{}?transport={}", SocketAddr::new(host, listen.address.port()), listen.transport.name());
-        if !urls.contains(&url) {
-            urls.push(url);
+    let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
+    let uris = uris::of_listeners(listeners, config.http.issuing.public_name.as_deref(), |ip| {
+        if !ip.is_unspecified() {
+            return Some(config.relay.external.advertised(ip));
         }
-    }
-    urls
+        let family = Family::of(ip);
+        let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
+        let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
+        public.or_else(relay).or_else(|| local(family))
+    });
+    uris::few(uris).iter().map(Uri::turn).collect()
 }
 
 /// The address of ours that the route to the world starts from; connecting a UDP socket sends nothing.

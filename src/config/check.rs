@@ -54,6 +54,7 @@ pub(crate) fn check(
     let http = check.http(&listen);
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
+    check.issuing_needs_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();
     let log = check.log();
@@ -133,7 +134,8 @@ impl Check {
     /// Reports a value; those of users and secrets are never shown.
     pub(crate) fn wrong(&mut self, node: &Node, key: &str, message: impl Into<String>) {
         let problem = Problem::new(node.place.clone(), key, message);
-        let shown = !key.starts_with("auth.users") && !key.starts_with("auth.secret")
+        let secret = ["auth.users", "auth.secret", "http.keys"].iter().any(|start| key.starts_with(start));
+        let shown = !secret
             || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
         self.problems.push(if shown { problem.with_value(node.render()) } else { problem });
     }
@@ -293,28 +295,29 @@ impl Check {
     fn nets(&mut self, path: &'static str) -> Vec<(IpNet, Node)> {
         let mut nets = Vec::new();
         for node in self.list(path) {
-            let Some(text) = self.text(&node, path) else { continue };
-            // A single address is its own prefix.
-            let net =
-                text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
-            match net {
-                Some(net) if net.trunc() != net => {
-                    let message = format!(
-                        "has bits set after its prefix; write \"{}\" or a /{}",
-                        net.trunc(),
-                        net.max_prefix_len()
-                    );
-                    self.wrong(&node, path, message);
-                }
-                Some(net) => nets.push((net, node)),
-                None => self.wrong(
-                    &node,
-                    path,
-                    "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address",
-                ),
-            }
+            nets.extend(self.net(&node, path).map(|net| (net, node)));
         }
         nets
+    }
+
+    /// A prefix; a single address is its own.
+    pub(crate) fn net(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        let text = self.text(node, path)?;
+        let net = text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
+        match net {
+            Some(net) if net.trunc() != net => {
+                let message =
+                    format!("has bits set after its prefix; write \"{}\" or a /{}", net.trunc(), net.max_prefix_len());
+                self.wrong(node, path, message);
+                None
+            }
+            Some(net) => Some(net),
+            None => {
+                let message = "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address";
+                self.wrong(node, path, message);
+                None
+            }
+        }
     }
 
     fn limits(&mut self) -> LimitsConfig {
@@ -332,7 +335,7 @@ impl Check {
         LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
     }
 
-    fn count(&mut self, path: &'static str, max: u32) -> u32 {
+    pub(crate) fn count(&mut self, path: &'static str, max: u32) -> u32 {
         let node = self.get(path);
         if let Value::Integer(Some(number), _) = &node.value
             && let Ok(number) = u32::try_from(*number)

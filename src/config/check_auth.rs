@@ -223,7 +223,7 @@ impl Check {
     /// Reports fields that a table of users or secrets does not have.
     ///
     /// Returns whether all are known; if not, a field that seems missing was probably misspelt.
-    fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
+    pub(crate) fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
         let mut all_known = true;
         for field in fields.iter().filter(|field| !known.contains(&field.key.as_str())) {
             let path = format!("{key}.{}", document::bare_or_quoted(&field.key));
@@ -301,7 +301,7 @@ fn read_small(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
     let digits = digits?;
     digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())

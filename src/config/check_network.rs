@@ -279,7 +279,34 @@ impl Check {
                 hosts.push(host.to_ascii_lowercase().into());
             }
         }
-        HttpConfig { listen: self.http_listen(listen), hosts }
+        let private = self.http_listen(listen);
+        let public = self.http_public(listen, private.as_ref());
+        let issuing = self.issuing();
+        self.public_needs_a_method(&public, &issuing);
+        HttpConfig { listen: private, hosts, public, issuing }
+    }
+
+    fn http_public(&mut self, listen: &[(Listen, Node)], private: Option<&HttpListen>) -> Vec<SocketAddr> {
+        let path = "http.public";
+        let mut public: Vec<SocketAddr> = Vec::new();
+        for node in self.list(path) {
+            let Some(text) = self.text(&node, path) else { continue };
+            let Some(address) = self.socket_address(&node, path, &text) else { continue };
+            let taken = listen
+                .iter()
+                .find(|(other, _)| other.transport == Transport::Tcp && overlap(other.address, address))
+                .map(|(other, _)| format!("listen.tcp = \"{}\"", other.address));
+            let private = match private {
+                Some(HttpListen::Tcp(other)) if overlap(*other, address) => Some(format!("http.listen = \"{other}\"")),
+                Some(HttpListen::Tcp(_) | HttpListen::Unix(_)) | None => None,
+            };
+            let twice = public.iter().find(|other| overlap(**other, address)).map(|other| format!("\"{other}\""));
+            match taken.or(private).or(twice) {
+                Some(by) => self.wrong(&node, path, format!("is taken by {by}")),
+                None => public.push(address),
+            }
+        }
+        public
     }
 
     fn http_listen(&mut self, listen: &[(Listen, Node)]) -> Option<HttpListen> {

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use crate::config::error::{ConfigError, Note, Place, Problem};
+use crate::config::issuing::IssuingConfig;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::address::Transport;
 use crate::protocol::peer_policy::PeerPolicy;
@@ -172,6 +173,18 @@ pub struct HttpConfig {
     pub listen: Option<HttpListen>,
     /// Further Host names, in lower case; loopback names are always allowed.
     pub hosts: Vec<Box<str>>,
+    /// Where credentials are served to everybody who has a key; `[::]` means IPv6 only.
+    pub public: Vec<SocketAddr>,
+    /// Who gets credentials.
+    pub issuing: IssuingConfig,
+}
+
+impl HttpConfig {
+    /// Whether a running server would need other sockets for it.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> bool {
+        (&self.listen, &self.hosts, &self.public) != (&new.listen, &new.hosts, &new.public)
+    }
 }
 
 /// Where HTTP is served.
@@ -287,7 +300,7 @@ impl Config {
             (self.listen != new.listen, "listen"),
             (self.relay != new.relay, "relay"),
             (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
-            (self.http != new.http, "http"),
+            (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
             (self.log.format != new.log.format, "log.format"),
         ]
         .into_iter()

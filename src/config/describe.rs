@@ -116,6 +116,12 @@ impl Config {
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
+        for address in &self.http.public {
+            line("", format!("{address}, for everybody who has a key: credentials and /healthz"));
+        }
+        for text in self.issuing_text() {
+            line("issues", text);
+        }
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
         if !self.source.variables.is_empty() {
             line("environment", self.source.variables.join(", "));
@@ -168,11 +174,53 @@ impl Config {
                 "tcp_queue": self.limits.tcp_queue,
                 "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
             },
-            "http": { "listen": self.http_text(), "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>() },
+            "http": {
+                "listen": self.http_text(),
+                "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
+                "public": self.http.public,
+                "public_name": self.http.issuing.public_name,
+                "ttl": self.http.issuing.ttl,
+                "keys": self.http.issuing.keys.iter().map(|key| json!({
+                    "name": &*key.name, "max_ttl": key.max_ttl,
+                    "from": key.from.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+                "unix_uids": self.http.issuing.unix_uids,
+                "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "identity_header": self.http.issuing.identity_header,
+                "cors": self.http.issuing.cors,
+            },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
             "environment": self.source.variables,
             "warnings": self.warnings.iter().map(problem_json).collect::<Vec<_>>(),
         })
+    }
+
+    /// Who gets credentials over HTTP.
+    fn issuing_text(&self) -> Vec<String> {
+        let issuing = &self.http.issuing;
+        let mut lines = Vec::new();
+        for key in &issuing.keys {
+            let mut text = format!("credentials to key {}", key.name);
+            if let Some(ttl) = key.max_ttl {
+                text += &format!(", for up to {}", show_seconds(ttl));
+            }
+            if !key.from.is_empty() {
+                text += &format!(", from {}", key.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+            }
+            lines.push(text);
+        }
+        if !issuing.unix_uids.is_empty() {
+            let uids = issuing.unix_uids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
+        }
+        if let Some(header) = &issuing.identity_header {
+            let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            lines.push(format!("credentials to whom the header {header} of the proxies {proxies} names"));
+        }
+        if lines.is_empty() {
+            lines.push("no credentials over HTTP: there are no http.keys".to_owned());
+        }
+        lines
     }
 
     fn http_text(&self) -> Option<String> {
