@@ -135,8 +135,8 @@ impl Check {
     pub(crate) fn wrong(&mut self, node: &Node, key: &str, message: impl Into<String>) {
         let problem = Problem::new(node.place.clone(), key, message);
         let secret = ["auth.users", "auth.secret", "http.keys"].iter().any(|start| key.starts_with(start));
-        let shown = !secret
-            || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
+        let shown =
+            !secret || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
         self.problems.push(if shown { problem.with_value(node.render()) } else { problem });
     }
 

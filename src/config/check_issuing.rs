@@ -54,7 +54,11 @@ impl Check {
     pub(crate) fn issuing_needs_a_secret(&mut self, issuing: &IssuingConfig, auth: &AuthConfig) {
         if issuing.serves_anybody() && auth.secrets.is_empty() && !self.has_problem_with("auth") {
             let node = self.get("http.keys");
-            self.wrong(&node, "http.keys", "credentials are made with a secret, and there is none: add [[auth.secrets]]");
+            self.wrong(
+                &node,
+                "http.keys",
+                "credentials are made with a secret, and there is none: add [[auth.secrets]]",
+            );
         }
     }
 
@@ -62,7 +66,11 @@ impl Check {
         let path = "http.keys";
         let node = self.get(path);
         let Value::List(items) = &node.value else {
-            self.wrong(&node, path, "expected tables: write [[http.keys]] and below it name = \"...\" and sha256 = \"...\"");
+            self.wrong(
+                &node,
+                path,
+                "expected tables: write [[http.keys]] and below it name = \"...\" and sha256 = \"...\"",
+            );
             return Vec::new();
         };
         let mut keys: Vec<ApiKey> = Vec::new();
@@ -100,7 +108,8 @@ impl Check {
         };
         let name = self.text(name_node, &format!("{path}.name"))?;
         let digest = self.text(digest_node, &format!("{path}.sha256"))?;
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)) {
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        {
             let message = "a name is 1 to 64 letters, digits, '-', '.' and '_', such as \"web\"";
             self.wrong(name_node, &format!("{path}.name"), message);
             return None;
@@ -192,7 +201,8 @@ impl Check {
         let text = self.text(&node, path).filter(|text| !text.is_empty())?;
         let name = text.to_ascii_lowercase();
         let taken = ["authorization", "host", "origin", "x-forwarded-for", "content-type", "content-length", "cookie"];
-        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') || taken.contains(&name.as_str()) {
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') || taken.contains(&name.as_str())
+        {
             self.wrong(&node, path, "expected the name of a header of its own, such as \"X-Authenticated-User\"");
             return None;
         }
@@ -238,7 +248,8 @@ impl Check {
             && !text.starts_with(['-', '.'])
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
         if !is_address && !is_name {
-            let message = "expected a host name or an address, without scheme, port or brackets, such as \"turn.example.org\"";
+            let message =
+                "expected a host name or an address, without scheme, port or brackets, such as \"turn.example.org\"";
             self.wrong(&node, path, message);
             return None;
         }

@@ -145,6 +145,9 @@ fn describe() {
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
     describe_counter!("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked");
     describe_counter!("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason");
-    describe_counter!("throughway_http_connections_refused_total", "HTTP connections closed because too many were open");
+    describe_counter!(
+        "throughway_http_connections_refused_total",
+        "HTTP connections closed because too many were open"
+    );
     describe_gauge!("throughway_build_info", "Always 1; the version is its label");
 }

@@ -28,6 +28,9 @@ pub struct Settings {
     pub ports: Option<RangeInclusive<u16>>,
     pub level: &'static str,
     pub turn: Vec<(&'static str, &'static str)>,
+    /// Further lines of `[http]`, and tables after everything else.
+    pub http: String,
+    pub tables: String,
 }
 
 impl Settings {
@@ -46,6 +49,8 @@ impl Settings {
             ports: None,
             level: "info",
             turn: Vec::new(),
+            http: String::new(),
+            tables: String::new(),
         }
     }
 
@@ -68,7 +73,7 @@ impl Settings {
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
-        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}", self.hosts).unwrap();
+        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}\n{}", self.hosts, self.http).unwrap();
         writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
         writeln!(text, "[auth.users]").unwrap();
         for (name, password) in &self.users {
@@ -77,7 +82,7 @@ impl Settings {
         for (id, value) in &self.secrets {
             writeln!(text, "[[auth.secrets]]\nid = {id:?}\nvalue = {value:?}").unwrap();
         }
-        text
+        text + &self.tables
     }
 
     pub fn start(self) -> Server {

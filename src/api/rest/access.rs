@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn a_proxy_vouches_for_a_user_and_nobody_else_does() {
-        let config = config("http.proxies = [\"10.0.0.0/8\"]\nhttp.identity_header = \"X-User\"\nhttp.unix_uids = [33]");
+        let config =
+            config("http.proxies = [\"10.0.0.0/8\"]\nhttp.identity_header = \"X-User\"\nhttp.unix_uids = [33]");
         let zoe = headers(&[("x-user", "zoë")]);
         let caller = identify(&config, from("10.0.0.1:1"), &zoe, &[]).unwrap();
         assert_eq!((&*caller.name, caller.user.as_deref()), ("proxy", Some("zoë")));

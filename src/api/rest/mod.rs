@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -185,10 +185,7 @@ impl Rest {
         let head = answer.headers_mut();
         add_cors(head, config, origin);
         head.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(shape.methods()));
-        head.insert(
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("Authorization, Content-Type"),
-        );
+        head.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Authorization, Content-Type"));
         head.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(PREFLIGHT_SECONDS));
         answer
     }
@@ -202,9 +199,10 @@ impl Rest {
         }
         let caller = access::identify(&issuer.config, asked.peer, asked.headers, asked.query)?;
         let now = (self.clock)();
-        self.rates
-            .take(&caller.name, None, issuer.config.per_key, now.ticks.0)
-            .map_err(IssueRefused::RateKey)?;
+        self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+            return Err(IssueRefused::TooLarge);
+        }
         let body = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES_MAX));
         let body = body.await.map_err(|_| IssueRefused::Slow)?.map_err(|_| IssueRefused::TooLarge)?;
         let wanted = Wanted::parse(asked.query, asked.headers, &body)?;

@@ -263,9 +263,10 @@ fn services<'a>(issued: &Issued<'a>) -> Vec<Service<'a>> {
         Service { kind, host: &uri.host, port: uri.port, transport, login }
     };
     let stun = issued.uris.iter().filter(|uri| uri.stun().is_some()).take(1).map(|uri| service(uri, "stun", None));
-    let turn = issued.uris.iter().map(|uri| {
-        service(uri, "turn", Some((issued.username, issued.password, date::iso(issued.expires_at))))
-    });
+    let turn = issued
+        .uris
+        .iter()
+        .map(|uri| service(uri, "turn", Some((issued.username, issued.password, date::iso(issued.expires_at)))));
     stun.chain(turn).collect()
 }
 
@@ -294,8 +295,7 @@ impl Service<'_> {
         );
         if let Some((username, password, expires)) = &self.login {
             let (username, password) = (escaped(username), escaped(password));
-            let _ =
-                write!(text, " username='{username}' password='{password}' expires='{expires}' restricted='1'");
+            let _ = write!(text, " username='{username}' password='{password}' expires='{expires}' restricted='1'");
         }
         text.push_str("/>\n");
     }

@@ -105,7 +105,9 @@ pub(super) fn check_user(user: &str) -> Result<(), IssueRefused> {
         return Err(IssueRefused::BadUser("a user id has no control characters"));
     }
     if user.contains('~') {
-        return Err(IssueRefused::BadUser("a user id has no '~': what follows one is kept for limits inside a credential"));
+        return Err(IssueRefused::BadUser(
+            "a user id has no '~': what follows one is kept for limits inside a credential",
+        ));
     }
     Ok(())
 }
