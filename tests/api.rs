@@ -4,7 +4,7 @@
 
 mod e2e_support;
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -192,11 +192,14 @@ const WRONG: (&str, &str) = ("Authorization", "Bearer nonsense");
 /// AC0123:open-sesame
 const BASIC: (&str, &str) = ("Authorization", "Basic QUMwMTIzOm9wZW4tc2VzYW1l");
 
+/// Name of the golden file, method, target, headers, body.
+type Case = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
+
 #[test]
 fn every_shape_is_as_its_readers_hard_code_it() {
     let endpoint = Endpoint::ordinary();
     let cloudflare = "/v1/turn/keys/0123/credentials/generate-ice-servers";
-    let cases: &[(&str, &str, &str, &[(&str, &str)], &str)] = &[
+    let cases: &[Case] = &[
         ("all", "GET", "/v1/credentials?username=alice&ttl=600", &[BEARER], ""),
         ("draft", "POST", "/?service=turn&username=alice&key=open-sesame", &[], ""),
         (
@@ -615,6 +618,34 @@ with_one_and_three_workers! {
         assert_eq!(scrape.value("throughway_credentials_refused_total", &[("reason", "wrong_key")]), 1);
         assert_eq!(scrape.value("throughway_credentials_refused_total", &[("reason", "rate_user")]), 0);
     }
+}
+
+/// The example of docs/credentials.md, as it stands there.
+#[test]
+fn an_application_server_in_twenty_lines_gets_credentials_for_its_users() {
+    let server = settings_with_keys(1, "").start();
+    let mut application = std::process::Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/app_server.py"))
+        .arg("0")
+        .env("RELAY", format!("http://{}", server.http()))
+        .env("RELAY_KEY", KEY)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("python3, which the example needs");
+    let mut port = String::new();
+    std::io::BufReader::new(application.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], port.trim().parse().unwrap()));
+    let answer = ask(address, "GET", "/", &[], "");
+    application.kill().unwrap();
+    application.wait().unwrap();
+    assert_eq!(answer.status, 200);
+    let entry = answer.json()["iceServers"][0].clone();
+    let mut client =
+        Client::udp(server.udp4()).user(entry["username"].as_str().unwrap(), entry["credential"].as_str().unwrap());
+    client.allocate();
+    assert_eq!(client.refresh(0).code(), 0);
+    assert_eq!(server.log.wait_for_session("session-7f3a")["reason"], "refreshed");
 }
 
 #[test]

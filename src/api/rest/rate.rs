@@ -30,9 +30,12 @@ impl Bucket {
     }
 }
 
+/// A key's name and a user id of it; the key's own bucket has an empty one.
+type Name = (Box<str>, Box<str>);
+
 /// All buckets.
 #[derive(Default)]
-pub(super) struct Rates(Mutex<HashMap<(Box<str>, Box<str>), Bucket>>);
+pub(super) struct Rates(Mutex<HashMap<Name, Bucket>>);
 
 impl Rates {
     /// Takes one token of a key, or of a user of it; the error is the seconds until there is one.
@@ -41,7 +44,7 @@ impl Rates {
     pub(super) fn take(&self, key: &str, user: Option<&str>, per_minute: Option<u32>, now: u64) -> Result<(), u64> {
         let Some(per_minute) = per_minute else { return Ok(()) };
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = (Box::from(key), Box::from(user.unwrap_or_default()));
+        let name: Name = (key.into(), user.unwrap_or_default().into());
         if buckets.len() >= BUCKETS_MAX && !buckets.contains_key(&name) {
             buckets.retain(|_, bucket| {
                 let mut then = *bucket;
