@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod demo;
+pub mod jwt;
 pub mod net;
 pub mod ops;
 pub mod protocol;

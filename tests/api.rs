@@ -389,6 +389,44 @@ fn a_trusted_proxy_vouches_for_its_user_and_for_no_other() {
 }
 
 #[test]
+fn a_signed_token_gets_a_credential_for_its_user_and_no_longer_than_itself() {
+    let tokens = include_str!("vectors/jwt/tokens.txt");
+    let http = format!(
+        "http.jwt_keys = {:?}\nhttp.jwt_audience = \"turn\"\nhttp.jwt_issuer = \"https://login.example\"",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/jwt/jwks.json")
+    );
+    let endpoint = Endpoint::new(&http, &key_table("web", KEY, ""));
+    let ask =
+        |token: &str, target: &str| endpoint.ask("GET", target, &[("Authorization", &format!("Bearer {token}"))], "");
+    let (mut good, mut bad) = (0, 0);
+    for line in tokens.lines().filter(|line| !line.starts_with('#')) {
+        let (verdict, token) = line.split_once(' ').unwrap();
+        let answer = ask(token, "/v1/credentials?ttl=7200");
+        if verdict == "good" {
+            good += 1;
+            let answer = answer.json();
+            assert_eq!((&answer["ttl"], &answer["username"]), (&900.into(), &format!("{}:alice", START + 900).into()));
+        } else {
+            bad += 1;
+            assert_eq!(answer.status, 401, "{line}");
+            // What does not look like a token is a key that nobody has.
+            let expected = if throughway::jwt::looks_like_one(token.as_bytes()) { "bad_token" } else { "wrong_key" };
+            assert_eq!(answer.json()["reason"], expected, "{line}");
+        }
+    }
+    assert_eq!((good, bad), (7, 30));
+    let token = tokens.lines().find_map(|line| line.strip_prefix("good ")).unwrap();
+    assert_eq!(ask(token, "/v1/credentials?username=alice&ttl=60").json()["ttl"], 60);
+    assert_eq!(ask(token, "/v1/credentials?username=bob").json()["reason"], "bad_user");
+    assert_eq!(ask(KEY, "/v1/credentials?username=bob").status, 200, "keys work beside it");
+    assert_eq!(endpoint.counts.issued(), [("jwt".into(), good + 1), ("web".into(), 1)]);
+    assert_eq!(
+        Endpoint::ordinary().ask("GET", "/ice", &[("Authorization", &format!("Bearer {token}"))], "").status,
+        401
+    );
+}
+
+#[test]
 fn a_process_of_this_machine_is_known_by_its_user() {
     let directory = Directory::new();
     let path = directory.path().join("http.sock");
@@ -704,6 +742,10 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
         (format!("http.cors = [\"*\"]\n{secret}"), "any page on the web"),
         (format!("http.cors = [\"app.example\"]\n{secret}"), "expected an origin"),
         (format!("http.identity_header = \"X-User\"\n{secret}"), "name the proxy's address in http.proxies"),
+        (format!("http.jwt_keys = \"https://a.example/jwks\"\n{secret}"), "not in this version; name a file"),
+        (format!("http.jwt_keys = \"/nowhere\"\n{secret}"), "say which audience is ours"),
+        (format!("http.jwt_keys = \"/nowhere\"\nhttp.jwt_audience = \"a\"\n{secret}"), "can't read /nowhere"),
+        (format!("http.jwt_keys = \"/proc/version\"\nhttp.jwt_audience = \"a\"\n{secret}"), "is not JSON"),
         (format!("http.proxies = [\"0.0.0.0/0\"]\n{secret}"), "everybody would be believed"),
         (format!("http.public_name = \"turn:example\"\n{secret}"), "without scheme"),
         (format!("http.unix_uids = [\"root\"]\n{secret}"), "id -u NAME"),

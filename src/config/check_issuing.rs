@@ -5,20 +5,26 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use crate::config::check::Check;
-use crate::config::check_auth::hex;
+use crate::config::check_auth::{hex, read_at_most};
 use crate::config::checked::AuthConfig;
 use crate::config::document::{Node, Value};
-use crate::config::issuing::{ApiKey, IssuingConfig};
+use crate::config::error::Problem;
+use crate::config::initial_secret::is_world_readable;
+use crate::config::issuing::{ApiKey, IssuingConfig, JwtConfig};
 use crate::config::units;
+use crate::jwt;
 
 /// Each is compared with what a stranger presents, in constant time.
 const KEYS_MAX: usize = 256;
+
+/// Sixteen keys of 8192 bits have less.
+const JWKS_BYTES_MAX: u64 = 64 * 1024;
 
 const KEY_FIELDS: [&str; 4] = ["name", "sha256", "max_ttl", "from"];
 const KEY_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
 
 /// Names that logs and metrics give to those who come without a key.
-const RESERVED: [&str; 2] = ["proxy", "unix"];
+const RESERVED: [&str; 3] = ["jwt", "proxy", "unix"];
 
 impl Check {
     pub(crate) fn issuing(&mut self) -> IssuingConfig {
@@ -32,6 +38,7 @@ impl Check {
             unix_uids,
             proxies,
             identity_header,
+            jwt: self.jwt(),
             cors: self.cors(),
             ttl: self.seconds("http.ttl", 1..=315_360_000),
             public_name: self.public_name(),
@@ -45,7 +52,7 @@ impl Check {
         if !public.is_empty() && !issuing.serves_strangers() && !self.has_problem_with("http.") {
             let node = self.get("http.public");
             let message = "would give credentials to nobody or to everybody: add [[http.keys]] with name and sha256 \
-                 (printf %s KEY | sha256sum), or http.identity_header and http.proxies";
+                 (printf %s KEY | sha256sum), or http.jwt_keys, or http.identity_header and http.proxies";
             self.wrong(&node, "http.public", message);
         }
     }
@@ -115,7 +122,8 @@ impl Check {
             return None;
         }
         if RESERVED.contains(&name.as_str()) {
-            let message = "\"proxy\" and \"unix\" are what the log calls those who come without a key; choose another";
+            let message =
+                "\"jwt\", \"proxy\" and \"unix\" are what the log calls those who come without a key; choose another";
             self.wrong(name_node, &format!("{path}.name"), message);
             return None;
         }
@@ -214,6 +222,57 @@ impl Check {
             return None;
         }
         Some(name.into())
+    }
+
+    fn jwt(&mut self) -> Option<JwtConfig> {
+        let node = self.get("http.jwt_keys");
+        let path = self.text(&node, "http.jwt_keys").filter(|path| !path.is_empty());
+        let audience_node = self.get("http.jwt_audience");
+        let audience = self.text(&audience_node, "http.jwt_audience")?;
+        let issuer_node = self.get("http.jwt_issuer");
+        let issuer = self.text(&issuer_node, "http.jwt_issuer")?;
+        let claim_node = self.get("http.jwt_user_claim");
+        let claim = self.text(&claim_node, "http.jwt_user_claim")?;
+        let path = path?;
+        if path.contains("://") {
+            self.wrong(&node, "http.jwt_keys", "fetching a JWKS is not in this version; name a file");
+            return None;
+        }
+        if audience.is_empty() {
+            let message =
+                "a token for another service of the same login would open this one: say which audience is ours";
+            self.wrong(&audience_node, "http.jwt_audience", message);
+            return None;
+        }
+        if claim.is_empty() {
+            self.wrong(&claim_node, "http.jwt_user_claim", "must not be empty; \"sub\" is usual");
+            return None;
+        }
+        let path = self.beside(&node.place, &path);
+        let text = match read_at_most(&path, JWKS_BYTES_MAX) {
+            Ok(text) => text,
+            Err(error) => {
+                self.wrong(&node, "http.jwt_keys", format!("can't read {}: {error}", path.display()));
+                return None;
+            }
+        };
+        let keys = match jwt::parse_jwks(&text) {
+            Ok(keys) => keys,
+            Err(what) => {
+                self.wrong(&node, "http.jwt_keys", format!("{} {what}", path.display()));
+                return None;
+            }
+        };
+        if keys.iter().any(jwt::Key::is_secret) && is_world_readable(&path) {
+            let message =
+                format!("holds a secret and every user of this machine can read {}; chmod 0640 it", path.display());
+            self.notes.push(Problem::new(node.place.clone(), "http.jwt_keys", message));
+        }
+        let issuer = (!issuer.is_empty()).then(|| issuer.into());
+        Some(JwtConfig {
+            keys,
+            expected: jwt::Expected { audience: audience.into(), issuer, user_claim: claim.into() },
+        })
     }
 
     fn cors(&mut self) -> Vec<Box<str>> {

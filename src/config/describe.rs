@@ -187,6 +187,10 @@ impl Config {
                 "unix_uids": self.http.issuing.unix_uids,
                 "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "identity_header": self.http.issuing.identity_header,
+                "jwt": self.http.issuing.jwt.as_ref().map(|jwt| json!({
+                    "keys": jwt.keys.len(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
+                    "user_claim": jwt.expected.user_claim,
+                })),
                 "cors": self.http.issuing.cors,
             },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
@@ -212,6 +216,13 @@ impl Config {
         if !issuing.unix_uids.is_empty() {
             let uids = issuing.unix_uids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
+        }
+        if let Some(jwt) = &issuing.jwt {
+            let count = jwt.keys.len();
+            lines.push(format!(
+                "credentials to the {} of tokens for {}, checked with {count} keys",
+                jwt.expected.user_claim, jwt.expected.audience
+            ));
         }
         if let Some(header) = &issuing.identity_header {
             let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

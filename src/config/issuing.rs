@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::jwt;
+
 /// The part of `[http]` that says who may ask for credentials. A reload takes it over.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IssuingConfig {
@@ -15,6 +17,8 @@ pub struct IssuingConfig {
     pub proxies: Vec<IpNet>,
     /// `http.identity_header`, in lower case; never without proxies.
     pub identity_header: Option<Box<str>>,
+    /// `http.jwt_keys` and what a token must say.
+    pub jwt: Option<JwtConfig>,
     /// `http.cors`: origins as browsers write them.
     pub cors: Vec<Box<str>>,
     /// `http.ttl`, in seconds.
@@ -25,6 +29,15 @@ pub struct IssuingConfig {
     pub per_key: Option<u32>,
     /// `limits.credentials_per_user`, a minute.
     pub per_user: Option<u32>,
+}
+
+/// Whose tokens are believed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JwtConfig {
+    /// At least one.
+    pub keys: Vec<jwt::Key>,
+    /// What a token must say.
+    pub expected: jwt::Expected,
 }
 
 /// One of `http.keys`.
@@ -52,7 +65,7 @@ impl IssuingConfig {
     /// Whether anybody may ask over a listener that everybody reaches.
     #[must_use]
     pub fn serves_strangers(&self) -> bool {
-        !self.keys.is_empty() || self.identity_header.is_some()
+        !self.keys.is_empty() || self.identity_header.is_some() || self.jwt.is_some()
     }
 
     /// Whether anybody may ask at all.

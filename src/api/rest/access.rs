@@ -1,4 +1,4 @@
-//! Who asks: an API key, a process of this machine, or a user whom a trusted proxy has logged in.
+//! Who asks: an API key, a user with a signed token, a process of this machine, or a user whom a trusted proxy has logged in.
 
 use std::net::IpAddr;
 
@@ -11,21 +11,19 @@ use subtle::ConstantTimeEq as _;
 use super::refused::IssueRefused;
 use crate::api::Peer;
 use crate::config::issuing::{ApiKey, IssuingConfig};
+use crate::jwt::{self, TOKEN_BYTES_MAX};
 
 /// What query parameters call a key: the draft and the signalling server of Nextcloud (Janus sends both), Metered.
 const KEY_PARAMETERS: [&str; 4] = ["key", "api", "apiKey", "secretKey"];
 
-/// Longer is no key.
-const KEY_BYTES_MAX: usize = 1024;
-
 /// Whoever may have a credential.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Caller {
-    /// In logs, metrics and rates: the key's name, `unix` or `proxy`.
+    /// In logs, metrics and rates: the key's name, `jwt`, `unix` or `proxy`.
     pub(super) name: Box<str>,
     /// The longest lifetime of its credentials, in seconds.
     pub(super) max_ttl: Option<u64>,
-    /// The user that a proxy vouches for; others name whom they like.
+    /// The user that a proxy or a token vouches for; others name whom they like.
     pub(super) user: Option<String>,
 }
 
@@ -35,13 +33,14 @@ pub(super) fn identify(
     peer: Peer,
     headers: &HeaderMap,
     query: &[(String, String)],
+    now: u64,
 ) -> Result<Caller, IssueRefused> {
     if !config.serves_anybody() {
         return Err(IssueRefused::NoMethod);
     }
     let presented = presented_keys(headers, query)?;
     if !presented.is_empty() {
-        let key = find(&config.keys, &presented).ok_or(IssueRefused::WrongKey)?;
+        let Some(key) = find(&config.keys, &presented) else { return token_user(config, &presented, now) };
         return if key.is_good_from(client_ip(config, peer, headers)) {
             Ok(Caller { name: key.name.clone(), max_ttl: key.max_ttl, user: None })
         } else {
@@ -95,7 +94,7 @@ fn presented_keys(headers: &HeaderMap, query: &[(String, String)]) -> Result<Vec
     let of_query = query.iter().filter(|(name, value)| KEY_PARAMETERS.contains(&name.as_str()) && !value.is_empty());
     keys.extend(of_query.map(|(_, value)| value.as_bytes().to_vec()));
     // Each costs a hash; Janus, which sends most, sends two.
-    if keys.len() > 4 || keys.iter().any(|key| key.len() > KEY_BYTES_MAX) {
+    if keys.len() > 4 || keys.iter().any(|key| key.len() > TOKEN_BYTES_MAX) {
         return Err(IssueRefused::WrongKey);
     }
     Ok(keys)
@@ -113,6 +112,16 @@ fn find<'a>(keys: &'a [ApiKey], presented: &[Vec<u8>]) -> Option<&'a ApiKey> {
         }
     }
     found
+}
+
+/// The user of a signed token, for no longer than the token is good.
+fn token_user(config: &IssuingConfig, presented: &[Vec<u8>], now: u64) -> Result<Caller, IssueRefused> {
+    let Some(jwt) = &config.jwt else { return Err(IssueRefused::WrongKey) };
+    let token = presented.iter().find(|key| jwt::looks_like_one(key)).ok_or(IssueRefused::WrongKey)?;
+    let token = std::str::from_utf8(token).map_err(|_| IssueRefused::WrongKey)?;
+    let claims = jwt::verify(&jwt.keys, &jwt.expected, now, token)
+        .map_err(|refused| IssueRefused::BadToken(refused.sentence()))?;
+    Ok(Caller { name: "jwt".into(), max_ttl: Some(claims.expires_at - now), user: Some(claims.user) })
 }
 
 /// The user that a trusted proxy names; the header of anybody else is not looked at.
@@ -187,7 +196,7 @@ mod tests {
             (vec![], "api=other&key=open-sesame"),
             (vec![], "apiKey=open%2Dsesame"),
         ] {
-            let caller = identify(&config, here, &headers(&list), &query(text));
+            let caller = identify(&config, here, &headers(&list), &query(text), 0);
             assert_eq!(name_of(caller).as_deref(), Ok("web"), "{list:?} {text}");
         }
         for (list, text, refused) in [
@@ -200,7 +209,7 @@ mod tests {
             (vec![("authorization", "Basic !!!")], "", IssueRefused::WrongKey),
             (vec![], "key=a&key=b&key=c&key=d&key=open-sesame", IssueRefused::WrongKey),
         ] {
-            assert_eq!(identify(&config, here, &headers(&list), &query(text)), Err(refused), "{list:?} {text}");
+            assert_eq!(identify(&config, here, &headers(&list), &query(text), 0), Err(refused), "{list:?} {text}");
         }
     }
 
@@ -210,7 +219,7 @@ mod tests {
         let key = ("authorization", "Bearer north-gate");
         let ask = |peer, more: &[(&'static str, &str)]| {
             let list: Vec<_> = [key].into_iter().chain(more.iter().copied()).collect();
-            name_of(identify(&config, peer, &headers(&list), &[]))
+            name_of(identify(&config, peer, &headers(&list), &[], 0))
         };
         assert_eq!(ask(from("192.0.2.9:1"), &[]).as_deref(), Ok("office"));
         assert_eq!(ask(from("[::ffff:192.0.2.9]:1"), &[]).as_deref(), Ok("office"));
@@ -230,17 +239,17 @@ mod tests {
         let config =
             config("http.proxies = [\"10.0.0.0/8\"]\nhttp.identity_header = \"X-User\"\nhttp.unix_uids = [33]");
         let zoe = headers(&[("x-user", "zoë")]);
-        let caller = identify(&config, from("10.0.0.1:1"), &zoe, &[]).unwrap();
+        let caller = identify(&config, from("10.0.0.1:1"), &zoe, &[], 0).unwrap();
         assert_eq!((&*caller.name, caller.user.as_deref()), ("proxy", Some("zoë")));
-        assert_eq!(identify(&config, from("11.0.0.1:1"), &zoe, &[]), Err(IssueRefused::NoKey));
-        assert_eq!(identify(&config, from("10.0.0.1:1"), &HeaderMap::new(), &[]), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, from("11.0.0.1:1"), &zoe, &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, from("10.0.0.1:1"), &HeaderMap::new(), &[], 0), Err(IssueRefused::NoKey));
         let twice = headers(&[("x-user", "a"), ("x-user", "b")]);
-        assert!(matches!(identify(&config, from("10.0.0.1:1"), &twice, &[]), Err(IssueRefused::BadUser(_))));
+        assert!(matches!(identify(&config, from("10.0.0.1:1"), &twice, &[], 0), Err(IssueRefused::BadUser(_))));
         // A key that is presented must be right, whoever brings it.
         let wrong = headers(&[("x-user", "zoe"), ("authorization", "Bearer nonsense")]);
-        assert_eq!(identify(&config, from("10.0.0.1:1"), &wrong, &[]), Err(IssueRefused::WrongKey));
-        assert_eq!(name_of(identify(&config, Peer::Unix(Some(33)), &HeaderMap::new(), &[])).as_deref(), Ok("unix"));
-        assert_eq!(identify(&config, Peer::Unix(Some(34)), &zoe, &[]), Err(IssueRefused::NoKey));
-        assert_eq!(identify(&config, Peer::Unix(None), &zoe, &[]), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, from("10.0.0.1:1"), &wrong, &[], 0), Err(IssueRefused::WrongKey));
+        assert_eq!(name_of(identify(&config, Peer::Unix(Some(33)), &HeaderMap::new(), &[], 0)).as_deref(), Ok("unix"));
+        assert_eq!(identify(&config, Peer::Unix(Some(34)), &zoe, &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, Peer::Unix(None), &zoe, &[], 0), Err(IssueRefused::NoKey));
     }
 }

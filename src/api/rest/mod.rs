@@ -197,8 +197,8 @@ impl Rest {
         if !asked.door.answers(asked.headers) {
             return Err(IssueRefused::Host);
         }
-        let caller = access::identify(&issuer.config, asked.peer, asked.headers, asked.query)?;
         let now = (self.clock)();
+        let caller = access::identify(&issuer.config, asked.peer, asked.headers, asked.query, now.unix.0)?;
         self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(IssueRefused::TooLarge);

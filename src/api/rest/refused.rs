@@ -11,6 +11,8 @@ pub enum IssueRefused {
     NoKey,
     /// No key is this one.
     WrongKey,
+    /// The token is not good; the sentence says why.
+    BadToken(&'static str),
     /// The key is right, but not from there.
     Address,
     /// A Host that is not answered.
@@ -39,10 +41,11 @@ pub enum IssueRefused {
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
+        Self::BadToken(""),
         Self::Address,
         Self::Host,
         Self::Origin,
@@ -64,18 +67,19 @@ impl IssueRefused {
             Self::NoMethod => 0,
             Self::NoKey => 1,
             Self::WrongKey => 2,
-            Self::Address => 3,
-            Self::Host => 4,
-            Self::Origin => 5,
-            Self::Method => 6,
-            Self::BadRequest(_) => 7,
-            Self::BadUser(_) => 8,
-            Self::TooLarge => 9,
-            Self::Slow => 10,
-            Self::NoServers => 11,
-            Self::RateKey(_) => 12,
-            Self::RateUser(_) => 13,
-            Self::NoRandom => 14,
+            Self::BadToken(_) => 3,
+            Self::Address => 4,
+            Self::Host => 5,
+            Self::Origin => 6,
+            Self::Method => 7,
+            Self::BadRequest(_) => 8,
+            Self::BadUser(_) => 9,
+            Self::TooLarge => 10,
+            Self::Slow => 11,
+            Self::NoServers => 12,
+            Self::RateKey(_) => 13,
+            Self::RateUser(_) => 14,
+            Self::NoRandom => 15,
         }
     }
 
@@ -86,6 +90,7 @@ impl IssueRefused {
             Self::NoMethod => "no_method",
             Self::NoKey => "no_key",
             Self::WrongKey => "wrong_key",
+            Self::BadToken(_) => "bad_token",
             Self::Address => "address",
             Self::Host => "host",
             Self::Origin => "origin",
@@ -105,7 +110,7 @@ impl IssueRefused {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::NoKey | Self::WrongKey | Self::BadToken(_) => StatusCode::UNAUTHORIZED,
             Self::NoMethod | Self::Address | Self::Host | Self::Origin => StatusCode::FORBIDDEN,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) | Self::BadUser(_) => StatusCode::BAD_REQUEST,
@@ -122,7 +127,7 @@ impl IssueRefused {
     pub const fn sentence(&self) -> &'static str {
         match self {
             Self::NoMethod => {
-                "nobody may ask this server for credentials: add [[http.keys]] to its configuration, or http.unix_uids, \
+                "nobody may ask this server for credentials: add [[http.keys]] to its configuration, or http.jwt_keys, http.unix_uids \
                  or http.identity_header"
             }
             Self::NoKey => "an API key is needed: send Authorization: Bearer KEY",
@@ -131,7 +136,7 @@ impl IssueRefused {
             Self::Host => "this Host is not answered here; use 127.0.0.1 or localhost, or list the name in http.hosts",
             Self::Origin => "pages of this origin may not ask; list it in http.cors",
             Self::Method => "this method is not offered here",
-            Self::BadRequest(sentence) | Self::BadUser(sentence) => sentence,
+            Self::BadToken(sentence) | Self::BadRequest(sentence) | Self::BadUser(sentence) => sentence,
             Self::TooLarge => "the body is too long",
             Self::Slow => "the request took too long",
             Self::NoServers => {
@@ -151,6 +156,7 @@ impl IssueRefused {
             Self::NoMethod
             | Self::NoKey
             | Self::WrongKey
+            | Self::BadToken(_)
             | Self::Address
             | Self::Host
             | Self::Origin

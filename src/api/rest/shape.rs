@@ -170,7 +170,7 @@ impl Shape {
             Self::Matrix => {
                 let code = match refused {
                     IssueRefused::NoKey => "M_MISSING_TOKEN",
-                    IssueRefused::WrongKey => "M_UNKNOWN_TOKEN",
+                    IssueRefused::WrongKey | IssueRefused::BadToken(_) => "M_UNKNOWN_TOKEN",
                     IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => "M_LIMIT_EXCEEDED",
                     IssueRefused::NoMethod | IssueRefused::Address | IssueRefused::Host | IssueRefused::Origin => {
                         "M_FORBIDDEN"
@@ -189,7 +189,7 @@ impl Shape {
             }
             Self::Twilio => {
                 let code = match refused {
-                    IssueRefused::NoKey | IssueRefused::WrongKey => 20_003,
+                    IssueRefused::NoKey | IssueRefused::WrongKey | IssueRefused::BadToken(_) => 20_003,
                     IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => 20_429,
                     IssueRefused::NoMethod
                     | IssueRefused::Address
@@ -222,7 +222,9 @@ impl Shape {
     fn status_of(self, refused: &IssueRefused) -> StatusCode {
         match (self, refused) {
             (Self::DraftOfNextcloud, IssueRefused::NoKey) => StatusCode::BAD_REQUEST,
-            (Self::Draft | Self::DraftOfNextcloud, IssueRefused::WrongKey) => StatusCode::FORBIDDEN,
+            (Self::Draft | Self::DraftOfNextcloud, IssueRefused::WrongKey | IssueRefused::BadToken(_)) => {
+                StatusCode::FORBIDDEN
+            }
             _ => refused.status(),
         }
     }
