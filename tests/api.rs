@@ -1,179 +1,29 @@
 //! Credentials over HTTP: every shape to the byte, who may ask, how often, and what hostile clients get.
 //!
-//! Most cases run the endpoint in this process with a clock of their own; the last ones run the real binary.
+//! The endpoint runs in this process with a clock of its own; tests/e2e_api.rs runs the real binary.
 
-mod e2e_support;
+mod api_support;
 
-use std::io::{BufRead as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use e2e_support::server::Directory;
-use e2e_support::{Client, PATIENCE, Settings, wait_for};
+use api_support::{
+    Answer, BASIC, BEARER, Endpoint, FORM, JSON, KEY, START, WRONG, config, key_table, read_all, request, runtime,
+    send, some_uris, start,
+};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 use throughway::api::Bound;
 use throughway::api::host::AllowedHosts;
-use throughway::api::rest::counts::Counts;
 use throughway::api::rest::refused::IssueRefused;
 use throughway::api::rest::{self, Door, Rest};
-use throughway::api::uris;
-use throughway::config::Config;
 use throughway::config::checked::HttpListen;
-use throughway::protocol::address::Transport;
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
-
-const KEY: &str = "open-sesame";
-
-/// 2026-11-21 05:30:00 UTC.
-const START: u64 = 1_795_239_000;
-
-fn digest(key: &str) -> String {
-    Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn key_table(name: &str, key: &str, more: &str) -> String {
-    format!("[[http.keys]]\nname = {name:?}\nsha256 = \"{}\"\n{more}\n", digest(key))
-}
-
-/// The endpoint in this process.
-struct Endpoint {
-    address: SocketAddr,
-    rest: Arc<Rest>,
-    counts: Arc<Counts>,
-    _runtime: tokio::runtime::Runtime,
-}
-
-fn config(http: &str, tables: &str) -> Config {
-    let text = format!("{http}\n{tables}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n");
-    Config::from_toml("c.toml", &text).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn some_uris() -> Vec<uris::Uri> {
-    let listeners =
-        [(Transport::Tcp, "192.0.2.7:443"), (Transport::Udp, "[2001:db8::7]:3478"), (Transport::Udp, "192.0.2.7:3478")];
-    uris::of_listeners(listeners.map(|(transport, address)| (transport, address.parse().unwrap())), None, Some)
-}
-
-const fn start() -> Now {
-    Now { ticks: Ticks(1_000_000), unix: UnixSeconds(START) }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
-}
-
-impl Endpoint {
-    fn new(http: &str, tables: &str) -> Self {
-        Self::with(&config(http, tables), some_uris(), &Door::Public, start)
-    }
-
-    fn ordinary() -> Self {
-        Self::new("", &key_table("web", KEY, ""))
-    }
-
-    fn with(config: &Config, uris: Vec<uris::Uri>, door: &Door, clock: fn() -> Now) -> Self {
-        let counts = Arc::new(Counts::default());
-        let rest = Arc::new(Rest::new(config, uris, Arc::clone(&counts), clock));
-        let runtime = runtime();
-        let bound = Bound::bind_public("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = bound.address().unwrap();
-        runtime.spawn(bound.serve(rest::router(&rest, door)));
-        Self { address, rest, counts, _runtime: runtime }
-    }
-
-    fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        ask(self.address, method, target, headers, body)
-    }
-
-    fn get(&self, target: &str) -> Answer {
-        self.ask("GET", target, &[("Authorization", &format!("Bearer {KEY}"))], "")
-    }
-
-    /// How often this was the reason since the last look.
-    fn refused(&self, refused: &IssueRefused) -> u64 {
-        self.counts.refused(refused)
-    }
-}
-
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: Vec<(String, String)>,
-    body: String,
-}
-
-impl Answer {
-    fn parse(bytes: &[u8]) -> Self {
-        let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
-        let mut lines = head.lines();
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let head = lines.map(|line| line.split_once(": ").unwrap());
-        let head = head.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
-        Self { status, head, body: body.to_owned() }
-    }
-
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-
-    /// Status, head and body as a golden file shows them; the date is the only thing that moves.
-    fn golden(&self) -> String {
-        let mut head: Vec<String> = self
-            .head
-            .iter()
-            .filter(|(name, _)| !["date", "connection"].contains(&name.as_str()))
-            .map(|(name, value)| format!("{name}: {value}\n"))
-            .collect();
-        head.sort();
-        format!("{}\n{}\n{}\n", self.status, head.concat(), self.body)
-    }
-}
-
-fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> String {
-    let mut text = format!("{method} {target} HTTP/1.1\r\nConnection: close\r\n");
-    if !headers.iter().any(|(name, _)| *name == "Host") {
-        text += "Host: turn.example.org\r\n";
-    }
-    for (name, value) in headers {
-        text += &format!("{name}: {value}\r\n");
-    }
-    if !body.is_empty() {
-        text += &format!("Content-Length: {}\r\n", body.len());
-    }
-    text + "\r\n" + body
-}
-
-fn ask(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-    Answer::parse(&send(address, request(method, target, headers, body).as_bytes()))
-}
-
-/// Sends bytes and reads until the server closes; a reset after an early answer is fine.
-fn send(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let _ = stream.write_all(bytes);
-    read_all(&mut stream)
-}
-
-fn read_all(stream: &mut impl std::io::Read) -> Vec<u8> {
-    let mut answer = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = stream.read(&mut buffer) {
-        answer.extend_from_slice(&buffer[..read]);
-    }
-    answer
-}
 
 fn compare_golden(name: &str, shown: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/rest").join(format!("{name}.txt"));
@@ -184,14 +34,6 @@ fn compare_golden(name: &str, shown: &str) {
     let golden = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     assert_eq!(shown, golden, "{name}: readers hard-code this; if it must change, renew with UPDATE_SNAPSHOTS=1");
 }
-
-const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded");
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-const BEARER: (&str, &str) = ("Authorization", "Bearer open-sesame");
-const WRONG: (&str, &str) = ("Authorization", "Bearer nonsense");
-/// AC0123:open-sesame
-const BASIC: (&str, &str) = ("Authorization", "Basic QUMwMTIzOm9wZW4tc2VzYW1l");
-
 /// Name of the golden file, method, target, headers, body.
 type Case = (&'static str, &'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
 
@@ -428,9 +270,8 @@ fn a_signed_token_gets_a_credential_for_its_user_and_no_longer_than_itself() {
 
 #[test]
 fn a_process_of_this_machine_is_known_by_its_user() {
-    let directory = Directory::new();
-    let path = directory.path().join("http.sock");
-    let own = Command::id();
+    let path = std::env::temp_dir().join(format!("throughway-api-{}.sock", std::process::id()));
+    let own = std::fs::metadata("/proc/self").unwrap().uid();
     for (uids, status) in [(own, 200), (own.wrapping_add(1), 401)] {
         let config = config(&format!("http.unix_uids = [{uids}]"), "");
         let rest = Arc::new(Rest::new(&config, some_uris(), Arc::default(), start));
@@ -441,21 +282,11 @@ fn a_process_of_this_machine_is_known_by_its_user() {
         };
         runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default()))));
         let mut stream = UnixStream::connect(&path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let text = request("GET", "/v1/credentials?username=alice", &[("Host", "localhost")], "");
         stream.write_all(text.as_bytes()).unwrap();
         let answer = Answer::parse(&read_all(&mut stream));
         assert_eq!(answer.status, status, "{answer:?}");
-    }
-}
-
-/// The user that this process runs as, from the owner of what it makes.
-struct Command;
-
-impl Command {
-    fn id() -> u32 {
-        use std::os::unix::fs::MetadataExt as _;
-        std::fs::metadata("/proc/self").unwrap().uid()
     }
 }
 
@@ -597,181 +428,6 @@ fn hostile_requests_are_refused_at_a_bounded_cost() {
     }
     assert_eq!(endpoint.get("/ice").status, 200, "and all others are served");
 }
-
-fn settings_with_keys(workers: u8, http: &str) -> Settings {
-    let mut settings = Settings::new(workers);
-    settings.http = http.to_owned();
-    settings.tables = key_table("web", KEY, "");
-    settings.level = "debug";
-    settings
-}
-
-with_one_and_three_workers! {
-    /// From the request to data through the relay; and the log has a line for it, without key or password.
-    fn a_credential_from_the_endpoint_relays(workers: u8) {
-        let server = settings_with_keys(workers, "public = [\"127.0.0.1:0\", \"[::1]:0\"]").start();
-        let public: Vec<SocketAddr> = server.log.events("credentials for everybody who has a key").iter()
-            .map(|event| event["address"].as_str().unwrap().replace("http://", "").parse().unwrap()).collect();
-        assert_eq!(public.len(), 2);
-        let mut passwords = Vec::new();
-        for (address, target) in [
-            (server.http(), "/v1/credentials?username=carol&ttl=300"),
-            (public[0], "/?service=turn&username=carol&key=open-sesame"),
-            (public[1], "/turn/credentials?service=turn&username=carol&api=open-sesame"),
-        ] {
-            let answer = ask(address, "GET", target, &[("Host", "localhost"), BEARER], "").json();
-            let (username, password) = (answer["username"].as_str().unwrap(), answer["password"].as_str().unwrap());
-            let uris: Vec<&str> = answer["uris"].as_array().unwrap().iter().map(|uri| uri.as_str().unwrap()).collect();
-            let listeners = [server.udp4(), server.udp6(), server.tcp4(), server.tcp6()];
-            let expected: Vec<String> = listeners.iter().zip(["udp", "udp", "tcp", "tcp"])
-                .map(|(address, transport)| format!("turn:{address}?transport={transport}")).collect();
-            assert_eq!(uris, expected);
-            for mut client in [Client::udp(server.udp4()), Client::tcp(server.tcp4())] {
-                client = client.user(username, password);
-                client.allocate();
-                assert_eq!(client.refresh(0).code(), 0);
-            }
-            let mut wrong = Client::udp(server.udp4()).user(username, "wrong");
-            assert_eq!(wrong.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e_support::Wanted::udp()]).code(), 401);
-            passwords.push(password.to_owned());
-        }
-        let session = server.log.wait_for_session("carol");
-        assert_eq!(session["secret"], "main");
-        let issued = wait_for("three lines", || {
-            Some(server.log.events("credential issued")).filter(|lines| lines.len() == 3)
-        });
-        assert_eq!((&issued[0]["key"], &issued[0]["user"], &issued[0]["ttl"]), (&"web".into(), &"carol".into(), &300.into()));
-        assert_eq!((&issued[0]["client"], &issued[2]["client"]), (&"127.0.0.1".into(), &"::1".into()));
-        assert!(issued[0]["username"].as_str().unwrap().ends_with(":carol"));
-        // Refusals are at debug; neither they nor anything else shows a key, even a wrong one, or a password.
-        ask(public[0], "GET", "/ice?key=a-wrong-secret", &[("Authorization", "Bearer another-wrong-secret")], "");
-        let refused = wait_for("the refusal", || server.log.events("credential refused").pop());
-        assert_eq!(refused["reason"], "wrong_key");
-        let log = server.log.text();
-        for hidden in [KEY, "a-wrong-secret", "another-wrong-secret", &passwords[0], &passwords[1], &passwords[2]] {
-            assert!(!log.contains(hidden), "{hidden}");
-        }
-        let scrape = server.scrape();
-        assert_eq!(scrape.value("throughway_credentials_issued_total", &[("key", "web")]), 3);
-        assert_eq!(scrape.value("throughway_credentials_refused_total", &[("reason", "wrong_key")]), 1);
-        assert_eq!(scrape.value("throughway_credentials_refused_total", &[("reason", "rate_user")]), 0);
-    }
-}
-
-/// The example of docs/credentials.md, as it stands there.
-#[test]
-fn an_application_server_in_twenty_lines_gets_credentials_for_its_users() {
-    let server = settings_with_keys(1, "").start();
-    let mut application = std::process::Command::new("python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/app_server.py"))
-        .arg("0")
-        .env("RELAY", format!("http://{}", server.http()))
-        .env("RELAY_KEY", KEY)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .expect("python3, which the example needs");
-    let mut port = String::new();
-    std::io::BufReader::new(application.stdout.take().unwrap()).read_line(&mut port).unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], port.trim().parse().unwrap()));
-    let answer = ask(address, "GET", "/", &[], "");
-    application.kill().unwrap();
-    application.wait().unwrap();
-    assert_eq!(answer.status, 200);
-    let entry = answer.json()["iceServers"][0].clone();
-    let mut client =
-        Client::udp(server.udp4()).user(entry["username"].as_str().unwrap(), entry["credential"].as_str().unwrap());
-    client.allocate();
-    assert_eq!(client.refresh(0).code(), 0);
-    assert_eq!(server.log.wait_for_session("session-7f3a")["reason"], "refreshed");
-}
-
-#[test]
-fn the_public_listener_has_credentials_and_healthz_and_nothing_else() {
-    let server = settings_with_keys(1, "public = [\"127.0.0.1:0\"]\npublic_name = \"turn.example.org\"").start();
-    let public =
-        server.log.events("credentials for everybody who has a key")[0]["address"].as_str().unwrap().to_owned();
-    let public: SocketAddr = public.replace("http://", "").parse().unwrap();
-    let status = |path: &str| ask(public, "GET", path, &[], "").status;
-    assert_eq!(status("/healthz"), 200);
-    assert_eq!([status("/metrics"), status("/readyz"), status("/v1/sessions")], [404; 3]);
-    assert_eq!(status("/v1/credentials"), 401);
-    let uris = ask(public, "GET", "/v1/credentials", &[BEARER], "").json()["uris"].clone();
-    let ports = [server.udp4(), server.udp6(), server.tcp4(), server.tcp6()].map(|address| address.port());
-    assert_eq!(uris[0], format!("turn:turn.example.org:{}?transport=udp", ports[0]));
-    assert_eq!(uris[3], format!("turn:turn.example.org:{}?transport=tcp", ports[3]));
-    // On http.listen all of it is there, and a foreign Host is not answered.
-    assert_eq!(server.health("/metrics"), 200);
-    assert_eq!(ask(server.http(), "GET", "/ice", &[("Host", "evil.example"), BEARER], "").status, 403);
-    assert_eq!(ask(server.http(), "GET", "/ice", &[("Host", "localhost"), BEARER], "").status, 200);
-}
-
-#[test]
-fn sighup_rotates_keys_and_the_secret_that_mints() {
-    let settings = settings_with_keys(1, "");
-    let mut server = settings.clone().start();
-    let host = ("Host", "localhost");
-    let http = server.http();
-    assert_eq!(ask(http, "GET", "/ice", &[host, BEARER], "").status, 200);
-    let mut next = settings;
-    next.tables = key_table("next", "next-key", "");
-    next.secrets = vec![("second", "south-of-everything"), ("main", "north-of-everything")];
-    let said = server.reload(next);
-    assert!(said.contains("are taken over") && !said.contains("next start"), "{said}");
-    wait_for("the new key", || (ask(http, "GET", "/ice", &[host, BEARER], "").status == 401).then_some(()));
-    let answer = ask(http, "GET", "/v1/credentials?key=next-key&username=dave", &[host], "").json();
-    let mut client =
-        Client::udp(server.udp4()).user(answer["username"].as_str().unwrap(), answer["password"].as_str().unwrap());
-    wait_for("the relay to know the new secret", || {
-        client.login = None;
-        let code = client.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e_support::Wanted::udp()]).code();
-        (code == 0).then_some(())
-    });
-    assert_eq!(client.refresh(0).code(), 0);
-    assert_eq!(server.log.wait_for_session("dave")["secret"], "second");
-}
-
-#[test]
-fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
-    let secret = "[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n";
-    let key = key_table("web", KEY, "");
-    for (text, says) in [
-        (format!("http.public = [\"127.0.0.1:28001\"]\n{secret}"), "http.public = [\"127.0.0.1:28001\"]: would give"),
-        (format!("http.public = [\"127.0.0.1:28001\"]\nhttp.unix_uids = [5]\n{secret}"), "add [[http.keys]]"),
-        (format!("auth.users = {{ a = \"b\" }}\n{key}"), "there is none: add [[auth.secrets]]"),
-        (format!("http.cors = [\"*\"]\n{secret}"), "any page on the web"),
-        (format!("http.cors = [\"app.example\"]\n{secret}"), "expected an origin"),
-        (format!("http.identity_header = \"X-User\"\n{secret}"), "name the proxy's address in http.proxies"),
-        (format!("http.jwt_keys = \"https://a.example/jwks\"\n{secret}"), "not in this version; name a file"),
-        (format!("http.jwt_keys = \"/nowhere\"\n{secret}"), "say which audience is ours"),
-        (format!("http.jwt_keys = \"/nowhere\"\nhttp.jwt_audience = \"a\"\n{secret}"), "can't read /nowhere"),
-        (format!("http.jwt_keys = \"/proc/version\"\nhttp.jwt_audience = \"a\"\n{secret}"), "is not JSON"),
-        (format!("http.proxies = [\"0.0.0.0/0\"]\n{secret}"), "everybody would be believed"),
-        (format!("http.public_name = \"turn:example\"\n{secret}"), "without scheme"),
-        (format!("http.unix_uids = [\"root\"]\n{secret}"), "id -u NAME"),
-        (format!("http.public = [\"127.0.0.1:8080\"]\n{key}{secret}"), "is taken by http.listen"),
-        (format!("http.public = [\"0.0.0.0:3478\"]\n{key}{secret}"), "is taken by listen.tcp"),
-        (format!("{key}{key}{secret}"), "http.keys[1]: the name \"web\" stands there twice"),
-        (format!("{key}{}{secret}", key_table("two", KEY, "")), "is the same key as \"web\""),
-        (format!("{}{secret}", key_table("proxy", KEY, "")), "choose another"),
-        (format!("{}{secret}", key_table("a b", KEY, "")), "letters, digits"),
-        (format!("{}{secret}", key_table("web", KEY, "tenant = \"x\"")), "tenant: not in this version"),
-        (format!("{}{secret}", key_table("web", KEY, "max_tll = \"1h\"")), "did you mean `max_ttl`?"),
-        (format!("{}{secret}", key_table("web", KEY, "max_ttl = \"0s\"")), "longer than nothing"),
-        (format!("{}{secret}", key_table("web", KEY, "from = []")), "leave it out for everywhere"),
-        (format!("{}{secret}", key_table("web", KEY, "from = [\"10.0.0.1/8\"]")), "bits set after its prefix"),
-    ] {
-        let error = Config::from_toml("c.toml", &text).expect_err(&text).to_string();
-        assert!(error.contains(says), "{error}\nlacks {says}");
-    }
-    // Somebody will put the key where its digest belongs: it must not be shown.
-    let text = format!("[[http.keys]]\nname = \"web\"\nsha256 = \"Xopen-sesame\"\nkey = \"Xother\"\n{secret}");
-    let error = Config::from_toml("c.toml", &text).unwrap_err();
-    let shown = format!("{error} {error:?} {}", error.describe_json());
-    assert!(shown.contains("the SHA-256 of the key, not the key itself"), "{shown}");
-    assert!(!shown.contains("Xopen") && !shown.contains("Xother"), "{shown}");
-}
-
 /// So that the golden files are all looked at, and none is left of a shape that is gone.
 #[test]
 fn every_golden_file_is_compared() {
