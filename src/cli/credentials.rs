@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
 use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
-use crate::protocol::address::Family;
+use crate::protocol::address::{Family, Transport};
 use crate::protocol::settings::StaticUser;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
@@ -77,8 +77,15 @@ fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String
             Some(config.relay.external.advertised(ip))
         };
         let Some(host) = host else { continue };
-        let url =
-            format!("turn:{}?transport={}", SocketAddr::new(host, listen.address.port()), listen.transport.name());
+        let port = listen.address.port();
+        let url = match (listen.transport, &config.tls.name) {
+            (Transport::Udp | Transport::Tcp, _) => {
+                format!("turn:{}?transport={}", SocketAddr::new(host, port), listen.transport.name())
+            }
+            // A client checks the certificate against what it was told, and hardly one holds an address.
+            (Transport::Tls, Some(name)) => format!("turns:{name}:{port}?transport=tcp"),
+            (Transport::Tls, None) => format!("turns:{}?transport=tcp", SocketAddr::new(host, port)),
+        };
         if !urls.contains(&url) {
             urls.push(url);
         }
@@ -191,6 +198,7 @@ fn unix_now() -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::checked::Listen;
 
     fn config(text: &str) -> Config {
         Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
@@ -217,6 +225,19 @@ mod tests {
             urls_of("listen.udp = []\nlisten.tcp = [\"0.0.0.0:3478\"]\nrelay.addresses = [\"198.51.100.4\"]"),
             ["turn:198.51.100.4:3478?transport=tcp"]
         );
+    }
+
+    #[test]
+    fn tls_listeners_become_turns_uris_under_the_certificates_name() {
+        let mut config = config("listen.udp = []\nlisten.tcp = [\"192.0.2.7:3478\"]");
+        let address = config.listen[0].address;
+        // As listen.auto stands in a configuration: one address, once for each transport.
+        config.listen[0].is_auto = true;
+        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true });
+        let plain = "turn:192.0.2.7:3478?transport=tcp";
+        assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
+        config.tls.name = Some("turn.example.org".into());
+        assert_eq!(urls(&config, |_| None), [plain, "turns:turn.example.org:3478?transport=tcp"]);
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Check {
     /// Reports fields that a table of users or secrets does not have.
     ///
     /// Returns whether all are known; if not, a field that seems missing was probably misspelt.
-    fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
+    pub(super) fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
         let mut all_known = true;
         for field in fields.iter().filter(|field| !known.contains(&field.key.as_str())) {
             let path = format!("{key}.{}", document::bare_or_quoted(&field.key));
