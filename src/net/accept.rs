@@ -3,7 +3,7 @@
 //! A plain stream is handed over at once. TLS handshakes and the first byte on a port for both take place
 //! here, so that neither a signature nor a client that says nothing costs a worker anything: each with a time
 //! limit, and so many at once. When that many are under way, a new one takes the place of the oldest, but not
-//! of one that came within the last second: so silent connections can't keep others out, and a crowd that
+//! of one that came within the last two seconds: so silent connections can't keep others out, and a crowd that
 //! reconnects waits in the kernel's queue instead of failing.
 
 use std::collections::BTreeMap;
@@ -27,8 +27,8 @@ use crate::tls::{Handshakes, Tls};
 /// How long accepting rests when the system is out of files: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// A handshake so young gives way to nobody.
-const YOUNG: Duration = Duration::from_secs(1);
+/// A handshake so young gives way to nobody: it may be that of a client across two satellites.
+const YOUNG: Duration = Duration::from_secs(2);
 
 /// A TLS record of type handshake (RFC 8446 section 5.1): no STUN message and no ChannelData begins with it.
 const HANDSHAKE: u8 = 0x16;

@@ -1,4 +1,4 @@
-//! Looks at the certificate files every second and takes over what has changed, once it has settled.
+//! Looks at the certificate files twice a second and takes over what has changed, once it has settled.
 //!
 //! By metadata of what the paths lead to, so a rewritten file, a renamed one and a swapped symlink (also of a
 //! directory, as orchestrators mount secrets) are all seen; notifications of the kernel miss the last.
@@ -12,7 +12,7 @@ use super::certificates::{Certificates, Files};
 use super::provider;
 
 /// Between two looks.
-const EVERY: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(500);
 
 /// Device, inode, size, and the times of content and inode; `None` for what is not there.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
@@ -44,7 +44,7 @@ pub async fn watch(certificates: Arc<Certificates>) {
             let files = files.clone();
             tokio::task::spawn_blocking(move || stamps(&files)).await.unwrap_or_default()
         };
-        // Certificate and key are two files: whoever writes them gets a second for the other.
+        // Certificate and key are two files: whoever writes them gets time for the other.
         let is_settled = seen == before;
         before = seen;
         if !is_settled || before == taken {
