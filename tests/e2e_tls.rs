@@ -264,7 +264,7 @@ with_one_and_three_workers! {
         let server = settings.start();
         let witness = Witness::start(authority.client(server.tls4()));
         let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
-        let flood: Vec<TcpStream> = (0..12)
+        let flood: Vec<TcpStream> = (0..10)
             .map(|number| {
                 let mut stream = TcpStream::connect(server.tls4()).unwrap();
                 stream.write_all(&hello[..number % hello.len()]).unwrap();
@@ -281,7 +281,7 @@ with_one_and_three_workers! {
         }
         wait_for("all counted", || {
             let (refused, timeout) = (handshakes(&server, "refused"), handshakes(&server, "timeout"));
-            (refused >= 2 && timeout > 0 && refused + timeout == 12).then_some(())
+            ((refused, timeout) == (1, 9)).then_some(())
         });
         assert_eq!(late.refresh(0).code(), 0);
         witness.finish();
@@ -438,9 +438,11 @@ with_one_and_three_workers! {
                 stream.write_all(noise).unwrap();
                 expect_end(stream);
             }
-            expect_end(TcpStream::connect(tcp).unwrap());
             assert_eq!(closed_streams(&server, "not_stun"), broken + 3);
-            assert_eq!(closed_streams(&server, "silent"), silent + 1);
+            if tls.is_ipv4() {
+                expect_end(TcpStream::connect(tcp).unwrap());
+                assert_eq!(closed_streams(&server, "silent"), silent + 1);
+            }
             witness.finish();
         }
     }
@@ -480,12 +482,16 @@ fn a_wrong_certificate_is_named_before_any_port_is_bound() {
     let mut named = good;
     named.tls = vec!["127.0.0.1:27005".to_owned()];
     fs::write(&config, named.text(&(27_006..=27_010))).unwrap();
-    let minted = std::process::Command::new(binary(&config).get_program())
-        .args(["credentials", "mint", "--user", "bob", "--config"])
-        .arg(&config)
-        .env_clear()
-        .output()
-        .unwrap();
-    let said = String::from_utf8(minted.stdout).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(binary(&config).get_program());
+        let output = command.args(arguments).arg(&config).env_clear().output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = run(&["credentials", "mint", "--user", "bob", "--config"]);
     assert!(said.contains(&format!("\"turns:{NAME}:27005?transport=tcp\"")), "{said}");
+    let said = run(&["check-config"]);
+    let certificate = named.certificates[0].0.display().to_string();
+    for part in ["tls 127.0.0.1:27005", &certificate, "TLS handshakes: 1000 at once, 10s each"] {
+        assert!(said.contains(part), "{said}\nlacks {part}");
+    }
 }
