@@ -127,6 +127,16 @@ with_one_and_three_workers! {
                 stream.sock.write_all(part).unwrap();
             }
             assert_eq!(receive(&peer).0, payload(7, 900));
+            // TLS 1.3: the client asks for new keys, and our answer comes between two frames.
+            if version.version == rustls::ProtocolVersion::TLSv1_3 {
+                client.tls_stream().conn.refresh_traffic_keys().unwrap();
+            }
+            for round in 0..3 {
+                client.send_channel(CHANNEL, &payload(round, 99));
+                assert_eq!(receive(&peer).0, payload(round, 99));
+                peer.send_to(&payload(round, 101), relayed).unwrap();
+                client.expect_data(Origin::Channel(CHANNEL), &payload(round, 101));
+            }
             expect_silence(&peer);
         }
     }
