@@ -15,6 +15,7 @@ mod check;
 mod check_auth;
 mod check_issuing;
 mod check_network;
+mod check_tls;
 mod document;
 mod units;
 
@@ -69,6 +70,11 @@ pub const KEYS: &[Key] = &[
     key("workers", Kind::Number, "\"auto\"", "threads that relay: \"auto\" or 1 to 256"),
     key("listen.udp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by UDP; [::] is IPv6 only"),
     key("listen.tcp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by TCP; [::] is IPv6 only"),
+    key("listen.tls", Kind::List, "[]", "where clients come by TLS, often \"0.0.0.0:5349\" or \"0.0.0.0:443\""),
+    key("listen.auto", Kind::List, "[]", "ports that take TLS and plain TCP, told apart by the first byte"),
+    key("tls.certificate", Kind::Text, "\"\"", "PEM file of the certificate's chain; reread when it changes"),
+    key("tls.private_key", Kind::Text, "\"\"", "PEM file of its private key; reread when it changes"),
+    key("tls.certificates", Kind::Tables, "[]", "further pairs of certificate and private_key, chosen by server name"),
     key(
         "relay.addresses",
         Kind::List,
@@ -108,6 +114,8 @@ pub const KEYS: &[Key] = &[
         "\"10s\"",
         "how long a TCP connection may stay unauthenticated; 0 = no limit",
     ),
+    key("limits.tls_handshake", Kind::Text, "\"10s\"", "how long a TLS handshake may take; 0 = no limit"),
+    key("limits.tls_half_open", Kind::Number, "1000", "TLS handshakes under way at once; 0 = no limit"),
     key(
         "limits.credentials_per_key",
         Kind::Number,
@@ -150,10 +158,7 @@ pub const KEYS: &[Key] = &[
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
 pub const LATER: &[(&str, Option<&str>)] = &[
-    ("listen.tls", Some("[]")),
-    ("listen.auto", Some("[]")),
     ("listen.shared", Some("[]")),
-    ("tls", None),
     ("relay.tcp", Some("false")),
     ("relay.mobility", Some("false")),
     ("auth.on_expiry", Some("\"keep\"")),

@@ -20,4 +20,5 @@ pub mod net;
 pub mod ops;
 pub mod protocol;
 pub mod run;
+pub mod tls;
 pub mod wire;

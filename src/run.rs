@@ -102,6 +102,7 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         match signals.next().await {
             Told::Reload => {
                 if let Some(new) = reload(&config, &started.running, &level) {
+                    started.running.renew_certificates(&new).await;
                     config = new;
                     rest.reconfigure(&config, rest::uris_of(&started.running, &config));
                 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use crate::config::Config;
 use crate::protocol::address::Transport;
 
 /// Browsers are slow to gather, and warn, with five servers or more.
@@ -20,12 +21,13 @@ pub struct Uri {
 }
 
 impl Uri {
-    /// `turn:` with its transport, which is never left out.
+    /// `turn:` or `turns:` with its transport, which is never left out.
     #[must_use]
     pub fn turn(&self) -> String {
         match self.transport {
             Transport::Udp => format!("turn:{self}?transport=udp"),
             Transport::Tcp => format!("turn:{self}?transport=tcp"),
+            Transport::Tls => format!("turns:{self}?transport=tcp"),
         }
     }
 
@@ -34,7 +36,7 @@ impl Uri {
     pub fn stun(&self) -> Option<String> {
         match self.transport {
             Transport::Udp => Some(format!("stun:{self}")),
-            Transport::Tcp => None,
+            Transport::Tcp | Transport::Tls => None,
         }
     }
 }
@@ -50,13 +52,28 @@ impl fmt::Display for Uri {
     }
 }
 
-/// Each listener once: UDP first, within a transport IPv4 first, else in the order given.
+/// What clients must be told instead of an address.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Names<'a> {
+    /// `http.public_name`.
+    pub public: Option<&'a str>,
+    /// A name in the certificate: a client checks it against what it was told, and hardly one holds an address.
+    pub certificate: Option<&'a str>,
+}
+
+/// The names of a configuration.
+#[must_use]
+pub fn names(config: &Config) -> Names<'_> {
+    Names { public: config.http.issuing.public_name.as_deref(), certificate: config.tls.name.as_deref() }
+}
+
+/// Each listener once: UDP first, TLS last, within a transport IPv4 first, else in the order given.
 ///
 /// With a public name every listener goes by it. Otherwise `told` says what clients are told for a local address,
 /// or for the unspecified one of a family; a loopback listener is left out if there are others.
 pub fn of_listeners(
     listeners: impl IntoIterator<Item = (Transport, SocketAddr)>,
-    public_name: Option<&str>,
+    names: &Names<'_>,
     told: impl Fn(IpAddr) -> Option<IpAddr>,
 ) -> Vec<Uri> {
     let mut listeners: Vec<_> = listeners.into_iter().filter(|(_, address)| address.port() != 0).collect();
@@ -66,7 +83,11 @@ pub fn of_listeners(
     listeners.sort_by_key(|(transport, address)| (*transport, address.is_ipv6()));
     let mut uris: Vec<Uri> = Vec::new();
     for (transport, address) in listeners {
-        let host = public_name.map(Box::from).or_else(|| told(address.ip()).map(|ip| ip.to_string().into()));
+        let name = match transport {
+            Transport::Udp | Transport::Tcp => names.public,
+            Transport::Tls => names.certificate.or(names.public),
+        };
+        let host = name.map(Box::from).or_else(|| told(address.ip()).map(|ip| ip.to_string().into()));
         let Some(host) = host else { continue };
         let uri = Uri { host, port: address.port(), transport };
         if !uris.contains(&uri) {
@@ -98,7 +119,10 @@ mod tests {
             IpAddr::V6(v6) if v6.is_unspecified() => None,
             IpAddr::V4(_) | IpAddr::V6(_) => Some(ip),
         };
-        of_listeners(listeners, name, told).iter().map(Uri::turn).collect()
+        of_listeners(listeners, &Names { public: name, certificate: Some("turn.example.net") }, told)
+            .iter()
+            .map(Uri::turn)
+            .collect()
     }
 
     #[test]
@@ -123,6 +147,15 @@ mod tests {
             ["turn:turn.example.org:3478?transport=udp", "turn:turn.example.org:3478?transport=tcp"]
         );
         assert_eq!(texts(&both[..1], Some("2001:db8::9")), ["turn:[2001:db8::9]:3478?transport=udp"]);
+    }
+
+    #[test]
+    fn tls_comes_last_and_goes_by_a_name_of_the_certificate() {
+        use Transport::{Tcp, Tls};
+        assert_eq!(
+            texts(&[(Tls, "0.0.0.0:443"), (Tcp, "0.0.0.0:443")], Some("turn.example.org")),
+            ["turn:turn.example.org:443?transport=tcp", "turns:turn.example.net:443?transport=tcp"]
+        );
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn mint_with(
 /// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
 fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
     let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
-    let uris = uris::of_listeners(listeners, config.http.issuing.public_name.as_deref(), |ip| {
+    let uris = uris::of_listeners(listeners, &uris::names(config), |ip| {
         if !ip.is_unspecified() {
             return Some(config.relay.external.advertised(ip));
         }
@@ -184,6 +184,8 @@ fn unix_now() -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::checked::Listen;
+    use crate::protocol::address::Transport;
 
     fn config(text: &str) -> Config {
         Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
@@ -210,6 +212,19 @@ mod tests {
             urls_of("listen.udp = []\nlisten.tcp = [\"0.0.0.0:3478\"]\nrelay.addresses = [\"198.51.100.4\"]"),
             ["turn:198.51.100.4:3478?transport=tcp"]
         );
+    }
+
+    #[test]
+    fn tls_listeners_become_turns_uris_under_the_certificates_name() {
+        let mut config = config("listen.udp = []\nlisten.tcp = [\"192.0.2.7:3478\"]");
+        let address = config.listen[0].address;
+        // As listen.auto stands in a configuration: one address, once for each transport.
+        config.listen[0].is_auto = true;
+        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true });
+        let plain = "turn:192.0.2.7:3478?transport=tcp";
+        assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
+        config.tls.name = Some("turn.example.org".into());
+        assert_eq!(urls(&config, |_| None), [plain, "turns:turn.example.org:3478?transport=tcp"]);
     }
 
     #[test]

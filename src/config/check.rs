@@ -50,6 +50,8 @@ pub(crate) fn check(
     let workers = check.workers();
     let mut listen = check.listen(Transport::Udp, "listen.udp");
     listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
+    check.listen_tls(&mut listen);
+    let tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen);
     let lifetimes = check.lifetimes();
@@ -71,6 +73,7 @@ pub(crate) fn check(
         realm,
         workers,
         listen: listen.into_iter().map(|(listen, _)| listen).collect(),
+        tls,
         relay,
         lifetimes,
         auth,
@@ -332,7 +335,21 @@ impl Check {
             channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX))
                 .unwrap_or(CHANNELS_MAX),
         };
-        LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
+        LimitsConfig {
+            tables,
+            tcp_queue: self.tcp_queue(),
+            tcp_unauthenticated: self.patience(
+                "limits.tcp_unauthenticated",
+                86_400,
+                "connections that never authenticate stay for ever",
+            ),
+            tls_handshake: self.patience(
+                "limits.tls_handshake",
+                600,
+                "connections that never shake hands stay for ever",
+            ),
+            tls_half_open: none(self.count("limits.tls_half_open", u32::MAX)),
+        }
     }
 
     pub(crate) fn count(&mut self, path: &'static str, max: u32) -> u32 {
@@ -371,14 +388,13 @@ impl Check {
         None
     }
 
-    fn tcp_unauthenticated(&mut self) -> Option<Duration> {
-        let path = "limits.tcp_unauthenticated";
+    fn patience(&mut self, path: &'static str, seconds_max: u64, otherwise: &str) -> Option<Duration> {
         let node = self.get(path);
         if is_zero(&node) {
-            self.unbounded(&node, path, "connections that never authenticate stay for ever");
+            self.unbounded(&node, path, otherwise);
             return None;
         }
-        Some(Duration::from_secs(self.seconds(path, 1..=86_400)))
+        Some(Duration::from_secs(self.seconds(path, 1..=seconds_max)))
     }
 
     fn unbounded(&mut self, node: &Node, path: &str, what: &str) {

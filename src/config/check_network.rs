@@ -29,7 +29,7 @@ impl Check {
                     path,
                     format!("overlaps with \"{other}\": an unspecified address stands for all of its family"),
                 ),
-                None => listeners.push((Listen { transport, address }, node)),
+                None => listeners.push((Listen { transport, address, is_auto: false }, node)),
             }
         }
         listeners
@@ -233,7 +233,7 @@ impl Check {
         };
         for (listener, listener_node) in listen {
             let address = listener.address;
-            // Relayed sockets are UDP: a TCP listener's port is free for them.
+            // Relayed sockets are UDP: a stream listener's port is free for them.
             if listener.transport != Transport::Udp || !ports.contains(&address.port()) {
                 continue;
             }
@@ -335,16 +335,28 @@ impl Check {
                 "this page of metrics has no lock, so it must be loopback (\"127.0.0.1:8080\", \"[::1]:8080\") or \"unix:/path\"; put a reverse proxy in front to show it elsewhere",
             );
         } else if let Some((other, _)) =
-            listen.iter().find(|(other, _)| other.transport == Transport::Tcp && overlap(other.address, address))
+            listen.iter().find(|(other, _)| other.transport != Transport::Udp && overlap(other.address, address))
         {
-            self.wrong(&node, path, format!("is taken by listen.tcp = \"{}\"", other.address));
+            self.wrong(&node, path, format!("is taken by {} = \"{}\"", other.key(), other.address));
         }
         Some(HttpListen::Tcp(address))
     }
 }
 
+impl Listen {
+    /// The key that it came from.
+    pub(crate) const fn key(&self) -> &'static str {
+        match (self.is_auto, self.transport) {
+            (true, _) => "listen.auto",
+            (false, Transport::Udp) => "listen.udp",
+            (false, Transport::Tcp) => "listen.tcp",
+            (false, Transport::Tls) => "listen.tls",
+        }
+    }
+}
+
 /// Whether two sockets of one protocol could not both be bound; port 0 is whatever is free.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
         && a.is_ipv4() == b.is_ipv4()

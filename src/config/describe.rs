@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::config::checked::{Config, External, HttpListen, Workers};
 use crate::config::error::{ConfigError, Place, Problem};
 use crate::config::units::{show_bytes, show_seconds};
+use crate::protocol::address::Transport;
 
 impl Config {
     /// What `check-config` says about a right configuration.
@@ -28,10 +29,17 @@ impl Config {
             },
         );
         for listen in &self.listen {
-            line("listen", format!("{} {}", listen.transport.name(), listen.address));
+            match (listen.is_auto, listen.transport) {
+                (true, Transport::Tls) => line("listen", format!("tls and tcp {}", listen.address)),
+                (true, Transport::Tcp | Transport::Udp) => {}
+                (false, _) => line("listen", format!("{} {}", listen.transport.name(), listen.address)),
+            }
         }
         if self.listen.is_empty() {
-            line("listen", "nowhere: listen.udp and listen.tcp are empty".to_owned());
+            line("listen", "nowhere: every list of [listen] is empty".to_owned());
+        }
+        for files in &self.tls.files {
+            line("certificate", format!("{} with {}", files.certificate.display(), files.private_key.display()));
         }
         let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
         if self.relay.addresses.is_empty() {
@@ -113,6 +121,12 @@ impl Config {
                     .map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()))
             ),
         );
+        if !self.tls.files.is_empty() {
+            let half_open = count(self.limits.tls_half_open);
+            let time =
+                self.limits.tls_handshake.map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()));
+            line("", format!("TLS handshakes: {half_open} at once, {time} each"));
+        }
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
@@ -142,8 +156,14 @@ impl Config {
             "challenge_bytes": self.challenge_bytes(),
             "workers": match self.workers { Workers::Auto => json!("auto"), Workers::Count(count) => json!(count) },
             "listen": self.listen.iter().map(|listen| json!({
-                "transport": listen.transport.name(), "address": listen.address,
+                "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
             })).collect::<Vec<_>>(),
+            "tls": {
+                "certificates": self.tls.files.iter().map(|files| json!({
+                    "certificate": files.certificate, "private_key": files.private_key,
+                })).collect::<Vec<_>>(),
+                "name": self.tls.name.as_deref(),
+            },
             "relay": {
                 "addresses": self.relay.addresses.iter().map(|local| json!({
                     "local": local, "advertised": self.relay.external.advertised(*local),
@@ -173,6 +193,8 @@ impl Config {
                 "channels_per_allocation": tables.channels_per_allocation,
                 "tcp_queue": self.limits.tcp_queue,
                 "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
+                "tls_handshake": self.limits.tls_handshake.map(|time| time.as_secs()),
+                "tls_half_open": self.limits.tls_half_open,
             },
             "http": {
                 "listen": self.http_text(),

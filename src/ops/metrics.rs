@@ -6,6 +6,7 @@
 //! label has values that users choose.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -42,6 +43,20 @@ impl Metrics {
             self.publish();
         });
         recorder.handle().render()
+    }
+
+    fn publish_tls(&self) {
+        let handshakes = self.running.handshakes();
+        for (result, count) in handshakes.results() {
+            counter!("throughway_tls_handshakes_total", "result" => result).absolute(count);
+        }
+        counter!("throughway_tls_resumptions_total").absolute(handshakes.resumed.load(Ordering::Relaxed));
+        gauge!("throughway_tls_handshakes_under_way").set(handshakes.under_way.load(Ordering::Relaxed) as f64);
+        let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
+        for (position, certificate) in certificates.iter().enumerate() {
+            gauge!("throughway_tls_certificate_days", "certificate" => position.to_string())
+                .set(certificate.days_left() as f64);
+        }
     }
 
     fn publish(&self) {
@@ -109,6 +124,10 @@ impl Metrics {
             .absolute(of_net(&|net| net.streams_broken.get()));
         counter!("throughway_streams_closed_total", "reason" => "no_allocation")
             .absolute(of_net(&|net| net.streams_overdue.get()));
+        counter!("throughway_streams_closed_total", "reason" => "tls_broken")
+            .absolute(of_net(&|net| net.streams_tls_broken.get()));
+        counter!("throughway_streams_closed_total", "reason" => "silent").absolute(self.running.streams_silent());
+        self.publish_tls();
         counter!("throughway_events_lost_total").absolute(of_net(&|net| net.events_lost.get()));
         for (key, count) in self.issuing.issued() {
             counter!("throughway_credentials_issued_total", "key" => key.into_string()).absolute(count);
@@ -142,6 +161,10 @@ fn describe() {
     describe_counter!("throughway_streams_accepted_total", "Client streams ever adopted");
     describe_counter!("throughway_streams_refused_total", "Client streams that could not be accepted or served");
     describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
+    describe_counter!("throughway_tls_handshakes_total", "TLS handshakes by what became of them");
+    describe_counter!("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session");
+    describe_gauge!("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished");
+    describe_gauge!("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position");
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
     describe_counter!("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked");
     describe_counter!("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason");

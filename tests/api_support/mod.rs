@@ -51,7 +51,11 @@ pub fn config(http: &str, tables: &str) -> Config {
 pub fn some_uris() -> Vec<uris::Uri> {
     let listeners =
         [(Transport::Tcp, "192.0.2.7:443"), (Transport::Udp, "[2001:db8::7]:3478"), (Transport::Udp, "192.0.2.7:3478")];
-    uris::of_listeners(listeners.map(|(transport, address)| (transport, address.parse().unwrap())), None, Some)
+    uris::of_listeners(
+        listeners.map(|(transport, address)| (transport, address.parse().unwrap())),
+        &uris::Names::default(),
+        Some,
+    )
 }
 
 pub const fn start() -> Now {

@@ -308,7 +308,7 @@ pub fn router(rest: &Arc<Rest>, door: &Door) -> Router {
 #[must_use]
 pub fn uris_of(running: &Running, config: &Config) -> Vec<Uri> {
     let listeners = running.listeners().iter().map(|(transport, address): &(_, SocketAddr)| (*transport, *address));
-    uris::of_listeners(listeners, config.http.issuing.public_name.as_deref(), |ip| {
+    uris::of_listeners(listeners, &uris::names(config), |ip| {
         if ip.is_unspecified() {
             running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
         } else {

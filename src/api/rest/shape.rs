@@ -260,16 +260,22 @@ fn services<'a>(issued: &Issued<'a>) -> Vec<Service<'a>> {
     let service = |uri: &'a Uri, kind, login| {
         let transport = match uri.transport {
             Transport::Udp => "udp",
-            Transport::Tcp => "tcp",
+            Transport::Tcp | Transport::Tls => "tcp",
         };
         Service { kind, host: &uri.host, port: uri.port, transport, login }
     };
     let stun = issued.uris.iter().filter(|uri| uri.stun().is_some()).take(1).map(|uri| service(uri, "stun", None));
-    let turn = issued
-        .uris
-        .iter()
-        .map(|uri| service(uri, "turn", Some((issued.username, issued.password, date::iso(issued.expires_at)))));
+    let turn = issued.uris.iter().map(|uri| {
+        service(uri, turn_kind(uri.transport), Some((issued.username, issued.password, date::iso(issued.expires_at))))
+    });
     stun.chain(turn).collect()
+}
+
+const fn turn_kind(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp | Transport::Tcp => "turn",
+        Transport::Tls => "turns",
+    }
 }
 
 impl Service<'_> {
