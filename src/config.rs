@@ -9,10 +9,13 @@ pub mod describe;
 pub mod environment;
 pub mod error;
 pub mod initial_secret;
+pub mod issuing;
 
 mod check;
 mod check_auth;
+mod check_issuing;
 mod check_network;
+mod check_tls;
 mod document;
 mod units;
 
@@ -67,6 +70,11 @@ pub const KEYS: &[Key] = &[
     key("workers", Kind::Number, "\"auto\"", "threads that relay: \"auto\" or 1 to 256"),
     key("listen.udp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by UDP; [::] is IPv6 only"),
     key("listen.tcp", Kind::List, "[\"0.0.0.0:3478\", \"[::]:3478\"]", "where clients come by TCP; [::] is IPv6 only"),
+    key("listen.tls", Kind::List, "[]", "where clients come by TLS, often \"0.0.0.0:5349\" or \"0.0.0.0:443\""),
+    key("listen.auto", Kind::List, "[]", "ports that take TLS and plain TCP, told apart by the first byte"),
+    key("tls.certificate", Kind::Text, "\"\"", "PEM file of the certificate's chain; reread when it changes"),
+    key("tls.private_key", Kind::Text, "\"\"", "PEM file of its private key; reread when it changes"),
+    key("tls.certificates", Kind::Tables, "[]", "further pairs of certificate and private_key, chosen by server name"),
     key(
         "relay.addresses",
         Kind::List,
@@ -106,22 +114,54 @@ pub const KEYS: &[Key] = &[
         "\"10s\"",
         "how long a TCP connection may stay unauthenticated; 0 = no limit",
     ),
-    key("http.listen", Kind::Text, "\"127.0.0.1:8080\"", "metrics and health: loopback or unix:/path; \"\" = none"),
-    key("http.hosts", Kind::List, "[]", "further Host names; loopback names are always allowed"),
+    key("limits.tls_handshake", Kind::Text, "\"10s\"", "how long a TLS handshake may take; 0 = no limit"),
+    key("limits.tls_half_open", Kind::Number, "1000", "TLS handshakes under way at once; 0 = no limit"),
+    key(
+        "limits.credentials_per_key",
+        Kind::Number,
+        "600",
+        "credentials a minute for each of http.keys, all proxies or all unix peers; 0 = no limit",
+    ),
+    key(
+        "limits.credentials_per_user",
+        Kind::Number,
+        "30",
+        "credentials a minute for each user id that a caller names; 0 = no limit",
+    ),
+    key(
+        "http.listen",
+        Kind::Text,
+        "\"127.0.0.1:8080\"",
+        "metrics, health and credentials: loopback or unix:/path; \"\" = none",
+    ),
+    key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
+    key("http.public", Kind::List, "[]", "where credentials and /healthz, and nothing else, are served to everybody"),
+    key("http.public_name", Kind::Text, "\"\"", "the host that turn: URIs name; empty: the addresses clients are told"),
+    key("http.ttl", Kind::Text, "\"1h\"", "lifetime of a credential whose caller asks for none"),
+    key("http.keys", Kind::Tables, "[]", "who may ask for credentials: tables of name, sha256, max_ttl and from"),
+    key("http.unix_uids", Kind::List, "[]", "user ids of this machine that may ask over a unix socket without a key"),
+    key("http.proxies", Kind::List, "[]", "prefixes of reverse proxies whose X-Forwarded-For is believed"),
+    key("http.identity_header", Kind::Text, "\"\"", "in which header these proxies name the user who has logged in"),
+    key(
+        "http.jwt_keys",
+        Kind::Text,
+        "\"\"",
+        "a JWKS file: who shows a JSON Web Token signed with one of its keys may ask",
+    ),
+    key("http.jwt_audience", Kind::Text, "\"\"", "the audience that such a token must name"),
+    key("http.jwt_issuer", Kind::Text, "\"\"", "the issuer that it must come from; empty: any that has a key there"),
+    key("http.jwt_user_claim", Kind::Text, "\"sub\"", "the claim of it that names the user"),
+    key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
     key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),
     key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
 ];
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
 pub const LATER: &[(&str, Option<&str>)] = &[
-    ("listen.tls", Some("[]")),
-    ("listen.auto", Some("[]")),
     ("listen.shared", Some("[]")),
-    ("tls", None),
     ("relay.tcp", Some("false")),
     ("relay.mobility", Some("false")),
     ("auth.on_expiry", Some("\"keep\"")),
-    ("http.public", Some("[]")),
     ("limits.bandwidth", None),
     ("limits.bandwidth_per_user", None),
     ("limits.bandwidth_per_allocation", None),

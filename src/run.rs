@@ -6,10 +6,13 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::host::AllowedHosts;
+use crate::api::rest::counts::Counts;
+use crate::api::rest::{self, Door, Rest};
 use crate::api::{Bound, health};
 use crate::cli::Failure;
+use crate::config::checked::HttpConfig;
 use crate::config::{Config, Environment};
-use crate::net::{self, Running};
+use crate::net::{self, Running, clock};
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Phase, Status};
@@ -37,6 +40,7 @@ pub(crate) struct Started {
     pub(crate) running: Arc<Running>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
+    pub(crate) issuing: Arc<Counts>,
     log: tokio::task::JoinHandle<()>,
 }
 
@@ -57,8 +61,9 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnd
         );
     }
     let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended));
-    let metrics = Arc::new(Metrics::new(Arc::clone(&running)));
-    Ok(Started { running, metrics, status: Arc::new(Status::default()), log })
+    let issuing = Arc::new(Counts::default());
+    let metrics = Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&issuing)));
+    Ok(Started { running, metrics, status: Arc::new(Status::default()), issuing, log })
 }
 
 impl Started {
@@ -78,16 +83,18 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
-    let http_address: Vec<SocketAddr> = http.as_ref().and_then(Bound::address).into_iter().collect();
+    let public = config.http.public.iter().map(|address| Bound::bind_public(*address)).collect::<Result<Vec<_>, _>>();
+    let public = public.map_err(|error| Failure::Run(error.to_string()))?;
+    let http_addresses: Vec<SocketAddr> = http.iter().chain(&public).filter_map(Bound::address).collect();
     let mut signals = Signals::new()?;
-    let started = start(&config, &http_address, None)?;
-    if let Some(http) = http {
-        let hosts = AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string));
-        let health =
-            health::Health { status: Arc::clone(&started.status), metrics: Arc::clone(&started.metrics), hosts };
-        tracing::info!(address = http.name(), "metrics and health");
-        tokio::spawn(http.serve(health::router(health)));
-    }
+    let started = start(&config, &http_addresses, None)?;
+    let rest = Arc::new(Rest::new(
+        &config,
+        rest::uris_of(&started.running, &config),
+        Arc::clone(&started.issuing),
+        clock::now,
+    ));
+    serve_http(&config, &started, &rest, http, public);
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
     let mut config = config;
@@ -95,7 +102,9 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         match signals.next().await {
             Told::Reload => {
                 if let Some(new) = reload(&config, &started.running, &level) {
+                    started.running.renew_certificates(&new).await;
                     config = new;
+                    rest.reconfigure(&config, rest::uris_of(&started.running, &config));
                 }
             }
             Told::Stop(name) => {
@@ -104,6 +113,22 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
+fn serve_http(config: &Config, started: &Started, rest: &Arc<Rest>, http: Option<Bound>, public: Vec<Bound>) {
+    let hosts = AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string));
+    if let Some(http) = http {
+        let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
+        let health = health::Health { status, metrics, hosts: hosts.clone() };
+        tracing::info!(address = http.name(), "metrics and health");
+        let routes = health::router(health).merge(rest::router(rest, &Door::Private(hosts)));
+        tokio::spawn(http.serve(routes));
+    }
+    for listener in public {
+        tracing::info!(address = listener.name(), "credentials for everybody who has a key");
+        tokio::spawn(listener.serve(health::public_router().merge(rest::router(rest, &Door::Public))));
     }
 }
 
@@ -129,7 +154,7 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
         workers: old.workers,
         listen: old.listen.clone(),
         relay: old.relay.clone(),
-        http: old.http.clone(),
+        http: HttpConfig { issuing: new.http.issuing.clone(), ..old.http.clone() },
         ..new
     };
     if let Err(error) = running.reconfigure(&effective) {

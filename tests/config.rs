@@ -59,11 +59,10 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[limits]\nmax_lifetime = \"1h\"", 2, "limits.max_lifetime", &["`turn.max_lifetime`"]),
     ("[limits]\nalocations_per_usr = 5", 2, "limits.alocations_per_usr", &["`limits.allocations_per_user`"]),
     ("[http]\nfrobnicate = 5", 2, "http.frobnicate", &["unknown key; [http] knows listen, hosts"]),
-    ("zzzzzzzzzz = 5", 1, "zzzzzzzzzz", &["unknown key; the sections are listen, relay, turn"]),
+    ("zzzzzzzzzz = 5", 1, "zzzzzzzzzz", &["unknown key; the sections are listen, tls, relay, turn"]),
     ("listen = 3478", 1, "listen", &["expected a table [listen], found a number"]),
     // later versions
-    ("[listen]\ntls = [\"0.0.0.0:5349\"]", 2, "listen.tls", &["[\"0.0.0.0:5349\"]", "not in this version"]),
-    ("[tls]\ncertificate = \"x\"", 1, "tls", &["not in this version"]),
+    ("[listen]\nshared = [\"0.0.0.0:443\"]", 2, "listen.shared", &["[\"0.0.0.0:443\"]", "not in this version"]),
     ("[relay]\ntcp = true", 2, "relay.tcp", &["not in this version; leave it out or write false"]),
     ("[auth]\non_expiry = \"close\"", 2, "auth.on_expiry", &["not in this version", "\"keep\""]),
     (
@@ -138,6 +137,43 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[peers]\nallow = [\n\"10.0.0.0/8\",\n\"2002::/16\"]", 4, "peers.allow", &["\"2002::/16\"", "always denied"]),
     ("[peers]\ndeny = [\"10.1.2.3/8\"]", 2, "peers.deny", &["write \"10.0.0.0/8\""]),
     ("[peers]\ndeny = [\"intranet\"]", 2, "peers.deny", &["expected a prefix"]),
+    // TLS
+    (
+        "[listen]\ntls = [\"0.0.0.0:5349\"]",
+        2,
+        "listen.tls",
+        &["\"0.0.0.0:5349\"", "needs a certificate: set tls.certificate and tls.private_key"],
+    ),
+    ("[listen]\nauto = [\"0.0.0.0:443\"]", 2, "listen.auto", &["needs a certificate"]),
+    (
+        "[listen]\ntls = [\"127.0.0.1:3478\"]",
+        2,
+        "listen.tls",
+        &["is taken by listen.tcp = \"0.0.0.0:3478\"", "listen.auto takes both"],
+    ),
+    ("[tls]\ncertificate = \"x\"", 2, "tls.certificate", &["has no key; tls.private_key"]),
+    ("[tls]\nprivate_key = \"x\"", 2, "tls.private_key", &["has no certificate; tls.certificate"]),
+    (
+        "[tls]\ncertificate = \"/nowhere/chain\"\nprivate_key = \"/nowhere/key\"",
+        2,
+        "tls.certificate",
+        &["= \"/nowhere/chain\":", "/nowhere/chain: can't be read: No such file"],
+    ),
+    ("[tls]\ncertificates = \"x\"", 2, "tls.certificates", &["[[tls.certificates]]"]),
+    (
+        "[tls]\ncertificates = [{ certificate = \"x\" }]",
+        2,
+        "tls.certificates[0]",
+        &["both certificate and private_key"],
+    ),
+    (
+        "[tls]\ncertificates = [{ certificate = \"x\", key = \"y\" }]",
+        2,
+        "tls.certificates[0].key",
+        &["unknown field; known are certificate, private_key"],
+    ),
+    ("[limits]\ntls_handshake = \"1h\"", 2, "limits.tls_handshake", &["allowed are 1s to 10m"]),
+    ("[limits]\ntls_half_open = -1", 2, "limits.tls_half_open", &["0 for no limit"]),
     // who may relay
     ("[auth]\nmax_ttl = \"1w\"", 2, "auth.max_ttl", &["\"2d\""]),
     ("[auth]\nusers = { a = \"\" }", 2, "auth.users.a", &["must not be empty"]),
@@ -275,7 +311,13 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
         ("THROUGHWAY_LISTEN__UPD", "x", "did you mean THROUGHWAY_LISTEN__UDP?"),
         ("THROUGHWAY_LISTEN_UDP", "x", "did you mean THROUGHWAY_LISTEN__UDP?"),
         ("THROUGHWAY_AUTH__USERS", "x", "tables don't fit into a variable"),
-        ("THROUGHWAY_LISTEN__TLS", "[::]:443", "THROUGHWAY_LISTEN__TLS: listen.tls: not in this version"),
+        ("THROUGHWAY_LISTEN__TLS", "[::]:443", "THROUGHWAY_LISTEN__TLS: listen.tls = \"[::]:443\": needs"),
+        ("THROUGHWAY_LISTEN__SHARED", "[::]:443", "THROUGHWAY_LISTEN__SHARED: listen.shared: not in this version"),
+        (
+            "THROUGHWAY_TLS__CERTIFICATE",
+            "/nowhere",
+            "THROUGHWAY_TLS__CERTIFICATE: tls.certificate = \"/nowhere\": has no key",
+        ),
         ("THROUGHWAY_AUTH__SECRET_FILE", "/nowhere", "not both"),
     ] {
         let error = load(&[secret, (name, value)]).unwrap_err().to_string();

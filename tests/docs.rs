@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use throughway::api::rest::refused::IssueRefused;
 use throughway::config::KEYS;
 use throughway::protocol::border::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
@@ -127,7 +128,7 @@ fn every_name_in_the_packet_walks_exists_at_that_path() {
     assert!(names.len() > 80, "the walks name only {} things", names.len());
     let missing: Vec<String> = names.iter().filter_map(|name| missing(name)).collect();
     assert!(missing.is_empty(), "docs/architecture.md names what does not exist:\n{}", missing.join("\n"));
-    assert_eq!(walks.matches("\n### ").count(), 5, "four walks and what is planned");
+    assert_eq!(walks.matches("\n### ").count(), 5, "five walks");
 }
 
 #[test]
@@ -200,6 +201,12 @@ fn reasons_in_the_code_and_in_operations_are_the_same() {
     for reason in RejectReason::ALL {
         let row = format!("| `{}` | {} |", reason.name(), reason.code().0);
         assert!(refused.contains(&row), "docs/operations.md lacks the row {row}");
+    }
+    let issuing = section(&operations, "## Why no credential was issued");
+    assert_eq!(first_cells(issuing), names(IssueRefused::ALL.iter().map(|refused| refused.name()).collect()));
+    for refused in &IssueRefused::ALL {
+        let row = format!("| `{}` | {} |", refused.name(), refused.status().as_u16());
+        assert!(issuing.contains(&row), "docs/operations.md lacks the row {row}");
     }
     assert_eq!(
         first_cells(section(&operations, "## Why a session ended")),

@@ -383,7 +383,7 @@ with_one_and_three_workers! {
             let value = line.rsplit(' ').next().unwrap();
             assert!(value.parse::<f64>().is_ok() && line.starts_with("throughway_"), "{line}");
         }
-        for unknown in ["/", "/metrics/", "/v1/sessions", "/../etc/passwd"] {
+        for unknown in ["/metrics/", "/v1/sessions", "/../etc/passwd"] {
             assert_eq!(http::get(server.http(), unknown, "localhost").0, 404, "{unknown}");
         }
     }

@@ -32,6 +32,11 @@ pub fn router(health: Health) -> Router {
         .with_state(Arc::new(health))
 }
 
+/// The one route of `http.public` that tells of health: whether the process lives, and nothing about it.
+pub fn public_router() -> Router {
+    Router::new().route("/healthz", get(|| async { "alive\n" }))
+}
+
 /// A request over a unix socket carries whatever Host its client likes; the file's mode guards it.
 fn refused(health: &Health, headers: &HeaderMap) -> Option<Response> {
     if health.hosts.check(headers).is_some() {

@@ -2,6 +2,10 @@
 
 pub mod health;
 pub mod host;
+pub mod rest;
+pub mod uris;
+
+mod serve;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,8 +14,11 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use axum::Router;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::HttpListen;
+
+pub use serve::{Peer, turned_away};
 
 /// A bound HTTP listener; requests are served once [`Bound::serve`] runs.
 #[derive(Debug)]
@@ -35,8 +42,9 @@ impl Drop for SocketFile {
 
 /// HTTP could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("http.listen: can't listen on {place}: {cause}; free it, choose another or set http.listen = \"\"")]
+#[error("{key}: can't listen on {place}: {cause}; free it, choose another or leave it out")]
 pub struct BindError {
+    key: &'static str,
     place: String,
     cause: io::Error,
 }
@@ -47,14 +55,37 @@ impl Bound {
     /// # Errors
     /// [`BindError`] names the address, the system's word and the remedy.
     pub fn bind(listen: &HttpListen) -> Result<Self, BindError> {
+        let key = "http.listen";
         match listen {
-            HttpListen::Tcp(address) => TcpListener::bind(address)
-                .and_then(|listener| listener.set_nonblocking(true).map(|()| Self::Tcp(listener)))
-                .map_err(|cause| BindError { place: address.to_string(), cause }),
+            HttpListen::Tcp(address) => Self::bind_tcp(*address, key),
             HttpListen::Unix(path) => {
-                bind_unix(path).map_err(|cause| BindError { place: path.display().to_string(), cause })
+                bind_unix(path).map_err(|cause| BindError { key, place: path.display().to_string(), cause })
             }
         }
+    }
+
+    /// The same for one of `http.public`.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn bind_public(address: SocketAddr) -> Result<Self, BindError> {
+        Self::bind_tcp(address, "http.public")
+    }
+
+    fn bind_tcp(address: SocketAddr, key: &'static str) -> Result<Self, BindError> {
+        let bind = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            if address.is_ipv6() {
+                // As every other listener of ours: [::] is IPv6 only.
+                socket.set_only_v6(true)?;
+            }
+            socket.set_reuse_address(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(1024)?;
+            socket.set_nonblocking(true)?;
+            Ok(Self::Tcp(socket.into()))
+        };
+        bind().map_err(|cause| BindError { key, place: address.to_string(), cause })
     }
 
     /// The address, for listeners that have one.
@@ -78,11 +109,11 @@ impl Bound {
     /// Serves until the task is dropped.
     ///
     /// # Errors
-    /// When the listener itself breaks.
+    /// When the listener itself can't be used.
     pub async fn serve(self, router: Router) -> io::Result<()> {
         match self {
-            Self::Tcp(listener) => axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await,
-            Self::Unix(listener, _file) => axum::serve(tokio::net::UnixListener::from_std(listener)?, router).await,
+            Self::Tcp(listener) => serve::tcp(tokio::net::TcpListener::from_std(listener)?, router).await,
+            Self::Unix(listener, _file) => serve::unix(tokio::net::UnixListener::from_std(listener)?, router).await,
         }
     }
 }

@@ -1,12 +1,13 @@
 //! `credentials mint` and `credentials verify`.
 
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
+use crate::api::uris::{self, Uri};
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
 use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
@@ -65,25 +66,17 @@ fn mint_with(
 
 /// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
 fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
-    let mut urls = Vec::new();
-    for listen in config.listen.iter().filter(|listen| listen.address.port() != 0) {
-        let ip = listen.address.ip();
-        let family = Family::of(ip);
-        let host = if ip.is_unspecified() {
-            let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
-            let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
-            public.or_else(relay).or_else(|| local(family))
-        } else {
-            Some(config.relay.external.advertised(ip))
-        };
-        let Some(host) = host else { continue };
-        let url =
-            format!("turn:{}?transport={}", SocketAddr::new(host, listen.address.port()), listen.transport.name());
-        if !urls.contains(&url) {
-            urls.push(url);
+    let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
+    let uris = uris::of_listeners(listeners, &uris::names(config), |ip| {
+        if !ip.is_unspecified() {
+            return Some(config.relay.external.advertised(ip));
         }
-    }
-    urls
+        let family = Family::of(ip);
+        let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
+        let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
+        public.or_else(relay).or_else(|| local(family))
+    });
+    uris::few(uris).iter().map(Uri::turn).collect()
 }
 
 /// The address of ours that the route to the world starts from; connecting a UDP socket sends nothing.
@@ -191,6 +184,8 @@ fn unix_now() -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::checked::Listen;
+    use crate::protocol::address::Transport;
 
     fn config(text: &str) -> Config {
         Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
@@ -217,6 +212,19 @@ mod tests {
             urls_of("listen.udp = []\nlisten.tcp = [\"0.0.0.0:3478\"]\nrelay.addresses = [\"198.51.100.4\"]"),
             ["turn:198.51.100.4:3478?transport=tcp"]
         );
+    }
+
+    #[test]
+    fn tls_listeners_become_turns_uris_under_the_certificates_name() {
+        let mut config = config("listen.udp = []\nlisten.tcp = [\"192.0.2.7:3478\"]");
+        let address = config.listen[0].address;
+        // As listen.auto stands in a configuration: one address, once for each transport.
+        config.listen[0].is_auto = true;
+        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true });
+        let plain = "turn:192.0.2.7:3478?transport=tcp";
+        assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
+        config.tls.name = Some("turn.example.org".into());
+        assert_eq!(urls(&config, |_| None), [plain, "turns:turn.example.org:3478?transport=tcp"]);
     }
 
     #[test]

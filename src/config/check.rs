@@ -50,10 +50,13 @@ pub(crate) fn check(
     let workers = check.workers();
     let mut listen = check.listen(Transport::Udp, "listen.udp");
     listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
+    check.listen_tls(&mut listen);
+    let tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen);
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
+    check.issuing_needs_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();
     let log = check.log();
@@ -70,6 +73,7 @@ pub(crate) fn check(
         realm,
         workers,
         listen: listen.into_iter().map(|(listen, _)| listen).collect(),
+        tls,
         relay,
         lifetimes,
         auth,
@@ -133,8 +137,9 @@ impl Check {
     /// Reports a value; those of users and secrets are never shown.
     pub(crate) fn wrong(&mut self, node: &Node, key: &str, message: impl Into<String>) {
         let problem = Problem::new(node.place.clone(), key, message);
-        let shown = !key.starts_with("auth.users") && !key.starts_with("auth.secret")
-            || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
+        let secret = ["auth.users", "auth.secret", "http.keys"].iter().any(|start| key.starts_with(start));
+        let shown =
+            !secret || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
         self.problems.push(if shown { problem.with_value(node.render()) } else { problem });
     }
 
@@ -293,28 +298,29 @@ impl Check {
     fn nets(&mut self, path: &'static str) -> Vec<(IpNet, Node)> {
         let mut nets = Vec::new();
         for node in self.list(path) {
-            let Some(text) = self.text(&node, path) else { continue };
-            // A single address is its own prefix.
-            let net =
-                text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
-            match net {
-                Some(net) if net.trunc() != net => {
-                    let message = format!(
-                        "has bits set after its prefix; write \"{}\" or a /{}",
-                        net.trunc(),
-                        net.max_prefix_len()
-                    );
-                    self.wrong(&node, path, message);
-                }
-                Some(net) => nets.push((net, node)),
-                None => self.wrong(
-                    &node,
-                    path,
-                    "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address",
-                ),
-            }
+            nets.extend(self.net(&node, path).map(|net| (net, node)));
         }
         nets
+    }
+
+    /// A prefix; a single address is its own.
+    pub(crate) fn net(&mut self, node: &Node, path: &str) -> Option<IpNet> {
+        let text = self.text(node, path)?;
+        let net = text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
+        match net {
+            Some(net) if net.trunc() != net => {
+                let message =
+                    format!("has bits set after its prefix; write \"{}\" or a /{}", net.trunc(), net.max_prefix_len());
+                self.wrong(node, path, message);
+                None
+            }
+            Some(net) => Some(net),
+            None => {
+                let message = "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address";
+                self.wrong(node, path, message);
+                None
+            }
+        }
     }
 
     fn limits(&mut self) -> LimitsConfig {
@@ -329,10 +335,24 @@ impl Check {
             channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX))
                 .unwrap_or(CHANNELS_MAX),
         };
-        LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
+        LimitsConfig {
+            tables,
+            tcp_queue: self.tcp_queue(),
+            tcp_unauthenticated: self.patience(
+                "limits.tcp_unauthenticated",
+                86_400,
+                "connections that never authenticate stay for ever",
+            ),
+            tls_handshake: self.patience(
+                "limits.tls_handshake",
+                600,
+                "connections that never shake hands stay for ever",
+            ),
+            tls_half_open: none(self.count("limits.tls_half_open", u32::MAX)),
+        }
     }
 
-    fn count(&mut self, path: &'static str, max: u32) -> u32 {
+    pub(crate) fn count(&mut self, path: &'static str, max: u32) -> u32 {
         let node = self.get(path);
         if let Value::Integer(Some(number), _) = &node.value
             && let Ok(number) = u32::try_from(*number)
@@ -368,14 +388,13 @@ impl Check {
         None
     }
 
-    fn tcp_unauthenticated(&mut self) -> Option<Duration> {
-        let path = "limits.tcp_unauthenticated";
+    fn patience(&mut self, path: &'static str, seconds_max: u64, otherwise: &str) -> Option<Duration> {
         let node = self.get(path);
         if is_zero(&node) {
-            self.unbounded(&node, path, "connections that never authenticate stay for ever");
+            self.unbounded(&node, path, otherwise);
             return None;
         }
-        Some(Duration::from_secs(self.seconds(path, 1..=86_400)))
+        Some(Duration::from_secs(self.seconds(path, 1..=seconds_max)))
     }
 
     fn unbounded(&mut self, node: &Node, path: &str, what: &str) {

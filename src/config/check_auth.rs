@@ -1,6 +1,6 @@
 //! `[auth]`: users, secrets and their files. No message here shows a value.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use hashbrown::HashMap;
 
@@ -223,7 +223,7 @@ impl Check {
     /// Reports fields that a table of users or secrets does not have.
     ///
     /// Returns whether all are known; if not, a field that seems missing was probably misspelt.
-    fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
+    pub(crate) fn fields(&mut self, fields: &[Entry], key: &str, known: &[&str], later: &[&str]) -> bool {
         let mut all_known = true;
         for field in fields.iter().filter(|field| !known.contains(&field.key.as_str())) {
             let path = format!("{key}.{}", document::bare_or_quoted(&field.key));
@@ -251,7 +251,7 @@ impl Check {
     /// What is in a file, without its last newline: editors add one, issuers never sign with it.
     fn secret_file(&mut self, node: &Node, key: &str, path: &str) -> Option<Secret> {
         let path = self.beside(&node.place, path);
-        let mut bytes = match read_small(&path) {
+        let mut bytes = match read_at_most(&path, FILE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) => {
                 self.wrong(node, key, format!("can't read {}: {error}", path.display()));
@@ -291,17 +291,17 @@ impl Check {
     }
 }
 
-fn read_small(path: &PathBuf) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(Path::new(path))?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(std::io::Error::other(format!("longer than {FILE_BYTES_MAX} bytes")));
+    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(std::io::Error::other(format!("longer than {most} bytes")));
     }
     Ok(bytes)
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
     let digits = digits?;
     digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())

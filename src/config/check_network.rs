@@ -29,7 +29,7 @@ impl Check {
                     path,
                     format!("overlaps with \"{other}\": an unspecified address stands for all of its family"),
                 ),
-                None => listeners.push((Listen { transport, address }, node)),
+                None => listeners.push((Listen { transport, address, is_auto: false }, node)),
             }
         }
         listeners
@@ -233,7 +233,7 @@ impl Check {
         };
         for (listener, listener_node) in listen {
             let address = listener.address;
-            // Relayed sockets are UDP: a TCP listener's port is free for them.
+            // Relayed sockets are UDP: a stream listener's port is free for them.
             if listener.transport != Transport::Udp || !ports.contains(&address.port()) {
                 continue;
             }
@@ -279,7 +279,34 @@ impl Check {
                 hosts.push(host.to_ascii_lowercase().into());
             }
         }
-        HttpConfig { listen: self.http_listen(listen), hosts }
+        let private = self.http_listen(listen);
+        let public = self.http_public(listen, private.as_ref());
+        let issuing = self.issuing();
+        self.public_needs_a_method(&public, &issuing);
+        HttpConfig { listen: private, hosts, public, issuing }
+    }
+
+    fn http_public(&mut self, listen: &[(Listen, Node)], private: Option<&HttpListen>) -> Vec<SocketAddr> {
+        let path = "http.public";
+        let mut public: Vec<SocketAddr> = Vec::new();
+        for node in self.list(path) {
+            let Some(text) = self.text(&node, path) else { continue };
+            let Some(address) = self.socket_address(&node, path, &text) else { continue };
+            let taken = listen
+                .iter()
+                .find(|(other, _)| other.transport == Transport::Tcp && overlap(other.address, address))
+                .map(|(other, _)| format!("listen.tcp = \"{}\"", other.address));
+            let private = match private {
+                Some(HttpListen::Tcp(other)) if overlap(*other, address) => Some(format!("http.listen = \"{other}\"")),
+                Some(HttpListen::Tcp(_) | HttpListen::Unix(_)) | None => None,
+            };
+            let twice = public.iter().find(|other| overlap(**other, address)).map(|other| format!("\"{other}\""));
+            match taken.or(private).or(twice) {
+                Some(by) => self.wrong(&node, path, format!("is taken by {by}")),
+                None => public.push(address),
+            }
+        }
+        public
     }
 
     fn http_listen(&mut self, listen: &[(Listen, Node)]) -> Option<HttpListen> {
@@ -308,16 +335,28 @@ impl Check {
                 "this page of metrics has no lock, so it must be loopback (\"127.0.0.1:8080\", \"[::1]:8080\") or \"unix:/path\"; put a reverse proxy in front to show it elsewhere",
             );
         } else if let Some((other, _)) =
-            listen.iter().find(|(other, _)| other.transport == Transport::Tcp && overlap(other.address, address))
+            listen.iter().find(|(other, _)| other.transport != Transport::Udp && overlap(other.address, address))
         {
-            self.wrong(&node, path, format!("is taken by listen.tcp = \"{}\"", other.address));
+            self.wrong(&node, path, format!("is taken by {} = \"{}\"", other.key(), other.address));
         }
         Some(HttpListen::Tcp(address))
     }
 }
 
+impl Listen {
+    /// The key that it came from.
+    pub(crate) const fn key(&self) -> &'static str {
+        match (self.is_auto, self.transport) {
+            (true, _) => "listen.auto",
+            (false, Transport::Udp) => "listen.udp",
+            (false, Transport::Tcp) => "listen.tcp",
+            (false, Transport::Tls) => "listen.tls",
+        }
+    }
+}
+
 /// Whether two sockets of one protocol could not both be bound; port 0 is whatever is free.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port()
         && a.port() != 0
         && a.is_ipv4() == b.is_ipv4()

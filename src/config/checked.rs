@@ -12,10 +12,12 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use crate::config::error::{ConfigError, Note, Place, Problem};
+use crate::config::issuing::IssuingConfig;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::address::Transport;
 use crate::protocol::peer_policy::PeerPolicy;
 use crate::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use crate::tls::certificates::Files;
 
 /// Bytes of a nonce (section 3 of the decisions: issue time and an HMAC).
 pub const NONCE_BYTES: usize = 24;
@@ -27,8 +29,10 @@ pub struct Config {
     pub realm: Box<str>,
     /// `workers`.
     pub workers: Workers,
-    /// `listen.udp` and `listen.tcp`, in the order of the file, UDP first.
+    /// `[listen]`: UDP, TCP, TLS, then those for both, each in the order of the file.
     pub listen: Vec<Listen>,
+    /// `[tls]`.
+    pub tls: TlsConfig,
     /// `[relay]`.
     pub relay: RelayConfig,
     /// `[turn]`.
@@ -65,6 +69,17 @@ pub struct Listen {
     pub transport: Transport,
     /// The local address; port 0 lets the kernel choose.
     pub address: SocketAddr,
+    /// From `listen.auto`: one socket that stands here twice, once as TCP and once as TLS.
+    pub is_auto: bool,
+}
+
+/// `[tls]`; not empty if a listener needs it, and every file was good when it was checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TlsConfig {
+    /// `tls.certificate` first.
+    pub files: Vec<Files>,
+    /// The first DNS name in a certificate that is no wildcard: what clients must be told for `turns:`.
+    pub name: Option<Box<str>>,
 }
 
 /// `[relay]`: where relayed sockets are opened and what clients are told.
@@ -163,6 +178,10 @@ pub struct LimitsConfig {
     pub tcp_queue: Option<usize>,
     /// How long a TCP connection may stay without an authenticated request.
     pub tcp_unauthenticated: Option<Duration>,
+    /// How long a TLS handshake may take.
+    pub tls_handshake: Option<Duration>,
+    /// TLS handshakes under way at once.
+    pub tls_half_open: Option<u32>,
 }
 
 /// `[http]`.
@@ -172,6 +191,18 @@ pub struct HttpConfig {
     pub listen: Option<HttpListen>,
     /// Further Host names, in lower case; loopback names are always allowed.
     pub hosts: Vec<Box<str>>,
+    /// Where credentials are served to everybody who has a key; `[::]` means IPv6 only.
+    pub public: Vec<SocketAddr>,
+    /// Who gets credentials.
+    pub issuing: IssuingConfig,
+}
+
+impl HttpConfig {
+    /// Whether a running server would need other sockets for it.
+    #[must_use]
+    pub fn needs_restart(&self, new: &Self) -> bool {
+        (&self.listen, &self.hosts, &self.public) != (&new.listen, &new.hosts, &new.public)
+    }
 }
 
 /// Where HTTP is served.
@@ -287,7 +318,7 @@ impl Config {
             (self.listen != new.listen, "listen"),
             (self.relay != new.relay, "relay"),
             (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
-            (self.http != new.http, "http"),
+            (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
             (self.log.format != new.log.format, "log.format"),
         ]
         .into_iter()

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::config::checked::{Config, External, HttpListen, Workers};
 use crate::config::error::{ConfigError, Place, Problem};
 use crate::config::units::{show_bytes, show_seconds};
+use crate::protocol::address::Transport;
 
 impl Config {
     /// What `check-config` says about a right configuration.
@@ -28,10 +29,17 @@ impl Config {
             },
         );
         for listen in &self.listen {
-            line("listen", format!("{} {}", listen.transport.name(), listen.address));
+            match (listen.is_auto, listen.transport) {
+                (true, Transport::Tls) => line("listen", format!("tls and tcp {}", listen.address)),
+                (true, Transport::Tcp | Transport::Udp) => {}
+                (false, _) => line("listen", format!("{} {}", listen.transport.name(), listen.address)),
+            }
         }
         if self.listen.is_empty() {
-            line("listen", "nowhere: listen.udp and listen.tcp are empty".to_owned());
+            line("listen", "nowhere: every list of [listen] is empty".to_owned());
+        }
+        for files in &self.tls.files {
+            line("certificate", format!("{} with {}", files.certificate.display(), files.private_key.display()));
         }
         let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
         if self.relay.addresses.is_empty() {
@@ -113,9 +121,21 @@ impl Config {
                     .map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()))
             ),
         );
+        if !self.tls.files.is_empty() {
+            let half_open = count(self.limits.tls_half_open);
+            let time =
+                self.limits.tls_handshake.map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()));
+            line("", format!("TLS handshakes: {half_open} at once, {time} each"));
+        }
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
+        for address in &self.http.public {
+            line("", format!("{address}, for everybody who has a key: credentials and /healthz"));
+        }
+        for text in self.issuing_text() {
+            line("issues", text);
+        }
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
         if !self.source.variables.is_empty() {
             line("environment", self.source.variables.join(", "));
@@ -136,8 +156,14 @@ impl Config {
             "challenge_bytes": self.challenge_bytes(),
             "workers": match self.workers { Workers::Auto => json!("auto"), Workers::Count(count) => json!(count) },
             "listen": self.listen.iter().map(|listen| json!({
-                "transport": listen.transport.name(), "address": listen.address,
+                "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
             })).collect::<Vec<_>>(),
+            "tls": {
+                "certificates": self.tls.files.iter().map(|files| json!({
+                    "certificate": files.certificate, "private_key": files.private_key,
+                })).collect::<Vec<_>>(),
+                "name": self.tls.name.as_deref(),
+            },
             "relay": {
                 "addresses": self.relay.addresses.iter().map(|local| json!({
                     "local": local, "advertised": self.relay.external.advertised(*local),
@@ -167,12 +193,67 @@ impl Config {
                 "channels_per_allocation": tables.channels_per_allocation,
                 "tcp_queue": self.limits.tcp_queue,
                 "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
+                "tls_handshake": self.limits.tls_handshake.map(|time| time.as_secs()),
+                "tls_half_open": self.limits.tls_half_open,
             },
-            "http": { "listen": self.http_text(), "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>() },
+            "http": {
+                "listen": self.http_text(),
+                "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
+                "public": self.http.public,
+                "public_name": self.http.issuing.public_name,
+                "ttl": self.http.issuing.ttl,
+                "keys": self.http.issuing.keys.iter().map(|key| json!({
+                    "name": &*key.name, "max_ttl": key.max_ttl,
+                    "from": key.from.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                })).collect::<Vec<_>>(),
+                "unix_uids": self.http.issuing.unix_uids,
+                "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "identity_header": self.http.issuing.identity_header,
+                "jwt": self.http.issuing.jwt.as_ref().map(|jwt| json!({
+                    "keys": jwt.keys.len(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
+                    "user_claim": jwt.expected.user_claim,
+                })),
+                "cors": self.http.issuing.cors,
+            },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
             "environment": self.source.variables,
             "warnings": self.warnings.iter().map(problem_json).collect::<Vec<_>>(),
         })
+    }
+
+    /// Who gets credentials over HTTP.
+    fn issuing_text(&self) -> Vec<String> {
+        let issuing = &self.http.issuing;
+        let mut lines = Vec::new();
+        for key in &issuing.keys {
+            let mut text = format!("credentials to key {}", key.name);
+            if let Some(ttl) = key.max_ttl {
+                text += &format!(", for up to {}", show_seconds(ttl));
+            }
+            if !key.from.is_empty() {
+                text += &format!(", from {}", key.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+            }
+            lines.push(text);
+        }
+        if !issuing.unix_uids.is_empty() {
+            let uids = issuing.unix_uids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
+        }
+        if let Some(jwt) = &issuing.jwt {
+            let count = jwt.keys.len();
+            lines.push(format!(
+                "credentials to the {} of tokens for {}, checked with {count} keys",
+                jwt.expected.user_claim, jwt.expected.audience
+            ));
+        }
+        if let Some(header) = &issuing.identity_header {
+            let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            lines.push(format!("credentials to whom the header {header} of the proxies {proxies} names"));
+        }
+        if lines.is_empty() {
+            lines.push("no credentials over HTTP: there are no http.keys".to_owned());
+        }
+        lines
     }
 
     fn http_text(&self) -> Option<String> {

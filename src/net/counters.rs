@@ -18,6 +18,8 @@ pub struct NetCounters {
     pub streams_adopted: Cell,
     /// Streams closed because they carried no STUN.
     pub streams_broken: Cell,
+    /// Streams closed because they broke the rules of TLS.
+    pub streams_tls_broken: Cell,
     /// Streams closed because they got no allocation in time.
     pub streams_overdue: Cell,
     /// Payload in the queues of streams: judged, but not taken by the kernel yet.

@@ -16,7 +16,7 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen on {transport} {address}: {cause}{}", remedy(cause))]
 pub struct BindError {
-    /// `udp` or `tcp`.
+    /// `udp`, `tcp` or `tls`.
     pub transport: &'static str,
     /// The address asked for.
     pub address: SocketAddr,
@@ -39,7 +39,7 @@ fn remedy(cause: &io::Error) -> &'static str {
 fn socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
     let (kind, protocol) = match transport {
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        Transport::Tcp => (Type::STREAM, Protocol::TCP),
+        Transport::Tcp | Transport::Tls => (Type::STREAM, Protocol::TCP),
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if address.is_ipv6() {
@@ -92,16 +92,16 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Binds one TCP address; whoever accepts hands the streams to the workers.
-pub(super) fn tcp(address: SocketAddr) -> Result<TcpListener, BindError> {
+pub(super) fn tcp(transport: Transport, address: SocketAddr) -> Result<TcpListener, BindError> {
     let bind = || {
-        let socket = socket(Transport::Tcp, address)?;
+        let socket = socket(transport, address)?;
         // Old connections in TIME-WAIT must not keep a restart from binding.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
         socket.listen(1024)?;
         Ok(socket.into())
     };
-    bind().map_err(|cause| BindError { transport: "tcp", address, cause })
+    bind().map_err(|cause| BindError { transport: transport.name(), address, cause })
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! nothing that a client could notice. [`start`] binds everything, then starts one thread per worker;
 //! accepting TCP is left to the control runtime, which hands established streams over.
 
+mod accept;
 pub mod clock;
 pub mod counters;
 pub mod interfaces;
@@ -14,12 +15,13 @@ pub mod shared;
 mod streams;
 mod sys;
 mod tcp;
+mod tls_session;
 mod udp;
 mod worker;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +33,7 @@ pub use self::listen::BindError;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 
+use self::accept::{Reception, Takes};
 use self::counters::NetCounters;
 use self::relay_socket::{Pools, Relays};
 use self::shared::{Process, RelayAddress};
@@ -39,12 +42,14 @@ use self::udp::Queue;
 use self::worker::{Events, Listener, Mailbox, Message, Setup, Worker};
 use crate::config::checked::{Config, Workers};
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::address::{FiveTuple, Transport};
+use crate::protocol::address::Transport;
 use crate::protocol::border::{Event, WorkerId};
 use crate::protocol::counters::Counters;
 use crate::protocol::random::Random;
 use crate::protocol::settings::LocalAddresses;
 use crate::protocol::{Parts, Server};
+use crate::tls::certificates::LoadError;
+use crate::tls::{Handshakes, Tls, watch};
 
 /// Messages that may wait for one worker.
 const INBOX: usize = 4096;
@@ -52,9 +57,6 @@ const INBOX: usize = 4096;
 /// Session events, and refusals, that may wait for the log.
 const SESSION_EVENTS: usize = 65_536;
 const REFUSAL_EVENTS: usize = 1024;
-
-/// How long accepting rests when the system is out of files: the next try would fail as well.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the server can't start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,9 @@ pub enum StartError {
     /// No address was configured and none was found.
     #[error("relay.addresses: this machine has no route, so no address to relay from was found; name one")]
     NoRelayAddress,
+    /// A certificate or its key.
+    #[error("tls: {0}")]
+    Tls(#[from] LoadError),
     /// The settings contradict each other.
     #[error("{0}")]
     Settings(String),
@@ -103,7 +108,7 @@ pub struct Running {
     listeners: Vec<(Transport, SocketAddr)>,
     http: Vec<SocketAddr>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
-    streams_refused: Arc<AtomicU64>,
+    reception: Arc<Reception>,
 }
 
 /// What the workers tell: sessions' beginnings and ends, and refusals.
@@ -125,30 +130,55 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
     let count = worker_count(config);
     let addresses = relay_addresses(config)?;
     let mut udp: Vec<(SocketAddr, Vec<UdpSocket>)> = Vec::new();
-    let mut tcp: Vec<TcpListener> = Vec::new();
+    let mut streams: Vec<(TcpListener, Takes)> = Vec::new();
+    let mut listeners = Vec::new();
     for listen in &config.listen {
         match listen.transport {
             Transport::Udp => {
                 let sockets = listen::udp(listen.address, count)?;
                 let address = sockets.first().map_or(Ok(listen.address), UdpSocket::local_addr)?;
+                listeners.push((Transport::Udp, address));
                 udp.push((address, sockets));
             }
-            Transport::Tcp => tcp.push(listen::tcp(listen.address)?),
+            // The socket of both is bound once, with its TLS half.
+            Transport::Tcp if listen.is_auto => {}
+            Transport::Tcp | Transport::Tls => {
+                let listener = listen::tcp(listen.transport, listen.address)?;
+                let address = listener.local_addr()?;
+                if listen.is_auto {
+                    listeners.push((Transport::Tcp, address));
+                }
+                listeners.push((listen.transport, address));
+                let takes = match (listen.is_auto, listen.transport) {
+                    (true, _) => Takes::Both,
+                    (false, Transport::Tls) => Takes::Tls,
+                    (false, Transport::Tcp | Transport::Udp) => Takes::Plain,
+                };
+                streams.push((listener, takes));
+            }
         }
     }
-    let mut listeners: Vec<_> = udp.iter().map(|(address, _)| (Transport::Udp, *address)).collect();
-    for listener in &tcp {
-        listeners.push((Transport::Tcp, listener.local_addr()?));
-    }
-    let process = Arc::new(Process::new(&addresses));
-    let mut running = Running {
-        workers: Vec::new(),
-        process,
-        listeners,
-        http: http.to_vec(),
-        accepting: Vec::new(),
-        streams_refused: Arc::default(),
+    let tls = if streams.iter().any(|(_, takes)| *takes != Takes::Plain) {
+        Some(Arc::new(Tls::new(&config.tls.files)?))
+    } else {
+        None
     };
+    let process = Arc::new(Process::new(&addresses));
+    let mut inboxes = Vec::with_capacity(count);
+    let mut mailboxes = Vec::with_capacity(count);
+    let mut nets = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (sender, inbox) = sync_channel(INBOX);
+        let waker = Arc::new(Waker::new()?);
+        mailboxes.push(Mailbox::new(sender, Arc::clone(&waker)));
+        inboxes.push((inbox, waker));
+        nets.push(Arc::new(NetCounters::default()));
+    }
+    let mailboxes = Arc::new(mailboxes);
+    let reception = Arc::new(Reception::new(tls, mailboxes.iter().cloned().zip(nets.iter().cloned())));
+    reception.limits.set(config);
+    let mut running =
+        Running { workers: Vec::new(), process, listeners, http: http.to_vec(), accepting: Vec::new(), reception };
     let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
 
     let mut seed = [0; 32];
@@ -165,19 +195,10 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
     let (refusals, refusals_out) = mpsc::channel(REFUSAL_EVENTS);
     let events = Events { sessions, refusals };
 
-    let mut inboxes = Vec::with_capacity(count);
-    let mut mailboxes = Vec::with_capacity(count);
-    for _ in 0..count {
-        let (sender, inbox) = sync_channel(INBOX);
-        let waker = Arc::new(Waker::new()?);
-        mailboxes.push(Mailbox::new(sender, Arc::clone(&waker)));
-        inboxes.push((inbox, waker));
-    }
-    let mailboxes = Arc::new(mailboxes);
     for (number, (inbox, waker)) in inboxes.into_iter().enumerate() {
         let id = WorkerId(number as u8);
         let counters = Arc::new(Counters::default());
-        let net = Arc::new(NetCounters::default());
+        let net = Arc::clone(&nets[number]);
         let parts = Parts {
             worker: id,
             workers: count,
@@ -209,8 +230,14 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         let mailbox = mailboxes[number].clone();
         running.workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
     }
-    for listener in tcp {
-        running.accept(listener)?;
+    for (listener, takes) in streams {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        running.accepting.push(tokio::spawn(Arc::clone(&running.reception).accept(listener, takes)));
+    }
+    if let Some(tls) = running.tls() {
+        watch::report(&tls.certificates);
+        let certificates = Arc::clone(&tls.certificates);
+        running.accepting.push(tokio::spawn(watch::watch(certificates)));
     }
     Ok((running, EventReceivers { sessions: sessions_out, refusals: refusals_out }))
 }
@@ -317,7 +344,7 @@ impl Running {
     /// TCP connections that could not be accepted or handed to a worker.
     #[must_use]
     pub fn streams_refused(&self) -> u64 {
-        self.streams_refused.load(Ordering::Relaxed)
+        self.reception.refused.load(Ordering::Relaxed)
     }
 
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
@@ -338,6 +365,7 @@ impl Running {
     /// As [`Running::settings`]; nothing has changed then.
     pub fn reconfigure(&self, config: &Config) -> Result<(), String> {
         let settings = Arc::new(self.settings(config)?);
+        self.reception.limits.set(config);
         for worker in &self.workers {
             let message = Message::Reconfigure { settings: Arc::clone(&settings), tcp: tcp_limits(config) };
             if worker.mailbox.send(message).is_err() {
@@ -345,6 +373,32 @@ impl Running {
             }
         }
         Ok(())
+    }
+
+    /// What handshakes use; nothing if no listener takes TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.reception.tls.as_deref()
+    }
+
+    /// What became of handshakes.
+    #[must_use]
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.reception.handshakes
+    }
+
+    /// Connections on a port for TLS and plain streams that said nothing in time.
+    #[must_use]
+    pub fn streams_silent(&self) -> u64 {
+        self.reception.silent.load(Ordering::Relaxed)
+    }
+
+    /// Reads the certificates that a configuration names; established streams keep what they have.
+    pub async fn renew_certificates(&self, config: &Config) {
+        // Without certificates the check has found that no listener needs any.
+        if let Some(tls) = self.tls().filter(|_| !config.tls.files.is_empty()) {
+            watch::renew(&tls.certificates, &config.tls.files).await;
+        }
     }
 
     /// Every live session; asked of the workers one message each.
@@ -392,44 +446,6 @@ impl Running {
             // A worker that panicked has said so already.
             let _ = thread.join();
         }
-    }
-
-    /// Accepts on the control runtime; an established stream goes to the worker with the fewest.
-    fn accept(&mut self, listener: TcpListener) -> io::Result<()> {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        let workers: Vec<_> =
-            self.workers.iter().map(|worker| (worker.mailbox.clone(), Arc::clone(&worker.net))).collect();
-        let refused = Arc::clone(&self.streams_refused);
-        self.accepting.push(tokio::spawn(async move {
-            loop {
-                let accepted = listener.accept().await.and_then(|(stream, from)| {
-                    stream.set_nodelay(true)?;
-                    let to = stream.local_addr()?;
-                    Ok((
-                        stream.into_std()?,
-                        FiveTuple { client: from.into(), server: to.into(), transport: Transport::Tcp },
-                    ))
-                });
-                match accepted {
-                    Ok((socket, five_tuple)) => {
-                        // Somebody must serve it; with no worker there is no listener either.
-                        let Some((mailbox, _)) = workers.iter().min_by_key(|(_, net)| net.streams_open.get()) else {
-                            return;
-                        };
-                        // A worker whose inbox is full can't serve one more; the client sees a closed connection.
-                        if mailbox.send(Message::Adopt { socket, five_tuple }).is_err() {
-                            refused.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                    // Out of files or memory, or a client that was gone already: don't spin.
-                    Err(_) => {
-                        refused.fetch_add(1, Ordering::Relaxed);
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
-                }
-            }
-        }));
-        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use slab::Slab;
 
 use super::tcp::Stream;
+use super::tls_session::TlsSession;
 use super::worker::TcpLimits;
 use crate::protocol::address::{FiveTuple, StreamId, Via};
 use crate::protocol::border::{AllocationId, OpenedRelay, RelayRefused};
@@ -39,10 +40,16 @@ impl Streams {
         self.limits = limits;
     }
 
-    pub(super) fn insert(&mut self, socket: TcpStream, five_tuple: FiveTuple, now: Ticks) -> (usize, &mut Stream) {
+    pub(super) fn insert(
+        &mut self,
+        socket: TcpStream,
+        tls: Option<TlsSession>,
+        five_tuple: FiveTuple,
+        now: Ticks,
+    ) -> (usize, &mut Stream) {
         self.next_id += 1;
         let id = StreamId(self.next_id);
-        let stream = Stream::new(socket, id, Via::Stream(id, five_tuple), self.limits.queue_bytes);
+        let stream = Stream::new(socket, tls, id, Via::Stream(id, five_tuple), self.limits.queue_bytes);
         let at = self.slots.insert(stream);
         self.by_id.insert(id, at);
         self.expect_allocation(id, now);

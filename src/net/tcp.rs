@@ -1,9 +1,12 @@
 //! One established client stream: what was read and is no whole message yet, and a bounded write queue.
+//!
+//! With TLS the queue holds ciphertext: a frame that does not fit is dropped before it is encrypted.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::TcpStream;
 
+use super::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
 use crate::protocol::address::{StreamId, Via};
 use crate::protocol::border::AllocationId;
@@ -30,7 +33,7 @@ pub(super) enum Sent {
     Failed,
 }
 
-/// A client's TCP connection.
+/// A client's TCP connection, with or without TLS.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) socket: TcpStream,
@@ -42,6 +45,7 @@ pub(super) struct Stream {
     pub(super) deadline: Option<Ticks>,
     /// EPOLLOUT is asked for.
     pub(super) awaits_room: bool,
+    tls: Option<TlsSession>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     waiting: Amount,
@@ -50,7 +54,13 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(socket: TcpStream, id: StreamId, via: Via, queue_bytes_max: usize) -> Self {
+    pub(super) fn new(
+        socket: TcpStream,
+        tls: Option<TlsSession>,
+        id: StreamId,
+        via: Via,
+        queue_bytes_max: usize,
+    ) -> Self {
         Self {
             socket,
             id,
@@ -58,6 +68,7 @@ impl Stream {
             remainder: Vec::new(),
             deadline: None,
             awaits_room: false,
+            tls,
             queue: VecDeque::new(),
             queued_bytes: 0,
             waiting: Amount::default(),
@@ -66,18 +77,82 @@ impl Stream {
         }
     }
 
-    /// Reads what is there behind what was left over; gives the number of bytes in `region`, 0 at the end.
-    pub(super) fn read(&mut self, region: &mut [u8]) -> io::Result<Option<usize>> {
+    /// Reads what is there behind what was left over; gives the number of bytes in `region`, nothing at the end.
+    ///
+    /// `cipher` is room for what TLS decrypts.
+    pub(super) fn read(&mut self, region: &mut [u8], cipher: &mut [u8]) -> io::Result<Option<usize>> {
         let kept = self.remainder.len();
         region[..kept].copy_from_slice(&self.remainder);
-        match self.socket.read(&mut region[kept..]) {
-            Ok(0) => Ok(None),
-            Ok(count) => {
-                self.remainder.clear();
-                Ok(Some(kept + count))
-            }
-            Err(error) => Err(error),
+        let room = &mut region[kept..];
+        let read = match &mut self.tls {
+            None => self.socket.read(room)?,
+            Some(_) => self.socket.read(cipher)?,
+        };
+        if read == 0 {
+            return Ok(None);
         }
+        let count = match &mut self.tls {
+            None => read,
+            Some(tls) => tls.decrypt(&cipher[..read], room).map_err(broken)?,
+        };
+        self.remainder.clear();
+        Ok(Some(kept + count))
+    }
+
+    /// Whether TLS lies between the socket and the frames.
+    pub(super) const fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// What the client sent right behind its handshake, as [`Stream::read`] gives it.
+    pub(super) fn read_early(&mut self, region: &mut [u8]) -> io::Result<usize> {
+        self.tls.as_mut().map_or(Ok(0), |tls| tls.decrypt(&[], region).map_err(broken))
+    }
+
+    /// Whether the client ended its side by close_notify.
+    pub(super) fn has_ended(&self) -> bool {
+        self.tls.as_ref().is_some_and(TlsSession::has_ended)
+    }
+
+    /// Sends what TLS itself has to say: an answer to a change of keys, an alert.
+    pub(super) fn send_tls(&mut self) -> Sent {
+        let Some(tls) = self.tls.as_mut().filter(|tls| tls.wants_write()) else { return Sent::Taken };
+        if self.queue.is_empty() && !is_alive(tls.write_to(&mut self.socket)) {
+            return Sent::Failed;
+        }
+        self.queue_cipher(None);
+        // A client that has us answer without reading the answers.
+        if self.queued_bytes > self.queue_bytes_max.saturating_add(REPLY_RESERVE) { Sent::Failed } else { Sent::Taken }
+    }
+
+    /// Says by close_notify that nothing follows, if nothing waits before it; the socket is closed next.
+    pub(super) fn say_goodbye(&mut self) {
+        if let Some(tls) = self.tls.as_mut().filter(|_| self.queue.is_empty()) {
+            tls.close();
+            // Whether it arrives makes no difference to us.
+            let _ = tls.write_to(&mut self.socket);
+        }
+    }
+
+    /// Moves the ciphertext that the kernel has not taken into the queue.
+    fn queue_cipher(&mut self, payload: Option<(AllocationId, u32)>) {
+        let rest = self.tls.as_mut().map(TlsSession::take).unwrap_or_default();
+        if rest.is_empty() {
+            return;
+        }
+        self.push(rest, 0, payload);
+    }
+
+    /// Queues a frame of which so much is sent already, if it is the first.
+    fn push(&mut self, bytes: Vec<u8>, written: usize, payload: Option<(AllocationId, u32)>) {
+        if self.queue.is_empty() {
+            self.front_sent = written;
+        }
+        if let Some((_, bytes)) = payload {
+            self.waiting = self.waiting + Amount { packets: 1, bytes: u64::from(bytes) };
+        }
+        self.queued_bytes += bytes.len();
+        self.queue.push_back(Queued { bytes: bytes.into(), payload });
     }
 
     /// Keeps the start of a message for the next read.
@@ -101,6 +176,9 @@ impl Stream {
 
     /// Sends a frame in pieces: at once if nothing waits before it, else behind that.
     pub(super) fn send(&mut self, pieces: [&[u8]; 3], payload: Option<(AllocationId, u32)>) -> Sent {
+        if self.tls.is_some() {
+            return self.send_encrypted(pieces, payload);
+        }
         let len: usize = pieces.iter().map(|piece| piece.len()).sum();
         let mut written = 0;
         if self.queue.is_empty() {
@@ -111,21 +189,31 @@ impl Stream {
                 Err(_) => return Sent::Failed,
             }
         }
-        let reserve = if payload.is_some() { 0 } else { REPLY_RESERVE };
         // The rest of a frame that was begun must follow, whatever it costs.
-        if written == 0 && self.queued_bytes + len > self.queue_bytes_max.saturating_add(reserve) {
+        if written == 0 && !self.has_room(len, payload.is_some()) {
             return Sent::Full;
         }
-        let bytes: Vec<u8> = pieces.concat();
-        if self.queue.is_empty() {
-            self.front_sent = written;
-        }
-        self.queued_bytes += len;
-        if let Some((_, bytes)) = payload {
-            self.waiting = self.waiting + Amount { packets: 1, bytes: u64::from(bytes) };
-        }
-        self.queue.push_back(Queued { bytes: bytes.into(), payload });
+        self.push(pieces.concat(), written, payload);
         Sent::Taken
+    }
+
+    fn send_encrypted(&mut self, pieces: [&[u8]; 3], payload: Option<(AllocationId, u32)>) -> Sent {
+        let is_first = self.queue.is_empty();
+        // What is encrypted must follow, or the client could decrypt nothing after it.
+        if !is_first && !self.has_room(pieces.iter().map(|piece| piece.len()).sum(), payload.is_some()) {
+            return Sent::Full;
+        }
+        let Some(tls) = &mut self.tls else { return Sent::Failed };
+        if tls.encrypt(pieces).is_err() || (is_first && !is_alive(tls.write_to(&mut self.socket))) {
+            return Sent::Failed;
+        }
+        self.queue_cipher(payload);
+        Sent::Taken
+    }
+
+    fn has_room(&self, len: usize, is_data: bool) -> bool {
+        let reserve = if is_data { 0 } else { REPLY_RESERVE };
+        self.queued_bytes + len <= self.queue_bytes_max.saturating_add(reserve)
     }
 
     /// Writes what waits, as far as the kernel takes it; an error means that the stream is dead.
@@ -173,6 +261,19 @@ impl Stream {
     }
 }
 
+/// Marks what is wrong with the TLS itself, apart from what the socket says.
+fn broken(error: io::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// Whether a write leaves the socket usable.
+fn is_alive(written: io::Result<usize>) -> bool {
+    match written {
+        Ok(_) => true,
+        Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,7 +290,7 @@ mod tests {
             server: ServerAddress::from(listener.local_addr().unwrap()),
             transport: Transport::Tcp,
         };
-        (Stream::new(server, StreamId(1), Via::Stream(StreamId(1), five_tuple), limit), client)
+        (Stream::new(server, None, StreamId(1), Via::Stream(StreamId(1), five_tuple), limit), client)
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::relay_socket::Relays;
 use super::streams::Streams;
 use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SLOT_BYTES, SendBatch, Waker};
 use super::tcp::Sent;
+use super::tls_session::{CIPHER_BYTES, TlsSession};
 use super::udp::{Queue, drop_reason};
 use crate::protocol::Server;
 use crate::protocol::accounting::{Amount, SessionRecord};
@@ -59,8 +60,8 @@ const fn token(kind: u64, index: usize) -> u64 {
 
 /// What reaches a worker from outside.
 pub(super) enum Message {
-    /// An established stream, accepted elsewhere.
-    Adopt { socket: TcpStream, five_tuple: FiveTuple },
+    /// An established stream, accepted elsewhere; with TLS its handshake is done.
+    Adopt { socket: TcpStream, five_tuple: FiveTuple, tls: Option<Box<rustls::ServerConnection>> },
     /// Another worker's question.
     Ask { ticket: AskId, question: Question },
     /// Another worker's answer; a held socket comes along.
@@ -165,6 +166,8 @@ pub(super) struct Worker {
     mailboxes: Arc<Vec<Mailbox>>,
     events: Events,
     arena: Arena,
+    /// What TLS streams are read to.
+    cipher: Box<[u8]>,
     receive: ReceiveBatch,
     send: SendBatch,
     next_slot: usize,
@@ -195,6 +198,7 @@ impl Worker {
             mailboxes: setup.mailboxes,
             events: setup.events,
             arena: Arena::new(BATCH + STREAM_SLOTS),
+            cipher: vec![0; CIPHER_BYTES].into(),
             receive: ReceiveBatch::new(BATCH),
             send: SendBatch::new(BATCH),
             next_slot: 0,
@@ -428,13 +432,39 @@ impl Worker {
 
     // ---- clients over streams
 
-    fn adopt(&mut self, now: Now, socket: TcpStream, five_tuple: FiveTuple) {
-        let (at, stream) = self.streams.insert(socket, five_tuple, now.ticks);
+    fn adopt(&mut self, now: Now, socket: TcpStream, five_tuple: FiveTuple, tls: Option<TlsSession>) {
+        let (at, stream) = self.streams.insert(socket, tls, five_tuple, now.ticks);
         self.net.streams_open.add(1);
         self.net.streams_adopted.add(1);
         if self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).is_err() {
-            self.close_stream(now, at);
+            return self.close_stream(now, at);
         }
+        if stream.is_tls() {
+            self.flush_to_peer();
+            let Some(stream) = self.streams.get_mut(at) else { return };
+            // Epoll knows nothing of what came with the handshake's last bytes.
+            match stream.read_early(self.arena.region_mut(BATCH, STREAM_SLOTS)) {
+                Ok(len) => self.on_tls_bytes(now, at, len),
+                Err(_) => self.break_tls(now, at),
+            }
+        }
+    }
+
+    fn on_tls_bytes(&mut self, now: Now, at: usize, len: usize) {
+        let Some(id) = self.streams.get(at).map(|stream| stream.id) else { return };
+        self.on_stream_bytes(now, at, len);
+        if self.streams.find(id) == Some(at)
+            && let Some(stream) = self.streams.get_mut(at)
+        {
+            let is_over = stream.send_tls() == Sent::Failed || stream.has_ended();
+            self.after_send(now, at, is_over);
+        }
+    }
+
+    /// The client broke the rules of TLS; it hears which by an alert.
+    fn break_tls(&mut self, now: Now, at: usize) {
+        self.net.streams_tls_broken.add(1);
+        self.close_stream(now, at);
     }
 
     fn on_stream(&mut self, now: Now, at: usize, readable: bool, writable: bool) {
@@ -451,8 +481,11 @@ impl Worker {
             // Payloads of the stream before still lie where this one is read to.
             self.flush_to_peer();
             let Some(stream) = self.streams.get_mut(at) else { return };
-            match stream.read(self.arena.region_mut(BATCH, STREAM_SLOTS)) {
+            let is_tls = stream.is_tls();
+            match stream.read(self.arena.region_mut(BATCH, STREAM_SLOTS), &mut self.cipher) {
+                Ok(Some(len)) if is_tls => self.on_tls_bytes(now, at, len),
                 Ok(Some(len)) => self.on_stream_bytes(now, at, len),
+                Err(error) if is_tls && error.kind() == io::ErrorKind::InvalidData => self.break_tls(now, at),
                 Ok(None) => self.close_stream(now, at),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(_) => self.close_stream(now, at),
@@ -533,6 +566,7 @@ impl Worker {
         let Some(mut stream) = self.streams.remove(at) else { return };
         self.net.streams_open.sub(1);
         self.flush_payload();
+        stream.say_goodbye();
         self.net.waits(stream.waiting(), Amount::default());
         for (allocation, bytes) in stream.unsent() {
             self.server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), DropReason::StreamClosed);
@@ -728,7 +762,9 @@ impl Worker {
 
     fn on_inbox_message(&mut self, now: Now, message: Message) {
         let input = match message {
-            Message::Adopt { socket, five_tuple } => return self.adopt(now, socket, five_tuple),
+            Message::Adopt { socket, five_tuple, tls } => {
+                return self.adopt(now, socket, five_tuple, tls.map(TlsSession::new));
+            }
             Message::Inspect(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.server.sessions(now).collect());
@@ -766,6 +802,7 @@ impl Worker {
     /// At the end what waits in a stream's queue is counted as not sent, before the records are written.
     fn close_unsent(&mut self, at: usize) {
         let Some(stream) = self.streams.get_mut(at) else { return };
+        stream.say_goodbye();
         self.net.waits(stream.waiting(), Amount::default());
         let unsent: Vec<_> = stream.unsent().collect();
         for (allocation, bytes) in unsent {

@@ -6,10 +6,14 @@
 //! label has values that users choose.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
 use metrics_exporter_prometheus::PrometheusBuilder;
 
+use crate::api::rest::counts::Counts;
+use crate::api::rest::refused::IssueRefused;
+use crate::api::turned_away;
 use crate::net::Running;
 use crate::protocol::accounting::Amount;
 use crate::protocol::address::{Family, Transport};
@@ -20,13 +24,14 @@ use crate::protocol::reject::RejectReason;
 /// Renders the counters of a running relay.
 pub struct Metrics {
     running: Arc<Running>,
+    issuing: Arc<Counts>,
 }
 
 impl Metrics {
-    /// For this relay.
+    /// For this relay and the credentials that are issued for it.
     #[must_use]
-    pub const fn new(running: Arc<Running>) -> Self {
-        Self { running }
+    pub const fn new(running: Arc<Running>, issuing: Arc<Counts>) -> Self {
+        Self { running, issuing }
     }
 
     /// The text of `/metrics`.
@@ -38,6 +43,20 @@ impl Metrics {
             self.publish();
         });
         recorder.handle().render()
+    }
+
+    fn publish_tls(&self) {
+        let handshakes = self.running.handshakes();
+        for (result, count) in handshakes.results() {
+            counter!("throughway_tls_handshakes_total", "result" => result).absolute(count);
+        }
+        counter!("throughway_tls_resumptions_total").absolute(handshakes.resumed.load(Ordering::Relaxed));
+        gauge!("throughway_tls_handshakes_under_way").set(handshakes.under_way.load(Ordering::Relaxed) as f64);
+        let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
+        for (position, certificate) in certificates.iter().enumerate() {
+            gauge!("throughway_tls_certificate_days", "certificate" => position.to_string())
+                .set(certificate.days_left() as f64);
+        }
     }
 
     fn publish(&self) {
@@ -105,7 +124,19 @@ impl Metrics {
             .absolute(of_net(&|net| net.streams_broken.get()));
         counter!("throughway_streams_closed_total", "reason" => "no_allocation")
             .absolute(of_net(&|net| net.streams_overdue.get()));
+        counter!("throughway_streams_closed_total", "reason" => "tls_broken")
+            .absolute(of_net(&|net| net.streams_tls_broken.get()));
+        counter!("throughway_streams_closed_total", "reason" => "silent").absolute(self.running.streams_silent());
+        self.publish_tls();
         counter!("throughway_events_lost_total").absolute(of_net(&|net| net.events_lost.get()));
+        for (key, count) in self.issuing.issued() {
+            counter!("throughway_credentials_issued_total", "key" => key.into_string()).absolute(count);
+        }
+        for refused in &IssueRefused::ALL {
+            counter!("throughway_credentials_refused_total", "reason" => refused.name())
+                .absolute(self.issuing.refused(refused));
+        }
+        counter!("throughway_http_connections_refused_total").absolute(turned_away());
         gauge!("throughway_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     }
 }
@@ -130,6 +161,16 @@ fn describe() {
     describe_counter!("throughway_streams_accepted_total", "Client streams ever adopted");
     describe_counter!("throughway_streams_refused_total", "Client streams that could not be accepted or served");
     describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
+    describe_counter!("throughway_tls_handshakes_total", "TLS handshakes by what became of them");
+    describe_counter!("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session");
+    describe_gauge!("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished");
+    describe_gauge!("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position");
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
+    describe_counter!("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked");
+    describe_counter!("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason");
+    describe_counter!(
+        "throughway_http_connections_refused_total",
+        "HTTP connections closed because too many were open"
+    );
     describe_gauge!("throughway_build_info", "Always 1; the version is its label");
 }

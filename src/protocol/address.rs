@@ -180,18 +180,21 @@ pub enum Transport {
     Udp,
     /// A TCP stream.
     Tcp,
+    /// A TLS stream over TCP.
+    Tls,
 }
 
 impl Transport {
     /// Every transport, in the order of their numbers.
-    pub const ALL: [Self; 2] = [Self::Udp, Self::Tcp];
+    pub const ALL: [Self; 3] = [Self::Udp, Self::Tcp, Self::Tls];
 
-    /// `udp` or `tcp`, as metrics, logs and URIs name it.
+    /// `udp`, `tcp` or `tls`, as metrics and logs name it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Udp => "udp",
             Self::Tcp => "tcp",
+            Self::Tls => "tls",
         }
     }
 }

@@ -65,6 +65,8 @@ impl Nonces {
         mac.update(&[match five_tuple.transport {
             Transport::Udp => 17,
             Transport::Tcp => 6,
+            // TCP's number, marked: one client port may come plain and by TLS on a port for both.
+            Transport::Tls => 0x80 | 6,
         }]);
         match five_tuple.client.ip() {
             IpAddr::V4(ip) => mac.update(&ip.octets()),

@@ -22,6 +22,7 @@ use throughway::wire::writer::Writer;
 
 use super::PATIENCE;
 use super::server::worker_of;
+use super::tls::TlsStream;
 
 pub const ATTR_REQUESTED_TRANSPORT: AttrType = AttrType(0x0019);
 pub const ATTR_REQUESTED_ADDRESS_FAMILY: AttrType = AttrType(0x0017);
@@ -177,6 +178,7 @@ pub struct Data {
 enum Link {
     Udp(UdpSocket),
     Tcp(TcpStream, Vec<u8>),
+    Tls(Box<TlsStream>, Vec<u8>),
 }
 
 /// A client of one five-tuple.
@@ -224,6 +226,11 @@ impl Client {
         Self::new(Link::Tcp(stream, Vec::new()))
     }
 
+    /// Over a TLS connection whose handshake is done.
+    pub fn tls(stream: TlsStream) -> Self {
+        Self::new(Link::Tls(Box::new(stream), Vec::new()))
+    }
+
     pub fn user(mut self, username: &str, password: &str) -> Self {
         (self.username, self.password) = (username.to_owned(), password.to_owned());
         self
@@ -239,13 +246,14 @@ impl Client {
     }
 
     pub fn is_stream(&self) -> bool {
-        matches!(self.link, Link::Tcp(..))
+        matches!(self.link, Link::Tcp(..) | Link::Tls(..))
     }
 
     pub fn local(&self) -> SocketAddr {
         match &self.link {
             Link::Udp(socket) => socket.local_addr().unwrap(),
             Link::Tcp(stream, _) => stream.local_addr().unwrap(),
+            Link::Tls(stream, _) => stream.sock.local_addr().unwrap(),
         }
     }
 
@@ -253,7 +261,16 @@ impl Client {
     pub fn stream(&mut self) -> &mut TcpStream {
         match &mut self.link {
             Link::Tcp(stream, _) => stream,
+            Link::Tls(stream, _) => &mut stream.sock,
             Link::Udp(_) => panic!("not a stream"),
+        }
+    }
+
+    /// Its TLS, for those who look behind it.
+    pub fn tls_stream(&mut self) -> &mut TlsStream {
+        match &mut self.link {
+            Link::Tls(stream, _) => stream,
+            Link::Udp(_) | Link::Tcp(..) => panic!("not TLS"),
         }
     }
 
@@ -262,6 +279,7 @@ impl Client {
         match &mut self.link {
             Link::Udp(socket) => assert_eq!(socket.send(bytes).unwrap(), bytes.len()),
             Link::Tcp(stream, _) => stream.write_all(bytes).unwrap(),
+            Link::Tls(stream, _) => stream.write_all(bytes).and_then(|()| stream.flush()).unwrap(),
         }
     }
 
@@ -289,26 +307,8 @@ impl Client {
                 buffer.truncate(len);
                 Some(buffer)
             }
-            Link::Tcp(stream, pending) => loop {
-                if let Some(frame) = next_frame(pending) {
-                    return Some(frame);
-                }
-                let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-                stream.set_read_timeout(Some(left)).unwrap();
-                let mut buffer = [0; 65_536];
-                match stream.read(&mut buffer) {
-                    Ok(0) => {
-                        self.closed = true;
-                        return None;
-                    }
-                    Ok(len) => pending.extend_from_slice(&buffer[..len]),
-                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
-                    Err(_) => {
-                        self.closed = true;
-                        return None;
-                    }
-                }
-            },
+            Link::Tcp(stream, pending) => read_frame(stream, pending, until, &mut self.closed),
+            Link::Tls(stream, pending) => read_frame(&mut **stream, pending, until, &mut self.closed),
         }
     }
 
@@ -462,8 +462,49 @@ impl Client {
     }
 
     pub fn close(self) {
-        if let Link::Tcp(stream, _) = &self.link {
-            let _ = stream.shutdown(Shutdown::Both);
+        match &self.link {
+            Link::Udp(_) => {}
+            Link::Tcp(stream, _) => drop(stream.shutdown(Shutdown::Both)),
+            Link::Tls(stream, _) => drop(stream.sock.shutdown(Shutdown::Both)),
+        }
+    }
+}
+
+/// What a frame is read from.
+trait Source: std::io::Read {
+    fn set_patience(&mut self, time: Duration);
+}
+
+impl Source for TcpStream {
+    fn set_patience(&mut self, time: Duration) {
+        self.set_read_timeout(Some(time)).unwrap();
+    }
+}
+
+impl Source for TlsStream {
+    fn set_patience(&mut self, time: Duration) {
+        self.sock.set_read_timeout(Some(time)).unwrap();
+    }
+}
+
+fn read_frame(stream: &mut impl Source, pending: &mut Vec<u8>, until: Instant, closed: &mut bool) -> Option<Vec<u8>> {
+    loop {
+        if let Some(frame) = next_frame(pending) {
+            return Some(frame);
+        }
+        stream.set_patience(until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let mut buffer = [0; 65_536];
+        match stream.read(&mut buffer) {
+            Ok(0) => {
+                *closed = true;
+                return None;
+            }
+            Ok(len) => pending.extend_from_slice(&buffer[..len]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
+            Err(_) => {
+                *closed = true;
+                return None;
+            }
         }
     }
 }

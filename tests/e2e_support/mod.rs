@@ -10,6 +10,7 @@ pub mod http;
 pub mod log;
 pub mod peer;
 pub mod server;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

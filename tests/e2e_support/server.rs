@@ -19,6 +19,10 @@ pub struct Settings {
     pub workers: u8,
     pub udp: Vec<String>,
     pub tcp: Vec<String>,
+    pub tls: Vec<String>,
+    pub auto: Vec<String>,
+    /// Certificate and key, the first as `tls.certificate`, the others as `[[tls.certificates]]`.
+    pub certificates: Vec<(PathBuf, PathBuf)>,
     pub users: Vec<(&'static str, &'static str)>,
     pub secrets: Vec<(&'static str, &'static str)>,
     pub allow: Vec<&'static str>,
@@ -28,6 +32,9 @@ pub struct Settings {
     pub ports: Option<RangeInclusive<u16>>,
     pub level: &'static str,
     pub turn: Vec<(&'static str, &'static str)>,
+    /// Further lines of `[http]`, and tables after everything else.
+    pub http: String,
+    pub tables: String,
 }
 
 impl Settings {
@@ -37,6 +44,9 @@ impl Settings {
             workers,
             udp: both.clone(),
             tcp: both,
+            tls: Vec::new(),
+            auto: Vec::new(),
+            certificates: Vec::new(),
             users: vec![("alice", "wonderland"), ("bob", "builder")],
             secrets: vec![("main", "north-of-everything")],
             allow: vec!["127.0.0.0/8", "::1/128"],
@@ -46,6 +56,8 @@ impl Settings {
             ports: None,
             level: "info",
             turn: Vec::new(),
+            http: String::new(),
+            tables: String::new(),
         }
     }
 
@@ -63,12 +75,17 @@ impl Settings {
             |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
         writeln!(text, "workers = {}", self.workers).unwrap();
         writeln!(text, "[listen]\nudp = {:?}\ntcp = {:?}", self.udp, self.tcp).unwrap();
+        writeln!(text, "tls = {:?}\nauto = {:?}", self.tls, self.auto).unwrap();
+        for (at, (certificate, key)) in self.certificates.iter().enumerate() {
+            let section = if at == 0 { "[tls]" } else { "[[tls.certificates]]" };
+            writeln!(text, "{section}\ncertificate = {certificate:?}\nprivate_key = {key:?}").unwrap();
+        }
         let range = format!("{}-{}", ports.start(), ports.end());
         writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}").unwrap();
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
-        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}", self.hosts).unwrap();
+        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}\n{}", self.hosts, self.http).unwrap();
         writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
         writeln!(text, "[auth.users]").unwrap();
         for (name, password) in &self.users {
@@ -77,7 +94,7 @@ impl Settings {
         for (id, value) in &self.secrets {
             writeln!(text, "[[auth.secrets]]\nid = {id:?}\nvalue = {value:?}").unwrap();
         }
-        text
+        text + &self.tables
     }
 
     pub fn start(self) -> Server {
@@ -231,6 +248,14 @@ impl Server {
 
     pub fn tcp4(&self) -> SocketAddr {
         self.listener("tcp", true)
+    }
+
+    pub fn tls4(&self) -> SocketAddr {
+        self.listener("tls", true)
+    }
+
+    pub fn tls6(&self) -> SocketAddr {
+        self.listener("tls", false)
     }
 
     pub fn tcp6(&self) -> SocketAddr {

@@ -36,6 +36,9 @@ class Setup:
     secret: str = ""
     allow: list = dataclasses.field(default_factory=list)
     http: str = "127.0.0.1:8080"
+    tls: list = dataclasses.field(default_factory=list)
+    certificate: str = ""
+    private_key: str = ""
 
 # Labels of the payload metrics, and the name the same flow has in a session record.
 BOOKS = {("received", "clients"): "from_client", ("sent", "peers"): "to_peers",
@@ -54,13 +57,17 @@ def _quoted(items):
 def throughway_config(setup):
     users = ", ".join(f'"{name}" = "{word}"' for name, word in setup.users.items())
     external = f'external = "{setup.external}"\n' if setup.external else ""
+    tls = ""
+    if setup.tls:
+        tls = (f'tls = {_quoted(setup.tls)}\n'
+               f'[tls]\ncertificate = "{setup.certificate}"\nprivate_key = "{setup.private_key}"\n')
     secret = f'[[auth.secrets]]\nid = "test"\nvalue = "{setup.secret}"\n' if setup.secret else ""
     return f"""realm = "{REALM}"
 workers = {setup.workers}
 [listen]
 udp = {_quoted(setup.udp)}
 tcp = {_quoted(setup.tcp)}
-[relay]
+{tls}[relay]
 addresses = {_quoted(setup.relay)}
 {external}ports = "{setup.ports}"
 [auth]
@@ -86,11 +93,16 @@ def coturn_arguments(setup, directory):
     if len(ports) != 1:
         raise CannotStart("coturn listens on one port for all its addresses")
     low, high = setup.ports.split("-")
-    arguments = ["-n", "--no-cli", "--no-tls", "--no-dtls", "--no-rfc5780", "--log-file", "stdout",
+    arguments = ["-n", "--no-cli", "--no-dtls", "--no-rfc5780", "--log-file", "stdout",
                  "--simple-log", "--pidfile", os.path.join(directory, "coturn.pid"),
                  "-b", os.path.join(directory, "turndb"), "-r", REALM, "-p", str(ports.pop()),
                  "-m", str(setup.workers), "--min-port", low, "--max-port", high,
                  "--allocation-default-address-family=ipv4"]
+    if setup.tls:
+        arguments += ["--tls-listening-port", str(split(setup.tls[0])[1]),
+                      "--cert", setup.certificate, "--pkey", setup.private_key]
+    else:
+        arguments += ["--no-tls"]
     for host in sorted(hosts):
         # coturn has no wildcard of its own: without -L it takes every address it finds.
         if host not in ("0.0.0.0", "::"):

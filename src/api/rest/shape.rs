@@ -1,0 +1,326 @@
+//! One credential in the shape that each consumer reads. Nothing here decides anything.
+//!
+//! A consumer hard-codes status, names, nesting and even whether a number is a string, so each shape keeps
+//! its own; golden files in tests/vectors/rest hold them.
+
+use std::fmt::Write as _;
+
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+
+use super::date;
+use super::refused::IssueRefused;
+use crate::api::uris::Uri;
+use crate::protocol::address::Transport;
+
+/// Who reads the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shape {
+    /// Ours: every reader finds its own names in it.
+    All,
+    /// draft-uberti-behave-turn-rest-00.
+    Draft,
+    /// The same as Nextcloud's signalling server hands it out, whose callers want 400 where a key is missing.
+    DraftOfNextcloud,
+    /// RTCConfiguration.
+    Ice,
+    /// Matrix `turnServer`.
+    Matrix,
+    /// Cloudflare, `iceServers` as an array.
+    Cloudflare,
+    /// Cloudflare before that, `iceServers` as an object.
+    CloudflareOld,
+    /// Twilio Network Traversal Service.
+    Twilio,
+    /// Metered: a bare array.
+    Metered,
+    /// XEP-0215 as JSON.
+    Xep0215,
+    /// XEP-0215 as XML.
+    Xep0215Xml,
+}
+
+/// A minted credential and everything that some shape tells about it.
+#[derive(Clone, Debug)]
+pub(super) struct Issued<'a> {
+    pub(super) username: &'a str,
+    pub(super) password: &'a str,
+    pub(super) ttl: u64,
+    pub(super) now: u64,
+    pub(super) expires_at: u64,
+    pub(super) realm: &'a str,
+    pub(super) uris: &'a [Uri],
+    /// The account in the path of the request, for the shape that has one.
+    pub(super) account: &'a str,
+}
+
+/// Status, content type and body.
+pub(super) type Answer = (StatusCode, &'static str, String);
+
+const JSON: &str = "application/json";
+
+impl Shape {
+    /// Which methods ask for it.
+    pub(super) const fn methods(self) -> &'static str {
+        match self {
+            Self::All | Self::Draft | Self::DraftOfNextcloud | Self::Ice | Self::Xep0215 | Self::Xep0215Xml => {
+                "GET, POST, OPTIONS"
+            }
+            Self::Matrix | Self::Metered => "GET, OPTIONS",
+            Self::Cloudflare | Self::CloudflareOld | Self::Twilio => "POST, OPTIONS",
+        }
+    }
+
+    /// Whether `service=turn` must be there.
+    pub(super) const fn needs_service(self) -> bool {
+        match self {
+            Self::Draft | Self::DraftOfNextcloud => true,
+            Self::All
+            | Self::Ice
+            | Self::Matrix
+            | Self::Cloudflare
+            | Self::CloudflareOld
+            | Self::Twilio
+            | Self::Metered
+            | Self::Xep0215
+            | Self::Xep0215Xml => false,
+        }
+    }
+
+    /// The answer that carries a credential.
+    pub(super) fn render(self, issued: &Issued<'_>) -> Answer {
+        let Issued { username, password, ttl, .. } = *issued;
+        let turn: Vec<String> = issued.uris.iter().map(Uri::turn).collect();
+        let stun: Vec<String> = issued.uris.iter().filter_map(Uri::stun).take(1).collect();
+        let server = json!({ "urls": turn, "username": username, "credential": password });
+        let refresh_after = ttl / 2;
+        match self {
+            Self::All => ok(json!({
+                "username": username,
+                "password": password,
+                "credential": password,
+                "ttl": ttl,
+                "expires_at": issued.expires_at,
+                "refresh_after": refresh_after,
+                "realm": issued.realm,
+                "uris": turn,
+                "urls": turn,
+                "iceServers": [server],
+                "ice_servers": one_by_one(&[], &turn, username, password),
+            })),
+            Self::Draft | Self::DraftOfNextcloud | Self::Matrix => {
+                ok(json!({ "username": username, "password": password, "ttl": ttl, "uris": turn }))
+            }
+            Self::Ice => ok(json!({
+                "iceServers": [server],
+                "iceTransportPolicy": "all",
+                "expires_at": issued.expires_at,
+                "refresh_after": refresh_after,
+            })),
+            Self::Cloudflare => {
+                let mut servers = vec![server];
+                if !stun.is_empty() {
+                    servers.insert(0, json!({ "urls": stun }));
+                }
+                created(json!({ "iceServers": servers }))
+            }
+            Self::CloudflareOld => {
+                let urls: Vec<&String> = stun.iter().chain(&turn).collect();
+                created(json!({ "iceServers": { "urls": urls, "username": username, "credential": password } }))
+            }
+            Self::Twilio => {
+                let date = date::rfc2822(issued.now);
+                created(json!({
+                    "username": username,
+                    "password": password,
+                    "ttl": ttl.to_string(),
+                    "account_sid": issued.account,
+                    "ice_servers": one_by_one(&stun, &turn, username, password),
+                    "date_created": date,
+                    "date_updated": date,
+                }))
+            }
+            Self::Metered => {
+                let mut servers: Vec<Value> = stun.iter().map(|url| json!({ "urls": url })).collect();
+                let of_turn =
+                    turn.iter().map(|url| json!({ "urls": url, "username": username, "credential": password }));
+                servers.extend(of_turn);
+                ok(Value::Array(servers))
+            }
+            Self::Xep0215 => {
+                let services: Vec<Value> = services(issued).iter().map(Service::json).collect();
+                ok(json!({ "services": services }))
+            }
+            Self::Xep0215Xml => {
+                let mut text = "<services xmlns='urn:xmpp:extdisco:2'>\n".to_owned();
+                for service in services(issued) {
+                    service.xml(&mut text);
+                }
+                text.push_str("</services>\n");
+                (StatusCode::OK, "application/xml; charset=utf-8", text)
+            }
+        }
+    }
+
+    /// The answer that carries none.
+    pub(super) fn refuse(self, refused: &IssueRefused) -> Answer {
+        let sentence = refused.sentence();
+        let status = self.status_of(refused);
+        let body = match self {
+            Self::Matrix => {
+                let code = match refused {
+                    IssueRefused::NoKey => "M_MISSING_TOKEN",
+                    IssueRefused::WrongKey | IssueRefused::BadToken(_) => "M_UNKNOWN_TOKEN",
+                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => "M_LIMIT_EXCEEDED",
+                    IssueRefused::NoMethod | IssueRefused::Address | IssueRefused::Host | IssueRefused::Origin => {
+                        "M_FORBIDDEN"
+                    }
+                    IssueRefused::BadRequest(_) | IssueRefused::BadUser(_) => "M_INVALID_PARAM",
+                    IssueRefused::TooLarge => "M_TOO_LARGE",
+                    IssueRefused::Method => "M_UNRECOGNIZED",
+                    IssueRefused::NoServers => "M_NOT_FOUND",
+                    IssueRefused::Slow | IssueRefused::NoRandom => "M_UNKNOWN",
+                };
+                let mut body = json!({ "errcode": code, "error": sentence });
+                if let Some(seconds) = refused.retry_after() {
+                    body["retry_after_ms"] = json!(seconds * 1000);
+                }
+                body
+            }
+            Self::Twilio => {
+                let code = match refused {
+                    IssueRefused::NoKey | IssueRefused::WrongKey | IssueRefused::BadToken(_) => 20_003,
+                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => 20_429,
+                    IssueRefused::NoMethod
+                    | IssueRefused::Address
+                    | IssueRefused::Host
+                    | IssueRefused::Origin
+                    | IssueRefused::Method
+                    | IssueRefused::BadRequest(_)
+                    | IssueRefused::BadUser(_)
+                    | IssueRefused::TooLarge
+                    | IssueRefused::Slow
+                    | IssueRefused::NoServers
+                    | IssueRefused::NoRandom => status.as_u16(),
+                };
+                json!({ "code": code, "message": sentence, "status": status.as_u16() })
+            }
+            Self::All
+            | Self::Draft
+            | Self::DraftOfNextcloud
+            | Self::Ice
+            | Self::Cloudflare
+            | Self::CloudflareOld
+            | Self::Metered
+            | Self::Xep0215
+            | Self::Xep0215Xml => json!({ "error": sentence, "reason": refused.name() }),
+        };
+        (status, JSON, body.to_string())
+    }
+
+    /// The draft's family answers 403 to a wrong key, and Nextcloud's callers expect 400 for a missing one.
+    fn status_of(self, refused: &IssueRefused) -> StatusCode {
+        match (self, refused) {
+            (Self::DraftOfNextcloud, IssueRefused::NoKey) => StatusCode::BAD_REQUEST,
+            (Self::Draft | Self::DraftOfNextcloud, IssueRefused::WrongKey | IssueRefused::BadToken(_)) => {
+                StatusCode::FORBIDDEN
+            }
+            _ => refused.status(),
+        }
+    }
+}
+
+fn ok(body: Value) -> Answer {
+    (StatusCode::OK, JSON, body.to_string())
+}
+
+fn created(body: Value) -> Answer {
+    (StatusCode::CREATED, JSON, body.to_string())
+}
+
+/// One entry for each URL, under the old name and the new one.
+fn one_by_one(stun: &[String], turn: &[String], username: &str, password: &str) -> Vec<Value> {
+    let of_stun = stun.iter().map(|url| json!({ "url": url, "urls": url }));
+    let of_turn =
+        turn.iter().map(|url| json!({ "url": url, "urls": url, "username": username, "credential": password }));
+    of_stun.chain(of_turn).collect()
+}
+
+/// A `<service/>` of XEP-0215.
+struct Service<'a> {
+    kind: &'static str,
+    host: &'a str,
+    port: u16,
+    transport: &'static str,
+    /// Username, password, end.
+    login: Option<(&'a str, &'a str, String)>,
+}
+
+fn services<'a>(issued: &Issued<'a>) -> Vec<Service<'a>> {
+    let service = |uri: &'a Uri, kind, login| {
+        let transport = match uri.transport {
+            Transport::Udp => "udp",
+            Transport::Tcp | Transport::Tls => "tcp",
+        };
+        Service { kind, host: &uri.host, port: uri.port, transport, login }
+    };
+    let stun = issued.uris.iter().filter(|uri| uri.stun().is_some()).take(1).map(|uri| service(uri, "stun", None));
+    let turn = issued.uris.iter().map(|uri| {
+        service(uri, turn_kind(uri.transport), Some((issued.username, issued.password, date::iso(issued.expires_at))))
+    });
+    stun.chain(turn).collect()
+}
+
+const fn turn_kind(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Udp | Transport::Tcp => "turn",
+        Transport::Tls => "turns",
+    }
+}
+
+impl Service<'_> {
+    fn json(&self) -> Value {
+        let mut service =
+            json!({ "type": self.kind, "host": self.host, "port": self.port, "transport": self.transport });
+        if let Some((username, password, expires)) = &self.login {
+            service["username"] = json!(username);
+            service["password"] = json!(password);
+            service["expires"] = json!(expires);
+            service["restricted"] = json!(true);
+        }
+        service
+    }
+
+    fn xml(&self, text: &mut String) {
+        // Writing to a String does not fail.
+        let _ = write!(
+            text,
+            "  <service type='{}' host='{}' port='{}' transport='{}'",
+            self.kind,
+            escaped(self.host),
+            self.port,
+            self.transport
+        );
+        if let Some((username, password, expires)) = &self.login {
+            let (username, password) = (escaped(username), escaped(password));
+            let _ = write!(text, " username='{username}' password='{password}' expires='{expires}' restricted='1'");
+        }
+        text.push_str("/>\n");
+    }
+}
+
+/// As an attribute's value; control characters were refused before.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '\'' => safe.push_str("&apos;"),
+            '"' => safe.push_str("&quot;"),
+            c => safe.push(c),
+        }
+    }
+    safe
+}

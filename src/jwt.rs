@@ -1,0 +1,357 @@
+//! JSON Web Tokens that others signed: the keys of a JWKS (RFC 7517), and what a good token says (RFC 7519).
+//!
+//! Pure: no clock, no file. A key has one algorithm, so a token can't choose how it is checked; "none" is no
+//! algorithm here. Called by `config` for the keys and by `api` for the tokens.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
+use ring::hmac;
+use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
+use serde_json::Value;
+
+use crate::credentials::Secret;
+
+/// Every key without a `kid` costs a signature's check per token.
+const KEYS_MAX: usize = 16;
+
+/// Longer tokens are not looked at; the headers of a request have less room anyway.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+
+/// RFC 7518 section 3.2: no shorter than the hash.
+const HMAC_KEY_BYTES_MIN: usize = 32;
+
+/// How far the signer's clock may be ahead, in seconds.
+const SKEW_SECONDS: u64 = 30;
+
+/// How a key checks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Algorithm {
+    Hs256,
+    Rs256,
+    Es256,
+    EdDsa,
+}
+
+impl Algorithm {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Hs256 => "HS256",
+            Self::Rs256 => "RS256",
+            Self::Es256 => "ES256",
+            Self::EdDsa => "EdDSA",
+        }
+    }
+}
+
+/// A key that checks tokens. Some are secrets, so none prints.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Key {
+    id: Option<Box<str>>,
+    algorithm: Algorithm,
+    /// The secret, the public point, or the modulus of RSA.
+    value: Secret,
+    /// The exponent of RSA, else empty.
+    exponent: Box<[u8]>,
+}
+
+/// Reads a JWKS. Keys for something else (encryption, other curves) are passed over.
+///
+/// # Errors
+/// Says what is wrong with the document, or that no key in it can check anything.
+pub fn parse_jwks(text: &[u8]) -> Result<Vec<Key>, String> {
+    let document: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
+    let listed = document.get("keys").and_then(Value::as_array).ok_or("is no JWKS: it has no list \"keys\"")?;
+    let mut keys = Vec::new();
+    for (at, jwk) in listed.iter().enumerate() {
+        keys.extend(parse_key(jwk).map_err(|what| format!("keys[{at}]: {what}"))?);
+    }
+    if keys.is_empty() {
+        return Err("has no key that checks HS256, RS256, ES256 or EdDSA".to_owned());
+    }
+    if keys.len() > KEYS_MAX {
+        return Err(format!("has {} keys; at most {KEYS_MAX} are taken", keys.len()));
+    }
+    Ok(keys)
+}
+
+fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
+    let text = |name: &str| jwk.get(name).and_then(Value::as_str);
+    let bytes = |name: &str| {
+        let value = text(name).ok_or_else(|| format!("has no \"{name}\""))?;
+        BASE64URL.decode(value).map_err(|_| format!("\"{name}\" is not base64url"))
+    };
+    let algorithm = match (text("kty"), text("crv")) {
+        (Some("oct"), _) => Algorithm::Hs256,
+        (Some("RSA"), _) => Algorithm::Rs256,
+        (Some("EC"), Some("P-256")) => Algorithm::Es256,
+        (Some("OKP"), Some("Ed25519")) => Algorithm::EdDsa,
+        (Some(_), _) => return Ok(None),
+        (None, _) => return Err("has no \"kty\"".to_owned()),
+    };
+    let is_for_another =
+        text("use").is_some_and(|name| name != "sig") || text("alg").is_some_and(|name| name != algorithm.name());
+    if is_for_another {
+        return Ok(None);
+    }
+    let mut exponent = Vec::new();
+    let value = match algorithm {
+        Algorithm::Hs256 => {
+            let secret = bytes("k")?;
+            if secret.len() < HMAC_KEY_BYTES_MIN {
+                return Err(format!("\"k\" has {} bytes; HS256 needs {HMAC_KEY_BYTES_MIN} (RFC 7518)", secret.len()));
+            }
+            secret
+        }
+        Algorithm::Rs256 => {
+            exponent = bytes("e")?;
+            let modulus: Vec<u8> = bytes("n")?.into_iter().skip_while(|byte| *byte == 0).collect();
+            if !(256..=1024).contains(&modulus.len()) {
+                return Err(format!("\"n\" has {} bits; 2048 to 8192 are taken", modulus.len() * 8));
+            }
+            modulus
+        }
+        Algorithm::Es256 => {
+            let (x, y) = (bytes("x")?, bytes("y")?);
+            if x.len() != 32 || y.len() != 32 {
+                return Err("\"x\" and \"y\" must have 32 bytes each".to_owned());
+            }
+            [&[4][..], &x, &y].concat()
+        }
+        Algorithm::EdDsa => {
+            let x = bytes("x")?;
+            if x.len() != 32 {
+                return Err("\"x\" must have 32 bytes".to_owned());
+            }
+            x
+        }
+    };
+    Ok(Some(Key { id: text("kid").map(Box::from), algorithm, value: Secret::new(value), exponent: exponent.into() }))
+}
+
+impl Key {
+    /// Whether who reads it can sign with it.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        self.algorithm == Algorithm::Hs256
+    }
+
+    fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        let value = self.value.expose();
+        match self.algorithm {
+            Algorithm::Hs256 => hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, value), message, signature).is_ok(),
+            Algorithm::Rs256 => RsaPublicKeyComponents { n: value, e: &*self.exponent }
+                .verify(&signature::RSA_PKCS1_2048_8192_SHA256, message, signature)
+                .is_ok(),
+            Algorithm::Es256 => {
+                UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_FIXED, value).verify(message, signature).is_ok()
+            }
+            Algorithm::EdDsa => UnparsedPublicKey::new(&signature::ED25519, value).verify(message, signature).is_ok(),
+        }
+    }
+}
+
+/// What a token must say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Expected {
+    /// Must be the audience, or among them.
+    pub audience: Box<str>,
+    /// Must be the issuer, if this is set.
+    pub issuer: Option<Box<str>>,
+    /// The claim that names the user.
+    pub user_claim: Box<str>,
+}
+
+/// What a good token says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claims {
+    /// Whom it is for.
+    pub user: String,
+    /// When it ends, seconds since 1970; later than now.
+    pub expires_at: u64,
+}
+
+/// Why a token is not good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TokenRefused {
+    /// Not three parts of base64url with JSON in the first two.
+    Malformed,
+    /// No key here checks its algorithm, or has its `kid`.
+    NoSuchKey,
+    /// No key here signed it.
+    Forged,
+    /// Its time is over.
+    Expired,
+    /// Its time has not come.
+    TooEarly,
+    /// It has no end.
+    NoEnd,
+    /// It is meant for somebody else, or comes from somebody else.
+    Audience,
+    /// It names no user.
+    NoUser,
+}
+
+impl TokenRefused {
+    /// What is wrong with it.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Malformed => "the token is malformed",
+            Self::NoSuchKey => "no key here fits the algorithm and the kid of the token; an unsigned one is not taken",
+            Self::Forged => "the token's signature is wrong",
+            Self::Expired => "the token has expired",
+            Self::TooEarly => "the token is not valid yet; compare the clocks",
+            Self::NoEnd => "the token has no exp",
+            Self::Audience => "the token is meant for another audience, or comes from another issuer",
+            Self::NoUser => "the token names no user",
+        }
+    }
+}
+
+impl fmt::Display for TokenRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.sentence())
+    }
+}
+
+/// Whether a text could be a token, so that it is worth a signature's check.
+#[must_use]
+pub fn looks_like_one(text: &[u8]) -> bool {
+    text.len() <= TOKEN_BYTES_MAX && text.starts_with(b"ey") && text.iter().filter(|byte| **byte == b'.').count() == 2
+}
+
+/// Checks signature, then time, audience and issuer, then takes the user out.
+///
+/// # Errors
+/// The first reason that stands against it.
+pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Result<Claims, TokenRefused> {
+    let malformed = TokenRefused::Malformed;
+    let (message, signature) = token.rsplit_once('.').ok_or(malformed)?;
+    let (head, claims) = message.split_once('.').ok_or(malformed)?;
+    let json = |part: &str| {
+        let bytes = BASE64URL.decode(part).map_err(|_| malformed)?;
+        serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object).ok_or(malformed)
+    };
+    let head = json(head)?;
+    let signature = BASE64URL.decode(signature).map_err(|_| malformed)?;
+    // An extension that must be understood, and none is (RFC 7515 section 4.1.11).
+    if head.get("crit").is_some() {
+        return Err(malformed);
+    }
+    let (algorithm, id) = (head["alg"].as_str().ok_or(malformed)?, head["kid"].as_str());
+    let fits =
+        |key: &&Key| key.algorithm.name() == algorithm && (id.is_none() || key.id.is_none() || key.id.as_deref() == id);
+    let mut tried = keys.iter().filter(fits).peekable();
+    if tried.peek().is_none() {
+        return Err(TokenRefused::NoSuchKey);
+    }
+    if !tried.any(|key| key.verifies(message.as_bytes(), &signature)) {
+        return Err(TokenRefused::Forged);
+    }
+    let claims = json(claims)?;
+    let expires_at = seconds(&claims["exp"]).ok_or(TokenRefused::NoEnd)?;
+    if expires_at <= now {
+        return Err(TokenRefused::Expired);
+    }
+    let begins_at = match claims.get("nbf") {
+        Some(begin) => seconds(begin).ok_or(malformed)?,
+        None => 0,
+    };
+    if begins_at > now + SKEW_SECONDS {
+        return Err(TokenRefused::TooEarly);
+    }
+    let is_ours = match &claims["aud"] {
+        Value::String(one) => **one == *expected.audience,
+        Value::Array(several) => several.iter().any(|one| one.as_str() == Some(&expected.audience)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => false,
+    };
+    let is_from_them = expected.issuer.as_deref().is_none_or(|issuer| claims["iss"].as_str() == Some(issuer));
+    if !is_ours || !is_from_them {
+        return Err(TokenRefused::Audience);
+    }
+    let user = claims[&*expected.user_claim].as_str().filter(|user| !user.is_empty());
+    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at })
+}
+
+/// A NumericDate, which may have a fraction (RFC 7519 section 2).
+fn seconds(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| {
+        let seconds = value.as_f64().filter(|seconds| (0.0..1e12).contains(seconds))?;
+        Some(seconds as u64)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-21 05:30:00 UTC.
+    const NOW: u64 = 1_795_239_000;
+    const JWKS: &str = include_str!("../tests/vectors/jwt/jwks.json");
+    const TOKENS: &str = include_str!("../tests/vectors/jwt/tokens.txt");
+
+    fn expected() -> Expected {
+        Expected { audience: "turn".into(), issuer: Some("https://login.example".into()), user_claim: "sub".into() }
+    }
+
+    #[test]
+    fn tokens_that_another_implementation_made_are_judged_rightly() {
+        let keys = parse_jwks(JWKS.as_bytes()).unwrap();
+        assert_eq!(keys.len(), 4, "keys for encryption and of other curves are passed over");
+        let mut seen = 0;
+        for line in TOKENS.lines().filter(|line| !line.starts_with('#')) {
+            let (verdict, token) = line.split_once(' ').unwrap();
+            let found = verify(&keys, &expected(), NOW, token);
+            let wanted = match verdict {
+                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900 }),
+                "forged" => Err(TokenRefused::Forged),
+                "no_such_key" => Err(TokenRefused::NoSuchKey),
+                "expired" => Err(TokenRefused::Expired),
+                "too_early" => Err(TokenRefused::TooEarly),
+                "no_end" => Err(TokenRefused::NoEnd),
+                "audience" => Err(TokenRefused::Audience),
+                "no_user" => Err(TokenRefused::NoUser),
+                "malformed" => Err(TokenRefused::Malformed),
+                other => panic!("{other}"),
+            };
+            assert_eq!(found, wanted, "{line}");
+            seen += 1;
+        }
+        assert_eq!(seen, 37);
+    }
+
+    #[test]
+    fn a_good_token_with_any_byte_changed_is_refused() {
+        let keys = parse_jwks(JWKS.as_bytes()).unwrap();
+        for token in TOKENS.lines().filter_map(|line| line.strip_prefix("good ")).take(4) {
+            for at in (0..token.len()).step_by(7) {
+                let mut bytes = token.as_bytes().to_vec();
+                bytes[at] = if bytes[at] == b'A' { b'Q' } else { b'A' };
+                let changed = String::from_utf8(bytes).unwrap();
+                assert!(verify(&keys, &expected(), NOW, &changed).is_err(), "{changed}");
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_key_sets_are_named_without_their_secrets() {
+        for (text, says) in [
+            ("", "is not JSON"),
+            ("{}", "has no list"),
+            (r#"{"keys":[]}"#, "has no key"),
+            (r#"{"keys":[{}]}"#, "keys[0]: has no \"kty\""),
+            (r#"{"keys":[{"kty":"oct","k":"c2hvcnQ"}]}"#, "5 bytes; HS256 needs 32"),
+            (r#"{"keys":[{"kty":"oct","k":"!"}]}"#, "not base64url"),
+            (r#"{"keys":[{"kty":"RSA","e":"AQAB","n":"AQAB"}]}"#, "24 bits"),
+            (r#"{"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}]}"#, "32 bytes each"),
+            (r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA"}]}"#, "must have 32 bytes"),
+            (r#"{"keys":[{"kty":"RSA","alg":"RS512","e":"AQAB","n":"AQAB"}]}"#, "has no key"),
+        ] {
+            let error = parse_jwks(text.as_bytes()).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(!format!("{:?}", parse_jwks(JWKS.as_bytes())).contains("[0, 1, 2"));
+    }
+}

@@ -1,0 +1,100 @@
+//! TLS for clients: certificates, their choice by server name, their renewal, and the handshake's settings.
+//!
+//! Owns everything about TLS that is not a byte of an established stream: those belong to the worker that
+//! adopted it (`net::tls_session`). One rustls configuration lives as long as the process, so tickets and
+//! sessions survive a change of certificates; only what the resolver answers is swapped.
+
+pub mod certificates;
+pub mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::server::ServerSessionMemoryCache;
+
+use self::certificates::{Certificates, LoadError};
+
+/// RFC 7443; in the order of our preference. A client that offers neither gets no_application_protocol.
+pub const ALPN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
+
+/// Sessions of TLS 1.2 clients without tickets that can be resumed.
+const SESSIONS: usize = 4096;
+
+/// The only cryptography in use; named everywhere, because an implicit choice panics once there are two.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+/// What became of handshakes; written by the control threads.
+#[derive(Debug, Default)]
+pub struct Handshakes {
+    /// Finished, resumed ones included.
+    pub ok: AtomicU64,
+    /// Finished without a new exchange of keys and certificates.
+    pub resumed: AtomicU64,
+    /// Broken off by either side: no common version or ALPN, not TLS at all, closed, ...
+    pub failed: AtomicU64,
+    /// Not finished within `limits.tls_handshake`.
+    pub timeout: AtomicU64,
+    /// Given up for others, because `limits.tls_half_open` were under way.
+    pub refused: AtomicU64,
+    /// Under way now.
+    pub under_way: AtomicU64,
+}
+
+impl Handshakes {
+    /// Counts one.
+    pub fn count(cell: &AtomicU64) {
+        cell.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Every result with its name.
+    #[must_use]
+    pub fn results(&self) -> [(&'static str, u64); 4] {
+        let get = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        [
+            ("ok", get(&self.ok)),
+            ("failed", get(&self.failed)),
+            ("timeout", get(&self.timeout)),
+            ("refused", get(&self.refused)),
+        ]
+    }
+}
+
+/// The certificates, and the settings that every handshake uses.
+pub struct Tls {
+    /// What is presented.
+    pub certificates: Arc<Certificates>,
+    server: Arc<ServerConfig>,
+}
+
+impl Tls {
+    /// Loads the certificates.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it, or says that the system has no entropy.
+    pub fn new(files: &[certificates::Files]) -> Result<Self, LoadError> {
+        let provider = provider();
+        let certificates = Arc::new(Certificates::load(files, &provider)?);
+        let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+        let nowhere = |error: rustls::Error| LoadError { path: "".into(), is_key: false, reason: error.to_string() };
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
+            .map_err(nowhere)?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::clone(&certificates) as _);
+        server.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+        server.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        server.ticketer = ring::Ticketer::new().map_err(nowhere)?;
+        Ok(Self { certificates, server: Arc::new(server) })
+    }
+
+    /// For the acceptor.
+    #[must_use]
+    pub fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+}

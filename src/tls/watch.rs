@@ -1,0 +1,86 @@
+//! Looks at the certificate files twice a second and takes over what has changed, once it has settled.
+//!
+//! By metadata of what the paths lead to, so a rewritten file, a renamed one and a swapped symlink (also of a
+//! directory, as orchestrators mount secrets) are all seen; notifications of the kernel miss the last.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::certificates::{Certificates, Files};
+use super::provider;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Device, inode, size, and the times of content and inode; `None` for what is not there.
+type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+
+fn stamp(path: &Path) -> Stamp {
+    let of = std::fs::metadata(path).ok()?;
+    Some((of.dev(), of.ino(), of.size(), (of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())))
+}
+
+fn stamps(files: &[Files]) -> Vec<Stamp> {
+    files.iter().flat_map(|files| [stamp(&files.certificate), stamp(&files.private_key)]).collect()
+}
+
+/// Runs until it is aborted.
+pub async fn watch(certificates: Arc<Certificates>) {
+    let mut files = certificates.files();
+    let mut taken = stamps(&files);
+    let mut before = taken.clone();
+    loop {
+        tokio::time::sleep(EVERY).await;
+        let of = certificates.files();
+        if of != files {
+            // A reload named other files, and has just read them.
+            (taken, files) = (stamps(&of), of);
+            before.clone_from(&taken);
+            continue;
+        }
+        let seen = {
+            let files = files.clone();
+            tokio::task::spawn_blocking(move || stamps(&files)).await.unwrap_or_default()
+        };
+        // Certificate and key are two files: whoever writes them gets time for the other.
+        let is_settled = seen == before;
+        before = seen;
+        if !is_settled || before == taken {
+            continue;
+        }
+        taken.clone_from(&before);
+        renew(&certificates, &files).await;
+    }
+}
+
+/// Takes over what the files hold; the log says so, or why not.
+pub async fn renew(certificates: &Arc<Certificates>, files: &[Files]) -> bool {
+    let (to, files) = (Arc::clone(certificates), files.to_vec());
+    let result = tokio::task::spawn_blocking(move || to.replace(&files, &provider())).await;
+    match result {
+        Ok(Ok(())) => {
+            report(certificates);
+            true
+        }
+        Ok(Err(error)) => {
+            tracing::warn!("the certificate in use stays, because the new one is wrong: {error}");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// One line for each certificate.
+pub fn report(certificates: &Certificates) {
+    for (at, (files, loaded)) in certificates.files().iter().zip(certificates.loaded()).enumerate() {
+        let (days, names) = (loaded.days_left(), loaded.names.join(", "));
+        let file = files.certificate.display();
+        if days < 0 {
+            tracing::warn!(certificate = at, %file, names, days, "a certificate has ended; clients will refuse it");
+        } else {
+            tracing::info!(certificate = at, %file, names, days, "presenting a certificate");
+        }
+    }
+}
