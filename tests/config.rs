@@ -470,6 +470,7 @@ fn help_is_as_documented() {
         &["demo"],
         &["serve"],
         &["check-config"],
+        &["check"],
         &["credentials", "mint"],
         &["credentials", "verify"],
     ]

@@ -28,6 +28,7 @@ pub struct Settings {
     pub ports: Option<RangeInclusive<u16>>,
     pub level: &'static str,
     pub turn: Vec<(&'static str, &'static str)>,
+    pub relay: Vec<(&'static str, &'static str)>,
 }
 
 impl Settings {
@@ -46,6 +47,7 @@ impl Settings {
             ports: None,
             level: "info",
             turn: Vec::new(),
+            relay: Vec::new(),
         }
     }
 
@@ -64,7 +66,8 @@ impl Settings {
         writeln!(text, "workers = {}", self.workers).unwrap();
         writeln!(text, "[listen]\nudp = {:?}\ntcp = {:?}", self.udp, self.tcp).unwrap();
         let range = format!("{}-{}", ports.start(), ports.end());
-        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}").unwrap();
+        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}\n{}", pairs(&self.relay))
+            .unwrap();
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
