@@ -10,8 +10,10 @@ use crate::api::{Bound, health};
 use crate::cli::Failure;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running};
+use crate::ops::advice;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
+use crate::ops::notify::{self, Notifier};
 use crate::ops::status::{Phase, Status};
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -77,6 +79,14 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let (granted, wanted) = net::granted_receive_buffer();
+    for advice in advice::machine(&config.relay.ports, granted, wanted) {
+        tracing::warn!("{advice}");
+    }
+    let notifier =
+        Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
+            Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
+        })?);
     let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
     let http_address: Vec<SocketAddr> = http.as_ref().and_then(Bound::address).into_iter().collect();
     let mut signals = Signals::new()?;
@@ -90,16 +100,26 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     }
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
+    notifier.ready("serving");
+    let variable = |name| std::env::var(name).ok();
+    let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
+    let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
+    let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
     let mut config = config;
     loop {
         match signals.next().await {
             Told::Reload => {
+                notifier.reloading();
                 if let Some(new) = reload(&config, &started.running, &level) {
                     config = new;
                 }
+                notifier.ready("serving");
             }
             Told::Stop(name) => {
                 tracing::info!(signal = name, "stopping");
+                // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
+                following.abort();
+                notifier.stopping();
                 started.stop().await;
                 return Ok(());
             }
