@@ -147,7 +147,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[auth]\nusers = { a = { pasword = \"p\" } }", 2, "auth.users.a.pasword", &["`password`"]),
     ("[auth]\nnonce_key_file = \"/nowhere/key\"", 2, "auth.nonce_key_file", &["/nowhere/key"]),
     ("[[auth.secrets]]\nvalue = \"x\"", 1, "auth.secrets[0]", &["has no id"]),
-    ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value and file"]),
+    ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value, file and credential"]),
     ("[[auth.secrets]]\nid = \"a\"\nvalue = \"\"", 3, "auth.secrets[0].value", &["must not be empty"]),
     ("[[auth.secrets]]\nid = \"a b\"\nvalue = \"x\"", 2, "auth.secrets[0].id", &["\"a b\"", "without spaces"]),
     (

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary};
 use e2e_support::{PATIENCE, Settings, wait_for};
-use throughway::net::clock::monotonic_microseconds;
+use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
+use throughway::net::clock::{monotonic_microseconds, unix_seconds};
 
 /// How often the watchdog wants to hear; short, so that the test is.
 const WATCHDOG: Duration = Duration::from_millis(600);
@@ -158,4 +159,40 @@ fn a_notify_socket_that_can_be_none_is_refused() {
     let output = binary(&config).env("NOTIFY_SOCKET", "relative").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("NOTIFY_SOCKET"));
+}
+
+#[test]
+fn a_secret_comes_from_the_credentials_directory() {
+    let directory = Directory::new();
+    let config = directory.path().join("config.toml");
+    fs::write(&config, "[[auth.secrets]]\nid = \"main\"\ncredential = \"turn-secret\"\n").unwrap();
+    fs::write(directory.path().join("turn-secret"), "north-of-everything\n").unwrap();
+    let verify = |credentials: Option<&std::path::Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+        let key = SharedSecret {
+            id: "x".into(),
+            value: Secret::new(&b"north-of-everything"[..]),
+            algorithm: Algorithm::Sha1,
+        };
+        let minted = mint(&key, unix_seconds().0, "carol", 600);
+        command
+            .args(["credentials", "verify", &minted.username, &minted.password, "--config"])
+            .arg(&config)
+            .env_clear();
+        if let Some(path) = credentials {
+            command.env("CREDENTIALS_DIRECTORY", path);
+        }
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(verify(Some(directory.path())).0, Some(0));
+    let (code, said) = verify(None);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("LoadCredential=turn-secret:") && said.contains("auth.secrets[0].credential"), "{said}");
+    fs::remove_file(directory.path().join("turn-secret")).unwrap();
+    let (code, said) = verify(Some(directory.path()));
+    assert_eq!(code, Some(2));
+    assert!(said.contains("can't read") && said.contains("turn-secret"), "{said}");
+    fs::write(&config, "[[auth.secrets]]\nid = \"main\"\ncredential = \"../shadow\"\n").unwrap();
+    assert!(verify(Some(directory.path())).1.contains("the name of a credential"));
 }
