@@ -157,10 +157,16 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         &["\"sha1\", \"sha256\", \"sha512\"", "did you mean"],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\ncredential = \"x\"\nvalue = \"y\"",
+        "[[auth.secrets]]\nid = \"a\"\nverify_only = true\nvalue = \"y\"",
+        3,
+        "auth.secrets[0].verify_only",
+        &["not in this version"],
+    ),
+    (
+        "[[auth.secrets]]\nid = \"a\"\ncredential = \"x\"",
         3,
         "auth.secrets[0].credential",
-        &["not in this version"],
+        &["CREDENTIALS_DIRECTORY is not set", "LoadCredential=x:"],
     ),
     ("[[auth.secrets]]\nid = \"main\"\nvalue = \"x\"", 4, "auth.secrets[1]", &["\"main\"", "twice"]),
     // not TOML at all

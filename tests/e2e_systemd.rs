@@ -108,7 +108,7 @@ impl Drop for Stuck {
 fn start_reload_and_stop_are_told_in_order() {
     let mut server = Managed::start(1);
     assert_eq!(server.expect("READY=1"), "READY=1\nSTATUS=serving");
-    assert!(!server.log.events("ready").is_empty(), "the log says so first");
+    wait_for("the log to say so too", || (!server.log.events("ready").is_empty()).then_some(()));
     let before = monotonic_microseconds();
     server.signal("HUP");
     let reloading = server.expect("RELOADING=1\n");
@@ -128,7 +128,7 @@ fn a_reload_that_fails_ends_as_well() {
     server.signal("HUP");
     server.expect("RELOADING=1\n");
     server.expect("READY=1\nSTATUS=serving");
-    assert!(server.log.text().contains("the old one stays"));
+    wait_for("the reason in the log", || server.log.text().contains("the old one stays").then_some(()));
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn the_watchdog_is_fed_only_while_every_worker_answers() {
     while Instant::now() < until {
         assert_eq!(server.hear(), "STATUS=stuck: worker 1", "not fed any more");
     }
-    assert!(server.log.text().contains("the watchdog is not fed"));
+    wait_for("the warning", || server.log.text().contains("the watchdog is not fed").then_some(()));
     drop(stuck);
     wait_for("the watchdog to be fed again", || server.hear().starts_with("WATCHDOG=1\n").then_some(()));
 }
