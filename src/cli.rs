@@ -3,6 +3,7 @@
 //! `main` parses and maps what comes back to an exit code: 0 fine, 1 failure at run time, 2 bad
 //! usage or bad configuration. Human text on a terminal; `--json` where a script would want it.
 
+mod check;
 mod credentials;
 
 use std::fmt;
@@ -44,6 +45,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look at a running server from outside: every transport, with a remedy for each failure
+    #[command(after_help = check::HELP)]
+    Check(check::CheckOptions),
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
@@ -173,6 +177,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Demo(options) => demo::run(options),
         Command::Serve { config } => serve(config.as_deref()),
         Command::CheckConfig { file, json } => check_config(&file, json),
+        Command::Check(options) => check::run(options),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
     }

@@ -2,7 +2,7 @@
 //!
 //! Three layers, knowledge pointing inwards only. [`wire`] turns bytes into typed views and back. [`protocol`]
 //! is the TURN server as a pure state machine. [`net`], [`api`], [`ops`] and [`demo`] are thin shells around
-//! it; [`config`] and [`credentials`] say who may do what. The walk of a packet: docs/architecture.md.
+//! it; [`config`] and [`credentials`] say who may do what; [`check`] looks at a server from outside. The walk of a packet: docs/architecture.md.
 
 // In tests a panic is the right end of a surprise; in the server it is a bug.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::wildcard_enum_match_arm, clippy::disallowed_methods))]
@@ -11,6 +11,7 @@
 compile_error!("throughway runs on Linux only for now; see docs/scope.md");
 
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod credentials;

@@ -13,8 +13,10 @@ use crate::cli::Failure;
 use crate::config::checked::HttpConfig;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running, clock};
+use crate::ops::advice;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
+use crate::ops::notify::{self, Notifier};
 use crate::ops::status::{Phase, Status};
 
 /// Runs the server until SIGTERM or SIGINT.
@@ -82,6 +84,14 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let (granted, wanted) = net::granted_receive_buffer();
+    for advice in advice::machine(&config.relay.ports, granted, wanted) {
+        tracing::warn!("{advice}");
+    }
+    let notifier =
+        Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
+            Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
+        })?);
     let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
     let public = config.http.public.iter().map(|address| Bound::bind_public(*address)).collect::<Result<Vec<_>, _>>();
     let public = public.map_err(|error| Failure::Run(error.to_string()))?;
@@ -97,18 +107,28 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     serve_http(&config, &started, &rest, http, public);
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
+    notifier.ready("serving");
+    let variable = |name| std::env::var(name).ok();
+    let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
+    let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
+    let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
     let mut config = config;
     loop {
         match signals.next().await {
             Told::Reload => {
+                notifier.reloading();
                 if let Some(new) = reload(&config, &started.running, &level) {
                     started.running.renew_certificates(&new).await;
                     config = new;
                     rest.reconfigure(&config, rest::uris_of(&started.running, &config));
                 }
+                notifier.ready("serving");
             }
             Told::Stop(name) => {
                 tracing::info!(signal = name, "stopping");
+                // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
+                following.abort();
+                notifier.stopping();
                 started.stop().await;
                 return Ok(());
             }

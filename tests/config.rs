@@ -183,7 +183,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[auth]\nusers = { a = { pasword = \"p\" } }", 2, "auth.users.a.pasword", &["`password`"]),
     ("[auth]\nnonce_key_file = \"/nowhere/key\"", 2, "auth.nonce_key_file", &["/nowhere/key"]),
     ("[[auth.secrets]]\nvalue = \"x\"", 1, "auth.secrets[0]", &["has no id"]),
-    ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value and file"]),
+    ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value, file and credential"]),
     ("[[auth.secrets]]\nid = \"a\"\nvalue = \"\"", 3, "auth.secrets[0].value", &["must not be empty"]),
     ("[[auth.secrets]]\nid = \"a b\"\nvalue = \"x\"", 2, "auth.secrets[0].id", &["\"a b\"", "without spaces"]),
     (
@@ -193,10 +193,16 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         &["\"sha1\", \"sha256\", \"sha512\"", "did you mean"],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\ncredential = \"x\"\nvalue = \"y\"",
+        "[[auth.secrets]]\nid = \"a\"\nverify_only = true\nvalue = \"y\"",
+        3,
+        "auth.secrets[0].verify_only",
+        &["not in this version"],
+    ),
+    (
+        "[[auth.secrets]]\nid = \"a\"\ncredential = \"x\"",
         3,
         "auth.secrets[0].credential",
-        &["not in this version"],
+        &["CREDENTIALS_DIRECTORY is not set", "LoadCredential=x:"],
     ),
     ("[[auth.secrets]]\nid = \"main\"\nvalue = \"x\"", 4, "auth.secrets[1]", &["\"main\"", "twice"]),
     // not TOML at all
@@ -512,6 +518,7 @@ fn help_is_as_documented() {
         &["demo"],
         &["serve"],
         &["check-config"],
+        &["check"],
         &["credentials", "mint"],
         &["credentials", "verify"],
     ]

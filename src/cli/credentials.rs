@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use crate::api::uris::{self, Uri};
+use crate::check::answer::Login;
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
 use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
@@ -22,6 +23,16 @@ pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
     let answer = mint_with(&config, &options.user, ttl, now, address_to_the_world).map_err(Failure::Usage)?;
     let text = if options.json { answer.to_string() } else { format!("{answer:#}") };
     Ok(writeln!(io::stdout().lock(), "{text}")?)
+}
+
+/// A short-lived credential for `check`, and the servers that the configuration offers.
+pub(super) fn mint_for_check(config: &Config, user: &str, ttl: u64) -> Result<(Login, Vec<String>), String> {
+    let now = unix_now().map_err(|error| error.to_string())?;
+    let secret = config.auth.secrets.first().ok_or(
+        "no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
+    )?;
+    let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl));
+    Ok((Login { username: minted.username, password: minted.password }, urls(config, address_to_the_world)))
 }
 
 fn mint_with(

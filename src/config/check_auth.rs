@@ -27,15 +27,15 @@ const ENVIRONMENT_ID: &str = "environment";
 
 const USER_FIELDS: [&str; 3] = ["password", "file", "key_md5"];
 const USER_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
-const SECRET_FIELDS: [&str; 4] = ["id", "value", "file", "algorithm"];
-const SECRET_FIELDS_LATER: [&str; 4] = ["credential", "not_after", "claims", "verify_only"];
+const SECRET_FIELDS: [&str; 5] = ["id", "value", "file", "credential", "algorithm"];
+const SECRET_FIELDS_LATER: [&str; 3] = ["not_after", "claims", "verify_only"];
 
 impl Check {
     /// `[auth]`; `initial` is the secret of a server that was given none.
     pub(crate) fn auth(&mut self, environment: &Environment, initial: Option<&SharedSecret>) -> AuthConfig {
         let users = self.users();
         let mut secrets: Vec<SharedSecret> = self.environment_secret(environment).into_iter().collect();
-        self.secrets(&mut secrets);
+        self.secrets(&mut secrets, environment.credentials_directory());
         if secrets.is_empty() && users.is_empty() {
             secrets.extend(initial.cloned());
         }
@@ -136,7 +136,7 @@ impl Check {
         }
     }
 
-    fn secrets(&mut self, secrets: &mut Vec<SharedSecret>) {
+    fn secrets(&mut self, secrets: &mut Vec<SharedSecret>, credentials: Option<&str>) {
         let path = "auth.secrets";
         let node = self.get(path);
         let Value::List(items) = &node.value else {
@@ -156,7 +156,7 @@ impl Check {
                 self.wrong(item, &key, message);
                 return;
             }
-            let Some(secret) = self.secret(item, &key) else { continue };
+            let Some(secret) = self.secret(item, &key, credentials) else { continue };
             if secrets.iter().any(|other| other.id == secret.id) {
                 self.wrong(item, &key, format!("the id \"{}\" stands there twice", secret.id));
             } else {
@@ -165,9 +165,9 @@ impl Check {
         }
     }
 
-    fn secret(&mut self, node: &Node, key: &str) -> Option<SharedSecret> {
+    fn secret(&mut self, node: &Node, key: &str, credentials: Option<&str>) -> Option<SharedSecret> {
         let Value::Table(fields) = &node.value else {
-            self.wrong(node, key, "expected a table of id and value or file");
+            self.wrong(node, key, "expected a table of id and value, file or credential");
             return None;
         };
         let all_known = self.fields(fields, key, &SECRET_FIELDS, &SECRET_FIELDS_LATER);
@@ -194,20 +194,21 @@ impl Check {
                 return None;
             }
         };
-        let value = match (field("value"), field("file")) {
-            (Some(value), None) => {
+        let value = match (field("value"), field("file"), field("credential")) {
+            (Some(value), None, None) => {
                 let value_key = format!("{key}.value");
                 let text = self.text(value, &value_key)?;
                 self.non_empty(value, &value_key, text.as_bytes())?
             }
-            (None, Some(file)) => {
+            (None, Some(file), None) => {
                 let file_key = format!("{key}.file");
                 let path = self.text(file, &file_key)?;
                 self.secret_file(file, &file_key, &path)?
             }
+            (None, None, Some(name)) => self.credential(name, &format!("{key}.credential"), credentials)?,
             _ => {
                 if all_known {
-                    self.wrong(node, key, "needs exactly one of value and file");
+                    self.wrong(node, key, "needs exactly one of value, file and credential");
                 }
                 return None;
             }
@@ -246,6 +247,28 @@ impl Check {
         }
         self.holds_secrets |= matches!(node.place, Place::File(..));
         Some(Secret::new(bytes))
+    }
+
+    /// What LoadCredential= of the unit gave us under a name.
+    fn credential(&mut self, node: &Node, key: &str, directory: Option<&str>) -> Option<Secret> {
+        let name = self.text(node, key)?;
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            self.wrong(
+                node,
+                key,
+                "expected the name of a credential, as it stands before the colon of LoadCredential=",
+            );
+            return None;
+        }
+        let Some(directory) = directory else {
+            let message = format!(
+                "{} is not set: start the server by systemd, with LoadCredential={name}:/path/to/the/secret in its unit",
+                environment::CREDENTIALS_DIRECTORY
+            );
+            self.wrong(node, key, message);
+            return None;
+        };
+        self.secret_file(node, key, &format!("{directory}/{name}"))
     }
 
     /// What is in a file, without its last newline: editors add one, issuers never sign with it.

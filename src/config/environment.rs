@@ -13,10 +13,14 @@ pub(crate) const SECRET: &str = "THROUGHWAY_AUTH__SECRET";
 /// The file of the first secret, as a variable.
 pub(crate) const SECRET_FILE: &str = "THROUGHWAY_AUTH__SECRET_FILE";
 
+/// Where systemd puts what LoadCredential= names.
+pub(crate) const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
+
 /// The variables that concern us.
 #[derive(Clone, Default)]
 pub struct Environment {
     variables: Vec<(String, String)>,
+    credentials_directory: Option<String>,
 }
 
 // A value may be a secret.
@@ -28,13 +32,17 @@ impl std::fmt::Debug for Environment {
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
-        let mut variables: Vec<(String, String)> = variables
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()))
-            .filter(|(name, _)| name.starts_with(PREFIX))
-            .collect();
-        variables.sort();
-        Self { variables }
+        let mut environment = Self::default();
+        for (name, value) in variables {
+            let (name, value) = (name.into(), value.into());
+            if name == CREDENTIALS_DIRECTORY {
+                environment.credentials_directory = Some(value).filter(|directory| !directory.is_empty());
+            } else if name.starts_with(PREFIX) {
+                environment.variables.push((name, value));
+            }
+        }
+        environment.variables.sort();
+        environment
     }
 }
 
@@ -56,6 +64,11 @@ impl Environment {
     #[must_use]
     pub fn has_secret(&self) -> bool {
         self.names().any(|name| name == SECRET || name == SECRET_FILE)
+    }
+
+    /// Where systemd put our credentials.
+    pub(crate) fn credentials_directory(&self) -> Option<&str> {
+        self.credentials_directory.as_deref()
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {

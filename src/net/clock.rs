@@ -17,3 +17,9 @@ pub fn now() -> Now {
 pub fn unix_seconds() -> UnixSeconds {
     UnixSeconds(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
+
+/// Microseconds of the monotonic clock, as the service manager counts them.
+#[must_use]
+pub fn monotonic_microseconds() -> u64 {
+    sys::monotonic_microseconds()
+}

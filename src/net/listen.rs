@@ -12,6 +12,18 @@ use crate::protocol::address::Transport;
 /// What a listener asks the kernel to buffer, in bytes; the system's limit may hold it lower.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// What the system grants of it, and what was asked for; nothing where there is no socket to ask with.
+#[must_use]
+pub fn granted_receive_buffer() -> (Option<usize>, usize) {
+    let granted = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).ok()?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).ok()?;
+        // The kernel tells twice what a program may fill (socket(7)).
+        socket.recv_buffer_size().ok().map(|bytes| bytes / 2)
+    };
+    (granted(), RECEIVE_BUFFER)
+}
+
 /// A listener that could not be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen on {transport} {address}: {cause}{}", remedy(cause))]

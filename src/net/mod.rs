@@ -30,6 +30,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::listen::BindError;
+pub use self::listen::granted_receive_buffer;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 
@@ -417,6 +418,28 @@ impl Running {
             }
         }
         sessions
+    }
+
+    /// The numbers of the workers that don't answer in time: their loops are stuck.
+    pub async fn silent_workers(&self, within: Duration) -> Vec<usize> {
+        let deadline = tokio::time::Instant::now() + within;
+        let mut answers = Vec::new();
+        for worker in &self.workers {
+            let (sender, answer) = oneshot::channel();
+            // A full inbox is not emptied by anybody either.
+            answers.push(worker.mailbox.send(Message::Ping(sender)).is_ok().then_some(answer));
+        }
+        let mut silent = Vec::new();
+        for (number, answer) in answers.into_iter().enumerate() {
+            let answered = match answer {
+                Some(answer) => matches!(tokio::time::timeout_at(deadline, answer).await, Ok(Ok(()))),
+                None => false,
+            };
+            if !answered {
+                silent.push(number);
+            }
+        }
+        silent
     }
 
     /// No new allocations from now on.

@@ -521,11 +521,21 @@ pub fn raise_file_limit() -> io::Result<u64> {
 
 /// Milliseconds since the machine started, sleep included: the same clock in every process.
 pub(super) fn boot_milliseconds() -> u64 {
-    let mut time = MaybeUninit::<libc::timespec>::zeroed();
-    // SAFETY: the kernel fills `time`; this clock exists on every Linux that we run on, and zero is a valid value.
-    let time = unsafe {
-        libc::clock_gettime(libc::CLOCK_BOOTTIME, time.as_mut_ptr());
-        time.assume_init()
-    };
+    let time = read_clock(libc::CLOCK_BOOTTIME);
     time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
+
+/// Microseconds since the machine started, sleep excluded.
+pub(super) fn monotonic_microseconds() -> u64 {
+    let time = read_clock(libc::CLOCK_MONOTONIC);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
+fn read_clock(clock: libc::clockid_t) -> libc::timespec {
+    let mut time = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the kernel fills `time`; both clocks exist on every Linux that we run on, and zero is a valid value.
+    unsafe {
+        libc::clock_gettime(clock, time.as_mut_ptr());
+        time.assume_init()
+    }
 }

@@ -70,6 +70,8 @@ pub(super) enum Message {
     Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
     /// Tell the live sessions.
     Inspect(oneshot::Sender<Vec<SessionRecord>>),
+    /// Answer, to show that the loop turns.
+    Ping(oneshot::Sender<()>),
     /// No new allocations.
     Drain,
     /// End every allocation and the thread.
@@ -768,6 +770,11 @@ impl Worker {
             Message::Inspect(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.server.sessions(now).collect());
+                return;
+            }
+            Message::Ping(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(());
                 return;
             }
             Message::Ask { ticket, question } => Input::Asked { ticket, question },

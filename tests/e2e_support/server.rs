@@ -35,6 +35,7 @@ pub struct Settings {
     /// Further lines of `[http]`, and tables after everything else.
     pub http: String,
     pub tables: String,
+    pub relay: Vec<(&'static str, &'static str)>,
 }
 
 impl Settings {
@@ -58,6 +59,7 @@ impl Settings {
             turn: Vec::new(),
             http: String::new(),
             tables: String::new(),
+            relay: Vec::new(),
         }
     }
 
@@ -81,7 +83,8 @@ impl Settings {
             writeln!(text, "{section}\ncertificate = {certificate:?}\nprivate_key = {key:?}").unwrap();
         }
         let range = format!("{}-{}", ports.start(), ports.end());
-        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}").unwrap();
+        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}\n{}", pairs(&self.relay))
+            .unwrap();
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();

@@ -1,0 +1,171 @@
+//! `check`: arguments in, report out.
+
+use std::fs;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::check::answer::Login;
+use crate::check::traffic::Burst;
+use crate::check::{self, Options};
+use crate::cli::{Failure, credentials, load_existing};
+use crate::config::parse_duration;
+use crate::protocol::address::Family;
+
+/// The user id of credentials minted for a check.
+const USER: &str = "check";
+
+/// How long they are good for, in seconds.
+const TTL: u64 = 600;
+
+pub(super) const HELP: &str = "URL is a credential endpoint (http or https), whose answer names servers and \
+credentials, or a server: turn:HOST:PORT?transport=udp|tcp, turns:HOST:PORT, stun:HOST:PORT. Each is checked at every \
+address that its name has. The exit code is 0 if nothing failed, 1 if something did, 2 for bad usage.\n\
+With --config alone, the listeners of that configuration are checked.";
+
+/// Options of `check`.
+#[derive(Args, Debug)]
+pub(super) struct CheckOptions {
+    /// Credential endpoints or servers
+    #[arg(value_name = "URL", required_unless_present = "config")]
+    urls: Vec<String>,
+    /// Username for servers given as turn: and turns:
+    #[arg(long, value_name = "NAME", conflicts_with = "config")]
+    username: Option<String>,
+    /// Its password; other users of this machine can see it in the list of processes
+    #[arg(long, value_name = "PASSWORD", requires = "username", conflicts_with = "password_file")]
+    password: Option<String>,
+    /// Its password, the first line of a file; - is standard input
+    #[arg(long, value_name = "FILE", requires = "username")]
+    password_file: Option<PathBuf>,
+    /// Mint the credential from the first secret of this configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Header for the endpoint, such as "Authorization: Bearer KEY"; may be repeated
+    #[arg(long, value_name = "HEADER")]
+    header: Vec<String>,
+    /// Trust the certificates of this PEM file too
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// How long each answer may take
+    #[arg(long, default_value = "3s", value_name = "DURATION")]
+    timeout: String,
+    /// How long the burst lasts, for each server; 0s for none
+    #[arg(long, default_value = "2s", value_name = "DURATION")]
+    burst_time: String,
+    /// How fast it is
+    #[arg(long, default_value = "1Mbit/s", value_name = "RATE")]
+    burst_rate: String,
+    /// Only IPv4 addresses
+    #[arg(long, short = '4', conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// Only IPv6 addresses
+    #[arg(long, short = '6')]
+    ipv6: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(given: CheckOptions) -> Result<(), Failure> {
+    let json = given.json;
+    let options = options(given)?;
+    let report = check::run(&options).map_err(Failure::Usage)?;
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{}", report.json())?;
+    } else {
+        write!(out, "{}", report.text())?;
+    }
+    if report.is_ok() { Ok(()) } else { Err(Failure::Said(1)) }
+}
+
+fn options(given: CheckOptions) -> Result<Options, Failure> {
+    let duration = |key: &str, text: &str, max: u64| {
+        let seconds = parse_duration(text).map_err(|message| Failure::Usage(format!("{key} {text}: {message}")))?;
+        if seconds > max {
+            return Err(Failure::Usage(format!("{key} {text}: at most {max}s")));
+        }
+        Ok(Duration::from_secs(seconds))
+    };
+    let timeout = duration("--timeout", &given.timeout, 60)?;
+    if timeout.is_zero() {
+        return Err(Failure::Usage("--timeout 0s: at least 1s".to_owned()));
+    }
+    let burst_time = duration("--burst-time", &given.burst_time, 60)?;
+    let rate = rate(&given.burst_rate)
+        .map_err(|message| Failure::Usage(format!("--burst-rate {}: {message}", given.burst_rate)))?;
+    let mut subjects = given.urls;
+    let mut login = None;
+    if let Some(file) = &given.config {
+        let config = load_existing(Some(file))?;
+        let (minted, urls) = credentials::mint_for_check(&config, USER, TTL).map_err(Failure::Usage)?;
+        login = Some(minted);
+        if subjects.is_empty() {
+            subjects = urls;
+        }
+    }
+    if let Some(username) = given.username {
+        let password = match (given.password, given.password_file) {
+            (Some(password), _) => password,
+            (None, Some(file)) => read_password(&file)?,
+            (None, None) => return Err(Failure::Usage("--username needs --password or --password-file".to_owned())),
+        };
+        login = Some(Login { username, password });
+    }
+    let family = match (given.ipv4, given.ipv6) {
+        (true, _) => Some(Family::V4),
+        (_, true) => Some(Family::V6),
+        (false, false) => None,
+    };
+    Ok(Options {
+        subjects,
+        login,
+        headers: given.header,
+        ca: given.ca,
+        timeout,
+        burst: Burst::new(burst_time, rate),
+        family,
+        is_progress_shown: io::stderr().is_terminal(),
+    })
+}
+
+fn read_password(file: &PathBuf) -> Result<String, Failure> {
+    let text = if file.as_os_str() == "-" { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
+    let text = text.map_err(|error| Failure::Usage(format!("--password-file {}: {error}", file.display())))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        Some(_) | None => Err(Failure::Usage(format!("--password-file {}: its first line is empty", file.display()))),
+    }
+}
+
+/// Bits per second from "500kbit/s" or "1Mbit/s"; at most 100 Mbit/s, because a check must not be a flood.
+fn rate(text: &str) -> Result<u64, String> {
+    let allowed = "a rate is a whole number and kbit/s or Mbit/s, such as \"1Mbit/s\", up to 100Mbit/s";
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit {
+        "kbit/s" => 1000,
+        "Mbit/s" => 1_000_000,
+        _ => return Err(allowed.to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
+    number.checked_mul(unit).filter(|rate| *rate <= 100_000_000).ok_or_else(|| allowed.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_whole_numbers_with_a_unit_and_have_an_upper_end() {
+        assert_eq!(rate("1Mbit/s"), Ok(1_000_000));
+        assert_eq!(rate("64kbit/s"), Ok(64_000));
+        assert_eq!(rate("0kbit/s"), Ok(0));
+        for wrong in ["", "1", "Mbit/s", "1.5Mbit/s", "1MB/s", "101Mbit/s", "99999999999999999999Mbit/s"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}
