@@ -4,6 +4,7 @@
 //! usage or bad configuration. Human text on a terminal; `--json` where a script would want it.
 
 mod credentials;
+mod usage;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -47,6 +48,9 @@ enum Command {
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Work with usage records
+    #[command(subcommand)]
+    Usage(usage::UsageCommand),
 }
 
 const SERVE_HELP: &str = "Without a file the built-in defaults hold, and the secret is \
@@ -175,6 +179,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::CheckConfig { file, json } => check_config(&file, json),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
+        Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),
     }
 }
 

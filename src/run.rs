@@ -8,11 +8,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::host::AllowedHosts;
 use crate::api::{Bound, health};
 use crate::cli::Failure;
+use crate::config::accounting::AccountingConfig;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running};
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Phase, Status};
+use crate::ops::usage::{self, Usage};
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -37,12 +39,14 @@ pub(crate) struct Started {
     pub(crate) running: Arc<Running>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
+    usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
 }
 
 /// Binds and starts the workers; `on_ended` hears of each ended session besides the log.
 pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnded>) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
+    let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
     let (running, events) = net::start(config, http).map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
@@ -56,19 +60,23 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnd
             "relaying from"
         );
     }
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended));
-    let metrics = Arc::new(Metrics::new(Arc::clone(&running)));
-    Ok(Started { running, metrics, status: Arc::new(Status::default()), log })
+    let feed = usage.as_ref().map(Usage::feed);
+    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed));
+    let metrics = Arc::new(Metrics::new(Arc::clone(&running), usage.as_ref().map(Usage::metrics)));
+    Ok(Started { running, metrics, status: Arc::new(Status::default()), usage, log })
 }
 
 impl Started {
-    /// Ends every allocation and waits until the last session's line is written.
+    /// Ends every allocation and waits until the last session's line and record are written.
     pub(crate) async fn stop(self) {
         self.status.set(Phase::Draining);
         let running = Arc::clone(&self.running);
         // Joining threads blocks; the runtime must go on, because the log writes on it.
         let _ = tokio::task::spawn_blocking(move || running.stop()).await;
         let _ = self.log.await;
+        if let Some(usage) = self.usage {
+            usage.finish().await;
+        }
     }
 }
 
@@ -94,6 +102,9 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     loop {
         match signals.next().await {
             Told::Reload => {
+                if let Some(usage) = &started.usage {
+                    usage.reopen();
+                }
                 if let Some(new) = reload(&config, &started.running, &level) {
                     config = new;
                 }
@@ -130,6 +141,7 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
         listen: old.listen.clone(),
         relay: old.relay.clone(),
         http: old.http.clone(),
+        accounting: AccountingConfig { interval: new.accounting.interval, ..old.accounting.clone() },
         ..new
     };
     if let Err(error) = running.reconfigure(&effective) {

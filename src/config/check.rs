@@ -56,6 +56,7 @@ pub(crate) fn check(
     let auth = check.auth(environment, initial_secret.as_ref());
     let peers = check.peers();
     let limits = check.limits();
+    let accounting = check.accounting();
     let log = check.log();
 
     let Check { path, mut problems, notes, holds_secrets, .. } = check;
@@ -76,6 +77,7 @@ pub(crate) fn check(
         peers,
         limits,
         http,
+        accounting,
         log,
         source: Source {
             file: path,
@@ -332,7 +334,7 @@ impl Check {
         LimitsConfig { tables, tcp_queue: self.tcp_queue(), tcp_unauthenticated: self.tcp_unauthenticated() }
     }
 
-    fn count(&mut self, path: &'static str, max: u32) -> u32 {
+    pub(crate) fn count(&mut self, path: &'static str, max: u32) -> u32 {
         let node = self.get(path);
         if let Value::Integer(Some(number), _) = &node.value
             && let Ok(number) = u32::try_from(*number)
@@ -394,7 +396,7 @@ impl Check {
     }
 }
 
-fn is_zero(node: &Node) -> bool {
+pub(crate) fn is_zero(node: &Node) -> bool {
     match &node.value {
         Value::Integer(number, _) => *number == Some(0),
         Value::Text(text) => text == "0" || units::duration(text) == Ok(0) || units::size(text) == Ok(0),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use crate::config::accounting::AccountingConfig;
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::address::Transport;
@@ -41,6 +42,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[http]`.
     pub http: HttpConfig,
+    /// `[accounting]`.
+    pub accounting: AccountingConfig,
     /// `[log]`.
     pub log: LogConfig,
     /// Where all this came from.
@@ -265,6 +268,7 @@ impl Config {
             },
             peers,
             limits: self.limits.tables,
+            interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,
         })
@@ -288,6 +292,7 @@ impl Config {
             (self.relay != new.relay, "relay"),
             (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
             (self.http != new.http, "http"),
+            (!self.accounting.goes_where(&new.accounting), "accounting"),
             (self.log.format != new.log.format, "log.format"),
         ]
         .into_iter()

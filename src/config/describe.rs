@@ -116,6 +116,7 @@ impl Config {
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
+        line("accounting", self.accounting.describe());
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
         if !self.source.variables.is_empty() {
             line("environment", self.source.variables.join(", "));
@@ -169,6 +170,13 @@ impl Config {
                 "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
             },
             "http": { "listen": self.http_text(), "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>() },
+            "accounting": {
+                "interval": self.accounting.interval,
+                "file": self.accounting.file.as_ref().map(|file| file.path.display().to_string()),
+                "journal": self.accounting.journal.as_ref().map(|path| path.display().to_string()),
+                "webhook": self.accounting.webhook.as_ref().map(|hook| format!("http://{}{}", hook.authority, hook.path)),
+                "signed": self.accounting.sign_key.is_some(),
+            },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
             "environment": self.source.variables,
             "warnings": self.warnings.iter().map(problem_json).collect::<Vec<_>>(),

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::TcpStream;
 
 use crate::protocol::accounting::Amount;
+use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::{StreamId, Via};
 use crate::protocol::border::AllocationId;
 use crate::protocol::time::Ticks;
@@ -42,6 +43,8 @@ pub(super) struct Stream {
     pub(super) deadline: Option<Ticks>,
     /// EPOLLOUT is asked for.
     pub(super) awaits_room: bool,
+    /// Sessions that ended while their payload waited here: their records are held back until all of it is decided.
+    ended: Vec<Box<SessionRecord>>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     waiting: Amount,
@@ -58,6 +61,7 @@ impl Stream {
             remainder: Vec::new(),
             deadline: None,
             awaits_room: false,
+            ended: Vec::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             waiting: Amount::default(),
@@ -163,6 +167,30 @@ impl Stream {
             self.front_sent = 0;
             self.queue.pop_front();
         }
+    }
+
+    /// Holds a record back if payload of its session still waits; else gives it back.
+    pub(super) fn hold_back(&mut self, record: Box<SessionRecord>) -> Option<Box<SessionRecord>> {
+        if !self.holds_payload_of(record.allocation) {
+            return Some(record);
+        }
+        self.ended.push(record);
+        None
+    }
+
+    fn holds_payload_of(&self, allocation: AllocationId) -> bool {
+        self.queue.iter().any(|queued| queued.payload.is_some_and(|(of, _)| of == allocation))
+    }
+
+    /// The record of an ended session whose payload has all left, or been given up.
+    pub(super) fn decided(&mut self) -> Option<Box<SessionRecord>> {
+        let at = self.ended.iter().position(|record| !self.holds_payload_of(record.allocation))?;
+        Some(self.ended.remove(at))
+    }
+
+    /// The record that is held back for an allocation.
+    pub(super) fn held_back(&mut self, allocation: AllocationId) -> Option<&mut SessionRecord> {
+        self.ended.iter_mut().map(|record| &mut **record).find(|record| record.allocation == allocation)
     }
 
     /// The payloads that will never leave: whoever closes the stream reports them.
