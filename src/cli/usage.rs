@@ -90,7 +90,8 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
 }
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
-    let mut key = std::fs::read(path).map_err(|error| Failure::Run(format!("--key-file {}: {error}", path.display())))?;
+    let mut key =
+        std::fs::read(path).map_err(|error| Failure::Run(format!("--key-file {}: {error}", path.display())))?;
     // As the server reads it: the last newline does not count.
     if key.last() == Some(&b'\n') {
         key.pop();
@@ -110,14 +111,18 @@ fn remarks(report: &Report) {
         eprintln!("note: {}:{}: {}", note.file, note.line, note.message);
     }
     for gap in &report.gaps {
-        let which = if gap.first == gap.last { gap.first.to_string() } else { format!("{} to {}", gap.first, gap.last) };
+        let which =
+            if gap.first == gap.last { gap.first.to_string() } else { format!("{} to {}", gap.first, gap.last) };
         eprintln!("note: session {}: no record {which}; the one after it counts what was before", gap.session);
     }
     if report.duplicates > 0 {
         eprintln!("note: {} records came more than once and count once", report.duplicates);
     }
     if report.unfinished > 0 {
-        eprintln!("note: {} sessions have no stop: they live, or were cut off; they count up to their last record", report.unfinished);
+        eprintln!(
+            "note: {} sessions have no stop: they live, or were cut off; they count up to their last record",
+            report.unfinished
+        );
     }
 }
 
@@ -128,7 +133,13 @@ fn cost(totals: &Totals, price: f64) -> f64 {
 const COUNTS: [&str; 5] = ["bytes_from_client", "bytes_to_client", "bytes_from_peers", "bytes_to_peers", "bytes_sent"];
 
 fn counts(totals: &Totals) -> [i128; 5] {
-    [totals.bytes_from_client, totals.bytes_to_client, totals.bytes_from_peers, totals.bytes_to_peers, totals.bytes_sent()]
+    [
+        totals.bytes_from_client,
+        totals.bytes_to_client,
+        totals.bytes_from_peers,
+        totals.bytes_to_peers,
+        totals.bytes_sent(),
+    ]
 }
 
 fn cells(row: &Row, by: &[Part]) -> Vec<String> {
@@ -238,7 +249,10 @@ mod tests {
     fn csv_quotes_what_needs_it_and_has_the_cost() {
         let text = to_csv(&example(), &[Part::User], Some(0.05));
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0], "user,sessions,bytes_from_client,bytes_to_client,bytes_from_peers,bytes_to_peers,bytes_sent,cost");
+        assert_eq!(
+            lines[0],
+            "user,sessions,bytes_from_client,bytes_to_client,bytes_from_peers,bytes_to_peers,bytes_sent,cost"
+        );
         assert_eq!(lines[1], "\"a,\"\"b\"\"\",2,0,1500000000,0,500000000,2000000000,0.100000");
         assert_eq!(lines.len(), 3);
     }

@@ -113,8 +113,11 @@ impl AccountingConfig {
 impl Check {
     pub(crate) fn accounting(&mut self) -> AccountingConfig {
         let interval = self.get("accounting.interval");
-        let interval =
-            if is_zero(&interval) { 0 } else { u32::try_from(self.seconds("accounting.interval", 1..=86_400)).unwrap_or(0) };
+        let interval = if is_zero(&interval) {
+            0
+        } else {
+            u32::try_from(self.seconds("accounting.interval", 1..=86_400)).unwrap_or(0)
+        };
         let rotate_bytes = self.bytes("accounting.rotate_size", 4096);
         let rotate_count = self.count("accounting.rotate_count", u32::MAX);
         let file = self.place("accounting.file").map(|(_, path)| UsageFileConfig {
@@ -186,7 +189,11 @@ impl Check {
         };
         let spool_bytes = spool_bytes.unwrap_or_else(|| {
             if !self.has_problem_with("accounting.spool_max") {
-                self.wrong(&self.get("accounting.spool_max"), "accounting.spool_max", "must not be 0: the spool is bounded");
+                self.wrong(
+                    &self.get("accounting.spool_max"),
+                    "accounting.spool_max",
+                    "must not be 0: the spool is bounded",
+                );
             }
             SPOOL_BYTES_MIN
         });
@@ -220,7 +227,11 @@ fn split_url(url: &str) -> Result<(String, String), String> {
         Some(at) => rest.split_at(at),
         None => (rest, "/"),
     };
-    if authority.is_empty() || authority.contains('@') || !url.bytes().all(|byte| byte.is_ascii_graphic()) || url.contains('#') {
+    if authority.is_empty()
+        || authority.contains('@')
+        || !url.bytes().all(|byte| byte.is_ascii_graphic())
+        || url.contains('#')
+    {
         return Err(expected.to_owned());
     }
     let has_port = match authority.rsplit_once(':') {
@@ -255,7 +266,8 @@ mod tests {
 
     #[test]
     fn paths_are_beside_the_file_and_sizes_are_read() {
-        let config = check("file = \"usage.jsonl\"\nrotate_size = \"1MiB\"\nrotate_count = 0\ninterval = \"5s\"").unwrap();
+        let config =
+            check("file = \"usage.jsonl\"\nrotate_size = \"1MiB\"\nrotate_count = 0\ninterval = \"5s\"").unwrap();
         let file = config.file.as_ref().unwrap();
         assert_eq!(file.path, PathBuf::from("/etc/t/usage.jsonl"));
         assert_eq!((file.rotate_bytes, file.rotate_count), (Some(1 << 20), None));

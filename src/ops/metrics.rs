@@ -131,7 +131,10 @@ fn publish_usage(usage: &UsageMetrics) {
 fn describe() {
     describe_counter!("throughway_accounting_records_total", "Usage records written or delivered, by sink");
     describe_counter!("throughway_accounting_lost_total", "Usage records that a sink lost");
-    describe_counter!("throughway_accounting_webhook_failures_total", "Deliveries to the webhook that failed and are tried again");
+    describe_counter!(
+        "throughway_accounting_webhook_failures_total",
+        "Deliveries to the webhook that failed and are tried again"
+    );
     describe_gauge!("throughway_accounting_spool_records", "Usage records that wait for the webhook");
     describe_gauge!("throughway_accounting_spool_bytes", "Their bytes on disk");
     describe_gauge!("throughway_accounting_webhook_lag_seconds", "How long the oldest of them waits");

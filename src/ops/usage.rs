@@ -83,7 +83,8 @@ impl Feed {
         let Some(record) = Record::of_event(event, &self.realm) else { return };
         if self.sender.try_send(Message::Record(Box::new(record))).is_err() {
             let [file, journal, webhook] = self.sinks;
-            let sinks = [(file, &self.counters.file), (journal, &self.counters.journal), (webhook, &self.counters.webhook)];
+            let sinks =
+                [(file, &self.counters.file), (journal, &self.counters.journal), (webhook, &self.counters.webhook)];
             for (_, sink) in sinks.into_iter().filter(|(is_on, _)| *is_on) {
                 sink.lost.fetch_add(1, Ordering::Relaxed);
             }
@@ -139,8 +140,9 @@ pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, St
     let mut file = None;
     if let Some(wanted) = &config.file {
         let path = wanted.path.display().to_string();
-        let (opened, line) = UsageFile::open(wanted.clone())
-            .map_err(|error| format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user"))?;
+        let (opened, line) = UsageFile::open(wanted.clone()).map_err(|error| {
+            format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user")
+        })?;
         file = Some(opened);
         last = line;
     }
@@ -150,8 +152,9 @@ pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, St
     let mut spool = None;
     if let Some(webhook) = &config.webhook {
         let path = webhook.spool.display().to_string();
-        let opened = Spool::open(webhook.spool.clone(), webhook.spool_bytes)
-            .map_err(|error| format!("accounting.spool: can't use {path}: {error}; it must be a directory of the server's user"))?;
+        let opened = Spool::open(webhook.spool.clone(), webhook.spool_bytes).map_err(|error| {
+            format!("accounting.spool: can't use {path}: {error}; it must be a directory of the server's user")
+        })?;
         spool = Some(Arc::new(opened));
     }
     let chain = config.sign_key.clone().map(|key| {
@@ -171,9 +174,11 @@ pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, St
     };
     let thread = std::thread::Builder::new().name("usage".to_owned()).spawn(move || writer.run());
     let thread = thread.map_err(|error| format!("accounting: can't start a thread: {error}"))?;
-    let webhook = config.webhook.clone().zip(spool.clone()).map(|(webhook, spool)| {
-        tokio::spawn(webhook::deliver(webhook, spool, Arc::clone(&counters)))
-    });
+    let webhook = config
+        .webhook
+        .clone()
+        .zip(spool.clone())
+        .map(|(webhook, spool)| tokio::spawn(webhook::deliver(webhook, spool, Arc::clone(&counters))));
     tracing::info!(to = %config.describe(), "recording usage");
     Ok(Some(Usage { feed: Feed { sender, realm: realm.into(), counters, sinks }, spool, thread, webhook }))
 }

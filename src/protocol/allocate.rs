@@ -259,7 +259,8 @@ impl Server {
         let key = opening.owner.key.clone();
         self.sessions += 1;
         let session = SessionId { instance: self.instance, number: self.sessions };
-        let mut allocation = Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
+        let mut allocation =
+            Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         allocation.armed_at = allocation.wakes_at();
         self.timers.arm(allocation.armed_at, Due::Allocation(id));

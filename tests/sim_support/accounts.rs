@@ -93,7 +93,10 @@ impl World {
 
     /// When all is over the stops say what the counters say, to the byte.
     pub fn compare_accounts(&self) {
-        assert!(self.plans.is_empty() && self.held_back.is_empty() && self.queued.is_empty(), "every session has its stop");
+        assert!(
+            self.plans.is_empty() && self.held_back.is_empty() && self.queued.is_empty(),
+            "every session has its stop"
+        );
         for (totals, written) in self.model.totals.iter().zip(&self.written) {
             assert_eq!(written.stops, totals.created);
             let sums = [written.from_clients, written.to_peers, written.from_peers, written.to_clients];

@@ -26,7 +26,7 @@ impl UsageFile {
         let len = file.metadata()?.len();
         let mut tail = Vec::new();
         file.seek(SeekFrom::Start(len.saturating_sub(TAIL_BYTES)))?;
-        io::Read::by_ref(&mut file).take(TAIL_BYTES).read_to_end(&mut tail)?;
+        io::Read::by_ref(&mut file).take(len.min(TAIL_BYTES)).read_to_end(&mut tail)?;
         let mut usage = Self { config, file, len };
         let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         if whole < tail.len() {
@@ -51,8 +51,8 @@ impl UsageFile {
                 Ok(())
             }
             Err(error) => {
-                // A part may have been written; nobody reads half a line.
-                self.file.set_len(self.len)?;
+                // A part may have been written; nobody reads half a line. What is no file can't be cut.
+                let _ = self.file.set_len(self.len);
                 Err(error)
             }
         }
@@ -117,7 +117,8 @@ fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
-        let is_ours = entry.file_name().to_str().and_then(|file| file.strip_prefix(&name)?.strip_prefix('.').map(is_stamp));
+        let is_ours =
+            entry.file_name().to_str().and_then(|file| file.strip_prefix(&name)?.strip_prefix('.').map(is_stamp));
         if is_ours == Some(true) {
             found.push(entry.path());
         }

@@ -115,9 +115,7 @@ impl Record {
             dropped: record
                 .dropped
                 .iter()
-                .map(|(why, amount)| {
-                    (why.name().to_owned(), Dropped { packets: amount.packets, bytes: amount.bytes })
-                })
+                .map(|(why, amount)| (why.name().to_owned(), Dropped { packets: amount.packets, bytes: amount.bytes }))
                 .collect(),
         }
     }
@@ -125,7 +123,8 @@ impl Record {
     /// Whether all that came in went out or was dropped.
     #[must_use]
     pub fn adds_up(&self) -> bool {
-        let dropped = |pick: fn(&Dropped) -> u64| self.dropped.values().map(|dropped| u128::from(pick(dropped))).sum::<u128>();
+        let dropped =
+            |pick: fn(&Dropped) -> u64| self.dropped.values().map(|dropped| u128::from(pick(dropped))).sum::<u128>();
         let sum = |a: u64, b: u64| u128::from(a) + u128::from(b);
         sum(self.bytes_from_client, self.bytes_from_peers)
             == sum(self.bytes_to_peers, self.bytes_to_client) + dropped(|of| of.bytes)

@@ -319,9 +319,10 @@ impl Reader {
             }
             total = total.map(before, |a, b| a + b);
         }
-        let notes = self.beginnings.iter().filter(|beginning| {
-            beginning.prev != Code::NONE && !self.ends.contains(&beginning.prev)
-        });
+        let notes = self
+            .beginnings
+            .iter()
+            .filter(|beginning| beginning.prev != Code::NONE && !self.ends.contains(&beginning.prev));
         let notes = notes.map(|beginning| Remark {
             file: beginning.file.clone(),
             line: beginning.line,
@@ -408,7 +409,8 @@ mod tests {
         let mut late = record("a", 4, Kind::Stop, 900);
         late.time = rfc3339(1_800_000_000 + 86_400);
         let found = report(&text(&[record("a", 0, Kind::Start, 0), record("a", 1, Kind::Interim, 600), late]));
-        let days: Vec<_> = found.rows.iter().map(|row| (row.day.clone().unwrap(), row.totals.bytes_to_client)).collect();
+        let days: Vec<_> =
+            found.rows.iter().map(|row| (row.day.clone().unwrap(), row.totals.bytes_to_client)).collect();
         assert_eq!(days, [("2027-01-15".to_owned(), 600), ("2027-01-16".to_owned(), 300)]);
         assert_eq!(found.total.totals.bytes_to_client, 900);
         assert_eq!(found.total.sessions, 1);
@@ -423,7 +425,11 @@ mod tests {
         other.user = "eve".to_owned();
         let lines = text(&[record("a", 0, Kind::Stop, 30), other]);
         let found = report(&lines);
-        let rows: Vec<_> = found.rows.iter().map(|row| (row.tenant.as_deref(), row.user.as_deref(), row.totals.bytes_to_client)).collect();
+        let rows: Vec<_> = found
+            .rows
+            .iter()
+            .map(|row| (row.tenant.as_deref(), row.user.as_deref(), row.totals.bytes_to_client))
+            .collect();
         assert_eq!(rows, [(None, Some("bob"), 30), (Some("acme"), Some("eve"), 70)]);
         let mut reader = Reader::new(None);
         reader.read("u", lines.as_bytes()).unwrap();
@@ -444,7 +450,8 @@ mod tests {
         thief.user = "eve".to_owned();
         let long = "x".repeat(200_000);
         let bad = text(&[wrong, other, undated, thief]);
-        let found = report(&format!("{{\"type\":\"start\"\n{bad}{long}\n\u{0}\n{good}{}", "{\"type\":\"stop\",\"seq\":9"));
+        let found =
+            report(&format!("{{\"type\":\"start\"\n{bad}{long}\n\u{0}\n{good}{}", "{\"type\":\"stop\",\"seq\":9"));
         let lines: Vec<u64> = found.problems.iter().map(|problem| problem.line).collect();
         // Line 3 came first, so it is believed, and the ones that contradict it are named.
         assert_eq!(lines, [1, 2, 4, 5, 6, 7, 8, 9], "{:?}", found.problems);
@@ -463,7 +470,8 @@ mod tests {
         let mut chain = Chain::new(key(), Code::NONE);
         let lines: Vec<String> = (0..6)
             .map(|number| {
-                let mut line = serde_json::to_string(&record("a", number, Kind::Interim, 100 * u64::from(number))).unwrap();
+                let mut line =
+                    serde_json::to_string(&record("a", number, Kind::Interim, 100 * u64::from(number))).unwrap();
                 chain.sign(&mut line);
                 line
             })
