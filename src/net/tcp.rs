@@ -44,7 +44,7 @@ pub(super) struct Stream {
     /// EPOLLOUT is asked for.
     pub(super) awaits_room: bool,
     /// Sessions that ended while their payload waited here: their records are held back until all of it is decided.
-    ended: Vec<Box<SessionRecord>>,
+    ended: Vec<SessionRecord>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     waiting: Amount,
@@ -174,7 +174,7 @@ impl Stream {
         if !self.holds_payload_of(record.allocation) {
             return Some(record);
         }
-        self.ended.push(record);
+        self.ended.push(*record);
         None
     }
 
@@ -185,12 +185,12 @@ impl Stream {
     /// The record of an ended session whose payload has all left, or been given up.
     pub(super) fn decided(&mut self) -> Option<Box<SessionRecord>> {
         let at = self.ended.iter().position(|record| !self.holds_payload_of(record.allocation))?;
-        Some(self.ended.remove(at))
+        Some(Box::new(self.ended.remove(at)))
     }
 
     /// The record that is held back for an allocation.
     pub(super) fn held_back(&mut self, allocation: AllocationId) -> Option<&mut SessionRecord> {
-        self.ended.iter_mut().map(|record| &mut **record).find(|record| record.allocation == allocation)
+        self.ended.iter_mut().find(|record| record.allocation == allocation)
     }
 
     /// The payloads that will never leave: whoever closes the stream reports them.

@@ -142,6 +142,7 @@ impl Drops {
 /// Only when more allocations than this drop their first packet between two Allocate requests is one made
 /// on the spot; that happens at most once in the life of an allocation.
 #[derive(Default)]
+#[allow(clippy::vec_box, reason = "a table is handed over where no memory may be asked for")]
 pub(super) struct SpareDrops(Vec<Box<ByReason>>);
 
 impl SpareDrops {

@@ -177,6 +177,9 @@ struct Beginning {
     prev: Code,
 }
 
+/// Day, tenant and user, as far as lines are told apart by them.
+type Place = (Option<Box<str>>, Option<Box<str>>, Option<Box<str>>);
+
 /// Reads files and adds up.
 #[derive(Default)]
 pub struct Reader {
@@ -288,7 +291,7 @@ impl Reader {
     /// The sums.
     #[must_use]
     pub fn finish(mut self, by: By) -> Report {
-        let mut rows: BTreeMap<(Option<Box<str>>, Option<Box<str>>, Option<Box<str>>), (u64, Totals)> = BTreeMap::new();
+        let mut rows: BTreeMap<Place, (u64, Totals)> = BTreeMap::new();
         let mut total = Totals::default();
         let mut gaps = Vec::new();
         let mut unfinished = 0;

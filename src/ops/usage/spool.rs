@@ -7,11 +7,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+/// What a small file takes on most disks: the bound is one of disk space.
+const BLOCK: u64 = 4096;
+
 /// A file of the spool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Batch {
     pub(super) number: u64,
     pub(super) records: u64,
+    /// On disk, in whole blocks.
     bytes: u64,
     since: u64,
 }
@@ -29,6 +33,10 @@ pub(super) struct Spool {
     bytes_max: u64,
     waiting: Mutex<Waiting>,
     changed: Notify,
+}
+
+fn on_disk(bytes: usize) -> u64 {
+    (bytes as u64).next_multiple_of(BLOCK)
 }
 
 /// Why a batch was not taken.
@@ -55,7 +63,7 @@ impl Spool {
                     let text = std::fs::read(&path)?;
                     let records = text.iter().filter(|byte| **byte == b'\n').count() as u64;
                     let since = std::os::unix::fs::MetadataExt::mtime(&path.metadata()?).try_into().unwrap_or(0);
-                    batches.push(Batch { number, records, bytes: text.len() as u64, since });
+                    batches.push(Batch { number, records, bytes: on_disk(text.len()), since });
                 }
                 Some(_) | None => {}
             }
@@ -78,7 +86,7 @@ impl Spool {
 
     /// Keeps a batch until it is delivered.
     pub(super) fn put(&self, lines: &[u8], records: u64, unix: u64) -> Result<(), PutError> {
-        let bytes = lines.len() as u64;
+        let bytes = on_disk(lines.len());
         let number = {
             let mut waiting = self.waiting();
             if waiting.bytes + bytes > self.bytes_max {
@@ -102,14 +110,20 @@ impl Spool {
         Ok(())
     }
 
-    /// The oldest batch, as soon as there is one.
-    pub(super) async fn oldest(&self) -> Batch {
+    /// The oldest batches, up to so many bytes and at least one, as soon as there is one.
+    pub(super) async fn oldest(&self, bytes_max: u64) -> Vec<Batch> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(batch) = self.waiting().batches.front() {
-                return *batch;
+            let mut bytes = 0;
+            let fits = |batch: &&Batch| {
+                bytes += batch.bytes;
+                bytes <= bytes_max || bytes == batch.bytes
+            };
+            let batches: Vec<Batch> = self.waiting().batches.iter().take_while(fits).copied().collect();
+            if !batches.is_empty() {
+                return batches;
             }
             changed.await;
         }
@@ -132,11 +146,13 @@ impl Spool {
         std::fs::read(self.path(batch.number))
     }
 
-    /// Forgets a batch that was delivered.
+    /// Forgets the oldest batch, which was delivered.
     pub(super) fn remove(&self, batch: Batch) -> io::Result<()> {
         let mut waiting = self.waiting();
-        waiting.batches.retain(|other| other.number != batch.number);
-        waiting.bytes = waiting.batches.iter().map(|batch| batch.bytes).sum();
+        if waiting.batches.front() == Some(&batch) {
+            waiting.batches.pop_front();
+        }
+        waiting.bytes = waiting.bytes.saturating_sub(batch.bytes);
         drop(waiting);
         self.changed.notify_waiters();
         std::fs::remove_file(self.path(batch.number))
@@ -159,23 +175,27 @@ mod tests {
     async fn batches_wait_in_order_within_the_bound_and_over_a_restart() {
         let directory = Directory::new();
         let path = directory.path().join("spool");
-        let spool = Spool::open(path.clone(), 20).unwrap();
+        let spool = Spool::open(path.clone(), 3 * BLOCK).unwrap();
         spool.put(b"one\ntwo\n", 2, 100).unwrap();
         spool.put(b"three\n", 1, 110).unwrap();
-        assert!(matches!(spool.put(b"fourfour\n", 1, 120), Err(PutError::Full)));
-        assert_eq!(spool.backlog(), (3, 14, Some(100)));
+        assert!(matches!(spool.put(&[b'x'; 5000], 1, 120), Err(PutError::Full)));
+        assert_eq!(spool.backlog(), (3, 2 * BLOCK, Some(100)));
         drop(spool);
         std::fs::write(path.join("000000000009.part"), "half").unwrap();
-        let spool = Spool::open(path.clone(), 20).unwrap();
+        let spool = Spool::open(path.clone(), 3 * BLOCK).unwrap();
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2, "half a batch is removed");
-        assert_eq!((spool.backlog().0, spool.backlog().1), (3, 14));
+        assert_eq!((spool.backlog().0, spool.backlog().1), (3, 2 * BLOCK));
         spool.put(b"five\n", 1, 130).unwrap();
-        for text in ["one\ntwo\n", "three\n", "five\n"] {
-            let batch = spool.oldest().await;
-            assert_eq!(spool.read(batch).unwrap(), text.as_bytes());
-            spool.remove(batch).unwrap();
+        for (bytes_max, due) in [(2 * BLOCK, ["one\ntwo\n", "three\n"].as_slice()), (1, &["five\n"])] {
+            let batches = spool.oldest(bytes_max).await;
+            assert_eq!(batches.len(), due.len());
+            for (batch, text) in batches.into_iter().zip(due) {
+                assert_eq!(spool.read(batch).unwrap(), text.as_bytes());
+                spool.remove(batch).unwrap();
+            }
         }
         spool.emptied().await;
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        assert_eq!(spool.backlog(), (0, 0, None));
     }
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::Counters;
-use super::spool::Spool;
+use super::spool::{Batch, Spool};
 use crate::config::accounting::WebhookConfig;
 
 /// A whole delivery takes no longer.
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 
+/// A delivery is no larger, unless a single batch is.
+const BODY_BYTES_MAX: u64 = 256 * 1024;
+
 /// As much of an answer as is read.
 const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 
@@ -26,26 +29,21 @@ const ANSWER_BYTES_MAX: u64 = 16 * 1024;
 pub(super) async fn deliver(config: WebhookConfig, spool: Arc<Spool>, counters: Arc<Counters>) {
     let mut pause = PAUSE_MIN;
     loop {
-        let batch = spool.oldest().await;
-        let lines = match spool.read(batch) {
-            Ok(lines) => lines,
-            Err(error) => {
-                counters.webhook.lost.fetch_add(batch.records, Ordering::Relaxed);
-                tracing::error!(records = batch.records, %error, "can't read usage records back from accounting.spool; they are lost");
-                // It may be gone already; there is nothing left to lose.
-                let _ = spool.remove(batch);
-                continue;
-            }
-        };
+        let (batches, lines) = gather(&spool, &counters).await;
+        if batches.is_empty() {
+            continue;
+        }
         let posted = tokio::time::timeout(PATIENCE, post(&config, &lines)).await;
         let error = match posted.unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 10 s"))) {
             Ok(()) => {
                 if counters.webhook_failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("the webhook takes usage records again");
                 }
-                counters.webhook.written.fetch_add(batch.records, Ordering::Relaxed);
-                if let Err(error) = spool.remove(batch) {
-                    tracing::warn!(%error, "can't remove a delivered batch from accounting.spool; it will be delivered again after a restart");
+                for batch in batches {
+                    counters.webhook.written.fetch_add(batch.records, Ordering::Relaxed);
+                    if let Err(error) = spool.remove(batch) {
+                        tracing::warn!(%error, "can't remove a delivered batch from accounting.spool; it will be delivered again after a restart");
+                    }
                 }
                 pause = PAUSE_MIN;
                 continue;
@@ -60,6 +58,28 @@ pub(super) async fn deliver(config: WebhookConfig, spool: Arc<Spool>, counters: 
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// The oldest batches and their lines, as soon as there are some; what can't be read is lost, and said to be.
+async fn gather(spool: &Spool, counters: &Counters) -> (Vec<Batch>, Vec<u8>) {
+    let (mut taken, mut lines) = (Vec::new(), Vec::new());
+    for batch in spool.oldest(BODY_BYTES_MAX).await {
+        match spool.read(batch) {
+            Ok(more) => {
+                lines.extend(more);
+                taken.push(batch);
+            }
+            // Those before it go first.
+            Err(_) if !taken.is_empty() => break,
+            Err(error) => {
+                counters.webhook.lost.fetch_add(batch.records, Ordering::Relaxed);
+                tracing::error!(records = batch.records, %error, "can't read usage records back from accounting.spool; they are lost");
+                // It may be gone already; there is nothing left to lose.
+                let _ = spool.remove(batch);
+            }
+        }
+    }
+    (taken, lines)
 }
 
 /// One POST; only a 2xx answer counts as taken.

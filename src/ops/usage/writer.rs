@@ -126,9 +126,9 @@ impl Writer {
             }
             next = if batch.len() < BATCH && !reopen { self.receiver.try_recv().ok() } else { None };
         }
-        self.to_spool(&batch);
-        self.to_journal(&batch);
-        self.to_file(&batch);
+        self.give_spool(&batch);
+        self.give_journal(&batch);
+        self.give_file(&batch);
         if reopen && let Some(Err(error)) = self.file.as_mut().map(UsageFile::reopen) {
             self.state.file.say("file", 0, &error);
         }
@@ -142,7 +142,7 @@ impl Writer {
         (record, line)
     }
 
-    fn to_spool(&mut self, batch: &[(Record, String)]) {
+    fn give_spool(&mut self, batch: &[(Record, String)]) {
         let Some(spool) = &self.spool else { return };
         if batch.is_empty() {
             return;
@@ -158,7 +158,7 @@ impl Writer {
         }
     }
 
-    fn to_journal(&mut self, batch: &[(Record, String)]) {
+    fn give_journal(&mut self, batch: &[(Record, String)]) {
         let Some(journal) = &self.journal else { return };
         for (at, (record, line)) in batch.iter().enumerate() {
             match journal.write(record, line) {
@@ -176,7 +176,7 @@ impl Writer {
         }
     }
 
-    fn to_file(&mut self, batch: &[(Record, String)]) {
+    fn give_file(&mut self, batch: &[(Record, String)]) {
         if self.file.is_none() {
             return;
         }
