@@ -166,7 +166,7 @@ pub struct Report {
     pub gaps: Vec<Gap>,
     /// Lines that were not counted, or that don't follow the line before.
     pub problems: Vec<Remark>,
-    /// Files that begin after a line that is in none of the files.
+    /// Lines that a chain begins with, or that follow one that is in none of the files.
     pub notes: Vec<Remark>,
 }
 
@@ -188,6 +188,7 @@ pub struct Reader {
     records: u64,
     duplicates: u64,
     problems: Vec<Remark>,
+    notes: Vec<Remark>,
     beginnings: Vec<Beginning>,
     /// The last code of each file, and of each piece of a chain that broke.
     ends: HashSet<Code>,
@@ -237,6 +238,12 @@ impl Reader {
         if let Some(key) = &self.key {
             let link = chain::verify(key, text)?;
             match *last {
+                // A server that has no usage file begins a chain at each start.
+                Some(before) if before != link.prev && link.prev == Code::NONE => {
+                    self.ends.insert(before);
+                    let message = "a new chain begins: nothing shows what was between".to_owned();
+                    self.notes.push(Remark { file: name.to_owned(), line: number, message });
+                }
                 Some(before) if before != link.prev => {
                     self.ends.insert(before);
                     let message = "does not follow the line before: lines are missing, added or moved".to_owned();
@@ -326,14 +333,15 @@ impl Reader {
             .beginnings
             .iter()
             .filter(|beginning| beginning.prev != Code::NONE && !self.ends.contains(&beginning.prev));
-        let notes = notes.map(|beginning| Remark {
+        let mut all_notes = std::mem::take(&mut self.notes);
+        all_notes.extend(notes.map(|beginning| Remark {
             file: beginning.file.clone(),
             line: beginning.line,
             message: "the line before this one is in none of these files".to_owned(),
-        });
+        }));
         let text = |part: Option<Box<str>>| part.map(String::from);
         Report {
-            notes: notes.collect(),
+            notes: all_notes,
             rows: rows
                 .into_iter()
                 .map(|((day, tenant, user), (sessions, totals))| Row {
@@ -495,6 +503,9 @@ mod tests {
         assert_eq!(verify(&[&l[2..]]), (vec![], 1, 4), "an older file was not given");
         assert_eq!(verify(&[&[l[0], l[1], l[3], l[4]]]), (vec![("0".to_owned(), 3)], 0, 4), "a line is missing");
         assert_eq!(verify(&[&[l[0], l[2], l[1], l[3]]]).0.len(), 3, "two lines changed places");
+        let mut first = serde_json::to_string(&record("z", 0, Kind::Stop, 0)).unwrap();
+        Chain::new(key(), Code::NONE).sign(&mut first);
+        assert_eq!(verify(&[&[l[0], l[1], &first]]), (vec![], 1, 3), "a new chain begins");
         let changed = lines[1].replace("bob", "eve");
         assert_eq!(verify(&[&[l[0], &changed, l[2]]]), (vec![("0".to_owned(), 2), ("0".to_owned(), 3)], 0, 2));
         let unsigned = serde_json::to_string(&record("z", 0, Kind::Start, 0)).unwrap();
