@@ -132,6 +132,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 },
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
+                interim_seconds: 60,
                 relay_ipv4: true,
                 relay_ipv6: true,
             })
@@ -345,11 +346,9 @@ impl Script<'_> {
                 }
                 Output::OpenRelay { allocation, request } => self.opening.push((allocation, request)),
                 Output::Ask { ticket, .. } => self.asked.push(ticket),
-                Output::Happened(throughway::protocol::border::Event::AllocationCreated {
-                    allocation,
-                    relayed,
-                    ..
-                }) => self.live.push((allocation, relayed)),
+                Output::Happened(throughway::protocol::border::Event::AllocationCreated(record)) => {
+                    self.live.push((record.allocation, record.relayed));
+                }
                 Output::CloseRelay { allocation, .. } => self.live.retain(|(id, _)| *id != allocation),
                 Output::CloseReserved { .. } | Output::Answer { .. } | Output::Happened(_) => {}
             }

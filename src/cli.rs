@@ -5,6 +5,7 @@
 
 mod check;
 mod credentials;
+mod usage;
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -51,6 +52,9 @@ enum Command {
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Work with usage records
+    #[command(subcommand)]
+    Usage(usage::UsageCommand),
 }
 
 const SERVE_HELP: &str = "Without a file the built-in defaults hold, and the secret is \
@@ -180,6 +184,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Check(options) => check::run(options),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
+        Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),
     }
 }
 

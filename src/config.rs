@@ -4,6 +4,7 @@
 //! default. `document` reads TOML and remembers where each value stands, `environment` lays
 //! variables over it, `check` turns the whole into a [`Config`] or into every error at once.
 
+pub mod accounting;
 pub mod checked;
 pub mod describe;
 pub mod environment;
@@ -152,6 +153,16 @@ pub const KEYS: &[Key] = &[
     key("http.jwt_issuer", Kind::Text, "\"\"", "the issuer that it must come from; empty: any that has a key there"),
     key("http.jwt_user_claim", Kind::Text, "\"sub\"", "the claim of it that names the user"),
     key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
+    key("accounting.interval", Kind::Text, "\"60s\"", "between two records of a live session; 0 = none"),
+    key("accounting.file", Kind::Text, "\"\"", "usage records as JSON lines; \"\" = none"),
+    key("accounting.rotate_size", Kind::Text, "\"64MiB\"", "a new file beyond this size; 0 = never"),
+    key("accounting.rotate_count", Kind::Number, "0", "how many renamed files stay; 0 = all"),
+    key("accounting.journal", Kind::Text, "\"\"", "the journal's socket, /run/systemd/journal/socket; \"\" = none"),
+    key("accounting.webhook", Kind::Text, "\"\"", "http:// URL that records are posted to; \"\" = none"),
+    key("accounting.webhook_token_file", Kind::Text, "\"\"", "holds the bearer token for the webhook"),
+    key("accounting.spool", Kind::Text, "\"\"", "directory in which records wait for the webhook"),
+    key("accounting.spool_max", Kind::Text, "\"64MiB\"", "how much may wait there"),
+    key("accounting.sign_key_file", Kind::Text, "\"\"", "key that signs each line, at least 16 bytes; \"\" = unsigned"),
     key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),
     key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
 ];

@@ -10,6 +10,7 @@ use crate::api::rest::counts::Counts;
 use crate::api::rest::{self, Door, Rest};
 use crate::api::{Bound, health};
 use crate::cli::Failure;
+use crate::config::accounting::AccountingConfig;
 use crate::config::checked::HttpConfig;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running, clock};
@@ -18,6 +19,7 @@ use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
 use crate::ops::status::{Phase, Status};
+use crate::ops::usage::{self, Usage};
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -43,12 +45,14 @@ pub(crate) struct Started {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
     pub(crate) issuing: Arc<Counts>,
+    usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
 }
 
 /// Binds and starts the workers; `on_ended` hears of each ended session besides the log.
 pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnded>) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
+    let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
     let (running, events) = net::start(config, http).map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
@@ -62,20 +66,25 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnd
             "relaying from"
         );
     }
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended));
     let issuing = Arc::new(Counts::default());
-    let metrics = Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&issuing)));
-    Ok(Started { running, metrics, status: Arc::new(Status::default()), issuing, log })
+    let feed = usage.as_ref().map(Usage::feed);
+    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed));
+    let usage_metrics = usage.as_ref().map(Usage::metrics);
+    let metrics = Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&issuing), usage_metrics));
+    Ok(Started { running, metrics, status: Arc::new(Status::default()), issuing, usage, log })
 }
 
 impl Started {
-    /// Ends every allocation and waits until the last session's line is written.
+    /// Ends every allocation and waits until the last session's line and record are written.
     pub(crate) async fn stop(self) {
         self.status.set(Phase::Draining);
         let running = Arc::clone(&self.running);
         // Joining threads blocks; the runtime must go on, because the log writes on it.
         let _ = tokio::task::spawn_blocking(move || running.stop()).await;
         let _ = self.log.await;
+        if let Some(usage) = self.usage {
+            usage.finish().await;
+        }
     }
 }
 
@@ -117,6 +126,9 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         match signals.next().await {
             Told::Reload => {
                 notifier.reloading();
+                if let Some(usage) = &started.usage {
+                    usage.reopen();
+                }
                 if let Some(new) = reload(&config, &started.running, &level) {
                     started.running.renew_certificates(&new).await;
                     config = new;
@@ -175,6 +187,7 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
         listen: old.listen.clone(),
         relay: old.relay.clone(),
         http: HttpConfig { issuing: new.http.issuing.clone(), ..old.http.clone() },
+        accounting: AccountingConfig { interval: new.accounting.interval, ..old.accounting.clone() },
         ..new
     };
     if let Err(error) = running.reconfigure(&effective) {

@@ -71,6 +71,7 @@ struct Sum {
     created: u64,
     ended: [u64; EndReason::ALL.len()],
     relayed: u64,
+    interims: u64,
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -78,6 +79,7 @@ struct Sum {
 impl Sum {
     fn add(&mut self, world: &World) {
         self.relayed += world.delivered;
+        self.interims += world.interims;
         for totals in &world.model.totals {
             self.created += totals.created;
             self.ended.iter_mut().zip(totals.ended).for_each(|(sum, ended)| *sum += ended);
@@ -91,6 +93,7 @@ impl Sum {
     }
 
     fn check(&self) {
+        assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");
         assert!(self.ended.iter().all(|ended| *ended > 20), "allocations end for every reason: {self:?}");
         for code in [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508] {

@@ -59,6 +59,7 @@ pub(crate) fn check(
     check.issuing_needs_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();
+    let accounting = check.accounting();
     let log = check.log();
 
     let Check { path, mut problems, notes, holds_secrets, .. } = check;
@@ -80,6 +81,7 @@ pub(crate) fn check(
         peers,
         limits,
         http,
+        accounting,
         log,
         source: Source {
             file: path,
@@ -413,7 +415,7 @@ impl Check {
     }
 }
 
-fn is_zero(node: &Node) -> bool {
+pub(crate) fn is_zero(node: &Node) -> bool {
     match &node.value {
         Value::Integer(number, _) => *number == Some(0),
         Value::Text(text) => text == "0" || units::duration(text) == Ok(0) || units::size(text) == Ok(0),

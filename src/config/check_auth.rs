@@ -272,7 +272,7 @@ impl Check {
     }
 
     /// What is in a file, without its last newline: editors add one, issuers never sign with it.
-    fn secret_file(&mut self, node: &Node, key: &str, path: &str) -> Option<Secret> {
+    pub(crate) fn secret_file(&mut self, node: &Node, key: &str, path: &str) -> Option<Secret> {
         let path = self.beside(&node.place, path);
         let mut bytes = match read_at_most(&path, FILE_BYTES_MAX) {
             Ok(bytes) => bytes,

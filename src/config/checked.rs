@@ -11,6 +11,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use ipnet::IpNet;
 
+use crate::config::accounting::AccountingConfig;
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::config::issuing::IssuingConfig;
 use crate::credentials::{Secret, SharedSecret};
@@ -45,6 +46,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[http]`.
     pub http: HttpConfig,
+    /// `[accounting]`.
+    pub accounting: AccountingConfig,
     /// `[log]`.
     pub log: LogConfig,
     /// Where all this came from.
@@ -296,6 +299,7 @@ impl Config {
             },
             peers,
             limits: self.limits.tables,
+            interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,
         })
@@ -319,6 +323,7 @@ impl Config {
             (self.relay != new.relay, "relay"),
             (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
             (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
+            (!self.accounting.goes_where(&new.accounting), "accounting"),
             (self.log.format != new.log.format, "log.format"),
         ]
         .into_iter()

@@ -136,6 +136,7 @@ impl Config {
         for text in self.issuing_text() {
             line("issues", text);
         }
+        line("accounting", self.accounting.describe());
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
         if !self.source.variables.is_empty() {
             line("environment", self.source.variables.join(", "));
@@ -214,6 +215,13 @@ impl Config {
                     "user_claim": jwt.expected.user_claim,
                 })),
                 "cors": self.http.issuing.cors,
+            },
+            "accounting": {
+                "interval": self.accounting.interval,
+                "file": self.accounting.file.as_ref().map(|file| file.path.display().to_string()),
+                "journal": self.accounting.journal.as_ref().map(|path| path.display().to_string()),
+                "webhook": self.accounting.webhook.as_ref().map(|hook| format!("http://{}{}", hook.authority, hook.path)),
+                "signed": self.accounting.sign_key.is_some(),
             },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
             "environment": self.source.variables,

@@ -8,6 +8,7 @@ use std::net::TcpStream;
 
 use super::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
+use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::{StreamId, Via};
 use crate::protocol::border::AllocationId;
 use crate::protocol::time::Ticks;
@@ -46,6 +47,8 @@ pub(super) struct Stream {
     /// EPOLLOUT is asked for.
     pub(super) awaits_room: bool,
     tls: Option<TlsSession>,
+    /// Sessions that ended while their payload waited here: their records are held back until all of it is decided.
+    ended: Vec<SessionRecord>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     waiting: Amount,
@@ -69,6 +72,7 @@ impl Stream {
             deadline: None,
             awaits_room: false,
             tls,
+            ended: Vec::new(),
             queue: VecDeque::new(),
             queued_bytes: 0,
             waiting: Amount::default(),
@@ -251,6 +255,30 @@ impl Stream {
             self.front_sent = 0;
             self.queue.pop_front();
         }
+    }
+
+    /// Holds a record back if payload of its session still waits; else gives it back.
+    pub(super) fn hold_back(&mut self, record: Box<SessionRecord>) -> Option<Box<SessionRecord>> {
+        if !self.holds_payload_of(record.allocation) {
+            return Some(record);
+        }
+        self.ended.push(*record);
+        None
+    }
+
+    fn holds_payload_of(&self, allocation: AllocationId) -> bool {
+        self.queue.iter().any(|queued| queued.payload.is_some_and(|(of, _)| of == allocation))
+    }
+
+    /// The record of an ended session whose payload has all left, or been given up.
+    pub(super) fn decided(&mut self) -> Option<Box<SessionRecord>> {
+        let at = self.ended.iter().position(|record| !self.holds_payload_of(record.allocation))?;
+        Some(Box::new(self.ended.remove(at)))
+    }
+
+    /// The record that is held back for an allocation.
+    pub(super) fn held_back(&mut self, allocation: AllocationId) -> Option<&mut SessionRecord> {
+        self.ended.iter_mut().find(|record| record.allocation == allocation)
     }
 
     /// The payloads that will never leave: whoever closes the stream reports them.

@@ -477,6 +477,7 @@ impl Worker {
                 self.net.waits(before, stream.waiting());
                 failed
             });
+            self.tell_decided(at);
             self.after_send(now, at, failed);
         }
         if readable {
@@ -565,14 +566,10 @@ impl Worker {
     }
 
     fn close_stream(&mut self, now: Now, at: usize) {
-        let Some(mut stream) = self.streams.remove(at) else { return };
-        self.net.streams_open.sub(1);
         self.flush_payload();
-        stream.say_goodbye();
-        self.net.waits(stream.waiting(), Amount::default());
-        for (allocation, bytes) in stream.unsent() {
-            self.server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), DropReason::StreamClosed);
-        }
+        self.give_up_unsent(at);
+        let Some(stream) = self.streams.remove(at) else { return };
+        self.net.streams_open.sub(1);
         self.server.handle_input(now, Input::ClientClosed { via: stream.via });
         self.drain(now);
     }
@@ -731,22 +728,46 @@ impl Worker {
     }
 
     fn tell(&mut self, now: Now, event: Event) {
-        let (channel, is_session) = match &event {
-            Event::AllocationCreated { via: Via::Stream(stream, _), .. } => {
-                self.streams.keep_alive(*stream);
-                (&self.events.sessions, true)
-            }
-            Event::AllocationEnded(record) => {
+        match event {
+            Event::AllocationCreated(record) => {
                 if let Via::Stream(stream, _) = record.via {
-                    self.streams.expect_allocation(stream, now.ticks);
+                    self.streams.keep_alive(stream);
                 }
-                (&self.events.sessions, true)
+                self.tell_session(Event::AllocationCreated(record));
             }
-            Event::AllocationCreated { .. } => (&self.events.sessions, true),
-            Event::Refused { .. } => (&self.events.refusals, false),
-        };
-        if channel.try_send(event).is_err() && is_session {
+            Event::AllocationGoesOn(_) => self.tell_session(event),
+            Event::AllocationEnded(record) => self.tell_end(now, record),
+            Event::Refused { .. } => {
+                // Lost first in a flood; the counters have them all.
+                let _ = self.events.refusals.try_send(event);
+            }
+        }
+    }
+
+    /// Tells of an end once every byte of it is decided: a slow reader may still get what waits in its queue.
+    fn tell_end(&mut self, now: Now, record: Box<SessionRecord>) {
+        let mut record = Some(record);
+        if let Some(Via::Stream(stream, _)) = record.as_ref().map(|record| record.via) {
+            self.streams.expect_allocation(stream, now.ticks);
+            if let Some(stream) = self.streams.find(stream).and_then(|at| self.streams.get_mut(at)) {
+                record = record.and_then(|record| stream.hold_back(record));
+            }
+        }
+        if let Some(record) = record {
+            self.tell_session(Event::AllocationEnded(record));
+        }
+    }
+
+    fn tell_session(&self, event: Event) {
+        if self.events.sessions.try_send(event).is_err() {
             self.net.events_lost.add(1);
+        }
+    }
+
+    /// Tells of the ends that waited for a stream's queue.
+    fn tell_decided(&mut self, at: usize) {
+        while let Some(record) = self.streams.get_mut(at).and_then(super::tcp::Stream::decided) {
+            self.tell_session(Event::AllocationEnded(record));
         }
     }
 
@@ -798,7 +819,7 @@ impl Worker {
         self.flush_payload();
         if self.stopping {
             for at in self.streams.all() {
-                self.close_unsent(at);
+                self.give_up_unsent(at);
             }
         }
         self.server.handle_input(now, input);
@@ -806,14 +827,19 @@ impl Worker {
         tracing::trace!(worker = self.id.0, "handled a message");
     }
 
-    /// At the end what waits in a stream's queue is counted as not sent, before the records are written.
-    fn close_unsent(&mut self, at: usize) {
+    /// What waits in a stream's queue will never leave: it is counted as not sent before any record says otherwise.
+    fn give_up_unsent(&mut self, at: usize) {
         let Some(stream) = self.streams.get_mut(at) else { return };
         stream.say_goodbye();
         self.net.waits(stream.waiting(), Amount::default());
         let unsent: Vec<_> = stream.unsent().collect();
         for (allocation, bytes) in unsent {
-            self.server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), DropReason::StreamClosed);
+            let (bytes, why) = (u64::from(bytes), DropReason::StreamClosed);
+            self.server.not_sent(allocation, Way::ToClient, 1, bytes, why);
+            if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
+                record.not_sent(Way::ToClient, 1, bytes, why);
+            }
         }
+        self.tell_decided(at);
     }
 }

@@ -14,6 +14,7 @@ use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::config::checked::{LogConfig, LogFormat, LogLevel};
 use crate::net::{EventReceivers, Running};
+use crate::ops::usage::Feed;
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::border::Event;
 use crate::protocol::reject::RejectReason;
@@ -67,7 +68,12 @@ pub fn start(config: LogConfig) -> Level {
 pub type OnEnded = Box<dyn Fn(&SessionRecord) + Send + Sync>;
 
 /// Writes what the workers tell until they are gone.
-pub async fn follow(mut events: EventReceivers, running: Weak<Running>, on_ended: Option<OnEnded>) {
+pub async fn follow(
+    mut events: EventReceivers,
+    running: Weak<Running>,
+    on_ended: Option<OnEnded>,
+    usage: Option<Feed>,
+) {
     let mut window = tokio::time::interval(WINDOW);
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
@@ -77,6 +83,10 @@ pub async fn follow(mut events: EventReceivers, running: Weak<Running>, on_ended
             biased;
             event = events.sessions.recv() => match event {
                 Some(event) => {
+                    // The record first: a log that hangs must not hold it up.
+                    if let Some(usage) = &usage {
+                        usage.take(&event);
+                    }
                     write(&event);
                     if let (Event::AllocationEnded(record), Some(on_ended)) = (&event, &on_ended) {
                         on_ended(record);
@@ -101,16 +111,19 @@ pub async fn follow(mut events: EventReceivers, running: Weak<Running>, on_ended
 
 fn write(event: &Event) {
     match event {
-        Event::AllocationCreated { via, relayed, identity, .. } => {
-            let five_tuple = via.five_tuple();
+        Event::AllocationCreated(record) => {
+            let five_tuple = record.via.five_tuple();
             tracing::debug!(
-                user = %identity,
+                session = %record.session,
+                user = %record.identity,
                 client = %five_tuple.client,
                 transport = five_tuple.transport.name(),
-                relayed = %relayed,
+                relayed = %record.relayed,
                 "allocation created"
             );
         }
+        // The usage file has these; a line per minute and session would bury the others.
+        Event::AllocationGoesOn(_) => {}
         Event::AllocationEnded(record) => write_session(record),
         Event::Refused { via, reason, username } => {
             let client = via.five_tuple().client;
@@ -123,6 +136,7 @@ fn write_session(record: &SessionRecord) {
     let (to_peers, to_client) = (record.traffic.to_peers, record.traffic.to_client);
     let five_tuple = record.via.five_tuple();
     tracing::info!(
+        session = %record.session,
         user = %record.identity,
         username = %record.username,
         secret = record.secret.as_deref(),

@@ -15,6 +15,7 @@ use crate::api::rest::counts::Counts;
 use crate::api::rest::refused::IssueRefused;
 use crate::api::turned_away;
 use crate::net::Running;
+use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::Amount;
 use crate::protocol::address::{Family, Transport};
 use crate::protocol::border::{DropReason, EndReason};
@@ -25,13 +26,14 @@ use crate::protocol::reject::RejectReason;
 pub struct Metrics {
     running: Arc<Running>,
     issuing: Arc<Counts>,
+    usage: Option<UsageMetrics>,
 }
 
 impl Metrics {
     /// For this relay and the credentials that are issued for it.
     #[must_use]
-    pub const fn new(running: Arc<Running>, issuing: Arc<Counts>) -> Self {
-        Self { running, issuing }
+    pub const fn new(running: Arc<Running>, issuing: Arc<Counts>, usage: Option<UsageMetrics>) -> Self {
+        Self { running, issuing, usage }
     }
 
     /// The text of `/metrics`.
@@ -41,6 +43,9 @@ impl Metrics {
         with_local_recorder(&recorder, || {
             describe();
             self.publish();
+            if let Some(usage) = &self.usage {
+                publish_usage(usage);
+            }
         });
         recorder.handle().render()
     }
@@ -141,7 +146,29 @@ impl Metrics {
     }
 }
 
+fn publish_usage(usage: &UsageMetrics) {
+    for (sink, written, lost) in usage.sinks() {
+        counter!("throughway_accounting_records_total", "sink" => sink).absolute(written);
+        counter!("throughway_accounting_lost_total", "sink" => sink).absolute(lost);
+    }
+    if let Some((failures, backlog)) = usage.webhook() {
+        counter!("throughway_accounting_webhook_failures_total").absolute(failures);
+        gauge!("throughway_accounting_spool_records").set(backlog.records as f64);
+        gauge!("throughway_accounting_spool_bytes").set(backlog.bytes as f64);
+        gauge!("throughway_accounting_webhook_lag_seconds").set(backlog.lag_seconds as f64);
+    }
+}
+
 fn describe() {
+    describe_counter!("throughway_accounting_records_total", "Usage records written or delivered, by sink");
+    describe_counter!("throughway_accounting_lost_total", "Usage records that a sink lost");
+    describe_counter!(
+        "throughway_accounting_webhook_failures_total",
+        "Deliveries to the webhook that failed and are tried again"
+    );
+    describe_gauge!("throughway_accounting_spool_records", "Usage records that wait for the webhook");
+    describe_gauge!("throughway_accounting_spool_bytes", "Their bytes on disk");
+    describe_gauge!("throughway_accounting_webhook_lag_seconds", "How long the oldest of them waits");
     describe_gauge!("throughway_allocations", "Live allocations by client transport and relayed family");
     describe_counter!("throughway_allocations_created_total", "Allocations ever made");
     describe_counter!("throughway_allocations_ended_total", "Ended allocations by reason");

@@ -1,7 +1,8 @@
-//! What an operator sees and does: log, metrics, signals, state.
+//! What an operator sees and does: log, metrics, usage records, state.
 
 pub mod advice;
 pub mod log;
 pub mod metrics;
 pub mod notify;
 pub mod status;
+pub mod usage;

@@ -4,6 +4,7 @@
 //! answered. A port that another worker holds is asked for first ([`Asking`]).
 
 use super::Server;
+use super::accounting::SessionId;
 use super::address::{Family, RelayedTransportAddress, Via};
 use super::allocation::{Allocation, Origin, Owner};
 use super::auth::Authenticated;
@@ -257,16 +258,21 @@ impl Server {
         self.opening_of.remove(&opening.via);
         let token = opened.held.map(|held| self.hold(now, held, &opening.owner.identity));
         let origin = Origin { transaction_id: opening.transaction_id, lifetime: opening.lifetime, token };
-        let identity = opening.owner.identity.clone();
         let key = opening.owner.key.clone();
-        let allocation = Allocation::new(id, opening.via, opened.relayed, opening.owner, origin, now.ticks);
-        self.timers.arm(allocation.expires_at, Due::Allocation(id));
+        self.sessions += 1;
+        let session = SessionId { instance: self.instance, number: self.sessions };
+        let mut allocation =
+            Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
+        allocation.plan_interim(self.settings.interim_seconds, now.ticks);
+        allocation.armed_at = allocation.wakes_at();
+        self.timers.arm(allocation.armed_at, Due::Allocation(id));
+        self.spare_drops.prepare();
+        let created = Event::AllocationCreated(allocation.write_record(now, None));
         self.table.insert(allocation);
         let via = opening.via;
         self.counters.created.add(1);
         self.counters.live(via.five_tuple().transport, opened.relayed.family()).add(1);
         self.answer_allocate(via, opened.relayed, origin, opening.fingerprint, &key);
-        let created = Event::AllocationCreated { allocation: id, via, relayed: opened.relayed, identity };
         self.outputs.push_back(Output::Happened(created));
     }
 

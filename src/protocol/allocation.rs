@@ -4,12 +4,12 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::accounting::{SessionRecord, Traffic};
+use super::accounting::{Amount, Drops, SessionId, SessionRecord, Traffic};
 use super::address::{PeerAddress, RelayedTransportAddress, Via};
-use super::border::{AllocationId, EndReason, QuotaClaim};
+use super::border::{AllocationId, DropReason, EndReason, QuotaClaim};
 use super::peer_policy::PeerClass;
 use super::small_map::SmallMap;
-use super::time::Ticks;
+use super::time::{Now, Ticks};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::integrity::Key;
 use crate::wire::message::TransactionId;
@@ -81,6 +81,9 @@ pub struct Origin {
     pub token: Option<ReservationToken>,
 }
 
+/// Later than any deadline.
+pub(super) const NEVER: Ticks = Ticks(u64::MAX);
+
 /// An allocation (RFC 8656 section 2).
 #[derive(Clone, Debug)]
 pub struct Allocation {
@@ -88,9 +91,15 @@ pub struct Allocation {
     pub(super) via: Via,
     pub(super) relayed: RelayedTransportAddress,
     pub(super) expires_at: Ticks,
-    /// When its timer wakes: never later than `expires_at`, and checked again then.
+    /// When its timer wakes: never later than `expires_at` and `interim_at`, and checked again then.
     pub(super) armed_at: Ticks,
     pub(super) traffic: Traffic,
+    pub(super) drops: Drops,
+    pub(super) session: SessionId,
+    /// Records written so far.
+    pub(super) records: u32,
+    /// When the next interim record is due; [`NEVER`] without them.
+    pub(super) interim_at: Ticks,
     permissions: SmallMap<IpAddr, Permission>,
     channels: SmallMap<u16, ChannelBinding>,
     channel_of: SmallMap<PeerAddress, u16>,
@@ -102,6 +111,7 @@ pub struct Allocation {
 impl Allocation {
     pub(super) fn new(
         id: AllocationId,
+        session: SessionId,
         via: Via,
         relayed: RelayedTransportAddress,
         owner: Owner,
@@ -116,6 +126,10 @@ impl Allocation {
             expires_at,
             armed_at: expires_at,
             traffic: Traffic::default(),
+            drops: Drops::default(),
+            session,
+            records: 0,
+            interim_at: NEVER,
             permissions: SmallMap::default(),
             channels: SmallMap::default(),
             channel_of: SmallMap::default(),
@@ -216,10 +230,27 @@ impl Allocation {
         self.channel_of.retain(seed(self.id), |peer, number| channels.get(number).is_some_and(|b| b.peer == *peer));
     }
 
-    /// What is known of the session.
+    /// The next interim record is due on the next multiple of the interval since the start; 0 means never.
+    pub(super) fn plan_interim(&mut self, seconds: u32, now: Ticks) {
+        let interval = u64::from(seconds) * 1000;
+        self.interim_at = match now.since(self.created_at).checked_div(interval) {
+            Some(past) => Ticks(self.created_at.0 + (past + 1) * interval),
+            None => NEVER,
+        };
+    }
+
+    /// When its timer should wake.
+    pub(super) fn wakes_at(&self) -> Ticks {
+        self.expires_at.min(self.interim_at)
+    }
+
+    /// What is known of the session, under the next sequence number.
     #[must_use]
-    pub fn record(&self, now: Ticks, reason: Option<EndReason>) -> SessionRecord {
+    pub(super) fn record(&self, seq: u32, now: Now, reason: Option<EndReason>) -> SessionRecord {
         SessionRecord {
+            session: self.session,
+            seq,
+            unix: now.unix,
             allocation: self.id,
             username: self.owner.username.clone(),
             identity: self.owner.identity.clone(),
@@ -227,10 +258,17 @@ impl Allocation {
             via: self.via,
             relayed: self.relayed,
             created_at: self.created_at,
-            ended_at: now,
+            ended_at: now.ticks,
             reason,
             traffic: self.traffic,
+            dropped: self.drops.list(),
         }
+    }
+
+    /// The same for good: the next record has the next number.
+    pub(super) fn write_record(&mut self, now: Now, reason: Option<EndReason>) -> Box<SessionRecord> {
+        self.records += 1;
+        Box::new(self.record(self.records - 1, now, reason))
     }
 
     /// Everything, as plain values that another process can take over.
@@ -242,6 +280,10 @@ impl Allocation {
             relayed: self.relayed,
             expires_at: self.expires_at,
             traffic: self.traffic,
+            dropped: self.drops.list(),
+            session: self.session,
+            records: self.records,
+            interim_at: self.interim_at,
             permissions: self.permissions.iter().map(|(ip, permission)| (*ip, *permission)).collect(),
             channels: self.channels.iter().map(|(number, binding)| (*number, *binding)).collect(),
             username: self.owner.username.clone(),
@@ -262,8 +304,12 @@ impl Allocation {
             via: state.via,
             relayed: state.relayed,
             expires_at: state.expires_at,
-            armed_at: state.expires_at,
+            armed_at: state.expires_at.min(state.interim_at),
             traffic: state.traffic,
+            drops: Drops::from_list(&state.dropped),
+            session: state.session,
+            records: state.records,
+            interim_at: state.interim_at,
             permissions: SmallMap::default(),
             channels: SmallMap::default(),
             channel_of: SmallMap::default(),
@@ -313,6 +359,14 @@ pub struct AllocationState {
     pub expires_at: Ticks,
     /// Counters.
     pub traffic: Traffic,
+    /// What was dropped, by reason.
+    pub dropped: Box<[(DropReason, Amount)]>,
+    /// The session's name.
+    pub session: SessionId,
+    /// Records written so far.
+    pub records: u32,
+    /// When the next interim record is due.
+    pub interim_at: Ticks,
     /// Permissions by address.
     pub permissions: Vec<(IpAddr, Permission)>,
     /// Channels by number.
@@ -338,7 +392,7 @@ impl std::fmt::Debug for AllocationState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::protocol::address::{ClientAddress, FiveTuple, ServerAddress, Transport};
 
@@ -346,7 +400,7 @@ mod tests {
         PeerAddress::new([8, 8, 8, 8].into(), port)
     }
 
-    fn allocation() -> Allocation {
+    pub(in crate::protocol) fn allocation() -> Allocation {
         let five_tuple = FiveTuple {
             client: ClientAddress::new([9, 9, 9, 9].into(), 1),
             server: ServerAddress::new([9, 9, 9, 8].into(), 3478),
@@ -354,6 +408,7 @@ mod tests {
         };
         Allocation::new(
             AllocationId { index: 3, generation: 4 },
+            SessionId { instance: 5, number: 6 },
             Via::Datagram(five_tuple),
             RelayedTransportAddress::new([7, 7, 7, 7].into(), 50_000),
             Owner {
@@ -375,6 +430,9 @@ mod tests {
         }
         allocation.permit([1, 1, 1, 1].into(), PeerClass::Own, Ticks(5));
         allocation.traffic.to_peers.offered(77);
+        allocation.drops.add(&mut crate::protocol::accounting::SpareDrops::default(), DropReason::NoPermission, 1, 9);
+        allocation.plan_interim(60, Ticks(1000));
+        allocation.write_record(Now { ticks: Ticks(1), unix: crate::protocol::time::UnixSeconds(1) }, None);
         let state = allocation.to_state();
         let text = serde_json::to_string(&state).unwrap();
         let read: AllocationState = serde_json::from_str(&text).unwrap();

@@ -303,17 +303,10 @@ pub enum Way {
 /// What happened; metrics, log and accounting derive from it.
 #[derive(Debug)]
 pub enum Event {
-    /// A client got its relayed address.
-    AllocationCreated {
-        /// Which one.
-        allocation: AllocationId,
-        /// How the client comes.
-        via: Via,
-        /// What it got.
-        relayed: RelayedTransportAddress,
-        /// Whom its quota counts for.
-        identity: Box<str>,
-    },
+    /// A client got its relayed address; nothing has been relayed yet.
+    AllocationCreated(Box<SessionRecord>),
+    /// What an allocation relayed up to now, every [`Settings::interim_seconds`].
+    AllocationGoesOn(Box<SessionRecord>),
     /// An allocation is over.
     AllocationEnded(Box<SessionRecord>),
     /// A request was answered with an error.
@@ -359,7 +352,8 @@ impl EndReason {
 macro_rules! drop_reasons {
     ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
         /// Why a packet went nowhere: silence towards strangers, a counter towards the operator.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
         #[repr(usize)]
         pub enum DropReason {
             $($(#[$doc])* $name),+

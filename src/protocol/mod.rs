@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use self::accounting::SessionRecord;
+use self::accounting::{SessionRecord, SpareDrops};
 use self::address::{RelayedTransportAddress, Via};
 use self::allocate::{Opening, Reservation};
 use self::allocation::Origin;
@@ -76,6 +76,10 @@ pub struct Server {
     reservations: HashMap<ReservationToken, Reservation, foldhash::fast::FixedState>,
     asked: HashMap<u64, AllocationId, foldhash::fast::FixedState>,
     questions: u64,
+    /// Names this worker's sessions: drawn at its start, and counted.
+    instance: u64,
+    sessions: u64,
+    spare_drops: SpareDrops,
     timers: Timers,
     outputs: VecDeque<Output>,
     relay_ipv4: bool,
@@ -106,6 +110,7 @@ impl Server {
         let mut random = Random::new(parts.seed);
         let seed = random.next_u64();
         let hasher = foldhash::fast::FixedState::with_seed(seed);
+        let instance = random.next_u64();
         Self {
             worker: parts.worker,
             workers: parts.workers,
@@ -120,6 +125,9 @@ impl Server {
             reservations: HashMap::with_hasher(hasher.clone()),
             asked: HashMap::with_hasher(hasher),
             questions: 0,
+            instance,
+            sessions: 0,
+            spare_drops: SpareDrops::default(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
             relay_ipv4: settings.relay_ipv4,
@@ -139,7 +147,7 @@ impl Server {
             Input::ClientClosed { via } => self.on_client_closed(now, &via),
             Input::Asked { ticket, question } => self.on_asked(ticket, &question),
             Input::Answered { ticket, answer } => self.on_answered(ticket, answer),
-            Input::Reconfigure(settings) => self.on_reconfigure(settings),
+            Input::Reconfigure(settings) => self.on_reconfigure(now, settings),
             Input::Drain => self.draining = true,
             Input::CloseAll(reason) => self.on_close_all(now, reason),
         }
@@ -265,13 +273,17 @@ impl Server {
         }
     }
 
-    fn on_reconfigure(&mut self, settings: Arc<Settings>) {
+    fn on_reconfigure(&mut self, now: Now, settings: Arc<Settings>) {
         for allocation in self.table.iter_mut() {
             allocation.rejudge(|ip| settings.peers.judge(ip));
         }
         self.relay_ipv4 = settings.relay_ipv4;
         self.relay_ipv6 = settings.relay_ipv6;
+        let replans = self.settings.interim_seconds != settings.interim_seconds;
         self.settings = settings;
+        if replans {
+            self.plan_interims(now);
+        }
     }
 
     fn on_close_all(&mut self, now: Now, reason: EndReason) {
@@ -415,7 +427,7 @@ impl Server {
 
     /// Every live session, for those who ask; a scan, on request only.
     pub fn sessions(&self, now: Now) -> impl Iterator<Item = SessionRecord> {
-        self.table.iter().map(move |allocation| allocation.record(now.ticks, None))
+        self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
     }
 
     /// Whether a client's stream or five-tuple has, or is about to get, an allocation.

@@ -47,32 +47,54 @@ impl Server {
         let Some(allocation) = self.table.get_mut(id) else { return };
         allocation.expires_at = now.ticks.plus_seconds(u64::from(lifetime));
         // A timer that wakes too early is set anew then; only one that would wake too late must move now.
-        if allocation.expires_at < allocation.armed_at {
-            self.timers.disarm(allocation.armed_at, Due::Allocation(id));
-            allocation.armed_at = allocation.expires_at;
-            self.timers.arm(allocation.armed_at, Due::Allocation(id));
+        if allocation.wakes_at() < allocation.armed_at {
+            self.rearm(id);
         }
     }
 
+    /// Sets an allocation's timer anew.
+    fn rearm(&mut self, id: AllocationId) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        self.timers.disarm(allocation.armed_at, Due::Allocation(id));
+        allocation.armed_at = allocation.wakes_at();
+        self.timers.arm(allocation.armed_at, Due::Allocation(id));
+    }
+
+    /// One timer serves the lifetime and the interim records.
     pub(super) fn on_allocation_due(&mut self, now: Now, id: AllocationId) {
         let Some(allocation) = self.table.get_mut(id) else { return };
         if allocation.expires_at <= now.ticks {
-            self.end(now, id, EndReason::Expired);
-        } else {
-            allocation.armed_at = allocation.expires_at;
-            self.timers.arm(allocation.armed_at, Due::Allocation(id));
+            return self.end(now, id, EndReason::Expired);
+        }
+        if allocation.interim_at <= now.ticks {
+            allocation.plan_interim(self.settings.interim_seconds, now.ticks);
+            let record = allocation.write_record(now, None);
+            self.outputs.push_back(Output::Happened(Event::AllocationGoesOn(record)));
+        }
+        self.rearm(id);
+    }
+
+    /// The interval of the interim records has changed; a scan, on reload only.
+    pub(super) fn plan_interims(&mut self, now: Now) {
+        let ids: Vec<AllocationId> = self.table.iter().map(|allocation| allocation.id).collect();
+        for id in ids {
+            if let Some(allocation) = self.table.get_mut(id) {
+                allocation.plan_interim(self.settings.interim_seconds, now.ticks);
+            }
+            self.rearm(id);
         }
     }
 
     /// Ends an allocation: its five-tuple is free at once, its quota given back, its record written.
     pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
-        let Some(allocation) = self.table.remove(id) else { return };
+        let Some(mut allocation) = self.table.remove(id) else { return };
         self.timers.disarm(allocation.armed_at, Due::Allocation(id));
         self.shared.release(&allocation.owner.claim(&allocation.via));
         self.counters.live(allocation.via.five_tuple().transport, allocation.relayed.family()).sub(1);
         self.counters.ended[reason as usize].add(1);
         self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed });
-        let record = Box::new(allocation.record(now.ticks, Some(reason)));
+        let record = allocation.write_record(now, Some(reason));
         self.outputs.push_back(Output::Happened(Event::AllocationEnded(record)));
+        self.spare_drops.take_back(allocation.drops);
     }
 }

@@ -4,6 +4,7 @@
 //! so that the sums of the one are the totals of the other.
 
 use super::Server;
+use super::accounting::SpareDrops;
 use super::address::{PeerAddress, Via};
 use super::allocation::Allocation;
 use super::border::{AllocationId, DropReason, Head, PacketMeta, Relay, Shared, Way};
@@ -44,7 +45,7 @@ impl Server {
         let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, way: Way::ToPeer };
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToPeer };
         let Some(&binding) = lane.allocation.binding(data.number.0, now) else {
             return lane.drop(DropReason::UnboundChannel, data.payload.len());
         };
@@ -71,7 +72,7 @@ impl Server {
         else {
             return self.drop_unknown(DropReason::BadSend, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, way: Way::ToPeer };
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToPeer };
         if peer.family() != lane.allocation.relayed.family() {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }
@@ -98,7 +99,7 @@ impl Server {
         let Some(allocation) = self.table.get_mut(on).filter(|allocation| now < allocation.expires_at) else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, way: Way::ToClient };
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToClient };
         let Some(&permission) = lane.allocation.permission(from.ip(), now) else {
             return lane.drop(DropReason::PeerNotPermitted, payload.len());
         };
@@ -113,14 +114,16 @@ impl Server {
 
     /// Takes back packets of a verdict that the kernel or a queue did not take.
     ///
-    /// `bytes` is payload. An allocation that ended meanwhile has its record written already; the worker's
-    /// totals still move, so they stay exact.
+    /// `bytes` is payload. For an allocation that ended meanwhile only the worker's totals move: whoever still
+    /// held its payload then holds its record as well, and takes it back there
+    /// ([`SessionRecord::not_sent`](super::accounting::SessionRecord::not_sent)).
     pub fn not_sent(&mut self, allocation: AllocationId, way: Way, packets: u32, bytes: u64, why: DropReason) {
         let packets = u64::from(packets);
         self.counters.take_back(way, packets, bytes);
         self.counters.dropped(why, packets, bytes);
         if let Some(allocation) = self.table.get_mut(allocation) {
-            flow(allocation, way).not_sent(packets, bytes);
+            allocation.traffic.flow_mut(way).not_sent(packets, bytes);
+            allocation.drops.add(&mut self.spare_drops, why, packets, bytes);
         }
     }
 
@@ -136,19 +139,21 @@ impl Server {
 struct Lane<'s> {
     allocation: &'s mut Allocation,
     counters: &'s Counters,
+    spare: &'s mut SpareDrops,
     way: Way,
 }
 
 impl Lane<'_> {
     #[inline]
     fn enter(&mut self, bytes: usize) {
-        flow(self.allocation, self.way).offered(bytes);
+        self.allocation.traffic.flow_mut(self.way).offered(bytes);
         self.counters.received(self.way, bytes);
     }
 
     fn drop<'a>(mut self, why: DropReason, bytes: usize) -> Relay<'a> {
         self.enter(bytes);
-        flow(self.allocation, self.way).not_sent(1, bytes as u64);
+        self.allocation.traffic.flow_mut(self.way).not_sent(1, bytes as u64);
+        self.allocation.drops.add(self.spare, why, 1, bytes as u64);
         self.counters.dropped(why, 1, bytes as u64);
         Relay::Drop(why)
     }
@@ -165,14 +170,6 @@ impl Lane<'_> {
         self.enter(payload.len());
         self.counters.sent(Way::ToClient, payload.len());
         Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via, head, meta, payload }
-    }
-}
-
-#[inline]
-const fn flow(allocation: &mut Allocation, way: Way) -> &mut super::accounting::Flow {
-    match way {
-        Way::ToPeer => &mut allocation.traffic.to_peers,
-        Way::ToClient => &mut allocation.traffic.to_client,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Settings {
     pub peers: PeerPolicy,
     /// Bounds of every table.
     pub limits: Limits,
+    /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
+    pub interim_seconds: u32,
     /// Whether there is an IPv4 address to relay from.
     pub relay_ipv4: bool,
     /// Whether there is an IPv6 address to relay from.

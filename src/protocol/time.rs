@@ -20,7 +20,7 @@ impl Ticks {
     }
 }
 
-/// Seconds since 1970-01-01 UTC; only credentials look at them.
+/// Seconds since 1970-01-01 UTC; for credentials and the time in records, never for a deadline.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct UnixSeconds(pub u64);
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Client, Data, Origin, Response, Wanted};
 pub use peer::{Echo, Witness, peer, receive};
-pub use server::{Server, Settings};
+pub use server::{Directory, Server, Settings};
 
 /// How long anything may take before a test gives up on it; generous, because machines are shared.
 pub const PATIENCE: Duration = Duration::from_secs(10);

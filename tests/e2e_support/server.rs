@@ -36,6 +36,8 @@ pub struct Settings {
     pub http: String,
     pub tables: String,
     pub relay: Vec<(&'static str, &'static str)>,
+    /// Keys of `[accounting]`; paths are relative to the server's directory.
+    pub accounting: Vec<(&'static str, String)>,
 }
 
 impl Settings {
@@ -60,7 +62,14 @@ impl Settings {
             http: String::new(),
             tables: String::new(),
             relay: Vec::new(),
+            accounting: Vec::new(),
         }
+    }
+
+    /// A key of `[accounting]` and its value, which is text.
+    pub fn account(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.accounting.push((key, value.into()));
+        self
     }
 
     pub fn limit(mut self, key: &'static str, value: &'static str) -> Self {
@@ -90,6 +99,10 @@ impl Settings {
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
         writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}\n{}", self.hosts, self.http).unwrap();
         writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
+        writeln!(text, "[accounting]").unwrap();
+        for (key, value) in &self.accounting {
+            writeln!(text, "{key} = {value:?}").unwrap();
+        }
         writeln!(text, "[auth.users]").unwrap();
         for (name, password) in &self.users {
             writeln!(text, "{name} = {password:?}").unwrap();
@@ -194,12 +207,17 @@ pub struct Server {
 
 impl Server {
     pub fn start(settings: Settings) -> Self {
-        Self::start_as(settings, binary)
+        Self::start_in(Directory::new(), settings)
+    }
+
+    /// In a directory that an earlier server, or the test, left something in.
+    pub fn start_in(directory: Directory, settings: Settings) -> Self {
+        Self::start_as(directory, settings, binary)
     }
 
     /// A server that may open so many files and no more.
     pub fn start_with_open_files(settings: Settings, files: u32) -> Self {
-        Self::start_as(settings, |config| {
+        Self::start_as(Directory::new(), settings, |config| {
             let whole = binary(config);
             let mut limited = Command::new("sh");
             limited.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""));
@@ -209,9 +227,8 @@ impl Server {
         })
     }
 
-    fn start_as(settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
+    fn start_as(directory: Directory, settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
         let ports = Slice::take();
-        let directory = Directory::new();
         let config = directory.path().join("config.toml");
         fs::write(&config, settings.text(settings.ports.as_ref().unwrap_or(&ports.range))).unwrap();
         let mut child = Killed(command(&config).spawn().unwrap());
@@ -228,6 +245,18 @@ impl Server {
         let http = log.events("metrics and health")[0]["address"].as_str().unwrap().replace("http://", "");
         let http = http.parse().unwrap();
         Self { child, reader: Some(reader), directory, settings, ports, log, listeners, http }
+    }
+
+    /// Its directory: configuration, and what it writes beside it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Kills it if it still runs; what it left behind stays.
+    pub fn into_directory(self) -> Directory {
+        let Self { child, directory, .. } = self;
+        drop(child);
+        directory
     }
 
     /// A server with the ordinary settings.

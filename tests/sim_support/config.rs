@@ -9,6 +9,9 @@ use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
 use throughway::wire::integrity::Key;
 
+/// How often a live session is accounted for.
+pub const INTERIM_SECONDS: u64 = 60;
+
 pub const REALM: &str = "sim.example";
 pub const RELAY_IPV4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 7));
 pub const RELAY_IPV6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2a02, 0x500, 0, 0, 0, 0, 0, 7));
@@ -91,6 +94,7 @@ impl Config {
             },
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
+            interim_seconds: INTERIM_SECONDS as u32,
             relay_ipv4: true,
             relay_ipv6: true,
         })

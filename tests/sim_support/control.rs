@@ -260,7 +260,11 @@ impl World {
                 }
                 Output::Ask { worker, ticket, question } => out.asks.push((usize::from(worker.0), ticket, question)),
                 Output::Answer { ticket, answer } => out.answers.push((ticket, answer)),
-                Output::Happened(Event::AllocationCreated { .. }) => out.created += 1,
+                Output::Happened(Event::AllocationCreated(record)) => {
+                    out.created += 1;
+                    self.started(worker, &record);
+                }
+                Output::Happened(Event::AllocationGoesOn(record)) => self.goes_on(worker, &record),
                 Output::Happened(Event::AllocationEnded(record)) => {
                     let key = (worker, record.allocation);
                     let session = self.model.sessions.remove(&key).expect("only a session ends");
@@ -279,6 +283,7 @@ impl World {
                     assert_eq!(record.traffic, session.traffic, "the record is exact to the byte");
                     self.model.session_of.remove(&session.via);
                     self.model.totals[worker].ended[reason as usize] += 1;
+                    self.stopped(worker, *record, &session);
                     self.ended.push(key);
                 }
                 Output::Happened(Event::Refused { .. }) => self.refused_events += 1,

@@ -103,6 +103,7 @@ impl World {
                 self.drop_counted(worker, why, len);
                 self.received(key, way, len);
                 add(&mut self.flow(key, way).expect("it is alive").dropped, len);
+                self.drop_reasoned(key, why, len);
             }
             Lane::ToPeer { .. } | Lane::ToClient { .. } => unreachable!("counted by sent"),
         }
@@ -134,8 +135,14 @@ impl World {
         let why = *self.rng.pick(&SEND_FAILURES);
         match self.rng.below(4) {
             // A queue is flushed later, sometimes after the allocation's end.
-            0 => self.after(0, 100, Due::NotSent(key, way, len, why)),
-            1 if self.rng.percent(20) => self.after(0, 2_000_000, Due::NotSent(key, way, len, why)),
+            0 => {
+                *self.queued.entry(key).or_default() += 1;
+                self.after(0, 100, Due::NotSent(key, way, len, why));
+            }
+            1 if self.rng.percent(20) => {
+                *self.queued.entry(key).or_default() += 1;
+                self.after(0, 2_000_000, Due::NotSent(key, way, len, why));
+            }
             _ => self.not_sent(key, way, len, why),
         }
         false
@@ -150,6 +157,21 @@ impl World {
         self.drop_counted(key.0, why, len);
         if let Some(flow) = self.flow(key, way) {
             add(&mut flow.dropped, len);
+            self.drop_reasoned(key, why, len);
+        } else if let Some(record) = self.held_back.get_mut(&key) {
+            record.not_sent(way, 1, len as u64, why);
+        }
+    }
+
+    /// What was queued is decided; the last of it lets a record go that waited for it.
+    pub fn decided(&mut self, key: Key) {
+        let left = self.queued.get_mut(&key).expect("it was queued");
+        *left -= 1;
+        if *left == 0 {
+            self.queued.remove(&key);
+            if let Some(record) = self.held_back.remove(&key) {
+                self.written(key.0, record);
+            }
         }
     }
 }

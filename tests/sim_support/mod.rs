@@ -4,6 +4,7 @@
 //! it, `world` is clock and network, `control`, `lanes` and `shell` hand the servers their inputs and compare what comes
 //! out, `actions` thinks of things to do.
 
+pub mod accounts;
 pub mod actions;
 pub mod config;
 pub mod control;

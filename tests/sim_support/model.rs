@@ -28,6 +28,8 @@ pub struct Session {
     pub permissions: BTreeMap<IpAddr, u64>,
     pub channels: BTreeMap<u16, (PeerAddress, u64)>,
     pub traffic: Traffic,
+    /// By the reason's number.
+    pub drops: BTreeMap<usize, (DropReason, Amount)>,
 }
 
 pub struct Opening {

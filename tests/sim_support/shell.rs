@@ -102,6 +102,7 @@ impl World {
                     permissions: BTreeMap::new(),
                     channels: BTreeMap::new(),
                     traffic: Default::default(),
+                    drops: Default::default(),
                 };
                 self.model.sessions.insert(key, session);
                 assert!(self.model.session_of.insert(via, key).is_none(), "one allocation per five-tuple");

@@ -1,10 +1,10 @@
 //! Carries packets, hands the servers their inputs and compares all that comes out with the model.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use throughway::protocol::accounting::Amount;
+use throughway::protocol::accounting::{Amount, SessionId, SessionRecord};
 use throughway::protocol::address::{PeerAddress, RelayedTransportAddress, Via};
 use throughway::protocol::border::{
     AllocationId, Answer, AskId, DropReason, EndReason, PacketMeta, Question, Relay, RelayRequest, Way, WorkerId,
@@ -13,6 +13,7 @@ use throughway::protocol::counters::Counters;
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
 
+use super::accounts::Written;
 use super::actions::Client;
 use super::config::Config;
 use super::model::{Key, Model, Totals, unix};
@@ -77,6 +78,15 @@ pub struct World {
     /// How often each error code was due; 200 stands for success.
     pub codes: BTreeMap<u16, u64>,
     pub ending: Option<(Key, EndReason)>,
+    /// Packets in a shell's queue that will not be sent, by allocation.
+    pub queued: BTreeMap<Key, u32>,
+    /// Stops that wait for them.
+    pub held_back: BTreeMap<Key, SessionRecord>,
+    pub written: Vec<Written>,
+    /// The name of each live session, the number of its next record, and when the next interim is due.
+    pub plans: BTreeMap<Key, (SessionId, u32, u64)>,
+    pub names: HashSet<SessionId>,
+    pub interims: u64,
 }
 
 macro_rules! trace {
@@ -149,6 +159,12 @@ impl World {
             delivered: 0,
             codes: BTreeMap::new(),
             ending: None,
+            queued: BTreeMap::new(),
+            held_back: BTreeMap::new(),
+            written: vec![Written::default(); count],
+            plans: BTreeMap::new(),
+            names: HashSet::new(),
+            interims: 0,
             rng,
             workers,
         };
@@ -248,7 +264,10 @@ impl World {
             Due::Open(key, request) => self.open(key, request),
             Due::Asked(worker, ticket, question) => self.asked(worker, ticket, question),
             Due::Answered(worker, ticket, answer) => self.answered(worker, ticket, answer),
-            Due::NotSent(key, way, len, why) => self.not_sent(key, way, len, why),
+            Due::NotSent(key, way, len, why) => {
+                self.not_sent(key, way, len, why);
+                self.decided(key);
+            }
         }
     }
 
@@ -313,6 +332,7 @@ impl World {
         self.lazy_timers = false;
         self.advance(self.now + 4_000_000);
         self.compare();
+        self.compare_accounts();
         for (index, worker) in self.workers.iter().enumerate() {
             worker.server.check_invariants();
             assert_eq!(worker.server.leftovers(), 0, "worker {index} keeps something for ever");

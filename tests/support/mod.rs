@@ -81,6 +81,7 @@ fn default_settings() -> Settings {
         },
         peers: policy(&[], &[]),
         limits: Limits::default(),
+        interim_seconds: 0,
         relay_ipv4: true,
         relay_ipv6: true,
     }
@@ -245,6 +246,8 @@ pub struct Harness {
     pub closed_reserved: Vec<SocketAddr>,
     pub refused: Vec<(RejectReason, Option<Box<str>>)>,
     pub ended: Vec<SessionRecord>,
+    /// Every record, in order, with its kind.
+    pub records: Vec<(&'static str, SessionRecord)>,
 }
 
 /// One worker, or as many as `RULES_WORKERS` says: then every second client lands on another one, and the
@@ -286,6 +289,7 @@ impl Harness {
             closed_reserved: Vec::new(),
             refused: Vec::new(),
             ended: Vec::new(),
+            records: Vec::new(),
         };
         harness.start(count, [7; 32]);
         harness
@@ -649,12 +653,16 @@ impl Harness {
 
     fn note(&mut self, worker: usize, event: Event) {
         match event {
-            Event::AllocationCreated { allocation, via, relayed, .. } => {
+            Event::AllocationCreated(record) => {
+                let via = record.via;
                 let client = self.clients.iter_mut().find(|client| client.via == via).expect("a client's allocation");
-                client.allocation = Some((allocation, relayed));
+                client.allocation = Some((record.allocation, record.relayed));
+                self.records.push(("start", *record));
             }
+            Event::AllocationGoesOn(record) => self.records.push(("interim", *record)),
             Event::AllocationEnded(record) => {
                 self.workers[worker].ended.push((*record).clone());
+                self.records.push(("stop", (*record).clone()));
                 self.ended.push(*record);
             }
             Event::Refused { reason, username, .. } => self.refused.push((reason, username)),
@@ -765,6 +773,12 @@ impl Harness {
         let sum = |pick: &dyn Fn(&SessionRecord) -> Amount| {
             live.iter().chain(&worker.ended).map(pick).fold(Amount::default(), |a, b| a + b)
         };
+        for record in live.iter().chain(&worker.ended) {
+            let flows = [record.traffic.to_peers, record.traffic.to_client];
+            let dropped = flows.iter().fold(Amount::default(), |sum, flow| sum + flow.dropped);
+            let by_reason = record.dropped.iter().fold(Amount::default(), |sum, (_, amount)| sum + *amount);
+            assert_eq!(dropped, by_reason, "each record tells why, to the byte: {record:?}");
+        }
         let counters = &worker.counters;
         let [late_to_peer, late_to_client] = worker.late;
         assert_eq!(sum(&|r| r.traffic.to_peers.received), counters.from_clients.get(), "from clients");

@@ -1,0 +1,244 @@
+//! The accounting record as one JSON object, for those who write it and those who read it back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::accounting::SessionRecord;
+use crate::protocol::border::{EndReason, Event};
+
+/// What a record tells of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The session began.
+    Start,
+    /// It goes on.
+    Interim,
+    /// It ended; nothing follows.
+    Stop,
+}
+
+/// Packets and payload bytes that went nowhere for one reason.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Datagrams.
+    pub packets: u64,
+    /// Payload bytes.
+    pub bytes: u64,
+}
+
+/// One line. Counts are of the whole session up to now, payload only.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// Start, interim or stop.
+    #[serde(rename = "type")]
+    pub kind: Kind,
+    /// Counts this session's records from 0; `session` and `seq` together name a record.
+    pub seq: u32,
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// Unique across workers, restarts and machines.
+    pub session: String,
+    /// The user id.
+    pub user: String,
+    /// The full USERNAME.
+    pub credential: String,
+    /// Whose user it is.
+    pub tenant: Option<String>,
+    /// The realm.
+    pub realm: String,
+    /// The client's address and port.
+    pub client: String,
+    /// How it came.
+    pub transport: String,
+    /// The relayed transport address.
+    pub relayed: String,
+    /// Why it ended; null before.
+    pub reason: Option<String>,
+    /// Received from the client.
+    pub bytes_from_client: u64,
+    /// Sent to the client.
+    pub bytes_to_client: u64,
+    /// Received from peers.
+    pub bytes_from_peers: u64,
+    /// Sent to peers.
+    pub bytes_to_peers: u64,
+    /// Received from the client.
+    pub packets_from_client: u64,
+    /// Sent to the client.
+    pub packets_to_client: u64,
+    /// Received from peers.
+    pub packets_from_peers: u64,
+    /// Sent to peers.
+    pub packets_to_peers: u64,
+    /// What was received and not sent, by reason.
+    pub dropped: BTreeMap<String, Dropped>,
+}
+
+impl Record {
+    /// What an event of the core says; `None` if it is about no session.
+    #[must_use]
+    pub fn of_event(event: &Event, realm: &str) -> Option<Self> {
+        match event {
+            Event::AllocationCreated(record) => Some(Self::new(Kind::Start, record, realm)),
+            Event::AllocationGoesOn(record) => Some(Self::new(Kind::Interim, record, realm)),
+            Event::AllocationEnded(record) => Some(Self::new(Kind::Stop, record, realm)),
+            Event::Refused { .. } => None,
+        }
+    }
+
+    fn new(kind: Kind, record: &SessionRecord, realm: &str) -> Self {
+        let (to_peers, to_client) = (record.traffic.to_peers, record.traffic.to_client);
+        let five_tuple = record.via.five_tuple();
+        Self {
+            kind,
+            seq: record.seq,
+            time: rfc3339(record.unix.0),
+            session: record.session.to_string(),
+            user: record.identity.as_ref().into(),
+            credential: record.username.as_ref().into(),
+            tenant: None,
+            realm: realm.to_owned(),
+            client: five_tuple.client.to_string(),
+            transport: five_tuple.transport.name().to_owned(),
+            relayed: record.relayed.to_string(),
+            reason: record.reason.map(|reason| EndReason::name(reason).to_owned()),
+            bytes_from_client: to_peers.received.bytes,
+            bytes_to_client: to_client.sent().bytes,
+            bytes_from_peers: to_client.received.bytes,
+            bytes_to_peers: to_peers.sent().bytes,
+            packets_from_client: to_peers.received.packets,
+            packets_to_client: to_client.sent().packets,
+            packets_from_peers: to_client.received.packets,
+            packets_to_peers: to_peers.sent().packets,
+            dropped: record
+                .dropped
+                .iter()
+                .map(|(why, amount)| (why.name().to_owned(), Dropped { packets: amount.packets, bytes: amount.bytes }))
+                .collect(),
+        }
+    }
+
+    /// Whether all that came in went out or was dropped.
+    #[must_use]
+    pub fn adds_up(&self) -> bool {
+        let dropped =
+            |pick: fn(&Dropped) -> u64| self.dropped.values().map(|dropped| u128::from(pick(dropped))).sum::<u128>();
+        let sum = |a: u64, b: u64| u128::from(a) + u128::from(b);
+        sum(self.bytes_from_client, self.bytes_from_peers)
+            == sum(self.bytes_to_peers, self.bytes_to_client) + dropped(|of| of.bytes)
+            && sum(self.packets_from_client, self.packets_from_peers)
+                == sum(self.packets_to_peers, self.packets_to_client) + dropped(|of| of.packets)
+    }
+
+    /// The date, if `time` starts with one.
+    #[must_use]
+    pub fn day(&self) -> Option<&str> {
+        let day = self.time.get(..10)?;
+        let is_date = day.bytes().enumerate().all(|(at, byte)| match at {
+            4 | 7 => byte == b'-',
+            _ => byte.is_ascii_digit(),
+        });
+        (is_date && self.time.as_bytes().get(10) == Some(&b'T')).then_some(day)
+    }
+}
+
+/// Seconds since 1970 as `2026-11-21T05:30:12Z`.
+#[must_use]
+pub fn rfc3339(unix: u64) -> String {
+    let (year, month, day) = date(unix / 86_400);
+    let second = unix % 86_400;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.
+///
+/// Years are taken from March on, so that the leap day is the last of a year, and in cycles of 400, which all
+/// have 146,097 days.
+const fn date(days: u64) -> (u64, u64, u64) {
+    let since_march = days + 719_468; // from 0000-03-01
+    let (cycle, day) = (since_march / 146_097, since_march % 146_097);
+    // Leap days that lie before: one in 1,461 days, but not at the end of a century, except the last one.
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // From March on the months have 31, 30, 31, 30, 31 days, and again: 153 in five.
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (cycle * 400 + year + next_year, month, day)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (unix, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339(unix), text);
+        }
+        // Every day for 400 years is the one after the day before.
+        let mut before = date(0);
+        for day in 1..146_097 {
+            let (year, month, of_month) = date(day);
+            let follows = (year, month, of_month) == (before.0, before.1, before.2 + 1)
+                || (year, month, of_month) == (before.0, before.1 + 1, 1)
+                || (year, month, of_month) == (before.0 + 1, 1, 1);
+            assert!(follows, "{before:?} then {:?}", (year, month, of_month));
+            before = (year, month, of_month);
+        }
+        assert_eq!(before, (2369, 12, 31));
+    }
+
+    /// A record to write tests with.
+    pub(in crate::ops::usage) fn record(session: &str, seq: u32, kind: Kind, to_client: u64) -> Record {
+        let mut dropped = BTreeMap::new();
+        dropped.insert("slow_client".to_owned(), Dropped { packets: 1, bytes: 10 });
+        Record {
+            kind,
+            seq,
+            time: rfc3339(1_800_000_000 + u64::from(seq) * 60),
+            session: session.to_owned(),
+            user: "bob".to_owned(),
+            credential: "1900000000:bob".to_owned(),
+            tenant: None,
+            realm: "throughway".to_owned(),
+            client: "192.0.2.1:5000".to_owned(),
+            transport: "udp".to_owned(),
+            relayed: "203.0.113.7:50000".to_owned(),
+            reason: (kind == Kind::Stop).then(|| "refreshed".to_owned()),
+            bytes_from_client: 0,
+            bytes_to_client: to_client,
+            bytes_from_peers: to_client + 10,
+            bytes_to_peers: 0,
+            packets_from_client: 0,
+            packets_to_client: to_client / 100,
+            packets_from_peers: to_client / 100 + 1,
+            packets_to_peers: 0,
+            dropped,
+        }
+    }
+
+    #[test]
+    fn a_record_adds_up_or_does_not() {
+        let mut record = record("a", 0, Kind::Start, 500);
+        assert!(record.adds_up());
+        record.bytes_to_client -= 1;
+        assert!(!record.adds_up());
+        record.bytes_to_client += 1;
+        record.packets_to_peers += 1;
+        assert!(!record.adds_up());
+        assert_eq!(record.day(), Some("2027-01-15"));
+        record.time = "yesterday, at noon".to_owned();
+        assert_eq!(record.day(), None);
+    }
+}
