@@ -4,32 +4,35 @@
 //! send in batches, drain the core, sleep until the next deadline. Level-triggered, so a descriptor that was
 //! not emptied comes again, after the others had their turn.
 
+mod inbox;
+mod stream;
+
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
+use std::sync::mpsc::Receiver;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+
+pub(super) use self::inbox::{Mailbox, Message};
 
 use super::clock;
 use super::counters::NetCounters;
 use super::relay_socket::Relays;
 use super::streams::Streams;
-use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SLOT_BYTES, SendBatch, Waker};
+use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
 use super::tcp::Sent;
-use super::tls_session::{CIPHER_BYTES, TlsSession};
+use super::tls_session::CIPHER_BYTES;
 use super::udp::{Queue, drop_reason};
 use crate::protocol::Server;
-use crate::protocol::accounting::{Amount, SessionRecord};
+use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::{FiveTuple, RelayedTransportAddress, ServerAddress, Transport, Via};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
 use crate::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, EndReason, Event, Head, Input, Output, PacketMeta, Question, Relay, Way,
-    WorkerId,
+    AllocationId, Answer, AskId, DropReason, Event, Input, Output, PacketMeta, Question, Relay, Way, WorkerId,
 };
 use crate::protocol::counters::Counters;
-use crate::protocol::settings::Settings;
 use crate::protocol::time::Now;
 use crate::wire::{Class, classify};
 
@@ -45,9 +48,6 @@ const BURSTY_AFTER: u8 = 3;
 /// Arena slots behind the batch, where streams are read: the longest message and as much again.
 const STREAM_SLOTS: usize = 2;
 
-/// Messages taken from the inbox in one turn.
-const INBOX_TURN: usize = 64;
-
 const KIND_BITS: u32 = 56;
 const LISTENER: u64 = 0;
 const RELAY: u64 = 1;
@@ -58,26 +58,6 @@ const fn token(kind: u64, index: usize) -> u64 {
     kind << KIND_BITS | index as u64
 }
 
-/// What reaches a worker from outside.
-pub(super) enum Message {
-    /// An established stream, accepted elsewhere; with TLS its handshake is done.
-    Adopt { socket: TcpStream, five_tuple: FiveTuple, tls: Option<Box<rustls::ServerConnection>> },
-    /// Another worker's question.
-    Ask { ticket: AskId, question: Question },
-    /// Another worker's answer; a held socket comes along.
-    Answer { ticket: AskId, answer: Answer, socket: Option<UdpSocket> },
-    /// New settings.
-    Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
-    /// Tell the live sessions.
-    Inspect(oneshot::Sender<Vec<SessionRecord>>),
-    /// Answer, to show that the loop turns.
-    Ping(oneshot::Sender<()>),
-    /// No new allocations.
-    Drain,
-    /// End every allocation and the thread.
-    Stop,
-}
-
 /// Limits of client streams.
 #[derive(Clone, Copy, Debug)]
 pub struct TcpLimits {
@@ -85,31 +65,6 @@ pub struct TcpLimits {
     pub queue_bytes: usize,
     /// Milliseconds that a stream may live without an allocation; 0 means for ever.
     pub unauthenticated_ms: u64,
-}
-
-/// Where messages for a worker go.
-#[derive(Clone)]
-pub(super) struct Mailbox {
-    sender: SyncSender<Message>,
-    waker: Arc<Waker>,
-}
-
-impl Mailbox {
-    pub(super) const fn new(sender: SyncSender<Message>, waker: Arc<Waker>) -> Self {
-        Self { sender, waker }
-    }
-
-    /// Leaves a message without waiting; gives it back when the inbox is full or the worker gone.
-    #[allow(clippy::result_large_err, reason = "the message comes back whole to whoever must answer for it")]
-    pub(super) fn send(&self, message: Message) -> Result<(), Message> {
-        match self.sender.try_send(message) {
-            Ok(()) => {
-                self.waker.wake();
-                Ok(())
-            }
-            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
-        }
-    }
 }
 
 /// Where events go: two bounded channels, so that a flood of refusals can't push out a session's record.
@@ -398,182 +353,6 @@ impl Worker {
         }
     }
 
-    fn send_to_stream(
-        &mut self,
-        now: Now,
-        stream: crate::protocol::address::StreamId,
-        allocation: AllocationId,
-        head: &Head,
-        slot: usize,
-        len: usize,
-    ) {
-        let at = self.streams.find(stream);
-        let sent = match at.and_then(|at| self.streams.get_mut(at)) {
-            None => Sent::Failed,
-            Some(stream) => {
-                let padding = &[0; 3][..head.padding()];
-                let before = stream.waiting();
-                let payload = Some((allocation, len as u32));
-                let sent = stream.send([head.bytes(), self.arena.get(slot, len), padding], payload);
-                self.net.waits(before, stream.waiting());
-                sent
-            }
-        };
-        let why = match sent {
-            Sent::Taken => None,
-            Sent::Full => Some(DropReason::SlowClient),
-            Sent::Failed => Some(DropReason::StreamClosed),
-        };
-        if let Some(why) = why {
-            self.server.not_sent(allocation, Way::ToClient, 1, len as u64, why);
-        }
-        if let Some(at) = at {
-            self.after_send(now, at, sent == Sent::Failed);
-        }
-    }
-
-    // ---- clients over streams
-
-    fn adopt(&mut self, now: Now, socket: TcpStream, five_tuple: FiveTuple, tls: Option<TlsSession>) {
-        let (at, stream) = self.streams.insert(socket, tls, five_tuple, now.ticks);
-        self.net.streams_open.add(1);
-        self.net.streams_adopted.add(1);
-        if self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).is_err() {
-            return self.close_stream(now, at);
-        }
-        if stream.is_tls() {
-            self.flush_to_peer();
-            let Some(stream) = self.streams.get_mut(at) else { return };
-            // Epoll knows nothing of what came with the handshake's last bytes.
-            match stream.read_early(self.arena.region_mut(BATCH, STREAM_SLOTS)) {
-                Ok(len) => self.on_tls_bytes(now, at, len),
-                Err(_) => self.break_tls(now, at),
-            }
-        }
-    }
-
-    fn on_tls_bytes(&mut self, now: Now, at: usize, len: usize) {
-        let Some(id) = self.streams.get(at).map(|stream| stream.id) else { return };
-        self.on_stream_bytes(now, at, len);
-        if self.streams.find(id) == Some(at)
-            && let Some(stream) = self.streams.get_mut(at)
-        {
-            let is_over = stream.send_tls() == Sent::Failed || stream.has_ended();
-            self.after_send(now, at, is_over);
-        }
-    }
-
-    /// The client broke the rules of TLS; it hears which by an alert.
-    fn break_tls(&mut self, now: Now, at: usize) {
-        self.net.streams_tls_broken.add(1);
-        self.close_stream(now, at);
-    }
-
-    fn on_stream(&mut self, now: Now, at: usize, readable: bool, writable: bool) {
-        if writable {
-            let failed = self.streams.get_mut(at).is_some_and(|stream| {
-                let before = stream.waiting();
-                let failed = stream.flush().is_err();
-                self.net.waits(before, stream.waiting());
-                failed
-            });
-            self.tell_decided(at);
-            self.after_send(now, at, failed);
-        }
-        if readable {
-            // Payloads of the stream before still lie where this one is read to.
-            self.flush_to_peer();
-            let Some(stream) = self.streams.get_mut(at) else { return };
-            let is_tls = stream.is_tls();
-            match stream.read(self.arena.region_mut(BATCH, STREAM_SLOTS), &mut self.cipher) {
-                Ok(Some(len)) if is_tls => self.on_tls_bytes(now, at, len),
-                Ok(Some(len)) => self.on_stream_bytes(now, at, len),
-                Err(error) if is_tls && error.kind() == io::ErrorKind::InvalidData => self.break_tls(now, at),
-                Ok(None) => self.close_stream(now, at),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => self.close_stream(now, at),
-            }
-        }
-    }
-
-    fn on_stream_bytes(&mut self, now: Now, at: usize, len: usize) {
-        use crate::wire::framing::{Cut, cut};
-        let start = BATCH * SLOT_BYTES;
-        let mut done = 0;
-        while let Some((id, via)) = self.streams.get(at).map(|stream| (stream.id, stream.via)) {
-            let bytes = &self.arena.region(BATCH, STREAM_SLOTS)[done..len];
-            match cut(bytes) {
-                Cut::Frame { message, consumed } => {
-                    self.on_frame(now, via, start + done, message);
-                    done += consumed;
-                    if self.streams.find(id) != Some(at) {
-                        return;
-                    }
-                }
-                Cut::NeedMore => {
-                    // Only an allocation has channels; from anyone else this is no TURN at all.
-                    if classify(bytes) == Class::ChannelData && !self.server.has_allocation(&via) {
-                        return self.break_stream(now, at, bytes.len());
-                    }
-                    if let Some(stream) = self.streams.get_mut(at) {
-                        stream.keep(&self.arena.region(BATCH, STREAM_SLOTS)[done..len]);
-                    }
-                    return;
-                }
-                Cut::Broken => return self.break_stream(now, at, bytes.len()),
-            }
-        }
-    }
-
-    fn break_stream(&mut self, now: Now, at: usize, bytes: usize) {
-        self.counters.dropped(DropReason::NotStun, 1, bytes as u64);
-        self.net.streams_broken.add(1);
-        self.close_stream(now, at);
-    }
-
-    fn on_frame(&mut self, now: Now, via: Via, start: usize, len: usize) {
-        let bytes = self.arena.part(super::sys::Part { start, len });
-        match classify(bytes) {
-            Class::ChannelData | Class::SendIndication => {
-                let verdict = self.server.relay_from_client(now, &via, PacketMeta::default(), bytes);
-                if let Relay::ToPeer { allocation, to, meta, payload } = verdict {
-                    let (to, part) = (self.relays.to_local(to), self.arena.locate(payload));
-                    self.queue_to_peer(allocation, to, meta, part);
-                }
-            }
-            Class::Stun | Class::Neither => {
-                self.flush_payload();
-                let bytes = self.arena.part(super::sys::Part { start, len });
-                self.server.handle_input(now, Input::Message { via, bytes });
-                self.drain(now);
-            }
-        }
-    }
-
-    /// Asks for EPOLLOUT while something waits, and closes what can't be written to.
-    fn after_send(&mut self, now: Now, at: usize, failed: bool) {
-        if failed {
-            return self.close_stream(now, at);
-        }
-        let Some(stream) = self.streams.get_mut(at) else { return };
-        let awaits = stream.has_backlog();
-        if awaits != stream.awaits_room {
-            stream.awaits_room = awaits;
-            if self.epoll.modify(stream.socket.as_fd(), token(STREAM, at), true, awaits).is_err() {
-                self.close_stream(now, at);
-            }
-        }
-    }
-
-    fn close_stream(&mut self, now: Now, at: usize) {
-        self.flush_payload();
-        self.give_up_unsent(at);
-        let Some(stream) = self.streams.remove(at) else { return };
-        self.net.streams_open.sub(1);
-        self.server.handle_input(now, Input::ClientClosed { via: stream.via });
-        self.drain(now);
-    }
-
     // ---- sending
 
     fn reply_datagram(&mut self, listener: usize, five_tuple: &FiveTuple, bytes: &[u8]) {
@@ -769,77 +548,5 @@ impl Worker {
         while let Some(record) = self.streams.get_mut(at).and_then(super::tcp::Stream::decided) {
             self.tell_session(Event::AllocationEnded(record));
         }
-    }
-
-    // ---- messages
-
-    fn on_inbox(&mut self, now: Now) {
-        self.waker.clear();
-        for _ in 0..INBOX_TURN {
-            let Ok(message) = self.inbox.try_recv() else { return };
-            self.on_inbox_message(now, message);
-        }
-        // There may be more; come again after the others had their turn.
-        self.waker.wake();
-    }
-
-    fn on_inbox_message(&mut self, now: Now, message: Message) {
-        let input = match message {
-            Message::Adopt { socket, five_tuple, tls } => {
-                return self.adopt(now, socket, five_tuple, tls.map(TlsSession::new));
-            }
-            Message::Inspect(reply) => {
-                // Whoever asked may have gone.
-                let _ = reply.send(self.server.sessions(now).collect());
-                return;
-            }
-            Message::Ping(reply) => {
-                // Whoever asked may have given up.
-                let _ = reply.send(());
-                return;
-            }
-            Message::Ask { ticket, question } => Input::Asked { ticket, question },
-            Message::Answer { ticket, answer, socket } => {
-                let Answer::Reservation(relayed) = answer;
-                if let (Some(relayed), Some(socket)) = (relayed, socket) {
-                    self.relays.put_held(relayed, socket);
-                }
-                Input::Answered { ticket, answer }
-            }
-            Message::Reconfigure { settings, tcp } => {
-                self.streams.set_limits(tcp);
-                Input::Reconfigure(settings)
-            }
-            Message::Drain => Input::Drain,
-            Message::Stop => {
-                self.stopping = true;
-                Input::CloseAll(EndReason::Shutdown)
-            }
-        };
-        self.flush_payload();
-        if self.stopping {
-            for at in self.streams.all() {
-                self.give_up_unsent(at);
-            }
-        }
-        self.server.handle_input(now, input);
-        self.drain(now);
-        tracing::trace!(worker = self.id.0, "handled a message");
-    }
-
-    /// What waits in a stream's queue will never leave: it is counted as not sent before any record says otherwise.
-    fn give_up_unsent(&mut self, at: usize) {
-        let Some(stream) = self.streams.get_mut(at) else { return };
-        stream.say_goodbye();
-        self.net.waits(stream.waiting(), Amount::default());
-        let unsent: Vec<_> = stream.unsent().collect();
-        for (allocation, bytes) in unsent {
-            let (bytes, why) = (u64::from(bytes), DropReason::StreamClosed);
-            self.server.not_sent(allocation, Way::ToClient, 1, bytes, why);
-            if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
-                record.not_sent(Way::ToClient, 1, bytes, why);
-            }
-        }
-        self.tell_decided(at);
     }
 }

@@ -1,0 +1,120 @@
+//! What reaches a worker from outside, and what it does with it.
+
+use std::net::{TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+
+use tokio::sync::oneshot;
+
+use super::{TcpLimits, Worker};
+use crate::net::sys::Waker;
+use crate::net::tls_session::TlsSession;
+use crate::protocol::accounting::SessionRecord;
+use crate::protocol::address::FiveTuple;
+use crate::protocol::border::{Answer, AskId, EndReason, Input, Question};
+use crate::protocol::settings::Settings;
+use crate::protocol::time::Now;
+
+/// Messages taken from the inbox in one turn.
+const INBOX_TURN: usize = 64;
+
+/// What reaches a worker from outside.
+pub(in crate::net) enum Message {
+    /// An established stream, accepted elsewhere; with TLS its handshake is done.
+    Adopt { socket: TcpStream, five_tuple: FiveTuple, tls: Option<Box<rustls::ServerConnection>> },
+    /// Another worker's question.
+    Ask { ticket: AskId, question: Question },
+    /// Another worker's answer; a held socket comes along.
+    Answer { ticket: AskId, answer: Answer, socket: Option<UdpSocket> },
+    /// New settings.
+    Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
+    /// Tell the live sessions.
+    Inspect(oneshot::Sender<Vec<SessionRecord>>),
+    /// Answer, to show that the loop turns.
+    Ping(oneshot::Sender<()>),
+    /// No new allocations.
+    Drain,
+    /// End every allocation and the thread.
+    Stop,
+}
+
+/// Where messages for a worker go.
+#[derive(Clone)]
+pub(in crate::net) struct Mailbox {
+    sender: SyncSender<Message>,
+    waker: Arc<Waker>,
+}
+
+impl Mailbox {
+    pub(in crate::net) const fn new(sender: SyncSender<Message>, waker: Arc<Waker>) -> Self {
+        Self { sender, waker }
+    }
+
+    /// Leaves a message without waiting; gives it back when the inbox is full or the worker gone.
+    #[allow(clippy::result_large_err, reason = "the message comes back whole to whoever must answer for it")]
+    pub(in crate::net) fn send(&self, message: Message) -> Result<(), Message> {
+        match self.sender.try_send(message) {
+            Ok(()) => {
+                self.waker.wake();
+                Ok(())
+            }
+            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn on_inbox(&mut self, now: Now) {
+        self.waker.clear();
+        for _ in 0..INBOX_TURN {
+            let Ok(message) = self.inbox.try_recv() else { return };
+            self.on_inbox_message(now, message);
+        }
+        // There may be more; come again after the others had their turn.
+        self.waker.wake();
+    }
+
+    pub(super) fn on_inbox_message(&mut self, now: Now, message: Message) {
+        let input = match message {
+            Message::Adopt { socket, five_tuple, tls } => {
+                return self.adopt(now, socket, five_tuple, tls.map(TlsSession::new));
+            }
+            Message::Inspect(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.server.sessions(now).collect());
+                return;
+            }
+            Message::Ping(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(());
+                return;
+            }
+            Message::Ask { ticket, question } => Input::Asked { ticket, question },
+            Message::Answer { ticket, answer, socket } => {
+                let Answer::Reservation(relayed) = answer;
+                if let (Some(relayed), Some(socket)) = (relayed, socket) {
+                    self.relays.put_held(relayed, socket);
+                }
+                Input::Answered { ticket, answer }
+            }
+            Message::Reconfigure { settings, tcp } => {
+                self.streams.set_limits(tcp);
+                Input::Reconfigure(settings)
+            }
+            Message::Drain => Input::Drain,
+            Message::Stop => {
+                self.stopping = true;
+                Input::CloseAll(EndReason::Shutdown)
+            }
+        };
+        self.flush_payload();
+        if self.stopping {
+            for at in self.streams.all() {
+                self.give_up_unsent(at);
+            }
+        }
+        self.server.handle_input(now, input);
+        self.drain(now);
+        tracing::trace!(worker = self.id.0, "handled a message");
+    }
+}
