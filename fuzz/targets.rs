@@ -16,6 +16,7 @@ use throughway::protocol::border::{
 use throughway::protocol::counters::Counters;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::reject::RejectReason;
+use throughway::protocol::revocation::Party;
 use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
@@ -104,6 +105,10 @@ impl Shared for Everybody {
         Ok(())
     }
     fn release(&self, _: &QuotaClaim<'_>) {}
+    fn is_revoked(&self, _: &Party<'_>, _: UnixSeconds) -> bool {
+        false
+    }
+
     fn is_relayed(&self, address: PeerAddress) -> bool {
         address.port().is_multiple_of(2)
     }

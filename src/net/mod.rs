@@ -23,7 +23,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,9 +44,10 @@ use self::worker::{Events, Listener, Mailbox, Message, Setup, Worker};
 use crate::config::checked::{Config, Workers};
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::Transport;
-use crate::protocol::border::{Event, WorkerId};
+use crate::protocol::border::{EndReason, Event, Selector, WorkerId};
 use crate::protocol::counters::Counters;
 use crate::protocol::random::Random;
+use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::LocalAddresses;
 use crate::protocol::{Parts, Server};
 use crate::tls::certificates::LoadError;
@@ -99,6 +100,11 @@ struct Handle {
 impl Handle {
     fn take_thread(&self) -> Option<JoinHandle<()>> {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn is_finished(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -440,6 +446,34 @@ impl Running {
             }
         }
         silent
+    }
+
+    /// Ends the sessions that an operator means and tells how many there were.
+    pub async fn close(&self, which: &Selector, reason: EndReason) -> usize {
+        let mut answers = Vec::new();
+        for worker in &self.workers {
+            let (done, answer) = oneshot::channel();
+            let mut message = Message::Close { which: which.clone(), reason, done };
+            // Nobody may be forgotten because an inbox was full for a moment; a worker that is gone has no session.
+            while let Err(back) = worker.mailbox.send(message) {
+                if worker.is_finished() {
+                    break;
+                }
+                message = back;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            answers.push(answer);
+        }
+        let mut closed = 0;
+        for answer in answers {
+            closed += answer.await.unwrap_or(0);
+        }
+        closed
+    }
+
+    /// Who is shut out; whoever changes it must end the live sessions too, with [`Running::close`].
+    pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
+        self.process.revocations()
     }
 
     /// No new allocations from now on.

@@ -4,14 +4,16 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 
 use crate::protocol::address::{PeerAddress, RelayedTransportAddress};
 use crate::protocol::border::{QuotaClaim, Shared};
 use crate::protocol::reject::RejectReason;
+use crate::protocol::revocation::{Party, Revocations};
 use crate::protocol::settings::Limits;
+use crate::protocol::time::UnixSeconds;
 
 /// A local address to relay from, and what clients are told instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,13 +62,18 @@ struct Counts {
 pub struct Process {
     addresses: Vec<(RelayAddress, Box<Ports>)>,
     counts: Mutex<Counts>,
+    revocations: Mutex<Revocations>,
 }
 
 impl Process {
     /// For these relay addresses.
     #[must_use]
     pub fn new(addresses: &[RelayAddress]) -> Self {
-        Self { addresses: addresses.iter().map(|address| (*address, Ports::new())).collect(), counts: Mutex::default() }
+        Self {
+            addresses: addresses.iter().map(|address| (*address, Ports::new())).collect(),
+            counts: Mutex::default(),
+            revocations: Mutex::default(),
+        }
     }
 
     /// The addresses that are relayed from.
@@ -81,9 +88,15 @@ impl Process {
         }
     }
 
-    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         // The counts are whole after each statement, so a panic elsewhere leaves nothing half done.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is shut out.
+    pub(super) fn revocations(&self) -> MutexGuard<'_, Revocations> {
+        // The set is whole after each statement, as the counts are.
+        self.revocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
@@ -171,6 +184,10 @@ impl Shared for Process {
         self.addresses.iter().any(|(relay, ports)| {
             (relay.advertised == address.ip() || relay.local == address.ip()) && ports.get(address.port())
         })
+    }
+
+    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
+        self.revocations().includes(party, now)
     }
 }
 

@@ -185,6 +185,8 @@ pub struct SessionRecord {
     pub username: Box<str>,
     /// Whom quotas count for: the user id.
     pub identity: Box<str>,
+    /// Whose user it is, if the users of this server belong to tenants.
+    pub tenant: Option<Box<str>>,
     /// The secret that the credential was made with; `None` for a static user.
     pub secret: Option<Box<str>>,
     /// How the client came.

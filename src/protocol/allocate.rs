@@ -13,6 +13,7 @@ use super::border::{
     WorkerId,
 };
 use super::reject::RejectReason;
+use super::revocation::Whose;
 use super::time::{Now, Ticks};
 use super::timer::Due;
 use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
@@ -71,13 +72,17 @@ impl Server {
             Ok(wanted) => wanted,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),
         };
+        let owner = request.owner(&self.settings);
+        if self.shared.is_revoked(&owner.party(), now.unix) {
+            return self.reject(via, message, RejectReason::Revoked, Some(request.key()));
+        }
         if let Err(reason) = self.check_quota(&via, request) {
             return self.reject(via, message, reason, Some(request.key()));
         }
         let id = self.table.reserve();
         let opening = Opening {
             via,
-            owner: request.owner(&self.settings),
+            owner,
             transaction_id: message.transaction_id(),
             fingerprint: self.mirrors_fingerprint(message),
             lifetime: wanted.lifetime,
@@ -301,6 +306,17 @@ impl Server {
         self.reply_error(opening.via, head, opening.fingerprint, reason, &[], Some(&key));
         let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username) };
         self.outputs.push_back(Output::Happened(refused));
+    }
+
+    /// Refuses what these were about to begin.
+    #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
+    pub(super) fn give_up_openings_of(&mut self, whose: &Whose) {
+        let theirs = self.openings.iter().filter(|(_, opening)| whose.includes(&opening.owner.party()));
+        let mut ids: Vec<AllocationId> = theirs.map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        for id in ids {
+            self.fail_opening(id, RejectReason::Revoked);
+        }
     }
 
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.

@@ -8,6 +8,7 @@ use super::accounting::{Amount, Drops, SessionId, SessionRecord, Traffic};
 use super::address::{PeerAddress, RelayedTransportAddress, Via};
 use super::border::{AllocationId, DropReason, EndReason, QuotaClaim};
 use super::peer_policy::PeerClass;
+use super::revocation::Party;
 use super::small_map::SmallMap;
 use super::time::{Now, Ticks};
 use crate::wire::attribute::ReservationToken;
@@ -58,6 +59,11 @@ impl Owner {
     pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
         let identity = self.time_limited.is_some().then_some(&*self.identity);
         QuotaClaim { identity, client: via.five_tuple().client.ip() }
+    }
+
+    /// Who that is, to those who shut people out.
+    pub(super) fn party(&self) -> Party<'_> {
+        Party { username: &self.username, user: &self.identity, tenant: None }
     }
 }
 
@@ -254,6 +260,7 @@ impl Allocation {
             allocation: self.id,
             username: self.owner.username.clone(),
             identity: self.owner.identity.clone(),
+            tenant: None,
             secret: self.owner.time_limited.as_ref().map(|limit| limit.secret.clone()),
             via: self.via,
             relayed: self.relayed,

@@ -11,10 +11,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::accounting::SessionRecord;
+use super::accounting::{SessionId, SessionRecord};
 use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use super::reject::RejectReason;
+use super::revocation::{Party, Whose};
 use super::settings::{Limits, Settings};
+use super::time::UnixSeconds;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
 
@@ -91,8 +93,24 @@ pub enum Input<'a> {
     Reconfigure(Arc<Settings>),
     /// No new allocations from now on.
     Drain,
+    /// An operator ends some allocations, those that are just being opened included.
+    Close {
+        /// Which.
+        which: Selector,
+        /// What their records say.
+        reason: EndReason,
+    },
     /// An operator or a shutdown ends every allocation.
     CloseAll(EndReason),
+}
+
+/// Which allocations an operator means.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Selector {
+    /// One session.
+    Session(SessionId),
+    /// All of a credential, a user or a tenant.
+    Of(Whose),
 }
 
 /// What the core wants done.
@@ -331,11 +349,16 @@ pub enum EndReason {
     ClientClosed,
     /// The server stopped.
     Shutdown,
+    /// An operator ended it.
+    Kicked,
+    /// Its credential, user or tenant was revoked.
+    Revoked,
 }
 
 impl EndReason {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::Refreshed, Self::Expired, Self::ClientClosed, Self::Shutdown];
+    pub const ALL: [Self; 6] =
+        [Self::Refreshed, Self::Expired, Self::ClientClosed, Self::Shutdown, Self::Kicked, Self::Revoked];
 
     /// The word in logs and metrics.
     #[must_use]
@@ -345,6 +368,8 @@ impl EndReason {
             Self::Expired => "expired",
             Self::ClientClosed => "client_closed",
             Self::Shutdown => "shutdown",
+            Self::Kicked => "kicked",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -440,6 +465,9 @@ pub trait Shared: Send + Sync {
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
+
+    /// Whether an operator has shut this party out; asked once per Allocate.
+    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool;
 }
 
 /// Whom one allocation counts for.

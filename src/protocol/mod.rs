@@ -20,6 +20,7 @@ pub mod random;
 mod refresh;
 pub mod reject;
 pub mod relay;
+pub mod revocation;
 pub mod settings;
 mod small_map;
 mod table;
@@ -34,10 +35,10 @@ use hashbrown::HashMap;
 use self::accounting::{SessionRecord, SpareDrops};
 use self::address::{RelayedTransportAddress, Via};
 use self::allocate::{Opening, Reservation};
-use self::allocation::Origin;
+use self::allocation::{Allocation, Origin};
 use self::auth::{Authenticated, authenticate};
 use self::binding::{ANSWER_BYTES_MAX, Answered};
-use self::border::{AllocationId, DropReason, EndReason, Event, Input, Output, Shared, WorkerId};
+use self::border::{AllocationId, DropReason, EndReason, Event, Input, Output, Selector, Shared, WorkerId};
 use self::counters::Counters;
 use self::nonce::Nonces;
 use self::random::{Random, Sequence};
@@ -149,6 +150,7 @@ impl Server {
             Input::Answered { ticket, answer } => self.on_answered(ticket, answer),
             Input::Reconfigure(settings) => self.on_reconfigure(now, settings),
             Input::Drain => self.draining = true,
+            Input::Close { which, reason } => self.on_close(now, &which, reason),
             Input::CloseAll(reason) => self.on_close_all(now, reason),
         }
     }
@@ -283,6 +285,20 @@ impl Server {
         self.settings = settings;
         if replans {
             self.plan_interims(now);
+        }
+    }
+
+    fn on_close(&mut self, now: Now, which: &Selector, reason: EndReason) {
+        let meant = |allocation: &&Allocation| match which {
+            Selector::Session(session) => allocation.session == *session,
+            Selector::Of(whose) => whose.includes(&allocation.owner.party()),
+        };
+        let ids: Vec<AllocationId> = self.table.iter().filter(meant).map(|allocation| allocation.id).collect();
+        for id in ids {
+            self.end(now, id, reason);
+        }
+        if let Selector::Of(whose) = which {
+            self.give_up_openings_of(whose);
         }
     }
 

@@ -63,6 +63,8 @@ reject_reasons! {
     Expired = CODE_UNAUTHORIZED, "expired", "Unauthorized";
     /// The credential ends later than `auth.max_ttl` allows.
     TooFarAhead = CODE_UNAUTHORIZED, "too_far_ahead", "Unauthorized";
+    /// The credential, its user or its tenant was revoked.
+    Revoked = CODE_FORBIDDEN, "revoked", "Forbidden";
     /// The nonce is too old, another client's, or of another process.
     StaleNonce = CODE_STALE_NONCE, "stale_nonce", "Stale Nonce";
     /// Comprehension-required attributes that we don't know.

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use throughway::protocol::address::PeerAddress;
 use throughway::protocol::border::{QuotaClaim, Shared};
 use throughway::protocol::reject::RejectReason;
+use throughway::protocol::revocation::Party;
 use throughway::protocol::settings::Limits;
+use throughway::protocol::time::UnixSeconds;
 
 #[derive(Default, Debug, PartialEq, Eq, Clone)]
 pub struct Tables {
@@ -79,6 +81,10 @@ impl Shared for SharedTables {
         if *count == 0 {
             tables.by_client.remove(&client);
         }
+    }
+
+    fn is_revoked(&self, _: &Party<'_>, _: UnixSeconds) -> bool {
+        false
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

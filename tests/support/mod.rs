@@ -25,7 +25,7 @@ use throughway::protocol::address::{
 };
 use throughway::protocol::border::{
     AllocationId, Answer, AskId, DropReason, EndReason, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay,
-    RelayRefused, RelayRequest, Way, WorkerId,
+    RelayRefused, RelayRequest, Selector, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
 use throughway::protocol::peer_policy::PeerPolicy;
@@ -580,6 +580,12 @@ impl Harness {
     pub fn drain_all(&mut self) {
         for worker in 0..self.workers.len() {
             self.input(worker, Input::Drain);
+        }
+    }
+    /// An operator ends sessions, on whichever worker they are.
+    pub fn close(&mut self, which: &Selector, reason: EndReason) {
+        for worker in 0..self.workers.len() {
+            self.input(worker, Input::Close { which: which.clone(), reason });
         }
     }
     pub fn close_all(&mut self, reason: EndReason) {

@@ -9,7 +9,9 @@ use throughway::protocol::border::{
     AllocationId, OpenedRelay, Parity, QuotaClaim, RelayRefused, RelayRequest, Shared, WorkerId,
 };
 use throughway::protocol::reject::RejectReason;
+use throughway::protocol::revocation::{Party, Revocations, Whose};
 use throughway::protocol::settings::Limits;
+use throughway::protocol::time::UnixSeconds;
 
 #[derive(Default, Debug)]
 struct Counted {
@@ -17,6 +19,7 @@ struct Counted {
     users: BTreeMap<String, u32>,
     clients: BTreeMap<Vec<u8>, u32>,
     relayed: BTreeSet<SocketAddr>,
+    revoked: Revocations,
 }
 
 /// Quotas and relayed addresses of all workers.
@@ -41,6 +44,10 @@ impl Books {
     /// Allocations counted in and not yet out.
     pub fn admitted(&self) -> usize {
         self.locked().total as usize
+    }
+    /// As the process does it; whoever calls this ends the live sessions too.
+    pub fn revoke(&self, whose: Whose, until: UnixSeconds) {
+        self.locked().revoked.insert(whose, until);
     }
     pub fn opened(&self, relayed: RelayedTransportAddress) {
         assert!(self.locked().relayed.insert(relayed.into()), "{relayed} was not open");
@@ -89,6 +96,10 @@ impl Shared for Books {
             let count = counted.clients.get_mut(&key).expect("this client was admitted");
             *count = count.checked_sub(1).expect("as often as released");
         }
+    }
+
+    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
+        self.locked().revoked.includes(party, now)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

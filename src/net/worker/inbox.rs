@@ -11,7 +11,7 @@ use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::FiveTuple;
-use crate::protocol::border::{Answer, AskId, EndReason, Input, Question};
+use crate::protocol::border::{Answer, AskId, EndReason, Input, Question, Selector};
 use crate::protocol::settings::Settings;
 use crate::protocol::time::Now;
 
@@ -32,6 +32,8 @@ pub(in crate::net) enum Message {
     Inspect(oneshot::Sender<Vec<SessionRecord>>),
     /// Answer, to show that the loop turns.
     Ping(oneshot::Sender<()>),
+    /// End some allocations; the answer comes when they are over.
+    Close { which: Selector, reason: EndReason, done: oneshot::Sender<usize> },
     /// No new allocations.
     Drain,
     /// End every allocation and the thread.
@@ -100,6 +102,14 @@ impl Worker {
             Message::Reconfigure { settings, tcp } => {
                 self.streams.set_limits(tcp);
                 Input::Reconfigure(settings)
+            }
+            Message::Close { which, reason, done } => {
+                self.flush_payload();
+                let before = self.server.allocations();
+                self.server.handle_input(now, Input::Close { which, reason });
+                // Whoever asked may have given up.
+                let _ = done.send(before - self.server.allocations());
+                return self.drain(now);
             }
             Message::Drain => Input::Drain,
             Message::Stop => {
