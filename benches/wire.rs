@@ -31,11 +31,7 @@ const USERNAME: &str = "1900000000:alice@example.org";
 const PAYLOAD: usize = 160;
 
 fn secret() -> SharedSecret {
-    SharedSecret {
-        id: "bench".into(),
-        value: Secret::new(*b"a secret of thirty-two bytes len"),
-        algorithm: Algorithm::Sha1,
-    }
+    SharedSecret::new("bench", Secret::new(*b"a secret of thirty-two bytes len"), Algorithm::Sha1)
 }
 
 fn key() -> Key {

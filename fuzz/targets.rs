@@ -10,14 +10,16 @@ use throughway::protocol::address::{
 };
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, EndReason, Input, OpenedRelay, Output, PacketMeta, Parity, Question,
-    QuotaClaim, Relay, RelayRefused, RelayRequest, Shared, Way, WorkerId,
+    AllocationId, Answer, AskId, DropReason, EndReason, Genuine, Input, OpenedRelay, Output, PacketMeta, Parity,
+    Question, Relay, RelayRefused, RelayRequest, Shared, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
+use throughway::protocol::meter::Meters;
 use throughway::protocol::peer_policy::PeerPolicy;
+use throughway::protocol::quota::{Admitted, Counted, QuotaClaim};
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::revocation::Party;
-use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
 use throughway::wire::attribute::{ReservationToken, xor_address};
@@ -101,10 +103,14 @@ pub(crate) fn message(bytes: &[u8]) {
 struct Everybody;
 
 impl Shared for Everybody {
-    fn admit(&self, _: &QuotaClaim<'_>, _: &Limits) -> Result<(), RejectReason> {
-        Ok(())
+    fn admit(&self, _: Now, _: &QuotaClaim<'_>, _: &Limits) -> Result<Admitted, RejectReason> {
+        Ok(Admitted::default())
     }
-    fn release(&self, _: &QuotaClaim<'_>) {}
+    fn meters(&self, _: &QuotaClaim<'_>, _: Counted, _: &Limits) -> Meters {
+        Meters::default()
+    }
+    fn release(&self, _: Now, _: &QuotaClaim<'_>, _: Counted) {}
+    fn authenticated(&self, _: Now, _: &Genuine<'_>) {}
     fn is_revoked(&self, _: &Party<'_>, _: UnixSeconds) -> bool {
         false
     }
@@ -124,7 +130,7 @@ fn settings(deny: bool) -> Arc<Settings> {
         [false, true].map(|deny| {
             let deny: &[ipnet::IpNet] = if deny { &["0.0.0.0/1".parse().expect("a prefix")] } else { &[] };
             let local = LocalAddresses { own: vec![[203, 0, 113, 7].into()], ..LocalAddresses::default() };
-            let user = StaticUser::Password(Secret::new(PASSWORD.as_bytes()));
+            let user = StaticUser::password(Secret::new(PASSWORD.as_bytes()));
             Arc::new(Settings {
                 realm: REALM.into(),
                 default_lifetime: 600,
@@ -134,6 +140,8 @@ fn settings(deny: bool) -> Arc<Settings> {
                     secrets: Vec::new(),
                     max_ttl: 3600,
                     nonce_lifetime: 3600,
+                    on_expiry: OnExpiry::Keep,
+                    max_session: None,
                 },
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },

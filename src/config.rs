@@ -15,6 +15,7 @@ pub mod issuing;
 mod check;
 mod check_auth;
 mod check_issuing;
+mod check_limits;
 mod check_network;
 mod check_tls;
 mod document;
@@ -95,6 +96,19 @@ pub const KEYS: &[Key] = &[
     key("auth.secrets", Kind::Tables, "[]", "secrets of time-limited credentials; the first one mints"),
     key("auth.max_ttl", Kind::Text, "\"48h\"", "how far ahead a time-limited credential may end"),
     key("auth.nonce_lifetime", Kind::Text, "\"1h\"", "how long a nonce is good for"),
+    key(
+        "auth.on_expiry",
+        Kind::Text,
+        "\"keep\"",
+        "what an expired credential does to its live sessions: keep, deny_new (no new peers) or close",
+    ),
+    key("auth.expiry_grace", Kind::Text, "\"60s\"", "how long after its expiry \"close\" closes; 0 = at once"),
+    key(
+        "auth.max_session",
+        Kind::Number,
+        "0",
+        "how long an allocation may live at most, such as \"24h\"; 0 = no limit",
+    ),
     key("auth.nonce_key_file", Kind::Text, "\"\"", "key of the nonces, the same on every server of a fleet"),
     key("peers.allow", Kind::List, "[]", "prefixes opened in spite of the built-in table"),
     key("peers.deny", Kind::List, "[]", "prefixes closed"),
@@ -105,7 +119,84 @@ pub const KEYS: &[Key] = &[
         "100",
         "allocations per user id of time-limited credentials; 0 = no limit",
     ),
+    key(
+        "limits.allocations_per_credential",
+        Kind::Number,
+        "0",
+        "allocations per time-limited credential; 0 = no limit",
+    ),
+    key("limits.allocations_per_tenant", Kind::Number, "0", "allocations per tenant; 0 = no limit"),
     key("limits.allocations_per_client", Kind::Number, "2000", "allocations per client /32 or /56; 0 = no limit"),
+    key(
+        "limits.bandwidth",
+        Kind::Number,
+        "0",
+        "payload of the whole server, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key(
+        "limits.bandwidth_per_tenant",
+        Kind::Number,
+        "0",
+        "payload of a tenant, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key(
+        "limits.bandwidth_per_client",
+        Kind::Number,
+        "0",
+        "payload of a client /32 or /56, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key(
+        "limits.bandwidth_per_user",
+        Kind::Number,
+        "0",
+        "payload of a user, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key(
+        "limits.bandwidth_per_credential",
+        Kind::Number,
+        "0",
+        "payload of a credential, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key(
+        "limits.bandwidth_per_allocation",
+        Kind::Number,
+        "0",
+        "payload of an allocation, each way, such as \"3Mbit/s\"; 0 = no limit",
+    ),
+    key("limits.packet_rate", Kind::Number, "0", "packets per second of the whole server, each way; 0 = no limit"),
+    key("limits.packet_rate_per_tenant", Kind::Number, "0", "packets per second of a tenant, each way; 0 = no limit"),
+    key(
+        "limits.packet_rate_per_client",
+        Kind::Number,
+        "0",
+        "packets per second of a client /32 or /56, each way; 0 = no limit",
+    ),
+    key("limits.packet_rate_per_user", Kind::Number, "0", "packets per second of a user, each way; 0 = no limit"),
+    key(
+        "limits.packet_rate_per_credential",
+        Kind::Number,
+        "0",
+        "packets per second of a credential, each way; 0 = no limit",
+    ),
+    key(
+        "limits.packet_rate_per_allocation",
+        Kind::Number,
+        "0",
+        "packets per second of an allocation, each way; 0 = no limit",
+    ),
+    key("limits.burst", Kind::Text, "\"1s\"", "how long a flow may run ahead of its bandwidth or packet rate"),
+    key(
+        "limits.bytes_per_credential",
+        Kind::Number,
+        "0",
+        "payload of a time-limited credential, both ways together, such as \"10GiB\"; 0 = no limit",
+    ),
+    key(
+        "limits.bytes_per_user_per_day",
+        Kind::Number,
+        "0",
+        "payload of a user and a day (UTC), both ways together; 0 = no limit",
+    ),
     key("limits.permissions_per_allocation", Kind::Number, "64", "live permissions of one allocation; 0 = no limit"),
     key("limits.channels_per_allocation", Kind::Number, "64", "live channels of one allocation; 0 = no limit"),
     key("limits.tcp_queue", Kind::Text, "\"256KiB\"", "what may wait for one TCP client; 0 = no limit"),
@@ -168,18 +259,8 @@ pub const KEYS: &[Key] = &[
 ];
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
-pub const LATER: &[(&str, Option<&str>)] = &[
-    ("listen.shared", Some("[]")),
-    ("relay.tcp", Some("false")),
-    ("relay.mobility", Some("false")),
-    ("auth.on_expiry", Some("\"keep\"")),
-    ("limits.bandwidth", None),
-    ("limits.bandwidth_per_user", None),
-    ("limits.bandwidth_per_allocation", None),
-    ("limits.bytes", None),
-    ("limits.bytes_per_user", None),
-    ("limits.bytes_per_allocation", None),
-];
+pub const LATER: &[(&str, Option<&str>)] =
+    &[("listen.shared", Some("[]")), ("relay.tcp", Some("false")), ("relay.mobility", Some("false"))];
 
 impl Config {
     /// Checks a text, without any environment; `name` stands for the file in errors.
@@ -278,13 +359,7 @@ mod tests {
 
     #[test]
     fn reload_keeps_the_initial_secret() {
-        let secret = || {
-            Ok(SharedSecret {
-                id: "initial".into(),
-                value: crate::credentials::Secret::new(*b"s"),
-                algorithm: Default::default(),
-            })
-        };
+        let secret = || Ok(SharedSecret::new("initial", crate::credentials::Secret::new(*b"s"), Default::default()));
         let config = Config::without_file(&Environment::default(), secret).unwrap();
         let again = config.reload(&Environment::default()).unwrap();
         assert_eq!(again.auth.secrets, config.auth.secrets);

@@ -5,6 +5,8 @@
 //! allocates on the way that `protocol::auth` takes. Called by `protocol::auth`, the command
 //! line and the demo.
 
+pub mod claims;
+
 use std::fmt;
 
 use base64::Engine as _;
@@ -14,6 +16,8 @@ use sha1::Sha1;
 use sha2::{Sha256, Sha512};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
+
+use self::claims::{CLAIMS_BYTES_MAX, Claim, ClaimSet, Claims, ClaimsRefused, Grant, SEPARATOR};
 
 /// How far a credential may be past its expiry, in seconds: clocks of two machines differ.
 pub const EXPIRY_SKEW_SECONDS: u64 = 30;
@@ -87,6 +91,69 @@ pub struct SharedSecret {
     pub value: Secret,
     /// The hash of the HMAC.
     pub algorithm: Algorithm,
+    /// Whose users its credentials are for.
+    pub tenant: Option<Box<str>>,
+    /// What is read of claims inside its credentials.
+    pub claims: ClaimSet,
+    /// What each of its credentials may at most.
+    pub grant: Grant,
+    /// From then on nothing new is let in with it, in seconds since 1970.
+    pub not_after: Option<u64>,
+    /// It is being retired, or another issuer's: nothing is minted with it here.
+    pub verify_only: bool,
+}
+
+impl SharedSecret {
+    /// A secret without further rules.
+    #[must_use]
+    pub fn new(id: impl Into<Box<str>>, value: Secret, algorithm: Algorithm) -> Self {
+        Self {
+            id: id.into(),
+            value,
+            algorithm,
+            tenant: None,
+            claims: ClaimSet::default(),
+            grant: Grant::default(),
+            not_after: None,
+            verify_only: false,
+        }
+    }
+
+    /// Whether its time is over.
+    #[must_use]
+    pub fn is_retired(&self, now: u64) -> bool {
+        self.not_after.is_some_and(|end| now >= end)
+    }
+
+    /// Takes the user id of a username of this secret's apart, and says whose it is and what it may.
+    ///
+    /// # Errors
+    /// [`CredentialRefused::BadClaims`] if it carries claims that are not understood to the last.
+    pub fn read<'a>(&self, user_id: &'a str) -> Result<Holder<'a>, CredentialRefused> {
+        let (user_id, claims) = match user_id.split_once(SEPARATOR).filter(|_| self.claims.is_read()) {
+            Some((id, text)) => (id, Claims::decode(text, self.claims).map_err(CredentialRefused::BadClaims)?),
+            None => (user_id, Claims::default()),
+        };
+        let tenant = claims.tenant.or_else(|| self.tenant.clone());
+        Ok(Holder { user_id, tenant, grant: self.grant.narrowed_by(&claims.grant) })
+    }
+}
+
+/// The secret that mints at this time: the first that is neither for verifying only nor over.
+#[must_use]
+pub fn minting(secrets: &[SharedSecret], now: u64) -> Option<&SharedSecret> {
+    secrets.iter().find(|secret| !secret.verify_only && !secret.is_retired(now))
+}
+
+/// Who holds a credential, and what he may.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Holder<'a> {
+    /// The user id, without claims.
+    pub user_id: &'a str,
+    /// Whose user it is.
+    pub tenant: Option<Box<str>>,
+    /// What the secret allows, narrowed by the claims.
+    pub grant: Grant,
 }
 
 /// A password's text on the stack: derived for each request, so it must not cost an allocation.
@@ -148,7 +215,7 @@ pub fn password(secret: &SharedSecret, username: &[u8]) -> Password {
 pub struct TimeLimited<'a> {
     /// Expiry, seconds since 1970.
     pub expires_at: u64,
-    /// The user id; empty when the username is the expiry alone.
+    /// The user id, with claims if there are any; empty when the username is the expiry alone.
     pub user_id: &'a str,
 }
 
@@ -182,6 +249,10 @@ pub enum CredentialRefused {
     UnknownUser,
     /// The password, or the MESSAGE-INTEGRITY made with it, fits no secret.
     BadIntegrity,
+    /// It fits a secret whose `not_after` is over.
+    SecretRetired,
+    /// It carries claims that are not understood to the last.
+    BadClaims(ClaimsRefused),
 }
 
 impl CredentialRefused {
@@ -193,6 +264,8 @@ impl CredentialRefused {
             Self::TooFarAhead { .. } => "too_far_ahead",
             Self::UnknownUser => "unknown_user",
             Self::BadIntegrity => "bad_integrity",
+            Self::SecretRetired => "secret_retired",
+            Self::BadClaims(_) => "bad_claims",
         }
     }
 }
@@ -214,6 +287,10 @@ impl fmt::Display for CredentialRefused {
             Self::BadIntegrity => {
                 f.write_str("bad_integrity: the password fits none of the configured secrets; compare secret, algorithm and a trailing newline")
             }
+            Self::SecretRetired => f.write_str(
+                "secret_retired: the secret that it was minted with is past its not_after; mint it with a newer one",
+            ),
+            Self::BadClaims(why) => write!(f, "bad_claims: {why}"),
         }
     }
 }
@@ -251,36 +328,104 @@ impl fmt::Debug for Minted {
     }
 }
 
-/// Mints a credential that ends `ttl` seconds after `now`.
-#[must_use]
-pub fn mint(secret: &SharedSecret, now: u64, user_id: &str, ttl: u64) -> Minted {
+/// Why nothing was minted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MintRefused {
+    /// `~` would begin claims under a secret that reads them, now or later.
+    #[error("a user id must not contain \"{SEPARATOR}\": limits inside credentials begin with it")]
+    Separator,
+    /// The username would not fit into a STUN attribute.
+    #[error("the username, expiry and claims included, has at most {USERNAME_BYTES_MAX} bytes")]
+    TooLong,
+    /// The claims take the room of the user id.
+    #[error("the limits take more than {CLAIMS_BYTES_MAX} bytes of the username; name fewer prefixes")]
+    ClaimsTooLong,
+    /// The secret would not read the claim.
+    #[error("the secret does not read the claim \"{}\"; set claims in its table of auth.secrets", .0.name())]
+    NotRead(Claim),
+}
+
+/// Mints a credential that ends `ttl` seconds after `now`, with these claims.
+///
+/// # Errors
+/// [`MintRefused`] if this server would not take it, or not as it is meant.
+pub fn mint(secret: &SharedSecret, now: u64, user_id: &str, ttl: u64, claims: &Claims) -> Result<Minted, MintRefused> {
+    if user_id.contains(SEPARATOR) {
+        return Err(MintRefused::Separator);
+    }
+    if let Some(claim) = claims.named().find(|claim| !secret.claims.has(*claim)) {
+        return Err(MintRefused::NotRead(claim));
+    }
     let expires_at = now.saturating_add(ttl);
-    let username = if user_id.is_empty() { expires_at.to_string() } else { format!("{expires_at}:{user_id}") };
+    let mut username = expires_at.to_string();
+    if !user_id.is_empty() || !claims.is_empty() {
+        username.push(':');
+        username.push_str(user_id);
+    }
+    if !claims.is_empty() && secret.claims.is_read() {
+        let text = claims.encode();
+        if text.len() > CLAIMS_BYTES_MAX {
+            return Err(MintRefused::ClaimsTooLong);
+        }
+        username.push(SEPARATOR);
+        username.push_str(&text);
+    }
+    if username.len() > USERNAME_BYTES_MAX {
+        return Err(MintRefused::TooLong);
+    }
     let password = password(secret, username.as_bytes()).as_str().to_owned();
-    Minted { username, password, expires_at }
+    Ok(Minted { username, password, expires_at })
+}
+
+/// A credential that was found to be good.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Verified<'s, 'u> {
+    /// Which secret it was minted with.
+    pub secret: &'s SharedSecret,
+    /// Whose it is, and what he may.
+    pub holder: Holder<'u>,
+    /// Seconds since 1970.
+    pub expires_at: u64,
 }
 
 /// Finds the secret under which a username and a password belong together.
 ///
 /// # Errors
-/// The first reason that stands against it: form, then integrity, then time.
-pub fn verify<'a>(
-    secrets: &'a [SharedSecret],
+/// The first reason that stands against it: form, then integrity, then time, then claims.
+pub fn verify<'s, 'u>(
+    secrets: &'s [SharedSecret],
     now: u64,
     max_ttl: u64,
-    username: &str,
+    username: &'u str,
     given: &[u8],
-) -> Result<&'a SharedSecret, CredentialRefused> {
-    let parts = parse_username(username).ok_or(CredentialRefused::UnknownUser)?;
-    if secrets.is_empty() {
-        return Err(CredentialRefused::UnknownUser);
+) -> Result<Verified<'s, 'u>, CredentialRefused> {
+    verify_by(secrets, now, max_ttl, username, |secret| {
+        password(secret, username.as_bytes()).as_bytes().ct_eq(given).into()
+    })
+    .map_err(|(refused, _)| refused)
+}
+
+/// The same for whoever has something else than the password to compare with; an error names the secret if one fits.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_by<'s, 'u>(
+    secrets: &'s [SharedSecret],
+    now: u64,
+    max_ttl: u64,
+    username: &'u str,
+    mut fits: impl FnMut(&SharedSecret) -> bool,
+) -> Result<Verified<'s, 'u>, (CredentialRefused, Option<&'s SharedSecret>)> {
+    let parts = parse_username(username).filter(|_| !secrets.is_empty());
+    let parts = parts.ok_or((CredentialRefused::UnknownUser, None))?;
+    let secret = secrets.iter().find(|secret| fits(secret)).ok_or((CredentialRefused::BadIntegrity, None))?;
+    let of_secret = |refused| (refused, Some(secret));
+    if secret.is_retired(now) {
+        return Err(of_secret(CredentialRefused::SecretRetired));
     }
-    let secret = secrets
-        .iter()
-        .find(|secret| bool::from(password(secret, username.as_bytes()).as_bytes().ct_eq(given)))
-        .ok_or(CredentialRefused::BadIntegrity)?;
-    check_expiry(parts.expires_at, now, max_ttl)?;
-    Ok(secret)
+    check_expiry(parts.expires_at, now, max_ttl).map_err(of_secret)?;
+    let holder = secret.read(parts.user_id).map_err(of_secret)?;
+    Ok(Verified { secret, holder, expires_at: parts.expires_at })
 }
 
 #[cfg(test)]
@@ -288,7 +433,7 @@ mod tests {
     use super::*;
 
     fn secret(value: &str, algorithm: Algorithm) -> SharedSecret {
-        SharedSecret { id: "test".into(), value: Secret::new(value.as_bytes()), algorithm }
+        SharedSecret::new("test", Secret::new(value.as_bytes()), algorithm)
     }
 
     #[test]
@@ -354,20 +499,74 @@ mod tests {
     #[test]
     fn minted_credentials_verify_under_the_secret_that_minted_them() {
         let secrets = [secret("old", Algorithm::Sha512), secret("north", Algorithm::Sha256)];
-        let minted = mint(&secrets[1], 1000, "bob", 60);
+        let minted = mint(&secrets[1], 1000, "bob", 60, &Claims::default()).unwrap();
         assert_eq!(minted.username, "1060:bob");
         let check = |now, password: &str| {
-            verify(&secrets, now, 3600, &minted.username, password.as_bytes()).map(|s| s.algorithm)
+            verify(&secrets, now, 3600, &minted.username, password.as_bytes()).map(|good| good.secret.algorithm)
         };
         assert_eq!(check(1000, &minted.password), Ok(Algorithm::Sha256));
         assert_eq!(check(1000, "wrong"), Err(CredentialRefused::BadIntegrity));
         assert_eq!(check(2000, &minted.password), Err(CredentialRefused::Expired { seconds: 940 }));
-        assert_eq!(mint(&secrets[0], 5, "", 5).username, "10");
+        assert_eq!(mint(&secrets[0], 5, "", 5, &Claims::default()).unwrap().username, "10");
+    }
+
+    #[test]
+    fn claims_are_read_under_a_secret_that_says_so_and_only_narrow() {
+        let claims = Claims { grant: Grant { bytes: Some(700), ..Grant::default() }, ..Claims::default() };
+        let mut reading = secret("north", Algorithm::Sha1);
+        reading.claims = ClaimSet::LIMITS;
+        reading.tenant = Some("acme".into());
+        reading.grant = Grant { bytes: Some(500), allocations: Some(2), ..Grant::default() };
+        let minted = mint(&reading, 1000, "bob", 60, &claims).unwrap();
+        let text = format!("1060:bob~{}", claims.encode());
+        assert_eq!(minted.username, text);
+        let secrets = [reading.clone()];
+        let good = verify(&secrets, 1000, 3600, &text, minted.password.as_bytes()).unwrap();
+        assert_eq!((good.holder.user_id, good.holder.tenant.as_deref()), ("bob", Some("acme")));
+        assert_eq!((good.holder.grant.bytes, good.holder.grant.allocations), (Some(500), Some(2)));
+        let deaf = [secret("north", Algorithm::Sha1)];
+        let good = verify(&deaf, 1000, 3600, &text, minted.password.as_bytes()).unwrap();
+        assert_eq!((good.holder.user_id, &good.holder.grant), (&text[5..], &Grant::default()), "~ is a character");
+        assert_eq!(mint(&deaf[0], 1000, "bob", 60, &claims), Err(MintRefused::NotRead(Claim::Bytes)));
+        let unknown = "1060:bob~e30x";
+        let given = password(&reading, unknown.as_bytes());
+        let refused = verify(&secrets, 1000, 3600, unknown, given.as_bytes()).unwrap_err();
+        assert_eq!(refused, CredentialRefused::BadClaims(ClaimsRefused::Unknown));
+        assert_eq!(refused.reason(), "bad_claims");
+    }
+
+    #[test]
+    fn nothing_is_minted_that_would_be_read_otherwise_or_not_at_all() {
+        let plain = secret("north", Algorithm::Sha1);
+        let none = Claims::default();
+        assert_eq!(mint(&plain, 0, "bob~e30", 1, &none), Err(MintRefused::Separator));
+        assert!(mint(&plain, 0, &"x".repeat(506), 1, &none).is_ok());
+        assert_eq!(mint(&plain, 0, &"x".repeat(507), 1, &none), Err(MintRefused::TooLong));
+        let mut reading = secret("north", Algorithm::Sha1);
+        reading.claims = ClaimSet::LIMITS;
+        let prefixes = (0..40_u8).map(|n| ipnet::IpNet::from(std::net::IpAddr::from([10, 0, 0, n]))).collect();
+        let grant = Grant { peers: vec![claims::PeerScope::Prefixes(prefixes)], ..Grant::default() };
+        let long = Claims { grant, ..none };
+        assert_eq!(mint(&reading, 0, "bob", 1, &long), Err(MintRefused::ClaimsTooLong));
+    }
+
+    #[test]
+    fn a_retired_secret_lets_nobody_in_and_one_for_verifying_mints_nothing() {
+        let mut old = secret("old", Algorithm::Sha1);
+        old.not_after = Some(1000);
+        let mut new = secret("new", Algorithm::Sha1);
+        new.verify_only = true;
+        let minted = mint(&old, 990, "bob", 60, &Claims::default()).unwrap();
+        let secrets = [new, old];
+        let check = |now| verify(&secrets, now, 3600, &minted.username, minted.password.as_bytes()).map(|_| ());
+        assert_eq!((check(999), check(1000)), (Ok(()), Err(CredentialRefused::SecretRetired)));
+        assert_eq!(minting(&secrets, 999).map(|secret| secret.value.expose()), Some(&b"old"[..]));
+        assert_eq!(minting(&secrets, 1000), None);
     }
 
     #[test]
     fn secrets_do_not_print() {
-        let minted = mint(&secret("north", Algorithm::Sha1), 0, "bob", 1);
+        let minted = mint(&secret("north", Algorithm::Sha1), 0, "bob", 1, &Claims::default()).unwrap();
         let text = format!("{:?} {:?}", secret("north", Algorithm::Sha1), minted);
         assert!(!text.contains("north") && !text.contains(&minted.password), "{text}");
     }

@@ -145,7 +145,7 @@ fn passwords_are_those_that_the_relay_computes() {
         let config = config("", &key_table("web", KEY, ""));
         let verdict =
             throughway::credentials::verify(&config.auth.secrets, START, 3600, &username, password.as_bytes());
-        assert_eq!(verdict.map(|secret| &*secret.id), Ok("s"), "{username}");
+        assert_eq!(verdict.map(|good| &*good.secret.id), Ok("s"), "{username}");
     }
 }
 

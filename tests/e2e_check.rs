@@ -104,8 +104,7 @@ fn endpoint(status: &'static str, header: &'static str, body: String) -> String 
 /// As `credentials mint` makes it, under the secret of the ordinary settings.
 fn minted(expires_at: u64) -> (String, String) {
     use throughway::credentials::{Algorithm, Secret, SharedSecret, password};
-    let secret =
-        SharedSecret { id: "x".into(), value: Secret::new(&b"north-of-everything"[..]), algorithm: Algorithm::Sha1 };
+    let secret = SharedSecret::new("x", Secret::new(&b"north-of-everything"[..]), Algorithm::Sha1);
     let username = format!("{expires_at}:carol");
     let password = password(&secret, username.as_bytes()).as_str().to_owned();
     (username, password)

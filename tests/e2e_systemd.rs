@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary};
 use e2e_support::{PATIENCE, Settings, wait_for};
+use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
 use throughway::net::clock::{monotonic_microseconds, unix_seconds};
 
@@ -169,12 +170,8 @@ fn a_secret_comes_from_the_credentials_directory() {
     fs::write(directory.path().join("turn-secret"), "north-of-everything\n").unwrap();
     let verify = |credentials: Option<&std::path::Path>| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
-        let key = SharedSecret {
-            id: "x".into(),
-            value: Secret::new(&b"north-of-everything"[..]),
-            algorithm: Algorithm::Sha1,
-        };
-        let minted = mint(&key, unix_seconds().0, "carol", 600);
+        let key = SharedSecret::new("x", Secret::new(&b"north-of-everything"[..]), Algorithm::Sha1);
+        let minted = mint(&key, unix_seconds().0, "carol", 600, &Claims::default()).unwrap();
         command
             .args(["credentials", "verify", &minted.username, &minted.password, "--config"])
             .arg(&config)

@@ -106,7 +106,7 @@ fn a_changed_password_holds_for_new_allocations_only() {
     h.allocate(old);
     h.reconfigure(|settings| {
         let password = throughway::credentials::Secret::new(*b"looking-glass");
-        settings.auth.users.insert("alice".into(), throughway::protocol::settings::StaticUser::Password(password));
+        settings.auth.users.insert("alice".into(), throughway::protocol::settings::StaticUser::password(password));
     });
     assert_eq!(h.refresh(old, 600).code(), 0);
     h.allocate(new);

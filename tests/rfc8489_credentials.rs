@@ -8,6 +8,7 @@ use support::stun::{
 };
 use support::{Harness, REALM, START_UNIX, addr, alice, carol, holder_of, secret, time_limited_password, user};
 use throughway::credentials::Algorithm;
+use throughway::credentials::claims::Claims;
 use throughway::protocol::reject::RejectReason;
 
 fn is_challenge(reply: &Incoming, code: u16) {
@@ -414,7 +415,7 @@ fn a_static_user_is_looked_up_first_by_exact_name() {
     let name = format!("{}:dave", START_UNIX - 999);
     let mut h = Harness::with(|settings| {
         let password = throughway::credentials::Secret::new(*b"static");
-        let user = throughway::protocol::settings::StaticUser::Password(password);
+        let user = throughway::protocol::settings::StaticUser::password(password);
         settings.auth.users.insert(name.clone().into(), user);
     });
     let client = h.add(alice().named(&name, "static"));
@@ -433,7 +434,8 @@ fn every_secret_is_tried_and_the_session_names_the_one_that_fits() {
     let client = h.add(user("bob"));
     h.allocate(client);
     assert_eq!(h.session(client).expect("a session").secret.as_deref(), Some("old"));
-    let minted = throughway::credentials::mint(&h.settings.auth.secrets[0], START_UNIX, "bob", 60);
+    let minted =
+        throughway::credentials::mint(&h.settings.auth.secrets[0], START_UNIX, "bob", 60, &Claims::default()).unwrap();
     let client = h.add(alice().named(&minted.username, &minted.password));
     h.allocate(client);
     assert_eq!(h.session(client).expect("a session").secret.as_deref(), Some("new"));

@@ -11,9 +11,10 @@ use crate::api::uris::{self, Uri};
 use crate::check::answer::Login;
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
+use crate::credentials::claims::Claims;
 use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
 use crate::protocol::address::Family;
-use crate::protocol::settings::StaticUser;
+use crate::protocol::settings::StaticKey;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
     let ttl =
@@ -28,10 +29,11 @@ pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
 /// A short-lived credential for `check`, and the servers that the configuration offers.
 pub(super) fn mint_for_check(config: &Config, user: &str, ttl: u64) -> Result<(Login, Vec<String>), String> {
     let now = unix_now().map_err(|error| error.to_string())?;
-    let secret = config.auth.secrets.first().ok_or(
+    let secret = credentials::minting(&config.auth.secrets, now).ok_or(
         "no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
     )?;
-    let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl));
+    let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl), &Claims::default());
+    let minted = minted.map_err(|error| error.to_string())?;
     Ok((Login { username: minted.username, password: minted.password }, urls(config, address_to_the_world)))
 }
 
@@ -42,18 +44,17 @@ fn mint_with(
     now: u64,
     local: impl Fn(Family) -> Option<IpAddr>,
 ) -> Result<Value, String> {
-    let secret =
-        config.auth.secrets.first().ok_or(
-            "no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET",
-        )?;
+    let secret = credentials::minting(&config.auth.secrets, now)
+        .ok_or("no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET")?;
     if ttl == 0 || ttl > config.auth.max_ttl {
         return Err(format!(
             "--ttl: {ttl} s is refused by the server: auth.max_ttl allows 1 s to {} s",
             config.auth.max_ttl
         ));
     }
-    let minted = credentials::mint(secret, now, user, ttl);
-    if minted.username.len() > USERNAME_BYTES_MAX || user.chars().any(char::is_control) {
+    let minted = credentials::mint(secret, now, user, ttl, &Claims::default());
+    let minted = minted.map_err(|error| format!("--user: {error}"))?;
+    if user.chars().any(char::is_control) {
         return Err(format!(
             "--user: the username, expiry included, has at most {USERNAME_BYTES_MAX} bytes and no control characters"
         ));
@@ -128,9 +129,9 @@ pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
 /// Judges as the server does: static users by exact name first, then `digits[:id]`.
 fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> Verdict<'a> {
     if let Some(user) = config.auth.users.get(username) {
-        let fits = match user {
-            StaticUser::Password(known) => bool::from(known.expose().ct_eq(password.as_bytes())),
-            StaticUser::KeyMd5(known) => {
+        let fits = match &user.key {
+            StaticKey::Password(known) => bool::from(known.expose().ct_eq(password.as_bytes())),
+            StaticKey::KeyMd5(known) => {
                 use md5::Digest;
                 let digest = md5::Md5::digest(format!("{username}:{}:{password}", config.realm));
                 bool::from(known.expose().ct_eq(digest.as_slice()))
@@ -139,15 +140,12 @@ fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) 
         return if fits { Verdict::Static } else { Verdict::Refused(CredentialRefused::BadIntegrity) };
     }
     match credentials::verify(&config.auth.secrets, now, config.auth.max_ttl, username, password.as_bytes()) {
-        Ok(secret) => {
-            let parts = credentials::parse_username(username);
-            Verdict::Secret {
-                id: &secret.id,
-                algorithm: secret.algorithm.name(),
-                user_id: parts.map_or("", |parts| parts.user_id),
-                expires_at: parts.map_or(0, |parts| parts.expires_at),
-            }
-        }
+        Ok(good) => Verdict::Secret {
+            id: &good.secret.id,
+            algorithm: good.secret.algorithm.name(),
+            user_id: good.holder.user_id,
+            expires_at: good.expires_at,
+        },
         Err(refused) => Verdict::Refused(refused),
     }
 }

@@ -4,13 +4,10 @@
 //! [`check`] returns a `Config` only if there was none.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::config::checked::{
-    Config, Lifetimes, LimitsConfig, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers,
-};
+use crate::config::checked::{Config, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers};
 use crate::config::document::{self, Entry, Node, Value};
 use crate::config::environment::Environment;
 use crate::config::error::{ConfigError, Note, Place, Problem};
@@ -18,16 +15,10 @@ use crate::config::{KEYS, units};
 use crate::credentials::SharedSecret;
 use crate::protocol::address::Transport;
 use crate::protocol::peer_policy::PeerPolicy;
-use crate::protocol::settings::{Limits, LocalAddresses};
+use crate::protocol::settings::LocalAddresses;
 
 /// RFC 8489 section 14.9: a realm has fewer than 128 characters.
 const REALM_CHARACTERS_MAX: usize = 127;
-
-/// All channel numbers there are (RFC 8656 section 12: 0x4000 to 0x4FFF).
-const CHANNELS_MAX: u32 = 4096;
-
-/// The longest frame on a TCP connection: a Send indication with a datagram of 65,507 bytes.
-const TCP_FRAME_BYTES: u64 = 65_556;
 
 /// Checks everything.
 pub(crate) fn check(
@@ -323,84 +314,6 @@ impl Check {
                 None
             }
         }
-    }
-
-    fn limits(&mut self) -> LimitsConfig {
-        let none = |count: u32| (count != 0).then_some(count);
-        let tables = Limits {
-            allocations: none(self.count("limits.allocations", u32::MAX)),
-            allocations_per_user: none(self.count("limits.allocations_per_user", u32::MAX)),
-            allocations_per_client: none(self.count("limits.allocations_per_client", u32::MAX)),
-            permissions_per_allocation: none(self.count("limits.permissions_per_allocation", u32::MAX))
-                .unwrap_or(u32::MAX),
-            // There are no more channel numbers, so this is no limit.
-            channels_per_allocation: none(self.count("limits.channels_per_allocation", CHANNELS_MAX))
-                .unwrap_or(CHANNELS_MAX),
-        };
-        LimitsConfig {
-            tables,
-            tcp_queue: self.tcp_queue(),
-            tcp_unauthenticated: self.patience(
-                "limits.tcp_unauthenticated",
-                86_400,
-                "connections that never authenticate stay for ever",
-            ),
-            tls_handshake: self.patience(
-                "limits.tls_handshake",
-                600,
-                "connections that never shake hands stay for ever",
-            ),
-            tls_half_open: none(self.count("limits.tls_half_open", u32::MAX)),
-        }
-    }
-
-    pub(crate) fn count(&mut self, path: &'static str, max: u32) -> u32 {
-        let node = self.get(path);
-        if let Value::Integer(Some(number), _) = &node.value
-            && let Ok(number) = u32::try_from(*number)
-            && number <= max
-        {
-            return number;
-        }
-        self.wrong(&node, path, format!("expected a whole number from 1 to {max}, or 0 for no limit"));
-        0
-    }
-
-    fn tcp_queue(&mut self) -> Option<usize> {
-        let path = "limits.tcp_queue";
-        let node = self.get(path);
-        if is_zero(&node) {
-            self.unbounded(&node, path, "one slow TCP client can take all memory");
-            return None;
-        }
-        let message = match &node.value {
-            Value::Text(text) => match units::size(text) {
-                Ok(bytes) if bytes >= TCP_FRAME_BYTES => return usize::try_from(bytes).ok(),
-                Ok(_) => format!(
-                    "a frame has up to {TCP_FRAME_BYTES} bytes; allowed are \"{TCP_FRAME_BYTES}B\" and more, or 0 for no limit"
-                ),
-                Err(message) => message,
-            },
-            Value::Integer(_, text) => units::size(text).err().unwrap_or_default(),
-            Value::Other(_) | Value::List(_) | Value::Table(_) => {
-                format!("expected a size such as \"256KiB\", found {}", node.kind())
-            }
-        };
-        self.wrong(&node, path, message);
-        None
-    }
-
-    fn patience(&mut self, path: &'static str, seconds_max: u64, otherwise: &str) -> Option<Duration> {
-        let node = self.get(path);
-        if is_zero(&node) {
-            self.unbounded(&node, path, otherwise);
-            return None;
-        }
-        Some(Duration::from_secs(self.seconds(path, 1..=seconds_max)))
-    }
-
-    fn unbounded(&mut self, node: &Node, path: &str, what: &str) {
-        self.notes.push(Problem::new(node.place.clone(), path, format!("no limit: {what}")).with_value(node.render()));
     }
 
     fn log(&mut self) -> LogConfig {

@@ -4,14 +4,15 @@ use std::path::Path;
 
 use hashbrown::HashMap;
 
-use crate::config::check::Check;
+use crate::config::check::{Check, is_zero};
 use crate::config::checked::AuthConfig;
 use crate::config::document::{self, Entry, Node, Value};
 use crate::config::environment::{self, Environment};
 use crate::config::error::{Place, Problem};
 use crate::config::initial_secret::is_world_readable;
+use crate::credentials::claims::Grant;
 use crate::credentials::{Algorithm, Secret, SharedSecret, USERNAME_BYTES_MAX};
-use crate::protocol::settings::StaticUser;
+use crate::protocol::settings::{OnExpiry, StaticUser};
 
 /// Each secret costs an HMAC per request with an unknown key, so the list is short.
 pub(crate) const SECRETS_MAX: usize = 8;
@@ -25,10 +26,11 @@ const FILE_BYTES_MAX: u64 = 4096;
 /// The id of the secret that a variable gives.
 const ENVIRONMENT_ID: &str = "environment";
 
-const USER_FIELDS: [&str; 3] = ["password", "file", "key_md5"];
-const USER_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
-const SECRET_FIELDS: [&str; 5] = ["id", "value", "file", "credential", "algorithm"];
-const SECRET_FIELDS_LATER: [&str; 3] = ["not_after", "claims", "verify_only"];
+/// Of these a user has exactly one.
+const USER_PROOFS: [&str; 3] = ["password", "file", "key_md5"];
+const USER_FIELDS: [&str; 5] = ["password", "file", "key_md5", "tenant", "limits"];
+const SECRET_FIELDS: [&str; 10] =
+    ["id", "value", "file", "credential", "algorithm", "tenant", "limits", "not_after", "claims", "verify_only"];
 
 impl Check {
     /// `[auth]`; `initial` is the secret of a server that was given none.
@@ -42,6 +44,8 @@ impl Check {
         let max_ttl = self.seconds("auth.max_ttl", 1..=315_360_000);
         let nonce_lifetime = self.seconds("auth.nonce_lifetime", 1..=86_400);
         let nonce_key = self.nonce_key();
+        let on_expiry = self.on_expiry();
+        let max_session = self.optional_seconds("auth.max_session", 315_360_000);
         let failed = self.has_problem_with("auth.users") || self.has_problem_with("auth.secret");
         if users.is_empty() && secrets.is_empty() && !failed {
             self.report(Problem::new(
@@ -55,7 +59,19 @@ impl Check {
                 ),
             ));
         }
-        AuthConfig { users, secrets, max_ttl, nonce_lifetime, nonce_key }
+        AuthConfig { users, secrets, max_ttl, nonce_lifetime, nonce_key, on_expiry, max_session }
+    }
+
+    fn on_expiry(&mut self) -> OnExpiry {
+        let node = self.get("auth.on_expiry");
+        let grace = self.optional_seconds("auth.expiry_grace", 315_360_000).unwrap_or(0);
+        let words = [("keep", OnExpiry::Keep), ("deny_new", OnExpiry::DenyNew), ("close", OnExpiry::Close { grace })];
+        self.word(&node, "auth.on_expiry", &words)
+    }
+
+    /// A duration, or 0 for none.
+    fn optional_seconds(&mut self, path: &'static str, max: u64) -> Option<u64> {
+        if is_zero(&self.get(path)) { None } else { Some(self.seconds(path, 1..=max)) }
     }
 
     fn users(&mut self) -> HashMap<Box<str>, StaticUser> {
@@ -85,7 +101,7 @@ impl Check {
 
     fn user(&mut self, node: &Node, key: &str) -> Option<StaticUser> {
         let fields = match &node.value {
-            Value::Text(password) => return self.non_empty(node, key, password.as_bytes()).map(StaticUser::Password),
+            Value::Text(password) => return self.non_empty(node, key, password.as_bytes()).map(StaticUser::password),
             Value::Table(fields) => fields,
             Value::Integer(..) | Value::Other(_) | Value::List(_) => {
                 let message = format!(
@@ -96,31 +112,40 @@ impl Check {
                 return None;
             }
         };
-        let all_known = self.fields(fields, key, &USER_FIELDS, &USER_FIELDS_LATER);
-        let given: Vec<&Entry> = fields.iter().filter(|field| USER_FIELDS.contains(&field.key.as_str())).collect();
+        let all_known = self.fields(fields, key, &USER_FIELDS, &[]);
+        let given: Vec<&Entry> = fields.iter().filter(|field| USER_PROOFS.contains(&field.key.as_str())).collect();
         let [field] = given.as_slice() else {
             if all_known {
                 self.wrong(node, key, "needs exactly one of password, file and key_md5");
             }
             return None;
         };
+        let other = |name: &str| fields.iter().find(|field| field.key == name).map(|field| &field.node);
+        let tenant = other("tenant").and_then(|node| self.tenant(node, &format!("{key}.tenant")));
+        let grant = other("limits").map(|node| (node, self.grant(node, &format!("{key}.limits"))));
+        if let Some((node, Grant { bytes: Some(_), .. })) = &grant {
+            let message =
+                "bytes would be used up once and for all: a user of auth.users never expires; use bytes_per_day";
+            self.wrong(node, &format!("{key}.limits"), message);
+        }
         let key = format!("{key}.{}", field.key);
         let text = self.text(&field.node, &key)?;
-        match field.key.as_str() {
-            "password" => self.non_empty(&field.node, &key, text.as_bytes()).map(StaticUser::Password),
-            "file" => self.secret_file(&field.node, &key, &text).map(StaticUser::Password),
+        let user = match field.key.as_str() {
+            "password" => self.non_empty(&field.node, &key, text.as_bytes()).map(StaticUser::password),
+            "file" => self.secret_file(&field.node, &key, &text).map(StaticUser::password),
             _ => {
                 let digest = hex(&text).filter(|bytes| bytes.len() == 16);
                 if digest.is_none() {
                     self.wrong(&field.node, &key, "expected 32 hexadecimal digits: MD5 of \"name:realm:password\"");
                 }
-                digest.map(|bytes| StaticUser::KeyMd5(Secret::new(bytes)))
+                digest.map(|bytes| StaticUser::key_md5(Secret::new(bytes)))
             }
-        }
+        }?;
+        Some(StaticUser { tenant, grant: grant.map(|(_, grant)| grant).unwrap_or_default(), ..user })
     }
 
     fn environment_secret(&mut self, environment: &Environment) -> Option<SharedSecret> {
-        let make = |value| SharedSecret { id: ENVIRONMENT_ID.into(), value, algorithm: Algorithm::Sha1 };
+        let make = |value| SharedSecret::new(ENVIRONMENT_ID, value, Algorithm::Sha1);
         let node = |name: &str| Node { place: Place::Variable(name.into()), value: Value::Text(String::new()) };
         match (environment.get(environment::SECRET), environment.get(environment::SECRET_FILE)) {
             (Some(_), Some(_)) => {
@@ -170,7 +195,7 @@ impl Check {
             self.wrong(node, key, "expected a table of id and value, file or credential");
             return None;
         };
-        let all_known = self.fields(fields, key, &SECRET_FIELDS, &SECRET_FIELDS_LATER);
+        let all_known = self.fields(fields, key, &SECRET_FIELDS, &[]);
         let field = |name: &str| fields.iter().find(|field| field.key == name).map(|field| &field.node);
         let id = match field("id") {
             Some(id_node) => {
@@ -218,7 +243,14 @@ impl Check {
             Some(name) => self.word(name, &format!("{key}.algorithm"), &algorithms),
             None => Algorithm::default(),
         };
-        Some(SharedSecret { id: id.into(), value, algorithm })
+        Some(SharedSecret {
+            tenant: field("tenant").and_then(|node| self.tenant(node, &format!("{key}.tenant"))),
+            claims: field("claims").map(|node| self.claims(node, &format!("{key}.claims"))).unwrap_or_default(),
+            grant: field("limits").map(|node| self.grant(node, &format!("{key}.limits"))).unwrap_or_default(),
+            not_after: field("not_after").and_then(|node| self.instant(node, &format!("{key}.not_after"))),
+            verify_only: field("verify_only").is_some_and(|node| self.flag(node, &format!("{key}.verify_only"))),
+            ..SharedSecret::new(id, value, algorithm)
+        })
     }
 
     /// Reports fields that a table of users or secrets does not have.

@@ -17,7 +17,7 @@ use crate::config::issuing::IssuingConfig;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::address::Transport;
 use crate::protocol::peer_policy::PeerPolicy;
-use crate::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use crate::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use crate::tls::certificates::Files;
 
 /// Bytes of a nonce (section 3 of the decisions: issue time and an HMAC).
@@ -159,6 +159,10 @@ pub struct AuthConfig {
     pub max_ttl: u64,
     /// How long a nonce is good for, in seconds.
     pub nonce_lifetime: u64,
+    /// What becomes of an allocation whose credential expires.
+    pub on_expiry: OnExpiry,
+    /// The longest that an allocation may live, in seconds.
+    pub max_session: Option<u64>,
     /// What is in `auth.nonce_key_file`, at least 16 bytes; without it each process makes its own key.
     pub nonce_key: Option<Secret>,
 }
@@ -296,6 +300,8 @@ impl Config {
                 secrets: self.auth.secrets.clone(),
                 max_ttl: self.auth.max_ttl,
                 nonce_lifetime: self.auth.nonce_lifetime,
+                on_expiry: self.auth.on_expiry,
+                max_session: self.auth.max_session,
             },
             peers,
             limits: self.limits.tables,
@@ -348,7 +354,7 @@ mod tests {
         );
         let settings = config.settings(LocalAddresses::default(), true, false).unwrap();
         assert_eq!((&*settings.realm, settings.default_lifetime, settings.max_lifetime), ("r", 600, 7200));
-        assert_eq!(settings.auth.users["a"], StaticUser::Password(Secret::new(*b"b")));
+        assert_eq!(settings.auth.users["a"], StaticUser::password(Secret::new(*b"b")));
         assert_eq!((settings.auth.secrets.len(), settings.auth.max_ttl, settings.auth.nonce_lifetime), (1, 3600, 3600));
         assert!(settings.peers.judge("10.1.2.3".parse().unwrap()).is_some());
         assert!(settings.peers.judge("192.168.1.1".parse().unwrap()).is_none());

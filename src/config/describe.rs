@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 
 use crate::config::checked::{Config, External, HttpListen, Workers};
 use crate::config::error::{ConfigError, Place, Problem};
-use crate::config::units::{show_bytes, show_seconds};
+use crate::config::units::{show_bytes, show_rate, show_seconds};
 use crate::protocol::address::Transport;
+use crate::protocol::meter::Rates;
+use crate::protocol::settings::Limits;
 
 impl Config {
     /// What `check-config` says about a right configuration.
@@ -103,6 +105,25 @@ impl Config {
                 count(tables.allocations_per_client)
             ),
         );
+        for (scope, max) in
+            [("credential", tables.allocations_per_credential), ("tenant", tables.allocations_per_tenant)]
+        {
+            if let Some(max) = max {
+                line("", format!("allocations: {max} per {scope}"));
+            }
+        }
+        for (scope, rates) in scopes(tables) {
+            if let Some(text) = rates_text(rates) {
+                line("", format!("{scope}: {text}, each way, {} ms ahead at most", tables.burst_ms));
+            }
+        }
+        for (scope, bytes) in
+            [("credential", tables.bytes_per_credential), ("user and day (UTC)", tables.bytes_per_user_per_day)]
+        {
+            if let Some(bytes) = bytes {
+                line("", format!("payload: {} per {scope}, both ways together", show_bytes(bytes)));
+            }
+        }
         line(
             "",
             format!(
@@ -189,7 +210,17 @@ impl Config {
             "limits": {
                 "allocations": tables.allocations,
                 "allocations_per_user": tables.allocations_per_user,
+                "allocations_per_credential": tables.allocations_per_credential,
+                "allocations_per_tenant": tables.allocations_per_tenant,
                 "allocations_per_client": tables.allocations_per_client,
+                "rates": scopes(tables).map(|(scope, rates)| json!({
+                    "scope": scope,
+                    "bits_per_second": rates.bits_per_second,
+                    "packets_per_second": rates.packets_per_second,
+                })),
+                "burst_ms": tables.burst_ms,
+                "bytes_per_credential": tables.bytes_per_credential,
+                "bytes_per_user_per_day": tables.bytes_per_user_per_day,
                 "permissions_per_allocation": Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX),
                 "channels_per_allocation": tables.channels_per_allocation,
                 "tcp_queue": self.limits.tcp_queue,
@@ -295,4 +326,22 @@ fn problem_json(problem: &Problem) -> Value {
 
 fn join(addresses: Vec<IpAddr>) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+/// The scopes that have rates, the widest first.
+const fn scopes(limits: &Limits) -> [(&'static str, Rates); 6] {
+    [
+        ("server", limits.server),
+        ("tenant", limits.tenant),
+        ("client address", limits.client),
+        ("user", limits.user),
+        ("credential", limits.credential),
+        ("allocation", limits.allocation),
+    ]
+}
+
+fn rates_text(rates: Rates) -> Option<String> {
+    let bits = rates.bits_per_second.map(show_rate);
+    let packets = rates.packets_per_second.map(|rate| format!("{rate} packets/s"));
+    let both: Vec<String> = bits.into_iter().chain(packets).collect();
+    (!both.is_empty()).then(|| both.join(" and "))
 }

@@ -122,7 +122,7 @@ fn read(path: &Path) -> io::Result<SharedSecret> {
 }
 
 fn shared(bytes: &[u8]) -> SharedSecret {
-    SharedSecret { id: INITIAL_ID.into(), value: Secret::new(bytes), algorithm: Algorithm::Sha1 }
+    SharedSecret::new(INITIAL_ID, Secret::new(bytes), Algorithm::Sha1)
 }
 
 /// 256 random bits as text, so that it can be copied into an issuer's settings.

@@ -38,6 +38,62 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "larger than can be counted".to_owned())
 }
 
+/// Bits per second from "64kbit/s", "3Mbit/s" or "1Gbit/s".
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    let allowed = "a rate is a whole number and bit/s, kbit/s, Mbit/s or Gbit/s, such as \"3Mbit/s\"";
+    let (number, unit) = split(text);
+    let scale = match unit {
+        "bit/s" => 1,
+        "kbit/s" => 1_000,
+        "Mbit/s" => 1_000_000,
+        "Gbit/s" => 1_000_000_000,
+        "" if !number.is_empty() => {
+            return Err(format!("the unit is missing: {allowed}; bits per second would be \"{number}bit/s\""));
+        }
+        _ => return Err(allowed.to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
+    number.checked_mul(scale).ok_or_else(|| "faster than can be counted".to_owned())
+}
+
+/// Bits per second in the form that the configuration takes.
+pub(crate) fn show_rate(rate: u64) -> String {
+    [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")]
+        .into_iter()
+        .find(|(scale, _)| rate != 0 && rate.is_multiple_of(*scale))
+        .map_or_else(|| format!("{rate}bit/s"), |(scale, unit)| format!("{}{unit}", rate / scale))
+}
+
+/// Seconds since 1970 of "2026-12-31", at its end, or of "2026-12-31T12:00:00Z" (RFC 3339, any offset).
+pub(crate) fn instant(text: &str) -> Option<u64> {
+    let parsed: toml::value::Datetime = text.parse().ok()?;
+    let date = parsed.date?;
+    let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    // Years are taken from March on, so that the leap day is the last of a year; 400 of them have 146,097 days.
+    let years = if month <= 2 { year - 1 } else { year };
+    let since_march = (month + 9) % 12;
+    let days = 365 * years + years.div_euclid(4) - years.div_euclid(100)
+        + years.div_euclid(400)
+        + (153 * since_march + 2) / 5
+        + day
+        - 1
+        - 719_468;
+    let seconds = match (parsed.time, parsed.offset) {
+        (None, None) => 86_400,
+        (Some(time), Some(offset)) => {
+            let minutes = match offset {
+                toml::value::Offset::Z => 0,
+                toml::value::Offset::Custom { minutes } => i64::from(minutes),
+            };
+            let second = i64::from(time.second.unwrap_or(0));
+            i64::from(time.hour) * 3600 + i64::from(time.minute) * 60 + second - minutes * 60
+        }
+        // Without an offset nobody knows when it is.
+        (None, Some(_)) | (Some(_), None) => return None,
+    };
+    u64::try_from(days * 86_400 + seconds).ok()
+}
+
 fn split(text: &str) -> (&str, &str) {
     text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }
@@ -76,6 +132,34 @@ pub(crate) fn show_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_have_units_and_come_back() {
+        for (text, bits) in [("1bit/s", 1), ("64kbit/s", 64_000), ("3Mbit/s", 3_000_000), ("10Gbit/s", 10_000_000_000)]
+        {
+            assert_eq!(rate(text), Ok(bits));
+            assert_eq!(show_rate(bits), text);
+        }
+        for text in ["", "3", "3Mb", "3 Mbit/s", "3MBit/s", "-1bit/s", "1.5Mbit/s", "99999999999999Gbit/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_day_counts_to_its_end_and_a_time_needs_an_offset() {
+        for (text, unix) in [
+            ("1970-01-01", 86_400),
+            ("2026-12-31", 1_798_761_600),
+            ("2024-02-29T00:00:00Z", 1_709_164_800),
+            ("2026-11-21T12:00:00+01:00", 1_795_258_800),
+            ("2100-03-01T00:00:00Z", 4_107_542_400),
+        ] {
+            assert_eq!(instant(text), Some(unix), "{text}");
+        }
+        for text in ["", "tomorrow", "2026-13-01", "2026-12-31T12:00:00", "12:00:00", "1969-12-30"] {
+            assert_eq!(instant(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn durations_need_their_unit() {

@@ -6,14 +6,15 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use hashbrown::HashMap;
-
 use crate::protocol::address::{PeerAddress, RelayedTransportAddress};
-use crate::protocol::border::{QuotaClaim, Shared};
+use crate::protocol::border::{Genuine, Shared};
+use crate::protocol::genuine::GenuineCounts;
+use crate::protocol::meter::Meters;
+use crate::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
 use crate::protocol::reject::RejectReason;
 use crate::protocol::revocation::{Party, Revocations};
 use crate::protocol::settings::Limits;
-use crate::protocol::time::UnixSeconds;
+use crate::protocol::time::{Now, UnixSeconds};
 
 /// A local address to relay from, and what clients are told instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,17 +52,11 @@ impl Ports {
     }
 }
 
-#[derive(Default)]
-struct Counts {
-    total: u32,
-    users: HashMap<String, u32>,
-    clients: HashMap<IpAddr, u32>,
-}
-
 /// The one instance that all workers of a process share.
 pub struct Process {
     addresses: Vec<(RelayAddress, Box<Ports>)>,
-    counts: Mutex<Counts>,
+    quotas: Mutex<Quotas>,
+    genuine: Mutex<GenuineCounts>,
     revocations: Mutex<Revocations>,
 }
 
@@ -71,7 +66,8 @@ impl Process {
     pub fn new(addresses: &[RelayAddress]) -> Self {
         Self {
             addresses: addresses.iter().map(|address| (*address, Ports::new())).collect(),
-            counts: Mutex::default(),
+            quotas: Mutex::default(),
+            genuine: Mutex::default(),
             revocations: Mutex::default(),
         }
     }
@@ -88,9 +84,16 @@ impl Process {
         }
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        // The counts are whole after each statement, so a panic elsewhere leaves nothing half done.
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn quotas(&self) -> MutexGuard<'_, Quotas> {
+        // A panic in there would be a broken assumption of the table's own; counts that are off by one are better
+        // than none.
+        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who proved to hold a credential, by secret and result.
+    #[must_use]
+    pub fn genuine(&self) -> GenuineCounts {
+        self.genuine.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who is shut out.
@@ -102,82 +105,31 @@ impl Process {
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
-        let counts = self.counts();
-        (counts.total, counts.users.len(), counts.clients.len())
+        self.quotas().usage()
     }
 
     /// The client prefix with the most allocations, how many, and how many there are on the whole.
     #[must_use]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the largest is the same in any order, but for equals, where any will do"
-    )]
     pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
-        let counts = self.counts();
-        let (client, count) = counts.clients.iter().max_by_key(|(_, count)| **count)?;
-        Some((*client, *count, counts.total))
-    }
-}
-
-/// A client's /32 or /56; loopback is exempt.
-fn prefix(client: IpAddr) -> Option<IpAddr> {
-    if client.is_loopback() {
-        return None;
-    }
-    Some(match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 72 << 72).into()),
-    })
-}
-
-fn take<K, Q>(counts: &mut HashMap<K, u32>, key: &Q)
-where
-    K: std::hash::Hash + Eq,
-    Q: std::hash::Hash + hashbrown::Equivalent<K> + ?Sized,
-{
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            counts.remove(key);
-        }
+        self.quotas().busiest_client()
     }
 }
 
 impl Shared for Process {
-    fn admit(&self, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<(), RejectReason> {
-        let mut counts = self.counts();
-        let full = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
-        if full(counts.total, limits.allocations) {
-            return Err(RejectReason::QuotaServer);
-        }
-        let user = claim.identity.map(|identity| counts.users.get(identity).copied().unwrap_or(0));
-        if user.is_some_and(|count| full(count, limits.allocations_per_user)) {
-            return Err(RejectReason::QuotaUser);
-        }
-        let client = prefix(claim.client);
-        let of_client = client.map_or(0, |prefix| counts.clients.get(&prefix).copied().unwrap_or(0));
-        if full(of_client, limits.allocations_per_client) {
-            return Err(RejectReason::QuotaClient);
-        }
-        counts.total += 1;
-        if let Some(identity) = claim.identity {
-            *counts.users.entry_ref(identity).or_insert(0) += 1;
-        }
-        if let Some(prefix) = client {
-            *counts.clients.entry(prefix).or_insert(0) += 1;
-        }
-        Ok(())
+    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
+        self.quotas().admit(now, claim, limits)
     }
 
-    fn release(&self, claim: &QuotaClaim<'_>) {
-        let mut counts = self.counts();
-        counts.total = counts.total.saturating_sub(1);
-        if let Some(identity) = claim.identity {
-            take(&mut counts.users, identity);
-        }
-        if let Some(prefix) = prefix(claim.client) {
-            take(&mut counts.clients, &prefix);
-        }
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
+        self.quotas().meters(claim, counted, limits)
+    }
+
+    fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
+        self.quotas().release(now, claim, counted);
+    }
+
+    fn authenticated(&self, now: Now, note: &Genuine<'_>) {
+        self.genuine.lock().unwrap_or_else(PoisonError::into_inner).note(now, note);
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
@@ -194,32 +146,6 @@ impl Shared for Process {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quotas_count_users_and_prefixes_and_are_given_back_exactly() {
-        let process = Process::new(&[]);
-        let limits = Limits {
-            allocations: Some(4),
-            allocations_per_user: Some(2),
-            allocations_per_client: Some(3),
-            ..Limits::default()
-        };
-        let claim = |identity, client: &str| QuotaClaim { identity, client: client.parse().unwrap() };
-        let alice = claim(Some("alice"), "2001:db8:0:ff::1");
-        assert_eq!(process.admit(&alice, &limits), Ok(()));
-        assert_eq!(process.admit(&alice, &limits), Ok(()));
-        assert_eq!(process.admit(&alice, &limits), Err(RejectReason::QuotaUser));
-        let neighbour = claim(None, "2001:db8:0:01::2");
-        assert_eq!(process.admit(&neighbour, &limits), Ok(()), "a static user has no limit of his own");
-        assert_eq!(process.admit(&neighbour, &limits), Err(RejectReason::QuotaClient), "same /56");
-        let local = claim(Some("bob"), "127.0.0.1");
-        assert_eq!(process.admit(&local, &limits), Ok(()));
-        assert_eq!(process.admit(&local, &limits), Err(RejectReason::QuotaServer));
-        for claim in [alice, alice, neighbour, local] {
-            process.release(&claim);
-        }
-        assert_eq!(process.usage(), (0, 0, 0));
-    }
 
     #[test]
     fn a_relayed_port_is_known_under_both_its_addresses() {

@@ -6,12 +6,12 @@
 use super::Server;
 use super::accounting::SessionId;
 use super::address::{Family, RelayedTransportAddress, Via};
-use super::allocation::{Allocation, Origin, Owner};
+use super::allocation::{Allocation, Origin};
 use super::auth::Authenticated;
 use super::border::{
-    AllocationId, Answer, AskId, Event, OpenedRelay, Output, Parity, Question, QuotaClaim, RelayRefused, RelayRequest,
-    WorkerId,
+    AllocationId, Answer, AskId, Event, OpenedRelay, Output, Parity, Question, RelayRefused, RelayRequest, WorkerId,
 };
+use super::owner::Owner;
 use super::reject::RejectReason;
 use super::revocation::Whose;
 use super::time::{Now, Ticks};
@@ -72,13 +72,11 @@ impl Server {
             Ok(wanted) => wanted,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),
         };
-        let owner = request.owner(&self.settings);
-        if self.shared.is_revoked(&owner.party(), now.unix) {
-            return self.reject(via, message, RejectReason::Revoked, Some(request.key()));
-        }
-        if let Err(reason) = self.check_quota(&via, request) {
-            return self.reject(via, message, reason, Some(request.key()));
-        }
+        let owner = request.owner();
+        let owner = match self.check_terms(now, &via, &owner).and_then(|()| self.check_quota(now, &via, owner)) {
+            Ok(owner) => owner,
+            Err(reason) => return self.reject(via, message, reason, Some(request.key())),
+        };
         let id = self.table.reserve();
         let opening = Opening {
             via,
@@ -88,7 +86,7 @@ impl Server {
             lifetime: wanted.lifetime,
             asking: None,
         };
-        let identity = opening.owner.identity.clone();
+        let identity = opening.owner.full_identity();
         self.opening_of.insert(via, id);
         self.openings.insert(id, opening);
         match wanted.token {
@@ -139,13 +137,28 @@ impl Server {
     }
 
     /// RFC 8656 §7.2: "the server ... can choose to reject with 486" at any point before the port is opened.
-    fn check_quota(&self, via: &Via, request: &Authenticated<'_>) -> Result<(), RejectReason> {
+    fn check_quota(&self, now: Now, via: &Via, mut owner: Owner) -> Result<Owner, RejectReason> {
         if self.draining {
             return Err(RejectReason::Draining);
         }
-        let identity = request.is_time_limited().then(|| request.identity());
-        let claim = QuotaClaim { identity, client: via.five_tuple().client.ip() };
-        self.shared.admit(&claim, &self.settings.limits)
+        let admitted = self.shared.admit(now, &owner.claim(via), &self.settings.limits)?;
+        owner.admitted(admitted);
+        Ok(owner)
+    }
+
+    /// What the credential itself says, and what an operator said of it.
+    fn check_terms(&self, now: Now, via: &Via, owner: &Owner) -> Result<(), RejectReason> {
+        if self.shared.is_revoked(&owner.party(), now.unix) {
+            return Err(RejectReason::Revoked);
+        }
+        let Some(grant) = owner.grant() else { return Ok(()) };
+        if !grant.allows_transport(via.five_tuple().transport) {
+            return Err(RejectReason::TransportDenied);
+        }
+        if grant.closes_at.is_some_and(|at| at <= now.unix.0) {
+            return Err(RejectReason::ClosingTime);
+        }
+        Ok(())
     }
 
     const fn relays_from(&self, family: Family) -> bool {
@@ -181,7 +194,7 @@ impl Server {
         let owner = WorkerId(token.0[0]);
         if owner == self.worker {
             let relayed = self.take_reservation(token, &identity);
-            self.open_reserved(id, relayed);
+            self.open_reserved(now, id, relayed);
         } else if usize::from(owner.0) < self.workers {
             self.questions += 1;
             let number = self.questions;
@@ -194,18 +207,18 @@ impl Server {
             let question = Question::Reservation { token, identity };
             self.outputs.push_back(Output::Ask { worker: owner, ticket, question });
         } else {
-            self.open_reserved(id, None);
+            self.open_reserved(now, id, None);
         }
     }
 
-    fn open_reserved(&mut self, id: AllocationId, relayed: Option<RelayedTransportAddress>) {
+    fn open_reserved(&mut self, now: Now, id: AllocationId, relayed: Option<RelayedTransportAddress>) {
         let client = self.openings.get(&id).map(|opening| opening.via.five_tuple().client.ip());
         match relayed.zip(client) {
             Some((relayed, client)) => {
                 let request = RelayRequest::Reserved { relayed, client };
                 self.outputs.push_back(Output::OpenRelay { allocation: id, request });
             }
-            None => self.fail_opening(id, RejectReason::BadReservation),
+            None => self.fail_opening(now, id, RejectReason::BadReservation),
         }
     }
 
@@ -225,18 +238,18 @@ impl Server {
         self.outputs.push_back(Output::Answer { ticket, answer });
     }
 
-    pub(super) fn on_answered(&mut self, ticket: AskId, answer: Answer) {
+    pub(super) fn on_answered(&mut self, now: Now, ticket: AskId, answer: Answer) {
         let Answer::Reservation(relayed) = answer;
         match self.asked.remove(&ticket.number) {
-            Some(id) => self.open_reserved(id, relayed),
+            Some(id) => self.open_reserved(now, id, relayed),
             // Whoever asked gave up; the port came along and has no owner any more.
             None => self.outputs.extend(relayed.map(|relayed| Output::CloseReserved { relayed })),
         }
     }
 
-    pub(super) fn on_question_overdue(&mut self, number: u64) {
+    pub(super) fn on_question_overdue(&mut self, now: Now, number: u64) {
         if let Some(id) = self.asked.remove(&number) {
-            self.fail_opening(id, RejectReason::BadReservation);
+            self.fail_opening(now, id, RejectReason::BadReservation);
         }
     }
 
@@ -249,9 +262,9 @@ impl Server {
     pub(super) fn on_relay_opened(&mut self, now: Now, id: AllocationId, result: Result<OpenedRelay, RelayRefused>) {
         let opened = match result {
             Ok(opened) => opened,
-            Err(RelayRefused::NotHeld) => return self.fail_opening(id, RejectReason::BadReservation),
+            Err(RelayRefused::NotHeld) => return self.fail_opening(now, id, RejectReason::BadReservation),
             Err(RelayRefused::NoPort | RelayRefused::NoFiles | RelayRefused::System) => {
-                return self.fail_opening(id, RejectReason::NoPort);
+                return self.fail_opening(now, id, RejectReason::NoPort);
             }
         };
         let Some(opening) = self.openings.remove(&id) else {
@@ -261,7 +274,7 @@ impl Server {
             return;
         };
         self.opening_of.remove(&opening.via);
-        let token = opened.held.map(|held| self.hold(now, held, &opening.owner.identity));
+        let token = opened.held.map(|held| self.hold(now, held, &opening.owner.full_identity()));
         let origin = Origin { transaction_id: opening.transaction_id, lifetime: opening.lifetime, token };
         let key = opening.owner.key.clone();
         self.sessions += 1;
@@ -269,6 +282,7 @@ impl Server {
         let mut allocation =
             Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
+        allocation.plan_close(&self.settings.auth, now);
         allocation.armed_at = allocation.wakes_at();
         self.timers.arm(allocation.armed_at, Due::Allocation(id));
         self.spare_drops.prepare();
@@ -298,8 +312,8 @@ impl Server {
     }
 
     /// Ends an opening that came to nothing, and tells the client.
-    pub(super) fn fail_opening(&mut self, id: AllocationId, reason: RejectReason) {
-        let Some(opening) = self.forget_opening(id) else { return };
+    pub(super) fn fail_opening(&mut self, now: Now, id: AllocationId, reason: RejectReason) {
+        let Some(opening) = self.forget_opening(now, id) else { return };
         self.counters.rejected(reason);
         let key = opening.owner.key.clone();
         let head = (METHOD_ALLOCATE, opening.transaction_id);
@@ -310,23 +324,23 @@ impl Server {
 
     /// Refuses what these were about to begin.
     #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
-    pub(super) fn give_up_openings_of(&mut self, whose: &Whose) {
+    pub(super) fn give_up_openings_of(&mut self, now: Now, whose: &Whose) {
         let theirs = self.openings.iter().filter(|(_, opening)| whose.includes(&opening.owner.party()));
         let mut ids: Vec<AllocationId> = theirs.map(|(id, _)| *id).collect();
         ids.sort_unstable();
         for id in ids {
-            self.fail_opening(id, RejectReason::Revoked);
+            self.fail_opening(now, id, RejectReason::Revoked);
         }
     }
 
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
     #[allow(clippy::disallowed_methods, reason = "what comes out of the maps is sorted at once")]
-    pub(super) fn give_up_openings(&mut self) {
+    pub(super) fn give_up_openings(&mut self, now: Now) {
         // Sorted, because the order of a hash map must not decide what happens first.
         let mut ids: Vec<AllocationId> = self.openings.keys().copied().collect();
         ids.sort_unstable();
         for id in ids {
-            self.fail_opening(id, RejectReason::Draining);
+            self.fail_opening(now, id, RejectReason::Draining);
         }
         let mut tokens: Vec<ReservationToken> = self.reservations.keys().copied().collect();
         tokens.sort_unstable_by_key(|token| token.0);
@@ -338,12 +352,12 @@ impl Server {
         }
     }
 
-    pub(super) fn forget_opening(&mut self, id: AllocationId) -> Option<Opening> {
+    pub(super) fn forget_opening(&mut self, now: Now, id: AllocationId) -> Option<Opening> {
         let opening = self.openings.remove(&id)?;
         self.opening_of.remove(&opening.via);
         self.asked.retain(|_, waiting| *waiting != id);
         self.table.unreserve(id);
-        self.shared.release(&opening.owner.claim(&opening.via));
+        self.shared.release(now, &opening.owner.claim(&opening.via), opening.owner.counted());
         Some(opening)
     }
 }

@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::accounting::{Amount, Drops, SessionId, SessionRecord, Traffic};
 use super::address::{PeerAddress, RelayedTransportAddress, Via};
-use super::border::{AllocationId, DropReason, EndReason, QuotaClaim};
+use super::border::{AllocationId, DropReason, EndReason};
+use super::meter::Meters;
+use super::owner::{NEVER, Owner, Terms, TimeLimit};
 use super::peer_policy::PeerClass;
-use super::revocation::Party;
+use super::settings::AuthSettings;
 use super::small_map::SmallMap;
 use super::time::{Now, Ticks};
 use crate::wire::attribute::ReservationToken;
@@ -41,41 +43,6 @@ pub struct ChannelBinding {
     pub expires_at: Ticks,
 }
 
-/// Whose allocation it is: kept as verified, so that rotation and expiry never drop a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The full USERNAME; another one is answered with 441.
-    pub username: Box<str>,
-    /// Whom quotas count for.
-    pub identity: Box<str>,
-    /// The key that every request on the allocation is checked with.
-    pub key: Key,
-    /// The secret and the expiry of a time-limited credential.
-    pub time_limited: Option<TimeLimit>,
-}
-
-impl Owner {
-    /// Whom the allocation counts for.
-    pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
-        let identity = self.time_limited.is_some().then_some(&*self.identity);
-        QuotaClaim { identity, client: via.five_tuple().client.ip() }
-    }
-
-    /// Who that is, to those who shut people out.
-    pub(super) fn party(&self) -> Party<'_> {
-        Party { username: &self.username, user: &self.identity, tenant: None }
-    }
-}
-
-/// Where a time-limited credential came from and when it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimeLimit {
-    /// The secret's id.
-    pub secret: Box<str>,
-    /// Seconds since 1970.
-    pub expires_at: u64,
-}
-
 /// Which request made the allocation, so that its retransmission gets the same answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Origin {
@@ -86,9 +53,6 @@ pub struct Origin {
     /// The token that was given out, if one was.
     pub token: Option<ReservationToken>,
 }
-
-/// Later than any deadline.
-pub(super) const NEVER: Ticks = Ticks(u64::MAX);
 
 /// An allocation (RFC 8656 section 2).
 #[derive(Clone, Debug)]
@@ -217,7 +181,9 @@ impl Allocation {
     }
 
     /// Judges every permission and channel again: `None` closes it.
-    pub(super) fn rejudge(&mut self, mut judge: impl FnMut(IpAddr) -> Option<PeerClass>) {
+    pub(super) fn rejudge(&mut self, judge: impl Fn(IpAddr) -> Option<PeerClass>) {
+        let owner = &self.owner;
+        let judge = |ip| owner.narrow(ip, judge(ip)?);
         self.permissions.retain(seed(self.id), |ip, permission| match judge(*ip) {
             Some(class) => {
                 permission.class = class;
@@ -247,7 +213,12 @@ impl Allocation {
 
     /// When its timer should wake.
     pub(super) fn wakes_at(&self) -> Ticks {
-        self.expires_at.min(self.interim_at)
+        self.expires_at.min(self.interim_at).min(self.owner.closing().map_or(NEVER, |(at, _)| at))
+    }
+
+    /// Finds out when it ends in any case.
+    pub(super) fn plan_close(&mut self, auth: &AuthSettings, now: Now) {
+        self.owner.plan_close(auth, self.created_at, now);
     }
 
     /// What is known of the session, under the next sequence number.
@@ -260,7 +231,7 @@ impl Allocation {
             allocation: self.id,
             username: self.owner.username.clone(),
             identity: self.owner.identity.clone(),
-            tenant: None,
+            tenant: self.owner.tenant().map(Into::into),
             secret: self.owner.time_limited.as_ref().map(|limit| limit.secret.clone()),
             via: self.via,
             relayed: self.relayed,
@@ -297,6 +268,7 @@ impl Allocation {
             identity: self.owner.identity.clone(),
             key: *self.owner.key.expose(),
             time_limited: self.owner.time_limited.clone(),
+            terms: self.owner.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
             origin: self.origin,
             created_at: self.created_at,
         }
@@ -311,7 +283,7 @@ impl Allocation {
             via: state.via,
             relayed: state.relayed,
             expires_at: state.expires_at,
-            armed_at: state.expires_at.min(state.interim_at),
+            armed_at: NEVER,
             traffic: state.traffic,
             drops: Drops::from_list(&state.dropped),
             session: state.session,
@@ -325,6 +297,7 @@ impl Allocation {
                 identity: state.identity,
                 key: Key::from_md5(state.key),
                 time_limited: state.time_limited,
+                terms: state.terms.map(Box::new),
             },
             origin: state.origin,
             created_at: state.created_at,
@@ -336,6 +309,7 @@ impl Allocation {
             allocation.channels.insert(number, binding, seed);
             allocation.channel_of.insert(binding.peer, number, seed);
         }
+        allocation.armed_at = allocation.wakes_at();
         allocation
     }
 
@@ -386,6 +360,8 @@ pub struct AllocationState {
     pub key: [u8; 16],
     /// Secret and expiry of a time-limited credential.
     pub time_limited: Option<TimeLimit>,
+    /// What limits it; the meters are asked for again.
+    pub terms: Option<Terms>,
     /// The request that made it.
     pub origin: Origin,
     /// When it was made.
@@ -423,6 +399,7 @@ pub(super) mod tests {
                 identity: "bob".into(),
                 key: Key::from_md5([5; 16]),
                 time_limited: Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
+                terms: Some(Box::new(Terms { tenant: Some("acme".into()), ..Terms::default() })),
             },
             Origin { transaction_id: TransactionId([1; 12]), lifetime: 600, token: None },
             Ticks(1000),

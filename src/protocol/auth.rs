@@ -4,12 +4,15 @@
 //! reached without a verified MESSAGE-INTEGRITY. No state is made for anybody here.
 
 use super::address::Via;
-use super::allocation::{Allocation, Owner, TimeLimit};
+use super::allocation::Allocation;
+use super::border::Genuine;
 use super::nonce::Nonces;
+use super::owner::{Owner, Terms, TimeLimit};
 use super::reject::RejectReason;
-use super::settings::{Settings, StaticUser};
-use super::time::Now;
+use super::settings::{Settings, StaticKey};
+use super::time::{Now, UnixSeconds};
 use crate::credentials;
+use crate::credentials::claims::Grant;
 use crate::wire::integrity::Key;
 use crate::wire::message::{Known, Message};
 
@@ -23,14 +26,14 @@ pub(super) struct Authenticated<'m> {
 }
 
 /// What the key was found in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Proof<'m> {
     /// The allocation of this five-tuple, whose owner this is.
     Owner,
     /// `auth.users`.
-    Static,
+    Static(Option<Box<Terms>>),
     /// One of `auth.secrets`.
-    TimeLimited { secret: usize, expires_at: u64, user_id: &'m str },
+    TimeLimited { secret: Box<str>, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
 }
 
 /// A refusal on the way to [`Authenticated`], with the key if the request was verified.
@@ -38,12 +41,20 @@ enum Proof<'m> {
 pub(super) struct Refused {
     pub(super) reason: RejectReason,
     pub(super) key: Option<Key>,
+    /// The secret that the request was genuine under, by its place in the list, and the credential's expiry.
+    pub(super) of: Option<(usize, u64)>,
 }
 
 impl From<RejectReason> for Refused {
     fn from(reason: RejectReason) -> Self {
-        Self { reason, key: None }
+        Self { reason, key: None, of: None }
     }
+}
+
+/// What is kept of a tenant and a grant; nothing if they say nothing.
+fn terms(tenant: Option<&str>, grant: &Grant) -> Option<Box<Terms>> {
+    (tenant.is_some() || !grant.is_unlimited())
+        .then(|| Box::new(Terms { tenant: tenant.map(Into::into), grant: grant.clone(), ..Terms::default() }))
 }
 
 /// Checks a request in the RFC's order.
@@ -79,7 +90,7 @@ pub(super) fn authenticate<'m>(
     };
     // (5): the nonce, last, so that whoever holds no key learns nothing from it.
     if !nonces.is_fresh(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce) {
-        return Err(Refused { reason: RejectReason::StaleNonce, key: Some(key) });
+        return Err(Refused { reason: RejectReason::StaleNonce, key: Some(key), of: None });
     }
     Ok(Authenticated { message, key, username, proof })
 }
@@ -91,31 +102,41 @@ fn find_key<'m>(
     realm: &[u8],
     settings: &Settings,
     now: Now,
-) -> Result<(Key, Proof<'m>), RejectReason> {
+) -> Result<(Key, Proof<'m>), Refused> {
     if realm != settings.realm.as_bytes() {
-        return Err(RejectReason::WrongRealm);
+        return Err(RejectReason::WrongRealm.into());
     }
     let key_of = |password: &[u8]| Key::long_term(username.as_bytes(), realm, password);
     if let Some(user) = settings.auth.users.get(username) {
-        let key = match user {
-            StaticUser::Password(password) => key_of(password.expose()),
-            StaticUser::KeyMd5(key) => Key::from_md5(key.expose().try_into().map_err(|_| RejectReason::UnknownUser)?),
+        let key = match &user.key {
+            StaticKey::Password(password) => key_of(password.expose()),
+            StaticKey::KeyMd5(key) => Key::from_md5(key.expose().try_into().map_err(|_| RejectReason::UnknownUser)?),
         };
-        return if key.verifies(message) { Ok((key, Proof::Static)) } else { Err(RejectReason::BadIntegrity) };
-    }
-    let parts = credentials::parse_username(username).ok_or(RejectReason::UnknownUser)?;
-    if settings.auth.secrets.is_empty() {
-        return Err(RejectReason::UnknownUser);
-    }
-    credentials::check_expiry(parts.expires_at, now.unix.0, settings.auth.max_ttl)?;
-    for (index, secret) in settings.auth.secrets.iter().enumerate() {
-        let key = key_of(credentials::password(secret, username.as_bytes()).as_bytes());
-        if key.verifies(message) {
-            let proof = Proof::TimeLimited { secret: index, expires_at: parts.expires_at, user_id: parts.user_id };
-            return Ok((key, proof));
+        if !key.verifies(message) {
+            return Err(RejectReason::BadIntegrity.into());
         }
+        return Ok((key, Proof::Static(terms(user.tenant.as_deref(), &user.grant))));
     }
-    Err(RejectReason::BadIntegrity)
+    let mut found = None;
+    let secrets = &settings.auth.secrets;
+    let verified = credentials::verify_by(secrets, now.unix.0, settings.auth.max_ttl, username, |secret| {
+        let key = key_of(credentials::password(secret, username.as_bytes()).as_bytes());
+        let fits = key.verifies(message);
+        found = fits.then_some(key);
+        fits
+    });
+    let good = verified.map_err(|(refused, secret)| {
+        let at = secret.and_then(|secret| secrets.iter().position(|other| std::ptr::eq(other, secret)));
+        let end = credentials::parse_username(username).map(|parts| parts.expires_at);
+        // Whoever is genuine may know that it is not his password: what is no 401 is signed.
+        let reason = RejectReason::from(refused);
+        let key = found.clone().filter(|_| reason.code() != RejectReason::BadIntegrity.code());
+        Refused { reason, key, of: at.zip(end) }
+    })?;
+    let terms = terms(good.holder.tenant.as_deref(), &good.holder.grant);
+    let secret = good.secret.id.clone();
+    let proof = Proof::TimeLimited { secret, expires_at: good.expires_at, user_id: good.holder.user_id, terms };
+    Ok((found.ok_or(RejectReason::BadIntegrity)?, proof))
 }
 
 impl<'m> Authenticated<'m> {
@@ -133,30 +154,38 @@ impl<'m> Authenticated<'m> {
     }
 
     /// Whom quotas count for: the user id; if empty, the whole USERNAME; static users by name.
-    pub(super) const fn identity(&self) -> &'m str {
+    const fn identity(&self) -> &'m str {
         match self.proof {
             Proof::TimeLimited { user_id, .. } if !user_id.is_empty() => user_id,
-            Proof::TimeLimited { .. } | Proof::Owner | Proof::Static => self.username,
+            Proof::TimeLimited { .. } | Proof::Owner | Proof::Static(_) => self.username,
         }
     }
 
-    /// Whether the user's own allocations are limited.
-    pub(super) const fn is_time_limited(&self) -> bool {
-        matches!(self.proof, Proof::TimeLimited { .. })
+    /// What is noted of somebody who is let in.
+    pub(super) fn note(&self) -> Genuine<'_> {
+        match &self.proof {
+            Proof::TimeLimited { secret, expires_at, .. } => {
+                Genuine { secret: Some(secret), expires_at: Some(UnixSeconds(*expires_at)), refused: None }
+            }
+            Proof::Owner | Proof::Static(_) => Genuine { secret: None, expires_at: None, refused: None },
+        }
     }
 
     /// What a new allocation keeps of its owner.
-    pub(super) fn owner(&self, settings: &Settings) -> Owner {
+    pub(super) fn owner(&self) -> Owner {
+        let (time_limited, terms) = match &self.proof {
+            Proof::TimeLimited { secret, expires_at, terms, .. } => {
+                (Some(TimeLimit { secret: secret.clone(), expires_at: *expires_at }), terms.clone())
+            }
+            Proof::Static(terms) => (None, terms.clone()),
+            Proof::Owner => (None, None),
+        };
         Owner {
             username: self.username.into(),
             identity: self.identity().into(),
             key: self.key.clone(),
-            time_limited: match self.proof {
-                Proof::TimeLimited { secret, expires_at, .. } => {
-                    settings.auth.secrets.get(secret).map(|secret| TimeLimit { secret: secret.id.clone(), expires_at })
-                }
-                Proof::Owner | Proof::Static => None,
-            },
+            time_limited,
+            terms,
         }
     }
 }

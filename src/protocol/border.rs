@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::accounting::{SessionId, SessionRecord};
 use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use super::meter::Meters;
+use super::quota::{Admitted, Counted, QuotaClaim};
 use super::reject::RejectReason;
 use super::revocation::{Party, Whose};
 use super::settings::{Limits, Settings};
-use super::time::UnixSeconds;
+use super::time::{Now, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
 
@@ -353,12 +355,30 @@ pub enum EndReason {
     Kicked,
     /// Its credential, user or tenant was revoked.
     Revoked,
+    /// Its credential expired, and `auth.on_expiry` closes then.
+    CredentialExpired,
+    /// It lived as long as `auth.max_session` allows.
+    MaxSession,
+    /// The closing time inside its credential came.
+    ClosingTime,
+    /// A byte budget was used up.
+    Budget,
 }
 
 impl EndReason {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::Refreshed, Self::Expired, Self::ClientClosed, Self::Shutdown, Self::Kicked, Self::Revoked];
+    pub const ALL: [Self; 10] = [
+        Self::Refreshed,
+        Self::Expired,
+        Self::ClientClosed,
+        Self::Shutdown,
+        Self::Kicked,
+        Self::Revoked,
+        Self::CredentialExpired,
+        Self::MaxSession,
+        Self::ClosingTime,
+        Self::Budget,
+    ];
 
     /// The word in logs and metrics.
     #[must_use]
@@ -370,6 +390,10 @@ impl EndReason {
             Self::Shutdown => "shutdown",
             Self::Kicked => "kicked",
             Self::Revoked => "revoked",
+            Self::CredentialExpired => "credential_expired",
+            Self::MaxSession => "max_session",
+            Self::ClosingTime => "closing_time",
+            Self::Budget => "budget",
         }
     }
 }
@@ -428,6 +452,12 @@ drop_reasons! {
     NotRelayedPort = "not_relayed_port",
     /// One of our own listeners as a peer.
     PeerIsListener = "peer_is_listener",
+    /// More bits than a bandwidth limit lets pass.
+    OverBandwidth = "over_bandwidth",
+    /// More packets than a limit lets pass.
+    OverPackets = "over_packets",
+    /// A byte budget is used up; the allocation ends.
+    OverBudget = "over_budget",
     /// Too big for the client's framing.
     TooBig = "too_big",
     /// The system said ENETUNREACH or EHOSTUNREACH.
@@ -458,10 +488,16 @@ pub trait Shared: Send + Sync {
     ///
     /// # Errors
     /// The quota that is full; nothing was counted then.
-    fn admit(&self, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<(), RejectReason>;
+    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason>;
+
+    /// What an allocation that was let in passes under these limits.
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters;
 
     /// Counts one allocation out; the claim equals the one that was admitted.
-    fn release(&self, claim: &QuotaClaim<'_>);
+    fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted);
+
+    /// Notes that somebody was found genuine, and what came of it.
+    fn authenticated(&self, now: Now, note: &Genuine<'_>);
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
@@ -470,11 +506,13 @@ pub trait Shared: Send + Sync {
     fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool;
 }
 
-/// Whom one allocation counts for.
+/// Somebody who proved to hold a credential.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct QuotaClaim<'a> {
-    /// The user id of a time-limited credential; `None` for a static user, who has no limit.
-    pub identity: Option<&'a str>,
-    /// The client's address.
-    pub client: std::net::IpAddr,
+pub struct Genuine<'a> {
+    /// The id of the secret it was minted with; `None` for a static user.
+    pub secret: Option<&'a str>,
+    /// When the credential ends; `None` for a static user.
+    pub expires_at: Option<UnixSeconds>,
+    /// Why he is refused all the same.
+    pub refused: Option<RejectReason>,
 }

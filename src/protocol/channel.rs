@@ -50,7 +50,8 @@ impl Server {
             return Err(RejectReason::ChannelConflict);
         }
         self.check_peer_family(id, peer)?;
-        let class = self.check_peer_policy(peer)?;
+        let class = self.check_peer_policy(id, peer)?;
+        self.check_expiry(now, id, peer.ip())?;
         check_peer(peer, class, &self.settings.peers, &*self.shared)?;
         self.check_channel_room(id, number, peer, now)?;
         Ok(Bind { id, number, peer, class })

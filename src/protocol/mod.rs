@@ -13,9 +13,13 @@ pub mod binding;
 pub mod border;
 mod channel;
 pub mod counters;
+pub mod genuine;
+pub mod meter;
 pub mod nonce;
+pub mod owner;
 pub mod peer_policy;
 mod permission;
+pub mod quota;
 pub mod random;
 mod refresh;
 pub mod reject;
@@ -38,14 +42,14 @@ use self::allocate::{Opening, Reservation};
 use self::allocation::{Allocation, Origin};
 use self::auth::{Authenticated, authenticate};
 use self::binding::{ANSWER_BYTES_MAX, Answered};
-use self::border::{AllocationId, DropReason, EndReason, Event, Input, Output, Selector, Shared, WorkerId};
+use self::border::{AllocationId, DropReason, EndReason, Event, Genuine, Input, Output, Selector, Shared, WorkerId};
 use self::counters::Counters;
 use self::nonce::Nonces;
 use self::random::{Random, Sequence};
 use self::reject::RejectReason;
 use self::settings::Settings;
 use self::table::AllocationTable;
-use self::time::{Now, Ticks};
+use self::time::{Now, Ticks, UnixSeconds};
 use self::timer::{Due, Timers};
 use crate::wire::attribute::{
     ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
@@ -147,7 +151,7 @@ impl Server {
             Input::RelayOpened { allocation, result } => self.on_relay_opened(now, allocation, result),
             Input::ClientClosed { via } => self.on_client_closed(now, &via),
             Input::Asked { ticket, question } => self.on_asked(ticket, &question),
-            Input::Answered { ticket, answer } => self.on_answered(ticket, answer),
+            Input::Answered { ticket, answer } => self.on_answered(now, ticket, answer),
             Input::Reconfigure(settings) => self.on_reconfigure(now, settings),
             Input::Drain => self.draining = true,
             Input::Close { which, reason } => self.on_close(now, &which, reason),
@@ -161,7 +165,7 @@ impl Server {
             match due {
                 Due::Allocation(id) => self.on_allocation_due(now, id),
                 Due::Reservation(token) => self.on_reservation_expired(ReservationToken(token)),
-                Due::Question(number) => self.on_question_overdue(number),
+                Due::Question(number) => self.on_question_overdue(now, number),
             }
         }
     }
@@ -246,8 +250,14 @@ impl Server {
         let allocation = self.table.by_via(&via);
         let request = match authenticate(message, &via, allocation, &self.settings, &self.nonces, now) {
             Ok(request) => request,
-            Err(refused) => return self.reject_unauthenticated(now, via, message, &refused),
+            Err(refused) => {
+                self.note_refused(now, &refused);
+                return self.reject_unauthenticated(now, via, message, &refused);
+            }
         };
+        if !request.is_owner() {
+            self.shared.authenticated(now, &request.note());
+        }
         // RFC 8489 §6.3.1: unknown attributes count once the request is known to be genuine.
         if !message.unknown().is_empty() {
             return self.reject(via, message, RejectReason::UnknownAttributes, Some(request.key()));
@@ -268,7 +278,7 @@ impl Server {
 
     fn on_client_closed(&mut self, now: Now, via: &Via) {
         if let Some(id) = self.opening_of.get(via).copied() {
-            self.forget_opening(id);
+            self.forget_opening(now, id);
         }
         if let Some(id) = self.table.by_via(via).map(|allocation| allocation.id) {
             self.end(now, id, EndReason::ClientClosed);
@@ -276,14 +286,20 @@ impl Server {
     }
 
     fn on_reconfigure(&mut self, now: Now, settings: Arc<Settings>) {
+        let replans_close = (self.settings.auth.on_expiry, self.settings.auth.max_session)
+            != (settings.auth.on_expiry, settings.auth.max_session);
         for allocation in self.table.iter_mut() {
             allocation.rejudge(|ip| settings.peers.judge(ip));
+            let claim = allocation.owner.claim(&allocation.via);
+            let meters = self.shared.meters(&claim, allocation.owner.counted(), &settings.limits);
+            allocation.owner.set_meters(meters);
+            allocation.plan_close(&settings.auth, now);
         }
         self.relay_ipv4 = settings.relay_ipv4;
         self.relay_ipv6 = settings.relay_ipv6;
         let replans = self.settings.interim_seconds != settings.interim_seconds;
         self.settings = settings;
-        if replans {
+        if replans || replans_close {
             self.plan_interims(now);
         }
     }
@@ -298,7 +314,7 @@ impl Server {
             self.end(now, id, reason);
         }
         if let Selector::Of(whose) = which {
-            self.give_up_openings_of(whose);
+            self.give_up_openings_of(now, whose);
         }
     }
 
@@ -308,16 +324,30 @@ impl Server {
         for id in ids {
             self.end(now, id, reason);
         }
-        self.give_up_openings();
+        self.give_up_openings(now);
     }
 
     fn mirrors_fingerprint(&self, message: &Message<'_>) -> bool {
         message.has(Known::Fingerprint)
     }
 
+    /// Only whoever proved to hold a credential is noted: strangers have the counters.
+    fn note_refused(&self, now: Now, refused: &auth::Refused) {
+        if let Some((secret, expires_at)) =
+            refused.of.and_then(|(at, end)| Some((self.settings.auth.secrets.get(at)?, end)))
+        {
+            let note = Genuine {
+                secret: Some(&secret.id),
+                expires_at: Some(UnixSeconds(expires_at)),
+                refused: Some(refused.reason),
+            };
+            self.shared.authenticated(now, &note);
+        }
+    }
+
     /// 401 and 438 carry realm and nonce; everything before verification is unsigned.
     fn reject_unauthenticated(&mut self, now: Now, via: Via, message: &Message<'_>, refused: &auth::Refused) {
-        let challenge = refused.reason != RejectReason::IncompleteCredentials;
+        let challenge = !matches!(refused.reason, RejectReason::IncompleteCredentials | RejectReason::BadClaims);
         let nonce = self.nonces.mint(now.unix, via.five_tuple());
         let settings = Arc::clone(&self.settings);
         let attributes: &[(AttrType, &[u8])] =

@@ -8,6 +8,7 @@ use super::auth::Authenticated;
 use super::border::AllocationId;
 use super::peer_policy::PeerClass;
 use super::reject::RejectReason;
+use super::settings::OnExpiry;
 use super::time::Now;
 
 impl Server {
@@ -43,9 +44,12 @@ impl Server {
         }
         let peers = peers
             .into_iter()
-            .map(|peer| Ok((peer.ip(), self.check_peer_policy(peer)?)))
+            .map(|peer| Ok((peer.ip(), self.check_peer_policy(id, peer)?)))
             .collect::<Result<Vec<_>, RejectReason>>()?;
         let ips: Vec<IpAddr> = peers.iter().map(|(ip, _)| *ip).collect();
+        for ip in &ips {
+            self.check_expiry(now, id, *ip)?;
+        }
         let max = self.settings.limits.permissions_per_allocation;
         let allocation = self.table.get_mut(id).ok_or(RejectReason::NoAllocation)?;
         if !allocation.has_room_for_permissions(&ips, max, now.ticks) {
@@ -60,8 +64,22 @@ impl Server {
         if relayed == Some(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
     }
 
-    /// 403 for what the policy denies; the address's class otherwise.
-    pub(super) fn check_peer_policy(&self, peer: PeerAddress) -> Result<PeerClass, RejectReason> {
-        self.settings.peers.judge(peer.ip()).ok_or(RejectReason::PeerDenied)
+    /// 403 for what the policy denies or the credential leaves out; the address's class otherwise.
+    pub(super) fn check_peer_policy(&self, id: AllocationId, peer: PeerAddress) -> Result<PeerClass, RejectReason> {
+        let class = self.settings.peers.judge(peer.ip()).ok_or(RejectReason::PeerDenied)?;
+        let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
+        allocation.owner.narrow(peer.ip(), class).ok_or(RejectReason::PeerOutOfScope)
+    }
+
+    /// 403 for a peer that has no permission yet, once the credential has expired and `auth.on_expiry` says so.
+    pub(super) fn check_expiry(&self, now: Now, id: AllocationId, ip: IpAddr) -> Result<(), RejectReason> {
+        if self.settings.auth.on_expiry != OnExpiry::DenyNew {
+            return Ok(());
+        }
+        let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
+        if allocation.owner.has_expired(now.unix) && allocation.permission(ip, now.ticks).is_none() {
+            return Err(RejectReason::CredentialExpired);
+        }
+        Ok(())
     }
 }

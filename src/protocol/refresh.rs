@@ -66,6 +66,9 @@ impl Server {
         if allocation.expires_at <= now.ticks {
             return self.end(now, id, EndReason::Expired);
         }
+        if let Some(reason) = allocation.owner.closing().filter(|(at, _)| *at <= now.ticks).map(|(_, reason)| reason) {
+            return self.end(now, id, reason);
+        }
         if allocation.interim_at <= now.ticks {
             allocation.plan_interim(self.settings.interim_seconds, now.ticks);
             let record = allocation.write_record(now, None);
@@ -74,7 +77,15 @@ impl Server {
         self.rearm(id);
     }
 
-    /// The interval of the interim records has changed; a scan, on reload only.
+    /// A byte budget was used up by the last packet: the allocation ends when the loop comes to its deadlines.
+    #[cold]
+    pub(super) fn end_for_budget(&mut self, now: Now, id: AllocationId) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        allocation.owner.close_at(now.ticks, EndReason::Budget);
+        self.rearm(id);
+    }
+
+    /// What an allocation's own deadlines depend on has changed; a scan, on reload only.
     pub(super) fn plan_interims(&mut self, now: Now) {
         let ids: Vec<AllocationId> = self.table.iter().map(|allocation| allocation.id).collect();
         for id in ids {
@@ -89,7 +100,7 @@ impl Server {
     pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
         let Some(mut allocation) = self.table.remove(id) else { return };
         self.timers.disarm(allocation.armed_at, Due::Allocation(id));
-        self.shared.release(&allocation.owner.claim(&allocation.via));
+        self.shared.release(now, &allocation.owner.claim(&allocation.via), allocation.owner.counted());
         self.counters.live(allocation.via.five_tuple().transport, allocation.relayed.family()).sub(1);
         self.counters.ended[reason as usize].add(1);
         self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed });

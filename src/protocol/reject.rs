@@ -65,6 +65,16 @@ reject_reasons! {
     TooFarAhead = CODE_UNAUTHORIZED, "too_far_ahead", "Unauthorized";
     /// The credential, its user or its tenant was revoked.
     Revoked = CODE_FORBIDDEN, "revoked", "Forbidden";
+    /// Claims inside the credential that are not understood to the last.
+    BadClaims = CODE_FORBIDDEN, "bad_claims", "Forbidden";
+    /// The secret of the credential is past its `not_after`.
+    SecretRetired = CODE_UNAUTHORIZED, "secret_retired", "Unauthorized";
+    /// The credential does not allow the transport that the client came by.
+    TransportDenied = CODE_FORBIDDEN, "transport_denied", "Forbidden";
+    /// The closing time inside the credential is over.
+    ClosingTime = CODE_FORBIDDEN, "closing_time", "Forbidden";
+    /// A new peer after the credential has expired, which `auth.on_expiry` does not allow.
+    CredentialExpired = CODE_FORBIDDEN, "credential_expired", "Forbidden";
     /// The nonce is too old, another client's, or of another process.
     StaleNonce = CODE_STALE_NONCE, "stale_nonce", "Stale Nonce";
     /// Comprehension-required attributes that we don't know.
@@ -93,12 +103,22 @@ reject_reasons! {
     PeerIsListener = CODE_FORBIDDEN, "peer_is_listener", "Peer address forbidden";
     /// An own address whose port is no relayed port.
     PeerNotRelayed = CODE_FORBIDDEN, "peer_not_relayed", "Peer address forbidden";
+    /// The credential does not allow this peer.
+    PeerOutOfScope = CODE_FORBIDDEN, "peer_out_of_scope", "Peer address forbidden";
     /// CHANNEL-NUMBER outside 0x4000 to 0x4FFF.
     ChannelRange = CODE_BAD_REQUEST, "channel_range", "Channel number out of range";
     /// The channel is bound to another peer, or the peer to another channel.
     ChannelConflict = CODE_BAD_REQUEST, "channel_conflict", "Channel or peer already bound";
     /// `limits.allocations_per_user`.
     QuotaUser = CODE_ALLOC_QUOTA_REACHED, "quota_user", "Allocation Quota Reached";
+    /// `limits.allocations_per_credential`, or what the credential itself allows.
+    QuotaCredential = CODE_ALLOC_QUOTA_REACHED, "quota_credential", "Allocation Quota Reached";
+    /// `limits.allocations_per_tenant`.
+    QuotaTenant = CODE_ALLOC_QUOTA_REACHED, "quota_tenant", "Allocation Quota Reached";
+    /// `limits.bytes_per_credential`, or what the credential itself allows.
+    QuotaBytes = CODE_ALLOC_QUOTA_REACHED, "quota_bytes", "Byte budget used up";
+    /// `limits.bytes_per_user_per_day`.
+    QuotaDay = CODE_ALLOC_QUOTA_REACHED, "quota_day", "Byte budget of the day used up";
     /// `limits.allocations_per_client`.
     QuotaClient = CODE_ALLOC_QUOTA_REACHED, "quota_client", "Allocation Quota Reached";
     /// `limits.allocations`.
@@ -122,6 +142,10 @@ impl RejectReason {
     pub const fn limit_key(self) -> Option<&'static str> {
         match self {
             Self::QuotaUser => Some("limits.allocations_per_user"),
+            Self::QuotaCredential => Some("limits.allocations_per_credential"),
+            Self::QuotaTenant => Some("limits.allocations_per_tenant"),
+            Self::QuotaBytes => Some("limits.bytes_per_credential"),
+            Self::QuotaDay => Some("limits.bytes_per_user_per_day"),
             Self::QuotaClient => Some("limits.allocations_per_client"),
             Self::QuotaServer => Some("limits.allocations"),
             Self::PermissionLimit => Some("limits.permissions_per_allocation"),
@@ -138,6 +162,8 @@ impl From<CredentialRefused> for RejectReason {
             CredentialRefused::TooFarAhead { .. } => Self::TooFarAhead,
             CredentialRefused::UnknownUser => Self::UnknownUser,
             CredentialRefused::BadIntegrity => Self::BadIntegrity,
+            CredentialRefused::SecretRetired => Self::SecretRetired,
+            CredentialRefused::BadClaims(_) => Self::BadClaims,
         }
     }
 }

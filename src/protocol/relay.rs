@@ -29,38 +29,44 @@ impl Server {
     /// Any other bytes are [`DropReason::NotStun`]: the caller sorts with [`classify`] first.
     #[inline]
     pub fn relay_from_client<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
-        match classify(bytes) {
-            Class::ChannelData => self.channel_data(now.ticks, via, meta, bytes),
-            Class::SendIndication => self.send_indication(now.ticks, via, meta, bytes),
+        let verdict = match classify(bytes) {
+            Class::ChannelData => self.channel_data(now, via, meta, bytes),
+            Class::SendIndication => self.send_indication(now, via, meta, bytes),
             Class::Stun | Class::Neither => self.drop_unknown(DropReason::NotStun, bytes.len()),
+        };
+        if matches!(verdict, Relay::Drop(DropReason::OverBudget))
+            && let Some(id) = self.table.by_via(via).map(|allocation| allocation.id)
+        {
+            self.end_for_budget(now, id);
         }
+        verdict
     }
 
     /// RFC 8656 §12.6: ChannelData from a client.
     #[inline]
-    fn channel_data<'a>(&mut self, now: Ticks, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+    fn channel_data<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
         let Some(data) = ChannelData::parse(bytes) else {
             return self.drop_unknown(DropReason::BadChannelData, bytes.len());
         };
-        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
+        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
         let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToPeer };
-        let Some(&binding) = lane.allocation.binding(data.number.0, now) else {
+        let Some(&binding) = lane.allocation.binding(data.number.0, now.ticks) else {
             return lane.drop(DropReason::UnboundChannel, data.payload.len());
         };
         if let Err(why) = check_peer(binding.peer, binding.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), data.payload.len());
         }
-        lane.pass_to_peer(binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
+        lane.pass_to_peer(now, binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
     }
 
     /// RFC 8656 §11.2: a Send indication.
-    fn send_indication<'a>(&mut self, now: Ticks, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+    fn send_indication<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
         let Ok(message) = Message::parse(bytes) else {
             return self.drop_unknown(DropReason::Malformed, bytes.len());
         };
-        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now < allocation.expires_at) else {
+        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
         // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
@@ -76,13 +82,13 @@ impl Server {
         if peer.family() != lane.allocation.relayed.family() {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }
-        let Some(&permission) = lane.allocation.permission(peer.ip(), now) else {
+        let Some(&permission) = lane.allocation.permission(peer.ip(), now.ticks) else {
             return lane.drop(DropReason::NoPermission, payload.len());
         };
         if let Err(why) = check_peer(peer, permission.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), payload.len());
         }
-        lane.pass_to_peer(peer, PacketMeta { dont_fragment, ..meta }, payload)
+        lane.pass_to_peer(now, peer, PacketMeta { dont_fragment, ..meta }, payload)
     }
 
     /// Judges a datagram that arrived on a relayed address (RFC 8656 §11.3, §12.7).
@@ -95,21 +101,37 @@ impl Server {
         meta: PacketMeta,
         payload: &'a [u8],
     ) -> Relay<'a> {
-        let now = now.ticks;
-        let Some(allocation) = self.table.get_mut(on).filter(|allocation| now < allocation.expires_at) else {
+        let verdict = self.judge_from_peer(now, on, from, meta, payload);
+        if matches!(verdict, Relay::Drop(DropReason::OverBudget)) {
+            self.end_for_budget(now, on);
+        }
+        verdict
+    }
+
+    #[inline]
+    fn judge_from_peer<'a>(
+        &mut self,
+        now: Now,
+        on: AllocationId,
+        from: PeerAddress,
+        meta: PacketMeta,
+        payload: &'a [u8],
+    ) -> Relay<'a> {
+        let ticks = now.ticks;
+        let Some(allocation) = self.table.get_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
         let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToClient };
-        let Some(&permission) = lane.allocation.permission(from.ip(), now) else {
+        let Some(&permission) = lane.allocation.permission(from.ip(), ticks) else {
             return lane.drop(DropReason::PeerNotPermitted, payload.len());
         };
         if let Err(why) = check_peer(from, permission.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), payload.len());
         }
-        let Some(head) = head_to_client(lane.allocation, from, payload.len(), now, &mut self.sequence) else {
+        let Some(head) = head_to_client(lane.allocation, from, payload.len(), ticks, &mut self.sequence) else {
             return lane.drop(DropReason::TooBig, payload.len());
         };
-        lane.pass_to_client(head, meta, payload)
+        lane.pass_to_client(now, head, meta, payload)
     }
 
     /// Takes back packets of a verdict that the kernel or a queue did not take.
@@ -124,6 +146,9 @@ impl Server {
         if let Some(allocation) = self.table.get_mut(allocation) {
             allocation.traffic.flow_mut(way).not_sent(packets, bytes);
             allocation.drops.add(&mut self.spare_drops, why, packets, bytes);
+            if let Some(terms) = &allocation.owner.terms {
+                terms.meters.refund(bytes);
+            }
         }
     }
 
@@ -150,6 +175,15 @@ impl Lane<'_> {
         self.counters.received(self.way, bytes);
     }
 
+    /// What the limits say; where there are none this is one comparison.
+    #[inline]
+    fn charge(&self, now: Now, bytes: usize) -> Result<(), DropReason> {
+        match &self.allocation.owner.terms {
+            None => Ok(()),
+            Some(terms) => terms.meters.charge(now, self.way, bytes),
+        }
+    }
+
     fn drop<'a>(mut self, why: DropReason, bytes: usize) -> Relay<'a> {
         self.enter(bytes);
         self.allocation.traffic.flow_mut(self.way).not_sent(1, bytes as u64);
@@ -159,14 +193,20 @@ impl Lane<'_> {
     }
 
     #[inline]
-    fn pass_to_peer(mut self, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+    fn pass_to_peer(mut self, now: Now, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+        if let Err(why) = self.charge(now, payload.len()) {
+            return self.drop(why, payload.len());
+        }
         self.enter(payload.len());
         self.counters.sent(Way::ToPeer, payload.len());
         Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
     }
 
     #[inline]
-    fn pass_to_client(mut self, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+    fn pass_to_client(mut self, now: Now, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
+        if let Err(why) = self.charge(now, payload.len()) {
+            return self.drop(why, payload.len());
+        }
         self.enter(payload.len());
         self.counters.sent(Way::ToClient, payload.len());
         Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via, head, meta, payload }

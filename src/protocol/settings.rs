@@ -7,7 +7,9 @@ use std::net::IpAddr;
 
 use hashbrown::HashMap;
 
+use crate::credentials::claims::Grant;
 use crate::credentials::{Secret, SharedSecret};
+use crate::protocol::meter::Rates;
 use crate::protocol::peer_policy::PeerPolicy;
 
 /// Everything the core reads.
@@ -44,11 +46,55 @@ pub struct AuthSettings {
     pub max_ttl: u64,
     /// How long a nonce is good for, in seconds; then 438.
     pub nonce_lifetime: u64,
+    /// What becomes of an allocation whose credential expires.
+    pub on_expiry: OnExpiry,
+    /// The longest that an allocation may live, in seconds; `None` means as long as it is refreshed.
+    pub max_session: Option<u64>,
+}
+
+/// What becomes of an allocation whose credential expires; a new one is refused in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnExpiry {
+    /// It goes on as long as it is refreshed.
+    #[default]
+    Keep,
+    /// It goes on, but reaches no new peers.
+    DenyNew,
+    /// It ends so many seconds later.
+    Close {
+        /// The seconds.
+        grace: u64,
+    },
 }
 
 /// What is known of a static user.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StaticUser {
+pub struct StaticUser {
+    /// How he is recognised.
+    pub key: StaticKey,
+    /// Whose user he is.
+    pub tenant: Option<Box<str>>,
+    /// What he may at most.
+    pub grant: Grant,
+}
+
+impl StaticUser {
+    /// One with a password and nothing else.
+    #[must_use]
+    pub fn password(password: Secret) -> Self {
+        Self { key: StaticKey::Password(password), tenant: None, grant: Grant::default() }
+    }
+
+    /// One with a key made elsewhere and nothing else.
+    #[must_use]
+    pub fn key_md5(key: Secret) -> Self {
+        Self { key: StaticKey::KeyMd5(key), tenant: None, grant: Grant::default() }
+    }
+}
+
+/// How a static user is recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StaticKey {
     /// The password itself.
     Password(Secret),
     /// MD5(username ":" realm ":" password), made elsewhere (RFC 8489 section 9.2.2); 16 bytes.
@@ -62,8 +108,30 @@ pub struct Limits {
     pub allocations: Option<u32>,
     /// Allocations per user id of time-limited credentials.
     pub allocations_per_user: Option<u32>,
+    /// Allocations per time-limited credential.
+    pub allocations_per_credential: Option<u32>,
+    /// Allocations per tenant.
+    pub allocations_per_tenant: Option<u32>,
     /// Allocations per client /32 or /56; loopback is exempt.
     pub allocations_per_client: Option<u32>,
+    /// Rates of the whole server.
+    pub server: Rates,
+    /// Rates of each tenant.
+    pub tenant: Rates,
+    /// Rates of each client /32 or /56; loopback is exempt.
+    pub client: Rates,
+    /// Rates of each user.
+    pub user: Rates,
+    /// Rates of each credential.
+    pub credential: Rates,
+    /// Rates of each allocation.
+    pub allocation: Rates,
+    /// How long a flow may run ahead of its rate, in milliseconds.
+    pub burst_ms: u64,
+    /// Payload bytes of a time-limited credential, both ways together.
+    pub bytes_per_credential: Option<u64>,
+    /// Payload bytes of a user and a day (UTC), both ways together.
+    pub bytes_per_user_per_day: Option<u64>,
     /// Live permissions of one allocation; 508 above.
     pub permissions_per_allocation: u32,
     /// Live channels of one allocation; 508 above.
@@ -75,7 +143,18 @@ impl Default for Limits {
         Self {
             allocations: Some(100_000),
             allocations_per_user: Some(100),
+            allocations_per_credential: None,
+            allocations_per_tenant: None,
             allocations_per_client: Some(2_000),
+            server: Rates::default(),
+            tenant: Rates::default(),
+            client: Rates::default(),
+            user: Rates::default(),
+            credential: Rates::default(),
+            allocation: Rates::default(),
+            burst_ms: 1_000,
+            bytes_per_credential: None,
+            bytes_per_user_per_day: None,
             permissions_per_allocation: 64,
             channels_per_allocation: 64,
         }

@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
 use throughway::protocol::address::Address;
 use throughway::wire::attribute::{
@@ -238,10 +239,9 @@ impl Client {
 
     /// With a time-limited credential of this secret, good for an hour.
     pub fn minted(self, secret: &str, user_id: &str) -> Self {
-        let id = "test".into();
-        let secret = SharedSecret { id, value: Secret::new(secret.as_bytes()), algorithm: Algorithm::Sha1 };
+        let secret = SharedSecret::new("test", Secret::new(secret.as_bytes()), Algorithm::Sha1);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-        let minted = mint(&secret, now, user_id, 3600);
+        let minted = mint(&secret, now, user_id, 3600, &Claims::default()).expect("a user id without ~");
         self.user(&minted.username, &minted.password)
     }
 

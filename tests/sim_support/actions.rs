@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use throughway::credentials;
+use throughway::credentials::claims::Claims;
 use throughway::protocol::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, ServerAddress, StreamId, Transport, Via,
 };
@@ -79,7 +80,7 @@ impl World {
                 let secret = self.rng.pick(&self.config.secrets).clone();
                 let id = format!("u{}", self.rng.below(6));
                 let ttl = *self.rng.pick(&[60, 600, 3600, 7000, 9000]);
-                let minted = credentials::mint(&secret, unix(self.now), &id, ttl);
+                let minted = credentials::mint(&secret, unix(self.now), &id, ttl, &Claims::default()).unwrap();
                 (minted.username, minted.password)
             }
         }

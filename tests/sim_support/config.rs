@@ -6,7 +6,7 @@ use std::sync::Arc;
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::address::PeerAddress;
 use throughway::protocol::peer_policy::PeerPolicy;
-use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use throughway::wire::integrity::Key;
 
 /// How often a live session is accounted for.
@@ -49,7 +49,7 @@ pub struct Config {
 
 pub fn secret(value: &str) -> SharedSecret {
     let algorithm = if value.ends_with("256") { Algorithm::Sha256 } else { Algorithm::Sha1 };
-    SharedSecret { id: value.into(), value: Secret::new(value.as_bytes()), algorithm }
+    SharedSecret::new(value, Secret::new(value.as_bytes()), algorithm)
 }
 
 impl Config {
@@ -77,9 +77,9 @@ impl Config {
         let user = |name: &str, password: &str, md5: bool| {
             if md5 {
                 let key = Key::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
-                StaticUser::KeyMd5(Secret::new(key.expose().as_slice()))
+                StaticUser::key_md5(Secret::new(key.expose().as_slice()))
             } else {
-                StaticUser::Password(Secret::new(password.as_bytes()))
+                StaticUser::password(Secret::new(password.as_bytes()))
             }
         };
         Arc::new(Settings {
@@ -91,6 +91,8 @@ impl Config {
                 secrets: self.secrets.clone(),
                 max_ttl: MAX_TTL,
                 nonce_lifetime: self.nonce_lifetime,
+                on_expiry: OnExpiry::Keep,
+                max_session: None,
             },
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use throughway::protocol::accounting::{Amount, Traffic};
 use throughway::protocol::address::{ClientAddress, Family, PeerAddress, RelayedTransportAddress, Transport, Via};
-use throughway::protocol::border::{AllocationId, DropReason, Parity};
+use throughway::protocol::border::{AllocationId, DropReason, EndReason, Parity};
 
 use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
 use super::packet::{Request, SendRead, What, read_send};
@@ -57,7 +57,7 @@ pub struct Totals {
     pub to_clients: Amount,
     pub drops: Vec<Amount>,
     pub created: u64,
-    pub ended: [u64; 4],
+    pub ended: [u64; EndReason::ALL.len()],
     pub successes: u64,
     pub rejects: u64,
 }
@@ -72,7 +72,7 @@ impl Default for Totals {
             to_clients: none,
             drops: vec![none; DropReason::ALL.len()],
             created: 0,
-            ended: [0; 4],
+            ended: [0; EndReason::ALL.len()],
             successes: 0,
             rejects: 0,
         }
@@ -332,7 +332,8 @@ impl Model {
         if owner != worker && owner < workers {
             return Outcome::Ask(owner);
         }
-        self.reserved(worker, &token, identity, now).map_or(error(508, true), Outcome::OpenReserved)
+        self.reserved(worker, &token, &full_identity(limited, identity), now)
+            .map_or(error(508, true), Outcome::OpenReserved)
     }
 
     /// The port that a token stands for, if this user may have it.
@@ -443,4 +444,9 @@ impl Model {
         }
         Lane::ToClient { key, channel, padding }
     }
+}
+
+/// Who may bring a token of his: a static user is another than a credential's of the same name.
+pub fn full_identity(limited: bool, identity: &str) -> String {
+    format!("{}\0{identity}", if limited { "t" } else { "s" })
 }

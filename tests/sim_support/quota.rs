@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::Mutex;
 
 use throughway::protocol::address::PeerAddress;
-use throughway::protocol::border::{QuotaClaim, Shared};
+use throughway::protocol::border::{Genuine, Shared};
+use throughway::protocol::meter::Meters;
+use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::revocation::Party;
 use throughway::protocol::settings::Limits;
-use throughway::protocol::time::UnixSeconds;
+use throughway::protocol::time::{Now, UnixSeconds};
 
 #[derive(Default, Debug, PartialEq, Eq, Clone)]
 pub struct Tables {
@@ -21,6 +23,8 @@ pub struct Tables {
 #[derive(Default)]
 pub struct SharedTables {
     pub quota: Mutex<Tables>,
+    /// The process's own table, which must agree with the shadow above.
+    pub real: Mutex<Quotas>,
     pub relayed: Mutex<BTreeSet<PeerAddress>>,
 }
 
@@ -38,12 +42,13 @@ impl Tables {
         if full(limits.allocations, self.total) {
             return Some(RejectReason::QuotaServer);
         }
-        if identity.is_some_and(|id| full(limits.allocations_per_user, self.by_identity.get(id).copied().unwrap_or(0)))
-        {
-            return Some(RejectReason::QuotaUser);
-        }
         let clients = self.by_client.get(&prefix(client)).copied().unwrap_or(0);
-        full(limits.allocations_per_client, clients).then_some(RejectReason::QuotaClient)
+        if full(limits.allocations_per_client, clients) {
+            return Some(RejectReason::QuotaClient);
+        }
+        identity
+            .is_some_and(|id| full(limits.allocations_per_user, self.by_identity.get(id).copied().unwrap_or(0)))
+            .then_some(RejectReason::QuotaUser)
     }
 
     pub fn add(&mut self, identity: Option<&str>, client: IpAddr) {
@@ -56,19 +61,33 @@ impl Tables {
 }
 
 impl Shared for SharedTables {
-    fn admit(&self, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<(), RejectReason> {
-        let mut tables = self.quota.lock().unwrap();
-        if let Some(reason) = tables.refusal(claim.identity, claim.client, limits) {
-            return Err(reason);
+    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
+        let (mut tables, mut quotas) = (self.quota.lock().unwrap(), self.real.lock().unwrap());
+        let identity = claim.expires_at.map(|_| claim.party.user);
+        let expected = tables.refusal(identity, claim.client, limits);
+        match quotas.admit(now, claim, limits) {
+            Err(reason) => {
+                assert_eq!(expected, Some(reason), "the table refuses what the shadow refuses");
+                Err(reason)
+            }
+            Ok(admitted) => {
+                assert_eq!(expected, None, "the table lets in what the shadow lets in");
+                tables.add(identity, claim.client);
+                Ok(admitted)
+            }
         }
-        tables.add(claim.identity, claim.client);
-        Ok(())
     }
 
-    fn release(&self, claim: &QuotaClaim<'_>) {
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
+        self.real.lock().unwrap().meters(claim, counted, limits)
+    }
+
+    fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
+        self.real.lock().unwrap().release(now, claim, counted);
         let mut tables = self.quota.lock().unwrap();
         tables.total = tables.total.checked_sub(1).expect("released more than was admitted");
-        if let Some(identity) = claim.identity {
+        if claim.expires_at.is_some() {
+            let identity = claim.party.user;
             let count = tables.by_identity.get_mut(identity).expect("the identity was admitted");
             *count -= 1;
             if *count == 0 {
@@ -82,6 +101,8 @@ impl Shared for SharedTables {
             tables.by_client.remove(&client);
         }
     }
+
+    fn authenticated(&self, _: Now, _: &Genuine<'_>) {}
 
     fn is_revoked(&self, _: &Party<'_>, _: UnixSeconds) -> bool {
         false

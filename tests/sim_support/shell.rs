@@ -9,7 +9,7 @@ use throughway::protocol::border::{
 use throughway::wire::message::Message;
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
-use super::model::{Held, Key, Outcome, Session, granted};
+use super::model::{Held, Key, Outcome, Session, full_identity, granted};
 
 use super::world::{Due, Socket, World, trace};
 
@@ -86,8 +86,12 @@ impl World {
                 assert_eq!(token.is_some(), opened.held.is_some());
                 if let (Some(token), Some(relayed)) = (token, opened.held) {
                     assert_eq!(usize::from(token[0]), worker, "a token names its owner");
-                    let held =
-                        Held { worker, relayed, identity: opening.identity.clone(), expires_at: self.now + 30_000 };
+                    let held = Held {
+                        worker,
+                        relayed,
+                        identity: full_identity(opening.limited, &opening.identity),
+                        expires_at: self.now + 30_000,
+                    };
                     assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
                 }
                 let session = Session {

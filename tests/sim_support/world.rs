@@ -118,6 +118,7 @@ impl World {
             allocations_per_client: if rng.percent(50) { Some(rng.range(2, 40) as u32) } else { None },
             permissions_per_allocation: rng.range(2, 12) as u32,
             channels_per_allocation: rng.range(2, 12) as u32,
+            ..throughway::protocol::settings::Limits::default()
         };
         let config = Config::first(limits);
         let shared = Arc::new(SharedTables::default());

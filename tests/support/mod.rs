@@ -30,7 +30,7 @@ use throughway::protocol::border::{
 use throughway::protocol::counters::Counters;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::reject::RejectReason;
-use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, Settings, StaticUser};
+use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
 
@@ -61,13 +61,13 @@ pub fn policy(allow: &[&str], deny: &[&str]) -> PeerPolicy {
 }
 
 pub fn secret(id: &str, value: &str, algorithm: Algorithm) -> SharedSecret {
-    SharedSecret { id: id.into(), value: Secret::new(value.as_bytes()), algorithm }
+    SharedSecret::new(id, Secret::new(value.as_bytes()), algorithm)
 }
 
 fn default_settings() -> Settings {
     let users = [
-        ("alice", StaticUser::Password(Secret::new(*b"wonderland"))),
-        ("carol", StaticUser::KeyMd5(Secret::new(long_term_key("carol", REALM, "christmas")))),
+        ("alice", StaticUser::password(Secret::new(*b"wonderland"))),
+        ("carol", StaticUser::key_md5(Secret::new(long_term_key("carol", REALM, "christmas")))),
     ];
     Settings {
         realm: REALM.into(),
@@ -78,6 +78,8 @@ fn default_settings() -> Settings {
             secrets: vec![secret("main", SECRET, Algorithm::Sha1)],
             max_ttl: 48 * 3600,
             nonce_lifetime: 3600,
+            on_expiry: OnExpiry::Keep,
+            max_session: None,
         },
         peers: policy(&[], &[]),
         limits: Limits::default(),

@@ -6,44 +6,40 @@ use std::sync::Mutex;
 
 use throughway::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
 use throughway::protocol::border::{
-    AllocationId, OpenedRelay, Parity, QuotaClaim, RelayRefused, RelayRequest, Shared, WorkerId,
+    AllocationId, Genuine, OpenedRelay, Parity, RelayRefused, RelayRequest, Shared, WorkerId,
 };
+use throughway::protocol::genuine::GenuineCounts;
+use throughway::protocol::meter::Meters;
+use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::revocation::{Party, Revocations, Whose};
 use throughway::protocol::settings::Limits;
-use throughway::protocol::time::UnixSeconds;
+use throughway::protocol::time::{Now, UnixSeconds};
 
 #[derive(Default, Debug)]
-struct Counted {
+struct Inside {
     total: u32,
-    users: BTreeMap<String, u32>,
-    clients: BTreeMap<Vec<u8>, u32>,
+    quotas: Quotas,
+    genuine: GenuineCounts,
     relayed: BTreeSet<SocketAddr>,
     revoked: Revocations,
 }
 
 /// Quotas and relayed addresses of all workers.
 #[derive(Default, Debug)]
-pub struct Books(Mutex<Counted>);
-
-/// The /32 or /56 that a client counts for; nobody on loopback.
-fn prefix(client: IpAddr) -> Option<Vec<u8>> {
-    if client.is_loopback() {
-        return None;
-    }
-    Some(match client {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets()[..7].to_vec(),
-    })
-}
+pub struct Books(Mutex<Inside>);
 
 impl Books {
-    fn locked(&self) -> std::sync::MutexGuard<'_, Counted> {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Inside> {
         self.0.lock().expect("no test thread panics while it holds this")
     }
     /// Allocations counted in and not yet out.
     pub fn admitted(&self) -> usize {
         self.locked().total as usize
+    }
+    /// Who proved to hold a credential.
+    pub fn genuine(&self) -> GenuineCounts {
+        self.locked().genuine.clone()
     }
     /// As the process does it; whoever calls this ends the live sessions too.
     pub fn revoke(&self, whose: Whose, until: UnixSeconds) {
@@ -58,44 +54,26 @@ impl Books {
 }
 
 impl Shared for Books {
-    fn admit(&self, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<(), RejectReason> {
+    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
         let mut counted = self.locked();
-        let full = |count: u32, limit: Option<u32>| limit.is_some_and(|limit| count >= limit);
-        let user = claim.identity.map(|user| (user.to_owned(), counted.users.get(user).copied().unwrap_or(0)));
-        let client = prefix(claim.client).map(|key| {
-            let count = counted.clients.get(&key).copied().unwrap_or(0);
-            (key, count)
-        });
-        if user.as_ref().is_some_and(|(_, count)| full(*count, limits.allocations_per_user)) {
-            return Err(RejectReason::QuotaUser);
-        }
-        if client.as_ref().is_some_and(|(_, count)| full(*count, limits.allocations_per_client)) {
-            return Err(RejectReason::QuotaClient);
-        }
-        if full(counted.total, limits.allocations) {
-            return Err(RejectReason::QuotaServer);
-        }
+        let admitted = counted.quotas.admit(now, claim, limits)?;
         counted.total += 1;
-        if let Some((user, count)) = user {
-            counted.users.insert(user, count + 1);
-        }
-        if let Some((key, count)) = client {
-            counted.clients.insert(key, count + 1);
-        }
-        Ok(())
+        Ok(admitted)
     }
 
-    fn release(&self, claim: &QuotaClaim<'_>) {
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
+        self.locked().quotas.meters(claim, counted, limits)
+    }
+
+    fn release(&self, now: Now, claim: &QuotaClaim<'_>, admitted: Counted) {
         let mut counted = self.locked();
         counted.total = counted.total.checked_sub(1).expect("only what was admitted is released");
-        if let Some(user) = claim.identity {
-            let count = counted.users.get_mut(user).expect("this user was admitted");
-            *count = count.checked_sub(1).expect("as often as released");
-        }
-        if let Some(key) = prefix(claim.client) {
-            let count = counted.clients.get_mut(&key).expect("this client was admitted");
-            *count = count.checked_sub(1).expect("as often as released");
-        }
+        counted.quotas.release(now, claim, admitted);
+        assert_eq!(counted.quotas.usage().0, counted.total, "the quota table agrees with the books");
+    }
+
+    fn authenticated(&self, now: Now, note: &Genuine<'_>) {
+        self.locked().genuine.note(now, note);
     }
 
     fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {

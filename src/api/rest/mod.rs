@@ -35,7 +35,8 @@ use super::host::AllowedHosts;
 use super::uris::{self, Uri};
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
-use crate::credentials::{self, SharedSecret, USERNAME_BYTES_MAX};
+use crate::credentials::claims::Claims;
+use crate::credentials::{self, MintRefused, SharedSecret};
 use crate::net::Running;
 use crate::protocol::time::Now;
 
@@ -70,7 +71,7 @@ const ROUTES: [(&str, Shape); 11] = [
 struct Issuer {
     config: IssuingConfig,
     realm: Box<str>,
-    secret: Option<SharedSecret>,
+    secrets: Vec<SharedSecret>,
     max_ttl: u64,
     /// Names that are looked up first, so no credential may have one.
     users: HashSet<Box<str>>,
@@ -82,7 +83,7 @@ impl Issuer {
         Self {
             config: config.http.issuing.clone(),
             realm: config.realm.clone(),
-            secret: config.auth.secrets.first().cloned(),
+            secrets: config.auth.secrets.clone(),
             max_ttl: config.auth.max_ttl,
             users: names(config),
             uris: uris::few(uris),
@@ -218,16 +219,21 @@ impl Rest {
             None => random_id()?,
         };
         // The configuration is not taken without a secret where anybody may ask.
-        let secret = issuer.secret.as_ref().ok_or(IssueRefused::NoMethod)?;
+        let secret = credentials::minting(&issuer.secrets, now.unix.0).ok_or(IssueRefused::NoMethod)?;
         if issuer.uris.is_empty() {
             return Err(IssueRefused::NoServers);
         }
         let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
         let ttl = wanted.ttl.unwrap_or(issuer.config.ttl).min(longest);
-        let minted = credentials::mint(secret, now.unix.0, &user, ttl);
-        if minted.username.len() > USERNAME_BYTES_MAX {
-            return Err(IssueRefused::BadUser("the user id is too long: a username has at most 508 bytes"));
-        }
+        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &Claims::default());
+        let minted = minted.map_err(|refused| {
+            IssueRefused::BadUser(match refused {
+                MintRefused::Separator => "a user id must not contain ~",
+                MintRefused::TooLong | MintRefused::ClaimsTooLong | MintRefused::NotRead(_) => {
+                    "the user id is too long: a username has at most 508 bytes"
+                }
+            })
+        })?;
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
         }

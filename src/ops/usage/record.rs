@@ -98,7 +98,7 @@ impl Record {
             session: record.session.to_string(),
             user: record.identity.as_ref().into(),
             credential: record.username.as_ref().into(),
-            tenant: None,
+            tenant: record.tenant.as_deref().map(Into::into),
             realm: realm.to_owned(),
             client: five_tuple.client.to_string(),
             transport: five_tuple.transport.name().to_owned(),

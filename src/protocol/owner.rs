@@ -1,0 +1,184 @@
+//! Whose allocation it is, and on which terms it is held.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::address::Via;
+use super::border::EndReason;
+use super::meter::Meters;
+use super::peer_policy::PeerClass;
+use super::quota::{Admitted, Counted, QuotaClaim};
+use super::revocation::Party;
+use super::settings::{AuthSettings, OnExpiry};
+use super::time::{Now, Ticks, UnixSeconds};
+use crate::credentials::EXPIRY_SKEW_SECONDS;
+use crate::credentials::claims::{Grant, PeerScope};
+use crate::wire::integrity::Key;
+
+/// Later than any deadline.
+pub(super) const NEVER: Ticks = Ticks(u64::MAX);
+
+/// Whose allocation it is: kept as verified, so that rotation and expiry never drop a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Owner {
+    /// The full USERNAME; another one is answered with 441.
+    pub username: Box<str>,
+    /// Whom quotas count for.
+    pub identity: Box<str>,
+    /// The key that every request on the allocation is checked with.
+    pub key: Key,
+    /// The secret and the expiry of a time-limited credential.
+    pub time_limited: Option<TimeLimit>,
+    /// What goes beyond the ordinary; most allocations have none.
+    pub terms: Option<Box<Terms>>,
+}
+
+/// Where a time-limited credential came from and when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeLimit {
+    /// The secret's id.
+    pub secret: Box<str>,
+    /// Seconds since 1970.
+    pub expires_at: u64,
+}
+
+/// What limits one allocation beyond the server's tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Whose user it is.
+    pub tenant: Option<Box<str>>,
+    /// What the credential allows.
+    pub grant: Grant,
+    /// What the quotas counted.
+    pub counted: Counted,
+    /// When it ends in any case.
+    pub closes_at: Ticks,
+    /// Why it ends then.
+    pub closes_for: EndReason,
+    /// What its packets pass.
+    #[serde(skip)]
+    pub meters: Meters,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            tenant: None,
+            grant: Grant::default(),
+            counted: Counted::default(),
+            closes_at: NEVER,
+            closes_for: EndReason::MaxSession,
+            meters: Meters::default(),
+        }
+    }
+}
+
+impl Owner {
+    fn terms_mut(&mut self) -> &mut Terms {
+        self.terms.get_or_insert_default()
+    }
+
+    pub(super) fn tenant(&self) -> Option<&str> {
+        self.terms.as_ref()?.tenant.as_deref()
+    }
+
+    pub(super) fn grant(&self) -> Option<&Grant> {
+        Some(&self.terms.as_ref()?.grant)
+    }
+
+    /// Whom the allocation counts for.
+    pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
+        QuotaClaim {
+            party: self.party(),
+            expires_at: self.time_limited.as_ref().map(|limit| UnixSeconds(limit.expires_at)),
+            grant: self.grant(),
+            client: via.five_tuple().client.ip(),
+        }
+    }
+
+    /// Who that is, to those who shut people out.
+    pub(super) fn party(&self) -> Party<'_> {
+        Party { username: &self.username, user: &self.identity, tenant: self.tenant() }
+    }
+
+    /// Who may bring a RESERVATION-TOKEN of his: a static user is another than a credential's of the same name.
+    pub(super) fn full_identity(&self) -> Box<str> {
+        let kind = if self.time_limited.is_some() { "t" } else { "s" };
+        format!("{kind}{}\0{}", self.tenant().unwrap_or_default(), self.identity).into()
+    }
+
+    pub(super) fn counted(&self) -> Counted {
+        self.terms.as_ref().map(|terms| terms.counted).unwrap_or_default()
+    }
+
+    /// The quotas let it in.
+    pub(super) fn admitted(&mut self, admitted: Admitted) {
+        if admitted.counted != Counted::default() || !admitted.meters.is_empty() {
+            let terms = self.terms_mut();
+            terms.counted = admitted.counted;
+            terms.meters = admitted.meters;
+        }
+    }
+
+    /// What its packets pass from now on.
+    pub(super) fn set_meters(&mut self, meters: Meters) {
+        if self.terms.is_some() || !meters.is_empty() {
+            self.terms_mut().meters = meters;
+        }
+    }
+
+    /// When it ends in any case, and why.
+    #[inline]
+    pub(super) fn closing(&self) -> Option<(Ticks, EndReason)> {
+        self.terms.as_ref().map(|terms| (terms.closes_at, terms.closes_for))
+    }
+
+    /// It ends then at the latest.
+    pub(super) fn close_at(&mut self, at: Ticks, why: EndReason) {
+        let terms = self.terms_mut();
+        (terms.closes_at, terms.closes_for) = (at, why);
+    }
+
+    /// Finds out when it ends in any case.
+    pub(super) fn plan_close(&mut self, auth: &AuthSettings, created_at: Ticks, now: Now) {
+        let ticks_of =
+            |unix: u64| Ticks(now.ticks.0.saturating_add(unix.saturating_sub(now.unix.0).saturating_mul(1000)));
+        let of_credential = match (auth.on_expiry, &self.time_limited) {
+            (OnExpiry::Close { grace }, Some(limit)) => Some(ticks_of(limit.expires_at.saturating_add(grace))),
+            (OnExpiry::Keep | OnExpiry::DenyNew, _) | (OnExpiry::Close { .. }, None) => None,
+        };
+        let of_claim = self.grant().and_then(|grant| grant.closes_at).map(ticks_of);
+        let of_age = auth.max_session.map(|seconds| created_at.plus_seconds(seconds));
+        let ends = [
+            (of_claim, EndReason::ClosingTime),
+            (of_credential, EndReason::CredentialExpired),
+            (of_age, EndReason::MaxSession),
+        ];
+        let first = ends.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at);
+        // Whoever is out of bytes stays so.
+        let is_spent = self.closing().is_some_and(|(_, why)| why == EndReason::Budget);
+        match first {
+            _ if is_spent => {}
+            Some((at, why)) => self.close_at(at, why),
+            None if self.terms.is_some() => self.close_at(NEVER, EndReason::MaxSession),
+            None => {}
+        }
+    }
+
+    /// Whether the credential's time is over, with the tolerance for clocks that differ.
+    pub(super) fn has_expired(&self, now: UnixSeconds) -> bool {
+        self.time_limited.as_ref().is_some_and(|limit| limit.expires_at.saturating_add(EXPIRY_SKEW_SECONDS) < now.0)
+    }
+
+    /// What the credential leaves of the class that the policy found an address to be; `None` if nothing.
+    pub(super) fn narrow(&self, ip: IpAddr, class: PeerClass) -> Option<PeerClass> {
+        let Some(grant) = self.grant() else { return Some(class) };
+        grant.peers.iter().try_fold(class, |class, scope| match (scope, class) {
+            (PeerScope::Prefixes(prefixes), _) => prefixes.iter().any(|prefix| prefix.contains(&ip)).then_some(class),
+            (PeerScope::Relay, PeerClass::Remote) => None,
+            // As an own address it passes to ports only that are relayed ports at that moment.
+            (PeerScope::Relay, PeerClass::Own | PeerClass::Local) => Some(PeerClass::Own),
+        })
+    }
+}
