@@ -401,6 +401,25 @@ fn close_ends_the_call_after_its_grace() {
 }
 
 #[test]
+fn nobody_is_let_in_whose_call_would_be_closed_at_once() {
+    let mut h = Harness::with(|settings| settings.auth.on_expiry = OnExpiry::Close { grace: 0 });
+    let late = h.add(holder_of(&format!("{}:bob", START_UNIX - 1)));
+    h.refuses(late, allocate(), 401, Why::Expired);
+    h.reconfigure(|settings| settings.auth.on_expiry = OnExpiry::Keep);
+    h.allocate(late);
+}
+
+#[test]
+fn what_is_left_of_a_budget_that_ended_a_call_lets_no_other_in() {
+    let mut h = Harness::with(|settings| settings.limits.bytes_per_credential = Some(1_000));
+    let client = calling(&mut h, user("bob"));
+    assert_eq!(send_until_dropped(&mut h, client, 300, 9), (3, Some(DropReason::OverBudget)));
+    h.advance_ms(1);
+    assert_eq!(h.ended.last().unwrap().reason, Some(EndReason::Budget));
+    h.refuses(client, allocate(), 486, Why::QuotaBytes);
+}
+
+#[test]
 fn a_reload_plans_the_end_of_live_calls_again() {
     let mut h = Harness::new();
     let client = expiring(&mut h);

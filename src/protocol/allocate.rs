@@ -73,6 +73,10 @@ impl Server {
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),
         };
         let owner = request.owner();
+        if owner.is_over(&self.settings.auth, now) {
+            // The tolerance for clocks that differ lets nobody in whose session would be closed at once.
+            return self.reject_unauthenticated(now, via, message, &RejectReason::Expired.into());
+        }
         let owner = match self.check_terms(now, &via, &owner).and_then(|()| self.check_quota(now, &via, owner)) {
             Ok(owner) => owner,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),

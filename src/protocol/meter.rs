@@ -207,6 +207,25 @@ impl Meter {
         }
     }
 
+    /// A session ends for want of so many bytes: the rest of that budget is forfeited, or a few bytes would let the
+    /// next session in, which would end for the same reason.
+    fn forfeit(&self, unix: UnixSeconds, bytes: u64) {
+        if let Some(max) = self.bytes_max.get() {
+            // Without enough left nothing changes by being late.
+            let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                (used.saturating_add(bytes) > max).then(|| used.max(max))
+            });
+        }
+        if let Some(max) = self.day_max.get() {
+            let today = day_of(unix);
+            let _ = self.day.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
+                let used = if word >> DAY_SHIFT == today { word & DAY_BYTES } else { 0 };
+                let max = max.min(DAY_BYTES);
+                (used.saturating_add(bytes) > max).then(|| today << DAY_SHIFT | used.max(max))
+            });
+        }
+    }
+
     /// Whether a budget has nothing left for even one byte more.
     #[must_use]
     pub fn is_spent(&self, unix: UnixSeconds) -> bool {
@@ -293,6 +312,9 @@ fn charge_all(meters: &[Arc<Meter>], now: Now, way: Way, bytes: u64) -> Result<(
         if let Err(why) = meter.charge(now, way, bytes) {
             for charged in &meters[..at] {
                 charged.uncharge(way, bytes);
+            }
+            if why == DropReason::OverBudget {
+                meter.forfeit(now.unix, bytes);
             }
             return Err(why);
         }
@@ -406,7 +428,7 @@ mod tests {
         assert_eq!(meters.charge(at(0), Way::ToPeer, 101), Err(DropReason::OverBudget));
         assert_eq!(narrow.bytes.load(Ordering::Relaxed), 0);
         assert_eq!(narrow.matters_until(at(0), UnixSeconds(5)), UnixSeconds(0), "its bucket is full again");
-        assert_eq!(meters.charge(at(0), Way::ToPeer, 100), Ok(()));
+        assert_eq!(meters.charge(at(0), Way::ToPeer, 1), Err(DropReason::OverBudget), "the rest is forfeited");
         assert!(Meters::new(Vec::new()).is_empty() && Meters::default().charge(at(0), Way::ToPeer, 9).is_ok());
     }
 

@@ -166,6 +166,12 @@ impl Owner {
         }
     }
 
+    /// Whether a session would be closed for its credential's expiry at once.
+    pub(super) fn is_over(&self, auth: &AuthSettings, now: Now) -> bool {
+        let OnExpiry::Close { grace } = auth.on_expiry else { return false };
+        self.time_limited.as_ref().is_some_and(|limit| limit.expires_at.saturating_add(grace) <= now.unix.0)
+    }
+
     /// Whether the credential's time is over, with the tolerance for clocks that differ.
     pub(super) fn has_expired(&self, now: UnixSeconds) -> bool {
         self.time_limited.as_ref().is_some_and(|limit| limit.expires_at.saturating_add(EXPIRY_SKEW_SECONDS) < now.0)

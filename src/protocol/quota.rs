@@ -395,8 +395,8 @@ mod tests {
         let limits = limits(|limits| limits.bytes_per_credential = Some(1000));
         let admitted = quotas.admit(at(0), &narrow, &limits).unwrap();
         assert_eq!(quotas.admit(at(0), &narrow, &limits).unwrap_err(), RejectReason::QuotaCredential);
-        assert_eq!(admitted.meters.charge(at(0), Way::ToPeer, 101), Err(DropReason::OverBudget));
         assert_eq!(admitted.meters.charge(at(0), Way::ToPeer, 100), Ok(()));
+        assert_eq!(admitted.meters.charge(at(0), Way::ToPeer, 1), Err(DropReason::OverBudget));
         let wide = quotas.admit(at(0), &claim("10:eve", None, "9.9.9.9"), &limits).unwrap();
         assert_eq!(wide.meters.charge(at(0), Way::ToPeer, 1000), Ok(()));
     }
