@@ -70,8 +70,10 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnd
     let feed = usage.as_ref().map(Usage::feed);
     let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed));
     let usage_metrics = usage.as_ref().map(Usage::metrics);
-    let metrics = Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&issuing), usage_metrics));
-    Ok(Started { running, metrics, status: Arc::new(Status::default()), issuing, usage, log })
+    let status = Arc::new(Status::default());
+    let metrics =
+        Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&status), Arc::clone(&issuing), usage_metrics));
+    Ok(Started { running, metrics, status, issuing, usage, log })
 }
 
 impl Started {

@@ -381,7 +381,8 @@ with_one_and_three_workers! {
         assert_eq!(status, 200);
         for line in body.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
             let value = line.rsplit(' ').next().unwrap();
-            assert!(value.parse::<f64>().is_ok() && line.starts_with("throughway_"), "{line}");
+            let is_known = ["throughway_", "process_"].iter().any(|start| line.starts_with(start));
+            assert!(value.parse::<f64>().is_ok() && is_known, "{line}");
         }
         for unknown in ["/metrics/", "/v1/sessions", "/../etc/passwd"] {
             assert_eq!(http::get(server.http(), unknown, "localhost").0, 404, "{unknown}");

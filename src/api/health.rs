@@ -60,8 +60,13 @@ async fn readyz(State(health): State<Arc<Health>>, headers: HeaderMap) -> Respon
 }
 
 async fn metrics(State(health): State<Arc<Health>>, headers: HeaderMap) -> Response {
-    refused(&health, &headers).unwrap_or_else(|| {
-        let text = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-        (text, health.metrics.render()).into_response()
-    })
+    if let Some(refused) = refused(&health, &headers) {
+        return refused;
+    }
+    // With many sockets the kernel has much to answer; other requests need not wait for that.
+    let metrics = Arc::clone(&health.metrics);
+    match tokio::task::spawn_blocking(move || metrics.render()).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::clock;
 use super::counters::NetCounters;
+use super::overflow::Watched;
 use super::worker::{Mailbox, Message};
 use crate::config::checked::Config;
 use crate::protocol::address::{FiveTuple, Transport};
@@ -153,7 +154,7 @@ impl Reception {
     }
 
     /// Runs until it is aborted.
-    pub(super) async fn accept(self: Arc<Self>, listener: TcpListener, takes: Takes) {
+    pub(super) async fn accept(self: Arc<Self>, listener: Watched<TcpListener>, takes: Takes) {
         loop {
             let accepted = listener.accept().await.and_then(|(stream, from)| {
                 stream.set_nodelay(true)?;

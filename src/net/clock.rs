@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::sys;
+use super::{kernel, sys};
 use crate::protocol::time::{Now, Ticks, UnixSeconds};
 
 /// Both clocks; a worker reads them once per batch.
@@ -22,4 +22,10 @@ pub fn unix_seconds() -> UnixSeconds {
 #[must_use]
 pub fn monotonic_microseconds() -> u64 {
     sys::monotonic_microseconds()
+}
+
+/// Nanoseconds of processor time that this process took.
+#[must_use]
+pub fn processor_nanoseconds() -> u64 {
+    kernel::process_nanoseconds()
 }

@@ -1,17 +1,55 @@
 //! What a worker's shell counts beside the core: loops, batches, streams, lost events.
 
+use crate::net::kernel::ThreadClock;
 use crate::protocol::accounting::Amount;
 use crate::protocol::counters::{AmountCell, Cell};
+
+/// Batches of up to 1, 2, 4, 8, 16, 32 and 64 datagrams.
+const BATCH_BUCKETS: usize = 7;
+
+/// How many datagrams came at once.
+#[derive(Debug, Default)]
+pub struct Batches {
+    buckets: [Cell; BATCH_BUCKETS],
+    datagrams: Cell,
+}
+
+impl Batches {
+    /// One batch of so many datagrams.
+    #[inline]
+    pub(super) fn add(&self, datagrams: usize) {
+        if datagrams > 0 {
+            let bucket = (usize::BITS - (datagrams - 1).leading_zeros()) as usize;
+            self.buckets[bucket.min(BATCH_BUCKETS - 1)].add(1);
+            self.datagrams.add(datagrams as u64);
+        }
+    }
+
+    /// For each bucket the largest batch in it, and how many batches were so large.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.buckets.iter().enumerate().map(|(at, batches)| (1 << at, batches.get()))
+    }
+
+    /// Datagrams in all batches.
+    #[must_use]
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams.get()
+    }
+}
 
 /// One writer, any reader.
 #[derive(Debug, Default)]
 pub struct NetCounters {
     /// Turns of the loop.
     pub loops: Cell,
+    /// What the thread took of a processor.
+    pub processor: ThreadClock,
     /// Batches received on listeners.
-    pub batches: Cell,
-    /// Datagrams received on listeners.
-    pub datagrams: Cell,
+    pub listener_batches: Batches,
+    /// Batches received on relayed sockets.
+    pub relayed_batches: Batches,
+    /// Messages taken from the inbox.
+    pub messages: Cell,
     /// Streams that are open now.
     pub streams_open: Cell,
     /// Streams ever adopted.
@@ -29,14 +67,26 @@ pub struct NetCounters {
 }
 
 impl NetCounters {
-    pub(super) fn received(&self, datagrams: usize) {
-        self.batches.add(1);
-        self.datagrams.add(datagrams as u64);
-    }
-
     /// A stream's queue holds another amount now than before.
     pub(super) fn waits(&self, before: Amount, after: Amount) {
         self.waiting.packets.add(after.packets.wrapping_sub(before.packets));
         self.waiting.bytes.add(after.bytes.wrapping_sub(before.bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_batch_is_in_the_bucket_that_just_holds_it() {
+        for (datagrams, largest) in [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (16, 16), (17, 32), (33, 64), (64, 64)] {
+            let batches = Batches::default();
+            batches.add(datagrams);
+            let filled: Vec<_> = batches.buckets().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(filled, [(largest, 1)], "{datagrams}");
+            assert_eq!(batches.datagrams(), datagrams as u64);
+        }
+        assert_eq!(Batches::default().buckets().last(), Some((super::super::worker::BATCH as u64, 0)));
     }
 }

@@ -8,7 +8,9 @@ mod accept;
 pub mod clock;
 pub mod counters;
 pub mod interfaces;
+mod kernel;
 mod listen;
+mod overflow;
 mod ports;
 mod relay_socket;
 pub mod shared;
@@ -31,11 +33,14 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::listen::BindError;
 pub use self::listen::granted_receive_buffer;
+pub use self::overflow::SocketKind;
+pub use self::ports::Census;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 
 use self::accept::{Reception, Takes};
 use self::counters::NetCounters;
+use self::overflow::Overflow;
 use self::relay_socket::{Pools, Relays};
 use self::shared::{Process, RelayAddress};
 use self::sys::Waker;
@@ -116,6 +121,8 @@ pub struct Running {
     http: Vec<SocketAddr>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
     reception: Arc<Reception>,
+    pools: Arc<Pools>,
+    overflow: Arc<Overflow>,
 }
 
 /// What the workers tell: sessions' beginnings and ends, and refusals.
@@ -184,10 +191,6 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
     let mailboxes = Arc::new(mailboxes);
     let reception = Arc::new(Reception::new(tls, mailboxes.iter().cloned().zip(nets.iter().cloned())));
     reception.limits.set(config);
-    let mut running =
-        Running { workers: Vec::new(), process, listeners, http: http.to_vec(), accepting: Vec::new(), reception };
-    let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
-
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
     let mut random = Random::new(seed);
@@ -197,7 +200,19 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         bytes
     };
     let nonce_key: Box<[u8]> = config.auth.nonce_key.as_ref().map_or_else(|| bytes().into(), |key| key.expose().into());
-    let pools = Arc::new(Pools::new(&addresses, &config.relay.ports, &mut Random::new(bytes())));
+    let overflow = Arc::new(Overflow::default());
+    let pools = Pools::new(&addresses, &config.relay.ports, &mut Random::new(bytes()), Arc::clone(&overflow));
+    let mut running = Running {
+        workers: Vec::new(),
+        process,
+        listeners,
+        http: http.to_vec(),
+        accepting: Vec::new(),
+        reception,
+        pools: Arc::new(pools),
+        overflow,
+    };
+    let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
     let (sessions, sessions_out) = mpsc::channel(SESSION_EVENTS);
     let (refusals, refusals_out) = mpsc::channel(REFUSAL_EVENTS);
     let events = Events { sessions, refusals };
@@ -216,7 +231,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         };
         let server = Server::new(parts, Arc::clone(&settings));
         let own = udp.iter_mut().map(|(address, sockets)| Listener {
-            socket: sockets.remove(0),
+            socket: running.overflow.watch(SocketKind::Listener, sockets.remove(0)),
             address: *address,
             queue: Queue::default(),
         });
@@ -226,7 +241,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
             counters: Arc::clone(&counters),
             net: Arc::clone(&net),
             listeners: own.collect(),
-            relays: Relays::new(Arc::clone(&running.process), Arc::clone(&pools)),
+            relays: Relays::new(Arc::clone(&running.process), Arc::clone(&running.pools)),
             inbox,
             waker,
             mailboxes: Arc::clone(&mailboxes),
@@ -238,7 +253,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         running.workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
     }
     for (listener, takes) in streams {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = running.overflow.watch(SocketKind::Stream, tokio::net::TcpListener::from_std(listener)?);
         running.accepting.push(tokio::spawn(Arc::clone(&running.reception).accept(listener, takes)));
     }
     if let Some(tls) = running.tls() {
@@ -346,6 +361,28 @@ impl Running {
     /// The counters of every worker.
     pub fn counters(&self) -> impl Iterator<Item = (&Counters, &NetCounters)> {
         self.workers.iter().map(|worker| (&*worker.counters, &*worker.net))
+    }
+
+    /// What each worker's thread took of a processor, in nanoseconds, and its inbox: messages that wait, and those
+    /// that found it full.
+    pub fn workers(&self) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
+        self.workers.iter().map(|worker| {
+            let taken = worker.net.messages.get();
+            let (left, refused) = worker.mailbox.counts();
+            // A message may be taken before it is counted.
+            (worker.net.processor.nanoseconds(), left.saturating_sub(taken), refused)
+        })
+    }
+
+    /// What the ports of each relay address do now.
+    pub fn relay_ports(&self) -> impl Iterator<Item = (RelayAddress, Census)> {
+        self.pools.census(clock::now().ticks)
+    }
+
+    /// Packets that the kernel dropped at all sockets of a kind that ever were.
+    #[must_use]
+    pub fn kernel_drops(&self, kind: SocketKind) -> u64 {
+        self.overflow.dropped(kind)
     }
 
     /// TCP connections that could not be accepted or handed to a worker.

@@ -28,6 +28,17 @@ struct Resting {
     client: Option<IpAddr>,
 }
 
+/// What the ports of one relay address do; together they are its range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// Held for an allocation or a reservation.
+    pub used: usize,
+    /// To be had at once.
+    pub free: usize,
+    /// Resting after use, or held by another process.
+    pub resting: usize,
+}
+
 /// The ports of one relay address.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -73,14 +84,26 @@ impl Ports {
         }
     }
 
-    /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
-    /// taken too.
-    pub(super) fn take(&mut self, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
+    /// Those whose rest is over are free again.
+    fn wake(&mut self, now: Ticks) {
         while self.resting.front().is_some_and(|resting| resting.until <= now) {
             if let Some(resting) = self.resting.pop_front() {
                 self.put(resting.port);
             }
         }
+    }
+
+    /// How many are in use, free and at rest.
+    pub(super) fn census(&mut self, now: Ticks) -> Census {
+        self.wake(now);
+        let (free, resting) = (self.free.iter().map(Vec::len).sum(), self.resting.len());
+        Census { used: self.place.len() - free - resting, free, resting }
+    }
+
+    /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
+    /// taken too.
+    pub(super) fn take(&mut self, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
+        self.wake(now);
         let port = match parity {
             Parity::Any => self.any(client),
             Parity::Even => self.one_of(0),
@@ -166,6 +189,19 @@ mod tests {
         assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some());
         assert_eq!(ports.take(Parity::Even, CLIENT, Ticks(0)), None);
         assert!(ports.take(Parity::Any, CLIENT, Ticks(0)).is_some_and(|port| port % 2 == 1));
+    }
+
+    #[test]
+    fn every_port_is_in_use_free_or_at_rest() {
+        let mut ports = ports(50_000..=50_009);
+        let census = |used, free, resting| Census { used, free, resting };
+        assert_eq!(ports.census(Ticks(0)), census(0, 10, 0));
+        let pair = ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).unwrap();
+        assert_eq!(ports.census(Ticks(0)), census(2, 8, 0));
+        ports.rest(pair, Some(CLIENT), Ticks(1000));
+        ports.give_back(pair + 1);
+        assert_eq!(ports.census(Ticks(120_999)), census(0, 9, 1));
+        assert_eq!(ports.census(Ticks(121_000)), census(0, 10, 0));
     }
 
     #[test]

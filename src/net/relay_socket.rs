@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hashbrown::HashMap;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::ports::Ports;
+use super::overflow::{Overflow, SocketKind, Watched};
+use super::ports::{Census, Ports};
 use super::shared::{Process, RelayAddress};
 use super::sys;
 use crate::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
@@ -26,24 +27,35 @@ const BIND_TRIES: usize = 64;
 /// What a relayed socket asks the kernel to buffer, in bytes; the default overflowed under bursts of 1,200 bytes.
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// The free ports of every relay address, shared by all workers.
+/// The free ports of every relay address, and what was dropped at relayed sockets; shared by all workers.
 pub(super) struct Pools {
     pools: Vec<(RelayAddress, Mutex<Ports>)>,
+    overflow: Arc<Overflow>,
 }
 
 impl Pools {
-    pub(super) fn new(addresses: &[RelayAddress], range: &RangeInclusive<u16>, random: &mut Random) -> Self {
+    pub(super) fn new(
+        addresses: &[RelayAddress],
+        range: &RangeInclusive<u16>,
+        random: &mut Random,
+        overflow: Arc<Overflow>,
+    ) -> Self {
         let mut ports = || {
             let mut seed = [0; 32];
             random.fill(&mut seed);
             Mutex::new(Ports::new(range, Random::new(seed)))
         };
-        Self { pools: addresses.iter().map(|address| (*address, ports())).collect() }
+        Self { pools: addresses.iter().map(|address| (*address, ports())).collect(), overflow }
     }
 
     fn by_advertised(&self, ip: IpAddr) -> Option<(&RelayAddress, MutexGuard<'_, Ports>)> {
         let (address, ports) = self.pools.iter().find(|(address, _)| address.advertised == ip)?;
         Some((address, lock(ports)))
+    }
+
+    /// What the ports of each relay address do.
+    pub(super) fn census(&self, now: Ticks) -> impl Iterator<Item = (RelayAddress, Census)> {
+        self.pools.iter().map(move |(address, ports)| (*address, lock(ports).census(now)))
     }
 }
 
@@ -55,7 +67,7 @@ fn lock(ports: &Mutex<Ports>) -> MutexGuard<'_, Ports> {
 /// A relayed transport address and its socket.
 pub(super) struct RelaySocket {
     pub(super) id: AllocationId,
-    pub(super) socket: UdpSocket,
+    pub(super) socket: Watched<UdpSocket>,
     relayed: RelayedTransportAddress,
     client: IpAddr,
     /// In how many loops in a row it was ready: a bursty socket is read in batches.
@@ -68,7 +80,7 @@ pub(super) struct Relays {
     process: Arc<Process>,
     pools: Arc<Pools>,
     sockets: Vec<Option<RelaySocket>>,
-    held: HashMap<RelayedTransportAddress, UdpSocket>,
+    held: HashMap<RelayedTransportAddress, Watched<UdpSocket>>,
     turn: usize,
     translates: bool,
 }
@@ -123,7 +135,9 @@ impl Relays {
             match bind_free(*address, ports, parity, client, now) {
                 Ok((port, socket, held)) => {
                     let relayed = RelayedTransportAddress::new(address.advertised, port);
+                    let socket = pools.overflow.watch(SocketKind::Relayed, socket);
                     let held = held.map(|socket| {
+                        let socket = pools.overflow.watch(SocketKind::Relayed, socket);
                         let next = RelayedTransportAddress::new(address.advertised, port + 1);
                         self.held.insert(next, socket);
                         next
@@ -138,7 +152,7 @@ impl Relays {
         Err(RelayRefused::NoPort)
     }
 
-    fn keep(&mut self, id: AllocationId, socket: UdpSocket, relayed: RelayedTransportAddress, client: IpAddr) {
+    fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress, client: IpAddr) {
         let index = id.index as usize;
         if self.sockets.len() <= index {
             self.sockets.resize_with(index + 1, || None);
@@ -173,12 +187,12 @@ impl Relays {
     }
 
     /// Takes a held socket out, for the worker that asked for it.
-    pub(super) fn take_held(&mut self, relayed: RelayedTransportAddress) -> Option<UdpSocket> {
+    pub(super) fn take_held(&mut self, relayed: RelayedTransportAddress) -> Option<Watched<UdpSocket>> {
         self.held.remove(&relayed)
     }
 
     /// Takes a held socket in that another worker handed over.
-    pub(super) fn put_held(&mut self, relayed: RelayedTransportAddress, socket: UdpSocket) {
+    pub(super) fn put_held(&mut self, relayed: RelayedTransportAddress, socket: Watched<UdpSocket>) {
         self.held.insert(relayed, socket);
     }
 

@@ -19,6 +19,7 @@ pub(super) use self::inbox::{Mailbox, Message};
 
 use super::clock;
 use super::counters::NetCounters;
+use super::overflow::Watched;
 use super::relay_socket::Relays;
 use super::streams::Streams;
 use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
@@ -76,7 +77,7 @@ pub(super) struct Events {
 
 /// A UDP socket that clients talk to.
 pub(super) struct Listener {
-    pub(super) socket: UdpSocket,
+    pub(super) socket: Watched<UdpSocket>,
     pub(super) address: SocketAddr,
     pub(super) queue: Queue,
 }
@@ -169,6 +170,7 @@ impl Worker {
     /// Runs until [`Message::Stop`].
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut ready = Ready::new(BATCH);
+        self.net.processor.adopt();
         let mut now = clock::now();
         while !self.stopping {
             self.epoll.wait(&mut ready, self.timeout(now))?;
@@ -216,7 +218,7 @@ impl Worker {
         self.flush();
         let received = self.receive.receive(self.listeners[at].socket.as_fd(), &mut self.arena, 0, BATCH);
         let Ok(count) = received else { return };
-        self.net.received(count);
+        self.net.listener_batches.add(count);
         for index in 0..count {
             let Some(datagram) = self.receive.get(index, 0) else {
                 self.counters.dropped(DropReason::TooBig, 1, 0);
@@ -310,6 +312,7 @@ impl Worker {
         let slot = self.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
         if let Ok((len, from)) = relay.socket.recv_from(self.arena.slot_mut(slot)) {
+            self.net.relayed_batches.add(1);
             self.on_peer_datagram(now, id, from, slot, len);
         }
     }
@@ -318,6 +321,7 @@ impl Worker {
         let first = self.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
         let Ok(count) = self.receive.receive(relay.socket.as_fd(), &mut self.arena, first, RELAY_BATCH) else { return };
+        self.net.relayed_batches.add(count);
         if count == 1
             && let Some(relay) = self.relays.at_mut(id.index as usize)
         {

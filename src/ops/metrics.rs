@@ -1,20 +1,22 @@
 //! Every counter, as Prometheus reads it.
 //!
-//! The workers count in plain cells; at each scrape the cells are summed and handed to an exporter made for this
-//! scrape, so a scrape is exact and a packet never pays for a metric. An exporter that lived longer would keep the
-//! highest value it ever saw, also of a packet that was taken back a moment later. Every reason has its line from the start, at 0. No
-//! label has values that users choose.
+//! The workers count in plain cells; a scrape sums the cells and asks the kernel for what it counts, so a scrape is
+//! exact and a packet never pays for a metric. Every reason has its line from the start, at 0. No label has values
+//! that users choose.
+
+mod process;
+mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use metrics::{counter, describe_counter, describe_gauge, gauge, with_local_recorder};
-use metrics_exporter_prometheus::PrometheusBuilder;
-
+use self::text::Text;
 use crate::api::rest::counts::Counts;
 use crate::api::rest::refused::IssueRefused;
 use crate::api::turned_away;
-use crate::net::Running;
+use crate::net::counters::{Batches, NetCounters};
+use crate::net::{Running, SocketKind, clock};
+use crate::ops::status::{Phase, Status};
 use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::Amount;
 use crate::protocol::address::{Family, Transport};
@@ -25,179 +27,224 @@ use crate::protocol::reject::RejectReason;
 /// Renders the counters of a running relay.
 pub struct Metrics {
     running: Arc<Running>,
+    status: Arc<Status>,
     issuing: Arc<Counts>,
     usage: Option<UsageMetrics>,
+    started: u64,
 }
 
 impl Metrics {
-    /// For this relay and the credentials that are issued for it.
+    /// For this relay and the credentials that are issued for it. Made when the process starts.
     #[must_use]
-    pub const fn new(running: Arc<Running>, issuing: Arc<Counts>, usage: Option<UsageMetrics>) -> Self {
-        Self { running, issuing, usage }
+    pub fn new(running: Arc<Running>, status: Arc<Status>, issuing: Arc<Counts>, usage: Option<UsageMetrics>) -> Self {
+        Self { running, status, issuing, usage, started: clock::unix_seconds().0 }
     }
 
     /// The text of `/metrics`.
     #[must_use]
     pub fn render(&self) -> String {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        with_local_recorder(&recorder, || {
-            describe();
-            self.publish();
-            if let Some(usage) = &self.usage {
-                publish_usage(usage);
+        let workers = Workers(self.running.counters().collect());
+        let mut text = Text::default();
+        text.gauge("throughway_build_info", "Always 1; the version is its label")
+            .each("version", [(env!("CARGO_PKG_VERSION"), 1)]);
+        text.gauge("throughway_ready", "1 while new allocations are welcome, as /readyz tells")
+            .value(u8::from(self.status.get() == Phase::Ready));
+        publish_allocations(&mut text, &workers);
+        publish_requests(&mut text, &workers);
+        publish_traffic(&mut text, &workers);
+        self.publish_workers(&mut text, &workers);
+        self.publish_sockets(&mut text);
+        self.publish_streams(&mut text, &workers);
+        self.publish_tls(&mut text);
+        self.publish_credentials(&mut text);
+        text.counter("throughway_events_lost_total", "Session events that the log could not take in time")
+            .value(workers.net(|net| net.events_lost.get()));
+        if let Some(usage) = &self.usage {
+            publish_usage(&mut text, usage);
+        }
+        process::publish(&mut text, self.started);
+        text.into_string()
+    }
+
+    fn publish_workers(&self, text: &mut Text, workers: &Workers<'_>) {
+        let of_net = |of: fn(&NetCounters) -> u64| workers.numbered(move |(_, net)| of(net));
+        text.counter("throughway_worker_loops_total", "Turns of a worker's loop")
+            .each("worker", of_net(|net| net.loops.get()));
+        let threads: Vec<_> = self.running.workers().enumerate().map(|(at, of)| (at.to_string(), of)).collect();
+        text.counter(
+            "throughway_worker_cpu_seconds_total",
+            "Processor time of a worker's thread; one second per second is all there is",
+        )
+        .each("worker", threads.iter().filter_map(|(at, (busy, ..))| Some((at, (*busy)? as f64 / 1e9))));
+        text.gauge("throughway_worker_inbox_messages", "Messages that wait for a worker")
+            .each("worker", threads.iter().map(|(at, (_, waiting, _))| (at, waiting)));
+        text.counter("throughway_worker_inbox_refused_total", "Messages that found a worker's inbox full")
+            .each("worker", threads.iter().map(|(at, (.., refused))| (at, refused)));
+        text.counter("throughway_listener_datagrams_total", "Datagrams received on UDP listeners")
+            .each("worker", of_net(|net| net.listener_batches.datagrams()));
+        let batches = |kind: SocketKind, of: fn(&NetCounters) -> &Batches| {
+            let mut sum: Vec<(u64, u64)> = Vec::new();
+            for (_, net) in &workers.0 {
+                sum.resize(of(net).buckets().count(), (0, 0));
+                for ((largest, total), (of_bucket, batches)) in sum.iter_mut().zip(of(net).buckets()) {
+                    *largest = of_bucket;
+                    *total += batches;
+                }
             }
+            (kind.name(), sum, workers.net(|net| of(net).datagrams()))
+        };
+        text.histogram("throughway_batch_datagrams", "Datagrams received with one call, by socket").buckets(
+            "socket",
+            [
+                batches(SocketKind::Listener, |net| &net.listener_batches),
+                batches(SocketKind::Relayed, |net| &net.relayed_batches),
+            ],
+        );
+    }
+
+    fn publish_sockets(&self, text: &mut Text) {
+        text.counter("throughway_kernel_drops_total", "Packets that the kernel dropped at our sockets, by socket")
+            .each("socket", SocketKind::ALL.map(|kind| (kind.name(), self.running.kernel_drops(kind))));
+        let ports = self.running.relay_ports().flat_map(|(address, census)| {
+            [("used", census.used), ("free", census.free), ("resting", census.resting)]
+                .map(|(state, ports)| ([address.advertised.to_string()], [state], ports))
         });
-        recorder.handle().render()
+        text.gauge("throughway_relay_ports", "Ports of relay.ports by relay address and what they do")
+            .each_of_two(["address", "state"], ports);
     }
 
-    fn publish_tls(&self) {
+    fn publish_streams(&self, text: &mut Text, workers: &Workers<'_>) {
+        text.gauge("throughway_streams", "Open client streams").value(workers.net(|net| net.streams_open.get()));
+        text.counter("throughway_streams_accepted_total", "Client streams ever adopted")
+            .value(workers.net(|net| net.streams_adopted.get()));
+        text.counter("throughway_streams_refused_total", "Client streams that could not be accepted or served")
+            .value(self.running.streams_refused());
+        text.counter("throughway_streams_closed_total", "Client streams that we closed, by reason").each(
+            "reason",
+            [
+                ("not_stun", workers.net(|net| net.streams_broken.get())),
+                ("no_allocation", workers.net(|net| net.streams_overdue.get())),
+                ("tls_broken", workers.net(|net| net.streams_tls_broken.get())),
+                ("silent", self.running.streams_silent()),
+            ],
+        );
+    }
+
+    fn publish_tls(&self, text: &mut Text) {
         let handshakes = self.running.handshakes();
-        for (result, count) in handshakes.results() {
-            counter!("throughway_tls_handshakes_total", "result" => result).absolute(count);
-        }
-        counter!("throughway_tls_resumptions_total").absolute(handshakes.resumed.load(Ordering::Relaxed));
-        gauge!("throughway_tls_handshakes_under_way").set(handshakes.under_way.load(Ordering::Relaxed) as f64);
+        text.counter("throughway_tls_handshakes_total", "TLS handshakes by what became of them")
+            .each("result", handshakes.results());
+        text.counter("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session")
+            .value(handshakes.resumed.load(Ordering::Relaxed));
+        text.gauge("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished")
+            .value(handshakes.under_way.load(Ordering::Relaxed));
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
-        for (position, certificate) in certificates.iter().enumerate() {
-            gauge!("throughway_tls_certificate_days", "certificate" => position.to_string())
-                .set(certificate.days_left() as f64);
-        }
+        let days = certificates.iter().enumerate().map(|(position, of)| (position.to_string(), of.days_left()));
+        text.gauge("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position")
+            .each("certificate", days);
     }
 
-    fn publish(&self) {
-        let workers: Vec<_> = self.running.counters().collect();
-        let sum = |of: &dyn Fn(&Counters) -> u64| workers.iter().map(|(core, _)| of(core)).sum::<u64>();
-        let amount = |of: &dyn Fn(&Counters) -> Amount| {
-            workers.iter().map(|(core, _)| of(core)).fold(Amount::default(), |sum, amount| sum + amount)
-        };
-        for transport in Transport::ALL {
-            for family in [Family::V4, Family::V6] {
-                let live = sum(&|core| core.live[transport as usize][family as usize].get());
-                gauge!("throughway_allocations", "transport" => transport.name(), "family" => family.name())
-                    .set(live as f64);
-            }
-        }
-        counter!("throughway_allocations_created_total").absolute(sum(&|core| core.created.get()));
-        for reason in EndReason::ALL {
-            counter!("throughway_allocations_ended_total", "reason" => reason.name())
-                .absolute(sum(&|core| core.ended[reason as usize].get()));
-        }
-        for (at, (_, name)) in METHODS.iter().enumerate() {
-            counter!("throughway_requests_granted_total", "method" => *name)
-                .absolute(sum(&|core| core.successes[at].get()));
-        }
-        for reason in RejectReason::ALL {
-            counter!("throughway_requests_refused_total", "reason" => reason.name(), "code" => reason.code().0.to_string())
-                .absolute(sum(&|core| core.rejects_of(*reason)));
-        }
-        for reason in DropReason::ALL {
-            let dropped = amount(&|core| core.drops_of(*reason));
-            counter!("throughway_dropped_packets_total", "reason" => reason.name()).absolute(dropped.packets);
-            counter!("throughway_dropped_bytes_total", "reason" => reason.name()).absolute(dropped.bytes);
-        }
-        // What waits in a stream's queue is not sent yet, and may never be.
-        let waiting =
-            workers.iter().map(|(_, net)| net.waiting.get()).fold(Amount::default(), |sum, amount| sum + amount);
-        let to_clients = amount(&|core| core.to_clients.get());
-        let sent_to_clients = Amount {
-            packets: to_clients.packets.saturating_sub(waiting.packets),
-            bytes: to_clients.bytes.saturating_sub(waiting.bytes),
-        };
-        let flows: [(&str, &str, Amount); 4] = [
-            ("received", "clients", amount(&|core| core.from_clients.get())),
-            ("sent", "peers", amount(&|core| core.to_peers.get())),
-            ("received", "peers", amount(&|core| core.from_peers.get())),
-            ("sent", "clients", sent_to_clients),
-        ];
-        for (way, side, amount) in flows {
-            counter!("throughway_payload_packets_total", "way" => way, "side" => side).absolute(amount.packets);
-            counter!("throughway_payload_bytes_total", "way" => way, "side" => side).absolute(amount.bytes);
-        }
-        for (number, (_, net)) in workers.iter().enumerate() {
-            let worker = number.to_string();
-            counter!("throughway_worker_loops_total", "worker" => worker.clone()).absolute(net.loops.get());
-            counter!("throughway_listener_batches_total", "worker" => worker.clone()).absolute(net.batches.get());
-            counter!("throughway_listener_datagrams_total", "worker" => worker).absolute(net.datagrams.get());
-        }
-        let of_net = |of: &dyn Fn(&crate::net::counters::NetCounters) -> u64| {
-            workers.iter().map(|(_, net)| of(net)).sum::<u64>()
-        };
-        gauge!("throughway_streams").set(of_net(&|net| net.streams_open.get()) as f64);
-        counter!("throughway_streams_accepted_total").absolute(of_net(&|net| net.streams_adopted.get()));
-        counter!("throughway_streams_refused_total").absolute(self.running.streams_refused());
-        counter!("throughway_streams_closed_total", "reason" => "not_stun")
-            .absolute(of_net(&|net| net.streams_broken.get()));
-        counter!("throughway_streams_closed_total", "reason" => "no_allocation")
-            .absolute(of_net(&|net| net.streams_overdue.get()));
-        counter!("throughway_streams_closed_total", "reason" => "tls_broken")
-            .absolute(of_net(&|net| net.streams_tls_broken.get()));
-        counter!("throughway_streams_closed_total", "reason" => "silent").absolute(self.running.streams_silent());
-        self.publish_tls();
-        counter!("throughway_events_lost_total").absolute(of_net(&|net| net.events_lost.get()));
-        for (key, count) in self.issuing.issued() {
-            counter!("throughway_credentials_issued_total", "key" => key.into_string()).absolute(count);
-        }
-        for refused in &IssueRefused::ALL {
-            counter!("throughway_credentials_refused_total", "reason" => refused.name())
-                .absolute(self.issuing.refused(refused));
-        }
-        counter!("throughway_http_connections_refused_total").absolute(turned_away());
-        gauge!("throughway_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    fn publish_credentials(&self, text: &mut Text) {
+        text.counter("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked")
+            .each("key", self.issuing.issued());
+        text.counter("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason")
+            .each("reason", IssueRefused::ALL.iter().map(|refused| (refused.name(), self.issuing.refused(refused))));
+        text.counter("throughway_http_connections_refused_total", "HTTP connections closed because too many were open")
+            .value(turned_away());
     }
 }
 
-fn publish_usage(usage: &UsageMetrics) {
-    for (sink, written, lost) in usage.sinks() {
-        counter!("throughway_accounting_records_total", "sink" => sink).absolute(written);
-        counter!("throughway_accounting_lost_total", "sink" => sink).absolute(lost);
+/// What every worker counts.
+struct Workers<'r>(Vec<(&'r Counters, &'r NetCounters)>);
+
+impl Workers<'_> {
+    fn core(&self, of: impl Fn(&Counters) -> u64) -> u64 {
+        self.0.iter().map(|(core, _)| of(core)).sum()
     }
+
+    fn net(&self, of: impl Fn(&NetCounters) -> u64) -> u64 {
+        self.0.iter().map(|(_, net)| of(net)).sum()
+    }
+
+    fn amount(&self, of: impl Fn(&Counters) -> Amount) -> Amount {
+        self.0.iter().map(|(core, _)| of(core)).fold(Amount::default(), |sum, amount| sum + amount)
+    }
+
+    /// One value per worker, with its number.
+    fn numbered<V>(&self, of: impl Fn((&Counters, &NetCounters)) -> V) -> impl Iterator<Item = (String, V)> {
+        self.0.iter().enumerate().map(move |(number, worker)| (number.to_string(), of(*worker)))
+    }
+}
+
+fn publish_allocations(text: &mut Text, workers: &Workers<'_>) {
+    let live = Transport::ALL.into_iter().flat_map(|transport| {
+        [Family::V4, Family::V6].map(|family| {
+            let live = workers.core(|core| core.live[transport as usize][family as usize].get());
+            ([transport.name()], [family.name()], live)
+        })
+    });
+    text.gauge("throughway_allocations", "Live allocations by client transport and relayed family")
+        .each_of_two(["transport", "family"], live);
+    text.counter("throughway_allocations_created_total", "Allocations ever made")
+        .value(workers.core(|core| core.created.get()));
+    let ended = |reason: &EndReason| workers.core(|core| core.ended[*reason as usize].get());
+    text.counter("throughway_allocations_ended_total", "Ended allocations by reason")
+        .each("reason", EndReason::ALL.iter().map(|reason| (reason.name(), ended(reason))));
+}
+
+fn publish_requests(text: &mut Text, workers: &Workers<'_>) {
+    let granted = |at: usize| workers.core(|core| core.successes[at].get());
+    text.counter("throughway_requests_granted_total", "Requests answered with success, by method")
+        .each("method", METHODS.iter().enumerate().map(|(at, (_, name))| (name, granted(at))));
+    let refused = RejectReason::ALL
+        .iter()
+        .map(|reason| ([reason.name()], [reason.code().0.to_string()], workers.core(|core| core.rejects_of(*reason))));
+    text.counter("throughway_requests_refused_total", "Requests answered with an error, by reason and code")
+        .each_of_two(["reason", "code"], refused);
+}
+
+fn publish_traffic(text: &mut Text, workers: &Workers<'_>) {
+    let dropped: Vec<_> =
+        DropReason::ALL.iter().map(|why| (why.name(), workers.amount(|core| core.drops_of(*why)))).collect();
+    text.counter("throughway_dropped_packets_total", "Packets that went nowhere, by reason")
+        .each("reason", dropped.iter().map(|(why, amount)| (why, amount.packets)));
+    text.counter("throughway_dropped_bytes_total", "Bytes that went nowhere, by reason; payload where it is known")
+        .each("reason", dropped.iter().map(|(why, amount)| (why, amount.bytes)));
+    // What waits in a stream's queue is not sent yet, and may never be.
+    let waiting = workers.0.iter().map(|(_, net)| net.waiting.get());
+    let waiting = waiting.fold(Amount::default(), |sum, amount| sum + amount);
+    let to_clients = workers.amount(|core| core.to_clients.get());
+    let sent_to_clients = Amount {
+        packets: to_clients.packets.saturating_sub(waiting.packets),
+        bytes: to_clients.bytes.saturating_sub(waiting.bytes),
+    };
+    let flows = [
+        ("received", "clients", workers.amount(|core| core.from_clients.get())),
+        ("sent", "peers", workers.amount(|core| core.to_peers.get())),
+        ("received", "peers", workers.amount(|core| core.from_peers.get())),
+        ("sent", "clients", sent_to_clients),
+    ];
+    text.counter("throughway_payload_packets_total", "Relayed payload packets, by way and side")
+        .each_of_two(["way", "side"], flows.map(|(way, side, amount)| ([way], [side], amount.packets)));
+    text.counter("throughway_payload_bytes_total", "Relayed payload bytes, by way and side")
+        .each_of_two(["way", "side"], flows.map(|(way, side, amount)| ([way], [side], amount.bytes)));
+}
+
+fn publish_usage(text: &mut Text, usage: &UsageMetrics) {
+    text.counter("throughway_accounting_records_total", "Usage records written or delivered, by sink")
+        .each("sink", usage.sinks().map(|(sink, written, _)| (sink, written)));
+    text.counter("throughway_accounting_lost_total", "Usage records that a sink lost")
+        .each("sink", usage.sinks().map(|(sink, _, lost)| (sink, lost)));
     if let Some((failures, backlog)) = usage.webhook() {
-        counter!("throughway_accounting_webhook_failures_total").absolute(failures);
-        gauge!("throughway_accounting_spool_records").set(backlog.records as f64);
-        gauge!("throughway_accounting_spool_bytes").set(backlog.bytes as f64);
-        gauge!("throughway_accounting_webhook_lag_seconds").set(backlog.lag_seconds as f64);
+        text.counter(
+            "throughway_accounting_webhook_failures_total",
+            "Deliveries to the webhook that failed and are tried again",
+        )
+        .value(failures);
+        text.gauge("throughway_accounting_spool_records", "Usage records that wait for the webhook")
+            .value(backlog.records);
+        text.gauge("throughway_accounting_spool_bytes", "Their bytes on disk").value(backlog.bytes);
+        text.gauge("throughway_accounting_webhook_lag_seconds", "How long the oldest of them waits")
+            .value(backlog.lag_seconds);
     }
-}
-
-fn describe() {
-    describe_counter!("throughway_accounting_records_total", "Usage records written or delivered, by sink");
-    describe_counter!("throughway_accounting_lost_total", "Usage records that a sink lost");
-    describe_counter!(
-        "throughway_accounting_webhook_failures_total",
-        "Deliveries to the webhook that failed and are tried again"
-    );
-    describe_gauge!("throughway_accounting_spool_records", "Usage records that wait for the webhook");
-    describe_gauge!("throughway_accounting_spool_bytes", "Their bytes on disk");
-    describe_gauge!("throughway_accounting_webhook_lag_seconds", "How long the oldest of them waits");
-    describe_gauge!("throughway_allocations", "Live allocations by client transport and relayed family");
-    describe_counter!("throughway_allocations_created_total", "Allocations ever made");
-    describe_counter!("throughway_allocations_ended_total", "Ended allocations by reason");
-    describe_counter!("throughway_requests_granted_total", "Requests answered with success, by method");
-    describe_counter!("throughway_requests_refused_total", "Requests answered with an error, by reason and code");
-    describe_counter!("throughway_dropped_packets_total", "Packets that went nowhere, by reason");
-    describe_counter!(
-        "throughway_dropped_bytes_total",
-        "Bytes that went nowhere, by reason; payload where it is known"
-    );
-    describe_counter!("throughway_payload_packets_total", "Relayed payload packets, by way and side");
-    describe_counter!("throughway_payload_bytes_total", "Relayed payload bytes, by way and side");
-    describe_counter!("throughway_worker_loops_total", "Turns of a worker's loop");
-    describe_counter!("throughway_listener_batches_total", "Batches received on UDP listeners");
-    describe_counter!("throughway_listener_datagrams_total", "Datagrams received on UDP listeners");
-    describe_gauge!("throughway_streams", "Open client streams");
-    describe_counter!("throughway_streams_accepted_total", "Client streams ever adopted");
-    describe_counter!("throughway_streams_refused_total", "Client streams that could not be accepted or served");
-    describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
-    describe_counter!("throughway_tls_handshakes_total", "TLS handshakes by what became of them");
-    describe_counter!("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session");
-    describe_gauge!("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished");
-    describe_gauge!("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position");
-    describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
-    describe_counter!("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked");
-    describe_counter!("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason");
-    describe_counter!(
-        "throughway_http_connections_refused_total",
-        "HTTP connections closed because too many were open"
-    );
-    describe_gauge!("throughway_build_info", "Always 1; the version is its label");
 }

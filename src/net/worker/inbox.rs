@@ -2,11 +2,13 @@
 
 use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use tokio::sync::oneshot;
 
 use super::{TcpLimits, Worker};
+use crate::net::overflow::Watched;
 use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::SessionRecord;
@@ -25,7 +27,7 @@ pub(in crate::net) enum Message {
     /// Another worker's question.
     Ask { ticket: AskId, question: Question },
     /// Another worker's answer; a held socket comes along.
-    Answer { ticket: AskId, answer: Answer, socket: Option<UdpSocket> },
+    Answer { ticket: AskId, answer: Answer, socket: Option<Watched<UdpSocket>> },
     /// New settings.
     Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
     /// Tell the live sessions.
@@ -45,11 +47,23 @@ pub(in crate::net) enum Message {
 pub(in crate::net) struct Mailbox {
     sender: SyncSender<Message>,
     waker: Arc<Waker>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    left: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Mailbox {
-    pub(in crate::net) const fn new(sender: SyncSender<Message>, waker: Arc<Waker>) -> Self {
-        Self { sender, waker }
+    pub(in crate::net) fn new(sender: SyncSender<Message>, waker: Arc<Waker>) -> Self {
+        Self { sender, waker, counts: Arc::default() }
+    }
+
+    /// Messages that were left for the worker, and those that found no room.
+    pub(in crate::net) fn counts(&self) -> (u64, u64) {
+        (self.counts.left.load(Ordering::Relaxed), self.counts.refused.load(Ordering::Relaxed))
     }
 
     /// Leaves a message without waiting; gives it back when the inbox is full or the worker gone.
@@ -57,10 +71,14 @@ impl Mailbox {
     pub(in crate::net) fn send(&self, message: Message) -> Result<(), Message> {
         match self.sender.try_send(message) {
             Ok(()) => {
+                self.counts.left.fetch_add(1, Ordering::Relaxed);
                 self.waker.wake();
                 Ok(())
             }
-            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => Err(message),
+            Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) => {
+                self.counts.refused.fetch_add(1, Ordering::Relaxed);
+                Err(message)
+            }
         }
     }
 }
@@ -70,6 +88,7 @@ impl Worker {
         self.waker.clear();
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return };
+            self.net.messages.add(1);
             self.on_inbox_message(now, message);
         }
         // There may be more; come again after the others had their turn.
