@@ -254,7 +254,13 @@ pub const KEYS: &[Key] = &[
     key("accounting.spool", Kind::Text, "\"\"", "directory in which records wait for the webhook"),
     key("accounting.spool_max", Kind::Text, "\"64MiB\"", "how much may wait there"),
     key("accounting.sign_key_file", Kind::Text, "\"\"", "key that signs each line, at least 16 bytes; \"\" = unsigned"),
-    key("log.format", Kind::Text, "\"auto\"", "text, json, or auto: text on a terminal, json else"),
+    key(
+        "log.format",
+        Kind::Text,
+        "\"auto\"",
+        "text, json, journal, or auto: whichever fits where standard error leads",
+    ),
+    key("log.journal", Kind::Text, "\"/run/systemd/journal/socket\"", "the journal's socket; \"\" = never write there"),
     key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
 ];
 

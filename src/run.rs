@@ -91,7 +91,7 @@ impl Started {
 }
 
 async fn serve_until_told(config: Config) -> Result<(), Failure> {
-    let level = log::start(config.log);
+    let level = log::start(&config.log).map_err(Failure::Run)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

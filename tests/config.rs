@@ -148,7 +148,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[limits]\ntcp_queue = \"64KB\"", 2, "limits.tcp_queue", &["\"64KB\"", "KiB"]),
     ("[limits]\ntcp_queue = \"1KiB\"", 2, "limits.tcp_queue", &["65556B"]),
     ("[log]\nlevel = \"inof\"", 2, "log.level", &["allowed are \"error\"", "did you mean \"info\"?"]),
-    ("[log]\nformat = \"xml\"", 2, "log.format", &["\"auto\", \"text\", \"json\""]),
+    ("[log]\nformat = \"xml\"", 2, "log.format", &["\"auto\", \"text\", \"json\", \"journal\""]),
     // addresses
     ("[listen]\nudp = \"0.0.0.0:3478\"", 2, "listen.udp", &["write [\"0.0.0.0:3478\"]"]),
     ("[listen]\nudp = [\n  \"0.0.0.0:3478\",\n  \"::1\",\n]", 4, "listen.udp", &["port is missing", "\"[::1]:3478\""]),

@@ -134,7 +134,8 @@ impl Check {
         }
     }
 
-    fn place(&mut self, key: &'static str) -> Option<(Node, PathBuf)> {
+    /// A path, unless it is empty.
+    pub(super) fn place(&mut self, key: &'static str) -> Option<(Node, PathBuf)> {
         let node = self.get(key);
         let path = self.text(&node, key).filter(|path| !path.is_empty())?;
         let path = self.beside(&node.place, &path);

@@ -319,10 +319,21 @@ impl Check {
     fn log(&mut self) -> LogConfig {
         let format = self.get("log.format");
         let level = self.get("log.level");
-        let formats = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
+        let formats = [
+            ("auto", LogFormat::Auto),
+            ("text", LogFormat::Text),
+            ("json", LogFormat::Json),
+            ("journal", LogFormat::Journal),
+        ];
         let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+        let node = format;
+        let (format, journal) = (self.word(&node, "log.format", &formats), self.place("log.journal"));
+        if format == LogFormat::Journal && journal.is_none() {
+            self.wrong(&node, "log.format", "needs the journal's socket in log.journal, which is empty");
+        }
         LogConfig {
-            format: self.word(&format, "log.format", &formats),
+            format,
+            journal: journal.map(|(_, path)| path),
             level: self.word(&level, "log.level", &levels.map(|level| (level.name(), level))),
         }
     }

@@ -222,10 +222,12 @@ pub enum HttpListen {
 }
 
 /// `[log]`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogConfig {
     /// How a line looks.
     pub format: LogFormat,
+    /// The journal's socket.
+    pub journal: Option<PathBuf>,
     /// What is worth a line.
     pub level: LogLevel,
 }
@@ -233,12 +235,14 @@ pub struct LogConfig {
 /// How a log line looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
-    /// Text on a terminal, JSON else.
+    /// For the journal if it is standard error; else text on a terminal, and JSON elsewhere.
     Auto,
     /// For people.
     Text,
     /// For machines.
     Json,
+    /// Fields for `journalctl`.
+    Journal,
 }
 
 /// What is worth a log line.
@@ -331,6 +335,7 @@ impl Config {
             (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
             (!self.accounting.goes_where(&new.accounting), "accounting"),
             (self.log.format != new.log.format, "log.format"),
+            (self.log.journal != new.log.journal, "log.journal"),
         ]
         .into_iter()
         .filter_map(|(differs, key)| differs.then_some(key))

@@ -26,7 +26,7 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let lan = Lan::find();
     let listen = listen_addresses(&lan);
     let config = config(&lan, &listen, options.port)?;
-    let _level = log::start(config.log);
+    let _level = log::start(&config.log).map_err(Failure::Run)?;
 
     let mut signals = Signals::new()?;
     let page = bind_page(options.http)?;

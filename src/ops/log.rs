@@ -2,7 +2,9 @@
 //!
 //! Written on the control runtime, so that a slow terminal never stops a worker.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -14,9 +16,10 @@ use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::config::checked::{LogConfig, LogFormat, LogLevel};
 use crate::net::{EventReceivers, Running};
+use crate::ops::journal::{self, Journal};
 use crate::ops::usage::Feed;
-use crate::protocol::accounting::SessionRecord;
-use crate::protocol::border::Event;
+use crate::protocol::accounting::{Amount, SessionRecord};
+use crate::protocol::border::{DropReason, EndReason, Event};
 use crate::protocol::reject::RejectReason;
 
 /// How often refusals are summed up in one line.
@@ -44,24 +47,38 @@ const fn filter_of(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Starts logging to standard error: text on a terminal, JSON else, unless told.
-#[must_use]
-pub fn start(config: LogConfig) -> Level {
-    let terminal = std::io::stderr().is_terminal();
+/// Starts logging: to the journal if standard error is the journal's, else as text on a terminal and JSON
+/// elsewhere, unless told.
+///
+/// # Errors
+/// When the journal is wanted and can't be reached.
+pub fn start(config: &LogConfig) -> Result<Level, String> {
+    let terminal = io::stderr().is_terminal();
     let (filter, level) = reload::Layer::new(filter_of(config.level));
-    let json = match config.format {
-        LogFormat::Auto => !terminal,
-        LogFormat::Json => true,
-        LogFormat::Text => false,
+    let reach = || config.journal.as_deref().map_or(Err(io::ErrorKind::NotFound.into()), Journal::reach);
+    let journal = match config.format {
+        LogFormat::Auto if std::env::var("JOURNAL_STREAM").is_ok_and(|of| is_standard_error(&of)) => reach().ok(),
+        LogFormat::Journal => Some(reach().map_err(|error| {
+            let path = config.journal.as_deref().unwrap_or(Path::new("")).display();
+            format!("log.journal: can't reach a journal at {path}: {error}; start one, or set log.format to auto")
+        })?),
+        LogFormat::Auto | LogFormat::Text | LogFormat::Json => None,
     };
-    let lines = if json {
-        fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
-    } else {
-        fmt::layer().with_ansi(terminal).with_target(false).with_writer(std::io::stderr).boxed()
+    let is_text = config.format == LogFormat::Text || (config.format == LogFormat::Auto && terminal);
+    let lines = match journal {
+        Some(journal) => journal::Layer::new(journal).boxed(),
+        None if is_text => fmt::layer().with_ansi(terminal).with_target(false).with_writer(io::stderr).boxed(),
+        None => fmt::layer().json().flatten_event(true).with_target(false).with_writer(io::stderr).boxed(),
     };
     // A second start in one process (tests) keeps the first log.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
-    Level(level)
+    Ok(Level(level))
+}
+
+/// Whether standard error is the stream that systemd names in $JOURNAL_STREAM, and not one that it was inherited beside.
+fn is_standard_error(stream: &str) -> bool {
+    let file = std::fs::metadata("/proc/self/fd/2");
+    file.is_ok_and(|file| stream == format!("{}:{}", file.dev(), file.ino()))
 }
 
 /// Hears of each ended session besides the log.
@@ -115,7 +132,7 @@ fn write(event: &Event) {
             let five_tuple = record.via.five_tuple();
             tracing::debug!(
                 session = %record.session,
-                user = %record.identity,
+                user = &*record.identity,
                 client = %five_tuple.client,
                 transport = five_tuple.transport.name(),
                 relayed = %record.relayed,
@@ -137,9 +154,10 @@ fn write_session(record: &SessionRecord) {
     let five_tuple = record.via.five_tuple();
     tracing::info!(
         session = %record.session,
-        user = %record.identity,
-        username = %record.username,
+        user = &*record.identity,
+        username = &*record.username,
         secret = record.secret.as_deref(),
+        tenant = record.tenant.as_deref(),
         client = %five_tuple.client,
         transport = five_tuple.transport.name(),
         relayed = %record.relayed,
@@ -152,9 +170,17 @@ fn write_session(record: &SessionRecord) {
         packets_from_peers = to_client.received.packets,
         bytes_to_client = to_client.sent().bytes,
         packets_to_client = to_client.sent().packets,
-        reason = record.reason.map(crate::protocol::border::EndReason::name),
+        dropped = dropped(record),
+        reason = record.reason.map(EndReason::name),
         "session ended"
     );
+}
+
+/// What was received and not sent: packets and bytes by reason.
+fn dropped(record: &SessionRecord) -> Option<String> {
+    let each = |(why, amount): &(DropReason, Amount)| format!("{}={}/{}", why.name(), amount.packets, amount.bytes);
+    let all: Vec<String> = record.dropped.iter().map(each).collect();
+    (!all.is_empty()).then(|| all.join(" "))
 }
 
 /// Refusals of one window, by reason: one line, however many there were.

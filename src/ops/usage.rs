@@ -20,12 +20,12 @@ use std::time::Duration;
 
 use self::chain::{Chain, Code};
 use self::file::UsageFile;
-use self::journal::Journal;
 use self::record::Record;
 use self::spool::Spool;
 use self::writer::{Message, State, Writer};
 use crate::config::accounting::AccountingConfig;
 use crate::net::clock;
+use crate::ops::journal::Journal;
 use crate::protocol::border::Event;
 
 /// Records that may wait for the writer.
@@ -146,7 +146,7 @@ pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, St
         file = Some(opened);
         last = line;
     }
-    let journal = config.journal.clone().map(Journal::open).transpose();
+    let journal = config.journal.clone().map(Journal::new).transpose();
     let journal = journal.map_err(|error| format!("accounting.journal: can't make a socket: {error}"))?;
     let counters = Arc::new(Counters::default());
     let mut spool = None;

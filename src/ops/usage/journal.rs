@@ -1,48 +1,33 @@
-//! The journal's own datagram protocol: one record per datagram, the JSON line as MESSAGE.
+//! Usage records in the journal: the JSON line as MESSAGE.
 //!
 //! `journalctl -t throughway-usage -o cat` gives the lines back as they were.
 
 use std::io;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use super::record::{Kind, Record};
+use crate::ops::journal::{Entry, Journal};
 
-/// A journal that takes nothing for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The journal's socket.
-pub(super) struct Journal {
-    path: PathBuf,
-    socket: UnixDatagram,
-}
-
-impl Journal {
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { path, socket })
-    }
-
-    /// Hands one line over. The path is looked up anew each time: the journal may have been restarted.
-    pub(super) fn write(&self, record: &Record, line: &str) -> io::Result<()> {
-        let kind = match record.kind {
-            Kind::Start => "start",
-            Kind::Interim => "interim",
-            Kind::Stop => "stop",
-        };
-        // Neither a session's name nor JSON on one line holds a line feed.
-        let entry = format!(
-            "MESSAGE={line}\nPRIORITY=6\nSYSLOG_IDENTIFIER=throughway-usage\nTHROUGHWAY_TYPE={kind}\nTHROUGHWAY_SESSION={}\nTHROUGHWAY_SEQ={}\n",
-            record.session, record.seq
-        );
-        self.socket.send_to(entry.as_bytes(), &self.path).map(|_| ())
-    }
+/// Hands one line over.
+pub(super) fn write(journal: &Journal, record: &Record, line: &str) -> io::Result<()> {
+    let kind = match record.kind {
+        Kind::Start => "start",
+        Kind::Interim => "interim",
+        Kind::Stop => "stop",
+    };
+    let mut entry = Entry::default();
+    entry.field("MESSAGE", line);
+    entry.field("PRIORITY", "6");
+    entry.field("SYSLOG_IDENTIFIER", "throughway-usage");
+    entry.field("THROUGHWAY_TYPE", kind);
+    entry.field("THROUGHWAY_SESSION", &record.session);
+    entry.field("THROUGHWAY_SEQ", &record.seq.to_string());
+    journal.send(&entry)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use super::*;
     use crate::ops::usage::record::tests::record;
     use crate::ops::usage::tests::Directory;
@@ -51,11 +36,11 @@ mod tests {
     fn a_record_is_one_datagram_of_fields() {
         let directory = Directory::new();
         let path = directory.path().join("socket");
-        let journal = Journal::open(path.clone()).unwrap();
+        let journal = Journal::new(path.clone()).unwrap();
         let record = record("abc-1", 3, Kind::Stop, 5);
-        assert!(journal.write(&record, "{}").is_err(), "nobody listens yet");
+        assert!(write(&journal, &record, "{}").is_err(), "nobody listens yet");
         let socket = UnixDatagram::bind(&path).unwrap();
-        journal.write(&record, "{\"seq\":3}").unwrap();
+        write(&journal, &record, "{\"seq\":3}").unwrap();
         let mut buffer = [0; 4096];
         let len = socket.recv(&mut buffer).unwrap();
         let text = std::str::from_utf8(&buffer[..len]).unwrap();

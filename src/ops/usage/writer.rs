@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use super::chain::Chain;
 use super::file::UsageFile;
-use super::journal::Journal;
+use super::journal;
 use super::record::Record;
 use super::spool::Spool;
 use super::{Counters, SinkCounters};
 use crate::net::clock;
+use crate::ops::journal::Journal;
 use crate::protocol::time::UnixSeconds;
 
 /// Records of one batch; then all sinks get their turn.
@@ -161,7 +162,7 @@ impl Writer {
     fn give_journal(&mut self, batch: &[(Record, String)]) {
         let Some(journal) = &self.journal else { return };
         for (at, (record, line)) in batch.iter().enumerate() {
-            match journal.write(record, line) {
+            match journal::write(journal, record, line) {
                 Ok(()) => {
                     count(&self.counters.journal.written, 1);
                     self.state.journal.over("journal");
