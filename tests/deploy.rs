@@ -113,7 +113,7 @@ struct Live(BTreeMap<String, Vec<BTreeMap<String, String>>>);
 impl Live {
     fn of(text: &str) -> Self {
         let mut live = Self::default();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             // A series is written as it is selected.
             let [series] = &query(line.rsplit_once(' ').unwrap().0).selectors[..] else { panic!("{line}") };
             let labels = series.matchers.iter().map(|(label, _, value)| (label.clone(), value.clone()));

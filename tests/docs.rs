@@ -185,7 +185,10 @@ fn metrics_in_the_code_and_in_operations_are_the_same() {
     let in_code: BTreeSet<String> = code.split('"').filter(is_metric).map(ToOwned::to_owned).collect();
     assert!(in_code.len() >= 40, "{in_code:?}");
     let operations = read("docs/operations.md");
-    assert_eq!(first_cells(section(&operations, "## Metrics")), in_code);
+    let mut documented = first_cells(section(&operations, "## Metrics"));
+    // The alerts have names of another kind.
+    documented.retain(|name| is_metric(&name.as_str()));
+    assert_eq!(documented, in_code);
 }
 
 #[test]

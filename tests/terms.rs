@@ -7,10 +7,11 @@ use support::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, holder
 use throughway::credentials::claims::{Claim, ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, mint, password};
 use throughway::protocol::address::Transport;
-use throughway::protocol::border::{DropReason, EndReason};
-use throughway::protocol::meter::Rates;
+use throughway::protocol::border::{DropReason, EndReason, Way};
+use throughway::protocol::meter::{Allowance, Meter, Rates};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::{OnExpiry, Settings};
+use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 
 const PEER: &str = "8.8.8.8:1000";
 const OTHER: &str = "8.8.4.4:1000";
@@ -311,7 +312,7 @@ fn what_the_kernel_did_not_take_is_given_back_to_the_budget() {
     let mut h = Harness::with(|settings| settings.limits.bytes_per_credential = Some(1_000));
     let client = calling(&mut h, user("bob"));
     h.channel_data(client, 0x4000, &[1; 1000]).to_peer();
-    h.not_sent(client, throughway::protocol::border::Way::ToPeer, 1, 1000, DropReason::NoBuffers);
+    h.not_sent(client, Way::ToPeer, 1, 1000, DropReason::NoBuffers);
     assert_eq!(send_until_dropped(&mut h, client, 500, 9), (2, Some(DropReason::OverBudget)));
 }
 
@@ -492,4 +493,22 @@ fn a_secret_for_verifying_lets_in_and_its_last_use_is_noted() {
     assert_eq!(of("main").refused["expired"], 1);
     assert_eq!(genuine.remaining.iter().sum::<u64>(), 3);
     assert_eq!(genuine.remaining[0], 1, "one had nothing left");
+}
+
+// ---- many workers at once ----
+
+#[test]
+fn many_threads_spend_a_budget_exactly() {
+    let meter = std::sync::Arc::new(Meter::default());
+    meter.allow(&Allowance { bytes: Some(100_000), ..Allowance::default() });
+    let now = Now { ticks: Ticks(5), unix: UnixSeconds(START_UNIX) };
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let meter = meter.clone();
+            let sent = move || (0..50_000).filter(|_| meter.charge(now, Way::ToPeer, 1).is_ok()).count();
+            std::thread::spawn(sent)
+        })
+        .collect();
+    let sent: usize = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert_eq!(sent, 100_000);
 }

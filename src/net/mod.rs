@@ -51,6 +51,7 @@ use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::Transport;
 use crate::protocol::border::{EndReason, Event, Selector, WorkerId};
 use crate::protocol::counters::Counters;
+use crate::protocol::genuine::GenuineCounts;
 use crate::protocol::random::Random;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::LocalAddresses;
@@ -506,6 +507,12 @@ impl Running {
             closed += answer.await.unwrap_or(0);
         }
         closed
+    }
+
+    /// Who proved to hold a credential, and what came of it.
+    #[must_use]
+    pub fn genuine(&self) -> GenuineCounts {
+        self.process.genuine()
     }
 
     /// Who is shut out; whoever changes it must end the live sessions too, with [`Running::close`].

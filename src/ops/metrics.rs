@@ -22,6 +22,7 @@ use crate::protocol::accounting::Amount;
 use crate::protocol::address::{Family, Transport};
 use crate::protocol::border::{DropReason, EndReason};
 use crate::protocol::counters::{Counters, METHODS};
+use crate::protocol::genuine::{GenuineCounts, REMAINING_BOUNDS};
 use crate::protocol::reject::RejectReason;
 
 /// Renders the counters of a running relay.
@@ -51,6 +52,7 @@ impl Metrics {
             .value(u8::from(self.status.get() == Phase::Ready));
         publish_allocations(&mut text, &workers);
         publish_requests(&mut text, &workers);
+        publish_genuine(&mut text, &self.running.genuine());
         publish_traffic(&mut text, &workers);
         self.publish_workers(&mut text, &workers);
         self.publish_sockets(&mut text);
@@ -71,7 +73,7 @@ impl Metrics {
         text.counter("throughway_worker_loops_total", "Turns of a worker's loop")
             .each("worker", of_net(|net| net.loops.get()));
         let threads: Vec<_> = self.running.workers().enumerate().map(|(at, of)| (at.to_string(), of)).collect();
-        text.counter(
+        text.real_counter(
             "throughway_worker_cpu_seconds_total",
             "Processor time of a worker's thread; one second per second is all there is",
         )
@@ -201,6 +203,29 @@ fn publish_requests(text: &mut Text, workers: &Workers<'_>) {
         .map(|reason| ([reason.name()], [reason.code().0.to_string()], workers.core(|core| core.rejects_of(*reason))));
     text.counter("throughway_requests_refused_total", "Requests answered with an error, by reason and code")
         .each_of_two(["reason", "code"], refused);
+}
+
+/// Whoever proved to hold a credential; the ids of secrets are the operator's own words.
+fn publish_genuine(text: &mut Text, genuine: &GenuineCounts) {
+    let name = |secret: &Option<Box<str>>| secret.as_deref().unwrap_or("(users)").to_owned();
+    let results = genuine.by_secret.iter().flat_map(|(secret, of)| {
+        let refused = of.refused.iter().map(|(reason, count)| (*reason, *count));
+        std::iter::once(("ok", of.granted)).chain(refused).map(|(result, count)| ([name(secret)], [result], count))
+    });
+    text.counter(
+        "throughway_authenticated_total",
+        "Requests for an allocation that proved to hold a credential, by the id of its secret and by result",
+    )
+    .each_of_two(["secret", "result"], results.collect::<Vec<_>>());
+    let used = genuine.by_secret.iter().filter_map(|(secret, of)| Some((name(secret), of.last_used?.0)));
+    text.gauge("throughway_secret_last_used_timestamp_seconds", "When a secret last let somebody in")
+        .each("secret", used);
+    let (&beyond, within) = genuine.remaining.split_last().expect("there is one bucket more than bounds");
+    text.histogram(
+        "throughway_credential_remaining_seconds",
+        "What was left of the lifetime of time-limited credentials at their Allocate; below 0 they were over",
+    )
+    .plain_buckets(REMAINING_BOUNDS.into_iter().zip(within.iter().copied()), beyond, genuine.remaining_sum);
 }
 
 fn publish_traffic(text: &mut Text, workers: &Workers<'_>) {

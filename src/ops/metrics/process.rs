@@ -11,7 +11,7 @@ pub(super) fn publish(text: &mut Text, started: u64) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
     text.gauge("process_start_time_seconds", "When the process started, in seconds since 1970").value(started);
-    text.counter("process_cpu_seconds_total", "Processor time of the process, the system's work for it included")
+    text.real_counter("process_cpu_seconds_total", "Processor time of the process, the system's work for it included")
         .value(clock::processor_nanoseconds() as f64 / 1e9);
     let gauges = [
         ("process_resident_memory_bytes", "Memory of the process that is resident", kilobytes(&status, "VmRSS:")),
