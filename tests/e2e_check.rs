@@ -5,7 +5,7 @@ mod e2e_support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -350,6 +350,41 @@ fn a_quota_and_a_denied_peer_are_explained() {
     assert!(said.step("peer", "warn").contains("denies 127.0.0.1 as a peer"));
     assert_eq!(said.code, 0, "nothing is known to be broken: {:#}", said.json);
     assert_eq!(server.live(), 0);
+}
+
+/// An address of this machine that is not loopback.
+fn outward_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: the route to anywhere tells the address.
+    socket.connect("198.41.0.4:9").expect("a route: this test needs an address besides loopback");
+    socket.local_addr().unwrap().ip()
+}
+
+#[test]
+fn a_server_on_this_very_machine_is_fine_and_the_peer_is_left_to_another_machine() {
+    let here = outward_address();
+    let addresses = format!("[\"{here}\"]").leak();
+    let mut settings = Settings::new(1);
+    settings.udp = vec![format!("{here}:0")];
+    settings.tcp = vec![format!("{here}:0")];
+    settings.relay = vec![("addresses", addresses)];
+    settings.allow = Vec::new();
+    let server = settings.clone().start();
+    for uri in [udp(server.udp4()), tcp(server.tcp4())] {
+        let said = check_alice(&uri);
+        assert_eq!(said.code, 0, "{:#}", said.json);
+        assert_eq!((&said.json["failed"], &said.json["warned"]), (&0.into(), &0.into()), "{:#}", said.json);
+        let peer = said.step("peer", "skip");
+        assert!(peer.contains(&format!("this machine is {here}, an address of the server itself")), "{peer}");
+        assert!(peer.contains("from another machine") && peer.contains("peers.allow"), "{peer}");
+        assert_eq!(said.outcomes(0).get("channels"), Some(&"ok"), "the second allocation carries the rest");
+    }
+    drop(server);
+    // As the text says: allowed, it is a peer like any other.
+    settings.allow = vec![format!("{here}/32").leak()];
+    let server = settings.start();
+    let said = check_alice(&udp(server.udp4()));
+    assert!(said.step("peer", "ok").contains("reached both ways"), "{:#}", said.json);
 }
 
 /// A TLS port before a server's TCP port, with a certificate made for the case; gives the port and the CA's file.
