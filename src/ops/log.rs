@@ -2,8 +2,9 @@
 //!
 //! Written on the control runtime, so that a slow terminal never stops a worker.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Stderr, Write as _};
 use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -55,13 +56,34 @@ pub fn start(config: LogConfig) -> Level {
         LogFormat::Text => false,
     };
     let lines = if json {
-        fmt::layer().json().flatten_event(true).with_target(false).with_writer(std::io::stderr).boxed()
+        fmt::layer().json().flatten_event(true).with_target(false).with_writer(below_progress).boxed()
     } else {
-        fmt::layer().with_ansi(terminal).with_target(false).with_writer(std::io::stderr).boxed()
+        fmt::layer().with_ansi(terminal).with_target(false).with_writer(below_progress).boxed()
     };
     // A second start in one process (tests) keeps the first log.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Level(level)
+}
+
+/// Whether the last line on the terminal is one of progress, which the next line takes the place of.
+static IS_PROGRESS_SHOWN: AtomicBool = AtomicBool::new(false);
+
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+
+/// A line of progress on a terminal, in the place of the last one.
+pub fn show_progress(text: &str) {
+    let mut terminal = io::stderr().lock();
+    // A terminal that went away changes nothing.
+    let _ = terminal.write_all(ERASE_LINE).and_then(|()| terminal.write_all(text.as_bytes()));
+    IS_PROGRESS_SHOWN.store(true, Ordering::Relaxed);
+}
+
+/// Where log lines go.
+fn below_progress() -> Stderr {
+    if IS_PROGRESS_SHOWN.swap(false, Ordering::Relaxed) {
+        let _ = io::stderr().write_all(ERASE_LINE);
+    }
+    io::stderr()
 }
 
 /// Hears of each ended session besides the log.
