@@ -3,6 +3,8 @@
 mod e2e_support;
 
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use e2e_support::server::{Directory, binary};
@@ -134,12 +136,58 @@ fn clients_are_sent_to_the_sibling_and_a_reload_can_change_it() {
         assert_eq!(there.refresh(0).code(), 0);
     }
     assert_eq!((server.refused("redirected"), server.refused("draining")), (2, 0));
+    // `check` tells what it is, instead of a quota.
+    let uri = format!("turn:{}?transport=udp", server.udp4());
+    let check = ["check", &uri, "--username", "alice", "--password", "wonderland"];
+    let said = Command::new(env!("CARGO_BIN_EXE_throughway")).args(check).env_clear().output().unwrap();
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("300 Try Alternate; it sends clients to {}", sibling.udp4())), "{text}");
     // Taken over in the middle of the drain: the deadline counts from its beginning.
     let said = server.reload(draining(3, "deadline = \"1s\""));
     assert!(said.contains("are taken over"), "{said}");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
     assert_eq!(server.log.sessions().len(), 1);
     assert_eq!(server.log.sessions()[0]["reason"], "shutdown");
+}
+
+/// Another implementation hears the refusal at once, and works as before at the sibling.
+#[test]
+fn a_foreign_client_survives_being_sent_away() {
+    let sibling = Server::ordinary(1);
+    let server = draining(1, &format!("alternate = [\"{}\"]", sibling.udp4())).start();
+    let mut kept = Client::udp(server.udp4());
+    kept.allocate();
+    term(&server);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for (address, is_granted) in [(server.udp4(), false), (sibling.udp4(), true)] {
+            let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let config = turn::client::ClientConfig {
+                stun_serv_addr: address.to_string(),
+                turn_serv_addr: address.to_string(),
+                username: "alice".to_owned(),
+                password: "wonderland".to_owned(),
+                realm: String::new(),
+                software: String::new(),
+                rto_in_ms: 0,
+                conn: Arc::new(socket),
+                vnet: None,
+            };
+            let client = turn::client::Client::new(config).await.unwrap();
+            client.listen().await.unwrap();
+            let allocated = tokio::time::timeout(e2e_support::PATIENCE, client.allocate()).await;
+            match allocated.expect("an answer, not a timeout") {
+                Ok(relay) => {
+                    assert!(is_granted);
+                    webrtc_util::Conn::close(&relay).await.unwrap();
+                }
+                Err(error) => assert!(!is_granted && error.to_string().contains("300"), "{error}"),
+            }
+            client.close().await.unwrap();
+        }
+    });
+    assert_eq!(server.refused("redirected"), 1);
 }
 
 #[test]

@@ -40,7 +40,8 @@ pub(super) fn failed(step: &'static str, request: &str, error: &Failed, login: O
     match error {
         Failed::Refused(refused) => {
             let refusal = remedy::refused(request, refused.code, &refused.reason, login, unix_now());
-            Step::fail(step, refusal.detail, refusal.remedy).with("code", refused.code)
+            let to = refused.alternate.map(|address| format!("; it sends clients to {address}")).unwrap_or_default();
+            Step::fail(step, refusal.detail + &to, refusal.remedy).with("code", refused.code)
         }
         Failed::NoAnswer(error) => Step::fail(
             step,
@@ -408,7 +409,7 @@ mod tests {
     #[test]
     fn an_open_relay_is_a_failure_and_a_challenge_is_not() {
         let answer = |code: Option<u16>, realm: Option<&str>| Answer {
-            refused: code.map(|code| Refused { code, reason: String::new() }),
+            refused: code.map(|code| Refused { code, reason: String::new(), alternate: None }),
             mapped: None,
             relayed: None,
             lifetime: None,

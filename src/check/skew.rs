@@ -12,8 +12,8 @@ use crate::credentials::{SharedSecret, password};
 /// How far the clocks may be apart before it is said: two minutes, of which relays forgive some.
 const APART_SECONDS: i64 = 120;
 
-/// How exactly a difference is told, in seconds.
-const EXACT_SECONDS: i64 = 60;
+/// How exactly a difference is found, in seconds.
+const EXACT_SECONDS: i64 = 30;
 
 const REMEDY: &str =
     "synchronise the clocks of relay and issuer (NTP): a credential's expiry is judged by the relay's clock";
@@ -72,7 +72,7 @@ async fn first_accepted(
 
 fn about(seconds: i64) -> String {
     match seconds.unsigned_abs() {
-        seconds @ 0..5400 => format!("about {} min", seconds.div_ceil(60)),
+        seconds @ 0..5400 => format!("about {} min", (seconds + 30) / 60),
         seconds => format!("about {} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
@@ -149,16 +149,17 @@ mod tests {
     async fn the_first_accepted_time_is_found_to_the_minute() {
         for ahead in [601, 3600, 7199, 100_000, 172_700] {
             let found = first_accepted(600, 172_740, async |ends_in| Some(ends_in > ahead - 30)).await.unwrap();
-            assert!((ahead - 30..=ahead + 60).contains(&found), "{ahead}: {found}");
+            assert!((ahead - 30..=ahead + 30).contains(&found), "{ahead}: {found}");
         }
         let found = first_accepted(-172_740, -120, async |ends_in| Some(ends_in > -3600)).await.unwrap();
-        assert!((-3600..=-3540).contains(&found), "{found}");
+        assert!((-3600..=-3570).contains(&found), "{found}");
         assert_eq!(first_accepted(0, 1000, async |_| None).await, None);
     }
 
     #[test]
     fn differences_are_told_in_minutes_and_hours() {
         assert_eq!(about(3590), "about 60 min");
+        assert_eq!(about(3625), "about 60 min");
         assert_eq!(about(-3600), "about 60 min");
         assert_eq!(about(7260), "about 2 h 1 min");
     }

@@ -168,6 +168,20 @@ pub fn mapped_address(address: Address, value: &mut [u8; 20]) -> &[u8] {
     }
 }
 
+/// Decodes ALTERNATE-SERVER.
+///
+/// # Errors
+/// [`BadAttribute`] for an unknown family or a wrong length.
+pub fn plain_address(value: &[u8]) -> Result<Address, BadAttribute> {
+    let (&[_, family, p1, p2], ip) = value.split_first_chunk().ok_or(BadAttribute)?;
+    let ip = match family {
+        1 => IpAddr::from(<[u8; 4]>::try_from(ip).map_err(|_| BadAttribute)?),
+        2 => IpAddr::from(<[u8; 16]>::try_from(ip).map_err(|_| BadAttribute)?),
+        _ => return Err(BadAttribute),
+    };
+    Ok(Address::new(ip, u16::from_be_bytes([p1, p2])))
+}
+
 /// The family behind a number of REQUESTED-ADDRESS-FAMILY, if there is one.
 #[must_use]
 pub fn family(requested: RequestedAddressFamily) -> Option<Family> {
