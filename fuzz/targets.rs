@@ -14,6 +14,7 @@ use throughway::protocol::border::{
     Question, Relay, RelayRefused, RelayRequest, Shared, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
+use throughway::protocol::drain::Alternates;
 use throughway::protocol::meter::Meters;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::quota::{Admitted, Counted, QuotaClaim};
@@ -145,6 +146,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 },
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
+                alternates: Alternates::default(),
                 interim_seconds: 60,
                 relay_ipv4: true,
                 relay_ipv6: true,

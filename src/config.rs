@@ -7,6 +7,7 @@
 pub mod accounting;
 pub mod checked;
 pub mod describe;
+pub mod drain;
 pub mod environment;
 pub mod error;
 pub mod initial_secret;
@@ -14,6 +15,7 @@ pub mod issuing;
 
 mod check;
 mod check_auth;
+mod check_drain;
 mod check_issuing;
 mod check_limits;
 mod check_network;
@@ -45,6 +47,8 @@ pub enum Kind {
     List,
     /// A string or a list of strings.
     TextOrList,
+    /// true or false.
+    Flag,
     /// Tables, which no variable can hold.
     Tables,
 }
@@ -261,6 +265,11 @@ pub const KEYS: &[Key] = &[
         "text, json, journal, or auto: whichever fits where standard error leads",
     ),
     key("log.journal", Kind::Text, "\"/run/systemd/journal/socket\"", "the journal's socket; \"\" = never write there"),
+    key("drain.on_term", Kind::Flag, "false", "SIGTERM drains instead of ending every call at once"),
+    key("drain.deadline", Kind::Text, "\"1h\"", "how long calls may go on while draining; 0 = as long as they last"),
+    key("drain.alternate", Kind::List, "[]", "another server that clients are sent to; one address per family"),
+    key("drain.alternate_tls", Kind::List, "[]", "the same for clients over TLS, which is another port there"),
+    key("drain.alternate_domain", Kind::Text, "\"\"", "the name in its certificate, if clients don't know it already"),
     key("log.level", Kind::Text, "\"info\"", "error, warn, info, debug or trace"),
 ];
 

@@ -15,6 +15,7 @@ use crate::config::checked::HttpConfig;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running, clock};
 use crate::ops::advice;
+use crate::ops::drain::Drain;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
@@ -123,9 +124,20 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
     let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
     let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
+    let drain = Drain::new(
+        Arc::clone(&started.running),
+        Arc::clone(&started.status),
+        Arc::clone(&notifier),
+        config.drain.clone(),
+    );
     let mut config = config;
-    loop {
-        match signals.next().await {
+    let mut was_terminated = false;
+    let signal = loop {
+        let told = tokio::select! {
+            told = signals.next() => told,
+            _ = drain.over() => break None,
+        };
+        match told {
             Told::Reload => {
                 notifier.reloading();
                 if let Some(usage) = &started.usage {
@@ -133,21 +145,26 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
                 }
                 if let Some(new) = reload(&config, &started.running, &level) {
                     started.running.renew_certificates(&new).await;
+                    drain.reconfigure(&new.drain);
                     config = new;
                     rest.reconfigure(&config, rest::uris_of(&started.running, &config));
                 }
                 notifier.ready("serving");
             }
-            Told::Stop(name) => {
-                tracing::info!(signal = name, "stopping");
-                // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
-                following.abort();
-                notifier.stopping();
-                started.stop().await;
-                return Ok(());
+            // Only the first one: whoever sends another does not want to wait.
+            Told::Stop(Told::TERMINATE) if drain.is_wanted_on_term() && !was_terminated => {
+                was_terminated = true;
+                drain.begin(Told::TERMINATE).await;
             }
+            Told::Stop(name) => break Some(name),
         }
-    }
+    };
+    tracing::info!(signal, "stopping");
+    // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
+    following.abort();
+    notifier.stopping();
+    started.stop().await;
+    Ok(())
 }
 
 /// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
@@ -211,6 +228,10 @@ pub(crate) enum Told {
     Stop(&'static str),
 }
 
+impl Told {
+    const TERMINATE: &'static str = "SIGTERM";
+}
+
 /// SIGHUP, SIGTERM and SIGINT.
 pub(crate) struct Signals {
     hangup: Signal,
@@ -232,7 +253,7 @@ impl Signals {
     pub(crate) async fn next(&mut self) -> Told {
         tokio::select! {
             _ = self.hangup.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.terminate.recv() => Told::Stop(Told::TERMINATE),
             _ = self.interrupt.recv() => Told::Stop("SIGINT"),
         }
     }

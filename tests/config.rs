@@ -228,6 +228,33 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ),
     ("[limits]\ntls_handshake = \"1h\"", 2, "limits.tls_handshake", &["allowed are 1s to 10m"]),
     ("[limits]\ntls_half_open = -1", 2, "limits.tls_half_open", &["0 for no limit"]),
+    // how it ends
+    ("[drain]\non_term = \"true\"", 2, "drain.on_term", &["expected true or false"]),
+    ("[drain]\non_term = 1", 2, "drain.on_term", &["expected true or false"]),
+    ("[drain]\ndeadline = \"31d\"", 2, "drain.deadline", &["allowed are 1s to 30d"]),
+    ("[drain]\ndeadline = 60", 2, "drain.deadline", &["\"60s\""]),
+    ("[drain]\nalternate = [\"turn2.example.org:3478\"]", 2, "drain.alternate", &["can't be a name"]),
+    ("[drain]\nalternate = [\"203.0.113.8\"]", 2, "drain.alternate", &["ADDRESS:PORT"]),
+    ("[drain]\nalternate = [\"0.0.0.0:3478\"]", 2, "drain.alternate", &["nothing that a client can send to"]),
+    (
+        "[drain]\nalternate = [\"203.0.113.8:1\", \"203.0.113.9:2\"]",
+        2,
+        "drain.alternate",
+        &["203.0.113.8:1 is there already; one address per family"],
+    ),
+    (
+        "[listen]\nudp = [\"203.0.113.7:3478\"]\n[drain]\nalternate = [\"203.0.113.7:3478\"]",
+        4,
+        "drain.alternate",
+        &["a listener of this very server"],
+    ),
+    ("[drain]\nalternate_domain = \"turn2.example.org\"", 2, "drain.alternate_domain", &["drain.alternate_tls"]),
+    (
+        "[drain]\nalternate_tls = [\"203.0.113.8:5349\"]\nalternate_domain = \"a b\"",
+        3,
+        "drain.alternate_domain",
+        &["the name in the other server's certificate"],
+    ),
     // who may relay
     ("[auth]\nmax_ttl = \"1w\"", 2, "auth.max_ttl", &["\"2d\""]),
     ("[auth]\nusers = { a = \"\" }", 2, "auth.users.a", &["must not be empty"]),

@@ -5,14 +5,18 @@ mod e2e_support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use e2e_support::server::Directory;
+use e2e_support::tls::Authority;
 use e2e_support::{Server, Settings};
 use serde_json::Value;
+
+/// SHA-256 of the word `key`, which is the API key.
+const KEY_SHA256: &str = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";
 
 /// No case may take longer; a monitor waits for it.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -224,6 +228,71 @@ fn a_configuration_is_enough() {
     assert_eq!(said.code, 0, "{:#}", said.json);
     assert_eq!(said.subjects()[0]["uri"], udp(address));
     assert_eq!(said.outcomes(0).get("channels"), Some(&"ok"));
+    assert!(said.step("clock", "ok").contains("within 120 s"), "who can mint can tell the relay's clock");
+    assert_eq!(server.live(), 0);
+    // Another secret than the relay's: told apart from a clock, because one can mint for later too.
+    let text = fs::read_to_string(&file).unwrap().replace("north-of-everything", "south");
+    fs::write(&file, text).unwrap();
+    let said = check(&["--config", file.to_str().unwrap()]);
+    assert_eq!(said.code, 1);
+    let allocate = said.step("allocate", "fail");
+    assert!(allocate.contains("good for 172740 s") && allocate.contains("is not the relay's"), "{allocate}");
+    assert!(!allocate.contains("clock"), "{allocate}");
+}
+
+/// Our own TLS, its certificate of a private authority, the URIs as the server or its configuration gives them.
+#[test]
+fn turns_of_our_own_server_is_checked_by_endpoint_and_by_configuration() {
+    let authority = Authority::new();
+    let held = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [plain, secure] = held.each_ref().map(|listener| listener.local_addr().unwrap());
+    drop(held);
+    let mut settings = Settings::new(1);
+    settings.udp = vec![plain.to_string()];
+    settings.tcp = vec![plain.to_string()];
+    settings.tls = vec![secure.to_string()];
+    settings.certificates = vec![authority.write("first", &["localhost"])];
+    settings.tables = format!("[[http.keys]]\nname = \"web\"\nsha256 = \"{KEY_SHA256}\"\n");
+    let server = settings.start();
+    let url = format!("http://{}/v1/credentials?username=carol", server.http());
+    let config = server.directory().join("config.toml");
+    let expected = [udp(plain), tcp(plain), format!("turns:localhost:{}?transport=tcp", secure.port())];
+    let ca = authority.file();
+    let (by_endpoint, by_config) =
+        (vec![url.as_str(), "--header", "Authorization: Bearer key"], vec!["--config", config.to_str().unwrap()]);
+    for (mut arguments, first) in [(by_endpoint, 1), (by_config, 0)] {
+        arguments.extend(["-4", "--ca", &ca, "--burst-time", "0s"]);
+        let said = check(&arguments);
+        assert_eq!(said.code, 0, "{:#}", said.json);
+        assert_eq!((&said.json["failed"], &said.json["warned"]), (&0.into(), &0.into()), "{:#}", said.json);
+        // A name has a subject of its own, for what DNS says of it.
+        let mut uris: Vec<&str> = said.subjects()[first..].iter().map(|of| of["uri"].as_str().unwrap()).collect();
+        uris.dedup();
+        assert_eq!(uris, expected);
+        let tls = said.outcomes(first + 3);
+        for step in ["handshake", "certificate", "allocate", "hairpin", "peer", "channels", "sizes", "release"] {
+            assert_eq!(tls.get(step), Some(&"ok"), "{step}: {:#}", said.json);
+        }
+        assert!(said.step("certificate", "ok").contains("valid for localhost"));
+    }
+    // The same server under a name that its certificate does not have, and to somebody who does not trust its authority.
+    let login = ["--username", "alice", "--password", "wonderland", "--burst-time", "0s"];
+    for (host, ca, text) in
+        [("127.0.0.1", true, "not for 127.0.0.1 but for localhost"), ("localhost", false, "fullchain.pem")]
+    {
+        let uri = format!("turns:{host}:{}", secure.port());
+        let mut arguments = vec![uri.as_str(), "-4"];
+        arguments.extend(login);
+        let file = authority.file();
+        if ca {
+            arguments.extend(["--ca", &file]);
+        }
+        let said = check(&arguments);
+        assert_eq!(said.code, 1);
+        let certificate = said.step("certificate", "fail");
+        assert!(certificate.contains(text), "{certificate}");
+    }
+    assert_eq!(server.live(), 0);
 }
 
 #[test]
@@ -256,8 +325,17 @@ fn expired_and_too_far_ahead_credentials_are_named() {
 }
 
 #[test]
-fn an_issuer_whose_clock_is_an_hour_behind_is_named() {
+fn an_issuer_whose_clock_is_an_hour_off_is_named() {
     let server = Server::ordinary(1);
+    // Ahead: the relay lets it in, but the day comes when it is too far ahead.
+    let (username, password) = minted(now() + 3600 + 600);
+    let body =
+        serde_json::json!({ "username": username, "password": password, "ttl": 600, "uris": [udp(server.udp4())] });
+    let said = check(&[&endpoint("200 OK", "", body.to_string()), "--header", "Authorization: Bearer key"]);
+    assert_eq!(said.code, 1);
+    let clock = said.step("clock", "fail");
+    assert!(clock.contains("ahead of this machine's") && clock.contains("NTP"), "{clock}");
+    // Behind: what it gives out has ended already.
     let (username, password) = minted(now() - 3600 + 600);
     let body = serde_json::json!({ "iceServers": [{ "urls": udp(server.udp4()), "username": username, "credential": password }], "ttl": 600 });
     let url = endpoint("200 OK", "", body.to_string());
@@ -350,6 +428,41 @@ fn a_quota_and_a_denied_peer_are_explained() {
     assert!(said.step("peer", "warn").contains("denies 127.0.0.1 as a peer"));
     assert_eq!(said.code, 0, "nothing is known to be broken: {:#}", said.json);
     assert_eq!(server.live(), 0);
+}
+
+/// An address of this machine that is not loopback.
+fn outward_address() -> IpAddr {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // Nothing is sent: the route to anywhere tells the address.
+    socket.connect("198.41.0.4:9").expect("a route: this test needs an address besides loopback");
+    socket.local_addr().unwrap().ip()
+}
+
+#[test]
+fn a_server_on_this_very_machine_is_fine_and_the_peer_is_left_to_another_machine() {
+    let here = outward_address();
+    let addresses = format!("[\"{here}\"]").leak();
+    let mut settings = Settings::new(1);
+    settings.udp = vec![format!("{here}:0")];
+    settings.tcp = vec![format!("{here}:0")];
+    settings.relay = vec![("addresses", addresses)];
+    settings.allow = Vec::new();
+    let server = settings.clone().start();
+    for uri in [udp(server.udp4()), tcp(server.tcp4())] {
+        let said = check_alice(&uri);
+        assert_eq!(said.code, 0, "{:#}", said.json);
+        assert_eq!((&said.json["failed"], &said.json["warned"]), (&0.into(), &0.into()), "{:#}", said.json);
+        let peer = said.step("peer", "skip");
+        assert!(peer.contains(&format!("this machine is {here}, an address of the server itself")), "{peer}");
+        assert!(peer.contains("from another machine") && peer.contains("peers.allow"), "{peer}");
+        assert_eq!(said.outcomes(0).get("channels"), Some(&"ok"), "the second allocation carries the rest");
+    }
+    drop(server);
+    // As the text says: allowed, it is a peer like any other.
+    settings.allow = vec![format!("{here}/32").leak()];
+    let server = settings.start();
+    let said = check_alice(&udp(server.udp4()));
+    assert!(said.step("peer", "ok").contains("reached both ways"), "{:#}", said.json);
 }
 
 /// A TLS port before a server's TCP port, with a certificate made for the case; gives the port and the CA's file.

@@ -9,9 +9,9 @@ use crate::check::answer::Login;
 use crate::check::link::{Arrival, Link, NoAnswer, Origin};
 use crate::protocol::address::{Address, Family};
 use crate::wire::attribute::{
-    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_REQUESTED_ADDRESS_FAMILY,
-    ATTR_REQUESTED_TRANSPORT, ATTR_SOFTWARE, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS,
-    ATTR_XORMAPPED_ADDRESS, ChannelNumber, PROTO_UDP, xor_address,
+    ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM,
+    ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_SOFTWARE, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
+    ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, ChannelNumber, PROTO_UDP, plain_address, xor_address,
 };
 use crate::wire::channel_data;
 use crate::wire::integrity::Key;
@@ -36,6 +36,8 @@ enum Wanted {
 pub(super) struct Refused {
     pub(super) code: u16,
     pub(super) reason: String,
+    /// Where a 300 sends us.
+    pub(super) alternate: Option<SocketAddr>,
 }
 
 /// Why a request came to nothing.
@@ -84,6 +86,11 @@ fn read(bytes: &[u8], key: Option<&Key>) -> Result<Answer, Failed> {
         (CLASS_ERROR_RESPONSE, Some([_, _, class, number, reason @ ..])) => Some(Refused {
             code: u16::from(class & 7) * 100 + u16::from(*number),
             reason: String::from_utf8_lossy(reason).into_owned(),
+            alternate: message
+                .all(ATTR_ALTERNATE_SERVER)
+                .next()
+                .and_then(|value| plain_address(value).ok())
+                .map(SocketAddr::from),
         }),
         (CLASS_ERROR_RESPONSE, _) => return Err(Failed::Strange("an error response without an error code")),
         _ => None,

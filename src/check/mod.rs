@@ -12,6 +12,7 @@ mod relay;
 pub mod remedy;
 pub mod report;
 mod server;
+pub mod skew;
 mod tls;
 pub mod traffic;
 pub mod uri;
@@ -27,6 +28,7 @@ use answer::Login;
 use endpoint::Url;
 use report::{Outcome, Report, Section, Step};
 use server::{Server, unix_now};
+use skew::Minter;
 use tls::Trust;
 use traffic::Burst;
 use uri::{Transport, Uri};
@@ -41,6 +43,8 @@ pub struct Options {
     pub subjects: Vec<String>,
     /// For the URIs among them; an endpoint gives its own.
     pub login: Option<Login>,
+    /// What made that login, where it was minted.
+    pub minter: Option<Minter>,
     /// Further HTTP header lines for the endpoints.
     pub headers: Vec<String>,
     /// Further trusted certificates, PEM.

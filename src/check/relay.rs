@@ -1,6 +1,6 @@
 //! Data through the relay and back: between two allocations of ours, and between one and a plain socket.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
@@ -166,6 +166,23 @@ pub(super) fn judge_peer(mut peer: Step, hairpin_works: bool) -> Step {
     peer
 }
 
+/// Whether a plain socket here has an address of the server's own machine, which a server rightly refuses as a peer:
+/// the check says nothing about peers elsewhere then. Loopback is not meant, since only tests relay there.
+async fn is_own_machine(server: &Server<'_>, relayed: SocketAddr, mapped: SocketAddr) -> bool {
+    let (there, seen) = (server.address.ip(), mapped.ip());
+    if there.is_loopback() || seen.is_loopback() {
+        return false;
+    }
+    // Only an address of this machine can be bound.
+    seen == there || seen == relayed.ip() || UdpSocket::bind(SocketAddr::new(there, 0)).await.is_ok()
+}
+
+fn own_machine(seen: IpAddr, what: &str) -> String {
+    format!(
+        "can't be seen from here: as a peer this machine is {seen}, an address of the server itself, and the server {what}, as servers rightly do; run the check from another machine to see whether peers get through (or allow this address as a peer: peers.allow in throughway, allowed-peer-ip in coturn)"
+    )
+}
+
 /// A plain socket of this machine as the peer: what a client's counterpart in the internet does.
 pub(super) async fn plain_peer(
     server: &Server<'_>,
@@ -178,8 +195,12 @@ pub(super) async fn plain_peer(
     if mapped.is_ipv4() != relayed.is_ipv4() {
         return (None, Step::skip(NAME, "this machine's address is of another family than the relayed one"));
     }
+    let is_own = is_own_machine(server, relayed, mapped).await;
     match client.permit(mapped).await {
         Ok(()) => {}
+        Err(Failed::Refused(refused)) if refused.code == 403 && is_own => {
+            return (None, Step::skip(NAME, own_machine(mapped.ip(), "denies it (403)")));
+        }
         Err(Failed::Refused(refused)) if refused.code == 403 && !remedy::is_global(mapped.ip()) => {
             let detail =
                 format!("the server denies {} as a peer (403), as it should with a private address", mapped.ip());
@@ -195,7 +216,8 @@ pub(super) async fn plain_peer(
     let pause = server.options.timeout / TRIES;
     let payload = mark("from a peer");
     let mut heard = None;
-    for _ in 0..TRIES {
+    // Silence is what is expected of a server towards its own machine.
+    for _ in 0..if is_own { 1 } else { TRIES } {
         // Not sent is not heard.
         let _ = socket.send_to(&payload, relayed).await;
         heard = client.expect(&payload, pause).await;
@@ -204,6 +226,9 @@ pub(super) async fn plain_peer(
         }
     }
     let Some(Origin::Peer(address)) = heard else {
+        if is_own {
+            return (None, Step::skip(NAME, own_machine(mapped.ip(), "drops what it sends")));
+        }
         let remedy = remedy::relay_unreachable(&relayed.to_string(), hairpin_works);
         return (None, Step::fail(NAME, format!("what a peer sends to {relayed} does not arrive"), remedy));
     };

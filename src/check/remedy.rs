@@ -48,7 +48,7 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
             Some(login) => unauthorized(login, now),
             None => (String::new(), "give --username and --password, or the URL of a credential endpoint".to_owned()),
         },
-        300 => (String::new(), "the server sends clients elsewhere (it drains?): check the server that it names".to_owned()),
+        300 => (String::new(), "the server lets nobody new in, most likely because it drains before a restart: check the server that it names, and this one afterwards".to_owned()),
         403 => (
             String::new(),
             "the server's peer policy denies this address: peers.allow and peers.deny in throughway, allowed-peer-ip and denied-peer-ip in coturn".to_owned(),
@@ -61,6 +61,10 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
         441 => (String::new(), "the five-tuple belongs to another user: wait for its allocation to end, and don't share a socket between users".to_owned()),
         440 => (String::new(), "the server relays no address of that family: give it one (relay.addresses)".to_owned()),
         442 => (String::new(), "the server relays no UDP: enable it there".to_owned()),
+        486 if reason.contains("draining") => (
+            String::new(),
+            "the server lets nobody new in because it drains before a restart: check again afterwards".to_owned(),
+        ),
         486 => (
             String::new(),
             "a quota is used up: end other allocations of this user, or raise limits.allocations_per_user (coturn: user-quota, total-quota); the server's log names the key".to_owned(),
@@ -231,7 +235,7 @@ mod tests {
     fn every_code_has_a_remedy_of_its_own() {
         let mut remedies = std::collections::HashSet::new();
         for (code, remedy) in [
-            (300, "drains"),
+            (300, "the server that it names"),
             (403, "peers.allow"),
             (437, "load balancer"),
             (438, "nonce_key_file"),
@@ -248,6 +252,12 @@ mod tests {
             assert!(refusal.detail.contains(&code.to_string()) && !refusal.detail.contains('\u{1b}'), "{refusal:?}");
             assert!(remedies.insert(refusal.remedy), "{code}");
         }
+    }
+
+    #[test]
+    fn a_draining_server_is_not_a_quota() {
+        let remedy = refused("Allocate", 486, "Server is draining", None, NOW).remedy;
+        assert!(remedy.contains("drains") && !remedy.contains("quota"), "{remedy}");
     }
 
     #[test]

@@ -4,14 +4,16 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::check::answer::Login;
-use crate::check::client::{Answer, Client, Failed};
+use crate::check::client::{Answer, Client, Failed, Refused};
 use crate::check::link::{Link, NoAnswer};
 use crate::check::relay::{self, Far};
 use crate::check::remedy::{self, RelayedLook};
 use crate::check::report::{Outcome, Section, Step};
+use crate::check::skew::{self, Minter};
 use crate::check::tls::{self, BadCertificate, Trust};
 use crate::check::uri::{Transport, Uri};
 use crate::check::{Options, Progress, foreign, traffic};
+use crate::credentials::parse_username;
 use crate::protocol::address::Family;
 
 /// What is looked at, and with what.
@@ -38,7 +40,8 @@ pub(super) fn failed(step: &'static str, request: &str, error: &Failed, login: O
     match error {
         Failed::Refused(refused) => {
             let refusal = remedy::refused(request, refused.code, &refused.reason, login, unix_now());
-            Step::fail(step, refusal.detail, refusal.remedy).with("code", refused.code)
+            let to = refused.alternate.map(|address| format!("; it sends clients to {address}")).unwrap_or_default();
+            Step::fail(step, refusal.detail + &to, refusal.remedy).with("code", refused.code)
         }
         Failed::NoAnswer(error) => Step::fail(
             step,
@@ -90,6 +93,10 @@ impl Server<'_> {
             Ok(()) => Step::ok("release", "the allocation ended when told to"),
             Err(error) => failed("release", "Refresh with lifetime 0", &error, self.login),
         });
+        if let Some((minter, ttl)) = self.minted() {
+            progress.show("the clock");
+            steps.push(skew::look(self, minter, ttl).await);
+        }
         progress.show("the other address family");
         steps.push(self.other_family(relayed, mapped).await);
     }
@@ -209,7 +216,13 @@ impl Server<'_> {
         let answer = match client.allocate(None).await {
             Ok(answer) => answer,
             Err(error) => {
-                steps.push(failed("allocate", "Allocate", &error, self.login));
+                let step = failed("allocate", "Allocate", &error, self.login);
+                steps.push(match (&error, self.minted()) {
+                    (Failed::Refused(Refused { code: 401, .. }), Some((minter, ttl))) => {
+                        skew::explain(self, minter, ttl, step).await
+                    }
+                    _ => step,
+                });
                 return None;
             }
         };
@@ -300,6 +313,13 @@ impl Server<'_> {
         }
     }
 
+    /// What made the login, and how long it is good for; nothing where it came from elsewhere.
+    fn minted(&self) -> Option<(&Minter, u64)> {
+        let minter = self.options.minter.as_ref().filter(|_| self.login == self.options.login.as_ref())?;
+        let ends = parse_username(&self.login?.username)?.expires_at;
+        Some((minter, ends.saturating_sub(unix_now())))
+    }
+
     /// So that the checks that follow, and the user, don't run into a quota.
     pub(super) async fn release_second(&self, second: Option<Client>) {
         if let Some(mut second) = second
@@ -385,12 +405,11 @@ fn judge_challenge(answer: &Answer) -> (Step, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::client::Refused;
 
     #[test]
     fn an_open_relay_is_a_failure_and_a_challenge_is_not() {
         let answer = |code: Option<u16>, realm: Option<&str>| Answer {
-            refused: code.map(|code| Refused { code, reason: String::new() }),
+            refused: code.map(|code| Refused { code, reason: String::new(), alternate: None }),
             mapped: None,
             relayed: None,
             lifetime: None,

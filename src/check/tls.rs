@@ -215,7 +215,7 @@ fn certificate(host: &str, seen: &Seen, now: u64) -> Step {
                 format!("get a certificate that names {host}, or give clients a URI with the certificate's name"),
             ),
             CertificateError::NotValidForNameContext { presented, .. } => (
-                format!("it is not for {host} but for {}", if presented.is_empty() { "no name".to_owned() } else { presented.join(", ") }),
+                format!("it is not for {host} but for {}", names(presented)),
                 format!("get a certificate that names {host}, or give clients a URI with the certificate's name"),
             ),
             CertificateError::UnknownIssuer if seen.chain == 1 => (
@@ -234,6 +234,18 @@ fn certificate(host: &str, seen: &Seen, now: u64) -> Step {
     Step::fail("certificate", detail, remedy)
 }
 
+/// The names in a certificate; rustls writes each as its kind with the name in brackets.
+fn names(presented: &[String]) -> String {
+    let bare = |name: &String| {
+        let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+        crate::check::remedy::printable(inner.trim_matches('"'))
+    };
+    if presented.is_empty() {
+        return "no name".to_owned();
+    }
+    presented.iter().take(10).map(bare).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,6 +262,14 @@ mod tests {
             assert_eq!(certificate("t.example", &seen(None, 1000 + seconds), 1000).outcome, outcome);
         }
         assert_eq!(certificate("t.example", &seen(None, 1000 + 86_400 * 15), 1000).values["days"], 15);
+    }
+
+    #[test]
+    fn names_of_a_certificate_are_shown_bare() {
+        let name = |text: &str| text.to_owned();
+        assert_eq!(names(&[]), "no name");
+        assert_eq!(names(&[name("DnsName(\"t.example\")"), name("IpAddress(192.0.2.7)")]), "t.example, 192.0.2.7");
+        assert_eq!(names(&[name("t.example")]), "t.example");
     }
 
     #[test]

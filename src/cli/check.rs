@@ -98,11 +98,11 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     let rate = rate(&given.burst_rate)
         .map_err(|message| Failure::Usage(format!("--burst-rate {}: {message}", given.burst_rate)))?;
     let mut subjects = given.urls;
-    let mut login = None;
+    let (mut login, mut minter) = (None, None);
     if let Some(file) = &given.config {
         let config = load_existing(Some(file))?;
-        let (minted, urls) = credentials::mint_for_check(&config, USER, TTL).map_err(Failure::Usage)?;
-        login = Some(minted);
+        let (minted, with, urls) = credentials::mint_for_check(&config, USER, TTL).map_err(Failure::Usage)?;
+        (login, minter) = (Some(minted), Some(with));
         if subjects.is_empty() {
             subjects = urls;
         }
@@ -123,6 +123,7 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     Ok(Options {
         subjects,
         login,
+        minter,
         headers: given.header,
         ca: given.ca,
         timeout,

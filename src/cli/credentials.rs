@@ -9,6 +9,7 @@ use subtle::ConstantTimeEq;
 
 use crate::api::uris::{self, Uri};
 use crate::check::answer::Login;
+use crate::check::skew::Minter;
 use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
 use crate::config::{Config, parse_duration};
 use crate::credentials::claims::Claims;
@@ -27,14 +28,20 @@ pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
 }
 
 /// A short-lived credential for `check`, and the servers that the configuration offers.
-pub(super) fn mint_for_check(config: &Config, user: &str, ttl: u64) -> Result<(Login, Vec<String>), String> {
+pub(super) fn mint_for_check(
+    config: &Config,
+    user: &'static str,
+    ttl: u64,
+) -> Result<(Login, Minter, Vec<String>), String> {
     let now = unix_now().map_err(|error| error.to_string())?;
     let secret = credentials::minting(&config.auth.secrets, now).ok_or(
         "no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
     )?;
     let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl), &Claims::default());
     let minted = minted.map_err(|error| error.to_string())?;
-    Ok((Login { username: minted.username, password: minted.password }, urls(config, address_to_the_world)))
+    let login = Login { username: minted.username, password: minted.password };
+    let minter = Minter { secret: secret.clone(), user, ttl_max: config.auth.max_ttl };
+    Ok((login, minter, urls(config, address_to_the_world)))
 }
 
 fn mint_with(

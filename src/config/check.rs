@@ -51,6 +51,7 @@ pub(crate) fn check(
     let peers = check.peers();
     let limits = check.limits();
     let accounting = check.accounting();
+    let drain = check.drain(&listen);
     let log = check.log();
 
     let Check { path, mut problems, notes, holds_secrets, .. } = check;
@@ -73,6 +74,7 @@ pub(crate) fn check(
         limits,
         http,
         accounting,
+        drain,
         log,
         source: Source {
             file: path,

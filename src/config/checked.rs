@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use crate::config::accounting::AccountingConfig;
+use crate::config::drain::DrainConfig;
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::config::issuing::IssuingConfig;
 use crate::credentials::{Secret, SharedSecret};
@@ -48,6 +49,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// `[accounting]`.
     pub accounting: AccountingConfig,
+    /// `[drain]`.
+    pub drain: DrainConfig,
     /// `[log]`.
     pub log: LogConfig,
     /// Where all this came from.
@@ -309,6 +312,7 @@ impl Config {
             },
             peers,
             limits: self.limits.tables,
+            alternates: self.drain.alternates.clone(),
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,

@@ -158,6 +158,7 @@ impl Config {
             line("issues", text);
         }
         line("accounting", self.accounting.describe());
+        line("drain", self.drain.describe());
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
         if !self.source.variables.is_empty() {
             line("environment", self.source.variables.join(", "));
@@ -247,6 +248,7 @@ impl Config {
                 })),
                 "cors": self.http.issuing.cors,
             },
+            "drain": self.drain.describe_json(),
             "accounting": {
                 "interval": self.accounting.interval,
                 "file": self.accounting.file.as_ref().map(|file| file.path.display().to_string()),

@@ -127,6 +127,7 @@ fn value_of(kind: Kind, text: &str, place: &Place) -> Value {
         Kind::Number if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
             Value::Integer(text.parse().ok(), text.to_owned())
         }
-        Kind::Text | Kind::Number | Kind::TextOrList | Kind::Tables => Value::Text(text.to_owned()),
+        Kind::Flag if text == "true" || text == "false" => Value::Other(text.to_owned()),
+        Kind::Text | Kind::Flag | Kind::Number | Kind::TextOrList | Kind::Tables => Value::Text(text.to_owned()),
     }
 }

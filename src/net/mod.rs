@@ -520,11 +520,24 @@ impl Running {
         self.process.revocations()
     }
 
-    /// No new allocations from now on.
-    pub fn drain(&self) {
+    /// No new allocations once this returns.
+    pub async fn drain(&self) {
+        let mut answers = Vec::new();
         for worker in &self.workers {
-            // A full inbox belongs to a worker that is about to be stopped anyway.
-            let _ = worker.mailbox.send(Message::Drain);
+            let (done, answer) = oneshot::channel();
+            let mut message = Message::Drain(done);
+            while let Err(back) = worker.mailbox.send(message) {
+                if worker.is_finished() {
+                    break;
+                }
+                message = back;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            answers.push(answer);
+        }
+        for answer in answers {
+            // A worker that is gone admits nobody either.
+            let _ = answer.await;
         }
     }
 

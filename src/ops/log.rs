@@ -2,10 +2,11 @@
 //!
 //! Written on the control runtime, so that a slow terminal never stops a worker.
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Stderr, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Weak;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -67,8 +68,8 @@ pub fn start(config: &LogConfig) -> Result<Level, String> {
     let is_text = config.format == LogFormat::Text || (config.format == LogFormat::Auto && terminal);
     let lines = match journal {
         Some(journal) => journal::Layer::new(journal).boxed(),
-        None if is_text => fmt::layer().with_ansi(terminal).with_target(false).with_writer(io::stderr).boxed(),
-        None => fmt::layer().json().flatten_event(true).with_target(false).with_writer(io::stderr).boxed(),
+        None if is_text => fmt::layer().with_ansi(terminal).with_target(false).with_writer(below_progress).boxed(),
+        None => fmt::layer().json().flatten_event(true).with_target(false).with_writer(below_progress).boxed(),
     };
     // A second start in one process (tests) keeps the first log.
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
@@ -79,6 +80,27 @@ pub fn start(config: &LogConfig) -> Result<Level, String> {
 fn is_standard_error(stream: &str) -> bool {
     let file = std::fs::metadata("/proc/self/fd/2");
     file.is_ok_and(|file| stream == format!("{}:{}", file.dev(), file.ino()))
+}
+
+/// Whether the last line on the terminal is one of progress, which the next line takes the place of.
+static IS_PROGRESS_SHOWN: AtomicBool = AtomicBool::new(false);
+
+const ERASE_LINE: &[u8] = b"\r\x1b[K";
+
+/// A line of progress on a terminal, in the place of the last one.
+pub fn show_progress(text: &str) {
+    let mut terminal = io::stderr().lock();
+    // A terminal that went away changes nothing.
+    let _ = terminal.write_all(ERASE_LINE).and_then(|()| terminal.write_all(text.as_bytes()));
+    IS_PROGRESS_SHOWN.store(true, Ordering::Relaxed);
+}
+
+/// Where log lines go.
+fn below_progress() -> Stderr {
+    if IS_PROGRESS_SHOWN.swap(false, Ordering::Relaxed) {
+        let _ = io::stderr().write_all(ERASE_LINE);
+    }
+    io::stderr()
 }
 
 /// Hears of each ended session besides the log.

@@ -2,6 +2,7 @@
 
 pub mod advice;
 mod journal;
+pub mod drain;
 pub mod log;
 pub mod metrics;
 pub mod notify;

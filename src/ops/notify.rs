@@ -9,6 +9,7 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::net::{Running, clock};
@@ -18,7 +19,11 @@ const STATUS_EVERY: Duration = Duration::from_secs(10);
 
 /// The service manager's socket, if there is one.
 #[derive(Debug, Default)]
-pub struct Notifier(Option<(UnixDatagram, SocketAddr)>);
+pub struct Notifier {
+    manager: Option<(UnixDatagram, SocketAddr)>,
+    /// A drain tells the status then.
+    is_draining: AtomicBool,
+}
 
 impl Notifier {
     /// The socket that the variable names.
@@ -35,11 +40,14 @@ impl Notifier {
         let socket = UnixDatagram::unbound()?;
         // The manager reads at once; should it not, we don't wait for it.
         socket.set_nonblocking(true)?;
-        Ok(Self(Some((socket, address))))
+        Ok(Self { manager: Some((socket, address)), is_draining: AtomicBool::new(false) })
     }
 
     fn send(&self, text: &str) {
-        if let Some((socket, address)) = &self.0 {
+        if text.is_empty() {
+            return;
+        }
+        if let Some((socket, address)) = &self.manager {
             // A manager that does not listen is its own problem; the next tick tells it again.
             let _ = socket.send_to_addr(text.as_bytes(), address);
         }
@@ -47,12 +55,22 @@ impl Notifier {
 
     /// Started, or reloaded.
     pub fn ready(&self, status: &str) {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return self.send("READY=1");
+        }
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// A reload begins; `ready` ends it. The time lets the manager tell this reload from an older one.
     pub fn reloading(&self) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=reloading", clock::monotonic_microseconds()));
+    }
+
+    /// Calls end by themselves while nobody new is let in. systemd would kill the server after TimeoutStopSec, so each
+    /// message asks for more time; one that hangs sends none and is killed.
+    pub fn draining(&self, status: &str, until_next: Duration) {
+        self.is_draining.store(true, Ordering::Relaxed);
+        self.send(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", until_next.as_micros()));
     }
 
     /// The end begins.
@@ -62,7 +80,7 @@ impl Notifier {
 
     /// Renews the status and, while every worker answers, feeds the watchdog; never returns.
     pub(crate) async fn follow(self: Arc<Self>, running: Arc<Running>, watchdog: Option<Duration>) {
-        if self.0.is_none() {
+        if self.manager.is_none() {
             return;
         }
         // A third of the time: one tick may come late and the watchdog is still fed in time.
@@ -73,9 +91,12 @@ impl Notifier {
             ticks.tick().await;
             let silent = running.silent_workers(every / 2).await;
             if silent.is_empty() {
-                let allocations = running.usage().0;
                 let fed = if watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
-                self.send(&format!("{fed}STATUS={allocations} allocations"));
+                if self.is_draining.load(Ordering::Relaxed) {
+                    self.send(fed.trim_end());
+                } else {
+                    self.send(&format!("{fed}STATUS={} allocations", running.usage().0));
+                }
             } else {
                 let workers = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 tracing::warn!(workers, "stuck: these workers don't answer, so the watchdog is not fed");

@@ -77,7 +77,13 @@ impl Server {
             // The tolerance for clocks that differ lets nobody in whose session would be closed at once.
             return self.reject_unauthenticated(now, via, message, &RejectReason::Expired.into());
         }
-        let owner = match self.check_terms(now, &via, &owner).and_then(|()| self.check_quota(now, &via, owner)) {
+        if let Err(reason) = self.check_terms(now, &via, &owner) {
+            return self.reject(via, message, reason, Some(request.key()));
+        }
+        if self.draining {
+            return self.send_elsewhere(via, request);
+        }
+        let owner = match self.check_quota(now, &via, owner) {
             Ok(owner) => owner,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),
         };
@@ -142,9 +148,6 @@ impl Server {
 
     /// RFC 8656 §7.2: "the server ... can choose to reject with 486" at any point before the port is opened.
     fn check_quota(&self, now: Now, via: &Via, mut owner: Owner) -> Result<Owner, RejectReason> {
-        if self.draining {
-            return Err(RejectReason::Draining);
-        }
         let admitted = self.shared.admit(now, &owner.claim(via), &self.settings.limits)?;
         owner.admitted(admitted);
         Ok(owner)

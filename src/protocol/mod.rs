@@ -13,6 +13,7 @@ pub mod binding;
 pub mod border;
 mod channel;
 pub mod counters;
+pub mod drain;
 pub mod genuine;
 pub mod meter;
 pub mod nonce;

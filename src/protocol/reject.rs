@@ -4,8 +4,8 @@ use crate::credentials::CredentialRefused;
 use crate::wire::message::ErrorCode;
 use stun::error_code::{
     CODE_ADDR_FAMILY_NOT_SUPPORTED, CODE_ALLOC_MISMATCH, CODE_ALLOC_QUOTA_REACHED, CODE_BAD_REQUEST, CODE_FORBIDDEN,
-    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_STALE_NONCE, CODE_UNAUTHORIZED,
-    CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO, CODE_WRONG_CREDENTIALS,
+    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_STALE_NONCE, CODE_TRY_ALTERNATE,
+    CODE_UNAUTHORIZED, CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO, CODE_WRONG_CREDENTIALS,
 };
 
 macro_rules! reject_reasons {
@@ -123,6 +123,8 @@ reject_reasons! {
     QuotaClient = CODE_ALLOC_QUOTA_REACHED, "quota_client", "Allocation Quota Reached";
     /// `limits.allocations`.
     QuotaServer = CODE_ALLOC_QUOTA_REACHED, "quota_server", "Allocation Quota Reached";
+    /// The server drains, and another one takes its clients.
+    Redirected = CODE_TRY_ALTERNATE, "redirected", "Try Alternate";
     /// The server drains.
     Draining = CODE_ALLOC_QUOTA_REACHED, "draining", "Server is draining";
     /// No relayed port can be had.

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 
 use crate::credentials::claims::Grant;
 use crate::credentials::{Secret, SharedSecret};
+use crate::protocol::drain::Alternates;
 use crate::protocol::meter::Rates;
 use crate::protocol::peer_policy::PeerPolicy;
 
@@ -27,6 +28,8 @@ pub struct Settings {
     pub peers: PeerPolicy,
     /// Bounds of every table.
     pub limits: Limits,
+    /// Where clients are sent while the server drains.
+    pub alternates: Alternates,
     /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
     pub interim_seconds: u32,
     /// Whether there is an IPv4 address to relay from.

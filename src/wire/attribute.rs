@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 
 pub use stun::attributes::{
-    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_ERROR_CODE, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM,
-    ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_RESERVATION_TOKEN, ATTR_SOFTWARE, ATTR_USERNAME,
-    ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
+    ATTR_ALTERNATE_DOMAIN, ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_ERROR_CODE, ATTR_LIFETIME,
+    ATTR_NONCE, ATTR_REALM, ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_RESERVATION_TOKEN,
+    ATTR_SOFTWARE, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
 };
 use stun::message::MAGIC_COOKIE;
 pub use turn::proto::channum::ChannelNumber;
@@ -149,6 +149,37 @@ pub fn xor_address(value: &[u8], transaction_id: TransactionId) -> Result<Addres
         _ => return Err(BadAttribute),
     };
     Ok(Address::new(ip, port))
+}
+
+/// The value of ALTERNATE-SERVER, which is that of MAPPED-ADDRESS (RFC 8489 sections 14.1 and 14.15): not XORed.
+pub fn mapped_address(address: Address, value: &mut [u8; 20]) -> &[u8] {
+    value[2..4].copy_from_slice(&address.port.to_be_bytes());
+    match address.ip {
+        IpAddr::V4(ip) => {
+            value[..2].copy_from_slice(&[0, 1]);
+            value[4..8].copy_from_slice(&ip.octets());
+            &value[..8]
+        }
+        IpAddr::V6(ip) => {
+            value[..2].copy_from_slice(&[0, 2]);
+            value[4..].copy_from_slice(&ip.octets());
+            value
+        }
+    }
+}
+
+/// Decodes ALTERNATE-SERVER.
+///
+/// # Errors
+/// [`BadAttribute`] for an unknown family or a wrong length.
+pub fn plain_address(value: &[u8]) -> Result<Address, BadAttribute> {
+    let (&[_, family, p1, p2], ip) = value.split_first_chunk().ok_or(BadAttribute)?;
+    let ip = match family {
+        1 => IpAddr::from(<[u8; 4]>::try_from(ip).map_err(|_| BadAttribute)?),
+        2 => IpAddr::from(<[u8; 16]>::try_from(ip).map_err(|_| BadAttribute)?),
+        _ => return Err(BadAttribute),
+    };
+    Ok(Address::new(ip, u16::from_be_bytes([p1, p2])))
 }
 
 /// The family behind a number of REQUESTED-ADDRESS-FAMILY, if there is one.

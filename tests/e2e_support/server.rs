@@ -92,8 +92,10 @@ impl Settings {
             writeln!(text, "{section}\ncertificate = {certificate:?}\nprivate_key = {key:?}").unwrap();
         }
         let range = format!("{}-{}", ports.start(), ports.end());
-        writeln!(text, "[relay]\naddresses = [\"127.0.0.1\", \"::1\"]\nports = {range:?}\n{}", pairs(&self.relay))
-            .unwrap();
+        writeln!(text, "[relay]\nports = {range:?}\n{}", pairs(&self.relay)).unwrap();
+        if !self.relay.iter().any(|(key, _)| *key == "addresses") {
+            text.push_str("addresses = [\"127.0.0.1\", \"::1\"]\n");
+        }
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
@@ -227,7 +229,7 @@ impl Server {
         })
     }
 
-    fn start_as(directory: Directory, settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
+    pub fn start_as(directory: Directory, settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
         let ports = Slice::take();
         let config = directory.path().join("config.toml");
         fs::write(&config, settings.text(settings.ports.as_ref().unwrap_or(&ports.range))).unwrap();

@@ -32,8 +32,14 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let root = params.self_signed(&key).unwrap().der().clone();
-        Self { issuer: Issuer::new(params, key), root, directory: Directory::new() }
+        let (root, directory) = (params.self_signed(&key).unwrap(), Directory::new());
+        replace(&directory.path().join("ca.pem"), &root.pem());
+        Self { issuer: Issuer::new(params, key), root: root.der().clone(), directory }
+    }
+
+    /// The file that clients are told to trust.
+    pub fn file(&self) -> String {
+        self.directory.path().join("ca.pem").to_str().unwrap().to_owned()
     }
 
     /// PEM of a certificate and its key.

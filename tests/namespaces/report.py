@@ -9,6 +9,7 @@ import traceback
 DEBIAN_PACKAGE = {
     "ip": "iproute2", "nft": "nftables", "cc": "gcc",
     "turnutils_uclient": "coturn", "turnutils_peer": "coturn", "turnutils_stunclient": "coturn",
+    "faketime": "faketime", "openssl": "openssl",
 }
 
 

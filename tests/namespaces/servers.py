@@ -39,6 +39,7 @@ class Setup:
     tls: list = dataclasses.field(default_factory=list)
     certificate: str = ""
     private_key: str = ""
+    tables: str = ""                 # further tables of throughway's configuration
 
 # Labels of the payload metrics, and the name the same flow has in a session record.
 BOOKS = {("received", "clients"): "from_client", ("sent", "peers"): "to_peers",
@@ -78,7 +79,7 @@ allow = {_quoted(setup.allow)}
 listen = "{setup.http}"
 [log]
 level = "info"
-"""
+{setup.tables}"""
 
 
 def split(address):

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::address::PeerAddress;
+use throughway::protocol::drain::Alternates;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use throughway::wire::integrity::Key;
@@ -96,6 +97,7 @@ impl Config {
             },
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
+            alternates: Alternates::default(),
             interim_seconds: INTERIM_SECONDS as u32,
             relay_ipv4: true,
             relay_ipv6: true,

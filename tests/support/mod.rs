@@ -28,6 +28,7 @@ use throughway::protocol::border::{
     RelayRefused, RelayRequest, Selector, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
+use throughway::protocol::drain::Alternates;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
@@ -83,6 +84,7 @@ fn default_settings() -> Settings {
         },
         peers: policy(&[], &[]),
         limits: Limits::default(),
+        alternates: Alternates::default(),
         interim_seconds: 0,
         relay_ipv4: true,
         relay_ipv6: true,

@@ -36,8 +36,8 @@ pub(in crate::net) enum Message {
     Ping(oneshot::Sender<()>),
     /// End some allocations; the answer comes when they are over.
     Close { which: Selector, reason: EndReason, done: oneshot::Sender<usize> },
-    /// No new allocations.
-    Drain,
+    /// No new allocations; the answer comes when none can begin any more.
+    Drain(oneshot::Sender<()>),
     /// End every allocation and the thread.
     Stop,
 }
@@ -130,7 +130,12 @@ impl Worker {
                 let _ = done.send(before - self.server.allocations());
                 return self.drain(now);
             }
-            Message::Drain => Input::Drain,
+            Message::Drain(done) => {
+                self.server.handle_input(now, Input::Drain);
+                // Whoever asked may have given up.
+                let _ = done.send(());
+                return self.drain(now);
+            }
             Message::Stop => {
                 self.stopping = true;
                 Input::CloseAll(EndReason::Shutdown)
