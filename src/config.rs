@@ -227,7 +227,12 @@ pub const KEYS: &[Key] = &[
         "metrics, health and credentials: loopback or unix:/path; \"\" = none",
     ),
     key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
-    key("http.public", Kind::List, "[]", "where credentials and /healthz, and nothing else, are served to everybody"),
+    key(
+        "http.public",
+        Kind::List,
+        "[]",
+        "where credentials and /healthz, and nothing else, are served to everybody: https://address:port, or without TLS",
+    ),
     key("http.public_name", Kind::Text, "\"\"", "the host that turn: URIs name; empty: the addresses clients are told"),
     key("http.ttl", Kind::Text, "\"1h\"", "lifetime of a credential whose caller asks for none"),
     key("http.keys", Kind::Tables, "[]", "who may ask for credentials: tables of name, sha256, max_ttl and from"),

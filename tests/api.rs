@@ -280,7 +280,7 @@ fn a_process_of_this_machine_is_known_by_its_user() {
             let _entered = runtime.enter();
             Bound::bind(&HttpListen::Unix(path.clone())).unwrap()
         };
-        runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default()))));
+        runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default())), None));
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let text = request("GET", "/v1/credentials?username=alice", &[("Host", "localhost")], "");

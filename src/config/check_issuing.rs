@@ -1,12 +1,12 @@
 //! The part of `[http]` that says who gets credentials. No message here shows a key.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::config::check::Check;
 use crate::config::check_auth::{hex, read_at_most};
-use crate::config::checked::AuthConfig;
+use crate::config::checked::{AuthConfig, PublicListen, TlsConfig};
 use crate::config::document::{Node, Value};
 use crate::config::error::Problem;
 use crate::config::initial_secret::is_world_readable;
@@ -48,12 +48,31 @@ impl Check {
     }
 
     /// An endpoint that asks nobody who he is would be an open relay with one more step.
-    pub(crate) fn public_needs_a_method(&mut self, public: &[SocketAddr], issuing: &IssuingConfig) {
+    pub(crate) fn public_needs_a_method(&mut self, public: &[PublicListen], issuing: &IssuingConfig) {
         if !public.is_empty() && !issuing.serves_strangers() && !self.has_problem_with("http.") {
             let node = self.get("http.public");
             let message = "would give credentials to nobody or to everybody: add [[http.keys]] with name and sha256 \
                  (printf %s KEY | sha256sum), or http.jwt_keys, or http.identity_header and http.proxies";
             self.wrong(&node, "http.public", message);
+        }
+    }
+
+    /// Certificates for `https://`, and a word about keys that pass in the clear.
+    pub(crate) fn public_needs_tls(&mut self, public: &[PublicListen], tls: &TlsConfig, issuing: &IssuingConfig) {
+        let path = "http.public";
+        let node = self.get(path);
+        if public.iter().any(|listen| listen.is_https) && tls.files.is_empty() && !self.has_problem_with("tls") {
+            let message = "https:// needs a certificate: set tls.certificate and tls.private_key to PEM files";
+            self.wrong(&node, path, message);
+        }
+        let is_open = |listen: &&PublicListen| !listen.is_https && !listen.address.ip().is_loopback();
+        // With http.proxies somebody else does TLS.
+        if let Some(listen) = public.iter().find(is_open).filter(|_| issuing.proxies.is_empty()) {
+            let message = format!(
+                "API keys and passwords pass over {listen} in the clear; write \"https://{}\", or bind loopback behind a proxy",
+                listen.address
+            );
+            self.note(&node, path, message);
         }
     }
 

@@ -151,8 +151,8 @@ impl Config {
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
-        for address in &self.http.public {
-            line("", format!("{address}, for everybody who has a key: credentials and /healthz"));
+        for listen in &self.http.public {
+            line("", format!("{listen}, for everybody who has a key: credentials and /healthz"));
         }
         for text in self.issuing_text() {
             line("issues", text);
@@ -231,7 +231,7 @@ impl Config {
             "http": {
                 "listen": self.http_text(),
                 "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
-                "public": self.http.public,
+                "public": self.http.public.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "public_name": self.http.issuing.public_name,
                 "ttl": self.http.issuing.ttl,
                 "keys": self.http.issuing.keys.iter().map(|key| json!({

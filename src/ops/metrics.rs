@@ -56,7 +56,12 @@ impl Metrics {
             counter!("throughway_tls_handshakes_total", "result" => result).absolute(count);
         }
         counter!("throughway_tls_resumptions_total").absolute(handshakes.resumed.load(Ordering::Relaxed));
-        gauge!("throughway_tls_handshakes_under_way").set(handshakes.under_way.load(Ordering::Relaxed) as f64);
+        gauge!("throughway_tls_handshakes_under_way").set(self.running.handshakes_under_way() as f64);
+        if let Some(tls) = self.running.tls() {
+            for (result, count) in tls.http_handshakes.results() {
+                counter!("throughway_http_tls_handshakes_total", "result" => result).absolute(count);
+            }
+        }
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
         for (position, certificate) in certificates.iter().enumerate() {
             gauge!("throughway_tls_certificate_days", "certificate" => position.to_string())
@@ -190,6 +195,7 @@ fn describe() {
     describe_counter!("throughway_streams_closed_total", "Client streams that we closed, by reason");
     describe_counter!("throughway_tls_handshakes_total", "TLS handshakes by what became of them");
     describe_counter!("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session");
+    describe_counter!("throughway_http_tls_handshakes_total", "TLS handshakes on http.public by what became of them");
     describe_gauge!("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished");
     describe_gauge!("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position");
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");

@@ -16,6 +16,7 @@ use throughway::api::rest::refused::IssueRefused;
 use throughway::api::rest::{self, Door, Rest};
 use throughway::api::uris;
 use throughway::config::Config;
+use throughway::config::checked::PublicListen;
 use throughway::protocol::address::Transport;
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 
@@ -79,9 +80,10 @@ impl Endpoint {
         let counts = Arc::new(Counts::default());
         let rest = Arc::new(Rest::new(config, uris, Arc::clone(&counts), clock));
         let runtime = runtime();
-        let bound = Bound::bind_public("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listen = PublicListen { address: "127.0.0.1:0".parse().unwrap(), is_https: false };
+        let bound = Bound::bind_public(listen).unwrap();
         let address = bound.address().unwrap();
-        runtime.spawn(bound.serve(rest::router(&rest, door)));
+        runtime.spawn(bound.serve(rest::router(&rest, door), None));
         Self { address, rest, counts, _runtime: runtime }
     }
 
