@@ -251,7 +251,7 @@ impl Config {
                 "interval": self.accounting.interval,
                 "file": self.accounting.file.as_ref().map(|file| file.path.display().to_string()),
                 "journal": self.accounting.journal.as_ref().map(|path| path.display().to_string()),
-                "webhook": self.accounting.webhook.as_ref().map(|hook| format!("http://{}{}", hook.authority, hook.path)),
+                "webhook": self.accounting.webhook.as_ref().map(|hook| hook.url.to_string()),
                 "signed": self.accounting.sign_key.is_some(),
             },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
