@@ -76,6 +76,23 @@ pub fn parse_jwks(text: &[u8]) -> Result<Vec<Key>, String> {
     Ok(keys)
 }
 
+/// Reads a JWKS that was published for everybody: what can't be used there is passed over, and so is a secret, since
+/// whoever reads it could sign with it.
+///
+/// # Errors
+/// As [`parse_jwks`].
+pub fn parse_published(text: &[u8]) -> Result<Vec<Key>, String> {
+    let document: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
+    let listed = document.get("keys").and_then(Value::as_array).ok_or("is no JWKS: it has no list \"keys\"")?;
+    let usable = listed.iter().filter_map(|jwk| parse_key(jwk).ok().flatten());
+    let keys: Vec<Key> = usable.filter(|key| !key.is_secret()).take(KEYS_MAX + 1).collect();
+    match keys.len() {
+        0 => Err("has no public key that checks RS256, ES256 or EdDSA".to_owned()),
+        1..=KEYS_MAX => Ok(keys),
+        _ => Err(format!("has more than {KEYS_MAX} keys")),
+    }
+}
+
 fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     let bytes = |name: &str| {
@@ -222,6 +239,18 @@ pub fn looks_like_one(text: &[u8]) -> bool {
     text.len() <= TOKEN_BYTES_MAX && text.starts_with(b"ey") && text.iter().filter(|byte| **byte == b'.').count() == 2
 }
 
+/// Whether a token is refused only because the key that it names is not among these: newer ones may have it.
+#[must_use]
+pub fn names_another_key(keys: &[Key], token: &str) -> bool {
+    let head = token.split('.').next().and_then(|head| BASE64URL.decode(head).ok());
+    let Some(head) = head.and_then(|head| serde_json::from_slice::<Value>(&head).ok()) else { return false };
+    let is_signed = [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa]
+        .iter()
+        .any(|algorithm| head["alg"].as_str() == Some(algorithm.name()));
+    let is_there = |id| keys.iter().any(|key| key.id.as_deref() == Some(id));
+    is_signed && (keys.is_empty() || head["kid"].as_str().is_some_and(|id| !is_there(id)))
+}
+
 /// Checks signature, then time, audience and issuer, then takes the user out.
 ///
 /// # Errors
@@ -332,6 +361,56 @@ mod tests {
                 let changed = String::from_utf8(bytes).unwrap();
                 assert!(verify(&keys, &expected(), NOW, &changed).is_err(), "{changed}");
             }
+        }
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret_to_sign_with() {
+        let document: Value = serde_json::from_str(JWKS).unwrap();
+        let public: Vec<Key> = parse_published(JWKS.as_bytes()).unwrap();
+        assert_eq!(public.len(), 3, "the secret is passed over");
+        let claims = format!(r#"{{"sub":"mallory","aud":"turn","iss":"https://login.example","exp":{}}}"#, NOW + 900);
+        let mut tried = 0;
+        for jwk in document["keys"].as_array().unwrap() {
+            // What a sloppy checker would take as the secret: each public value, as bytes and as text.
+            for name in ["n", "x", "y"] {
+                let Some(text) = jwk[name].as_str() else { continue };
+                let der = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n").into_bytes();
+                for secret in
+                    [BASE64URL.decode(text).unwrap(), text.as_bytes().to_vec(), der, jwk.to_string().into_bytes()]
+                {
+                    for algorithm in ["HS256", "none", "RS256"] {
+                        let head = serde_json::json!({ "alg": algorithm, "kid": jwk["kid"] }).to_string();
+                        let message = format!("{}.{}", BASE64URL.encode(head), BASE64URL.encode(&claims));
+                        let code = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), message.as_bytes());
+                        let token = format!("{message}.{}", BASE64URL.encode(code));
+                        for keys in [&public, &parse_jwks(JWKS.as_bytes()).unwrap()] {
+                            let refused = verify(keys, &expected(), NOW, &token).unwrap_err();
+                            assert!(matches!(refused, TokenRefused::NoSuchKey | TokenRefused::Forged), "{refused:?}");
+                        }
+                        tried += 1;
+                    }
+                }
+            }
+        }
+        assert!(tried >= 36, "{tried}");
+    }
+
+    #[test]
+    fn only_a_signed_token_with_an_unknown_kid_is_worth_another_look_at_the_keys() {
+        let keys = parse_published(JWKS.as_bytes()).unwrap();
+        let token = |head: &str| format!("{}.e30.AAAA", BASE64URL.encode(head));
+        let known = keys[0].id.clone().unwrap();
+        assert!(names_another_key(&keys, &token(r#"{"alg":"ES256","kid":"next-year"}"#)));
+        assert!(names_another_key(&[], &token(r#"{"alg":"EdDSA"}"#)));
+        for head in [
+            format!(r#"{{"alg":"RS256","kid":"{known}"}}"#),
+            r#"{"alg":"none","kid":"next-year"}"#.to_owned(),
+            r#"{"alg":"HS256","kid":"next-year"}"#.to_owned(),
+            r#"{"alg":"RS256"}"#.to_owned(),
+            "nonsense".to_owned(),
+        ] {
+            assert!(!names_another_key(&keys, &token(&head)), "{head}");
         }
     }
 

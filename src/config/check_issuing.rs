@@ -10,15 +10,13 @@ use crate::config::checked::{AuthConfig, PublicListen, TlsConfig};
 use crate::config::document::{Node, Value};
 use crate::config::error::Problem;
 use crate::config::initial_secret::is_world_readable;
-use crate::config::issuing::{ApiKey, IssuingConfig, JwtConfig};
+use crate::config::issuing::{ApiKey, IssuingConfig, JWKS_BYTES_MAX, JwtConfig, KeySource, KeyUrl};
 use crate::config::units;
+use crate::fetch::Url;
 use crate::jwt;
 
 /// Each is compared with what a stranger presents, in constant time.
 const KEYS_MAX: usize = 256;
-
-/// Sixteen keys of 8192 bits have less.
-const JWKS_BYTES_MAX: u64 = 64 * 1024;
 
 const KEY_FIELDS: [&str; 4] = ["name", "sha256", "max_ttl", "from"];
 const KEY_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
@@ -253,10 +251,6 @@ impl Check {
         let claim_node = self.get("http.jwt_user_claim");
         let claim = self.text(&claim_node, "http.jwt_user_claim")?;
         let path = path?;
-        if path.contains("://") {
-            self.wrong(&node, "http.jwt_keys", "fetching a JWKS is not in this version; name a file");
-            return None;
-        }
         if audience.is_empty() {
             let message =
                 "a token for another service of the same login would open this one: say which audience is ours";
@@ -267,18 +261,48 @@ impl Check {
             self.wrong(&claim_node, "http.jwt_user_claim", "must not be empty; \"sub\" is usual");
             return None;
         }
-        let path = self.beside(&node.place, &path);
+        let source = if path.contains("://") {
+            KeySource::Url(self.key_url(&node, &path)?)
+        } else {
+            KeySource::File(self.key_file(&node, &path)?)
+        };
+        let issuer = (!issuer.is_empty()).then(|| issuer.into());
+        Some(JwtConfig {
+            source,
+            expected: jwt::Expected { audience: audience.into(), issuer, user_claim: claim.into() },
+        })
+    }
+
+    fn key_url(&mut self, node: &Node, text: &str) -> Option<KeyUrl> {
+        let url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(what) => {
+                self.wrong(node, "http.jwt_keys", what);
+                return None;
+            }
+        };
+        if !url.is_https && !url.is_loopback() {
+            let message = "whoever is on the way could put keys of their own there; write https://, or a file";
+            self.wrong(node, "http.jwt_keys", message);
+            return None;
+        }
+        let authorities = self.authorities("http.jwt_ca_file", &url, "http.jwt_keys");
+        Some(KeyUrl { url, authorities })
+    }
+
+    fn key_file(&mut self, node: &Node, path: &str) -> Option<Vec<jwt::Key>> {
+        let path = self.beside(&node.place, path);
         let text = match read_at_most(&path, JWKS_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
-                self.wrong(&node, "http.jwt_keys", format!("can't read {}: {error}", path.display()));
+                self.wrong(node, "http.jwt_keys", format!("can't read {}: {error}", path.display()));
                 return None;
             }
         };
         let keys = match jwt::parse_jwks(&text) {
             Ok(keys) => keys,
             Err(what) => {
-                self.wrong(&node, "http.jwt_keys", format!("{} {what}", path.display()));
+                self.wrong(node, "http.jwt_keys", format!("{} {what}", path.display()));
                 return None;
             }
         };
@@ -287,11 +311,7 @@ impl Check {
                 format!("holds a secret and every user of this machine can read {}; chmod 0640 it", path.display());
             self.notes.push(Problem::new(node.place.clone(), "http.jwt_keys", message));
         }
-        let issuer = (!issuer.is_empty()).then(|| issuer.into());
-        Some(JwtConfig {
-            keys,
-            expected: jwt::Expected { audience: audience.into(), issuer, user_claim: claim.into() },
-        })
+        Some(keys)
     }
 
     fn cors(&mut self) -> Vec<Box<str>> {

@@ -242,7 +242,7 @@ impl Config {
                 "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "identity_header": self.http.issuing.identity_header,
                 "jwt": self.http.issuing.jwt.as_ref().map(|jwt| json!({
-                    "keys": jwt.keys.len(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
+                    "keys": jwt.source.describe(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
                     "user_claim": jwt.expected.user_claim,
                 })),
                 "cors": self.http.issuing.cors,
@@ -279,10 +279,11 @@ impl Config {
             lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
         }
         if let Some(jwt) = &issuing.jwt {
-            let count = jwt.keys.len();
             lines.push(format!(
-                "credentials to the {} of tokens for {}, checked with {count} keys",
-                jwt.expected.user_claim, jwt.expected.audience
+                "credentials to the {} of tokens for {}, checked with {}",
+                jwt.expected.user_claim,
+                jwt.expected.audience,
+                jwt.source.describe()
             ));
         }
         if let Some(header) = &issuing.identity_header {

@@ -146,6 +146,17 @@ impl Metrics {
             counter!("throughway_credentials_refused_total", "reason" => refused.name())
                 .absolute(self.issuing.refused(refused));
         }
+        let fetches = &self.issuing.fetches;
+        if fetches.is_on.load(Ordering::Relaxed) {
+            for (result, count) in [("ok", &fetches.ok), ("failed", &fetches.failed)] {
+                counter!("throughway_jwt_key_fetches_total", "result" => result)
+                    .absolute(count.load(Ordering::Relaxed));
+            }
+            gauge!("throughway_jwt_keys").set(fetches.keys.load(Ordering::Relaxed) as f64);
+            if let Some(age) = fetches.age() {
+                gauge!("throughway_jwt_keys_age_seconds").set(age as f64);
+            }
+        }
         counter!("throughway_http_connections_refused_total").absolute(turned_away());
         gauge!("throughway_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     }
@@ -201,6 +212,9 @@ fn describe() {
     describe_counter!("throughway_events_lost_total", "Session events that the log could not take in time");
     describe_counter!("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked");
     describe_counter!("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason");
+    describe_counter!("throughway_jwt_key_fetches_total", "Fetches of the keys that check tokens, by result");
+    describe_gauge!("throughway_jwt_keys", "Fetched keys that check tokens");
+    describe_gauge!("throughway_jwt_keys_age_seconds", "How long ago they came");
     describe_counter!(
         "throughway_http_connections_refused_total",
         "HTTP connections closed because too many were open"

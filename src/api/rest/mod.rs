@@ -9,6 +9,7 @@ mod date;
 mod rate;
 pub mod refused;
 pub mod shape;
+mod token_keys;
 mod wanted;
 
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use self::counts::Counts;
 use self::rate::Rates;
 use self::refused::IssueRefused;
 use self::shape::{Issued, Shape};
+use self::token_keys::TokenKeys;
 use self::wanted::Wanted;
 use super::Peer;
 use super::host::AllowedHosts;
@@ -76,10 +78,12 @@ struct Issuer {
     /// Names that are looked up first, so no credential may have one.
     users: HashSet<Box<str>>,
     uris: Vec<Uri>,
+    token_keys: TokenKeys,
 }
 
 impl Issuer {
-    fn new(config: &Config, uris: Vec<Uri>) -> Self {
+    fn new(config: &Config, uris: Vec<Uri>, before: &TokenKeys, counts: &Counts) -> Self {
+        let source = config.http.issuing.jwt.as_ref().map(|jwt| &jwt.source);
         Self {
             config: config.http.issuing.clone(),
             realm: config.realm.clone(),
@@ -87,6 +91,7 @@ impl Issuer {
             max_ttl: config.auth.max_ttl,
             users: names(config),
             uris: uris::few(uris),
+            token_keys: TokenKeys::new(source, before, &counts.fetches),
         }
     }
 }
@@ -114,10 +119,10 @@ pub enum Door {
 }
 
 impl Rest {
-    /// For these URIs; `clock` is read once for each request.
+    /// For these URIs; `clock` is read once for each request. Keys that are fetched need a runtime around.
     #[must_use]
     pub fn new(config: &Config, uris: Vec<Uri>, counts: Arc<Counts>, clock: fn() -> Now) -> Self {
-        let issuer = Issuer::new(config, uris);
+        let issuer = Issuer::new(config, uris, &TokenKeys::None, &counts);
         counts.know(issuer.config.keys.iter().map(|key| &*key.name));
         Self { issuer: ArcSwap::from_pointee(issuer), rates: Rates::default(), counts, clock }
     }
@@ -125,7 +130,8 @@ impl Rest {
     /// Takes a new configuration over; requests under way end with the old one.
     pub fn reconfigure(&self, config: &Config, uris: Vec<Uri>) {
         self.counts.know(config.http.issuing.keys.iter().map(|key| &*key.name));
-        self.issuer.store(Arc::new(Issuer::new(config, uris)));
+        let before = self.issuer.load_full();
+        self.issuer.store(Arc::new(Issuer::new(config, uris, &before.token_keys, &self.counts)));
     }
 
     /// Checks everything, mints, and gives the answer with its head.
@@ -199,8 +205,10 @@ impl Rest {
             return Err(IssueRefused::Host);
         }
         let now = (self.clock)();
-        let caller = access::identify(&issuer.config, asked.peer, asked.headers, asked.query, now.unix.0)?;
-        self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        let caller = identify(issuer, asked, now).await?;
+        if caller.has_key_rate() {
+            self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        }
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(IssueRefused::TooLarge);
         }
@@ -257,6 +265,21 @@ impl Rest {
             account: asked.path.split('/').nth(3).unwrap_or_default(),
         }))
     }
+}
+
+/// Who asks; a token whose key is not known yet waits a little for newer ones.
+async fn identify(issuer: &Issuer, asked: &Asked<'_>, now: Now) -> Result<Caller, IssueRefused> {
+    let with = |keys: &[_]| access::identify(&issuer.config, keys, asked.peer, asked.headers, asked.query, now.unix.0);
+    let keys = issuer.token_keys.now();
+    let first = with(&keys);
+    if !matches!(first, Err(IssueRefused::BadToken(_))) || !access::needs_newer_keys(&keys, asked.headers, asked.query)
+    {
+        return first;
+    }
+    if issuer.token_keys.renewed().await {
+        return with(&issuer.token_keys.now());
+    }
+    if issuer.token_keys.are_missing() { Err(IssueRefused::NoTokenKeys) } else { first }
 }
 
 /// A request without its body.

@@ -179,7 +179,7 @@ impl Shape {
                     IssueRefused::TooLarge => "M_TOO_LARGE",
                     IssueRefused::Method => "M_UNRECOGNIZED",
                     IssueRefused::NoServers => "M_NOT_FOUND",
-                    IssueRefused::Slow | IssueRefused::NoRandom => "M_UNKNOWN",
+                    IssueRefused::Slow | IssueRefused::NoRandom | IssueRefused::NoTokenKeys => "M_UNKNOWN",
                 };
                 let mut body = json!({ "errcode": code, "error": sentence });
                 if let Some(seconds) = refused.retry_after() {
@@ -201,7 +201,8 @@ impl Shape {
                     | IssueRefused::TooLarge
                     | IssueRefused::Slow
                     | IssueRefused::NoServers
-                    | IssueRefused::NoRandom => status.as_u16(),
+                    | IssueRefused::NoRandom
+                    | IssueRefused::NoTokenKeys => status.as_u16(),
                 };
                 json!({ "code": code, "message": sentence, "status": status.as_u16() })
             }
