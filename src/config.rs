@@ -26,7 +26,9 @@ use std::path::Path;
 pub use checked::Config;
 pub use environment::Environment;
 pub use error::ConfigError;
-pub(crate) use units::duration as parse_duration;
+pub(crate) use units::{
+    duration as parse_duration, instant as parse_instant, rate as parse_rate, show_bytes, show_rate, size as parse_size,
+};
 
 use crate::config::error::{Place, Problem};
 use crate::credentials::SharedSecret;
@@ -235,7 +237,12 @@ pub const KEYS: &[Key] = &[
     ),
     key("http.public_name", Kind::Text, "\"\"", "the host that turn: URIs name; empty: the addresses clients are told"),
     key("http.ttl", Kind::Text, "\"1h\"", "lifetime of a credential whose caller asks for none"),
-    key("http.keys", Kind::Tables, "[]", "who may ask for credentials: tables of name, sha256, max_ttl and from"),
+    key(
+        "http.keys",
+        Kind::Tables,
+        "[]",
+        "who may ask for credentials: tables of name, sha256, max_ttl, from, tenant and limits",
+    ),
     key("http.unix_uids", Kind::List, "[]", "user ids of this machine that may ask over a unix socket without a key"),
     key("http.proxies", Kind::List, "[]", "prefixes of reverse proxies whose X-Forwarded-For is believed"),
     key("http.identity_header", Kind::Text, "\"\"", "in which header these proxies name the user who has logged in"),
@@ -254,6 +261,8 @@ pub const KEYS: &[Key] = &[
     key("http.jwt_audience", Kind::Text, "\"\"", "the audience that such a token must name"),
     key("http.jwt_issuer", Kind::Text, "\"\"", "the issuer that it must come from; empty: any that has a key there"),
     key("http.jwt_user_claim", Kind::Text, "\"sub\"", "the claim of it that names the user"),
+    key("http.jwt_tenant_claim", Kind::Text, "\"\"", "the claim that names the user's tenant; \"\" = none"),
+    key("http.jwt_limits_claim", Kind::Text, "\"\"", "the claim that holds the user's limits; \"\" = none"),
     key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
     key("accounting.interval", Kind::Text, "\"60s\"", "between two records of a live session; 0 = none"),
     key("accounting.file", Kind::Text, "\"\"", "usage records as JSON lines; \"\" = none"),

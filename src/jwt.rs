@@ -178,6 +178,10 @@ pub struct Expected {
     pub issuer: Option<Box<str>>,
     /// The claim that names the user.
     pub user_claim: Box<str>,
+    /// The claim that names the tenant; each token must have it then.
+    pub tenant_claim: Option<Box<str>>,
+    /// The claim that holds limits; a token without it has none.
+    pub limits_claim: Option<Box<str>>,
 }
 
 /// What a good token says.
@@ -187,6 +191,10 @@ pub struct Claims {
     pub user: String,
     /// When it ends, seconds since 1970; later than now.
     pub expires_at: u64,
+    /// Whose user it is.
+    pub tenant: Option<String>,
+    /// Limits, unread.
+    pub limits: Option<Value>,
 }
 
 /// Why a token is not good.
@@ -208,6 +216,8 @@ pub enum TokenRefused {
     Audience,
     /// It names no user.
     NoUser,
+    /// It names no tenant, and each must.
+    NoTenant,
 }
 
 impl TokenRefused {
@@ -223,6 +233,7 @@ impl TokenRefused {
             Self::NoEnd => "the token has no exp",
             Self::Audience => "the token is meant for another audience, or comes from another issuer",
             Self::NoUser => "the token names no user",
+            Self::NoTenant => "the token names no tenant",
         }
     }
 }
@@ -301,7 +312,17 @@ pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Resul
         return Err(TokenRefused::Audience);
     }
     let user = claims[&*expected.user_claim].as_str().filter(|user| !user.is_empty());
-    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at })
+    let tenant = match &expected.tenant_claim {
+        None => None,
+        Some(claim) => {
+            let fits = |name: &&str| !name.is_empty() && name.len() <= 64 && !name.chars().any(char::is_control);
+            Some(claims[&**claim].as_str().filter(fits).ok_or(TokenRefused::NoTenant)?.to_owned())
+        }
+    };
+    let limits =
+        expected.limits_claim.as_ref().and_then(|claim| claims.get(&**claim)).filter(|limits| !limits.is_null());
+    let limits = limits.cloned();
+    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at, tenant, limits })
 }
 
 /// A NumericDate, which may have a fraction (RFC 7519 section 2).
@@ -322,7 +343,13 @@ mod tests {
     const TOKENS: &str = include_str!("../tests/vectors/jwt/tokens.txt");
 
     fn expected() -> Expected {
-        Expected { audience: "turn".into(), issuer: Some("https://login.example".into()), user_claim: "sub".into() }
+        Expected {
+            audience: "turn".into(),
+            issuer: Some("https://login.example".into()),
+            user_claim: "sub".into(),
+            tenant_claim: None,
+            limits_claim: None,
+        }
     }
 
     #[test]
@@ -334,7 +361,7 @@ mod tests {
             let (verdict, token) = line.split_once(' ').unwrap();
             let found = verify(&keys, &expected(), NOW, token);
             let wanted = match verdict {
-                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900 }),
+                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900, tenant: None, limits: None }),
                 "forged" => Err(TokenRefused::Forged),
                 "no_such_key" => Err(TokenRefused::NoSuchKey),
                 "expired" => Err(TokenRefused::Expired),

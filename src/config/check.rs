@@ -48,6 +48,7 @@ pub(crate) fn check(
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
     check.issuing_needs_a_secret(&http.issuing, &auth);
+    check.claims_need_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();
     let accounting = check.accounting();

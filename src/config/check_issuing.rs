@@ -12,14 +12,14 @@ use crate::config::error::Problem;
 use crate::config::initial_secret::is_world_readable;
 use crate::config::issuing::{ApiKey, IssuingConfig, JWKS_BYTES_MAX, JwtConfig, KeySource, KeyUrl};
 use crate::config::units;
+use crate::credentials::claims::{Claim, Claims, Grant};
 use crate::fetch::Url;
 use crate::jwt;
 
 /// Each is compared with what a stranger presents, in constant time.
 const KEYS_MAX: usize = 256;
 
-const KEY_FIELDS: [&str; 4] = ["name", "sha256", "max_ttl", "from"];
-const KEY_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
+const KEY_FIELDS: [&str; 6] = ["name", "sha256", "max_ttl", "from", "tenant", "limits"];
 
 /// Names that logs and metrics give to those who come without a key.
 const RESERVED: [&str; 3] = ["jwt", "proxy", "unix"];
@@ -86,6 +86,53 @@ impl Check {
         }
     }
 
+    /// What keys and tokens say of tenant and limits goes into the credential, so a secret that mints must read it.
+    pub(crate) fn claims_need_a_secret(&mut self, issuing: &IssuingConfig, auth: &AuthConfig) {
+        let minting = || auth.secrets.iter().filter(|secret| !secret.verify_only);
+        let node = self.get("http.keys");
+        for (index, key) in issuing.keys.iter().enumerate() {
+            let claims = Claims { grant: key.grant.clone(), ..Claims::default() };
+            for secret in minting() {
+                if let Some(claim) = claims.named().find(|claim| !secret.claims.has(*claim)) {
+                    let message = format!(
+                        "{} can't be put into credentials: the secret \"{}\" does not read it; give its table claims = true",
+                        claim.name(),
+                        secret.id
+                    );
+                    self.wrong(&node, &format!("http.keys[{index}].limits"), message);
+                    break;
+                }
+                if key.tenant.is_some() && key.tenant != secret.tenant && !secret.claims.has(Claim::Tenant) {
+                    let message = format!(
+                        "the secret \"{}\" has another tenant and does not read this one: give it tenant = \"{}\", or name \"tenant\" in its list claims",
+                        secret.id,
+                        key.tenant.as_deref().unwrap_or_default()
+                    );
+                    self.wrong(&node, &format!("http.keys[{index}].tenant"), message);
+                    break;
+                }
+            }
+        }
+        let Some(jwt) = &issuing.jwt else { return };
+        let lacks = |claims: &[Claim]| minting().find(|secret| claims.iter().any(|claim| !secret.claims.has(*claim)));
+        let limits = Claim::ALL.into_iter().filter(|claim| *claim != Claim::Tenant).collect::<Vec<_>>();
+        for (is_set, path, needed, write) in [
+            (
+                jwt.expected.tenant_claim.is_some(),
+                "http.jwt_tenant_claim",
+                &[Claim::Tenant][..],
+                "name \"tenant\" in its list claims",
+            ),
+            (jwt.expected.limits_claim.is_some(), "http.jwt_limits_claim", &limits, "give its table claims = true"),
+        ] {
+            if let Some(secret) = lacks(needed).filter(|_| is_set) {
+                let message =
+                    format!("can't be put into credentials: the secret \"{}\" does not read it; {write}", secret.id);
+                self.wrong(&self.get(path), path, message);
+            }
+        }
+    }
+
     fn keys(&mut self) -> Vec<ApiKey> {
         let path = "http.keys";
         let node = self.get(path);
@@ -122,7 +169,7 @@ impl Check {
             self.wrong(node, path, "expected a table of name and sha256");
             return None;
         };
-        let all_known = self.fields(fields, path, &KEY_FIELDS, &KEY_FIELDS_LATER);
+        let all_known = self.fields(fields, path, &KEY_FIELDS, &[]);
         let field = |name: &str| fields.iter().find(|field| field.key == name).map(|field| &field.node);
         let (Some(name_node), Some(digest_node)) = (field("name"), field("sha256")) else {
             if all_known {
@@ -186,7 +233,20 @@ impl Check {
                 nets
             }
         };
-        Some(ApiKey { name: name.into(), sha256, max_ttl, from })
+        let tenant = field("tenant").and_then(|node| self.tenant(node, &format!("{path}.tenant")));
+        let grant = match field("limits") {
+            None => Grant::default(),
+            Some(node) => {
+                let path = format!("{path}.limits");
+                let grant = self.grant(node, &path);
+                if grant.bytes_per_day.is_some() || grant.packets_per_second.is_some() {
+                    let message = "bytes_per_day and packet_rate can't be inside a credential; put them into the limits of the secret";
+                    self.wrong(node, &path, message);
+                }
+                grant
+            }
+        };
+        Some(ApiKey { name: name.into(), sha256, max_ttl, from, tenant, grant })
     }
 
     fn unix_uids(&mut self) -> Vec<u32> {
@@ -250,6 +310,12 @@ impl Check {
         let issuer = self.text(&issuer_node, "http.jwt_issuer")?;
         let claim_node = self.get("http.jwt_user_claim");
         let claim = self.text(&claim_node, "http.jwt_user_claim")?;
+        let mut claim_of = |path: &'static str| {
+            let node = self.get(path);
+            self.text(&node, path).filter(|name| !name.is_empty()).map(Box::from)
+        };
+        let tenant_claim = claim_of("http.jwt_tenant_claim");
+        let limits_claim = claim_of("http.jwt_limits_claim");
         let path = path?;
         if audience.is_empty() {
             let message =
@@ -269,7 +335,13 @@ impl Check {
         let issuer = (!issuer.is_empty()).then(|| issuer.into());
         Some(JwtConfig {
             source,
-            expected: jwt::Expected { audience: audience.into(), issuer, user_claim: claim.into() },
+            expected: jwt::Expected {
+                audience: audience.into(),
+                issuer,
+                user_claim: claim.into(),
+                tenant_claim,
+                limits_claim,
+            },
         })
     }
 

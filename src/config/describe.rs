@@ -285,6 +285,9 @@ impl Config {
                 jwt.expected.audience,
                 jwt.source.describe()
             ));
+            for (claim, what) in [(&jwt.expected.tenant_claim, "tenant"), (&jwt.expected.limits_claim, "limits")] {
+                lines.extend(claim.as_ref().map(|claim| format!("their {what}: the claim {claim}")));
+            }
         }
         if let Some(header) = &issuing.identity_header {
             let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

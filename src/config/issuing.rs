@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::credentials::claims::Grant;
 use crate::fetch::{Authorities, Url};
 use crate::jwt;
 
@@ -84,6 +85,10 @@ pub struct ApiKey {
     pub max_ttl: Option<u64>,
     /// Where it may be used from; empty: anywhere.
     pub from: Vec<IpNet>,
+    /// Whose users its credentials are for.
+    pub tenant: Option<Box<str>>,
+    /// What its credentials carry at least; only what a credential can carry.
+    pub grant: Grant,
 }
 
 impl ApiKey {

@@ -8,9 +8,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::limits;
 use super::refused::IssueRefused;
 use crate::api::Peer;
 use crate::config::issuing::{ApiKey, IssuingConfig};
+use crate::credentials::claims::Grant;
 use crate::jwt::{self, TOKEN_BYTES_MAX};
 
 /// What query parameters call a key: the draft and the signalling server of Nextcloud (Janus sends both), Metered.
@@ -25,9 +27,17 @@ pub(super) struct Caller {
     pub(super) max_ttl: Option<u64>,
     /// The user that a proxy or a token vouches for; others name whom they like.
     pub(super) user: Option<String>,
+    /// Whose user that is.
+    pub(super) tenant: Option<Box<str>>,
+    /// What its credentials carry at least.
+    pub(super) grant: Grant,
 }
 
 impl Caller {
+    fn known_by(name: &str, user: Option<String>) -> Self {
+        Self { name: name.into(), max_ttl: None, user, tenant: None, grant: Grant::default() }
+    }
+
     /// Whose rate counts: a user who asks for himself is a caller of his own, and nobody else's requests are his.
     pub(super) const fn has_key_rate(&self) -> bool {
         self.user.is_none()
@@ -52,7 +62,13 @@ pub(super) fn identify(
             return token_user(config, token_keys, &presented, now);
         };
         return if key.is_good_from(client_ip(config, peer, headers)) {
-            Ok(Caller { name: key.name.clone(), max_ttl: key.max_ttl, user: None })
+            Ok(Caller {
+                name: key.name.clone(),
+                max_ttl: key.max_ttl,
+                user: None,
+                tenant: key.tenant.clone(),
+                grant: key.grant.clone(),
+            })
         } else {
             Err(IssueRefused::Address)
         };
@@ -60,10 +76,10 @@ pub(super) fn identify(
     if let Peer::Unix(Some(uid)) = peer
         && config.unix_uids.contains(&uid)
     {
-        return Ok(Caller { name: "unix".into(), max_ttl: None, user: None });
+        return Ok(Caller::known_by("unix", None));
     }
     match forwarded_user(config, peer, headers)? {
-        Some(user) => Ok(Caller { name: "proxy".into(), max_ttl: None, user: Some(user) }),
+        Some(user) => Ok(Caller::known_by("proxy", Some(user))),
         None => Err(IssueRefused::NoKey),
     }
 }
@@ -146,7 +162,13 @@ fn token_user(
     let token = token(presented).ok_or(IssueRefused::WrongKey)?;
     let claims =
         jwt::verify(keys, &jwt.expected, now, token).map_err(|refused| IssueRefused::BadToken(refused.sentence()))?;
-    Ok(Caller { name: "jwt".into(), max_ttl: Some(claims.expires_at - now), user: Some(claims.user) })
+    let grant = claims.limits.as_ref().map(limits::parse).transpose().map_err(IssueRefused::BadToken)?;
+    Ok(Caller {
+        max_ttl: Some(claims.expires_at - now),
+        tenant: claims.tenant.map(Into::into),
+        grant: grant.unwrap_or_default(),
+        ..Caller::known_by("jwt", Some(claims.user))
+    })
 }
 
 /// The user that a trusted proxy names; the header of anybody else is not looked at.

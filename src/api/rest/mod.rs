@@ -6,6 +6,7 @@
 mod access;
 pub mod counts;
 mod date;
+pub(crate) mod limits;
 mod rate;
 pub mod refused;
 pub mod shape;
@@ -233,14 +234,24 @@ impl Rest {
         }
         let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
         let ttl = wanted.ttl.unwrap_or(issuer.config.ttl).min(longest);
-        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &Claims::default());
+        let grant = limits::combine(&caller.grant, &wanted.limits, now.unix.0).map_err(IssueRefused::BadRequest)?;
+        // What the secret says of the tenant need not be said again.
+        let tenant = caller.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
+        let claims = Claims { grant, tenant, nonce: None };
+        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &claims);
         let minted = minted.map_err(|refused| {
-            IssueRefused::BadUser(match refused {
-                MintRefused::Separator => "a user id must not contain ~",
-                MintRefused::TooLong | MintRefused::ClaimsTooLong | MintRefused::NotRead(_) => {
-                    "the user id is too long: a username has at most 508 bytes"
+            match refused {
+                MintRefused::Separator => IssueRefused::BadUser("a user id must not contain ~"),
+                MintRefused::TooLong => {
+                    IssueRefused::BadUser("the user id is too long: a username, limits included, has at most 508 bytes")
                 }
-            })
+                MintRefused::ClaimsTooLong => {
+                    IssueRefused::BadRequest("the limits are too long for a credential; name fewer prefixes")
+                }
+                MintRefused::NotRead(_) => IssueRefused::BadRequest(
+                    "limits can't be put into credentials here: the secret that mints does not read these (claims in its table)",
+                ),
+            }
         })?;
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
@@ -251,6 +262,7 @@ impl Rest {
             user,
             username = minted.username,
             ttl,
+            limits = limits::in_words(&claims),
             client = client_text(&issuer.config, asked.peer, asked.headers),
             "credential issued"
         );
@@ -262,6 +274,8 @@ impl Rest {
             expires_at: minted.expires_at,
             realm: &issuer.realm,
             uris: &issuer.uris,
+            tenant: caller.tenant.as_deref(),
+            limits: &claims.grant,
             account: asked.path.split('/').nth(3).unwrap_or_default(),
         }))
     }

@@ -9,8 +9,10 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::date;
+use super::limits;
 use super::refused::IssueRefused;
 use crate::api::uris::Uri;
+use crate::credentials::claims::Grant;
 use crate::protocol::address::Transport;
 
 /// Who reads the answer.
@@ -50,6 +52,10 @@ pub(super) struct Issued<'a> {
     pub(super) expires_at: u64,
     pub(super) realm: &'a str,
     pub(super) uris: &'a [Uri],
+    /// Whose user it is for, where the key or the token says it.
+    pub(super) tenant: Option<&'a str>,
+    /// What it carries.
+    pub(super) limits: &'a Grant,
     /// The account in the path of the request, for the shape that has one.
     pub(super) account: &'a str,
 }
@@ -95,7 +101,8 @@ impl Shape {
         let server = json!({ "urls": turn, "username": username, "credential": password });
         let refresh_after = ttl / 2;
         match self {
-            Self::All => ok(json!({
+            Self::All => {
+                let mut body = json!({
                 "username": username,
                 "password": password,
                 "credential": password,
@@ -107,7 +114,16 @@ impl Shape {
                 "urls": turn,
                 "iceServers": [server],
                 "ice_servers": one_by_one(&[], &turn, username, password),
-            })),
+                });
+                if let Some(tenant) = issued.tenant {
+                    body["tenant"] = json!(tenant);
+                }
+                let limits = limits::json(issued.limits);
+                if !limits.is_empty() {
+                    body["limits"] = Value::Object(limits);
+                }
+                ok(body)
+            }
             Self::Draft | Self::DraftOfNextcloud | Self::Matrix => {
                 ok(json!({ "username": username, "password": password, "ttl": ttl, "uris": turn }))
             }
