@@ -177,7 +177,6 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
         (format!("{key}{}{secret}", key_table("two", KEY, "")), "is the same key as \"web\""),
         (format!("{}{secret}", key_table("proxy", KEY, "")), "choose another"),
         (format!("{}{secret}", key_table("a b", KEY, "")), "letters, digits"),
-        (format!("{}{secret}", key_table("web", KEY, "tenant = \"x\"")), "tenant: not in this version"),
         (format!("{}{secret}", key_table("web", KEY, "max_tll = \"1h\"")), "did you mean `max_ttl`?"),
         (format!("{}{secret}", key_table("web", KEY, "max_ttl = \"0s\"")), "longer than nothing"),
         (format!("{}{secret}", key_table("web", KEY, "from = []")), "leave it out for everywhere"),

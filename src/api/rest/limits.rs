@@ -34,7 +34,9 @@ pub(super) fn parse(value: &Value) -> Result<Grant, &'static str> {
                 grant.closes_at = Some(time);
             }
             _ => {
-                return Err("limits has bytes, bitrate, allocations, peers, transports and closes_at, and nothing else");
+                return Err(
+                    "limits has bytes, bitrate, allocations, peers, transports and closes_at, and nothing else",
+                );
             }
         }
     }

@@ -7,6 +7,7 @@ mod access;
 pub mod counts;
 mod date;
 pub(crate) mod limits;
+mod own_key;
 mod rate;
 pub mod refused;
 pub mod shape;
@@ -38,7 +39,7 @@ use super::host::AllowedHosts;
 use super::uris::{self, Uri};
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
-use crate::credentials::claims::Claims;
+use crate::credentials::claims::{Claims, Grant};
 use crate::credentials::{self, MintRefused, SharedSecret};
 use crate::net::Running;
 use crate::protocol::time::Now;
@@ -56,7 +57,7 @@ const RANDOM_ID_BYTES: usize = 12;
 const PREFLIGHT_SECONDS: &str = "600";
 
 /// Where each shape is found.
-const ROUTES: [(&str, Shape); 11] = [
+const ROUTES: [(&str, Shape); 13] = [
     ("/v1/credentials", Shape::All),
     ("/", Shape::Draft),
     ("/turn", Shape::Draft),
@@ -68,6 +69,8 @@ const ROUTES: [(&str, Shape); 11] = [
     ("/v1/turn/keys/{id}/credentials/generate", Shape::CloudflareOld),
     ("/2010-04-01/Accounts/{id}/Tokens.json", Shape::Twilio),
     ("/api/v1/turn/credentials", Shape::Metered),
+    ("/api/v1/turn/credential", Shape::MeteredNew),
+    ("/.well-known/turn", Shape::WellKnown),
 ];
 
 /// What a reload may change, swapped whole.
@@ -206,6 +209,27 @@ impl Rest {
             return Err(IssueRefused::Host);
         }
         let now = (self.clock)();
+        if asked.shape == Shape::WellKnown {
+            // Everybody who has a credential knows this.
+            return Ok(shape::well_known(&issuer.realm, &issuer.uris));
+        }
+        if asked.shape == Shape::Metered
+            && let Some(own) = own_key::find(asked.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
+        {
+            return Ok(asked.shape.render(&Issued {
+                username: &own.username,
+                password: &own.password,
+                ttl: own.expires_at.saturating_sub(now.unix.0),
+                now: now.unix.0,
+                expires_at: own.expires_at,
+                realm: &issuer.realm,
+                uris: &issuer.uris,
+                tenant: None,
+                limits: &Grant::default(),
+                label: "",
+                account: "",
+            }));
+        }
         let caller = identify(issuer, asked, now).await?;
         if caller.has_key_rate() {
             self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
@@ -276,6 +300,7 @@ impl Rest {
             uris: &issuer.uris,
             tenant: caller.tenant.as_deref(),
             limits: &claims.grant,
+            label: wanted.label.as_deref().unwrap_or_default(),
             account: asked.path.split('/').nth(3).unwrap_or_default(),
         }))
     }
@@ -290,10 +315,11 @@ async fn identify(issuer: &Issuer, asked: &Asked<'_>, now: Now) -> Result<Caller
     {
         return first;
     }
-    if issuer.token_keys.renewed().await {
-        return with(&issuer.token_keys.now());
+    let is_renewed = issuer.token_keys.renewed().await;
+    if issuer.token_keys.are_missing() {
+        return Err(IssueRefused::NoTokenKeys);
     }
-    if issuer.token_keys.are_missing() { Err(IssueRefused::NoTokenKeys) } else { first }
+    if is_renewed { with(&issuer.token_keys.now()) } else { first }
 }
 
 /// A request without its body.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::date;
 use super::limits;
+use super::own_key;
 use super::refused::IssueRefused;
 use crate::api::uris::Uri;
 use crate::credentials::claims::Grant;
@@ -36,6 +37,10 @@ pub enum Shape {
     Twilio,
     /// Metered: a bare array.
     Metered,
+    /// Metered: a credential that is a key to itself.
+    MeteredNew,
+    /// Where the servers are, without a credential.
+    WellKnown,
     /// XEP-0215 as JSON.
     Xep0215,
     /// XEP-0215 as XML.
@@ -56,6 +61,8 @@ pub(super) struct Issued<'a> {
     pub(super) tenant: Option<&'a str>,
     /// What it carries.
     pub(super) limits: &'a Grant,
+    /// What the caller calls it, for the shape that gives it back.
+    pub(super) label: &'a str,
     /// The account in the path of the request, for the shape that has one.
     pub(super) account: &'a str,
 }
@@ -72,8 +79,8 @@ impl Shape {
             Self::All | Self::Draft | Self::DraftOfNextcloud | Self::Ice | Self::Xep0215 | Self::Xep0215Xml => {
                 "GET, POST, OPTIONS"
             }
-            Self::Matrix | Self::Metered => "GET, OPTIONS",
-            Self::Cloudflare | Self::CloudflareOld | Self::Twilio => "POST, OPTIONS",
+            Self::Matrix | Self::Metered | Self::WellKnown => "GET, OPTIONS",
+            Self::Cloudflare | Self::CloudflareOld | Self::Twilio | Self::MeteredNew => "POST, OPTIONS",
         }
     }
 
@@ -88,6 +95,8 @@ impl Shape {
             | Self::CloudflareOld
             | Self::Twilio
             | Self::Metered
+            | Self::MeteredNew
+            | Self::WellKnown
             | Self::Xep0215
             | Self::Xep0215Xml => false,
         }
@@ -163,6 +172,14 @@ impl Shape {
                 servers.extend(of_turn);
                 ok(Value::Array(servers))
             }
+            Self::MeteredNew => ok(json!({
+                "username": username,
+                "password": password,
+                "expiryInSeconds": ttl,
+                "label": issued.label,
+                "apiKey": own_key::make(username, password),
+            })),
+            Self::WellKnown => well_known(issued.realm, issued.uris),
             Self::Xep0215 => {
                 let services: Vec<Value> = services(issued).iter().map(Service::json).collect();
                 ok(json!({ "services": services }))
@@ -229,6 +246,8 @@ impl Shape {
             | Self::Cloudflare
             | Self::CloudflareOld
             | Self::Metered
+            | Self::MeteredNew
+            | Self::WellKnown
             | Self::Xep0215
             | Self::Xep0215Xml => json!({ "error": sentence, "reason": refused.name() }),
         };
@@ -245,6 +264,20 @@ impl Shape {
             _ => refused.status(),
         }
     }
+}
+
+/// What anybody may know of the server before he has a credential.
+pub(super) fn well_known(realm: &str, uris: &[Uri]) -> Answer {
+    let turn: Vec<String> = uris.iter().map(Uri::turn).collect();
+    let stun: Vec<String> = uris.iter().filter_map(Uri::stun).take(1).collect();
+    ok(json!({
+        "realm": realm,
+        "uris": turn,
+        "stun": stun,
+        "message_integrity": ["HMAC-SHA1"],
+        "password_algorithms": ["MD5"],
+        "credentials": "/v1/credentials",
+    }))
 }
 
 fn ok(body: Value) -> Answer {

@@ -18,6 +18,8 @@ pub(super) struct Wanted {
     pub(super) ttl: Option<u64>,
     pub(super) service: Option<String>,
     pub(super) format: Option<String>,
+    /// Any text, given back as it came (Metered).
+    pub(super) label: Option<String>,
     /// Only in a JSON body.
     pub(super) limits: Grant,
 }
@@ -92,6 +94,7 @@ impl Wanted {
             return set(&mut self.ttl, seconds);
         }
         match name {
+            "label" => set(&mut self.label, value.to_owned()),
             "service" => set(&mut self.service, value.to_owned()),
             "format" => set(&mut self.format, value.to_owned()),
             // Whoever thinks that it limits must not believe that it did.
