@@ -331,6 +331,54 @@ mod tests {
     }
 
     #[test]
+    fn limits_go_into_the_credential_and_are_said_in_words() {
+        let config = Config::from_toml(
+            "c.toml",
+            "listen.udp = [\"127.0.0.1:3478\"]\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\nclaims = true\ntenant = \"acme\"\n\
+             limits = { bytes_per_day = \"2GiB\" }",
+        )
+        .unwrap();
+        let texts = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let options = LimitOptions {
+            bytes: Some("1GiB".to_owned()),
+            bitrate: Some("3Mbit/s".to_owned()),
+            allocations: Some(2),
+            peers: texts(&["192.0.2.7", "2001:db8::/32"]),
+            transports: texts(&["tls"]),
+            close_at: Some("2026-12-31".to_owned()),
+            tenant: Some("acme".to_owned()),
+        };
+        let answer = mint_with(&config, "bob", 60, 1000, &claims_of(&options).unwrap(), |_| None).unwrap();
+        let server = &answer["iceServers"][0];
+        let (username, password) = (server["username"].as_str().unwrap(), server["credential"].as_str().unwrap());
+        let said = verdict_text(&verdict(&config, username, password, 1000), 1000);
+        assert_eq!(
+            said,
+            "good: secret \"s\" (sha1), user id \"bob\", ends in 60 s; tenant acme, 1GiB in all, 2GiB a day, 3Mbit/s each way, \
+             2 allocations at a time, peers: 192.0.2.7/32 2001:db8::/32, over tls, closed at 2026-12-31T23:59:59Z"
+        );
+        let other = LimitOptions { tenant: Some("other".to_owned()), ..LimitOptions::default() };
+        let refused = mint_with(&config, "bob", 60, 1000, &claims_of(&other).unwrap(), |_| None).unwrap_err();
+        assert!(refused.contains("\"tenant\"") && refused.contains("claims"), "{refused}");
+        let wrong = [
+            LimitOptions { bytes: Some("1".to_owned()), ..LimitOptions::default() },
+            LimitOptions { bytes: Some("0B".to_owned()), ..LimitOptions::default() },
+            LimitOptions { bitrate: Some("fast".to_owned()), ..LimitOptions::default() },
+            LimitOptions { allocations: Some(0), ..LimitOptions::default() },
+            LimitOptions { peers: texts(&["relay", "10.0.0.0/8"]), ..LimitOptions::default() },
+            LimitOptions { transports: texts(&["sctp"]), ..LimitOptions::default() },
+            LimitOptions { close_at: Some("tomorrow".to_owned()), ..LimitOptions::default() },
+            LimitOptions { tenant: Some(String::new()), ..LimitOptions::default() },
+        ];
+        for (options, flag) in
+            wrong.iter().zip(["bytes", "bytes", "bitrate", "allocations", "peers", "transports", "close-at", "tenant"])
+        {
+            let error = claims_of(options).unwrap_err();
+            assert!(error.starts_with(&format!("--{flag}")), "{error}");
+        }
+    }
+
+    #[test]
     fn static_users_are_looked_up_first_even_when_they_look_time_limited() {
         let config = config(
             "auth.users = { \"1700000000:alice\" = \"wonderland\", bob = { key_md5 = \"7f11bf08db16e05f1a0a2e97e4f3f1c0\" } }",

@@ -87,7 +87,7 @@ impl Endpoint {
         let bound = Bound::bind_public(listen).unwrap();
         let address = bound.address().unwrap();
         runtime.spawn(bound.serve(rest::router(&rest, door), None));
-        Self { address, rest, counts, runtime: runtime }
+        Self { address, rest, counts, runtime }
     }
 
     pub fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
