@@ -91,12 +91,40 @@ struct MintOptions {
     /// How long it is good for, such as 30m or 12h
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     ttl: String,
+    #[command(flatten)]
+    limits: LimitOptions,
     /// Configuration file [default: /etc/throughway/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one line
     #[arg(long)]
     json: bool,
+}
+
+/// What goes into the credential; its secret must read these (claims in its table of auth.secrets).
+#[derive(Args, Debug, Default)]
+struct LimitOptions {
+    /// Payload that it may relay in all, such as 10GiB
+    #[arg(long, value_name = "SIZE", help_heading = "Limits inside the credential")]
+    bytes: Option<String>,
+    /// Payload each way, such as 3Mbit/s
+    #[arg(long, value_name = "RATE", help_heading = "Limits inside the credential")]
+    bitrate: Option<String>,
+    /// Allocations at a time
+    #[arg(long, value_name = "COUNT", help_heading = "Limits inside the credential")]
+    allocations: Option<u32>,
+    /// Whom it may reach: relay, or prefixes such as 198.51.100.0/24,2001:db8::/32
+    #[arg(long, value_name = "PREFIXES", value_delimiter = ',', help_heading = "Limits inside the credential")]
+    peers: Vec<String>,
+    /// How its client may come: udp, tcp and tls, with commas between
+    #[arg(long, value_name = "TRANSPORTS", value_delimiter = ',', help_heading = "Limits inside the credential")]
+    transports: Vec<String>,
+    /// When its sessions are closed, such as 2026-12-31T12:00:00Z
+    #[arg(long, value_name = "TIME", help_heading = "Limits inside the credential")]
+    close_at: Option<String>,
+    /// Whose user it is for
+    #[arg(long, value_name = "NAME", help_heading = "Limits inside the credential")]
+    tenant: Option<String>,
 }
 
 #[derive(Args, Debug)]

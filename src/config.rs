@@ -28,7 +28,9 @@ use std::path::Path;
 pub use checked::Config;
 pub use environment::Environment;
 pub use error::ConfigError;
-pub(crate) use units::duration as parse_duration;
+pub(crate) use units::{
+    duration as parse_duration, instant as parse_instant, rate as parse_rate, show_bytes, show_rate, size as parse_size,
+};
 
 use crate::config::error::{Place, Problem};
 use crate::credentials::SharedSecret;
@@ -231,10 +233,20 @@ pub const KEYS: &[Key] = &[
         "metrics, health and credentials: loopback or unix:/path; \"\" = none",
     ),
     key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
-    key("http.public", Kind::List, "[]", "where credentials and /healthz, and nothing else, are served to everybody"),
+    key(
+        "http.public",
+        Kind::List,
+        "[]",
+        "where credentials and /healthz, and nothing else, are served to everybody: https://address:port, or without TLS",
+    ),
     key("http.public_name", Kind::Text, "\"\"", "the host that turn: URIs name; empty: the addresses clients are told"),
     key("http.ttl", Kind::Text, "\"1h\"", "lifetime of a credential whose caller asks for none"),
-    key("http.keys", Kind::Tables, "[]", "who may ask for credentials: tables of name, sha256, max_ttl and from"),
+    key(
+        "http.keys",
+        Kind::Tables,
+        "[]",
+        "who may ask for credentials: tables of name, sha256, max_ttl, from, tenant and limits",
+    ),
     key("http.unix_uids", Kind::List, "[]", "user ids of this machine that may ask over a unix socket without a key"),
     key("http.proxies", Kind::List, "[]", "prefixes of reverse proxies whose X-Forwarded-For is believed"),
     key("http.identity_header", Kind::Text, "\"\"", "in which header these proxies name the user who has logged in"),
@@ -242,18 +254,32 @@ pub const KEYS: &[Key] = &[
         "http.jwt_keys",
         Kind::Text,
         "\"\"",
-        "a JWKS file: who shows a JSON Web Token signed with one of its keys may ask",
+        "a JWKS, file or https:// URL: who shows a JSON Web Token signed with one of its keys may ask",
+    ),
+    key(
+        "http.jwt_ca_file",
+        Kind::Text,
+        "\"\"",
+        "PEM file of the authorities that certify that URL; \"\" = those that the system trusts",
     ),
     key("http.jwt_audience", Kind::Text, "\"\"", "the audience that such a token must name"),
     key("http.jwt_issuer", Kind::Text, "\"\"", "the issuer that it must come from; empty: any that has a key there"),
     key("http.jwt_user_claim", Kind::Text, "\"sub\"", "the claim of it that names the user"),
+    key("http.jwt_tenant_claim", Kind::Text, "\"\"", "the claim that names the user's tenant; \"\" = none"),
+    key("http.jwt_limits_claim", Kind::Text, "\"\"", "the claim that holds the user's limits; \"\" = none"),
     key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
     key("accounting.interval", Kind::Text, "\"60s\"", "between two records of a live session; 0 = none"),
     key("accounting.file", Kind::Text, "\"\"", "usage records as JSON lines; \"\" = none"),
     key("accounting.rotate_size", Kind::Text, "\"64MiB\"", "a new file beyond this size; 0 = never"),
     key("accounting.rotate_count", Kind::Number, "0", "how many renamed files stay; 0 = all"),
     key("accounting.journal", Kind::Text, "\"\"", "the journal's socket, /run/systemd/journal/socket; \"\" = none"),
-    key("accounting.webhook", Kind::Text, "\"\"", "http:// URL that records are posted to; \"\" = none"),
+    key("accounting.webhook", Kind::Text, "\"\"", "https:// or http:// URL that records are posted to; \"\" = none"),
+    key(
+        "accounting.webhook_ca_file",
+        Kind::Text,
+        "\"\"",
+        "PEM file of the authorities that certify the webhook; \"\" = those that the system trusts",
+    ),
     key("accounting.webhook_token_file", Kind::Text, "\"\"", "holds the bearer token for the webhook"),
     key("accounting.spool", Kind::Text, "\"\"", "directory in which records wait for the webhook"),
     key("accounting.spool_max", Kind::Text, "\"64MiB\"", "how much may wait there"),

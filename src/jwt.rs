@@ -76,6 +76,23 @@ pub fn parse_jwks(text: &[u8]) -> Result<Vec<Key>, String> {
     Ok(keys)
 }
 
+/// Reads a JWKS that was published for everybody: what can't be used there is passed over, and so is a secret, since
+/// whoever reads it could sign with it.
+///
+/// # Errors
+/// As [`parse_jwks`].
+pub fn parse_published(text: &[u8]) -> Result<Vec<Key>, String> {
+    let document: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
+    let listed = document.get("keys").and_then(Value::as_array).ok_or("is no JWKS: it has no list \"keys\"")?;
+    let usable = listed.iter().filter_map(|jwk| parse_key(jwk).ok().flatten());
+    let keys: Vec<Key> = usable.filter(|key| !key.is_secret()).take(KEYS_MAX + 1).collect();
+    match keys.len() {
+        0 => Err("has no public key that checks RS256, ES256 or EdDSA".to_owned()),
+        1..=KEYS_MAX => Ok(keys),
+        _ => Err(format!("has more than {KEYS_MAX} keys")),
+    }
+}
+
 fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
     let bytes = |name: &str| {
@@ -161,6 +178,10 @@ pub struct Expected {
     pub issuer: Option<Box<str>>,
     /// The claim that names the user.
     pub user_claim: Box<str>,
+    /// The claim that names the tenant; each token must have it then.
+    pub tenant_claim: Option<Box<str>>,
+    /// The claim that holds limits; a token without it has none.
+    pub limits_claim: Option<Box<str>>,
 }
 
 /// What a good token says.
@@ -170,6 +191,10 @@ pub struct Claims {
     pub user: String,
     /// When it ends, seconds since 1970; later than now.
     pub expires_at: u64,
+    /// Whose user it is.
+    pub tenant: Option<String>,
+    /// Limits, unread.
+    pub limits: Option<Value>,
 }
 
 /// Why a token is not good.
@@ -191,6 +216,8 @@ pub enum TokenRefused {
     Audience,
     /// It names no user.
     NoUser,
+    /// It names no tenant, and each must.
+    NoTenant,
 }
 
 impl TokenRefused {
@@ -206,6 +233,7 @@ impl TokenRefused {
             Self::NoEnd => "the token has no exp",
             Self::Audience => "the token is meant for another audience, or comes from another issuer",
             Self::NoUser => "the token names no user",
+            Self::NoTenant => "the token names no tenant",
         }
     }
 }
@@ -220,6 +248,18 @@ impl fmt::Display for TokenRefused {
 #[must_use]
 pub fn looks_like_one(text: &[u8]) -> bool {
     text.len() <= TOKEN_BYTES_MAX && text.starts_with(b"ey") && text.iter().filter(|byte| **byte == b'.').count() == 2
+}
+
+/// Whether a token is refused only because the key that it names is not among these: newer ones may have it.
+#[must_use]
+pub fn names_another_key(keys: &[Key], token: &str) -> bool {
+    let head = token.split('.').next().and_then(|head| BASE64URL.decode(head).ok());
+    let Some(head) = head.and_then(|head| serde_json::from_slice::<Value>(&head).ok()) else { return false };
+    let is_signed = [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa]
+        .iter()
+        .any(|algorithm| head["alg"].as_str() == Some(algorithm.name()));
+    let is_there = |id| keys.iter().any(|key| key.id.as_deref() == Some(id));
+    is_signed && (keys.is_empty() || head["kid"].as_str().is_some_and(|id| !is_there(id)))
 }
 
 /// Checks signature, then time, audience and issuer, then takes the user out.
@@ -272,7 +312,17 @@ pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Resul
         return Err(TokenRefused::Audience);
     }
     let user = claims[&*expected.user_claim].as_str().filter(|user| !user.is_empty());
-    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at })
+    let tenant = match &expected.tenant_claim {
+        None => None,
+        Some(claim) => {
+            let fits = |name: &&str| !name.is_empty() && name.len() <= 64 && !name.chars().any(char::is_control);
+            Some(claims[&**claim].as_str().filter(fits).ok_or(TokenRefused::NoTenant)?.to_owned())
+        }
+    };
+    let limits =
+        expected.limits_claim.as_ref().and_then(|claim| claims.get(&**claim)).filter(|limits| !limits.is_null());
+    let limits = limits.cloned();
+    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at, tenant, limits })
 }
 
 /// A NumericDate, which may have a fraction (RFC 7519 section 2).
@@ -293,7 +343,13 @@ mod tests {
     const TOKENS: &str = include_str!("../tests/vectors/jwt/tokens.txt");
 
     fn expected() -> Expected {
-        Expected { audience: "turn".into(), issuer: Some("https://login.example".into()), user_claim: "sub".into() }
+        Expected {
+            audience: "turn".into(),
+            issuer: Some("https://login.example".into()),
+            user_claim: "sub".into(),
+            tenant_claim: None,
+            limits_claim: None,
+        }
     }
 
     #[test]
@@ -305,7 +361,7 @@ mod tests {
             let (verdict, token) = line.split_once(' ').unwrap();
             let found = verify(&keys, &expected(), NOW, token);
             let wanted = match verdict {
-                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900 }),
+                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900, tenant: None, limits: None }),
                 "forged" => Err(TokenRefused::Forged),
                 "no_such_key" => Err(TokenRefused::NoSuchKey),
                 "expired" => Err(TokenRefused::Expired),
@@ -332,6 +388,56 @@ mod tests {
                 let changed = String::from_utf8(bytes).unwrap();
                 assert!(verify(&keys, &expected(), NOW, &changed).is_err(), "{changed}");
             }
+        }
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret_to_sign_with() {
+        let document: Value = serde_json::from_str(JWKS).unwrap();
+        let public: Vec<Key> = parse_published(JWKS.as_bytes()).unwrap();
+        assert_eq!(public.len(), 3, "the secret is passed over");
+        let claims = format!(r#"{{"sub":"mallory","aud":"turn","iss":"https://login.example","exp":{}}}"#, NOW + 900);
+        let mut tried = 0;
+        for jwk in document["keys"].as_array().unwrap() {
+            // What a sloppy checker would take as the secret: each public value, as bytes and as text.
+            for name in ["n", "x", "y"] {
+                let Some(text) = jwk[name].as_str() else { continue };
+                let der = format!("-----BEGIN PUBLIC KEY-----\n{text}\n-----END PUBLIC KEY-----\n").into_bytes();
+                for secret in
+                    [BASE64URL.decode(text).unwrap(), text.as_bytes().to_vec(), der, jwk.to_string().into_bytes()]
+                {
+                    for algorithm in ["HS256", "none", "RS256"] {
+                        let head = serde_json::json!({ "alg": algorithm, "kid": jwk["kid"] }).to_string();
+                        let message = format!("{}.{}", BASE64URL.encode(head), BASE64URL.encode(&claims));
+                        let code = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &secret), message.as_bytes());
+                        let token = format!("{message}.{}", BASE64URL.encode(code));
+                        for keys in [&public, &parse_jwks(JWKS.as_bytes()).unwrap()] {
+                            let refused = verify(keys, &expected(), NOW, &token).unwrap_err();
+                            assert!(matches!(refused, TokenRefused::NoSuchKey | TokenRefused::Forged), "{refused:?}");
+                        }
+                        tried += 1;
+                    }
+                }
+            }
+        }
+        assert!(tried >= 36, "{tried}");
+    }
+
+    #[test]
+    fn only_a_signed_token_with_an_unknown_kid_is_worth_another_look_at_the_keys() {
+        let keys = parse_published(JWKS.as_bytes()).unwrap();
+        let token = |head: &str| format!("{}.e30.AAAA", BASE64URL.encode(head));
+        let known = keys[0].id.clone().unwrap();
+        assert!(names_another_key(&keys, &token(r#"{"alg":"ES256","kid":"next-year"}"#)));
+        assert!(names_another_key(&[], &token(r#"{"alg":"EdDSA"}"#)));
+        for head in [
+            format!(r#"{{"alg":"RS256","kid":"{known}"}}"#),
+            r#"{"alg":"none","kid":"next-year"}"#.to_owned(),
+            r#"{"alg":"HS256","kid":"next-year"}"#.to_owned(),
+            r#"{"alg":"RS256"}"#.to_owned(),
+            "nonsense".to_owned(),
+        ] {
+            assert!(!names_another_key(&keys, &token(&head)), "{head}");
         }
     }
 

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod demo;
+pub mod fetch;
 pub mod jwt;
 pub mod net;
 pub mod ops;

@@ -105,7 +105,7 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
     let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
-    let public = config.http.public.iter().map(|address| Bound::bind_public(*address)).collect::<Result<Vec<_>, _>>();
+    let public = config.http.public.iter().map(|listen| Bound::bind_public(*listen)).collect::<Result<Vec<_>, _>>();
     let public = public.map_err(|error| Failure::Run(error.to_string()))?;
     let http_addresses: Vec<SocketAddr> = http.iter().chain(&public).filter_map(Bound::address).collect();
     let mut signals = Signals::new()?;
@@ -175,11 +175,12 @@ fn serve_http(config: &Config, started: &Started, rest: &Arc<Rest>, http: Option
         let health = health::Health { status, metrics, hosts: hosts.clone() };
         tracing::info!(address = http.name(), "metrics and health");
         let routes = health::router(health).merge(rest::router(rest, &Door::Private(hosts)));
-        tokio::spawn(http.serve(routes));
+        tokio::spawn(http.serve(routes, None));
     }
     for listener in public {
         tracing::info!(address = listener.name(), "credentials for everybody who has a key");
-        tokio::spawn(listener.serve(health::public_router().merge(rest::router(rest, &Door::Public))));
+        let routes = health::public_router().merge(rest::router(rest, &Door::Public));
+        tokio::spawn(listener.serve(routes, started.running.tls().cloned()));
     }
 }
 

@@ -5,6 +5,7 @@
 //! sessions survive a change of certificates; only what the resolver answers is swapped.
 
 pub mod certificates;
+pub mod half_open;
 pub mod watch;
 
 use std::sync::Arc;
@@ -21,6 +22,13 @@ pub const ALPN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
 
 /// Sessions of TLS 1.2 clients without tickets that can be resumed.
 const SESSIONS: usize = 4096;
+
+/// A TLS record of type handshake (RFC 8446 section 5.1): no STUN message, no ChannelData and no HTTP request begins
+/// with it.
+pub const HANDSHAKE: u8 = 0x16;
+
+/// For listeners of HTTP: no HTTP/2.
+const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// The only cryptography in use; named everywhere, because an implicit choice panics once there are two.
 #[must_use]
@@ -39,10 +47,8 @@ pub struct Handshakes {
     pub failed: AtomicU64,
     /// Not finished within `limits.tls_handshake`.
     pub timeout: AtomicU64,
-    /// Given up for others, because `limits.tls_half_open` were under way.
+    /// Given up for others, because too many were under way.
     pub refused: AtomicU64,
-    /// Under way now.
-    pub under_way: AtomicU64,
 }
 
 impl Handshakes {
@@ -68,7 +74,10 @@ impl Handshakes {
 pub struct Tls {
     /// What is presented.
     pub certificates: Arc<Certificates>,
+    /// What became of handshakes on `http.public`.
+    pub http_handshakes: Handshakes,
     server: Arc<ServerConfig>,
+    http: Arc<ServerConfig>,
 }
 
 impl Tls {
@@ -89,7 +98,23 @@ impl Tls {
         server.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
         server.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         server.ticketer = ring::Ticketer::new().map_err(nowhere)?;
-        Ok(Self { certificates, server: Arc::new(server) })
+        // Sessions of its own: one of a TURN client must not open a way into HTTP without a handshake of its own.
+        let mut http = server.clone();
+        http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
+        http.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        http.ticketer = ring::Ticketer::new().map_err(nowhere)?;
+        Ok(Self {
+            certificates,
+            http_handshakes: Handshakes::default(),
+            server: Arc::new(server),
+            http: Arc::new(http),
+        })
+    }
+
+    /// For listeners of HTTP.
+    #[must_use]
+    pub fn http(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.http)
     }
 
     /// For the acceptor.

@@ -64,6 +64,14 @@ fn every_shape_is_as_its_readers_hard_code_it() {
         ),
         ("twilio", "POST", "/2010-04-01/Accounts/AC0123/Tokens.json", &[BASIC, FORM], "Ttl=600&username=alice"),
         ("metered", "GET", "/api/v1/turn/credentials?apiKey=open-sesame&region=eu&username=alice", &[], ""),
+        (
+            "metered-new",
+            "POST",
+            "/api/v1/turn/credential?secretKey=open-sesame&username=alice",
+            &[JSON],
+            r#"{"expiryInSeconds":600,"label":"a call"}"#,
+        ),
+        ("well-known", "GET", "/.well-known/turn", &[], ""),
         ("xep0215", "GET", "/v1/credentials?format=xep0215&username=alice", &[BEARER], ""),
         ("xep0215-xml", "GET", "/v1/credentials?format=xep0215-xml&username=%3Calice%26'%22%3E", &[BEARER], ""),
         ("refused-no-key", "GET", "/v1/credentials", &[], ""),
@@ -280,7 +288,7 @@ fn a_process_of_this_machine_is_known_by_its_user() {
             let _entered = runtime.enter();
             Bound::bind(&HttpListen::Unix(path.clone())).unwrap()
         };
-        runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default()))));
+        runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default())), None));
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let text = request("GET", "/v1/credentials?username=alice", &[("Host", "localhost")], "");
@@ -436,5 +444,26 @@ fn every_golden_file_is_compared() {
         let path: PathBuf = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap();
         assert!(source.contains(&format!("\"{name}\"")), "{}", path.display());
+    }
+}
+
+#[test]
+fn a_metered_credential_is_a_key_to_itself_and_to_nothing_else() {
+    let endpoint = Endpoint::ordinary();
+    let target = "/api/v1/turn/credential?secretKey=open-sesame&username=alice";
+    let made = endpoint.ask("POST", target, &[JSON], r#"{"expiryInSeconds":600}"#).json();
+    let key = made["apiKey"].as_str().unwrap();
+    let list = endpoint.ask("GET", &format!("/api/v1/turn/credentials?apiKey={key}"), &[], "").json();
+    let turn = list.as_array().unwrap().iter().find(|entry| entry.get("username").is_some()).unwrap();
+    assert_eq!((&turn["username"], &turn["credential"]), (&made["username"], &made["password"]));
+    for target in ["/v1/credentials", "/ice", "/api/v1/turn/credential"] {
+        let method = if target.ends_with("/credential") { "POST" } else { "GET" };
+        assert_eq!(endpoint.ask(method, &format!("{target}?apiKey={key}"), &[], "").status, 401, "{target}");
+    }
+    let mut forged = key.to_owned().into_bytes();
+    forged[5] = if forged[5] == b'A' { b'B' } else { b'A' };
+    for wrong in [String::from_utf8(forged).unwrap(), key[..key.len() - 4].to_owned(), "Og".to_owned(), "x".to_owned()]
+    {
+        assert_eq!(endpoint.ask("GET", &format!("/api/v1/turn/credentials?apiKey={wrong}"), &[], "").status, 401);
     }
 }

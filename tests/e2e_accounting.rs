@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use e2e_support::client::request;
 use e2e_support::server::LOOK;
+use e2e_support::tls::Authority;
 use e2e_support::{Client, Server, Settings, Wanted, payload, peer, receive, wait_for};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use throughway::wire::message::METHOD_REFRESH;
 
@@ -306,6 +309,87 @@ fn a_webhook_gets_every_record_at_least_once_whatever_it_answers_first() {
     let (code, out, err) = report(&["--csv", "--by", "user", "heard.jsonl", "usage.jsonl"], server.directory());
     assert_eq!((code, out.lines().nth(1)), (0, Some("alice,2,0,0,0,0,0")), "{err}");
     assert!(err.contains("came more than once"), "{err}");
+}
+
+/// A webhook over TLS that answers 204, and what it was sent.
+fn https_hook(authority: &Authority) -> (String, Arc<Mutex<Vec<String>>>) {
+    let (certificate, key) = authority.write("hook", &["localhost"]);
+    let config = rustls::ServerConfig::builder_with_provider(throughway::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect(),
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}/usage", listener.local_addr().unwrap().port());
+    let heard = Arc::<Mutex<Vec<String>>>::default();
+    let lines = Arc::clone(&heard);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut reader = BufReader::new(rustls::StreamOwned::new(connection, stream.unwrap()));
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|read| read > 0) {}
+            let Some(len) = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")) else { continue };
+            let mut body = vec![0; len.parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            lines.lock().unwrap().extend(String::from_utf8(body).unwrap().lines().map(ToOwned::to_owned));
+            let _ = reader.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+        }
+    });
+    (url, heard)
+}
+
+#[test]
+fn an_https_webhook_is_trusted_by_the_file_of_its_authority_and_not_without() {
+    let authority = Authority::new();
+    let (url, heard) = https_hook(&authority);
+    let directory = e2e_support::Directory::new();
+    fs::write(directory.path().join("ca.pem"), authority.pem()).unwrap();
+    let settings = Settings::new(1).account("webhook", &*url).account("spool", "spool");
+    let mut server = Server::start_in(directory, settings.clone());
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    client.refresh(0);
+    let said = server.log.wait_for_line("the webhook does not take usage records");
+    assert!(said.contains("UnknownIssuer"), "{said}");
+    server.signal("TERM");
+    assert!(server.wait().success());
+    assert!(heard.lock().unwrap().is_empty(), "who is not trusted gets nothing");
+    let server = Server::start_in(server.into_directory(), settings.account("webhook_ca_file", "ca.pem"));
+    wait_for("the records of the process before", || (heard.lock().unwrap().len() == 2).then_some(()));
+    wait_for("an empty spool", || (server.scrape().sum("throughway_accounting_spool_records") == 0).then_some(()));
+}
+
+#[test]
+fn a_webhook_that_accepts_and_never_answers_holds_up_nothing_else() {
+    // Its backlog takes connections; nobody ever reads them.
+    let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/usage", hanging.local_addr().unwrap());
+    let mut server = with_file(1).account("webhook", url).account("spool", "spool").start();
+    for round in 1..=3 {
+        let mut client = Client::udp(server.udp4());
+        let peer = peer(client.allocate());
+        client.permit(peer.local_addr().unwrap());
+        client.send_to(peer.local_addr().unwrap(), b"on its way");
+        assert_eq!(receive(&peer).0, b"on its way");
+        client.refresh(0);
+        wait_for("the file and the spool to have both records", || {
+            let scrape = server.scrape();
+            let written = scrape.value("throughway_accounting_records_total", &[("sink", "file")]);
+            let waiting = scrape.sum("throughway_accounting_spool_records");
+            (written == 2 * round && waiting == 2 * round).then_some(())
+        });
+    }
+    let stopped = std::time::Instant::now();
+    server.signal("TERM");
+    assert!(server.wait().success());
+    assert!(stopped.elapsed() < Duration::from_secs(8), "the stop does not wait for it either");
+    server.log.wait_for_line("usage records wait in accounting.spool");
 }
 
 #[test]

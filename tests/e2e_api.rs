@@ -154,7 +154,17 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
         (format!("http.cors = [\"*\"]\n{secret}"), "any page on the web"),
         (format!("http.cors = [\"app.example\"]\n{secret}"), "expected an origin"),
         (format!("http.identity_header = \"X-User\"\n{secret}"), "name the proxy's address in http.proxies"),
-        (format!("http.jwt_keys = \"https://a.example/jwks\"\n{secret}"), "not in this version; name a file"),
+        (
+            format!("http.jwt_keys = \"http://a.example/jwks\"\nhttp.jwt_audience = \"a\"\n{secret}"),
+            "whoever is on the way could put keys of their own there",
+        ),
+        (format!("http.jwt_keys = \"ftp://a/\"\nhttp.jwt_audience = \"a\"\n{secret}"), "begins with https://"),
+        (
+            format!(
+                "http.jwt_keys = \"https://a/\"\nhttp.jwt_audience = \"a\"\nhttp.jwt_ca_file = \"/nowhere\"\n{secret}"
+            ),
+            "/nowhere can't be read",
+        ),
         (format!("http.jwt_keys = \"/nowhere\"\n{secret}"), "say which audience is ours"),
         (format!("http.jwt_keys = \"/nowhere\"\nhttp.jwt_audience = \"a\"\n{secret}"), "can't read /nowhere"),
         (format!("http.jwt_keys = \"/proc/version\"\nhttp.jwt_audience = \"a\"\n{secret}"), "is not JSON"),
@@ -167,7 +177,6 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
         (format!("{key}{}{secret}", key_table("two", KEY, "")), "is the same key as \"web\""),
         (format!("{}{secret}", key_table("proxy", KEY, "")), "choose another"),
         (format!("{}{secret}", key_table("a b", KEY, "")), "letters, digits"),
-        (format!("{}{secret}", key_table("web", KEY, "tenant = \"x\"")), "tenant: not in this version"),
         (format!("{}{secret}", key_table("web", KEY, "max_tll = \"1h\"")), "did you mean `max_ttl`?"),
         (format!("{}{secret}", key_table("web", KEY, "max_ttl = \"0s\"")), "longer than nothing"),
         (format!("{}{secret}", key_table("web", KEY, "from = []")), "leave it out for everywhere"),

@@ -5,6 +5,7 @@ pub mod host;
 pub mod rest;
 pub mod uris;
 
+mod https;
 mod serve;
 
 use std::io;
@@ -12,19 +13,23 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::Router;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::checked::HttpListen;
+use crate::config::checked::{HttpListen, PublicListen};
+use crate::tls::Tls;
 
 pub use serve::{Peer, turned_away};
 
 /// A bound HTTP listener; requests are served once [`Bound::serve`] runs.
 #[derive(Debug)]
 pub enum Bound {
-    /// A loopback address.
+    /// An address, without TLS.
     Tcp(TcpListener),
+    /// An address, with TLS.
+    Https(TcpListener),
     /// A unix socket, removed when the listener is dropped.
     Unix(UnixListener, SocketFile),
 }
@@ -57,7 +62,7 @@ impl Bound {
     pub fn bind(listen: &HttpListen) -> Result<Self, BindError> {
         let key = "http.listen";
         match listen {
-            HttpListen::Tcp(address) => Self::bind_tcp(*address, key),
+            HttpListen::Tcp(address) => bind_tcp(*address, key).map(Self::Tcp),
             HttpListen::Unix(path) => {
                 bind_unix(path).map_err(|cause| BindError { key, place: path.display().to_string(), cause })
             }
@@ -68,31 +73,16 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn bind_public(address: SocketAddr) -> Result<Self, BindError> {
-        Self::bind_tcp(address, "http.public")
-    }
-
-    fn bind_tcp(address: SocketAddr, key: &'static str) -> Result<Self, BindError> {
-        let bind = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            if address.is_ipv6() {
-                // As every other listener of ours: [::] is IPv6 only.
-                socket.set_only_v6(true)?;
-            }
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(1024)?;
-            socket.set_nonblocking(true)?;
-            Ok(Self::Tcp(socket.into()))
-        };
-        bind().map_err(|cause| BindError { key, place: address.to_string(), cause })
+    pub fn bind_public(listen: PublicListen) -> Result<Self, BindError> {
+        let listener = bind_tcp(listen.address, "http.public")?;
+        Ok(if listen.is_https { Self::Https(listener) } else { Self::Tcp(listener) })
     }
 
     /// The address, for listeners that have one.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(listener) | Self::Https(listener) => listener.local_addr().ok(),
             Self::Unix(..) => None,
         }
     }
@@ -102,20 +92,43 @@ impl Bound {
     pub fn name(&self) -> String {
         match self {
             Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "http".to_owned(), |a| format!("http://{a}")),
+            Self::Https(listener) => {
+                listener.local_addr().map_or_else(|_| "https".to_owned(), |a| format!("https://{a}"))
+            }
             Self::Unix(_, file) => format!("unix:{}", file.0.display()),
         }
     }
 
-    /// Serves until the task is dropped.
+    /// Serves until the task is dropped; `tls` has the certificates for a listener that needs them.
     ///
     /// # Errors
     /// When the listener itself can't be used.
-    pub async fn serve(self, router: Router) -> io::Result<()> {
+    pub async fn serve(self, router: Router, tls: Option<Arc<Tls>>) -> io::Result<()> {
         match self {
+            Self::Https(listener) => {
+                let tls = tls.ok_or_else(|| io::Error::other("https without certificates"))?;
+                https::serve(tokio::net::TcpListener::from_std(listener)?, router, tls).await
+            }
             Self::Tcp(listener) => serve::tcp(tokio::net::TcpListener::from_std(listener)?, router).await,
             Self::Unix(listener, _file) => serve::unix(tokio::net::UnixListener::from_std(listener)?, router).await,
         }
     }
+}
+
+fn bind_tcp(address: SocketAddr, key: &'static str) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // As every other listener of ours: [::] is IPv6 only.
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    bind().map_err(|cause| BindError { key, place: address.to_string(), cause })
 }
 
 /// Takes over a path that a dead process left behind, but never one that still answers.

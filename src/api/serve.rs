@@ -31,19 +31,25 @@ pub enum Peer {
 
 /// What one listener takes.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
+pub(super) struct Bounds {
     /// At a time; more are closed at once.
-    connections: usize,
+    pub(super) connections: usize,
+    /// TLS handshakes under way at a time, which have no place among the connections yet.
+    pub(super) half_open: u64,
+    /// For one of them.
+    pub(super) handshake: Duration,
     /// For the headers of a request, and between two requests.
-    headers: Duration,
+    pub(super) headers: Duration,
     /// For the rest: body and answer.
-    request: Duration,
+    pub(super) request: Duration,
     /// For a connection on the whole, so that nobody keeps one by not reading.
-    connection: Duration,
+    pub(super) connection: Duration,
 }
 
-const BOUNDS: Bounds = Bounds {
+pub(super) const BOUNDS: Bounds = Bounds {
     connections: 256,
+    half_open: 64,
+    handshake: Duration::from_secs(10),
     headers: Duration::from_secs(10),
     request: Duration::from_secs(10),
     connection: Duration::from_secs(300),
@@ -62,7 +68,7 @@ pub fn turned_away() -> u64 {
 }
 
 /// How long accepting rests when the system has no more files.
-const REST: Duration = Duration::from_millis(100);
+pub(super) const REST: Duration = Duration::from_millis(100);
 
 pub(super) async fn tcp(listener: TcpListener, router: Router) -> io::Result<()> {
     tcp_within(listener, router, BOUNDS).await
@@ -96,7 +102,7 @@ pub(super) async fn unix(listener: UnixListener, router: Router) -> io::Result<(
 }
 
 /// Serves a connection if there is a place for it, else closes it.
-fn admit<S>(stream: S, peer: Peer, router: &Router, places: &Arc<Semaphore>, bounds: Bounds)
+pub(super) fn admit<S>(stream: S, peer: Peer, router: &Router, places: &Arc<Semaphore>, bounds: Bounds)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -144,14 +150,16 @@ where
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::{get, post};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
 
     use super::*;
+    use axum::routing::{get, post};
 
     const SHORT: Bounds = Bounds {
         connections: 3,
+        half_open: 3,
+        handshake: Duration::from_millis(300),
         headers: Duration::from_millis(150),
         request: Duration::from_millis(150),
         connection: Duration::from_millis(600),

@@ -4,17 +4,19 @@ use std::io::{self, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
+use crate::api::rest::limits::in_words;
 use crate::api::uris::{self, Uri};
 use crate::check::answer::Login;
 use crate::check::skew::Minter;
-use crate::cli::{Failure, MintOptions, VerifyOptions, load_existing};
-use crate::config::{Config, parse_duration};
-use crate::credentials::claims::Claims;
-use crate::credentials::{self, CredentialRefused, USERNAME_BYTES_MAX};
-use crate::protocol::address::Family;
+use crate::cli::{Failure, LimitOptions, MintOptions, VerifyOptions, load_existing};
+use crate::config::{Config, parse_duration, parse_instant, parse_rate, parse_size};
+use crate::credentials::claims::{Claims, Grant, PeerScope, Transports};
+use crate::credentials::{self, CredentialRefused, MintRefused, USERNAME_BYTES_MAX};
+use crate::protocol::address::{Family, Transport};
 use crate::protocol::settings::StaticKey;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
@@ -22,7 +24,8 @@ pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
         parse_duration(&options.ttl).map_err(|message| Failure::Usage(format!("--ttl {}: {message}", options.ttl)))?;
     let config = load_existing(options.config.as_deref())?;
     let now = unix_now()?;
-    let answer = mint_with(&config, &options.user, ttl, now, address_to_the_world).map_err(Failure::Usage)?;
+    let claims = claims_of(&options.limits).map_err(Failure::Usage)?;
+    let answer = mint_with(&config, &options.user, ttl, now, &claims, address_to_the_world).map_err(Failure::Usage)?;
     let text = if options.json { answer.to_string() } else { format!("{answer:#}") };
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
@@ -49,6 +52,7 @@ fn mint_with(
     user: &str,
     ttl: u64,
     now: u64,
+    claims: &Claims,
     local: impl Fn(Family) -> Option<IpAddr>,
 ) -> Result<Value, String> {
     let secret = credentials::minting(&config.auth.secrets, now)
@@ -59,8 +63,14 @@ fn mint_with(
             config.auth.max_ttl
         ));
     }
-    let minted = credentials::mint(secret, now, user, ttl, &Claims::default());
-    let minted = minted.map_err(|error| format!("--user: {error}"))?;
+    // What the secret says of the tenant need not be said again.
+    let tenant = claims.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
+    let claims = Claims { tenant, ..claims.clone() };
+    let minted = credentials::mint(secret, now, user, ttl, &claims).map_err(|error| match error {
+        MintRefused::Separator | MintRefused::TooLong => format!("--user: {error}"),
+        MintRefused::ClaimsTooLong => format!("--peers: {error}"),
+        MintRefused::NotRead(_) => format!("{error} (\"{}\" mints)", secret.id),
+    })?;
     if user.chars().any(char::is_control) {
         return Err(format!(
             "--user: the username, expiry included, has at most {USERNAME_BYTES_MAX} bytes and no control characters"
@@ -81,6 +91,64 @@ fn mint_with(
         "ttl": ttl,
         "secret": &*secret.id,
     }))
+}
+
+/// What the options say; each value as the configuration has it.
+fn claims_of(options: &LimitOptions) -> Result<Claims, String> {
+    let some =
+        |number: u64, flag: &str| if number > 0 { Ok(number) } else { Err(format!("--{flag} 0 would allow nothing")) };
+    let read = |text: &Option<String>, flag: &str, parse: fn(&str) -> Result<u64, String>| match text {
+        None => Ok(None),
+        Some(text) => {
+            let number = parse(text).map_err(|message| format!("--{flag} {text}: {message}"))?;
+            some(number, flag).map(Some)
+        }
+    };
+    let peers = match options.peers.as_slice() {
+        [] => Vec::new(),
+        [word] if word == "relay" => vec![PeerScope::Relay],
+        list => {
+            let net = |text: &String| {
+                let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+                let wrong = || format!("--peers {text}: expected \"relay\", or prefixes such as 198.51.100.0/24");
+                text.parse::<IpNet>().ok().or_else(one).map(|net| net.trunc()).ok_or_else(wrong)
+            };
+            vec![PeerScope::Prefixes(list.iter().map(net).collect::<Result<_, _>>()?)]
+        }
+    };
+    let transport = |text: &String| {
+        let known = Transport::ALL.into_iter().find(|transport| transport.name() == text);
+        known.ok_or_else(|| format!("--transports {text}: expected udp, tcp or tls"))
+    };
+    let transports = options.transports.iter().map(transport).collect::<Result<Vec<_>, _>>()?;
+    let closes_at = match &options.close_at {
+        None => None,
+        Some(text) => Some(parse_instant(text).ok_or_else(|| {
+            format!(
+                "--close-at {text}: expected a day such as 2026-12-31, or a time such as 2026-12-31T12:00:00Z (UTC)"
+            )
+        })?),
+    };
+    let tenant = options.tenant.as_deref();
+    if tenant.is_some_and(|name| name.is_empty() || name.len() > 64 || name.chars().any(char::is_control)) {
+        return Err("--tenant: a tenant's name has 1 to 64 bytes and no control characters".to_owned());
+    }
+    Ok(Claims {
+        grant: Grant {
+            bytes: read(&options.bytes, "bytes", parse_size)?,
+            bits_per_second: read(&options.bitrate, "bitrate", parse_rate)?,
+            allocations: match options.allocations {
+                Some(0) => return Err("--allocations 0 would allow nothing".to_owned()),
+                count => count,
+            },
+            peers,
+            transports: (!transports.is_empty()).then(|| Transports::of(&transports)),
+            closes_at,
+            ..Grant::default()
+        },
+        tenant: tenant.map(Into::into),
+        nonce: None,
+    })
 }
 
 /// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
@@ -113,7 +181,7 @@ fn address_to_the_world(family: Family) -> Option<IpAddr> {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict<'a> {
     Static,
-    Secret { id: &'a str, algorithm: &'static str, user_id: &'a str, expires_at: u64 },
+    Secret { id: &'a str, algorithm: &'static str, user_id: &'a str, expires_at: u64, may: Claims },
     Refused(CredentialRefused),
 }
 
@@ -152,6 +220,7 @@ fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) 
             algorithm: good.secret.algorithm.name(),
             user_id: good.holder.user_id,
             expires_at: good.expires_at,
+            may: Claims { grant: good.holder.grant, tenant: good.holder.tenant, nonce: None },
         },
         Err(refused) => Verdict::Refused(refused),
     }
@@ -160,12 +229,13 @@ fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) 
 fn verdict_text(verdict: &Verdict<'_>, now: u64) -> String {
     match verdict {
         Verdict::Static => "good: a static user of auth.users".to_owned(),
-        Verdict::Secret { id, algorithm, user_id, expires_at } => {
+        Verdict::Secret { id, algorithm, user_id, expires_at, may } => {
             let left = match expires_at.checked_sub(now) {
                 Some(left) => format!("ends in {left} s"),
                 None => "ended just now, within the tolerance for clocks that differ".to_owned(),
             };
-            format!("good: secret \"{id}\" ({algorithm}), user id \"{user_id}\", {left}")
+            let may = if may.is_empty() { String::new() } else { format!("; {}", in_words(may)) };
+            format!("good: secret \"{id}\" ({algorithm}), user id \"{user_id}\", {left}{may}")
         }
         Verdict::Refused(refused) => format!("refused: {refused}"),
     }
@@ -174,9 +244,9 @@ fn verdict_text(verdict: &Verdict<'_>, now: u64) -> String {
 fn verdict_json(verdict: &Verdict<'_>) -> Value {
     match verdict {
         Verdict::Static => json!({ "valid": true, "static": true }),
-        Verdict::Secret { id, algorithm, user_id, expires_at } => json!({
+        Verdict::Secret { id, algorithm, user_id, expires_at, may } => json!({
             "valid": true, "static": false, "secret": id, "algorithm": algorithm,
-            "user": user_id, "expires_at": expires_at,
+            "user": user_id, "expires_at": expires_at, "tenant": may.tenant, "limits": in_words(&Claims { tenant: None, ..may.clone() }),
         }),
         Verdict::Refused(refused) => {
             let text = refused.to_string();
@@ -201,7 +271,6 @@ fn unix_now() -> Result<u64, Failure> {
 mod tests {
     use super::*;
     use crate::config::checked::Listen;
-    use crate::protocol::address::Transport;
 
     fn config(text: &str) -> Config {
         Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
@@ -246,18 +315,74 @@ mod tests {
     #[test]
     fn minted_credentials_are_found_good_and_lifetimes_beyond_the_servers_are_not_minted() {
         let config = config("listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []");
-        let answer = mint_with(&config, "bob", 60, 1000, |_| None).unwrap();
+        let answer = mint_with(&config, "bob", 60, 1000, &Claims::default(), |_| None).unwrap();
         let server = &answer["iceServers"][0];
         assert_eq!(server["username"], "1060:bob");
         assert_eq!(server["urls"], json!(["turn:127.0.0.1:3478?transport=udp"]));
         let password = server["credential"].as_str().unwrap();
         assert_eq!(
             verdict(&config, "1060:bob", password, 1000),
-            Verdict::Secret { id: "s", algorithm: "sha1", user_id: "bob", expires_at: 1060 }
+            Verdict::Secret { id: "s", algorithm: "sha1", user_id: "bob", expires_at: 1060, may: Claims::default() }
         );
         assert_eq!(verdict(&config, "1060:bob", "wrong", 1000), Verdict::Refused(CredentialRefused::BadIntegrity));
-        assert!(mint_with(&config, "bob", 172_801, 1000, |_| None).unwrap_err().contains("auth.max_ttl"));
-        assert!(mint_with(&config, &"x".repeat(600), 60, 1000, |_| None).unwrap_err().contains("--user"));
+        assert!(
+            mint_with(&config, "bob", 172_801, 1000, &Claims::default(), |_| None)
+                .unwrap_err()
+                .contains("auth.max_ttl")
+        );
+        assert!(
+            mint_with(&config, &"x".repeat(600), 60, 1000, &Claims::default(), |_| None)
+                .unwrap_err()
+                .contains("--user")
+        );
+    }
+
+    #[test]
+    fn limits_go_into_the_credential_and_are_said_in_words() {
+        let config = Config::from_toml(
+            "c.toml",
+            "listen.udp = [\"127.0.0.1:3478\"]\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\nclaims = true\ntenant = \"acme\"\n\
+             limits = { bytes_per_day = \"2GiB\" }",
+        )
+        .unwrap();
+        let texts = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let options = LimitOptions {
+            bytes: Some("1GiB".to_owned()),
+            bitrate: Some("3Mbit/s".to_owned()),
+            allocations: Some(2),
+            peers: texts(&["192.0.2.7", "2001:db8::/32"]),
+            transports: texts(&["tls"]),
+            close_at: Some("2026-12-31".to_owned()),
+            tenant: Some("acme".to_owned()),
+        };
+        let answer = mint_with(&config, "bob", 60, 1000, &claims_of(&options).unwrap(), |_| None).unwrap();
+        let server = &answer["iceServers"][0];
+        let (username, password) = (server["username"].as_str().unwrap(), server["credential"].as_str().unwrap());
+        let said = verdict_text(&verdict(&config, username, password, 1000), 1000);
+        assert_eq!(
+            said,
+            "good: secret \"s\" (sha1), user id \"bob\", ends in 60 s; tenant acme, 1GiB in all, 2GiB a day, 3Mbit/s each way, \
+             2 allocations at a time, peers: 192.0.2.7/32 2001:db8::/32, over tls, closed at 2026-12-31T23:59:59Z"
+        );
+        let other = LimitOptions { tenant: Some("other".to_owned()), ..LimitOptions::default() };
+        let refused = mint_with(&config, "bob", 60, 1000, &claims_of(&other).unwrap(), |_| None).unwrap_err();
+        assert!(refused.contains("\"tenant\"") && refused.contains("claims"), "{refused}");
+        let wrong = [
+            LimitOptions { bytes: Some("1".to_owned()), ..LimitOptions::default() },
+            LimitOptions { bytes: Some("0B".to_owned()), ..LimitOptions::default() },
+            LimitOptions { bitrate: Some("fast".to_owned()), ..LimitOptions::default() },
+            LimitOptions { allocations: Some(0), ..LimitOptions::default() },
+            LimitOptions { peers: texts(&["relay", "10.0.0.0/8"]), ..LimitOptions::default() },
+            LimitOptions { transports: texts(&["sctp"]), ..LimitOptions::default() },
+            LimitOptions { close_at: Some("tomorrow".to_owned()), ..LimitOptions::default() },
+            LimitOptions { tenant: Some(String::new()), ..LimitOptions::default() },
+        ];
+        for (options, flag) in
+            wrong.iter().zip(["bytes", "bytes", "bitrate", "allocations", "peers", "transports", "close-at", "tenant"])
+        {
+            let error = claims_of(options).unwrap_err();
+            assert!(error.starts_with(&format!("--{flag}")), "{error}");
+        }
     }
 
     #[test]

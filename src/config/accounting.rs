@@ -3,15 +3,20 @@
 use std::path::PathBuf;
 
 use crate::config::check::{Check, is_zero};
+use crate::config::check_auth::read_at_most;
 use crate::config::document::{Node, Value};
 use crate::config::units;
 use crate::credentials::Secret;
+use crate::fetch::{Authorities, Url};
 
 /// The least that a signing key may hold, in bytes.
 const SIGN_KEY_BYTES_MIN: usize = 16;
 
 /// A spool below this could not hold one batch.
 const SPOOL_BYTES_MIN: u64 = 1 << 20;
+
+/// The system's whole list has a fifth of that.
+const CA_BYTES_MAX: u64 = 1 << 20;
 
 /// `[accounting]`. Without a file, a journal and a webhook nothing is recorded.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -42,10 +47,10 @@ pub struct UsageFileConfig {
 /// An HTTP endpoint that takes records.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct WebhookConfig {
-    /// Host and port to connect to; an IPv6 address in brackets.
-    pub authority: String,
-    /// What to ask for, from the slash on.
-    pub path: String,
+    /// Where it is.
+    pub url: Url,
+    /// `accounting.webhook_ca_file`: whom it must be certified by, in place of those that the system trusts.
+    pub authorities: Option<Authorities>,
     /// Sent as a bearer token.
     pub token: Option<Secret>,
     /// The directory in which records wait.
@@ -92,9 +97,8 @@ impl AccountingConfig {
         }
         if let Some(webhook) = &self.webhook {
             parts.push(format!(
-                "webhook http://{}{} by {} (at most {})",
-                webhook.authority,
-                webhook.path,
+                "webhook {} by {} (at most {})",
+                webhook.url,
                 webhook.spool.display(),
                 units::show_bytes(webhook.spool_bytes)
             ));
@@ -177,13 +181,14 @@ impl Check {
         let key = "accounting.webhook";
         let node = self.get(key);
         let url = self.text(&node, key).filter(|url| !url.is_empty())?;
-        let (authority, path) = match split_url(&url) {
-            Ok(parts) => parts,
+        let url = match Url::parse(&url) {
+            Ok(url) => url,
             Err(message) => {
                 self.wrong(&node, key, message);
                 return None;
             }
         };
+        let authorities = self.authorities("accounting.webhook_ca_file", &url, key);
         let Some(spool) = spool else {
             self.wrong(&node, key, "needs accounting.spool, the directory in which records wait for it");
             return None;
@@ -198,7 +203,26 @@ impl Check {
             }
             SPOOL_BYTES_MIN
         });
-        Some(WebhookConfig { authority, path, token, spool, spool_bytes })
+        Some(WebhookConfig { url, authorities, token, spool, spool_bytes })
+    }
+
+    /// A file of the certificates that the server behind a URL must be certified by.
+    pub(crate) fn authorities(&mut self, key: &'static str, url: &Url, url_key: &str) -> Option<Authorities> {
+        let node = self.get(key);
+        let path = self.text(&node, key).filter(|path| !path.is_empty())?;
+        if !url.is_https {
+            self.wrong(&node, key, format!("certifies nobody: {url_key} is not https"));
+            return None;
+        }
+        let path = self.beside(&node.place, &path);
+        let read = read_at_most(&path, CA_BYTES_MAX).map_err(|error| format!("can't be read: {error}"));
+        match read.and_then(|pem| Authorities::parse(&pem)) {
+            Ok(authorities) => Some(authorities),
+            Err(what) => {
+                self.wrong(&node, key, format!("{} {what}", path.display()));
+                None
+            }
+        }
     }
 
     fn sign_key(&mut self) -> Option<Secret> {
@@ -215,36 +239,6 @@ impl Check {
         }
         Some(secret)
     }
-}
-
-/// Host with port, and the path with its query.
-fn split_url(url: &str) -> Result<(String, String), String> {
-    if url.starts_with("https://") {
-        return Err("https is not in this version; post to a proxy on this machine over http".to_owned());
-    }
-    let expected = "expected a URL such as \"http://127.0.0.1:9000/usage\"";
-    let rest = url.strip_prefix("http://").ok_or(expected)?;
-    let (authority, path) = match rest.find(['/', '?']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, "/"),
-    };
-    if authority.is_empty()
-        || authority.contains('@')
-        || !url.bytes().all(|byte| byte.is_ascii_graphic())
-        || url.contains('#')
-    {
-        return Err(expected.to_owned());
-    }
-    let has_port = match authority.rsplit_once(':') {
-        Some((_, port)) if !port.ends_with(']') => {
-            port.parse::<u16>().map_err(|_| format!("{port:?} is no port; {expected}"))?;
-            true
-        }
-        Some(_) | None => false,
-    };
-    let authority = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    Ok((authority, path))
 }
 
 #[cfg(test)]
@@ -277,13 +271,17 @@ mod tests {
     }
 
     #[test]
-    fn a_webhook_is_a_plain_url_with_a_spool() {
+    fn a_webhook_is_a_url_with_a_spool() {
         let config = check("webhook = \"http://[::1]/u?x=1\"\nspool = \"/s\"").unwrap();
         let webhook = config.webhook.unwrap();
-        assert_eq!((&*webhook.authority, &*webhook.path, webhook.spool_bytes), ("[::1]:80", "/u?x=1", 64 << 20));
+        assert_eq!((&*webhook.url.to_string(), webhook.spool_bytes), ("http://[::1]/u", 64 << 20));
+        let webhook = check("webhook = \"https://bill.example/u\"\nspool = \"/s\"").unwrap().webhook.unwrap();
+        assert!(webhook.url.is_https && webhook.authorities.is_none());
         for (text, word) in [
             ("webhook = \"http://a/\"", "needs accounting.spool"),
-            ("webhook = \"https://a/\"\nspool = \"/s\"", "not in this version"),
+            ("webhook = \"https://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/nowhere\"", "/nowhere can't be read"),
+            ("webhook = \"https://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/etc/hostname\"", "holds no certificate"),
+            ("webhook = \"http://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/nowhere\"", "is not https"),
             ("webhook = \"ftp://a/\"\nspool = \"/s\"", "expected a URL"),
             ("webhook = \"http://a:b/\"\nspool = \"/s\"", "is no port"),
             ("webhook = \"http://a/\"\nspool = \"/s\"\nspool_max = \"0B\"", "must not be 0"),

@@ -44,10 +44,11 @@ pub(crate) fn check(
     check.listen_tls(&mut listen);
     let tls = check.tls(&listen);
     let relay = check.relay(&listen);
-    let http = check.http(&listen);
+    let http = check.http(&listen, &tls);
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
     check.issuing_needs_a_secret(&http.issuing, &auth);
+    check.claims_need_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();
     let accounting = check.accounting();

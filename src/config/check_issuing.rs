@@ -1,27 +1,25 @@
 //! The part of `[http]` that says who gets credentials. No message here shows a key.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::config::check::Check;
 use crate::config::check_auth::{hex, read_at_most};
-use crate::config::checked::AuthConfig;
+use crate::config::checked::{AuthConfig, PublicListen, TlsConfig};
 use crate::config::document::{Node, Value};
 use crate::config::error::Problem;
 use crate::config::initial_secret::is_world_readable;
-use crate::config::issuing::{ApiKey, IssuingConfig, JwtConfig};
+use crate::config::issuing::{ApiKey, IssuingConfig, JWKS_BYTES_MAX, JwtConfig, KeySource, KeyUrl};
 use crate::config::units;
+use crate::credentials::claims::{Claim, Claims, Grant};
+use crate::fetch::Url;
 use crate::jwt;
 
 /// Each is compared with what a stranger presents, in constant time.
 const KEYS_MAX: usize = 256;
 
-/// Sixteen keys of 8192 bits have less.
-const JWKS_BYTES_MAX: u64 = 64 * 1024;
-
-const KEY_FIELDS: [&str; 4] = ["name", "sha256", "max_ttl", "from"];
-const KEY_FIELDS_LATER: [&str; 2] = ["tenant", "limits"];
+const KEY_FIELDS: [&str; 6] = ["name", "sha256", "max_ttl", "from", "tenant", "limits"];
 
 /// Names that logs and metrics give to those who come without a key.
 const RESERVED: [&str; 3] = ["jwt", "proxy", "unix"];
@@ -48,12 +46,31 @@ impl Check {
     }
 
     /// An endpoint that asks nobody who he is would be an open relay with one more step.
-    pub(crate) fn public_needs_a_method(&mut self, public: &[SocketAddr], issuing: &IssuingConfig) {
+    pub(crate) fn public_needs_a_method(&mut self, public: &[PublicListen], issuing: &IssuingConfig) {
         if !public.is_empty() && !issuing.serves_strangers() && !self.has_problem_with("http.") {
             let node = self.get("http.public");
             let message = "would give credentials to nobody or to everybody: add [[http.keys]] with name and sha256 \
                  (printf %s KEY | sha256sum), or http.jwt_keys, or http.identity_header and http.proxies";
             self.wrong(&node, "http.public", message);
+        }
+    }
+
+    /// Certificates for `https://`, and a word about keys that pass in the clear.
+    pub(crate) fn public_needs_tls(&mut self, public: &[PublicListen], tls: &TlsConfig, issuing: &IssuingConfig) {
+        let path = "http.public";
+        let node = self.get(path);
+        if public.iter().any(|listen| listen.is_https) && tls.files.is_empty() && !self.has_problem_with("tls") {
+            let message = "https:// needs a certificate: set tls.certificate and tls.private_key to PEM files";
+            self.wrong(&node, path, message);
+        }
+        let is_open = |listen: &&PublicListen| !listen.is_https && !listen.address.ip().is_loopback();
+        // With http.proxies somebody else does TLS.
+        if let Some(listen) = public.iter().find(is_open).filter(|_| issuing.proxies.is_empty()) {
+            let message = format!(
+                "API keys and passwords pass over {listen} in the clear; write \"https://{}\", or bind loopback behind a proxy",
+                listen.address
+            );
+            self.note(&node, path, message);
         }
     }
 
@@ -66,6 +83,53 @@ impl Check {
                 "http.keys",
                 "credentials are made with a secret, and there is none: add [[auth.secrets]]",
             );
+        }
+    }
+
+    /// What keys and tokens say of tenant and limits goes into the credential, so a secret that mints must read it.
+    pub(crate) fn claims_need_a_secret(&mut self, issuing: &IssuingConfig, auth: &AuthConfig) {
+        let minting = || auth.secrets.iter().filter(|secret| !secret.verify_only);
+        let node = self.get("http.keys");
+        for (index, key) in issuing.keys.iter().enumerate() {
+            let claims = Claims { grant: key.grant.clone(), ..Claims::default() };
+            for secret in minting() {
+                if let Some(claim) = claims.named().find(|claim| !secret.claims.has(*claim)) {
+                    let message = format!(
+                        "{} can't be put into credentials: the secret \"{}\" does not read it; give its table claims = true",
+                        claim.name(),
+                        secret.id
+                    );
+                    self.wrong(&node, &format!("http.keys[{index}].limits"), message);
+                    break;
+                }
+                if key.tenant.is_some() && key.tenant != secret.tenant && !secret.claims.has(Claim::Tenant) {
+                    let message = format!(
+                        "the secret \"{}\" has another tenant and does not read this one: give it tenant = \"{}\", or name \"tenant\" in its list claims",
+                        secret.id,
+                        key.tenant.as_deref().unwrap_or_default()
+                    );
+                    self.wrong(&node, &format!("http.keys[{index}].tenant"), message);
+                    break;
+                }
+            }
+        }
+        let Some(jwt) = &issuing.jwt else { return };
+        let lacks = |claims: &[Claim]| minting().find(|secret| claims.iter().any(|claim| !secret.claims.has(*claim)));
+        let limits = Claim::ALL.into_iter().filter(|claim| *claim != Claim::Tenant).collect::<Vec<_>>();
+        for (is_set, path, needed, write) in [
+            (
+                jwt.expected.tenant_claim.is_some(),
+                "http.jwt_tenant_claim",
+                &[Claim::Tenant][..],
+                "name \"tenant\" in its list claims",
+            ),
+            (jwt.expected.limits_claim.is_some(), "http.jwt_limits_claim", &limits, "give its table claims = true"),
+        ] {
+            if let Some(secret) = lacks(needed).filter(|_| is_set) {
+                let message =
+                    format!("can't be put into credentials: the secret \"{}\" does not read it; {write}", secret.id);
+                self.wrong(&self.get(path), path, message);
+            }
         }
     }
 
@@ -105,7 +169,7 @@ impl Check {
             self.wrong(node, path, "expected a table of name and sha256");
             return None;
         };
-        let all_known = self.fields(fields, path, &KEY_FIELDS, &KEY_FIELDS_LATER);
+        let all_known = self.fields(fields, path, &KEY_FIELDS, &[]);
         let field = |name: &str| fields.iter().find(|field| field.key == name).map(|field| &field.node);
         let (Some(name_node), Some(digest_node)) = (field("name"), field("sha256")) else {
             if all_known {
@@ -169,7 +233,20 @@ impl Check {
                 nets
             }
         };
-        Some(ApiKey { name: name.into(), sha256, max_ttl, from })
+        let tenant = field("tenant").and_then(|node| self.tenant(node, &format!("{path}.tenant")));
+        let grant = match field("limits") {
+            None => Grant::default(),
+            Some(node) => {
+                let path = format!("{path}.limits");
+                let grant = self.grant(node, &path);
+                if grant.bytes_per_day.is_some() || grant.packets_per_second.is_some() {
+                    let message = "bytes_per_day and packet_rate can't be inside a credential; put them into the limits of the secret";
+                    self.wrong(node, &path, message);
+                }
+                grant
+            }
+        };
+        Some(ApiKey { name: name.into(), sha256, max_ttl, from, tenant, grant })
     }
 
     fn unix_uids(&mut self) -> Vec<u32> {
@@ -233,11 +310,13 @@ impl Check {
         let issuer = self.text(&issuer_node, "http.jwt_issuer")?;
         let claim_node = self.get("http.jwt_user_claim");
         let claim = self.text(&claim_node, "http.jwt_user_claim")?;
+        let mut claim_of = |path: &'static str| {
+            let node = self.get(path);
+            self.text(&node, path).filter(|name| !name.is_empty()).map(Box::from)
+        };
+        let tenant_claim = claim_of("http.jwt_tenant_claim");
+        let limits_claim = claim_of("http.jwt_limits_claim");
         let path = path?;
-        if path.contains("://") {
-            self.wrong(&node, "http.jwt_keys", "fetching a JWKS is not in this version; name a file");
-            return None;
-        }
         if audience.is_empty() {
             let message =
                 "a token for another service of the same login would open this one: say which audience is ours";
@@ -248,18 +327,54 @@ impl Check {
             self.wrong(&claim_node, "http.jwt_user_claim", "must not be empty; \"sub\" is usual");
             return None;
         }
-        let path = self.beside(&node.place, &path);
+        let source = if path.contains("://") {
+            KeySource::Url(self.key_url(&node, &path)?)
+        } else {
+            KeySource::File(self.key_file(&node, &path)?)
+        };
+        let issuer = (!issuer.is_empty()).then(|| issuer.into());
+        Some(JwtConfig {
+            source,
+            expected: jwt::Expected {
+                audience: audience.into(),
+                issuer,
+                user_claim: claim.into(),
+                tenant_claim,
+                limits_claim,
+            },
+        })
+    }
+
+    fn key_url(&mut self, node: &Node, text: &str) -> Option<KeyUrl> {
+        let url = match Url::parse(text) {
+            Ok(url) => url,
+            Err(what) => {
+                self.wrong(node, "http.jwt_keys", what);
+                return None;
+            }
+        };
+        if !url.is_https && !url.is_loopback() {
+            let message = "whoever is on the way could put keys of their own there; write https://, or a file";
+            self.wrong(node, "http.jwt_keys", message);
+            return None;
+        }
+        let authorities = self.authorities("http.jwt_ca_file", &url, "http.jwt_keys");
+        Some(KeyUrl { url, authorities })
+    }
+
+    fn key_file(&mut self, node: &Node, path: &str) -> Option<Vec<jwt::Key>> {
+        let path = self.beside(&node.place, path);
         let text = match read_at_most(&path, JWKS_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
-                self.wrong(&node, "http.jwt_keys", format!("can't read {}: {error}", path.display()));
+                self.wrong(node, "http.jwt_keys", format!("can't read {}: {error}", path.display()));
                 return None;
             }
         };
         let keys = match jwt::parse_jwks(&text) {
             Ok(keys) => keys,
             Err(what) => {
-                self.wrong(&node, "http.jwt_keys", format!("{} {what}", path.display()));
+                self.wrong(node, "http.jwt_keys", format!("{} {what}", path.display()));
                 return None;
             }
         };
@@ -268,11 +383,7 @@ impl Check {
                 format!("holds a secret and every user of this machine can read {}; chmod 0640 it", path.display());
             self.notes.push(Problem::new(node.place.clone(), "http.jwt_keys", message));
         }
-        let issuer = (!issuer.is_empty()).then(|| issuer.into());
-        Some(JwtConfig {
-            keys,
-            expected: jwt::Expected { audience: audience.into(), issuer, user_claim: claim.into() },
-        })
+        Some(keys)
     }
 
     fn cors(&mut self) -> Vec<Box<str>> {

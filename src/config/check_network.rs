@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::config::check::Check;
-use crate::config::checked::{External, HttpConfig, HttpListen, Listen, RelayConfig};
+use crate::config::checked::{External, HttpConfig, HttpListen, Listen, PublicListen, RelayConfig, TlsConfig};
 use crate::config::document::{self, Node, Value};
 use crate::config::error::{Place, Problem};
 use crate::config::units;
@@ -265,7 +265,7 @@ impl Check {
     }
 
     /// `[http]`.
-    pub(crate) fn http(&mut self, listen: &[(Listen, Node)]) -> HttpConfig {
+    pub(crate) fn http(&mut self, listen: &[(Listen, Node)], tls: &TlsConfig) -> HttpConfig {
         let mut hosts = Vec::new();
         for node in self.list("http.hosts") {
             let Some(host) = self.text(&node, "http.hosts") else { continue };
@@ -283,27 +283,37 @@ impl Check {
         let public = self.http_public(listen, private.as_ref());
         let issuing = self.issuing();
         self.public_needs_a_method(&public, &issuing);
+        self.public_needs_tls(&public, tls, &issuing);
         HttpConfig { listen: private, hosts, public, issuing }
     }
 
-    fn http_public(&mut self, listen: &[(Listen, Node)], private: Option<&HttpListen>) -> Vec<SocketAddr> {
+    fn http_public(&mut self, listen: &[(Listen, Node)], private: Option<&HttpListen>) -> Vec<PublicListen> {
         let path = "http.public";
-        let mut public: Vec<SocketAddr> = Vec::new();
+        let mut public: Vec<PublicListen> = Vec::new();
         for node in self.list(path) {
             let Some(text) = self.text(&node, path) else { continue };
-            let Some(address) = self.socket_address(&node, path, &text) else { continue };
+            let (is_https, place) = match text.split_once("://") {
+                Some(("https", place)) => (true, place.strip_suffix('/').unwrap_or(place)),
+                Some(("http", place)) => (false, place.strip_suffix('/').unwrap_or(place)),
+                Some(_) => {
+                    self.wrong(&node, path, "expected \"https://address:port\", or \"address:port\" without TLS");
+                    continue;
+                }
+                None => (false, text.as_str()),
+            };
+            let Some(address) = self.socket_address(&node, path, place) else { continue };
             let taken = listen
                 .iter()
-                .find(|(other, _)| other.transport == Transport::Tcp && overlap(other.address, address))
-                .map(|(other, _)| format!("listen.tcp = \"{}\"", other.address));
+                .find(|(other, _)| other.transport != Transport::Udp && overlap(other.address, address))
+                .map(|(other, _)| format!("{} = \"{}\"", other.key(), other.address));
             let private = match private {
                 Some(HttpListen::Tcp(other)) if overlap(*other, address) => Some(format!("http.listen = \"{other}\"")),
                 Some(HttpListen::Tcp(_) | HttpListen::Unix(_)) | None => None,
             };
-            let twice = public.iter().find(|other| overlap(**other, address)).map(|other| format!("\"{other}\""));
+            let twice = public.iter().find(|other| overlap(other.address, address)).map(|other| format!("\"{other}\""));
             match taken.or(private).or(twice) {
                 Some(by) => self.wrong(&node, path, format!("is taken by {by}")),
-                None => public.push(address),
+                None => public.push(PublicListen { address, is_https }),
             }
         }
         public

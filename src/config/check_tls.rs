@@ -128,7 +128,8 @@ impl Check {
         }
     }
 
-    fn note(&mut self, node: &Node, key: &str, message: String) {
+    /// Something to look at that stops nothing.
+    pub(crate) fn note(&mut self, node: &Node, key: &str, message: String) {
         let place: Place = node.place.clone();
         self.notes.push(Problem::new(place, key, message).with_value(node.render()));
     }

@@ -201,13 +201,34 @@ pub struct HttpConfig {
     pub listen: Option<HttpListen>,
     /// Further Host names, in lower case; loopback names are always allowed.
     pub hosts: Vec<Box<str>>,
-    /// Where credentials are served to everybody who has a key; `[::]` means IPv6 only.
-    pub public: Vec<SocketAddr>,
+    /// Where credentials are served to everybody who has a key.
+    pub public: Vec<PublicListen>,
     /// Who gets credentials.
     pub issuing: IssuingConfig,
 }
 
+/// One of `http.public`; `[::]` means IPv6 only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PublicListen {
+    /// Where.
+    pub address: SocketAddr,
+    /// Over TLS, with the certificates of `[tls]`.
+    pub is_https: bool,
+}
+
+impl std::fmt::Display for PublicListen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}", if self.is_https { "https" } else { "http" }, self.address)
+    }
+}
+
 impl HttpConfig {
+    /// Whether it needs certificates.
+    #[must_use]
+    pub fn has_https(&self) -> bool {
+        self.public.iter().any(|listen| listen.is_https)
+    }
+
     /// Whether a running server would need other sockets for it.
     #[must_use]
     pub fn needs_restart(&self, new: &Self) -> bool {

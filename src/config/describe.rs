@@ -151,8 +151,8 @@ impl Config {
         let hosts =
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
-        for address in &self.http.public {
-            line("", format!("{address}, for everybody who has a key: credentials and /healthz"));
+        for listen in &self.http.public {
+            line("", format!("{listen}, for everybody who has a key: credentials and /healthz"));
         }
         for text in self.issuing_text() {
             line("issues", text);
@@ -232,7 +232,7 @@ impl Config {
             "http": {
                 "listen": self.http_text(),
                 "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
-                "public": self.http.public,
+                "public": self.http.public.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "public_name": self.http.issuing.public_name,
                 "ttl": self.http.issuing.ttl,
                 "keys": self.http.issuing.keys.iter().map(|key| json!({
@@ -243,7 +243,7 @@ impl Config {
                 "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "identity_header": self.http.issuing.identity_header,
                 "jwt": self.http.issuing.jwt.as_ref().map(|jwt| json!({
-                    "keys": jwt.keys.len(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
+                    "keys": jwt.source.describe(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
                     "user_claim": jwt.expected.user_claim,
                 })),
                 "cors": self.http.issuing.cors,
@@ -253,7 +253,7 @@ impl Config {
                 "interval": self.accounting.interval,
                 "file": self.accounting.file.as_ref().map(|file| file.path.display().to_string()),
                 "journal": self.accounting.journal.as_ref().map(|path| path.display().to_string()),
-                "webhook": self.accounting.webhook.as_ref().map(|hook| format!("http://{}{}", hook.authority, hook.path)),
+                "webhook": self.accounting.webhook.as_ref().map(|hook| hook.url.to_string()),
                 "signed": self.accounting.sign_key.is_some(),
             },
             "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
@@ -281,11 +281,15 @@ impl Config {
             lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
         }
         if let Some(jwt) = &issuing.jwt {
-            let count = jwt.keys.len();
             lines.push(format!(
-                "credentials to the {} of tokens for {}, checked with {count} keys",
-                jwt.expected.user_claim, jwt.expected.audience
+                "credentials to the {} of tokens for {}, checked with {}",
+                jwt.expected.user_claim,
+                jwt.expected.audience,
+                jwt.source.describe()
             ));
+            for (claim, what) in [(&jwt.expected.tenant_claim, "tenant"), (&jwt.expected.limits_claim, "limits")] {
+                lines.extend(claim.as_ref().map(|claim| format!("their {what}: the claim {claim}")));
+            }
         }
         if let Some(header) = &issuing.identity_header {
             let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

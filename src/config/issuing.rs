@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::credentials::claims::Grant;
+use crate::fetch::{Authorities, Url};
 use crate::jwt;
 
 /// The part of `[http]` that says who may ask for credentials. A reload takes it over.
@@ -34,11 +36,43 @@ pub struct IssuingConfig {
 /// Whose tokens are believed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JwtConfig {
-    /// At least one.
-    pub keys: Vec<jwt::Key>,
+    /// Where the keys come from that check them.
+    pub source: KeySource,
     /// What a token must say.
     pub expected: jwt::Expected,
 }
+
+/// `http.jwt_keys`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum KeySource {
+    /// What is in a file: at least one.
+    File(Vec<jwt::Key>),
+    /// What is fetched.
+    Url(KeyUrl),
+}
+
+impl KeySource {
+    /// For `check-config`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Self::File(keys) => format!("{} keys of a file", keys.len()),
+            Self::Url(from) => format!("the keys of {}", from.url),
+        }
+    }
+}
+
+/// Where keys are fetched from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeyUrl {
+    /// `https`, or this machine.
+    pub url: Url,
+    /// `http.jwt_ca_file`: whom it must be certified by, in place of those that the system trusts.
+    pub authorities: Option<Authorities>,
+}
+
+/// Sixteen keys of 8192 bits have less.
+pub const JWKS_BYTES_MAX: u64 = 64 * 1024;
 
 /// One of `http.keys`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +85,10 @@ pub struct ApiKey {
     pub max_ttl: Option<u64>,
     /// Where it may be used from; empty: anywhere.
     pub from: Vec<IpNet>,
+    /// Whose users its credentials are for.
+    pub tenant: Option<Box<str>>,
+    /// What its credentials carry at least; only what a credential can carry.
+    pub grant: Grant,
 }
 
 impl ApiKey {

@@ -2,37 +2,26 @@
 //!
 //! A plain stream is handed over at once. TLS handshakes and the first byte on a port for both take place
 //! here, so that neither a signature nor a client that says nothing costs a worker anything: each with a time
-//! limit, and so many at once. When that many are under way, a new one takes the place of the oldest, but not
-//! of one that came within the last two seconds: so silent connections can't keep others out, and a crowd that
-//! reconnects waits in the kernel's queue instead of failing.
+//! limit, and so many at once (`tls::half_open`).
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ServerConnection;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot};
 use tokio_rustls::TlsAcceptor;
 
-use super::clock;
 use super::counters::NetCounters;
 use super::overflow::Watched;
 use super::worker::{Mailbox, Message};
 use crate::config::checked::Config;
 use crate::protocol::address::{FiveTuple, Transport};
-use crate::protocol::time::Ticks;
-use crate::tls::{Handshakes, Tls};
+use crate::tls::half_open::{HalfOpen, Place};
+use crate::tls::{HANDSHAKE, Handshakes, Tls};
 
 /// How long accepting rests when the system is out of files: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-
-/// A handshake so young gives way to nobody: it may be that of a client across two satellites.
-const YOUNG: Duration = Duration::from_secs(2);
-
-/// A TLS record of type handshake (RFC 8446 section 5.1): no STUN message and no ChannelData begins with it.
-const HANDSHAKE: u8 = 0x16;
 
 /// What a listener takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,30 +67,7 @@ pub(super) struct Reception {
     pub(super) refused: AtomicU64,
     pub(super) tls: Option<Arc<Tls>>,
     workers: Vec<(Mailbox, Arc<NetCounters>, AtomicU64)>,
-    half_open: Mutex<HalfOpen>,
-    room: Notify,
-}
-
-#[derive(Default)]
-struct HalfOpen {
-    next: u64,
-    under_way: BTreeMap<u64, (Ticks, oneshot::Sender<()>)>,
-}
-
-/// A place among the connections under way.
-struct Place {
-    reception: Arc<Reception>,
-    number: u64,
-    give_way: oneshot::Receiver<()>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut half_open = self.reception.half_open();
-        half_open.under_way.remove(&self.number);
-        self.reception.handshakes.under_way.store(half_open.under_way.len() as u64, Ordering::Relaxed);
-        self.reception.room.notify_one();
-    }
+    half_open: Arc<HalfOpen>,
 }
 
 impl Reception {
@@ -113,44 +79,13 @@ impl Reception {
             refused: AtomicU64::new(0),
             tls,
             workers: workers.map(|(mailbox, net)| (mailbox, net, AtomicU64::new(0))).collect(),
-            half_open: Mutex::default(),
-            room: Notify::new(),
+            half_open: Arc::default(),
         }
     }
 
-    fn half_open(&self) -> std::sync::MutexGuard<'_, HalfOpen> {
-        // The map is whole after each statement.
-        self.half_open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for a place.
-    async fn place(self: &Arc<Self>) -> Place {
-        loop {
-            let wait = {
-                let mut half_open = self.half_open();
-                let is_full = half_open.under_way.len() as u64 >= self.limits.half_open.load(Ordering::Relaxed).max(1);
-                let oldest = half_open.under_way.first_entry().filter(|_| is_full);
-                match oldest.map(|entry| (Duration::from_millis(clock::now().ticks.since(entry.get().0)), entry)) {
-                    Some((age, _)) if age < YOUNG => YOUNG - age,
-                    older => {
-                        if let Some((_, entry)) = older {
-                            // It may have finished in this moment.
-                            let _ = entry.remove().1.send(());
-                        }
-                        let (sender, give_way) = oneshot::channel();
-                        let number = half_open.next;
-                        half_open.next += 1;
-                        half_open.under_way.insert(number, (clock::now().ticks, sender));
-                        self.handshakes.under_way.store(half_open.under_way.len() as u64, Ordering::Relaxed);
-                        return Place { reception: Arc::clone(self), number, give_way };
-                    }
-                }
-            };
-            tokio::select! {
-                () = self.room.notified() => {}
-                () = tokio::time::sleep(wait) => {}
-            }
-        }
+    /// Handshakes under way, and connections on a port for both that have said nothing yet.
+    pub(super) fn half_open(&self) -> u64 {
+        self.half_open.count()
     }
 
     /// Runs until it is aborted.
@@ -164,7 +99,7 @@ impl Reception {
             match accepted {
                 Ok((stream, five_tuple)) if takes == Takes::Plain => self.hand_over(stream, five_tuple, None),
                 Ok((stream, five_tuple)) => {
-                    let place = self.place().await;
+                    let place = self.half_open.place(|| self.limits.half_open.load(Ordering::Relaxed)).await;
                     tokio::spawn(Arc::clone(&self).receive(stream, five_tuple, takes, place));
                 }
                 // Out of files or memory, or a client that was gone already: don't spin.

@@ -173,11 +173,8 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
             }
         }
     }
-    let tls = if streams.iter().any(|(_, takes)| *takes != Takes::Plain) {
-        Some(Arc::new(Tls::new(&config.tls.files)?))
-    } else {
-        None
-    };
+    let is_needed = streams.iter().any(|(_, takes)| *takes != Takes::Plain) || config.http.has_https();
+    let tls = if is_needed { Some(Arc::new(Tls::new(&config.tls.files)?)) } else { None };
     let process = Arc::new(Process::new(&addresses));
     let mut inboxes = Vec::with_capacity(count);
     let mut mailboxes = Vec::with_capacity(count);
@@ -422,8 +419,14 @@ impl Running {
 
     /// What handshakes use; nothing if no listener takes TLS.
     #[must_use]
-    pub fn tls(&self) -> Option<&Tls> {
-        self.reception.tls.as_deref()
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.reception.tls.as_ref()
+    }
+
+    /// Handshakes under way on the listeners of clients.
+    #[must_use]
+    pub fn handshakes_under_way(&self) -> u64 {
+        self.reception.half_open()
     }
 
     /// What became of handshakes.

@@ -139,7 +139,11 @@ impl Metrics {
         text.counter("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session")
             .value(handshakes.resumed.load(Ordering::Relaxed));
         text.gauge("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished")
-            .value(handshakes.under_way.load(Ordering::Relaxed));
+            .value(self.running.handshakes_under_way());
+        if let Some(tls) = self.running.tls() {
+            text.counter("throughway_http_tls_handshakes_total", "TLS handshakes on http.public by what became of them")
+                .each("result", tls.http_handshakes.results());
+        }
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
         let days = certificates.iter().enumerate().map(|(position, of)| (position.to_string(), of.days_left()));
         text.gauge("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position")
@@ -151,6 +155,17 @@ impl Metrics {
             .each("key", self.issuing.issued());
         text.counter("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason")
             .each("reason", IssueRefused::ALL.iter().map(|refused| (refused.name(), self.issuing.refused(refused))));
+        let fetches = &self.issuing.fetches;
+        if fetches.is_on.load(Ordering::Relaxed) {
+            let results = [("ok", &fetches.ok), ("failed", &fetches.failed)];
+            text.counter("throughway_jwt_key_fetches_total", "Fetches of the keys that check tokens, by result")
+                .each("result", results.map(|(result, count)| (result, count.load(Ordering::Relaxed))));
+            text.gauge("throughway_jwt_keys", "Fetched keys that check tokens")
+                .value(fetches.keys.load(Ordering::Relaxed));
+            if let Some(age) = fetches.age() {
+                text.gauge("throughway_jwt_keys_age_seconds", "How long ago they came").value(age);
+            }
+        }
         text.counter("throughway_http_connections_refused_total", "HTTP connections closed because too many were open")
             .value(turned_away());
     }

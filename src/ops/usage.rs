@@ -24,6 +24,7 @@ use self::record::Record;
 use self::spool::Spool;
 use self::writer::{Message, State, Writer};
 use crate::config::accounting::AccountingConfig;
+use crate::fetch::Client;
 use crate::net::clock;
 use crate::ops::journal::Journal;
 use crate::protocol::border::Event;
@@ -174,11 +175,12 @@ pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, St
     };
     let thread = std::thread::Builder::new().name("usage".to_owned()).spawn(move || writer.run());
     let thread = thread.map_err(|error| format!("accounting: can't start a thread: {error}"))?;
-    let webhook = config
-        .webhook
-        .clone()
-        .zip(spool.clone())
-        .map(|(webhook, spool)| tokio::spawn(webhook::deliver(webhook, spool, Arc::clone(&counters))));
+    let mut webhook = None;
+    if let Some((config, spool)) = config.webhook.clone().zip(spool.clone()) {
+        let client = Client::new(config.authorities.as_ref(), webhook::PATIENCE);
+        let client = client.map_err(|error| format!("accounting.webhook: {error}"))?;
+        webhook = Some(tokio::spawn(webhook::deliver(config, client, spool, Arc::clone(&counters))));
+    }
     tracing::info!(to = %config.describe(), "recording usage");
     Ok(Some(Usage { feed: Feed { sender, realm: realm.into(), counters, sinks }, spool, thread, webhook }))
 }

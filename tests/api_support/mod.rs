@@ -16,6 +16,7 @@ use throughway::api::rest::refused::IssueRefused;
 use throughway::api::rest::{self, Door, Rest};
 use throughway::api::uris;
 use throughway::config::Config;
+use throughway::config::checked::PublicListen;
 use throughway::protocol::address::Transport;
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 
@@ -40,7 +41,7 @@ pub struct Endpoint {
     pub address: SocketAddr,
     pub rest: Arc<Rest>,
     pub counts: Arc<Counts>,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 pub fn config(http: &str, tables: &str) -> Config {
@@ -77,16 +78,26 @@ impl Endpoint {
 
     pub fn with(config: &Config, uris: Vec<uris::Uri>, door: &Door, clock: fn() -> Now) -> Self {
         let counts = Arc::new(Counts::default());
-        let rest = Arc::new(Rest::new(config, uris, Arc::clone(&counts), clock));
         let runtime = runtime();
-        let bound = Bound::bind_public("127.0.0.1:0".parse().unwrap()).unwrap();
+        // Keys of a login are fetched by a task of its own.
+        let entered = runtime.enter();
+        let rest = Arc::new(Rest::new(config, uris, Arc::clone(&counts), clock));
+        drop(entered);
+        let listen = PublicListen { address: "127.0.0.1:0".parse().unwrap(), is_https: false };
+        let bound = Bound::bind_public(listen).unwrap();
         let address = bound.address().unwrap();
-        runtime.spawn(bound.serve(rest::router(&rest, door)));
-        Self { address, rest, counts, _runtime: runtime }
+        runtime.spawn(bound.serve(rest::router(&rest, door), None));
+        Self { address, rest, counts, runtime }
     }
 
     pub fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         ask(self.address, method, target, headers, body)
+    }
+
+    /// As a reload does it.
+    pub fn reconfigure(&self, config: &Config) {
+        let _entered = self.runtime.enter();
+        self.rest.reconfigure(config, some_uris());
     }
 
     pub fn get(&self, target: &str) -> Answer {

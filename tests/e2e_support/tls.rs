@@ -51,6 +51,12 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
+    /// PEM of its own certificate.
+    pub fn pem(&self) -> String {
+        let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &self.root);
+        format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+    }
+
     /// Issues into two files and gives their paths.
     pub fn write(&self, file: &str, names: &[&str]) -> (PathBuf, PathBuf) {
         let (certificate, key) = self.issue(names, 2100);

@@ -8,9 +8,11 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::limits;
 use super::refused::IssueRefused;
 use crate::api::Peer;
 use crate::config::issuing::{ApiKey, IssuingConfig};
+use crate::credentials::claims::Grant;
 use crate::jwt::{self, TOKEN_BYTES_MAX};
 
 /// What query parameters call a key: the draft and the signalling server of Nextcloud (Janus sends both), Metered.
@@ -25,11 +27,27 @@ pub(super) struct Caller {
     pub(super) max_ttl: Option<u64>,
     /// The user that a proxy or a token vouches for; others name whom they like.
     pub(super) user: Option<String>,
+    /// Whose user that is.
+    pub(super) tenant: Option<Box<str>>,
+    /// What its credentials carry at least.
+    pub(super) grant: Grant,
+}
+
+impl Caller {
+    fn known_by(name: &str, user: Option<String>) -> Self {
+        Self { name: name.into(), max_ttl: None, user, tenant: None, grant: Grant::default() }
+    }
+
+    /// Whose rate counts: a user who asks for himself is a caller of his own, and nobody else's requests are his.
+    pub(super) const fn has_key_rate(&self) -> bool {
+        self.user.is_none()
+    }
 }
 
 /// Finds out who asks.
 pub(super) fn identify(
     config: &IssuingConfig,
+    token_keys: &[jwt::Key],
     peer: Peer,
     headers: &HeaderMap,
     query: &[(String, String)],
@@ -40,9 +58,17 @@ pub(super) fn identify(
     }
     let presented = presented_keys(headers, query)?;
     if !presented.is_empty() {
-        let Some(key) = find(&config.keys, &presented) else { return token_user(config, &presented, now) };
+        let Some(key) = find(&config.keys, &presented) else {
+            return token_user(config, token_keys, &presented, now);
+        };
         return if key.is_good_from(client_ip(config, peer, headers)) {
-            Ok(Caller { name: key.name.clone(), max_ttl: key.max_ttl, user: None })
+            Ok(Caller {
+                name: key.name.clone(),
+                max_ttl: key.max_ttl,
+                user: None,
+                tenant: key.tenant.clone(),
+                grant: key.grant.clone(),
+            })
         } else {
             Err(IssueRefused::Address)
         };
@@ -50,10 +76,10 @@ pub(super) fn identify(
     if let Peer::Unix(Some(uid)) = peer
         && config.unix_uids.contains(&uid)
     {
-        return Ok(Caller { name: "unix".into(), max_ttl: None, user: None });
+        return Ok(Caller::known_by("unix", None));
     }
     match forwarded_user(config, peer, headers)? {
-        Some(user) => Ok(Caller { name: "proxy".into(), max_ttl: None, user: Some(user) }),
+        Some(user) => Ok(Caller::known_by("proxy", Some(user))),
         None => Err(IssueRefused::NoKey),
     }
 }
@@ -114,14 +140,35 @@ fn find<'a>(keys: &'a [ApiKey], presented: &[Vec<u8>]) -> Option<&'a ApiKey> {
     found
 }
 
+/// Whether a token was refused that newer keys might take.
+pub(super) fn needs_newer_keys(token_keys: &[jwt::Key], headers: &HeaderMap, query: &[(String, String)]) -> bool {
+    let presented = presented_keys(headers, query).unwrap_or_default();
+    token(&presented).is_some_and(|token| jwt::names_another_key(token_keys, token))
+}
+
+fn token(presented: &[Vec<u8>]) -> Option<&str> {
+    let token = presented.iter().find(|key| jwt::looks_like_one(key))?;
+    std::str::from_utf8(token).ok()
+}
+
 /// The user of a signed token, for no longer than the token is good.
-fn token_user(config: &IssuingConfig, presented: &[Vec<u8>], now: u64) -> Result<Caller, IssueRefused> {
+fn token_user(
+    config: &IssuingConfig,
+    keys: &[jwt::Key],
+    presented: &[Vec<u8>],
+    now: u64,
+) -> Result<Caller, IssueRefused> {
     let Some(jwt) = &config.jwt else { return Err(IssueRefused::WrongKey) };
-    let token = presented.iter().find(|key| jwt::looks_like_one(key)).ok_or(IssueRefused::WrongKey)?;
-    let token = std::str::from_utf8(token).map_err(|_| IssueRefused::WrongKey)?;
-    let claims = jwt::verify(&jwt.keys, &jwt.expected, now, token)
-        .map_err(|refused| IssueRefused::BadToken(refused.sentence()))?;
-    Ok(Caller { name: "jwt".into(), max_ttl: Some(claims.expires_at - now), user: Some(claims.user) })
+    let token = token(presented).ok_or(IssueRefused::WrongKey)?;
+    let claims =
+        jwt::verify(keys, &jwt.expected, now, token).map_err(|refused| IssueRefused::BadToken(refused.sentence()))?;
+    let grant = claims.limits.as_ref().map(limits::parse).transpose().map_err(IssueRefused::BadToken)?;
+    Ok(Caller {
+        max_ttl: Some(claims.expires_at - now),
+        tenant: claims.tenant.map(Into::into),
+        grant: grant.unwrap_or_default(),
+        ..Caller::known_by("jwt", Some(claims.user))
+    })
 }
 
 /// The user that a trusted proxy names; the header of anybody else is not looked at.
@@ -196,7 +243,7 @@ mod tests {
             (vec![], "api=other&key=open-sesame"),
             (vec![], "apiKey=open%2Dsesame"),
         ] {
-            let caller = identify(&config, here, &headers(&list), &query(text), 0);
+            let caller = identify(&config, &[], here, &headers(&list), &query(text), 0);
             assert_eq!(name_of(caller).as_deref(), Ok("web"), "{list:?} {text}");
         }
         for (list, text, refused) in [
@@ -209,7 +256,7 @@ mod tests {
             (vec![("authorization", "Basic !!!")], "", IssueRefused::WrongKey),
             (vec![], "key=a&key=b&key=c&key=d&key=open-sesame", IssueRefused::WrongKey),
         ] {
-            assert_eq!(identify(&config, here, &headers(&list), &query(text), 0), Err(refused), "{list:?} {text}");
+            assert_eq!(identify(&config, &[], here, &headers(&list), &query(text), 0), Err(refused), "{list:?} {text}");
         }
     }
 
@@ -219,7 +266,7 @@ mod tests {
         let key = ("authorization", "Bearer north-gate");
         let ask = |peer, more: &[(&'static str, &str)]| {
             let list: Vec<_> = [key].into_iter().chain(more.iter().copied()).collect();
-            name_of(identify(&config, peer, &headers(&list), &[], 0))
+            name_of(identify(&config, &[], peer, &headers(&list), &[], 0))
         };
         assert_eq!(ask(from("192.0.2.9:1"), &[]).as_deref(), Ok("office"));
         assert_eq!(ask(from("[::ffff:192.0.2.9]:1"), &[]).as_deref(), Ok("office"));
@@ -239,17 +286,20 @@ mod tests {
         let config =
             config("http.proxies = [\"10.0.0.0/8\"]\nhttp.identity_header = \"X-User\"\nhttp.unix_uids = [33]");
         let zoe = headers(&[("x-user", "zoë")]);
-        let caller = identify(&config, from("10.0.0.1:1"), &zoe, &[], 0).unwrap();
+        let caller = identify(&config, &[], from("10.0.0.1:1"), &zoe, &[], 0).unwrap();
         assert_eq!((&*caller.name, caller.user.as_deref()), ("proxy", Some("zoë")));
-        assert_eq!(identify(&config, from("11.0.0.1:1"), &zoe, &[], 0), Err(IssueRefused::NoKey));
-        assert_eq!(identify(&config, from("10.0.0.1:1"), &HeaderMap::new(), &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, &[], from("11.0.0.1:1"), &zoe, &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, &[], from("10.0.0.1:1"), &HeaderMap::new(), &[], 0), Err(IssueRefused::NoKey));
         let twice = headers(&[("x-user", "a"), ("x-user", "b")]);
-        assert!(matches!(identify(&config, from("10.0.0.1:1"), &twice, &[], 0), Err(IssueRefused::BadUser(_))));
+        assert!(matches!(identify(&config, &[], from("10.0.0.1:1"), &twice, &[], 0), Err(IssueRefused::BadUser(_))));
         // A key that is presented must be right, whoever brings it.
         let wrong = headers(&[("x-user", "zoe"), ("authorization", "Bearer nonsense")]);
-        assert_eq!(identify(&config, from("10.0.0.1:1"), &wrong, &[], 0), Err(IssueRefused::WrongKey));
-        assert_eq!(name_of(identify(&config, Peer::Unix(Some(33)), &HeaderMap::new(), &[], 0)).as_deref(), Ok("unix"));
-        assert_eq!(identify(&config, Peer::Unix(Some(34)), &zoe, &[], 0), Err(IssueRefused::NoKey));
-        assert_eq!(identify(&config, Peer::Unix(None), &zoe, &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, &[], from("10.0.0.1:1"), &wrong, &[], 0), Err(IssueRefused::WrongKey));
+        assert_eq!(
+            name_of(identify(&config, &[], Peer::Unix(Some(33)), &HeaderMap::new(), &[], 0)).as_deref(),
+            Ok("unix")
+        );
+        assert_eq!(identify(&config, &[], Peer::Unix(Some(34)), &zoe, &[], 0), Err(IssueRefused::NoKey));
+        assert_eq!(identify(&config, &[], Peer::Unix(None), &zoe, &[], 0), Err(IssueRefused::NoKey));
     }
 }

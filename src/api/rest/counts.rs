@@ -1,10 +1,45 @@
 //! How many credentials were issued and refused; read by `ops::metrics`.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::refused::IssueRefused;
+use crate::net::clock;
+
+/// What became of fetching the keys that check tokens.
+#[derive(Debug, Default)]
+pub struct Fetches {
+    /// Whether they are fetched at all.
+    pub is_on: AtomicBool,
+    /// Fetches that brought keys.
+    pub ok: AtomicU64,
+    /// Fetches that did not.
+    pub failed: AtomicU64,
+    /// Keys in use.
+    pub keys: AtomicU64,
+    /// When they came, in milliseconds of the boot clock; 0 is never.
+    fetched_at: AtomicU64,
+}
+
+impl Fetches {
+    pub(super) fn succeed(&self, keys: usize) {
+        self.ok.fetch_add(1, Ordering::Relaxed);
+        self.keys.store(keys as u64, Ordering::Relaxed);
+        self.fetched_at.store(clock::now().ticks.0.max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn fail(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Seconds since keys came; `None` if they never did.
+    #[must_use]
+    pub fn age(&self) -> Option<u64> {
+        let at = self.fetched_at.load(Ordering::Relaxed);
+        (at > 0).then(|| clock::now().ticks.0.saturating_sub(at) / 1000)
+    }
+}
 
 /// Counts of the endpoint.
 #[derive(Debug, Default)]
@@ -12,6 +47,8 @@ pub struct Counts {
     /// By the name of the key: operators choose them, so there are few.
     issued: Mutex<BTreeMap<Box<str>, u64>>,
     refused: [AtomicU64; IssueRefused::ALL.len()],
+    /// Of the keys that check tokens.
+    pub fetches: Arc<Fetches>,
 }
 
 impl Counts {

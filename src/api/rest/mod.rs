@@ -6,9 +6,12 @@
 mod access;
 pub mod counts;
 mod date;
+pub(crate) mod limits;
+mod own_key;
 mod rate;
 pub mod refused;
 pub mod shape;
+mod token_keys;
 mod wanted;
 
 use std::net::SocketAddr;
@@ -29,13 +32,14 @@ use self::counts::Counts;
 use self::rate::Rates;
 use self::refused::IssueRefused;
 use self::shape::{Issued, Shape};
+use self::token_keys::TokenKeys;
 use self::wanted::Wanted;
 use super::Peer;
 use super::host::AllowedHosts;
 use super::uris::{self, Uri};
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
-use crate::credentials::claims::Claims;
+use crate::credentials::claims::{Claims, Grant};
 use crate::credentials::{self, MintRefused, SharedSecret};
 use crate::net::Running;
 use crate::protocol::time::Now;
@@ -53,7 +57,7 @@ const RANDOM_ID_BYTES: usize = 12;
 const PREFLIGHT_SECONDS: &str = "600";
 
 /// Where each shape is found.
-const ROUTES: [(&str, Shape); 11] = [
+const ROUTES: [(&str, Shape); 13] = [
     ("/v1/credentials", Shape::All),
     ("/", Shape::Draft),
     ("/turn", Shape::Draft),
@@ -65,6 +69,8 @@ const ROUTES: [(&str, Shape); 11] = [
     ("/v1/turn/keys/{id}/credentials/generate", Shape::CloudflareOld),
     ("/2010-04-01/Accounts/{id}/Tokens.json", Shape::Twilio),
     ("/api/v1/turn/credentials", Shape::Metered),
+    ("/api/v1/turn/credential", Shape::MeteredNew),
+    ("/.well-known/turn", Shape::WellKnown),
 ];
 
 /// What a reload may change, swapped whole.
@@ -76,10 +82,12 @@ struct Issuer {
     /// Names that are looked up first, so no credential may have one.
     users: HashSet<Box<str>>,
     uris: Vec<Uri>,
+    token_keys: TokenKeys,
 }
 
 impl Issuer {
-    fn new(config: &Config, uris: Vec<Uri>) -> Self {
+    fn new(config: &Config, uris: Vec<Uri>, before: &TokenKeys, counts: &Counts) -> Self {
+        let source = config.http.issuing.jwt.as_ref().map(|jwt| &jwt.source);
         Self {
             config: config.http.issuing.clone(),
             realm: config.realm.clone(),
@@ -87,6 +95,7 @@ impl Issuer {
             max_ttl: config.auth.max_ttl,
             users: names(config),
             uris: uris::few(uris),
+            token_keys: TokenKeys::new(source, before, &counts.fetches),
         }
     }
 }
@@ -114,10 +123,10 @@ pub enum Door {
 }
 
 impl Rest {
-    /// For these URIs; `clock` is read once for each request.
+    /// For these URIs; `clock` is read once for each request. Keys that are fetched need a runtime around.
     #[must_use]
     pub fn new(config: &Config, uris: Vec<Uri>, counts: Arc<Counts>, clock: fn() -> Now) -> Self {
-        let issuer = Issuer::new(config, uris);
+        let issuer = Issuer::new(config, uris, &TokenKeys::None, &counts);
         counts.know(issuer.config.keys.iter().map(|key| &*key.name));
         Self { issuer: ArcSwap::from_pointee(issuer), rates: Rates::default(), counts, clock }
     }
@@ -125,7 +134,8 @@ impl Rest {
     /// Takes a new configuration over; requests under way end with the old one.
     pub fn reconfigure(&self, config: &Config, uris: Vec<Uri>) {
         self.counts.know(config.http.issuing.keys.iter().map(|key| &*key.name));
-        self.issuer.store(Arc::new(Issuer::new(config, uris)));
+        let before = self.issuer.load_full();
+        self.issuer.store(Arc::new(Issuer::new(config, uris, &before.token_keys, &self.counts)));
     }
 
     /// Checks everything, mints, and gives the answer with its head.
@@ -199,8 +209,31 @@ impl Rest {
             return Err(IssueRefused::Host);
         }
         let now = (self.clock)();
-        let caller = access::identify(&issuer.config, asked.peer, asked.headers, asked.query, now.unix.0)?;
-        self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        if asked.shape == Shape::WellKnown {
+            // Everybody who has a credential knows this.
+            return Ok(shape::well_known(&issuer.realm, &issuer.uris));
+        }
+        if asked.shape == Shape::Metered
+            && let Some(own) = own_key::find(asked.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
+        {
+            return Ok(asked.shape.render(&Issued {
+                username: &own.username,
+                password: &own.password,
+                ttl: own.expires_at.saturating_sub(now.unix.0),
+                now: now.unix.0,
+                expires_at: own.expires_at,
+                realm: &issuer.realm,
+                uris: &issuer.uris,
+                tenant: None,
+                limits: &Grant::default(),
+                label: "",
+                account: "",
+            }));
+        }
+        let caller = identify(issuer, asked, now).await?;
+        if caller.has_key_rate() {
+            self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        }
         if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
             return Err(IssueRefused::TooLarge);
         }
@@ -225,14 +258,24 @@ impl Rest {
         }
         let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
         let ttl = wanted.ttl.unwrap_or(issuer.config.ttl).min(longest);
-        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &Claims::default());
+        let grant = limits::combine(&caller.grant, &wanted.limits, now.unix.0).map_err(IssueRefused::BadRequest)?;
+        // What the secret says of the tenant need not be said again.
+        let tenant = caller.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
+        let claims = Claims { grant, tenant, nonce: None };
+        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &claims);
         let minted = minted.map_err(|refused| {
-            IssueRefused::BadUser(match refused {
-                MintRefused::Separator => "a user id must not contain ~",
-                MintRefused::TooLong | MintRefused::ClaimsTooLong | MintRefused::NotRead(_) => {
-                    "the user id is too long: a username has at most 508 bytes"
+            match refused {
+                MintRefused::Separator => IssueRefused::BadUser("a user id must not contain ~"),
+                MintRefused::TooLong => {
+                    IssueRefused::BadUser("the user id is too long: a username, limits included, has at most 508 bytes")
                 }
-            })
+                MintRefused::ClaimsTooLong => {
+                    IssueRefused::BadRequest("the limits are too long for a credential; name fewer prefixes")
+                }
+                MintRefused::NotRead(_) => IssueRefused::BadRequest(
+                    "limits can't be put into credentials here: the secret that mints does not read these (claims in its table)",
+                ),
+            }
         })?;
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
@@ -243,6 +286,7 @@ impl Rest {
             user,
             username = minted.username,
             ttl,
+            limits = limits::in_words(&claims),
             client = client_text(&issuer.config, asked.peer, asked.headers),
             "credential issued"
         );
@@ -254,9 +298,28 @@ impl Rest {
             expires_at: minted.expires_at,
             realm: &issuer.realm,
             uris: &issuer.uris,
+            tenant: caller.tenant.as_deref(),
+            limits: &claims.grant,
+            label: wanted.label.as_deref().unwrap_or_default(),
             account: asked.path.split('/').nth(3).unwrap_or_default(),
         }))
     }
+}
+
+/// Who asks; a token whose key is not known yet waits a little for newer ones.
+async fn identify(issuer: &Issuer, asked: &Asked<'_>, now: Now) -> Result<Caller, IssueRefused> {
+    let with = |keys: &[_]| access::identify(&issuer.config, keys, asked.peer, asked.headers, asked.query, now.unix.0);
+    let keys = issuer.token_keys.now();
+    let first = with(&keys);
+    if !matches!(first, Err(IssueRefused::BadToken(_))) || !access::needs_newer_keys(&keys, asked.headers, asked.query)
+    {
+        return first;
+    }
+    let is_renewed = issuer.token_keys.renewed().await;
+    if issuer.token_keys.are_missing() {
+        return Err(IssueRefused::NoTokenKeys);
+    }
+    if is_renewed { with(&issuer.token_keys.now()) } else { first }
 }
 
 /// A request without its body.

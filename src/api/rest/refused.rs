@@ -37,11 +37,13 @@ pub enum IssueRefused {
     RateUser(u64),
     /// The system gave no random numbers.
     NoRandom,
+    /// The keys that check tokens have not come yet.
+    NoTokenKeys,
 }
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
@@ -58,6 +60,7 @@ impl IssueRefused {
         Self::RateKey(0),
         Self::RateUser(0),
         Self::NoRandom,
+        Self::NoTokenKeys,
     ];
 
     /// Its place among [`Self::ALL`].
@@ -80,6 +83,7 @@ impl IssueRefused {
             Self::RateKey(_) => 13,
             Self::RateUser(_) => 14,
             Self::NoRandom => 15,
+            Self::NoTokenKeys => 16,
         }
     }
 
@@ -103,6 +107,7 @@ impl IssueRefused {
             Self::RateKey(_) => "rate_key",
             Self::RateUser(_) => "rate_user",
             Self::NoRandom => "no_random",
+            Self::NoTokenKeys => "no_token_keys",
         }
     }
 
@@ -118,7 +123,7 @@ impl IssueRefused {
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::NoServers => StatusCode::NOT_FOUND,
             Self::RateKey(_) | Self::RateUser(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoRandom => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRandom | Self::NoTokenKeys => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -145,6 +150,7 @@ impl IssueRefused {
             Self::RateKey(_) => "too many credentials in a minute for this API key",
             Self::RateUser(_) => "too many credentials in a minute for this user",
             Self::NoRandom => "the system gives no random numbers for a user id; name one",
+            Self::NoTokenKeys => "the keys that check tokens can't be fetched at the moment; ask again",
         }
     }
 
@@ -153,6 +159,7 @@ impl IssueRefused {
     pub const fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateKey(seconds) | Self::RateUser(seconds) => Some(*seconds),
+            Self::NoTokenKeys => Some(30),
             Self::NoMethod
             | Self::NoKey
             | Self::WrongKey

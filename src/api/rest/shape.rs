@@ -9,8 +9,11 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::date;
+use super::limits;
+use super::own_key;
 use super::refused::IssueRefused;
 use crate::api::uris::Uri;
+use crate::credentials::claims::Grant;
 use crate::protocol::address::Transport;
 
 /// Who reads the answer.
@@ -34,6 +37,10 @@ pub enum Shape {
     Twilio,
     /// Metered: a bare array.
     Metered,
+    /// Metered: a credential that is a key to itself.
+    MeteredNew,
+    /// Where the servers are, without a credential.
+    WellKnown,
     /// XEP-0215 as JSON.
     Xep0215,
     /// XEP-0215 as XML.
@@ -50,6 +57,12 @@ pub(super) struct Issued<'a> {
     pub(super) expires_at: u64,
     pub(super) realm: &'a str,
     pub(super) uris: &'a [Uri],
+    /// Whose user it is for, where the key or the token says it.
+    pub(super) tenant: Option<&'a str>,
+    /// What it carries.
+    pub(super) limits: &'a Grant,
+    /// What the caller calls it, for the shape that gives it back.
+    pub(super) label: &'a str,
     /// The account in the path of the request, for the shape that has one.
     pub(super) account: &'a str,
 }
@@ -66,8 +79,8 @@ impl Shape {
             Self::All | Self::Draft | Self::DraftOfNextcloud | Self::Ice | Self::Xep0215 | Self::Xep0215Xml => {
                 "GET, POST, OPTIONS"
             }
-            Self::Matrix | Self::Metered => "GET, OPTIONS",
-            Self::Cloudflare | Self::CloudflareOld | Self::Twilio => "POST, OPTIONS",
+            Self::Matrix | Self::Metered | Self::WellKnown => "GET, OPTIONS",
+            Self::Cloudflare | Self::CloudflareOld | Self::Twilio | Self::MeteredNew => "POST, OPTIONS",
         }
     }
 
@@ -82,6 +95,8 @@ impl Shape {
             | Self::CloudflareOld
             | Self::Twilio
             | Self::Metered
+            | Self::MeteredNew
+            | Self::WellKnown
             | Self::Xep0215
             | Self::Xep0215Xml => false,
         }
@@ -95,7 +110,8 @@ impl Shape {
         let server = json!({ "urls": turn, "username": username, "credential": password });
         let refresh_after = ttl / 2;
         match self {
-            Self::All => ok(json!({
+            Self::All => {
+                let mut body = json!({
                 "username": username,
                 "password": password,
                 "credential": password,
@@ -107,7 +123,16 @@ impl Shape {
                 "urls": turn,
                 "iceServers": [server],
                 "ice_servers": one_by_one(&[], &turn, username, password),
-            })),
+                });
+                if let Some(tenant) = issued.tenant {
+                    body["tenant"] = json!(tenant);
+                }
+                let limits = limits::json(issued.limits);
+                if !limits.is_empty() {
+                    body["limits"] = Value::Object(limits);
+                }
+                ok(body)
+            }
             Self::Draft | Self::DraftOfNextcloud | Self::Matrix => {
                 ok(json!({ "username": username, "password": password, "ttl": ttl, "uris": turn }))
             }
@@ -147,6 +172,14 @@ impl Shape {
                 servers.extend(of_turn);
                 ok(Value::Array(servers))
             }
+            Self::MeteredNew => ok(json!({
+                "username": username,
+                "password": password,
+                "expiryInSeconds": ttl,
+                "label": issued.label,
+                "apiKey": own_key::make(username, password),
+            })),
+            Self::WellKnown => well_known(issued.realm, issued.uris),
             Self::Xep0215 => {
                 let services: Vec<Value> = services(issued).iter().map(Service::json).collect();
                 ok(json!({ "services": services }))
@@ -179,7 +212,7 @@ impl Shape {
                     IssueRefused::TooLarge => "M_TOO_LARGE",
                     IssueRefused::Method => "M_UNRECOGNIZED",
                     IssueRefused::NoServers => "M_NOT_FOUND",
-                    IssueRefused::Slow | IssueRefused::NoRandom => "M_UNKNOWN",
+                    IssueRefused::Slow | IssueRefused::NoRandom | IssueRefused::NoTokenKeys => "M_UNKNOWN",
                 };
                 let mut body = json!({ "errcode": code, "error": sentence });
                 if let Some(seconds) = refused.retry_after() {
@@ -201,7 +234,8 @@ impl Shape {
                     | IssueRefused::TooLarge
                     | IssueRefused::Slow
                     | IssueRefused::NoServers
-                    | IssueRefused::NoRandom => status.as_u16(),
+                    | IssueRefused::NoRandom
+                    | IssueRefused::NoTokenKeys => status.as_u16(),
                 };
                 json!({ "code": code, "message": sentence, "status": status.as_u16() })
             }
@@ -212,6 +246,8 @@ impl Shape {
             | Self::Cloudflare
             | Self::CloudflareOld
             | Self::Metered
+            | Self::MeteredNew
+            | Self::WellKnown
             | Self::Xep0215
             | Self::Xep0215Xml => json!({ "error": sentence, "reason": refused.name() }),
         };
@@ -228,6 +264,20 @@ impl Shape {
             _ => refused.status(),
         }
     }
+}
+
+/// What anybody may know of the server before he has a credential.
+pub(super) fn well_known(realm: &str, uris: &[Uri]) -> Answer {
+    let turn: Vec<String> = uris.iter().map(Uri::turn).collect();
+    let stun: Vec<String> = uris.iter().filter_map(Uri::stun).take(1).collect();
+    ok(json!({
+        "realm": realm,
+        "uris": turn,
+        "stun": stun,
+        "message_integrity": ["HMAC-SHA1"],
+        "password_algorithms": ["MD5"],
+        "credentials": "/v1/credentials",
+    }))
 }
 
 fn ok(body: Value) -> Answer {

@@ -3,7 +3,9 @@
 use axum::http::{HeaderMap, header};
 use serde_json::Value;
 
+use super::limits;
 use super::refused::IssueRefused;
+use crate::credentials::claims::Grant;
 
 const USER: [&str; 4] = ["username", "user", "user_id", "customIdentifier"];
 const TTL: [&str; 3] = ["ttl", "Ttl", "expiryInSeconds"];
@@ -16,6 +18,10 @@ pub(super) struct Wanted {
     pub(super) ttl: Option<u64>,
     pub(super) service: Option<String>,
     pub(super) format: Option<String>,
+    /// Any text, given back as it came (Metered).
+    pub(super) label: Option<String>,
+    /// Only in a JSON body.
+    pub(super) limits: Grant,
 }
 
 impl Wanted {
@@ -52,6 +58,10 @@ impl Wanted {
             return Err(IssueRefused::BadRequest("the body must be a JSON object"));
         };
         for (name, value) in fields {
+            if name == "limits" && !value.is_null() {
+                self.limits = limits::parse(&value).map_err(IssueRefused::BadRequest)?;
+                continue;
+            }
             match value {
                 Value::String(text) => self.take(&name, &text)?,
                 Value::Number(number) if TTL.contains(&name.as_str()) => self.take(&name, &number.to_string())?,
@@ -84,8 +94,11 @@ impl Wanted {
             return set(&mut self.ttl, seconds);
         }
         match name {
+            "label" => set(&mut self.label, value.to_owned()),
             "service" => set(&mut self.service, value.to_owned()),
             "format" => set(&mut self.format, value.to_owned()),
+            // Whoever thinks that it limits must not believe that it did.
+            "limits" => Err(IssueRefused::BadRequest("limits are named in a JSON body")),
             _ => Ok(()),
         }
     }

@@ -16,7 +16,7 @@ pub(super) struct Batch {
     pub(super) number: u64,
     pub(super) records: u64,
     /// On disk, in whole blocks.
-    bytes: u64,
+    pub(super) bytes: u64,
     since: u64,
 }
 

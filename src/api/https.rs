@@ -1,0 +1,242 @@
+//! `http.public` over TLS: the handshake, with its own bounds, before anything of HTTP.
+//!
+//! The certificates are those of `[tls]`, so a new one is presented here as soon as to any other client.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::serve::{BOUNDS, Bounds, Peer, REST, admit};
+use crate::tls::half_open::{HalfOpen, Place};
+use crate::tls::{Handshakes, Tls};
+
+pub(super) async fn serve(listener: TcpListener, router: Router, tls: Arc<Tls>) -> io::Result<()> {
+    serve_within(listener, router, tls, BOUNDS).await
+}
+
+async fn serve_within(listener: TcpListener, router: Router, tls: Arc<Tls>, bounds: Bounds) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(bounds.connections));
+    let half_open = Arc::new(HalfOpen::default());
+    loop {
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let _ = stream.set_nodelay(true);
+                let place = half_open.place(|| bounds.half_open).await;
+                let (router, places, tls) = (router.clone(), Arc::clone(&places), Arc::clone(&tls));
+                tokio::spawn(async move {
+                    if let Some(stream) = handshake(stream, address, &tls, place, bounds.handshake).await {
+                        admit(stream, Peer::Tcp(address), &router, &places, bounds);
+                    }
+                });
+            }
+            Err(_) => tokio::time::sleep(REST).await,
+        }
+    }
+}
+
+/// The stream after its handshake; nothing if that failed, took too long or had to give way.
+async fn handshake(
+    mut stream: TcpStream,
+    address: SocketAddr,
+    tls: &Tls,
+    mut place: Place,
+    within: Duration,
+) -> Option<TlsStream<TcpStream>> {
+    let counts = &tls.http_handshakes;
+    let establish = async {
+        let mut first = [0];
+        if stream.peek(&mut first).await? > 0 && first[0].is_ascii_alphabetic() {
+            explain(&mut stream).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "plain HTTP"));
+        }
+        TlsAcceptor::from(tls.http()).accept(stream).await
+    };
+    tokio::select! {
+        result = tokio::time::timeout(within, establish) => match result {
+            Ok(Ok(stream)) => {
+                Handshakes::count(&counts.ok);
+                if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                    Handshakes::count(&counts.resumed);
+                }
+                Some(stream)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(client = %address, %error, "TLS handshake on http.public failed");
+                Handshakes::count(&counts.failed);
+                None
+            }
+            Err(_) => {
+                Handshakes::count(&counts.timeout);
+                None
+            }
+        },
+        Ok(()) = &mut place.give_way => {
+            Handshakes::count(&counts.refused);
+            None
+        }
+    }
+}
+
+/// Tells a client without TLS what is wrong, in its own words.
+async fn explain(stream: &mut TcpStream) {
+    // What is left unread would turn the answer into a reset.
+    let mut request = [0; 4096];
+    let _ = stream.read(&mut request).await;
+    let text = "this port speaks TLS: ask with https://\n";
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        text.len()
+    );
+    let _ = stream.write_all(answer.as_bytes()).await;
+    let _ = stream.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::tls::certificates::Files;
+
+    const SHORT: Bounds = Bounds {
+        connections: 4,
+        half_open: 2,
+        handshake: Duration::from_millis(400),
+        headers: Duration::from_millis(400),
+        request: Duration::from_millis(400),
+        connection: Duration::from_secs(2),
+    };
+
+    struct Server {
+        address: SocketAddr,
+        tls: Arc<Tls>,
+        root: CertificateDer<'static>,
+    }
+
+    async fn server(bounds: Bounds) -> Server {
+        let issued = rcgen::generate_simple_self_signed(["turn.example".to_owned()]).unwrap();
+        let directory = std::env::temp_dir().join(format!("throughway-https-{}-{}", std::process::id(), rand()));
+        std::fs::create_dir(&directory).unwrap();
+        let files = Files { certificate: directory.join("c.pem"), private_key: directory.join("k.pem") };
+        std::fs::write(&files.certificate, issued.cert.pem()).unwrap();
+        std::fs::write(&files.private_key, issued.signing_key.serialize_pem()).unwrap();
+        let tls = Arc::new(Tls::new(&[files]).unwrap());
+        std::fs::remove_dir_all(&directory).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "here\n" }));
+        tokio::spawn(serve_within(listener, router, Arc::clone(&tls), bounds));
+        Server { address, tls, root: issued.cert.der().clone() }
+    }
+
+    fn rand() -> u32 {
+        getrandom::u32().unwrap()
+    }
+
+    impl Server {
+        fn connector(&self, alpn: &[&str]) -> TlsConnector {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.root.clone()).unwrap();
+            let mut config = ClientConfig::builder_with_provider(crate::tls::provider())
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+            TlsConnector::from(Arc::new(config))
+        }
+
+        async fn get(&self, alpn: &[&str]) -> io::Result<String> {
+            let name = ServerName::try_from("turn.example").unwrap();
+            let mut stream = self.connector(alpn).connect(name, TcpStream::connect(self.address).await?).await?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok(answer)
+        }
+
+        fn counts(&self) -> [(&'static str, u64); 4] {
+            self.tls.http_handshakes.results()
+        }
+    }
+
+    async fn rest_of(mut stream: TcpStream) -> String {
+        let mut answer = Vec::new();
+        let read = stream.read_to_end(&mut answer);
+        let _ = tokio::time::timeout(Duration::from_secs(10), read).await.expect("the server closes the connection");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn clients_with_and_without_alpn_are_answered_and_other_protocols_are_not() {
+        let server = server(SHORT).await;
+        for alpn in [&[][..], &["http/1.1"], &["h2", "http/1.1"]] {
+            let answer = server.get(alpn).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here\n"), "{answer}");
+        }
+        for alpn in ["h2", "stun.turn"] {
+            server.get(&[alpn]).await.expect_err("no protocol in common");
+        }
+        assert_eq!(server.counts(), [("ok", 3), ("failed", 2), ("timeout", 0), ("refused", 0)]);
+    }
+
+    #[tokio::test]
+    async fn who_speaks_plain_http_is_told_so_and_noise_is_closed() {
+        let server = server(SHORT).await;
+        let mut plain = TcpStream::connect(server.address).await.unwrap();
+        plain.write_all(b"GET /v1/credentials HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let answer = rest_of(plain).await;
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https://"), "{answer}");
+        let mut noise = TcpStream::connect(server.address).await.unwrap();
+        noise.write_all(&[0x16, 3, 1, 0xff, 0xff, 1, 2, 3]).await.unwrap();
+        rest_of(noise).await;
+        let mut binding = TcpStream::connect(server.address).await.unwrap();
+        binding.write_all(&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42]).await.unwrap();
+        rest_of(binding).await;
+        assert!(server.get(&[]).await.is_ok());
+        let [ok, failed, ..] = server.counts();
+        assert_eq!((ok.1, failed.1), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn a_handshake_that_takes_too_long_is_given_up() {
+        let server = server(SHORT).await;
+        let silent = TcpStream::connect(server.address).await.unwrap();
+        assert_eq!(rest_of(silent).await, "");
+        // One byte now and then does not make it longer.
+        let mut slow = TcpStream::connect(server.address).await.unwrap();
+        let trickle = async {
+            for byte in [0x16, 3, 1, 2, 0].into_iter().cycle() {
+                if slow.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), trickle).await.expect("the server closes it");
+        assert_eq!(server.counts()[2], ("timeout", 2));
+    }
+
+    #[tokio::test]
+    async fn silent_connections_do_not_keep_others_out() {
+        let server = server(Bounds { handshake: Duration::from_secs(60), ..SHORT }).await;
+        let mut silent = Vec::new();
+        for _ in 0..SHORT.half_open {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        let answer = tokio::time::timeout(Duration::from_secs(10), server.get(&[])).await.expect("a place within 2 s");
+        assert!(answer.unwrap().ends_with("here\n"));
+        assert_eq!(server.counts()[3], ("refused", 1));
+    }
+}
