@@ -8,10 +8,15 @@ use throughway::credentials::claims::Claims;
 use throughway::protocol::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, ServerAddress, StreamId, Transport, Via,
 };
+use throughway::protocol::meter::Rates;
+use throughway::protocol::revocation::Whose;
 use throughway::wire::message::{Known, Message};
 
-use super::config::{LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, peers, secret};
+use super::config::{
+    BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers,
+};
 use super::model::{Key, unix};
+use super::terms::May;
 use super::packet::{Request, Signed, What, channel_data, send_indication};
 use super::world::{Due, Packet, World, trace};
 
@@ -80,9 +85,23 @@ impl World {
                 let secret = self.rng.pick(&self.config.secrets).clone();
                 let id = format!("u{}", self.rng.below(6));
                 let ttl = *self.rng.pick(&[60, 600, 3600, 7000, 9000]);
-                let minted = credentials::mint(&secret, unix(self.now), &id, ttl, &Claims::default()).unwrap();
+                let may = if secret.claims.is_read() && self.rng.percent(50) { self.some_claims() } else { May::default() };
+                let claims = Claims { grant: grant(&may), ..Claims::default() };
+                let minted = credentials::mint(&secret, unix(self.now), &id, ttl, &claims).unwrap();
+                self.config.minted.insert(minted.username.clone(), (id, may));
                 (minted.username, minted.password)
             }
+        }
+    }
+
+    fn some_claims(&mut self) -> May {
+        let rng = &mut self.rng;
+        May {
+            bytes: rng.percent(40).then(|| rng.range(1_000, 60_000)),
+            bits: rng.percent(20).then(|| *rng.pick(&BITS)),
+            packets: None,
+            allocations: rng.percent(20).then(|| rng.range(1, 3) as u32),
+            closes_at: rng.percent(30).then(|| unix(self.now) + rng.range(1, 2_000)),
         }
     }
 
@@ -241,7 +260,8 @@ impl World {
             920..930 => self.act_other_user(client, session),
             930..985 => self.act_probe(),
             985..990 => self.act_stale_id(),
-            990..997 => self.act_reconfigure(),
+            990..995 => self.act_reconfigure(),
+            995..997 => self.act_operator(),
             _ => self.act_shut_down(),
         }
     }
@@ -514,7 +534,7 @@ impl World {
     }
 
     fn act_reconfigure(&mut self) {
-        match self.rng.below(6) {
+        match self.rng.below(9) {
             0 | 1 => {
                 let edited = self.config.policy == Policy::Edited;
                 self.config.policy = if edited { Policy::Plain } else { Policy::Edited };
@@ -525,16 +545,58 @@ impl World {
             }
             3 => self.config.users.retain(|(name, ..)| *name == "alice"),
             4 => {
-                let value = *self.rng.pick(&["north", "south", "west-256"]);
-                self.config.secrets.insert(0, secret(value));
+                let value: &str = *self.rng.pick(&SECRETS);
+                let secret = self.config.secret(value);
+                self.config.secrets.insert(0, secret);
                 self.config.secrets.truncate(2);
             }
+            5 => self.config.on_expiry = *self.rng.pick(&EXPIRIES),
+            6 => self.config.max_session = self.rng.percent(50).then(|| self.rng.range(60, 2_000)),
+            7 => self.change_rates(),
             _ => {
                 self.config.nonce_lifetime = *self.rng.pick(&[30, 600, 3600]);
                 self.config.limits.allocations_per_user = Some(self.rng.range(1, 10) as u32);
             }
         }
         self.reconfigure();
+    }
+
+    /// The operator takes some of the limits he thinks of, and leaves others.
+    fn change_rates(&mut self) {
+        let rates = self.config.rates;
+        let rng = &mut self.rng;
+        let mut some = |rates: Rates| if rng.percent(60) { rates } else { Rates::default() };
+        let limits = &mut self.config.limits;
+        limits.server = some(rates.server);
+        limits.tenant = some(rates.tenant);
+        limits.client = some(rates.client);
+        limits.user = some(rates.user);
+        limits.allocation = some(rates.allocation);
+        limits.bytes_per_user_per_day = rates.bytes_per_user_per_day.filter(|_| rng.percent(70));
+        limits.burst_ms = *rng.pick(&[200, 1_000, 1_000, 5_000]);
+    }
+
+    /// Somebody is sent away, shut out, or let in again.
+    fn act_operator(&mut self) {
+        let Some(key) = self.some_session() else { return };
+        let who = self.model.sessions[&key].who.clone();
+        let seconds = *self.rng.pick(&[1, 30, 400, 3_000]);
+        match self.rng.below(10) {
+            0..4 => self.kick(key),
+            4 | 5 => self.revoke(Whose::Credential(who.username.into()), seconds),
+            6 => {
+                let tenant = who.tenant.filter(|_| self.rng.percent(50)).map(Into::into);
+                self.revoke(Whose::User { user: who.identity.into(), tenant }, seconds);
+            }
+            7 => {
+                let tenant = who.tenant.unwrap_or_else(|| "acme".into());
+                self.revoke(Whose::Tenant(tenant.into()), seconds.min(30));
+            }
+            _ => {
+                let whose = self.model.revoked.first().map(|(whose, _)| whose.clone());
+                whose.into_iter().for_each(|whose| self.forgive(&whose));
+            }
+        }
     }
 
     fn act_shut_down(&mut self) {

@@ -1,14 +1,19 @@
 //! What the simulated operator decided, and an independent word on peers and credentials.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use throughway::credentials::claims::{ClaimSet, Grant};
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::address::PeerAddress;
 use throughway::protocol::drain::Alternates;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
 use throughway::wire::integrity::Key;
+
+use super::rng::Rng;
+use super::terms::{May, Who};
 
 /// How often a live session is accounted for.
 pub const INTERIM_SECONDS: u64 = 60;
@@ -38,6 +43,9 @@ pub enum Class {
     Local,
 }
 
+pub const EXPIRIES: [OnExpiry; 4] =
+    [OnExpiry::Keep, OnExpiry::DenyNew, OnExpiry::Close { grace: 0 }, OnExpiry::Close { grace: 100 }];
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub policy: Policy,
@@ -45,23 +53,89 @@ pub struct Config {
     pub users: Vec<(&'static str, &'static str, bool)>,
     pub secrets: Vec<SharedSecret>,
     pub limits: Limits,
+    /// All rates that the operator thinks of; a reload takes some of them and leaves others.
+    pub rates: Limits,
     pub nonce_lifetime: u64,
+    pub on_expiry: OnExpiry,
+    pub max_session: Option<u64>,
+    /// What is so from beginning to end: what each secret and each static user says besides.
+    terms: BTreeMap<&'static str, Terms>,
+    /// What was minted: the user id and the claims.
+    pub minted: BTreeMap<String, (String, May)>,
 }
 
-pub fn secret(value: &str) -> SharedSecret {
-    let algorithm = if value.ends_with("256") { Algorithm::Sha256 } else { Algorithm::Sha1 };
-    SharedSecret::new(value, Secret::new(value.as_bytes()), algorithm)
+pub const SECRETS: [&str; 3] = ["north", "south", "west-256"];
+
+#[derive(Clone, Debug, Default)]
+struct Terms {
+    tenant: Option<&'static str>,
+    may: May,
+    claims: bool,
 }
+
+impl Terms {
+    fn grant(&self) -> Grant {
+        grant(&self.may)
+    }
+}
+
+pub fn grant(may: &May) -> Grant {
+    Grant {
+        bytes: may.bytes,
+        bits_per_second: may.bits,
+        packets_per_second: may.packets,
+        allocations: may.allocations,
+        closes_at: may.closes_at,
+        ..Grant::default()
+    }
+}
+
+/// Rates whose packets take whole nanoseconds, so that plain arithmetic is exact.
+pub const BITS: [u64; 5] = [800, 4_000, 8_000, 32_000, 64_000];
+pub const PACKETS: [u64; 4] = [1, 2, 5, 10];
 
 impl Config {
-    pub fn first(limits: Limits) -> Self {
-        Self {
+    pub fn first(limits: Limits, rates: Limits, rng: &mut Rng, is_strict: bool) -> Self {
+        let mut terms = BTreeMap::new();
+        for name in SECRETS.into_iter().chain(["alice"]) {
+            let mut some = Terms { tenant: *rng.pick(&[None, None, Some("acme"), Some("umbrella")]), ..Terms::default() };
+            some.claims = rng.percent(50);
+            if is_strict && rng.percent(40) {
+                some.may = May {
+                    bytes: rng.percent(30).then(|| rng.range(5_000, 80_000)).filter(|_| name != "alice"),
+                    bits: rng.percent(30).then(|| *rng.pick(&BITS)),
+                    packets: rng.percent(30).then(|| *rng.pick(&PACKETS)),
+                    allocations: rng.percent(30).then(|| rng.range(1, 4) as u32),
+                    closes_at: None,
+                };
+            }
+            terms.insert(name, some);
+        }
+        let mut config = Self {
             policy: Policy::Plain,
             users: vec![("alice", "wonderland", false), ("bob", "builder", true)],
-            secrets: vec![secret("north")],
+            secrets: Vec::new(),
             limits,
+            rates,
             nonce_lifetime: 3600,
-        }
+            on_expiry: *rng.pick(&EXPIRIES),
+            max_session: if rng.percent(20) { Some(rng.range(60, 2_000)) } else { None },
+            terms,
+            minted: BTreeMap::new(),
+        };
+        config.secrets = vec![config.secret("north")];
+        config
+    }
+
+    /// A secret, with what is said of it from beginning to end.
+    pub fn secret(&self, value: &str) -> SharedSecret {
+        let algorithm = if value.ends_with("256") { Algorithm::Sha256 } else { Algorithm::Sha1 };
+        let mut secret = SharedSecret::new(value, Secret::new(value.as_bytes()), algorithm);
+        let terms = &self.terms[value];
+        secret.tenant = terms.tenant.map(Into::into);
+        secret.grant = terms.grant();
+        secret.claims = if terms.claims { ClaimSet::LIMITS } else { ClaimSet::default() };
+        secret
     }
 
     pub fn settings(&self) -> Arc<Settings> {
@@ -76,12 +150,16 @@ impl Config {
             listeners: vec![("0.0.0.0".parse().unwrap(), LISTEN_PORT), ("::".parse().unwrap(), LISTEN_PORT)],
         };
         let user = |name: &str, password: &str, md5: bool| {
-            if md5 {
+            let mut user = if md5 {
                 let key = Key::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
                 StaticUser::key_md5(Secret::new(key.expose().as_slice()))
             } else {
                 StaticUser::password(Secret::new(password.as_bytes()))
+            };
+            if let Some(terms) = self.terms.get(name) {
+                (user.tenant, user.grant) = (terms.tenant.map(Into::into), terms.grant());
             }
+            user
         };
         Arc::new(Settings {
             realm: REALM.into(),
@@ -92,8 +170,8 @@ impl Config {
                 secrets: self.secrets.clone(),
                 max_ttl: MAX_TTL,
                 nonce_lifetime: self.nonce_lifetime,
-                on_expiry: OnExpiry::Keep,
-                max_session: None,
+                on_expiry: self.on_expiry,
+                max_session: self.max_session,
             },
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
@@ -125,18 +203,28 @@ impl Config {
         }
     }
 
-    /// Who a name and a password are: whether limited, and whom quotas count for.
-    pub fn user(&self, username: &str, password: &str, unix: u64) -> Option<(bool, String)> {
+    /// Who a name and a password are.
+    pub fn user(&self, username: &str, password: &str, unix: u64) -> Option<Who> {
+        let who = |identity: &str, expires, terms: Terms, claims: &May| Who {
+            username: username.to_owned(),
+            identity: identity.to_owned(),
+            tenant: terms.tenant.map(ToOwned::to_owned),
+            expires,
+            may: terms.may.narrowed(claims),
+        };
         if let Some(&(_, right, _)) = self.users.iter().find(|(name, ..)| *name == username) {
-            return (password == right).then(|| (false, username.to_owned()));
+            let terms = self.terms.get(username).cloned().unwrap_or_default();
+            return (password == right).then(|| who(username, None, terms, &May::default()));
         }
-        let (expiry, id) = username.split_once(':')?;
+        let (expiry, _) = username.split_once(':')?;
         let expiry: u64 = expiry.parse().ok()?;
         if expiry + 30 < unix || expiry > unix + MAX_TTL + 30 {
             return None;
         }
-        let right = |secret| credentials::password(secret, username.as_bytes()).as_str() == password;
-        self.secrets.iter().any(right).then(|| (true, if id.is_empty() { username } else { id }.to_owned()))
+        let right = |secret: &&SharedSecret| credentials::password(secret, username.as_bytes()).as_str() == password;
+        let secret = self.secrets.iter().find(right)?;
+        let (id, claims) = &self.minted[username];
+        Some(who(id, Some(expiry), self.terms[&*secret.id].clone(), claims))
     }
 }
 

@@ -35,7 +35,7 @@ impl World {
             && request.what == What::Refresh
             && request.lifetime == Some(0)
         {
-            self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (key, EndReason::Refreshed));
+            self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (vec![key], EndReason::Refreshed));
         }
         let before = CONTROL_DROPS.map(|why| self.workers[worker].counters.drops_of(why));
         let clock = self.clock();
@@ -105,9 +105,8 @@ impl World {
                 assert!(out.replies.is_empty(), "no reply before the relayed address is open");
                 let signed = request.signed.as_ref().unwrap();
                 let known = self.config.user(&signed.username, &signed.password, unix(now));
-                let (limited, identity) = known.expect("predicted as genuine");
-                let mut opening =
-                    Opening { via: packet.via, request: request.clone(), identity, limited, asking: None };
+                let who = known.expect("predicted as genuine");
+                let mut opening = Opening { via: packet.via, request: request.clone(), who, asking: None };
                 let id = if let Outcome::Ask(owner) = outcome {
                     let (to, ticket, question) = out.asks.pop().expect("the owner of the token is asked");
                     assert_eq!((to, out.opens.len()), (owner, 0));
@@ -174,7 +173,9 @@ impl World {
             assert_eq!(mapped, Ok(via.five_tuple().client.0));
         }
         if success && request.what == What::Allocate {
-            let (_, session) = self.model.alive(via, self.now).expect("a session stands behind the answer");
+            // It may end in this very moment, when its time came before its relayed address.
+            let key = self.model.session_of.get(via).expect("a session stands behind the answer");
+            let session = &self.model.sessions[key];
             let relayed = xor_address(reply.get(Known::XorRelayedAddress).unwrap(), reply.transaction_id());
             assert_eq!(relayed, Ok(session.relayed.0));
             assert_eq!(reply.lifetime(), Ok(Some(granted(session.request.lifetime))));
@@ -269,17 +270,20 @@ impl World {
                     let key = (worker, record.allocation);
                     let session = self.model.sessions.remove(&key).expect("only a session ends");
                     trace!(self, "  {key:?} ended: {:?}", record.reason);
-                    let reason = match self.ending {
-                        _ if session.expires_at <= self.now => EndReason::Expired,
-                        Some((ending, reason)) if ending == key => reason,
-                        Some((_, EndReason::Shutdown)) => EndReason::Shutdown,
-                        other => panic!("{key:?} ended for {:?}, but {other:?} was due", record.reason),
+                    let reason = match (session.over(self.now), &self.ending) {
+                        (Some(reason), _) => reason,
+                        (None, Some((ending, reason))) if ending.contains(&key) => *reason,
+                        (None, Some((_, EndReason::Shutdown))) => EndReason::Shutdown,
+                        (None, other) => panic!("{key:?} ended for {:?}, but {other:?} was due", record.reason),
                     };
                     assert_eq!(record.reason, Some(reason));
                     assert_eq!((record.created_at.0, record.ended_at.0), (session.created_at, self.now));
                     assert_eq!((record.via, record.relayed), (session.via, session.relayed));
                     assert_eq!(*record.username, session.request.signed.as_ref().unwrap().username);
-                    assert_eq!((&*record.identity, record.secret.is_some()), (&*session.identity, session.limited));
+                    let who = &session.who;
+                    assert_eq!((&*record.identity, record.secret.is_some()), (&*who.identity, who.limited()));
+                    assert_eq!(record.tenant.as_deref(), who.tenant.as_deref());
+                    self.model.ledger.forget_own(key);
                     assert_eq!(record.traffic, session.traffic, "the record is exact to the byte");
                     self.model.session_of.remove(&session.via);
                     self.model.totals[worker].ended[reason as usize] += 1;
@@ -297,13 +301,14 @@ impl World {
         let Some(&key) = self.model.opening_of.get(via) else { return false };
         let opening = &self.model.openings[&key];
         let overdue = opening.asking.is_some_and(|(_, until)| until <= self.now);
-        let code = match self.ending {
+        let code = match &self.ending {
             _ if overdue => 508,
             Some((_, EndReason::Shutdown)) => 486,
+            _ if self.revoking.as_ref().is_some_and(|whose| opening.who.is_meant(whose)) => 403,
             _ => return false,
         };
         let request = opening.request.clone();
-        self.check_reply(bytes, via, &request, &Outcome::Error { code, signed: true }, false);
+        self.check_reply(bytes, via, &request, &Outcome::Error { code, signed: true }, true);
         self.note_reply(worker, via, bytes);
         self.model.openings.remove(&key);
         self.model.opening_of.remove(via);

@@ -2,7 +2,7 @@
 
 use throughway::protocol::accounting::{Amount, Flow};
 use throughway::protocol::address::{PeerAddress, RelayedTransportAddress};
-use throughway::protocol::border::{DropReason, PacketMeta, Relay, Way};
+use throughway::protocol::border::{DropReason, EndReason, PacketMeta, Relay, Way};
 use throughway::wire::message::{Known, Message};
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
@@ -28,6 +28,7 @@ const SEND_FAILURES: [DropReason; 11] = [
 impl World {
     pub fn deliver_data(&mut self, worker: usize, packet: &Packet) {
         let lane = self.model.predict_from_client(&self.config, self.now, &packet.via, &packet.bytes);
+        let lane = self.meter(lane);
         trace!(self, "worker {worker} <- {:?} data: {lane:?}", packet.via.five_tuple().client);
         let clock = self.clock();
         let meta = PacketMeta { dscp: 46, hop_limit: 0, dont_fragment: false };
@@ -63,6 +64,7 @@ impl World {
     pub fn deliver_from_peer(&mut self, key: Key, from: PeerAddress, at: usize, len: usize) {
         let worker = key.0;
         let lane = self.model.predict_from_peer(&self.config, self.now, key, &from, len);
+        let lane = self.meter(lane);
         trace!(self, "worker {worker} <- {from:?} to {key:?} {len} bytes: {lane:?}");
         let clock = self.clock();
         let noise = self.noise.clone();
@@ -93,6 +95,26 @@ impl World {
                 self.sent(key, Way::ToClient, len);
             }
             lane => self.count_lane(worker, &lane, Way::ToClient),
+        }
+    }
+
+    /// What may pass is charged to everybody whose limits it passes.
+    fn meter(&mut self, lane: Lane) -> Lane {
+        let (key, way, len) = match lane {
+            Lane::ToPeer { key, len, .. } => (key, Way::ToPeer, len),
+            Lane::ToClient { key, len, .. } => (key, Way::ToClient, len),
+            Lane::Stranger(..) | Lane::Drop(..) => return lane,
+        };
+        let session = self.model.sessions.get_mut(&key).expect("it is alive");
+        let whose = (key, &session.who, session.client());
+        match self.model.ledger.charge(&self.config, whose, self.now, way, len as u64) {
+            Ok(()) => lane,
+            Err(why) => {
+                if why == DropReason::OverBudget {
+                    session.ends_by = Some((self.now, EndReason::Budget));
+                }
+                Lane::Drop(key, why, len)
+            }
         }
     }
 
@@ -155,6 +177,9 @@ impl World {
         let out = if way == Way::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients };
         *out = *out - Amount { packets: 1, bytes: len as u64 };
         self.drop_counted(key.0, why, len);
+        if let Some(session) = self.model.sessions.get(&key) {
+            self.model.ledger.refund(&self.config, &session.who, session.client(), len as u64);
+        }
         if let Some(flow) = self.flow(key, way) {
             add(&mut flow.dropped, len);
             self.drop_reasoned(key, why, len);

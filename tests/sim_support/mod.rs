@@ -1,7 +1,7 @@
 //! The simulated world: a virtual network and clock around real `Server`s, and a shadow model beside them.
 //!
 //! `packet` says what clients put on the wire, `config` what the operator decided, `model` what must come of
-//! it, `world` is clock and network, `control`, `lanes` and `shell` hand the servers their inputs and compare what comes
+//! it, `terms` who may how much, `world` is clock and network, `control`, `lanes` and `shell` hand the servers their inputs and compare what comes
 //! out, `actions` thinks of things to do.
 
 pub mod accounts;
@@ -14,4 +14,5 @@ pub mod packet;
 pub mod quota;
 pub mod rng;
 pub mod shell;
+pub mod terms;
 pub mod world;

@@ -7,10 +7,16 @@ use std::rc::Rc;
 use throughway::protocol::accounting::{Amount, Traffic};
 use throughway::protocol::address::{ClientAddress, Family, PeerAddress, RelayedTransportAddress, Transport, Via};
 use throughway::protocol::border::{AllocationId, DropReason, EndReason, Parity};
+use throughway::protocol::revocation::Whose;
+use throughway::protocol::settings::OnExpiry;
 
 use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
 use super::packet::{Request, SendRead, What, read_send};
-use super::quota::Tables;
+use super::quota::{Counting, Tables};
+use super::terms::{Ledger, Who};
+
+/// How much later than its end a credential is still accepted, in seconds.
+const SKEW: u64 = 30;
 
 /// An allocation of one worker.
 pub type Key = (usize, AllocationId);
@@ -20,11 +26,12 @@ pub struct Session {
     pub relayed: RelayedTransportAddress,
     /// The request that made it.
     pub request: Rc<Request>,
-    pub identity: String,
-    pub limited: bool,
+    pub who: Who,
     pub token: Option<[u8; 8]>,
     pub created_at: u64,
     pub expires_at: u64,
+    /// When it ends in any case, and why.
+    pub ends_by: Option<(u64, EndReason)>,
     pub permissions: BTreeMap<IpAddr, u64>,
     pub channels: BTreeMap<u16, (PeerAddress, u64)>,
     pub traffic: Traffic,
@@ -32,11 +39,24 @@ pub struct Session {
     pub drops: BTreeMap<usize, (DropReason, Amount)>,
 }
 
+impl Session {
+    /// Why it is over now, if it is.
+    pub fn over(&self, now: u64) -> Option<EndReason> {
+        if self.expires_at <= now {
+            return Some(EndReason::Expired);
+        }
+        self.ends_by.filter(|(at, _)| *at <= now).map(|(_, why)| why)
+    }
+
+    pub fn client(&self) -> IpAddr {
+        self.via.five_tuple().client.ip()
+    }
+}
+
 pub struct Opening {
     pub via: Via,
     pub request: Rc<Request>,
-    pub identity: String,
-    pub limited: bool,
+    pub who: Who,
     /// The question to another worker, and when it is given up.
     pub asking: Option<(u64, u64)>,
 }
@@ -90,6 +110,9 @@ pub struct Model {
     pub nonces: HashMap<Vec<u8>, (ClientAddress, Transport, u64)>,
     pub totals: Vec<Totals>,
     pub draining: bool,
+    pub ledger: Ledger,
+    /// Who was shut out, and until which second.
+    pub revoked: Vec<(Whose, u64)>,
 }
 
 /// What must come of a request.
@@ -119,13 +142,15 @@ pub enum Lane {
     },
     ToClient {
         key: Key,
+        len: usize,
         channel: Option<u16>,
         padding: usize,
     },
 }
 
+/// Seconds since 1970: midnight comes when the clock of the simulation shows 4,000 seconds.
 pub fn unix(now: u64) -> u64 {
-    1_800_000_000 + now / 1000
+    1_800_057_600 - 4_000 + now / 1000
 }
 
 const fn error(code: u16, signed: bool) -> Outcome {
@@ -137,7 +162,14 @@ pub fn granted(asked: Option<u32>) -> u32 {
 }
 
 impl Model {
+    /// The session that a request finds.
     pub fn alive(&self, via: &Via, now: u64) -> Option<(Key, &Session)> {
+        self.carrying(via, now).filter(|(_, session)| session.over(now).is_none())
+    }
+
+    /// The session that data finds: a packet looks at the lifetime only, whatever else ends the session ends it
+    /// when the loop comes to its deadlines.
+    fn carrying(&self, via: &Via, now: u64) -> Option<(Key, &Session)> {
         let key = *self.session_of.get(via)?;
         let session = &self.sessions[&key];
         (now < session.expires_at).then_some((key, session))
@@ -149,18 +181,17 @@ impl Model {
     }
 
     /// What the quota tables must hold once a worker has done what is due.
-    pub fn tables(&self, worker: usize, now: u64) -> Tables {
+    pub fn tables(&self, config: &Config, worker: usize, now: u64) -> Tables {
         let mut tables = Tables::default();
         for ((at, _), session) in &self.sessions {
-            if *at != worker || now < session.expires_at {
-                let identity = session.limited.then_some(&*session.identity);
-                tables.add(identity, session.via.five_tuple().client.ip());
+            if *at != worker || session.over(now).is_none() {
+                tables.count(&Counting::of_who(&session.who, config, session.client()), true);
             }
         }
         for ((at, _), opening) in &self.openings {
             if *at != worker || opening.asking.is_none_or(|(_, until)| now < until) {
-                let identity = opening.limited.then_some(&*opening.identity);
-                tables.add(identity, opening.via.five_tuple().client.ip());
+                let client = opening.via.five_tuple().client.ip();
+                tables.count(&Counting::of_who(&opening.who, config, client), true);
             }
         }
         tables
@@ -180,13 +211,13 @@ impl Model {
         }
         let session = self.alive(via, now);
         let Some(signed) = &request.signed else { return error(401, false) };
-        let (owner, limited, identity) = match session {
+        let (owner, who) = match session {
             Some((_, session)) if session.request.signed.as_ref().unwrap().username == signed.username => {
                 let own = session.request.signed.as_ref().unwrap();
                 if own.password != signed.password || own.realm != signed.realm {
                     return error(401, false);
                 }
-                (true, session.limited, session.identity.clone())
+                (true, session.who.clone())
             }
             Some(_) | None => {
                 if signed.realm != REALM {
@@ -194,7 +225,7 @@ impl Model {
                 }
                 match config.user(&signed.username, &signed.password, unix(now)) {
                     None => return error(401, false),
-                    Some((limited, identity)) => (false, limited, identity),
+                    Some(who) => (false, who),
                 }
             }
         };
@@ -211,7 +242,7 @@ impl Model {
             return error(420, true);
         }
         if request.what == What::Allocate {
-            return self.predict_allocate(config, now, (worker, workers), via, request, (owner, limited, &identity));
+            return self.predict_allocate(config, now, (worker, workers), via, request, (owner, &who));
         }
         let Some((_, session)) = session else { return error(437, true) };
         if !owner {
@@ -222,6 +253,13 @@ impl Model {
             _ if peer.family() != family => Err(443),
             None => Err(403),
             Some(class) => Ok(class),
+        };
+        let denies_new = config.on_expiry == OnExpiry::DenyNew
+            && session.who.expires.is_some_and(|expires| expires + SKEW < unix(now));
+        let is_new = |peer: &PeerAddress| session.permissions.get(&peer.ip()).is_none_or(|until| now >= *until);
+        let judge = |peer: &PeerAddress| match judge(peer) {
+            Ok(_) if denies_new && is_new(peer) => Err(403),
+            judged => judged,
         };
         let live = session.permissions.iter().filter(|(_, until)| now < **until).map(|(ip, _)| *ip);
         let permissions_with = |new: &[PeerAddress]| {
@@ -292,7 +330,7 @@ impl Model {
         (worker, workers): (usize, usize),
         via: &Via,
         request: &Request,
-        (owner, limited, identity): (bool, bool, &str),
+        (owner, who): (bool, &Who),
     ) -> Outcome {
         if let Some(key) = self.opening(via, now) {
             let again = self.openings[&key].request.transaction == request.transaction;
@@ -316,8 +354,19 @@ impl Model {
             Some(_) => return error(440, true),
         };
         let client = via.five_tuple().client.ip();
-        let tables = self.tables(worker, now);
-        if self.draining || tables.refusal(limited.then_some(identity), client, &config.limits).is_some() {
+        if let (OnExpiry::Close { grace }, Some(expires)) = (config.on_expiry, who.expires)
+            && expires + grace <= unix(now)
+        {
+            return error(401, false);
+        }
+        if self.revoked.iter().any(|(whose, until)| unix(now) < *until && who.is_meant(whose)) {
+            return error(403, true);
+        }
+        if who.may.closes_at.is_some_and(|at| at <= unix(now)) {
+            return error(403, true);
+        }
+        let refused = self.tables(config, worker, now).refusal(&Counting::of_who(who, config, client), &config.limits);
+        if self.draining || refused.is_some() || self.ledger.is_spent(config, who, client, now) {
             return error(486, true);
         }
         let Some(token) = request.token else {
@@ -332,7 +381,7 @@ impl Model {
         if owner != worker && owner < workers {
             return Outcome::Ask(owner);
         }
-        self.reserved(worker, &token, &full_identity(limited, identity), now)
+        self.reserved(worker, &token, &who.full_identity(), now)
             .map_or(error(508, true), Outcome::OpenReserved)
     }
 
@@ -380,7 +429,7 @@ impl Model {
             let Some(len) = len.filter(|len| 4 + len <= bytes.len()) else {
                 return Lane::Stranger(DropReason::BadChannelData, bytes.len());
             };
-            let Some((key, session)) = self.alive(via, now) else {
+            let Some((key, session)) = self.carrying(via, now) else {
                 return Lane::Stranger(DropReason::NoAllocation, bytes.len());
             };
             let number = u16::from_be_bytes([bytes[0], bytes[1]]);
@@ -396,7 +445,7 @@ impl Model {
         if read == SendRead::Malformed {
             return Lane::Stranger(DropReason::Malformed, bytes.len());
         }
-        let Some((key, session)) = self.alive(via, now) else {
+        let Some((key, session)) = self.carrying(via, now) else {
             return Lane::Stranger(DropReason::NoAllocation, bytes.len());
         };
         if read == SendRead::WrongFingerprint {
@@ -442,11 +491,6 @@ impl Model {
         if too_big {
             return Lane::Drop(key, DropReason::TooBig, len);
         }
-        Lane::ToClient { key, channel, padding }
+        Lane::ToClient { key, len, channel, padding }
     }
-}
-
-/// Who may bring a token of his: a static user is another than a credential's of the same name.
-pub fn full_identity(limited: bool, identity: &str) -> String {
-    format!("{}\0{identity}", if limited { "t" } else { "s" })
 }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use throughway::protocol::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use throughway::protocol::border::{
-    AllocationId, Answer, AskId, EndReason, Input, OpenedRelay, Parity, Question, RelayRefused, RelayRequest,
+    Answer, AskId, EndReason, Input, OpenedRelay, Parity, Question, RelayRefused, RelayRequest, Selector,
 };
+use throughway::protocol::revocation::Whose;
+use throughway::protocol::time::UnixSeconds;
 use throughway::wire::message::Message;
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
-use super::model::{Held, Key, Outcome, Session, full_identity, granted};
+use super::model::{Held, Key, Outcome, Session, granted, unix};
 
 use super::world::{Due, Socket, World, trace};
 
@@ -89,7 +91,7 @@ impl World {
                     let held = Held {
                         worker,
                         relayed,
-                        identity: full_identity(opening.limited, &opening.identity),
+                        identity: opening.who.full_identity(),
                         expires_at: self.now + 30_000,
                     };
                     assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
@@ -98,8 +100,8 @@ impl World {
                     via,
                     relayed: opened.relayed,
                     request: request.clone(),
-                    identity: opening.identity,
-                    limited: opening.limited,
+                    ends_by: opening.who.ends_by(&self.config, self.now, self.now),
+                    who: opening.who,
                     token,
                     created_at: self.now,
                     expires_at: self.now + u64::from(granted(request.lifetime)) * 1000,
@@ -174,7 +176,8 @@ impl World {
                 let opening = self.model.openings.remove(&key).unwrap();
                 self.model.opening_of.remove(&opening.via);
                 let (via, bytes) = out.replies.pop().expect("508");
-                self.check_reply(&bytes, &via, &opening.request, &Outcome::Error { code: 508, signed: true }, false);
+                // What was asked may have been a damaged copy, without its FINGERPRINT.
+                self.check_reply(&bytes, &via, &opening.request, &Outcome::Error { code: 508, signed: true }, true);
                 self.note_reply(worker, &via, &bytes);
                 self.send_reply(via, bytes);
             }
@@ -189,7 +192,7 @@ impl World {
     pub fn close_stream(&mut self, via: Via) {
         let worker = self.worker_of(&via);
         self.client_of.remove(&via);
-        self.ending = self.model.alive(&via, self.now).map(|(key, _)| (key, EndReason::ClientClosed));
+        self.ending = self.model.alive(&via, self.now).map(|(key, _)| (vec![key], EndReason::ClientClosed));
         let opening = self.model.opening(&via, self.now);
         let clock = self.clock();
         self.workers[worker].server.handle_input(clock, Input::ClientClosed { via });
@@ -212,11 +215,54 @@ impl World {
             let out = self.drain(worker);
             self.nothing(&out);
         }
-        let config = &self.config;
+        let (config, now) = (&self.config, self.now);
+        self.model.ledger.forget_all_own();
         for session in self.model.sessions.values_mut() {
+            // Whoever is out of bytes stays so.
+            if session.ends_by.is_none_or(|(_, why)| why != EndReason::Budget) {
+                session.ends_by = session.who.ends_by(config, session.created_at, now);
+            }
             session.permissions.retain(|ip, _| config.class(*ip).is_some());
             session.channels.retain(|_, (peer, _)| config.class(peer.ip()).is_some());
         }
+    }
+
+    /// An operator ends sessions, on whichever worker they are.
+    fn close(&mut self, which: &Selector, keys: Vec<Key>, reason: EndReason) {
+        trace!(self, "{reason:?}: {which:?}, {keys:?}");
+        self.ending = Some((keys.clone(), reason));
+        for worker in 0..self.workers.len() {
+            let clock = self.clock();
+            self.workers[worker].server.handle_input(clock, Input::Close { which: which.clone(), reason });
+            let out = self.drain(worker);
+            self.nothing(&out);
+        }
+        self.ending = None;
+        assert!(keys.iter().all(|key| !self.model.sessions.contains_key(key)), "whoever is meant is gone");
+    }
+
+    pub fn kick(&mut self, key: Key) {
+        let (name, ..) = self.plans[&key];
+        self.close(&Selector::Session(name), vec![key], EndReason::Kicked);
+    }
+
+    pub fn revoke(&mut self, whose: Whose, seconds: u64) {
+        let until = unix(self.now) + seconds;
+        self.shared.revoked.lock().unwrap().insert(whose.clone(), UnixSeconds(until));
+        self.model.revoked.push((whose.clone(), until));
+        let meant = self.model.sessions.iter().filter(|(_, session)| session.who.is_meant(&whose));
+        let keys = meant.map(|(key, _)| *key).collect();
+        self.revoking = Some(whose.clone());
+        self.close(&Selector::Of(whose.clone()), keys, EndReason::Revoked);
+        self.revoking = None;
+        assert!(!self.model.openings.values().any(|opening| opening.who.is_meant(&whose)), "nor does any come");
+    }
+
+    pub fn forgive(&mut self, whose: &Whose) {
+        trace!(self, "{whose:?} may come again");
+        let was = self.model.revoked.len();
+        self.model.revoked.retain(|(other, _)| other != whose);
+        assert_eq!(self.shared.revoked.lock().unwrap().remove(whose), self.model.revoked.len() < was);
     }
 
     pub fn drain_servers(&mut self) {
@@ -234,8 +280,7 @@ impl World {
         trace!(self, "close all");
         self.model.draining = true;
         for worker in 0..self.workers.len() {
-            let nobody = (worker, AllocationId { index: u32::MAX, generation: 0 });
-            self.ending = Some((nobody, EndReason::Shutdown));
+            self.ending = Some((Vec::new(), EndReason::Shutdown));
             let clock = self.clock();
             self.workers[worker].server.handle_input(clock, Input::CloseAll(EndReason::Shutdown));
             let out = self.drain(worker);

@@ -10,12 +10,15 @@ use throughway::protocol::border::{
     AllocationId, Answer, AskId, DropReason, EndReason, PacketMeta, Question, Relay, RelayRequest, Way, WorkerId,
 };
 use throughway::protocol::counters::Counters;
+use throughway::protocol::meter::Rates;
+use throughway::protocol::revocation::Whose;
+use throughway::protocol::settings::Limits;
 use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
 
 use super::accounts::Written;
 use super::actions::Client;
-use super::config::Config;
+use super::config::{BITS, Config, PACKETS};
 use super::model::{Key, Model, Totals, unix};
 use super::packet::Request;
 use super::quota::SharedTables;
@@ -77,7 +80,9 @@ pub struct World {
     pub delivered: u64,
     /// How often each error code was due; 200 stands for success.
     pub codes: BTreeMap<u16, u64>,
-    pub ending: Option<(Key, EndReason)>,
+    /// Which sessions somebody is ending, and why; a shutdown means all.
+    pub ending: Option<(Vec<Key>, EndReason)>,
+    pub revoking: Option<Whose>,
     /// Packets in a shell's queue that will not be sent, by allocation.
     pub queued: BTreeMap<Key, u32>,
     /// Stops that wait for them.
@@ -108,19 +113,44 @@ pub struct Out {
     pub created: usize,
 }
 
+/// All limits that a strict operator thinks of.
+fn some_rates(rng: &mut Rng) -> Limits {
+    let mut rates = || Rates {
+        bits_per_second: rng.percent(15).then(|| *rng.pick(&BITS)),
+        packets_per_second: rng.percent(15).then(|| *rng.pick(&PACKETS)),
+    };
+    let (server, tenant, client) = (rates(), rates(), rates());
+    let (user, credential, allocation) = (rates(), rates(), rates());
+    Limits {
+        server,
+        tenant,
+        client,
+        user,
+        credential,
+        allocation,
+        bytes_per_credential: rng.percent(20).then(|| rng.range(2_000, 100_000)),
+        bytes_per_user_per_day: rng.percent(25).then(|| rng.range(10_000, 300_000)),
+        ..Limits::default()
+    }
+}
+
 impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
         let count = rng.range(1, 4) as usize;
-        let limits = throughway::protocol::settings::Limits {
+        let is_strict = rng.percent(50);
+        let rates = if is_strict { some_rates(&mut rng) } else { Limits::default() };
+        let limits = Limits {
             allocations: if rng.percent(25) { Some(rng.range(3, 30) as u32) } else { None },
             allocations_per_user: Some(rng.range(1, 12) as u32),
             allocations_per_client: if rng.percent(50) { Some(rng.range(2, 40) as u32) } else { None },
             permissions_per_allocation: rng.range(2, 12) as u32,
             channels_per_allocation: rng.range(2, 12) as u32,
-            ..throughway::protocol::settings::Limits::default()
+            allocations_per_tenant: if rng.percent(20) { Some(rng.range(2, 12) as u32) } else { None },
+            allocations_per_credential: if rng.percent(20) { Some(rng.range(1, 3) as u32) } else { None },
+            ..rates
         };
-        let config = Config::first(limits);
+        let config = Config::first(limits, rates, &mut rng, is_strict);
         let shared = Arc::new(SharedTables::default());
         let settings = config.settings();
         let workers: Vec<Worker> = (0..count)
@@ -160,6 +190,7 @@ impl World {
             delivered: 0,
             codes: BTreeMap::new(),
             ending: None,
+            revoking: None,
             queued: BTreeMap::new(),
             held_back: BTreeMap::new(),
             written: vec![Written::default(); count],
@@ -299,7 +330,7 @@ impl World {
     /// Everything that can be counted is what the model counted.
     pub fn compare(&mut self) {
         let nobody = usize::MAX;
-        assert_eq!(*self.shared.quota.lock().unwrap(), self.model.tables(nobody, self.now), "quota tables");
+        assert_eq!(*self.shared.quota.lock().unwrap(), self.model.tables(&self.config, nobody, self.now), "quota tables");
         for (index, worker) in self.workers.iter().enumerate() {
             let (counters, totals) = (&worker.counters, &self.model.totals[index]);
             let found = [&counters.from_clients, &counters.to_peers, &counters.from_peers, &counters.to_clients];
@@ -340,6 +371,9 @@ impl World {
         }
         assert_eq!(*self.shared.quota.lock().unwrap(), Default::default(), "quota that was never given back");
         assert!(self.model.sessions.is_empty() && self.model.openings.is_empty() && self.model.held.is_empty());
+        // Buckets, budgets of a day and of credentials: all of them are over in ten days.
+        let later = Now { ticks: Ticks(self.now + 864_000_000), unix: UnixSeconds(unix(self.now) + 864_000) };
+        self.shared.forgets_everybody(later);
         assert!(self.sockets.is_empty(), "relayed addresses that were never closed");
         assert!(self.shared.relayed.lock().unwrap().is_empty());
         let rejects: u64 = self.model.totals.iter().map(|totals| totals.rejects).sum();
