@@ -5,6 +5,7 @@
 //! variables over it, `check` turns the whole into a [`Config`] or into every error at once.
 
 pub mod accounting;
+pub mod admin;
 pub mod checked;
 pub mod describe;
 pub mod environment;
@@ -13,6 +14,7 @@ pub mod initial_secret;
 pub mod issuing;
 
 mod check;
+mod check_admin;
 mod check_auth;
 mod check_issuing;
 mod check_limits;
@@ -110,6 +112,12 @@ pub const KEYS: &[Key] = &[
         "how long an allocation may live at most, such as \"24h\"; 0 = no limit",
     ),
     key("auth.nonce_key_file", Kind::Text, "\"\"", "key of the nonces, the same on every server of a fleet"),
+    key(
+        "auth.revocations_file",
+        Kind::Text,
+        "\"\"",
+        "where revocations survive a restart; \"\" = revocations in the state directory of the unit, else nowhere",
+    ),
     key("peers.allow", Kind::List, "[]", "prefixes opened in spite of the built-in table"),
     key("peers.deny", Kind::List, "[]", "prefixes closed"),
     key("limits.allocations", Kind::Number, "100000", "allocations on the whole server; 0 = no limit"),
@@ -244,6 +252,19 @@ pub const KEYS: &[Key] = &[
     key("http.jwt_issuer", Kind::Text, "\"\"", "the issuer that it must come from; empty: any that has a key there"),
     key("http.jwt_user_claim", Kind::Text, "\"sub\"", "the claim of it that names the user"),
     key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
+    key("http.admin_token_file", Kind::Text, "\"\"", "holds the bearer token of the admin API; \"\" = none"),
+    key(
+        "http.admin_token_credential",
+        Kind::Text,
+        "\"\"",
+        "the same, as a name that LoadCredential= of the unit gives it",
+    ),
+    key(
+        "http.admin_uids",
+        Kind::List,
+        "[]",
+        "user ids that may use the admin API over a unix socket, besides root and the server's own",
+    ),
     key("accounting.interval", Kind::Text, "\"60s\"", "between two records of a live session; 0 = none"),
     key("accounting.file", Kind::Text, "\"\"", "usage records as JSON lines; \"\" = none"),
     key("accounting.rotate_size", Kind::Text, "\"64MiB\"", "a new file beyond this size; 0 = never"),
@@ -282,9 +303,7 @@ impl Config {
     /// # Errors
     /// Every mistake in either.
     pub fn load(path: &Path, environment: &Environment) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}"))
-        })?;
+        let text = Self::read(path)?;
         let mut config = check::check(Some((path, &text)), environment, None)?;
         if config.source.holds_secrets && initial_secret::is_world_readable(path) {
             config.warnings.push(Problem::new(
@@ -294,6 +313,12 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    fn read(path: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(path).map_err(|error| {
+            Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}")).into()
+        })
     }
 
     /// The defaults with the environment laid over them, for a server without a file.

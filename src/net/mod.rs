@@ -13,6 +13,7 @@ mod listen;
 mod overflow;
 mod ports;
 mod relay_socket;
+mod sessions;
 pub mod shared;
 mod streams;
 mod sys;
@@ -35,6 +36,7 @@ pub use self::listen::BindError;
 pub use self::listen::granted_receive_buffer;
 pub use self::overflow::SocketKind;
 pub use self::ports::Census;
+pub use self::sessions::Cursor;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 

@@ -1,9 +1,12 @@
 //! What an operator sees and does: log, metrics, usage records, state.
 
 pub mod advice;
+pub mod command;
 mod journal;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+pub mod refusals;
+pub mod remedy;
 pub mod status;
 pub mod usage;
