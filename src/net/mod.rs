@@ -137,12 +137,16 @@ pub struct EventReceivers {
 
 /// Binds every listener, checks every relay address, then starts the workers. Nothing is left behind on an error.
 ///
-/// `http` are our own HTTP listeners, which are never peers. Must be called inside a tokio runtime, which
+/// `http` are our own HTTP listeners, which are never peers; `revocations` are those of an earlier life. Must be called inside a tokio runtime, which
 /// accepts TCP connections from then on.
 ///
 /// # Errors
 /// [`StartError`], naming the key, the value and the remedy.
-pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventReceivers), StartError> {
+pub fn start(
+    config: &Config,
+    http: &[SocketAddr],
+    revocations: Revocations,
+) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let addresses = relay_addresses(config)?;
     let mut udp: Vec<(SocketAddr, Vec<UdpSocket>)> = Vec::new();
@@ -180,6 +184,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
         None
     };
     let process = Arc::new(Process::new(&addresses));
+    *process.revocations() = revocations;
     let mut inboxes = Vec::with_capacity(count);
     let mut mailboxes = Vec::with_capacity(count);
     let mut nets = Vec::with_capacity(count);

@@ -36,40 +36,35 @@ impl FromStr for Cursor {
 }
 
 impl Running {
-    /// Gives each live session to `see` until that says it has enough or all were seen.
+    /// Gives each live session to `see`, with the place after it, until that has enough or all were seen.
     ///
-    /// Returns where to go on after the last one that was seen; nothing at the end. A session that lives all the while
-    /// is seen exactly once; one that begins or ends meanwhile may be missed. An error names the worker that does not
-    /// answer.
+    /// A session that lives all the while is seen exactly once; one that begins or ends meanwhile may be missed.
     ///
     /// # Errors
     /// The number of a worker that does not answer.
     pub async fn walk_sessions(
         &self,
         from: Cursor,
-        mut see: impl FnMut(SessionRecord) -> bool,
-    ) -> Result<Option<Cursor>, usize> {
-        let mut slot = from.slot;
+        mut see: impl FnMut(SessionRecord, Cursor) -> bool,
+    ) -> Result<(), usize> {
+        let mut slot = Some(from.slot);
         for (worker, handle) in self.workers.iter().enumerate().skip(from.worker) {
-            loop {
+            while let Some(first) = slot {
                 let (sender, answer) = oneshot::channel();
-                handle.mailbox.send(Message::InspectFrom(slot, sender)).map_err(|_| worker)?;
+                handle.mailbox.send(Message::InspectFrom(first, sender)).map_err(|_| worker)?;
                 let answer = tokio::time::timeout(ANSWER_TIME, answer).await;
                 let (sessions, next) = answer.map_err(|_| worker)?.map_err(|_| worker)?;
                 for session in sessions {
-                    let after = session.allocation.index as usize + 1;
-                    if !see(session) {
-                        return Ok(Some(Cursor { worker, slot: after }));
+                    let after = Cursor { worker, slot: session.allocation.index as usize + 1 };
+                    if !see(session, after) {
+                        return Ok(());
                     }
                 }
-                match next {
-                    Some(next) => slot = next,
-                    None => break,
-                }
+                slot = next;
             }
-            slot = 0;
+            slot = Some(0);
         }
-        Ok(None)
+        Ok(())
     }
 }
 

@@ -8,5 +8,6 @@ pub mod metrics;
 pub mod notify;
 pub mod refusals;
 pub mod remedy;
+pub mod revocations;
 pub mod status;
 pub mod usage;

@@ -29,6 +29,10 @@ pub const fn remedy(reason: RejectReason) -> &'static str {
         RejectReason::TooFarAhead => {
             "the credential lasts longer than auth.max_ttl allows: issue it for a shorter time, or raise auth.max_ttl"
         }
+        RejectReason::Revoked => {
+            "an operator revoked the credential, its user or its tenant: `throughway revoke --list` shows it, `--undo` lets \
+             them in again"
+        }
         RejectReason::StaleNonce => {
             "the nonce was too old or another client's; a client repeats its request by itself, so seldom ones are fine"
         }

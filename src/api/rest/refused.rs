@@ -37,11 +37,13 @@ pub enum IssueRefused {
     RateUser(u64),
     /// The system gave no random numbers.
     NoRandom,
+    /// The user, or the user's tenant, is revoked.
+    Revoked,
 }
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
@@ -58,6 +60,7 @@ impl IssueRefused {
         Self::RateKey(0),
         Self::RateUser(0),
         Self::NoRandom,
+        Self::Revoked,
     ];
 
     /// Its place among [`Self::ALL`].
@@ -80,6 +83,7 @@ impl IssueRefused {
             Self::RateKey(_) => 13,
             Self::RateUser(_) => 14,
             Self::NoRandom => 15,
+            Self::Revoked => 16,
         }
     }
 
@@ -103,6 +107,7 @@ impl IssueRefused {
             Self::RateKey(_) => "rate_key",
             Self::RateUser(_) => "rate_user",
             Self::NoRandom => "no_random",
+            Self::Revoked => "revoked",
         }
     }
 
@@ -111,7 +116,7 @@ impl IssueRefused {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::NoKey | Self::WrongKey | Self::BadToken(_) => StatusCode::UNAUTHORIZED,
-            Self::NoMethod | Self::Address | Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::NoMethod | Self::Address | Self::Host | Self::Origin | Self::Revoked => StatusCode::FORBIDDEN,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) | Self::BadUser(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -145,6 +150,7 @@ impl IssueRefused {
             Self::RateKey(_) => "too many credentials in a minute for this API key",
             Self::RateUser(_) => "too many credentials in a minute for this user",
             Self::NoRandom => "the system gives no random numbers for a user id; name one",
+            Self::Revoked => "the user, or the user's tenant, was revoked by an operator",
         }
     }
 
@@ -166,7 +172,8 @@ impl IssueRefused {
             | Self::TooLarge
             | Self::Slow
             | Self::NoServers
-            | Self::NoRandom => None,
+            | Self::NoRandom
+            | Self::Revoked => None,
         }
     }
 }
