@@ -261,7 +261,8 @@ fn nobody_without_the_token_learns_or_changes_anything() {
         assert_eq!((answer.header("allow"), answer.header("cache-control")), (Some(method), Some("no-store")));
         if method == "POST" {
             // What a form of a foreign page can send is not taken, token or not.
-            for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"] {
+            for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"]
+            {
                 let answer = ask(http, method, path, &[HOST, AUTHORIZED, ("Content-Type", kind)], body);
                 refused(&answer, 415, "content_type");
             }
@@ -273,7 +274,8 @@ fn nobody_without_the_token_learns_or_changes_anything() {
             }
         }
     }
-    for bad in ["{}", r#"{"user":""}"#, r#"{"session":"x"}"#, r#"{"user":"a\n"}"#, r#"{"user":"a","credential":"9:a"}"#] {
+    for bad in ["{}", r#"{"user":""}"#, r#"{"session":"x"}"#, r#"{"user":"a\n"}"#, r#"{"user":"a","credential":"9:a"}"#]
+    {
         refused(&ask(http, "POST", "/v1/kick", &[HOST, AUTHORIZED, JSON], bad), 400, "bad_request");
     }
     for target in ["/v1/sessions?limit=0", "/v1/sessions?limit=1001", "/v1/sessions?usr=a", "/v1/refusals?x=1"] {
@@ -372,7 +374,7 @@ fn refusals_are_remembered_with_a_remedy_verified_or_not() {
     assert_eq!(allocate_code(minted(&server, "dave")), 486);
     // The ordinary first request is no refusal to remember.
     let mut first = Client::udp(server.udp4());
-    assert_eq!(first.answer_to(&request(METHOD_ALLOCATE, &[Wanted::udp()], None)).code(), 401);
+    assert_eq!(first.ask(&request(METHOD_ALLOCATE, &[Wanted::udp()], None)).code(), 401);
     let found = |of: &str| get(&server, &format!("/v1/refusals?of={of}"))["refusals"].clone();
     let carol = wait_for("the second refusal", || Some(found("carol")).filter(|found| found[0]["times"] == 2));
     assert_eq!((&carol[0]["reason"], &carol[0]["code"]), (&json!("bad_integrity"), &json!(401)));

@@ -12,7 +12,7 @@ use super::refused::AdminRefused;
 use super::{Admin, is_get};
 
 /// Nothing from anywhere else, and in nobody else's frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; \
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 
 const FILES: [(&str, &str, &str); 3] = [
