@@ -29,7 +29,7 @@ const secret = randomBytes(24).toString('hex');
 const addresses = Object.values(networkInterfaces()).flat().filter(({ family, internal }) => family === 'IPv4' && !internal);
 const address = addresses[0]?.address ?? '127.0.0.1';
 
-async function startServer(folder) {
+async function startServer(folder, hasToken = true) {
   const [certificate, key] = [join(folder, 'certificate.pem'), join(folder, 'key.pem')];
   execFileSync('openssl', [
     'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '9', '-subj', '/CN=turn.example.org',
@@ -47,7 +47,7 @@ async function startServer(folder) {
     'log.format = "json"',
     '[http]',
     'listen = "127.0.0.1:0"',
-    'admin_token_file = "token"',
+    ...(hasToken ? ['admin_token_file = "token"'] : []),
     '[[auth.secrets]]',
     'id = "main"',
     `value = "${secret}"`,
@@ -109,6 +109,7 @@ async function call(running, server, user) {
     await b.setLocalDescription();
     await a.setRemoteDescription(b.localDescription);
     await new Promise((open) => { channel.onopen = open; });
+    window.hangUp = () => [a, b].forEach((connection) => connection.close());
     const packet = new Uint8Array(1000);
     window.sending = setInterval(() => { if (channel.readyState === 'open') channel.send(packet); }, 20);
   }, [{ urls: server.turn, ...credential(user) }]);
@@ -224,11 +225,27 @@ async function showsWhatHappens(running, server) {
   assert.equal((await api(server, '/v1/kick', { user: eve })).ended, 2);
   await until('the kicked sessions to vanish', async () => !(await rows()).some((row) => row.includes(eve)));
   await until('the reason', async () => /session kicked\s+2/.test(await text(page, '#ended-table')));
-  await alice.close();
-  await mallory.close();
+  await alice.evaluate(() => window.hangUp());
   await until('nobody to be left', async () => /nobody is here/.test(await text(page, '#session-table')));
-  await page.close();
+  for (const each of [alice, mallory, page]) await each.close();
   assert.deepEqual(errors, []);
+}
+
+/** Where no token is configured the numbers are free, as /metrics is, and the page tells how names could be seen. */
+async function showsNumbersWithoutToken(running) {
+  const server = await startServer(folder, false);
+  try {
+    const { page, errors } = await open(running, server);
+    await until('the numbers', () => isShown(page, '#numbers'));
+    await until('the way to names', async () => /set http\.admin_token_file/.test(await text(page, '#login')));
+    assert.equal(await isShown(page, '#token'), false);
+    assert.equal(await isShown(page, '#people'), false);
+    await until('it to go on', async () => Number.parseInt(await text(page, '#uptime'), 10) >= 3);
+    await page.close();
+    assert.deepEqual(errors, []);
+  } finally {
+    server.child.kill('SIGKILL');
+  }
 }
 
 /** A server that drains or is gone is told as such. Comes last: the server ends with it. */
@@ -247,13 +264,15 @@ async function tellsOfTheEnd(running, server) {
 const cases = [
   ['the page asks for the token', asksForTheToken],
   ['the page shows what happens', showsWhatHappens],
+  ['the page shows numbers where no token is configured', showsNumbersWithoutToken],
   ['the page tells of the end', tellsOfTheEnd],
 ];
 
+let folder;
 let passed = 0;
 let failed = 0;
 for (const name of ['chromium', 'firefox']) {
-  const folder = await mkdtemp(join(tmpdir(), 'throughway-status-'));
+  folder = await mkdtemp(join(tmpdir(), 'throughway-status-'));
   const server = await startServer(folder);
   const running = await launch(name);
   try {
