@@ -17,6 +17,7 @@ use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary, run_to_end};
 use e2e_support::{Client, PATIENCE, Server, Settings, Wanted, http, wait_for};
 use serde_json::{Value, json};
+use throughway::credentials::claims::Claims;
 use throughway::credentials::{Secret, SharedSecret, mint};
 use throughway::wire::message::METHOD_ALLOCATE;
 
@@ -213,8 +214,9 @@ with_one_and_three_workers! {
         let (username, password) = (first.username.clone(), first.password.clone());
         assert_eq!(done(post(&server, "/v1/revoke", json!({ "credential": username })))["ended"], 1);
         assert_eq!(allocate_code(Client::udp(server.udp4()).user(&username, &password)), 403);
-        let secret = SharedSecret { id: "main".into(), value: Secret::new(SECRET.as_bytes()), algorithm: Default::default() };
-        let other = mint(&secret, throughway::net::clock::unix_seconds().0, "carol", 7200);
+        let secret = SharedSecret::new("main", Secret::new(SECRET.as_bytes()), Default::default());
+        let now = throughway::net::clock::unix_seconds().0;
+        let other = mint(&secret, now, "carol", 7200, &Claims::default()).unwrap();
         assert_eq!(allocate_code(Client::udp(server.udp4()).user(&other.username, &other.password)), 0);
         let over = done(post(&server, "/v1/revoke", json!({ "credential": "1000:carol" })));
         assert_eq!((&over["until"], &over["ended"]), (&Value::Null, &json!(0)), "it has expired long ago");
@@ -315,6 +317,41 @@ fn without_a_token_tcp_shows_numbers_and_nothing_else() {
     assert_eq!(client.refresh(600).code(), 0);
     let (code, _, said) = command(&server, &["sessions"]);
     assert!(code == 1 && said.contains("no token is configured: set http.admin_token_file"), "{code} {said}");
+}
+
+#[test]
+fn a_tenant_and_its_users_are_apart_from_others_of_the_same_name() {
+    let mut settings = Settings::new(1);
+    settings.tables =
+        "[[auth.secrets]]\nid = \"acme\"\nvalue = \"south-of-everything\"\ntenant = \"acme\"\n".to_owned();
+    let server = start(settings);
+    let of_acme = |user: &str| Client::udp(server.udp4()).minted("south-of-everything", user);
+    let mut clients = [of_acme("bob"), of_acme("carol"), minted(&server, "bob")];
+    for client in &mut clients {
+        client.allocate();
+    }
+    let sessions = get(&server, "/v1/sessions?tenant=acme");
+    assert_eq!(names(&sessions).len(), 2);
+    assert!(sessions["sessions"].as_array().unwrap().iter().all(|session| session["tenant"] == "acme"));
+    assert_eq!(names(&get(&server, "/v1/sessions?tenant=acme&user=bob")).len(), 1);
+    let (code, said, _) = command(&server, &["sessions", "--tenant", "acme"]);
+    assert!(
+        code == 0 && said.starts_with("SESSION ") && said.contains("TENANT") && said.lines().count() == 3,
+        "{said}"
+    );
+    let (code, said, _) = command(&server, &["revoke", "--user", "bob", "--tenant", "acme"]);
+    assert!(code == 0 && said.contains("ended 1 session"), "{said}");
+    assert_eq!((allocate_code(of_acme("bob")), allocate_code(of_acme("carol"))), (403, 0));
+    assert_eq!((clients[1].refresh(600).code(), clients[2].refresh(600).code()), (0, 0));
+    let (code, said, _) = command(&server, &["revoke", "--tenant", "acme"]);
+    assert!(code == 0 && said.contains("ended 1 session"), "{said}");
+    assert_eq!((allocate_code(of_acme("carol")), allocate_code(minted(&server, "carol"))), (403, 0));
+    let (_, said, _) = command(&server, &["revoke", "--list"]);
+    let rows: Vec<Vec<&str>> = said.lines().skip(1).take(2).map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((&rows[0][..3], &rows[1][..3]), (&["user", "bob", "acme"][..], &["tenant", "acme", "-"][..]));
+    // Undoing the one leaves the other.
+    done(post(&server, "/v1/revoke", json!({ "tenant": "acme", "undo": true })));
+    assert_eq!((allocate_code(of_acme("bob")), allocate_code(of_acme("carol"))), (403, 0));
 }
 
 #[test]

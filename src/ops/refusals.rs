@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::claims::SEPARATOR;
 use crate::credentials::{USERNAME_BYTES_MAX, parse_username};
 use crate::ops::remedy::remedy;
 use crate::ops::usage::record::rfc3339;
@@ -103,9 +104,7 @@ pub const fn is_after_verification(reason: RejectReason) -> bool {
         | RejectReason::IncompleteCredentials
         | RejectReason::WrongRealm
         | RejectReason::UnknownUser
-        | RejectReason::BadIntegrity
-        | RejectReason::Expired
-        | RejectReason::TooFarAhead => false,
+        | RejectReason::BadIntegrity => false,
         _ => true,
     }
 }
@@ -197,8 +196,7 @@ impl Refusals {
             (Some(_), Some(address)) => entry.key.client == address,
             (Some(user), None) => {
                 let name = entry.key.username.as_deref();
-                name == Some(user)
-                    || name.and_then(parse_username).is_some_and(|parts| !user.is_empty() && parts.user_id == user)
+                name == Some(user) || name.and_then(parse_username).is_some_and(|parts| is_id(parts.user_id, user))
             }
         };
         let rings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -209,6 +207,11 @@ impl Refusals {
         let more = found.len() > limit;
         Found { refusals: found.into_iter().take(limit).map(|(_, entry)| entry.show()).collect(), more }
     }
+}
+
+/// Whether that is the user's id; claims may follow it.
+fn is_id(id: &str, user: &str) -> bool {
+    !user.is_empty() && (id == user || id.split_once(SEPARATOR).is_some_and(|(id, _)| id == user))
 }
 
 /// An address as people write it: also with its port, which is left out of account, and in brackets.
@@ -276,6 +279,8 @@ mod tests {
         assert_eq!(reasons(Some("[2001:db8::1]")), ["quota_user"]);
         assert_eq!(reasons(Some("alice")), ["quota_user", "bad_integrity"]);
         assert_eq!(reasons(Some("1900000000:alice")), ["bad_integrity"]);
+        memory.hear(&event("192.0.2.9:9", Some("1900000000:bob~eyJiIjoxfQ"), RejectReason::QuotaBytes), 190);
+        assert_eq!(reasons(Some("bob")), ["quota_bytes"], "what a credential carries is not the user's id");
         assert!(reasons(Some("")).is_empty() && reasons(Some("ali")).is_empty());
         let found = memory.find(Some("1900000000:alice"), 10).refusals.remove(0);
         assert_eq!((found.times, &*found.client), (2, "198.51.100.7:5001"));

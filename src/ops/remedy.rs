@@ -33,6 +33,24 @@ pub const fn remedy(reason: RejectReason) -> &'static str {
             "an operator revoked the credential, its user or its tenant: `throughway revoke --list` shows it, `--undo` lets \
              them in again"
         }
+        RejectReason::BadClaims => {
+            "the credential carries limits that are not understood to the last, or that its secret does not read: `throughway \
+             credentials verify` says which"
+        }
+        RejectReason::SecretRetired => {
+            "the credential was made with a secret that is past its not_after: the issuer must take the newer one"
+        }
+        RejectReason::TransportDenied => {
+            "the credential does not allow the transport that the client came by: give it other servers, or issue it without \
+             that limit"
+        }
+        RejectReason::ClosingTime => {
+            "the closing time inside the credential is over: the application must fetch a new one"
+        }
+        RejectReason::CredentialExpired => {
+            "a new peer after the credential's expiry, which auth.on_expiry does not allow: issue credentials for as long as \
+             calls last"
+        }
         RejectReason::StaleNonce => {
             "the nonce was too old or another client's; a client repeats its request by itself, so seldom ones are fine"
         }
@@ -70,6 +88,9 @@ pub const fn remedy(reason: RejectReason) -> &'static str {
             "the client named an own address of this server whose port is no relayed port: the other side's allocation is \
              over"
         }
+        RejectReason::PeerOutOfScope => {
+            "the credential does not allow that peer: issue it with other prefixes, or without that limit"
+        }
         RejectReason::ChannelRange => {
             "a channel number outside 0x4000 to 0x4FFF: a client that follows RFC 5766, update it"
         }
@@ -79,6 +100,21 @@ pub const fn remedy(reason: RejectReason) -> &'static str {
         RejectReason::QuotaUser => {
             "the user has as many allocations as limits.allocations_per_user allows: end some (`throughway kick --user`), \
              or raise it"
+        }
+        RejectReason::QuotaCredential => {
+            "the credential has as many allocations as limits.allocations_per_credential, or it itself, allows: issue one for \
+             each client, or raise it"
+        }
+        RejectReason::QuotaTenant => {
+            "the tenant has as many allocations as limits.allocations_per_tenant allows: raise it"
+        }
+        RejectReason::QuotaBytes => {
+            "the credential's bytes are used up: the application must fetch a new one, or raise limits.bytes_per_credential or \
+             what the credential itself allows"
+        }
+        RejectReason::QuotaDay => {
+            "the user's bytes of the day are used up, until midnight UTC: raise limits.bytes_per_user_per_day, or what the \
+             secret or the user has"
         }
         RejectReason::QuotaClient => {
             "the client's address has as many allocations as limits.allocations_per_client allows: raise it if many \

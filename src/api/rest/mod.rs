@@ -254,7 +254,7 @@ impl Rest {
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
         }
-        let party = Party { username: &minted.username, user: &user, tenant: None };
+        let party = Party { username: &minted.username, user: &user, tenant: secret.tenant.as_deref() };
         if self.is_revoked.get().is_some_and(|is_revoked| is_revoked(&party, now.unix)) {
             return Err(IssueRefused::Revoked);
         }
