@@ -232,7 +232,7 @@ pub const KEYS: &[Key] = &[
         "http.listen",
         Kind::Text,
         "\"127.0.0.1:8080\"",
-        "metrics, health and credentials: loopback or unix:/path; \"\" = none",
+        "metrics, health, credentials, admin API: loopback or unix:/path; \"\" = none",
     ),
     key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
     key("http.public", Kind::List, "[]", "where credentials and /healthz, and nothing else, are served to everybody"),

@@ -9,7 +9,7 @@ use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -72,16 +72,6 @@ pub fn path_of(configured: Option<&Path>, state_directory: Option<&str>) -> Opti
     })
 }
 
-/// The revocations of a running relay.
-pub struct Store {
-    running: Arc<Running>,
-    file: Option<PathBuf>,
-    /// Counts changes of the set.
-    changes: AtomicU64,
-    /// The last change that the file has.
-    written: Mutex<u64>,
-}
-
 /// What the file holds, read before anybody can come in; nothing if there is none.
 ///
 /// # Errors
@@ -92,11 +82,30 @@ pub fn load(file: Option<&Path>, now: UnixSeconds) -> Result<Revocations, String
     Ok(revocations)
 }
 
+/// The revocations of a running relay.
+///
+/// It has a set of its own beside the one that the workers ask: theirs is locked for one entry at a time, never while
+/// many are listed or written.
+pub struct Store {
+    running: Arc<Running>,
+    file: Option<PathBuf>,
+    set: Mutex<Set>,
+    /// The last change that the file has.
+    written: Mutex<u64>,
+}
+
+struct Set {
+    revocations: Revocations,
+    /// Counts changes.
+    changes: u64,
+}
+
 impl Store {
     /// For a relay that was started with what [`load`] gave for this file.
     #[must_use]
-    pub const fn new(running: Arc<Running>, file: Option<PathBuf>) -> Self {
-        Self { running, file, changes: AtomicU64::new(0), written: Mutex::new(0) }
+    pub fn new(running: Arc<Running>, file: Option<PathBuf>) -> Self {
+        let revocations = running.revocations().clone();
+        Self { running, file, set: Mutex::new(Set { revocations, changes: 0 }), written: Mutex::new(0) }
     }
 
     /// Where the entries are kept; nowhere if they are lost with the process.
@@ -105,22 +114,29 @@ impl Store {
         self.file.as_deref()
     }
 
+    fn set(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Shuts somebody out until then. Blocks while the file is written.
     ///
     /// # Errors
     /// [`NotRevoked`]: in the second case it holds nevertheless.
     pub fn revoke(&self, whose: Whose, until: UnixSeconds, now: UnixSeconds) -> Result<(), NotRevoked> {
         let change = {
-            let mut set = self.running.revocations();
-            if set.len() >= ENTRIES_MAX {
-                set.sweep(now);
+            let mut set = self.set();
+            if set.revocations.len() >= ENTRIES_MAX {
+                self.sweep(&mut set, now);
+                // One that is there already takes no more room; to tell takes a look at all.
+                let is_full = set.revocations.len() >= ENTRIES_MAX;
+                if is_full && !set.revocations.list().iter().any(|(known, _)| *known == whose) {
+                    return Err(NotRevoked::Full);
+                }
             }
-            // One that is there already takes no more room, but telling that needs a second look.
-            if set.len() >= ENTRIES_MAX && !set.list().iter().any(|(known, _)| *known == whose) {
-                return Err(NotRevoked::Full);
-            }
-            set.insert(whose, until);
-            self.changes.fetch_add(1, Ordering::Relaxed) + 1
+            set.revocations.insert(whose.clone(), until);
+            self.running.revocations().insert(whose, until);
+            set.changes += 1;
+            set.changes
         };
         self.save(change, now)
     }
@@ -131,11 +147,13 @@ impl Store {
     /// [`NotRevoked::NotSaved`]: he is in, but a restart would shut him out again.
     pub fn undo(&self, whose: &Whose, now: UnixSeconds) -> Result<bool, NotRevoked> {
         let change = {
-            let mut set = self.running.revocations();
-            if !set.remove(whose) {
+            let mut set = self.set();
+            if !set.revocations.remove(whose) {
                 return Ok(false);
             }
-            self.changes.fetch_add(1, Ordering::Relaxed) + 1
+            self.running.revocations().remove(whose);
+            set.changes += 1;
+            set.changes
         };
         self.save(change, now).map(|()| true)
     }
@@ -143,9 +161,15 @@ impl Store {
     /// Everybody who is shut out, with the end of it.
     #[must_use]
     pub fn list(&self, now: UnixSeconds) -> Vec<(Whose, UnixSeconds)> {
-        let mut set = self.running.revocations();
-        set.sweep(now);
-        set.list()
+        let mut set = self.set();
+        self.sweep(&mut set, now);
+        set.revocations.list()
+    }
+
+    fn sweep(&self, set: &mut Set, now: UnixSeconds) {
+        if set.revocations.sweep(now) > 0 {
+            self.running.revocations().sweep(now);
+        }
     }
 
     /// Writes the set as it is, unless somebody else has done that since our change.
@@ -156,9 +180,9 @@ impl Store {
             return Ok(());
         }
         let (all, changes) = {
-            let mut set = self.running.revocations();
-            set.sweep(now);
-            (set.list(), self.changes.load(Ordering::Relaxed))
+            let mut set = self.set();
+            self.sweep(&mut set, now);
+            (set.revocations.list(), set.changes)
         };
         match write(path, &all) {
             Ok(()) => {
@@ -382,5 +406,52 @@ mod tests {
         assert_eq!(path(Some("/a/b"), Some("/s")), Some("/a/b".into()));
         assert_eq!(path(None, Some("/s:/t")), Some("/s/revocations".into()));
         assert_eq!((path(None, Some("")), path(None, None)), (None, None));
+    }
+
+    /// A store over a relay that listens nowhere.
+    fn store(file: Option<PathBuf>, kept: Revocations) -> (Store, tokio::runtime::Runtime) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let text = "workers = 1\nlisten = { udp = [], tcp = [] }\nrelay.addresses = [\"127.0.0.1\"]\nauth.users = { a = \"b\" }";
+        let config = crate::config::Config::from_toml("c.toml", text).unwrap();
+        let running = runtime.block_on(async { crate::net::start(&config, &[], kept).unwrap().0 });
+        (Store::new(Arc::new(running), file), runtime)
+    }
+
+    #[test]
+    fn what_is_revoked_reaches_the_workers_and_the_file_until_it_is_undone_or_over() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        write(&path, &entries()).unwrap();
+        let now = UnixSeconds(5);
+        let kept = load(Some(&path), now).unwrap();
+        assert_eq!(kept.len(), 3, "one is over");
+        let (store, _runtime) = store(Some(path.clone()), kept);
+        let bob = |tenant| crate::protocol::revocation::Party { username: "9:bob", user: "bob", tenant };
+        let is_out = |tenant, now| store.running.revocations().includes(&bob(tenant), now);
+        assert!(is_out(Some("acme"), now) && !is_out(None, now));
+        store.revoke(Whose::User { user: "bob".into(), tenant: None }, UnixSeconds(20), now).unwrap();
+        assert!(is_out(None, now) && !is_out(None, UnixSeconds(20)));
+        assert_eq!(read(&path).unwrap().list(), store.list(now));
+        assert!(store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
+        assert!(!store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
+        assert!(!is_out(None, now) && is_out(Some("acme"), now));
+        // The tenant's time is over: the next change forgets it everywhere.
+        store.revoke(Whose::Tenant("other".into()), UnixSeconds(30), UnixSeconds(8)).unwrap();
+        assert_eq!(read(&path).unwrap().list(), store.list(UnixSeconds(8)));
+        assert_eq!((store.list(UnixSeconds(8)).len(), store.running.revocations().len()), (3, 3));
+    }
+
+    #[test]
+    fn a_full_set_takes_only_those_that_it_has_until_some_are_over() {
+        let user = |number: usize| Whose::User { user: number.to_string().into(), tenant: None };
+        let (first, last) = (UnixSeconds(10), UnixSeconds(20));
+        let kept = (0..ENTRIES_MAX).map(|number| (user(number), if number == 7 { first } else { last }));
+        let (store, _runtime) = store(None, kept.collect());
+        let now = UnixSeconds(9);
+        assert!(matches!(store.revoke(user(ENTRIES_MAX), last, now), Err(NotRevoked::Full)));
+        store.revoke(user(8), UnixSeconds(30), now).unwrap();
+        assert_eq!((store.list(now).len(), store.running.revocations().len()), (ENTRIES_MAX, ENTRIES_MAX));
+        store.revoke(user(ENTRIES_MAX), last, first).unwrap();
+        assert!(matches!(store.revoke(user(7), last, first), Err(NotRevoked::Full)));
     }
 }
