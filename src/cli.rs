@@ -3,6 +3,7 @@
 //! `main` parses and maps what comes back to an exit code: 0 fine, 1 failure at run time, 2 bad
 //! usage or bad configuration. Human text on a terminal; `--json` where a script would want it.
 
+mod admin;
 mod check;
 mod credentials;
 mod usage;
@@ -49,6 +50,18 @@ enum Command {
     /// Look at a running server from outside: every transport, with a remedy for each failure
     #[command(after_help = check::HELP)]
     Check(check::CheckOptions),
+    /// Show the live sessions of a running server, or why requests were refused
+    Sessions(admin::SessionsOptions),
+    /// End live sessions; their users may come again
+    Kick(admin::KickOptions),
+    /// Shut a credential, a user or a tenant out, live sessions included
+    Revoke(admin::RevokeOptions),
+    /// Make a running server read its configuration again, and say what changed or what is wrong
+    Reload(admin::PlainOptions),
+    /// Set the log level of a running server
+    LogLevel(admin::LogLevelOptions),
+    /// Let a running server take no new sessions
+    Drain(admin::PlainOptions),
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
@@ -210,6 +223,12 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve { config } => serve(config.as_deref()),
         Command::CheckConfig { file, json } => check_config(&file, json),
         Command::Check(options) => check::run(options),
+        Command::Sessions(options) => admin::sessions(&options),
+        Command::Kick(options) => admin::kick(&options),
+        Command::Revoke(options) => admin::revoke(&options),
+        Command::Reload(options) => admin::reload(&options),
+        Command::LogLevel(options) => admin::log_level(&options),
+        Command::Drain(options) => admin::drain(&options),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
         Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),

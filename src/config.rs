@@ -5,6 +5,7 @@
 //! variables over it, `check` turns the whole into a [`Config`] or into every error at once.
 
 pub mod accounting;
+pub mod admin;
 pub mod checked;
 pub mod describe;
 pub mod drain;
@@ -14,6 +15,7 @@ pub mod initial_secret;
 pub mod issuing;
 
 mod check;
+mod check_admin;
 mod check_auth;
 mod check_drain;
 mod check_issuing;
@@ -116,6 +118,12 @@ pub const KEYS: &[Key] = &[
         "how long an allocation may live at most, such as \"24h\"; 0 = no limit",
     ),
     key("auth.nonce_key_file", Kind::Text, "\"\"", "key of the nonces, the same on every server of a fleet"),
+    key(
+        "auth.revocations_file",
+        Kind::Text,
+        "\"\"",
+        "where revocations survive a restart; \"\" = revocations in the state directory of the unit, else nowhere",
+    ),
     key("peers.allow", Kind::List, "[]", "prefixes opened in spite of the built-in table"),
     key("peers.deny", Kind::List, "[]", "prefixes closed"),
     key("limits.allocations", Kind::Number, "100000", "allocations on the whole server; 0 = no limit"),
@@ -230,7 +238,7 @@ pub const KEYS: &[Key] = &[
         "http.listen",
         Kind::Text,
         "\"127.0.0.1:8080\"",
-        "metrics, health and credentials: loopback or unix:/path; \"\" = none",
+        "metrics, health, credentials, admin API: loopback or unix:/path; \"\" = none",
     ),
     key("http.hosts", Kind::List, "[]", "further Host names for http.listen; loopback names are always allowed"),
     key(
@@ -268,6 +276,19 @@ pub const KEYS: &[Key] = &[
     key("http.jwt_tenant_claim", Kind::Text, "\"\"", "the claim that names the user's tenant; \"\" = none"),
     key("http.jwt_limits_claim", Kind::Text, "\"\"", "the claim that holds the user's limits; \"\" = none"),
     key("http.cors", Kind::List, "[]", "origins of web pages that may ask, such as https://app.example.org"),
+    key("http.admin_token_file", Kind::Text, "\"\"", "holds the bearer token of the admin API; \"\" = none"),
+    key(
+        "http.admin_token_credential",
+        Kind::Text,
+        "\"\"",
+        "the same, as a name that LoadCredential= of the unit gives it",
+    ),
+    key(
+        "http.admin_uids",
+        Kind::List,
+        "[]",
+        "user ids that may use the admin API over a unix socket, besides root and the server's own",
+    ),
     key("accounting.interval", Kind::Text, "\"60s\"", "between two records of a live session; 0 = none"),
     key("accounting.file", Kind::Text, "\"\"", "usage records as JSON lines; \"\" = none"),
     key("accounting.rotate_size", Kind::Text, "\"64MiB\"", "a new file beyond this size; 0 = never"),
@@ -317,9 +338,7 @@ impl Config {
     /// # Errors
     /// Every mistake in either.
     pub fn load(path: &Path, environment: &Environment) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}"))
-        })?;
+        let text = Self::read(path)?;
         let mut config = check::check(Some((path, &text)), environment, None)?;
         if config.source.holds_secrets && initial_secret::is_world_readable(path) {
             config.warnings.push(Problem::new(
@@ -329,6 +348,12 @@ impl Config {
             ));
         }
         Ok(config)
+    }
+
+    fn read(path: &Path) -> Result<String, ConfigError> {
+        std::fs::read_to_string(path).map_err(|error| {
+            Problem::new(Place::WholeFile(path.to_owned()), "", format!("can't read the configuration: {error}")).into()
+        })
     }
 
     /// The defaults with the environment laid over them, for a server without a file.

@@ -1,26 +1,33 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::api::admin::{self, Admin};
 use crate::api::host::AllowedHosts;
 use crate::api::rest::counts::Counts;
 use crate::api::rest::{self, Door, Rest};
 use crate::api::{Bound, health};
 use crate::cli::Failure;
 use crate::config::accounting::AccountingConfig;
+use crate::config::admin::AdminConfig;
 use crate::config::checked::HttpConfig;
 use crate::config::{Config, Environment};
 use crate::net::{self, Running, clock};
 use crate::ops::advice;
+use crate::ops::command::{self, Command, Commands, DrainAnswer, Reloaded};
 use crate::ops::drain::Drain;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
+use crate::ops::refusals::Refusals;
+use crate::ops::revocations::{self, Store};
 use crate::ops::status::{Phase, Status};
 use crate::ops::usage::{self, Usage};
+use crate::protocol::revocation::Revocations;
 
 /// Runs the server until SIGTERM or SIGINT.
 ///
@@ -46,15 +53,21 @@ pub(crate) struct Started {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
     pub(crate) issuing: Arc<Counts>,
+    pub(crate) refusals: Arc<Refusals>,
     usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
 }
 
 /// Binds and starts the workers; `on_ended` hears of each ended session besides the log.
-pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnded>) -> Result<Started, Failure> {
+pub(crate) fn start(
+    config: &Config,
+    http: &[SocketAddr],
+    revocations: Revocations,
+    on_ended: Option<OnEnded>,
+) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
     let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
-    let (running, events) = net::start(config, http).map_err(|error| Failure::Run(error.to_string()))?;
+    let (running, events) = net::start(config, http, revocations).map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
         tracing::info!(%address, transport = transport.name(), "listening");
@@ -69,12 +82,13 @@ pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnd
     }
     let issuing = Arc::new(Counts::default());
     let feed = usage.as_ref().map(Usage::feed);
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed));
+    let refusals = Arc::new(Refusals::default());
+    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed, Arc::clone(&refusals)));
     let usage_metrics = usage.as_ref().map(Usage::metrics);
     let status = Arc::new(Status::default());
     let metrics =
         Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&status), Arc::clone(&issuing), usage_metrics));
-    Ok(Started { running, metrics, status, issuing, usage, log })
+    Ok(Started { running, metrics, status, issuing, refusals, usage, log })
 }
 
 impl Started {
@@ -109,14 +123,23 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let public = public.map_err(|error| Failure::Run(error.to_string()))?;
     let http_addresses: Vec<SocketAddr> = http.iter().chain(&public).filter_map(Bound::address).collect();
     let mut signals = Signals::new()?;
-    let started = start(&config, &http_addresses, None)?;
+    let kept = revocations::path_of(
+        config.admin.revocations_file.as_deref(),
+        std::env::var("STATE_DIRECTORY").ok().as_deref(),
+    );
+    let revoked = revocations::load(kept.as_deref(), clock::unix_seconds()).map_err(Failure::Run)?;
+    let started = start(&config, &http_addresses, revoked, None)?;
+    let (commands, mut asked) = command::channel();
+    let admin = Arc::new(admin(&config, &started, kept, commands, level.clone()));
     let rest = Arc::new(Rest::new(
         &config,
         rest::uris_of(&started.running, &config),
         Arc::clone(&started.issuing),
         clock::now,
     ));
-    serve_http(&config, &started, &rest, http, public);
+    let running = Arc::clone(&started.running);
+    rest.shut_out(move |party, now| running.revocations().includes(party, now));
+    serve_http(&config, &started, &rest, &admin, http, public);
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
     notifier.ready("serving");
@@ -133,8 +156,18 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let mut config = config;
     let mut was_terminated = false;
     let signal = loop {
-        let told = tokio::select! {
-            told = signals.next() => told,
+        let (told, answer) = tokio::select! {
+            told = signals.next() => (told, None),
+            Some(command) = asked.recv() => match command {
+                Command::Reload(answer) => (Told::Reload, Some(answer)),
+                Command::Drain(answer) => {
+                    let is_already_under_way = !drain.begin("admin API").await;
+                    let sessions = started.running.usage().0.into();
+                    // Whoever asked may have gone.
+                    let _ = answer.send(DrainAnswer { is_already_under_way, sessions });
+                    continue;
+                }
+            },
             _ = drain.over() => break None,
         };
         match told {
@@ -143,11 +176,20 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
                 if let Some(usage) = &started.usage {
                     usage.reopen();
                 }
-                if let Some(new) = reload(&config, &started.running, &level) {
-                    started.running.renew_certificates(&new).await;
-                    drain.reconfigure(&new.drain);
-                    config = new;
-                    rest.reconfigure(&config, rest::uris_of(&started.running, &config));
+                let done = match reload(&config, &started.running, &level) {
+                    Ok((new, done)) => {
+                        started.running.renew_certificates(&new).await;
+                        drain.reconfigure(&new.drain);
+                        config = new;
+                        rest.reconfigure(&config, rest::uris_of(&started.running, &config));
+                        admin.reconfigure(&config);
+                        Ok(done)
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Some(answer) = answer {
+                    // Whoever asked may have gone.
+                    let _ = answer.send(done);
                 }
                 notifier.ready("serving");
             }
@@ -167,14 +209,40 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
+fn hosts(config: &Config) -> AllowedHosts {
+    AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string))
+}
+
+fn admin(config: &Config, started: &Started, kept: Option<PathBuf>, commands: Commands, level: Level) -> Admin {
+    let running = Arc::clone(&started.running);
+    let parts = admin::Parts {
+        revocations: Arc::new(Store::new(Arc::clone(&running), kept)),
+        running,
+        status: Arc::clone(&started.status),
+        refusals: Arc::clone(&started.refusals),
+        commands,
+        level,
+        clock: clock::now,
+    };
+    Admin::new(config, hosts(config), parts)
+}
+
 /// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
-fn serve_http(config: &Config, started: &Started, rest: &Arc<Rest>, http: Option<Bound>, public: Vec<Bound>) {
-    let hosts = AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string));
+fn serve_http(
+    config: &Config,
+    started: &Started,
+    rest: &Arc<Rest>,
+    admin: &Arc<Admin>,
+    http: Option<Bound>,
+    public: Vec<Bound>,
+) {
+    let hosts = hosts(config);
     if let Some(http) = http {
         let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
         let health = health::Health { status, metrics, hosts: hosts.clone() };
         tracing::info!(address = http.name(), "metrics and health");
-        let routes = health::router(health).merge(rest::router(rest, &Door::Private(hosts)));
+        let routes =
+            health::router(health).merge(rest::router(rest, &Door::Private(hosts))).merge(admin::router(admin));
         tokio::spawn(http.serve(routes, None));
     }
     for listener in public {
@@ -185,12 +253,12 @@ fn serve_http(config: &Config, started: &Started, rest: &Arc<Rest>, http: Option
 }
 
 /// Takes over what can change without dropping a call; a wrong file changes nothing.
-fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
+fn reload(old: &Config, running: &Running, level: &Level) -> Result<(Config, Reloaded), String> {
     let new = match old.reload(&Environment::of_process()) {
         Ok(new) => new,
         Err(error) => {
             tracing::warn!("reload: the configuration is wrong, the old one stays: {error}");
-            return None;
+            return Err(format!("the configuration is wrong, the old one stays: {error}"));
         }
     };
     for warning in &new.warnings {
@@ -207,12 +275,13 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
         listen: old.listen.clone(),
         relay: old.relay.clone(),
         http: HttpConfig { issuing: new.http.issuing.clone(), ..old.http.clone() },
+        admin: AdminConfig { revocations_file: old.admin.revocations_file.clone(), ..new.admin.clone() },
         accounting: AccountingConfig { interval: new.accounting.interval, ..old.accounting.clone() },
         ..new
     };
     if let Err(error) = running.reconfigure(&effective) {
         tracing::warn!("reload: {error}; the old settings stay");
-        return None;
+        return Err(format!("{error}; the old settings stay"));
     }
     level.set(effective.log.level);
     tracing::info!(
@@ -220,7 +289,8 @@ fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
         secrets = effective.auth.secrets.len(),
         "reload: users, secrets, peers, lifetimes, limits and log level are taken over"
     );
-    Some(effective)
+    let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();
+    Ok((effective, Reloaded { changed: Vec::new(), needs_restart }))
 }
 
 /// What a signal asks for.

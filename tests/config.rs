@@ -349,7 +349,12 @@ fn wrong_configuration_and_wrong_usage_exit_with_2() {
         &["credentials", "mint", "--user", "a", "--ttl", "60"],
         &["credentials", "verify", "a", "b", "--config", path],
         &["serve", "--port", "1"],
-        &["sessions"],
+        &["session"],
+        &["kick"],
+        &["revoke"],
+        &["log-level", "loud"],
+        &["sessions", "bob"],
+        &["sessions", "--url", "https://turn.example.org"],
     ] {
         let output = throughway(arguments, &[]);
         assert_eq!(output.status.code(), Some(2), "{arguments:?} {output:?}");
@@ -600,6 +605,12 @@ fn help_is_as_documented() {
         &["serve"],
         &["check-config"],
         &["check"],
+        &["sessions"],
+        &["kick"],
+        &["revoke"],
+        &["reload"],
+        &["log-level"],
+        &["drain"],
         &["credentials", "mint"],
         &["credentials", "verify"],
     ]

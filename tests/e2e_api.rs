@@ -107,6 +107,7 @@ fn the_public_listener_has_credentials_and_healthz_and_nothing_else() {
     let status = |path: &str| ask(public, "GET", path, &[], "").status;
     assert_eq!(status("/healthz"), 200);
     assert_eq!([status("/metrics"), status("/readyz"), status("/v1/sessions")], [404; 3]);
+    assert_eq!([status("/status"), status("/v1/status"), status("/v1/reload")], [404; 3]);
     assert_eq!(status("/v1/credentials"), 401);
     let uris = ask(public, "GET", "/v1/credentials", &[BEARER], "").json()["uris"].clone();
     let ports = [server.udp4(), server.udp6(), server.tcp4(), server.tcp6()].map(|address| address.port());

@@ -384,7 +384,7 @@ with_one_and_three_workers! {
             let is_known = ["throughway_", "process_"].iter().any(|start| line.starts_with(start));
             assert!(value.parse::<f64>().is_ok() && is_known, "{line}");
         }
-        for unknown in ["/metrics/", "/v1/sessions", "/../etc/passwd"] {
+        for unknown in ["/metrics/", "/v1/session", "/../etc/passwd"] {
             assert_eq!(http::get(server.http(), unknown, "localhost").0, 404, "{unknown}");
         }
     }

@@ -1,5 +1,6 @@
 //! HTTP for people and machines that run the server: its own listener, its own runtime, never a relay port.
 
+pub mod admin;
 pub mod health;
 pub mod host;
 pub mod rest;

@@ -54,10 +54,10 @@ pub fn parse_url(text: &str) -> Option<Result<Url, String>> {
 
 /// An HTTP answer.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Reply {
-    pub(super) status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     headers: Vec<(String, String)>,
-    pub(super) body: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
@@ -173,7 +173,8 @@ async fn exchange(
     }
 }
 
-fn parse_reply(bytes: &[u8]) -> Result<Reply, String> {
+/// Takes an answer apart that is here as a whole.
+pub(crate) fn parse_reply(bytes: &[u8]) -> Result<Reply, String> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").ok_or("no HTTP header came")?;
     let head = String::from_utf8_lossy(&bytes[..end]);
     let mut lines = head.split("\r\n");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::config::admin::Reach;
 use crate::config::checked::{Config, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers};
 use crate::config::document::{self, Entry, Node, Value};
 use crate::config::environment::Environment;
@@ -45,6 +46,7 @@ pub(crate) fn check(
     let tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen, &tls);
+    let admin = check.admin(environment);
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
     check.issuing_needs_a_secret(&http.issuing, &auth);
@@ -74,6 +76,7 @@ pub(crate) fn check(
         peers,
         limits,
         http,
+        admin,
         accounting,
         drain,
         log,
@@ -93,6 +96,21 @@ pub(crate) fn check(
         config.warnings.push(Problem::new(Place::Nowhere, "realm", message));
     }
     Ok(config)
+}
+
+/// The few keys that tell how a server is reached; all others may be wrong.
+pub(crate) fn reach(file: Option<(&Path, &str)>, environment: &Environment) -> Result<Reach, ConfigError> {
+    let root = match file.map(|(path, text)| document::parse(path, text)) {
+        None => Vec::new(),
+        Some(Ok(root)) => root,
+        Some(Err(problems)) => return Err(ConfigError { problems }),
+    };
+    // A variable that is wrong is the server's affair, unless it is one of these.
+    let overlay = environment.nodes(&mut Vec::new());
+    let path = file.map(|(path, _)| path.to_owned());
+    let source = path.as_ref().map_or_else(|| "the built-in defaults".to_owned(), |path| path.display().to_string());
+    let check = Check { root, overlay, path, problems: Vec::new(), notes: Vec::new(), holds_secrets: false };
+    check.reach(environment, source)
 }
 
 /// The document under check, and what was found.
@@ -141,6 +159,11 @@ impl Check {
 
     pub(crate) fn report(&mut self, problem: Problem) {
         self.problems.push(problem);
+    }
+
+    /// What was found, if anything.
+    pub(crate) fn into_problems(self) -> Option<ConfigError> {
+        (!self.problems.is_empty()).then_some(ConfigError { problems: self.problems })
     }
 
     pub(crate) fn has_problem_with(&self, prefix: &str) -> bool {

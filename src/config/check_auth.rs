@@ -282,7 +282,7 @@ impl Check {
     }
 
     /// What LoadCredential= of the unit gave us under a name.
-    fn credential(&mut self, node: &Node, key: &str, directory: Option<&str>) -> Option<Secret> {
+    pub(crate) fn credential(&mut self, node: &Node, key: &str, directory: Option<&str>) -> Option<Secret> {
         let name = self.text(node, key)?;
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             self.wrong(

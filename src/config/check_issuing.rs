@@ -27,7 +27,7 @@ const RESERVED: [&str; 3] = ["jwt", "proxy", "unix"];
 impl Check {
     pub(crate) fn issuing(&mut self) -> IssuingConfig {
         let keys = self.keys();
-        let unix_uids = self.unix_uids();
+        let unix_uids = self.uids("http.unix_uids");
         let proxies = self.proxies();
         let identity_header = self.identity_header(&proxies);
         let none = |count: u32| (count != 0).then_some(count);
@@ -249,8 +249,8 @@ impl Check {
         Some(ApiKey { name: name.into(), sha256, max_ttl, from, tenant, grant })
     }
 
-    fn unix_uids(&mut self) -> Vec<u32> {
-        let path = "http.unix_uids";
+    /// Numbers of users of this machine.
+    pub(crate) fn uids(&mut self, path: &'static str) -> Vec<u32> {
         let mut uids = Vec::new();
         for node in self.list(path) {
             let number = match &node.value {

@@ -319,7 +319,7 @@ impl Check {
         public
     }
 
-    fn http_listen(&mut self, listen: &[(Listen, Node)]) -> Option<HttpListen> {
+    pub(crate) fn http_listen(&mut self, listen: &[(Listen, Node)]) -> Option<HttpListen> {
         let path = "http.listen";
         let node = self.get(path);
         let text = self.text(&node, path)?;

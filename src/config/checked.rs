@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 use ipnet::IpNet;
 
 use crate::config::accounting::AccountingConfig;
+use crate::config::admin::AdminConfig;
 use crate::config::drain::DrainConfig;
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::config::issuing::IssuingConfig;
@@ -47,6 +48,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[http]`.
     pub http: HttpConfig,
+    /// Who may use the admin API, and where revocations are kept.
+    pub admin: AdminConfig,
     /// `[accounting]`.
     pub accounting: AccountingConfig,
     /// `[drain]`.
@@ -358,6 +361,7 @@ impl Config {
             (self.relay != new.relay, "relay"),
             (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
             (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
+            (self.admin.revocations_file != new.admin.revocations_file, "auth.revocations_file"),
             (!self.accounting.goes_where(&new.accounting), "accounting"),
             (self.log.format != new.log.format, "log.format"),
             (self.log.journal != new.log.journal, "log.journal"),

@@ -157,6 +157,7 @@ impl Config {
         for text in self.issuing_text() {
             line("issues", text);
         }
+        line("admin", self.admin_text());
         line("accounting", self.accounting.describe());
         line("drain", self.drain.describe());
         line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
@@ -247,6 +248,8 @@ impl Config {
                     "user_claim": jwt.expected.user_claim,
                 })),
                 "cors": self.http.issuing.cors,
+                "admin_token": self.admin.token.is_some(),
+                "admin_uids": self.admin.uids,
             },
             "drain": self.drain.describe_json(),
             "accounting": {
@@ -299,6 +302,24 @@ impl Config {
             lines.push("no credentials over HTTP: there are no http.keys".to_owned());
         }
         lines
+    }
+
+    fn admin_text(&self) -> String {
+        let mut who = Vec::new();
+        if self.admin.token.is_some() {
+            who.push("whoever has the token".to_owned());
+        }
+        if let Some(HttpListen::Unix(_)) = self.http.listen {
+            let uids: Vec<_> = self.admin.uids.iter().map(ToString::to_string).collect();
+            let more = if uids.is_empty() { String::new() } else { format!(", user ids {}", uids.join(", ")) };
+            who.push(format!("root and the server's own user{more} over the unix socket"));
+        }
+        let who = if who.is_empty() { "nobody: http.admin_token_file is not set".to_owned() } else { who.join("; ") };
+        let file = match &self.admin.revocations_file {
+            Some(path) => path.display().to_string(),
+            None => "the state directory of the unit, if there is one".to_owned(),
+        };
+        format!("{who}; revocations are kept in {file}")
     }
 
     fn http_text(&self) -> Option<String> {

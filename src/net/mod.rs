@@ -13,6 +13,7 @@ mod listen;
 mod overflow;
 mod ports;
 mod relay_socket;
+mod sessions;
 pub mod shared;
 mod streams;
 mod sys;
@@ -35,6 +36,7 @@ pub use self::listen::BindError;
 pub use self::listen::granted_receive_buffer;
 pub use self::overflow::SocketKind;
 pub use self::ports::Census;
+pub use self::sessions::Cursor;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 
@@ -136,12 +138,16 @@ pub struct EventReceivers {
 
 /// Binds every listener, checks every relay address, then starts the workers. Nothing is left behind on an error.
 ///
-/// `http` are our own HTTP listeners, which are never peers. Must be called inside a tokio runtime, which
+/// `http` are our own HTTP listeners, which are never peers; `revocations` are those of an earlier life. Must be called inside a tokio runtime, which
 /// accepts TCP connections from then on.
 ///
 /// # Errors
 /// [`StartError`], naming the key, the value and the remedy.
-pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventReceivers), StartError> {
+pub fn start(
+    config: &Config,
+    http: &[SocketAddr],
+    revocations: Revocations,
+) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let addresses = relay_addresses(config)?;
     let mut udp: Vec<(SocketAddr, Vec<UdpSocket>)> = Vec::new();
@@ -176,6 +182,7 @@ pub fn start(config: &Config, http: &[SocketAddr]) -> Result<(Running, EventRece
     let is_needed = streams.iter().any(|(_, takes)| *takes != Takes::Plain) || config.http.has_https();
     let tls = if is_needed { Some(Arc::new(Tls::new(&config.tls.files)?)) } else { None };
     let process = Arc::new(Process::new(&addresses));
+    *process.revocations() = revocations;
     let mut inboxes = Vec::with_capacity(count);
     let mut mailboxes = Vec::with_capacity(count);
     let mut nets = Vec::with_capacity(count);

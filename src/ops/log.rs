@@ -5,8 +5,8 @@
 use std::io::{self, IsTerminal as _, Stderr, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
@@ -16,8 +16,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::config::checked::{LogConfig, LogFormat, LogLevel};
-use crate::net::{EventReceivers, Running};
+use crate::net::{EventReceivers, Running, clock};
 use crate::ops::journal::{self, Journal};
+use crate::ops::refusals::Refusals;
 use crate::ops::usage::Feed;
 use crate::protocol::accounting::{Amount, SessionRecord};
 use crate::protocol::border::{DropReason, EndReason, Event};
@@ -35,6 +36,12 @@ impl Level {
     pub fn set(&self, level: LogLevel) {
         // The subscriber lives as long as the process; without it there is nothing to set.
         let _ = self.0.modify(|filter| *filter = filter_of(level));
+    }
+
+    /// The level now, by the name that the configuration has for it.
+    #[must_use]
+    pub fn get(&self) -> String {
+        self.0.with_current(ToString::to_string).unwrap_or_default()
     }
 }
 
@@ -112,11 +119,12 @@ pub async fn follow(
     running: Weak<Running>,
     on_ended: Option<OnEnded>,
     usage: Option<Feed>,
+    memory: Arc<Refusals>,
 ) {
     let mut window = tokio::time::interval(WINDOW);
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
-    let mut refusals = Refusals::default();
+    let mut refusals = Window::default();
     loop {
         tokio::select! {
             biased;
@@ -135,6 +143,7 @@ pub async fn follow(
             },
             Some(event) = events.refusals.recv() => {
                 write(&event);
+                memory.hear(&event, clock::unix_seconds().0);
                 refusals.count(&event);
             }
             _ = window.tick() => {
@@ -207,14 +216,14 @@ fn dropped(record: &SessionRecord) -> Option<String> {
 
 /// Refusals of one window, by reason: one line, however many there were.
 #[derive(Default)]
-struct Refusals {
+struct Window {
     by_reason: Vec<u64>,
     total: u64,
     /// The last quota that was full: whose, and which key holds it.
     quota: Option<(String, &'static str)>,
 }
 
-impl Refusals {
+impl Window {
     fn count(&mut self, event: &Event) {
         let Event::Refused { reason, username, .. } = event else { return };
         self.by_reason.resize(RejectReason::ALL.len(), 0);

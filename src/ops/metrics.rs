@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use self::text::Text;
+use crate::api::admin::refused::counts as admin_refused;
 use crate::api::rest::counts::Counts;
 use crate::api::rest::refused::IssueRefused;
 use crate::api::turned_away;
 use crate::net::counters::{Batches, NetCounters};
 use crate::net::{Running, SocketKind, clock};
+use crate::ops::revocations;
 use crate::ops::status::{Phase, Status};
 use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::Amount;
@@ -141,8 +143,11 @@ impl Metrics {
         text.gauge("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished")
             .value(self.running.handshakes_under_way());
         if let Some(tls) = self.running.tls() {
-            text.counter("throughway_http_tls_handshakes_total", "TLS handshakes on http.public by what became of them")
-                .each("result", tls.http_handshakes.results());
+            text.counter(
+                "throughway_http_tls_handshakes_total",
+                "TLS handshakes on http.public by what became of them",
+            )
+            .each("result", tls.http_handshakes.results());
         }
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
         let days = certificates.iter().enumerate().map(|(position, of)| (position.to_string(), of.days_left()));
@@ -168,6 +173,12 @@ impl Metrics {
         }
         text.counter("throughway_http_connections_refused_total", "HTTP connections closed because too many were open")
             .value(turned_away());
+        text.counter("throughway_admin_refused_total", "Admin calls that were refused or failed, by reason")
+            .each("reason", admin_refused());
+        text.gauge("throughway_revocations", "Credentials, users and tenants that are revoked")
+            .value(self.running.revocations().len());
+        text.counter("throughway_revocation_write_failures_total", "Revocations that could not be written to disk")
+            .value(revocations::write_failures());
     }
 }
 

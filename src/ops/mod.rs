@@ -1,10 +1,14 @@
 //! What an operator sees and does: log, metrics, usage records, state.
 
 pub mod advice;
-mod journal;
+pub mod command;
 pub mod drain;
+mod journal;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+pub mod refusals;
+pub mod remedy;
+pub mod revocations;
 pub mod status;
 pub mod usage;

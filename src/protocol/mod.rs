@@ -477,6 +477,14 @@ impl Server {
         self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
     }
 
+    /// A part of them, so that a question about many holds nobody up: those in so many slots from one on, and the slot
+    /// to go on with if there are more.
+    #[must_use]
+    pub fn sessions_from(&self, now: Now, from: usize, count: usize) -> (Vec<SessionRecord>, Option<usize>) {
+        let (allocations, next) = self.table.slots(from, count);
+        (allocations.map(|allocation| allocation.record(allocation.records, now, None)).collect(), next)
+    }
+
     /// Whether a client's stream or five-tuple has, or is about to get, an allocation.
     #[must_use]
     pub fn has_allocation(&self, via: &Via) -> bool {

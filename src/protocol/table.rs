@@ -105,6 +105,13 @@ impl AllocationTable {
         self.slots.iter().filter_map(|(_, slot)| slot.as_ref())
     }
 
+    /// Those in so many slots from one on, and the slot to go on with if there are more.
+    pub(super) fn slots(&self, from: usize, count: usize) -> (impl Iterator<Item = &Allocation>, Option<usize>) {
+        let end = self.slots.capacity().min(from.saturating_add(count));
+        let allocations = (from..end).filter_map(|slot| self.slots.get(slot)?.as_ref());
+        (allocations, (end < self.slots.capacity()).then_some(end))
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
         self.slots.iter_mut().filter_map(|(_, slot)| slot.as_mut())
     }

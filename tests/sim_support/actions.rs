@@ -12,12 +12,10 @@ use throughway::protocol::meter::Rates;
 use throughway::protocol::revocation::Whose;
 use throughway::wire::message::{Known, Message};
 
-use super::config::{
-    BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers,
-};
+use super::config::{BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers};
 use super::model::{Key, unix};
-use super::terms::May;
 use super::packet::{Request, Signed, What, channel_data, send_indication};
+use super::terms::May;
 use super::world::{Due, Packet, World, trace};
 
 /// Somebody with a credential.
@@ -85,7 +83,8 @@ impl World {
                 let secret = self.rng.pick(&self.config.secrets).clone();
                 let id = format!("u{}", self.rng.below(6));
                 let ttl = *self.rng.pick(&[60, 600, 3600, 7000, 9000]);
-                let may = if secret.claims.is_read() && self.rng.percent(50) { self.some_claims() } else { May::default() };
+                let may =
+                    if secret.claims.is_read() && self.rng.percent(50) { self.some_claims() } else { May::default() };
                 let claims = Claims { grant: grant(&may), ..Claims::default() };
                 let minted = credentials::mint(&secret, unix(self.now), &id, ttl, &claims).unwrap();
                 self.config.minted.insert(minted.username.clone(), (id, may));

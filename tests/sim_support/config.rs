@@ -98,7 +98,8 @@ impl Config {
     pub fn first(limits: Limits, rates: Limits, rng: &mut Rng, is_strict: bool) -> Self {
         let mut terms = BTreeMap::new();
         for name in SECRETS.into_iter().chain(["alice"]) {
-            let mut some = Terms { tenant: *rng.pick(&[None, None, Some("acme"), Some("umbrella")]), ..Terms::default() };
+            let mut some =
+                Terms { tenant: *rng.pick(&[None, None, Some("acme"), Some("umbrella")]), ..Terms::default() };
             some.claims = rng.percent(50);
             if is_strict && rng.percent(40) {
                 some.may = May {

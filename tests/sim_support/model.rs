@@ -381,8 +381,7 @@ impl Model {
         if owner != worker && owner < workers {
             return Outcome::Ask(owner);
         }
-        self.reserved(worker, &token, &who.full_identity(), now)
-            .map_or(error(508, true), Outcome::OpenReserved)
+        self.reserved(worker, &token, &who.full_identity(), now).map_or(error(508, true), Outcome::OpenReserved)
     }
 
     /// The port that a token stands for, if this user may have it.

@@ -112,7 +112,8 @@ impl Tables {
     }
 
     pub fn count(&mut self, who: &Counting<'_>, up: bool) {
-        self.total = if up { self.total + 1 } else { self.total.checked_sub(1).expect("released more than was admitted") };
+        self.total =
+            if up { self.total + 1 } else { self.total.checked_sub(1).expect("released more than was admitted") };
         if let Some(user) = &who.user {
             step(&mut self.by_identity, user.clone(), up);
         }

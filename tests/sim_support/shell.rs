@@ -88,12 +88,8 @@ impl World {
                 assert_eq!(token.is_some(), opened.held.is_some());
                 if let (Some(token), Some(relayed)) = (token, opened.held) {
                     assert_eq!(usize::from(token[0]), worker, "a token names its owner");
-                    let held = Held {
-                        worker,
-                        relayed,
-                        identity: opening.who.full_identity(),
-                        expires_at: self.now + 30_000,
-                    };
+                    let held =
+                        Held { worker, relayed, identity: opening.who.full_identity(), expires_at: self.now + 30_000 };
                     assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
                 }
                 let session = Session {

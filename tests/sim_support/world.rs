@@ -330,7 +330,11 @@ impl World {
     /// Everything that can be counted is what the model counted.
     pub fn compare(&mut self) {
         let nobody = usize::MAX;
-        assert_eq!(*self.shared.quota.lock().unwrap(), self.model.tables(&self.config, nobody, self.now), "quota tables");
+        assert_eq!(
+            *self.shared.quota.lock().unwrap(),
+            self.model.tables(&self.config, nobody, self.now),
+            "quota tables"
+        );
         for (index, worker) in self.workers.iter().enumerate() {
             let (counters, totals) = (&worker.counters, &self.model.totals[index]);
             let found = [&counters.from_clients, &counters.to_peers, &counters.from_peers, &counters.to_clients];

@@ -15,7 +15,7 @@ mod token_keys;
 mod wanted;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,7 +42,8 @@ use crate::config::issuing::IssuingConfig;
 use crate::credentials::claims::{Claims, Grant};
 use crate::credentials::{self, MintRefused, SharedSecret};
 use crate::net::Running;
-use crate::protocol::time::Now;
+use crate::protocol::revocation::Party;
+use crate::protocol::time::{Now, UnixSeconds};
 
 /// The longest body: the longest username, escaped, and little else.
 const BODY_BYTES_MAX: usize = 8 * 1024;
@@ -111,7 +112,11 @@ pub struct Rest {
     rates: Rates,
     counts: Arc<Counts>,
     clock: fn() -> Now,
+    is_revoked: OnceLock<IsRevoked>,
 }
+
+/// Whether the relay would refuse whoever gets this credential.
+type IsRevoked = Box<dyn Fn(&Party<'_>, UnixSeconds) -> bool + Send + Sync>;
 
 /// Through which listener a request came.
 #[derive(Clone, Debug)]
@@ -128,7 +133,19 @@ impl Rest {
     pub fn new(config: &Config, uris: Vec<Uri>, counts: Arc<Counts>, clock: fn() -> Now) -> Self {
         let issuer = Issuer::new(config, uris, &TokenKeys::None, &counts);
         counts.know(issuer.config.keys.iter().map(|key| &*key.name));
-        Self { issuer: ArcSwap::from_pointee(issuer), rates: Rates::default(), counts, clock }
+        Self {
+            issuer: ArcSwap::from_pointee(issuer),
+            rates: Rates::default(),
+            counts,
+            clock,
+            is_revoked: OnceLock::new(),
+        }
+    }
+
+    /// Refuses those whom the relay shuts out, from now on.
+    pub fn shut_out(&self, is_revoked: impl Fn(&Party<'_>, UnixSeconds) -> bool + Send + Sync + 'static) {
+        // Told twice it is the same relay.
+        let _ = self.is_revoked.set(Box::new(is_revoked));
     }
 
     /// Takes a new configuration over; requests under way end with the old one.
@@ -279,6 +296,10 @@ impl Rest {
         })?;
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
+        }
+        let party = Party { username: &minted.username, user: &user, tenant: secret.tenant.as_deref() };
+        if self.is_revoked.get().is_some_and(|is_revoked| is_revoked(&party, now.unix)) {
+            return Err(IssueRefused::Revoked);
         }
         self.counts.issue(&caller.name);
         tracing::info!(

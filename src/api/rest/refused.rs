@@ -39,11 +39,13 @@ pub enum IssueRefused {
     NoRandom,
     /// The keys that check tokens have not come yet.
     NoTokenKeys,
+    /// The user, or the user's tenant, is revoked.
+    Revoked,
 }
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
@@ -61,6 +63,7 @@ impl IssueRefused {
         Self::RateUser(0),
         Self::NoRandom,
         Self::NoTokenKeys,
+        Self::Revoked,
     ];
 
     /// Its place among [`Self::ALL`].
@@ -84,6 +87,7 @@ impl IssueRefused {
             Self::RateUser(_) => 14,
             Self::NoRandom => 15,
             Self::NoTokenKeys => 16,
+            Self::Revoked => 17,
         }
     }
 
@@ -108,6 +112,7 @@ impl IssueRefused {
             Self::RateUser(_) => "rate_user",
             Self::NoRandom => "no_random",
             Self::NoTokenKeys => "no_token_keys",
+            Self::Revoked => "revoked",
         }
     }
 
@@ -116,7 +121,7 @@ impl IssueRefused {
     pub const fn status(&self) -> StatusCode {
         match self {
             Self::NoKey | Self::WrongKey | Self::BadToken(_) => StatusCode::UNAUTHORIZED,
-            Self::NoMethod | Self::Address | Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::NoMethod | Self::Address | Self::Host | Self::Origin | Self::Revoked => StatusCode::FORBIDDEN,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadRequest(_) | Self::BadUser(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -151,6 +156,7 @@ impl IssueRefused {
             Self::RateUser(_) => "too many credentials in a minute for this user",
             Self::NoRandom => "the system gives no random numbers for a user id; name one",
             Self::NoTokenKeys => "the keys that check tokens can't be fetched at the moment; ask again",
+            Self::Revoked => "the user, or the user's tenant, was revoked by an operator",
         }
     }
 
@@ -173,7 +179,8 @@ impl IssueRefused {
             | Self::TooLarge
             | Self::Slow
             | Self::NoServers
-            | Self::NoRandom => None,
+            | Self::NoRandom
+            | Self::Revoked => None,
         }
     }
 }

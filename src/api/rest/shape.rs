@@ -205,9 +205,11 @@ impl Shape {
                     IssueRefused::NoKey => "M_MISSING_TOKEN",
                     IssueRefused::WrongKey | IssueRefused::BadToken(_) => "M_UNKNOWN_TOKEN",
                     IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => "M_LIMIT_EXCEEDED",
-                    IssueRefused::NoMethod | IssueRefused::Address | IssueRefused::Host | IssueRefused::Origin => {
-                        "M_FORBIDDEN"
-                    }
+                    IssueRefused::NoMethod
+                    | IssueRefused::Address
+                    | IssueRefused::Host
+                    | IssueRefused::Origin
+                    | IssueRefused::Revoked => "M_FORBIDDEN",
                     IssueRefused::BadRequest(_) | IssueRefused::BadUser(_) => "M_INVALID_PARAM",
                     IssueRefused::TooLarge => "M_TOO_LARGE",
                     IssueRefused::Method => "M_UNRECOGNIZED",
@@ -235,7 +237,8 @@ impl Shape {
                     | IssueRefused::Slow
                     | IssueRefused::NoServers
                     | IssueRefused::NoRandom
-                    | IssueRefused::NoTokenKeys => status.as_u16(),
+                    | IssueRefused::NoTokenKeys
+                    | IssueRefused::Revoked => status.as_u16(),
                 };
                 json!({ "code": code, "message": sentence, "status": status.as_u16() })
             }

@@ -20,6 +20,12 @@ use crate::protocol::time::Now;
 /// Messages taken from the inbox in one turn.
 const INBOX_TURN: usize = 64;
 
+/// How many sessions a worker looks at for one question; its packets wait so long and no longer.
+const SLOTS_PER_LOOK: usize = 256;
+
+/// Some of a worker's sessions, and the slot to go on with if there are more.
+pub(in crate::net) type SessionsPart = (Vec<SessionRecord>, Option<usize>);
+
 /// What reaches a worker from outside.
 pub(in crate::net) enum Message {
     /// An established stream, accepted elsewhere; with TLS its handshake is done.
@@ -32,6 +38,8 @@ pub(in crate::net) enum Message {
     Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
     /// Tell the live sessions.
     Inspect(oneshot::Sender<Vec<SessionRecord>>),
+    /// Tell those in [`SLOTS_PER_LOOK`] slots from one on.
+    InspectFrom(usize, oneshot::Sender<SessionsPart>),
     /// Answer, to show that the loop turns.
     Ping(oneshot::Sender<()>),
     /// End some allocations; the answer comes when they are over.
@@ -103,6 +111,10 @@ impl Worker {
             Message::Inspect(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.server.sessions(now).collect());
+                return;
+            }
+            Message::InspectFrom(slot, reply) => {
+                let _ = reply.send(self.server.sessions_from(now, slot, SLOTS_PER_LOOK));
                 return;
             }
             Message::Ping(reply) => {

@@ -1,0 +1,412 @@
+//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, and a page for people.
+//!
+//! On `http.listen` alone. Each call is checked in this order: Host, who asks, method, content type, body; so whoever may not
+//! ask learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
+//! loop in `run`, where reloads and draining stand in one line with signals.
+
+mod access;
+mod page;
+pub mod refused;
+mod sessions;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::{Body, HttpBody as _};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use self::access::{Access, Operator};
+use self::refused::AdminRefused;
+use self::sessions::{Meant, Query};
+use super::Peer;
+use super::host::AllowedHosts;
+use crate::config::Config;
+use crate::config::checked::LogLevel;
+use crate::net::{Cursor, Running};
+use crate::ops::command::{Command, Commands};
+use crate::ops::log::Level;
+use crate::ops::refusals::Refusals;
+use crate::ops::revocations::{NotRevoked, Store, until};
+use crate::ops::status::Status;
+use crate::ops::usage::record::rfc3339;
+use crate::protocol::accounting::SessionRecord;
+use crate::protocol::border::{EndReason, Selector};
+use crate::protocol::time::Now;
+
+/// The longest body: a user of a tenant, escaped, and little else.
+const BODY_BYTES_MAX: usize = 8 * 1024;
+
+/// How long it may take to come.
+const BODY_TIME: Duration = Duration::from_secs(3);
+
+/// Refusals in one answer if nobody says, and at most.
+const REFUSALS: usize = 50;
+const REFUSALS_MAX: usize = 1000;
+
+/// What can be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Call {
+    Sessions,
+    Session,
+    Refusals,
+    Revocations,
+    Status,
+    Kick,
+    Revoke,
+    Reload,
+    LogLevel,
+    Drain,
+}
+
+const ROUTES: [(&str, Call); 10] = [
+    ("/v1/sessions", Call::Sessions),
+    ("/v1/sessions/{session}", Call::Session),
+    ("/v1/refusals", Call::Refusals),
+    ("/v1/revocations", Call::Revocations),
+    ("/v1/status", Call::Status),
+    ("/v1/kick", Call::Kick),
+    ("/v1/revoke", Call::Revoke),
+    ("/v1/reload", Call::Reload),
+    ("/v1/log-level", Call::LogLevel),
+    ("/v1/drain", Call::Drain),
+];
+
+impl Call {
+    const fn method(self) -> &'static str {
+        match self {
+            Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
+            Self::Kick | Self::Revoke | Self::Reload | Self::LogLevel | Self::Drain => "POST",
+        }
+    }
+}
+
+/// What the API is about.
+pub struct Parts {
+    /// The relay.
+    pub running: Arc<Running>,
+    /// Where its life stands.
+    pub status: Arc<Status>,
+    /// Who was refused lately.
+    pub refusals: Arc<Refusals>,
+    /// Who is shut out.
+    pub revocations: Arc<Store>,
+    /// What is done beside the signals.
+    pub commands: Commands,
+    /// The log's level.
+    pub level: Level,
+    /// The clock.
+    pub clock: fn() -> Now,
+}
+
+/// What a reload may change, swapped whole.
+struct Settings {
+    access: Access,
+    max_ttl: u64,
+}
+
+/// The API.
+pub struct Admin {
+    parts: Parts,
+    settings: ArcSwap<Settings>,
+    hosts: AllowedHosts,
+    /// The server's own user.
+    own: u32,
+    started: Now,
+}
+
+impl Admin {
+    /// For this configuration; `hosts` are the Host names that are answered. Must be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(config: &Config, hosts: AllowedHosts, parts: Parts) -> Self {
+        let started = (parts.clock)();
+        let own = own_user();
+        Self { settings: ArcSwap::from_pointee(Settings::new(config, own)), parts, hosts, own, started }
+    }
+
+    /// Takes a new configuration over.
+    pub fn reconfigure(&self, config: &Config) {
+        self.settings.store(Arc::new(Settings::new(config, self.own)));
+    }
+
+    async fn answer(&self, call: Call, peer: Peer, request: Request) -> Result<Value, AdminRefused> {
+        let (parts, body) = request.into_parts();
+        if self.hosts.check(&parts.headers).is_none() {
+            return Err(AdminRefused::Host);
+        }
+        let settings = self.settings.load_full();
+        let operator = if call == Call::Status {
+            settings.access.identify_reader(peer, &parts.headers)?
+        } else {
+            settings.access.identify(peer, &parts.headers)?
+        };
+        if parts.method.as_str() != call.method() {
+            return Err(AdminRefused::Method(call.method()));
+        }
+        match call {
+            Call::Sessions => self.sessions(&Query::parse(&parts.uri)?).await,
+            Call::Session => self.session(parts.uri.path().rsplit('/').next().unwrap_or_default()).await,
+            Call::Refusals => self.refusals(&parts.uri),
+            Call::Revocations => Ok(self.revocations()),
+            Call::Status => Ok(self.status()),
+            Call::Kick => self.kick(operator, read(&parts.headers, body).await?).await,
+            Call::Revoke => self.revoke(operator, read(&parts.headers, body).await?, settings.max_ttl).await,
+            Call::Reload => {
+                let Nothing {} = read(&parts.headers, body).await?;
+                self.reload(operator).await
+            }
+            Call::LogLevel => {
+                let wanted: WantedLevel = read(&parts.headers, body).await?;
+                self.log_level(operator, &wanted.level)
+            }
+            Call::Drain => {
+                let Nothing {} = read(&parts.headers, body).await?;
+                self.drain(operator).await
+            }
+        }
+    }
+
+    async fn sessions(&self, query: &Query) -> Result<Value, AdminRefused> {
+        let mut found = Vec::new();
+        let (mut after_last, mut more) = (query.after, false);
+        self.walk(query.after, |session, after| {
+            if !query.includes(&session) {
+                return true;
+            }
+            // One more than wanted tells that there are more; who goes on sees it first.
+            more = found.len() >= query.limit;
+            if !more {
+                found.push(sessions::show(&session));
+                after_last = after;
+            }
+            !more
+        })
+        .await?;
+        Ok(json!({ "sessions": found, "more": more, "next": more.then(|| after_last.to_string()) }))
+    }
+
+    async fn session(&self, name: &str) -> Result<Value, AdminRefused> {
+        let wanted = sessions::session_id(name);
+        let mut found = None;
+        if wanted.is_some() {
+            self.walk(Cursor::default(), |session, _| {
+                if Some(session.session) == wanted {
+                    found = Some(sessions::show(&session));
+                }
+                found.is_none()
+            })
+            .await?;
+        }
+        found.ok_or(AdminRefused::NotFound("no session of this name lives; ended ones are in the log".into()))
+    }
+
+    async fn walk(&self, from: Cursor, see: impl FnMut(SessionRecord, Cursor) -> bool) -> Result<(), AdminRefused> {
+        self.parts.running.walk_sessions(from, see).await.map_err(|worker| {
+            AdminRefused::Busy(format!("worker {worker} does not answer; if that lasts, it is stuck").into())
+        })
+    }
+
+    fn refusals(&self, uri: &axum::http::Uri) -> Result<Value, AdminRefused> {
+        let (mut of, mut limit) = (None, REFUSALS);
+        for (name, value) in sessions::parameters(uri) {
+            match &*name {
+                "of" => of = Some(value),
+                "limit" => limit = sessions::limit(&value, REFUSALS_MAX)?,
+                _ => return Err(sessions::unknown(&name, "of and limit")),
+            }
+        }
+        Ok(json!(self.parts.refusals.find(of.as_deref(), limit)))
+    }
+
+    fn revocations(&self) -> Value {
+        let all = self.parts.revocations.list((self.parts.clock)().unix);
+        let entries = all.iter().map(|(whose, until)| {
+            let mut entry = sessions::show_whose(whose);
+            entry.insert("until".to_owned(), json!(rfc3339(until.0)));
+            Value::Object(entry)
+        });
+        json!({ "revocations": entries.collect::<Vec<_>>(), "file": self.parts.revocations.file() })
+    }
+
+    async fn kick(&self, by: Operator, meant: Meant) -> Result<Value, AdminRefused> {
+        let which = meant.selector()?;
+        let ended = self.parts.running.close(&which, EndReason::Kicked).await;
+        let whom = match &which {
+            Selector::Session(session) => json!({ "session": session.to_string() }),
+            Selector::Of(whose) => Value::Object(sessions::show_whose(whose)),
+        };
+        tracing::info!(%by, %whom, ended, "sessions ended by an operator");
+        if ended == 0 && matches!(which, Selector::Session(_)) {
+            return Err(AdminRefused::NotFound("no session of this name lives; ended ones are in the log".into()));
+        }
+        Ok(json!({ "ended": ended }))
+    }
+
+    async fn revoke(&self, by: Operator, meant: Meant, max_ttl: u64) -> Result<Value, AdminRefused> {
+        let (whose, undo) = meant.revocation()?;
+        let whom = Value::Object(sessions::show_whose(&whose));
+        let now = (self.parts.clock)().unix;
+        if undo {
+            let done = self.stored(move |store| store.undo(&whose, now)).await;
+            tracing::info!(%by, %whom, is_saved = done.is_ok(), "revocation undone by an operator");
+            return match done {
+                Ok(true) => Ok(json!({ "undone": true })),
+                Ok(false) => {
+                    let what = "nobody is revoked by exactly this; `throughway revoke --list` shows who is";
+                    Err(AdminRefused::NotFound(what.into()))
+                }
+                Err(error) => Err(not_revoked(&error)),
+            };
+        }
+        let until = until(&whose, now, max_ttl);
+        let saved = match until {
+            Some(until) => {
+                let whose = whose.clone();
+                self.stored(move |store| store.revoke(whose, until, now)).await
+            }
+            // No such credential is good any more; a session that outlived it may be there all the same.
+            None => Ok(()),
+        };
+        if let Err(error @ NotRevoked::Full) = &saved {
+            return Err(not_revoked(error));
+        }
+        let ended = self.parts.running.close(&Selector::Of(whose), EndReason::Revoked).await;
+        tracing::info!(%by, %whom, ended, is_saved = saved.is_ok(), "revoked by an operator");
+        saved.map_err(|error| not_revoked(&error))?;
+        let until = until.map(|until| rfc3339(until.0));
+        Ok(json!({ "until": until, "ended": ended, "file": self.parts.revocations.file() }))
+    }
+
+    /// Writing a file blocks, so it is done elsewhere.
+    async fn stored<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Store) -> Result<T, NotRevoked> + Send + 'static,
+    ) -> Result<T, NotRevoked> {
+        let store = Arc::clone(&self.parts.revocations);
+        let changed = tokio::task::spawn_blocking(move || change(&store)).await;
+        changed.unwrap_or_else(|error| {
+            Err(NotRevoked::NotSaved { path: Default::default(), cause: std::io::Error::other(error.to_string()) })
+        })
+    }
+
+    async fn reload(&self, by: Operator) -> Result<Value, AdminRefused> {
+        tracing::info!(%by, "reload asked for by an operator");
+        match self.parts.commands.ask(Command::Reload).await {
+            Some(Ok(done)) => Ok(json!({ "changed": done.changed, "needs_restart": done.needs_restart })),
+            Some(Err(error)) => Err(AdminRefused::BadConfig(error)),
+            None => Err(stopping()),
+        }
+    }
+
+    fn log_level(&self, by: Operator, wanted: &str) -> Result<Value, AdminRefused> {
+        let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+        let Some(level) = levels.into_iter().find(|level| level.name() == wanted) else {
+            return Err(AdminRefused::BadRequest("level must be error, warn, info, debug or trace".into()));
+        };
+        let was = self.parts.level.get();
+        self.parts.level.set(level);
+        tracing::info!(%by, level = level.name(), was, "log level set by an operator, until the next reload");
+        Ok(json!({ "level": level.name(), "was": was }))
+    }
+
+    async fn drain(&self, by: Operator) -> Result<Value, AdminRefused> {
+        tracing::info!(%by, "draining asked for by an operator");
+        let begun = self.parts.commands.ask(Command::Drain).await.ok_or_else(stopping)?;
+        Ok(json!({ "draining": true, "was_draining": begun.is_already_under_way, "sessions": begun.sessions }))
+    }
+}
+
+impl Settings {
+    fn new(config: &Config, own: u32) -> Self {
+        Self { access: Access::new(&config.admin, own), max_ttl: config.auth.max_ttl }
+    }
+}
+
+/// A body that says nothing: `{}` or none.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct WantedLevel {
+    #[serde(default)]
+    level: String,
+}
+
+fn stopping() -> AdminRefused {
+    AdminRefused::Busy("the server is about to stop, or has too much to do; ask again".into())
+}
+
+fn not_revoked(error: &NotRevoked) -> AdminRefused {
+    match error {
+        NotRevoked::Full => AdminRefused::Full(error.to_string()),
+        NotRevoked::NotSaved { .. } => AdminRefused::NotSaved(error.to_string()),
+    }
+}
+
+/// Which user this process runs as, as the kernel tells those at the other end of a unix socket.
+fn own_user() -> u32 {
+    let both = tokio::net::UnixStream::pair().and_then(|(end, _other)| end.peer_cred());
+    // Without an answer root remains.
+    both.map_or(0, |process| process.uid())
+}
+
+/// The JSON in a body; none is an empty object.
+async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, AdminRefused> {
+    // A page of another site can make a browser send a form, but not this without asking first.
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(AdminRefused::ContentType);
+    }
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(AdminRefused::TooLarge);
+    }
+    let bytes = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let bytes = bytes.map_err(|_| AdminRefused::Slow)?.map_err(|_| AdminRefused::TooLarge)?;
+    let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    serde_json::from_slice(bytes).map_err(|error| AdminRefused::BadRequest(format!("the body: {error}").into()))
+}
+
+fn respond(status: StatusCode, body: &Value) -> Response {
+    let head = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (status, head, body.to_string()).into_response()
+}
+
+/// The calls and the page.
+pub fn router(admin: &Arc<Admin>) -> Router {
+    let mut router = Router::new();
+    for (path, call) in ROUTES {
+        let handler = move |State(admin): State<Arc<Admin>>, request: Request| async move {
+            // Every listener of ours says who is there.
+            let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Unix(None));
+            match admin.answer(call, peer, request).await {
+                Ok(body) => respond(StatusCode::OK, &body),
+                Err(refused) => {
+                    tracing::debug!(path, reason = refused.name(), "admin call refused");
+                    refused.into_response()
+                }
+            }
+        };
+        router = router.route(path, any(handler));
+    }
+    router.merge(page::router()).with_state(Arc::clone(admin))
+}
+
+/// A page is for browsers, which come with GET.
+fn is_get(method: &Method) -> bool {
+    *method == Method::GET || *method == Method::HEAD
+}

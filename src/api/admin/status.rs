@@ -1,0 +1,60 @@
+//! The numbers of the status page: nothing in them tells of a user.
+
+use serde_json::{Map, Value, json};
+
+use super::Admin;
+use crate::ops::status::Phase;
+use crate::protocol::accounting::Amount;
+use crate::protocol::address::{Family, Transport};
+use crate::protocol::border::{DropReason, EndReason};
+use crate::protocol::counters::Counters;
+use crate::protocol::reject::RejectReason;
+
+/// Names with their counts; those at 0 are left out.
+fn counts<'a>(all: impl Iterator<Item = (&'a str, u64)>) -> Value {
+    Value::Object(all.filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), json!(count))).collect())
+}
+
+impl Admin {
+    pub(super) fn status(&self) -> Value {
+        let running = &self.parts.running;
+        let now = (self.parts.clock)();
+        let workers: Vec<&Counters> = running.counters().map(|(core, _)| core).collect();
+        let sum = |of: &dyn Fn(&Counters) -> u64| workers.iter().map(|core| of(core)).sum::<u64>();
+        let amount = |of: &dyn Fn(&Counters) -> Amount| {
+            let amount = workers.iter().fold(Amount::default(), |sum, core| sum + of(core));
+            json!({ "packets": amount.packets, "bytes": amount.bytes })
+        };
+        let mut by_transport = Map::new();
+        let mut sessions = 0;
+        for transport in Transport::ALL {
+            let live = |family| sum(&|core| core.live[transport as usize][family as usize].get());
+            let live = live(Family::V4) + live(Family::V6);
+            sessions += live;
+            by_transport.insert(transport.name().to_owned(), json!(live));
+        }
+        let certificates = running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "phase": self.parts.status.get().name(),
+            "draining": self.parts.status.get() == Phase::Draining,
+            "time_ms": now.ticks.0,
+            "uptime_s": now.ticks.since(self.started.ticks) / 1000,
+            "workers": workers.len(),
+            "sessions": sessions,
+            "sessions_by_transport": by_transport,
+            "sessions_created": sum(&|core| core.created.get()),
+            "sessions_ended": counts(EndReason::ALL.iter().map(|why| (why.name(), sum(&|core| core.ended[*why as usize].get())))),
+            "from_clients": amount(&|core| core.from_clients.get()),
+            "to_peers": amount(&|core| core.to_peers.get()),
+            "from_peers": amount(&|core| core.from_peers.get()),
+            "to_clients": amount(&|core| core.to_clients.get()),
+            "refused": counts(RejectReason::ALL.iter().map(|why| (why.name(), sum(&|core| core.rejects_of(*why))))),
+            "dropped": counts(DropReason::ALL.iter().map(|why| (why.name(), sum(&|core| core.drops_of(*why).packets)))),
+            "certificates": certificates.iter().map(|certificate| json!({
+                "names": certificate.names, "days": certificate.days_left(),
+            })).collect::<Vec<_>>(),
+            "revocations": running.revocations().len(),
+        })
+    }
+}

@@ -1,0 +1,457 @@
+//! Revocations over restarts: the set that the workers ask, and its file.
+//!
+//! The set itself belongs to `protocol::revocation`. Here is what makes it last: each change is followed by a new file
+//! beside the old one, synced and renamed over it, so that a crash leaves the one or the other. The set changes first: what
+//! can't be written holds all the same until the process ends, and whoever asked hears of it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::{EXPIRY_SKEW_SECONDS, USERNAME_BYTES_MAX, parse_username};
+use crate::net::Running;
+use crate::protocol::revocation::{Revocations, Whose};
+use crate::protocol::time::UnixSeconds;
+
+/// Entries at a time: each costs memory and a line in a file that is written whole.
+pub const ENTRIES_MAX: usize = 100_000;
+
+/// The first line of the file.
+const HEAD: &str = "throughway revocations 1";
+
+/// The longest line: a user of 508 bytes of a tenant of as many, each escaped.
+const LINE_BYTES_MAX: u64 = 16 * 1024;
+
+/// The file's name in the state directory.
+const FILE_NAME: &str = "revocations";
+
+/// Changes that could not be written; read by `ops::metrics`.
+static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
+
+/// How many changes could not be written.
+#[must_use]
+pub fn write_failures() -> u64 {
+    WRITE_FAILURES.load(Ordering::Relaxed)
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    until: u64,
+    whose: Whose,
+}
+
+/// Why a change was not made, or not kept.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRevoked {
+    /// The set is full.
+    #[error("{ENTRIES_MAX} revocations are held and none has run out: undo some, or change the secret")]
+    Full,
+    /// It holds, but not beyond the end of this process.
+    #[error("it holds, but can't be written to {path}, so a restart would forget it: {cause}")]
+    NotSaved {
+        /// Where to.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+}
+
+/// Where the file is: the configured path, else one in the first state directory, else nowhere.
+#[must_use]
+pub fn path_of(configured: Option<&Path>, state_directory: Option<&str>) -> Option<PathBuf> {
+    configured.map(Path::to_owned).or_else(|| {
+        let first = state_directory?.split(':').next().filter(|first| !first.is_empty())?;
+        Some(Path::new(first).join(FILE_NAME))
+    })
+}
+
+/// What the file holds, read before anybody can come in; nothing if there is none.
+///
+/// # Errors
+/// File, line and remedy, when it can't be read or is not what this wrote.
+pub fn load(file: Option<&Path>, now: UnixSeconds) -> Result<Revocations, String> {
+    let mut revocations = file.map(read).transpose()?.unwrap_or_default();
+    revocations.sweep(now);
+    Ok(revocations)
+}
+
+/// The revocations of a running relay.
+///
+/// It has a set of its own beside the one that the workers ask: theirs is locked for one entry at a time, never while
+/// many are listed or written.
+pub struct Store {
+    running: Arc<Running>,
+    file: Option<PathBuf>,
+    set: Mutex<Set>,
+    /// The last change that the file has.
+    written: Mutex<u64>,
+}
+
+struct Set {
+    revocations: Revocations,
+    /// Counts changes.
+    changes: u64,
+}
+
+impl Store {
+    /// For a relay that was started with what [`load`] gave for this file.
+    #[must_use]
+    pub fn new(running: Arc<Running>, file: Option<PathBuf>) -> Self {
+        let revocations = running.revocations().clone();
+        Self { running, file, set: Mutex::new(Set { revocations, changes: 0 }), written: Mutex::new(0) }
+    }
+
+    /// Where the entries are kept; nowhere if they are lost with the process.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    fn set(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shuts somebody out until then. Blocks while the file is written.
+    ///
+    /// # Errors
+    /// [`NotRevoked`]: in the second case it holds nevertheless.
+    pub fn revoke(&self, whose: Whose, until: UnixSeconds, now: UnixSeconds) -> Result<(), NotRevoked> {
+        let change = {
+            let mut set = self.set();
+            if set.revocations.len() >= ENTRIES_MAX {
+                self.sweep(&mut set, now);
+                // One that is there already takes no more room; to tell takes a look at all.
+                let is_full = set.revocations.len() >= ENTRIES_MAX;
+                if is_full && !set.revocations.list().iter().any(|(known, _)| *known == whose) {
+                    return Err(NotRevoked::Full);
+                }
+            }
+            set.revocations.insert(whose.clone(), until);
+            self.running.revocations().insert(whose, until);
+            set.changes += 1;
+            set.changes
+        };
+        self.save(change, now)
+    }
+
+    /// Lets somebody in again; tells whether he was shut out. Blocks while the file is written.
+    ///
+    /// # Errors
+    /// [`NotRevoked::NotSaved`]: he is in, but a restart would shut him out again.
+    pub fn undo(&self, whose: &Whose, now: UnixSeconds) -> Result<bool, NotRevoked> {
+        let change = {
+            let mut set = self.set();
+            if !set.revocations.remove(whose) {
+                return Ok(false);
+            }
+            self.running.revocations().remove(whose);
+            set.changes += 1;
+            set.changes
+        };
+        self.save(change, now).map(|()| true)
+    }
+
+    /// Everybody who is shut out, with the end of it.
+    #[must_use]
+    pub fn list(&self, now: UnixSeconds) -> Vec<(Whose, UnixSeconds)> {
+        let mut set = self.set();
+        self.sweep(&mut set, now);
+        set.revocations.list()
+    }
+
+    fn sweep(&self, set: &mut Set, now: UnixSeconds) {
+        if set.revocations.sweep(now) > 0 {
+            self.running.revocations().sweep(now);
+        }
+    }
+
+    /// Writes the set as it is, unless somebody else has done that since our change.
+    fn save(&self, change: u64, now: UnixSeconds) -> Result<(), NotRevoked> {
+        let Some(path) = &self.file else { return Ok(()) };
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if *written >= change {
+            return Ok(());
+        }
+        let (all, changes) = {
+            let mut set = self.set();
+            self.sweep(&mut set, now);
+            (set.revocations.list(), set.changes)
+        };
+        match write(path, &all) {
+            Ok(()) => {
+                *written = changes;
+                Ok(())
+            }
+            Err(cause) => {
+                WRITE_FAILURES.fetch_add(1, Ordering::Relaxed);
+                Err(NotRevoked::NotSaved { path: path.clone(), cause })
+            }
+        }
+    }
+}
+
+/// How long an entry must be kept so that no credential of today outlives it; nothing if none can.
+#[must_use]
+pub fn until(whose: &Whose, now: UnixSeconds, max_ttl: u64) -> Option<UnixSeconds> {
+    let last = match whose {
+        Whose::Credential(username) => parse_username(username).map(|parts| parts.expires_at),
+        Whose::User { .. } | Whose::Tenant(_) => None,
+    };
+    let last = last.unwrap_or_else(|| now.0.saturating_add(max_ttl));
+    // A credential is good up to its last second and the skew, that second included.
+    let until = last.saturating_add(EXPIRY_SKEW_SECONDS).saturating_add(1);
+    (until > now.0).then_some(UnixSeconds(until))
+}
+
+/// Why a name can be nobody's.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("must not be empty");
+    }
+    if name.len() > USERNAME_BYTES_MAX {
+        return Err("is longer than 508 bytes, which no username is");
+    }
+    if name.chars().any(char::is_control) {
+        return Err("has control characters");
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Revocations, String> {
+    let wrong = |line: usize, what: &str| {
+        format!(
+            "auth.revocations_file: {}:{line}: {what}; mend or remove that line, or move the file away if everybody may \
+             come in again",
+            path.display()
+        )
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if directory.is_dir() {
+                return Ok(Revocations::default());
+            }
+            return Err(format!(
+                "auth.revocations_file: there is no directory {}, so revocations could not be kept; make it, or name \
+                 another file",
+                directory.display()
+            ));
+        }
+        Err(error) => {
+            return Err(format!(
+                "auth.revocations_file: can't read {}: {error}; give the server's user the right to read and write it",
+                path.display()
+            ));
+        }
+    };
+    let mut lines = BufReader::new(file);
+    let mut revocations = Revocations::default();
+    let mut bytes = Vec::new();
+    for number in 1.. {
+        bytes.clear();
+        let count = io::Read::by_ref(&mut lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
+        if count.map_err(|error| wrong(number, &format!("can't be read: {error}")))? == 0 {
+            if number == 1 {
+                return Err(wrong(1, "the file is empty"));
+            }
+            break;
+        }
+        let Some(text) = bytes.strip_suffix(b"\n") else {
+            return Err(wrong(number, "the line is cut off, or far too long"));
+        };
+        if number == 1 {
+            if text != HEAD.as_bytes() {
+                return Err(wrong(1, &format!("expected \"{HEAD}\"")));
+            }
+            continue;
+        }
+        if revocations.len() >= ENTRIES_MAX {
+            return Err(wrong(number, &format!("is more than {ENTRIES_MAX} revocations")));
+        }
+        let line: Line =
+            serde_json::from_slice(text).map_err(|error| wrong(number, &format!("is no revocation ({error})")))?;
+        revocations.insert(line.whose, UnixSeconds(line.until));
+    }
+    Ok(revocations)
+}
+
+fn write(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let result = write_to(&beside, all).and_then(|()| fs::rename(&beside, path));
+    if result.is_err() {
+        // Half a file helps nobody; if it can't be removed, the next write replaces it.
+        let _ = fs::remove_file(&beside);
+        return result;
+    }
+    // The new name must last as well.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+fn write_to(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let mut out = BufWriter::new(file);
+    writeln!(out, "{HEAD}")?;
+    for (whose, until) in all {
+        serde_json::to_writer(&mut out, &Line { until: until.0, whose: whose.clone() })?;
+        out.write_all(b"\n")?;
+    }
+    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::usage::tests::Directory;
+
+    fn entries() -> Vec<(Whose, UnixSeconds)> {
+        let user = |user: &str, tenant: Option<&str>| Whose::User { user: user.into(), tenant: tenant.map(Into::into) };
+        vec![
+            (Whose::Credential("1900000000:bo\"b\n".into()), UnixSeconds(1_900_000_031)),
+            (user("bob", None), UnixSeconds(5)),
+            (user("bob", Some("acme")), UnixSeconds(u64::MAX)),
+            (Whose::Tenant("acme".into()), UnixSeconds(7)),
+        ]
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_nothing_stays_beside_it() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        assert!(read(&path).unwrap().is_empty(), "none yet");
+        for _ in 0..2 {
+            write(&path, &entries()).unwrap();
+            assert_eq!(read(&path).unwrap(), entries().into_iter().collect());
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        write(&path, &[]).unwrap();
+        assert!(read(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_named_with_line_and_remedy() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        let good = r#"{"until":9,"whose":{"tenant":"a"}}"#;
+        for (text, line, why) in [
+            (String::new(), 1, "is empty"),
+            ("nonsense\n".to_owned(), 1, "expected \"throughway revocations 1\""),
+            (HEAD.to_owned(), 1, "cut off"),
+            (format!("{HEAD}\n{good}\n{{\"until\":9"), 3, "cut off"),
+            (format!("{HEAD}\n{good}\n{{\"until\":9}}\n"), 3, "missing field `whose`"),
+            (format!("{HEAD}\n{good}\n\n"), 3, "is no revocation"),
+            (format!("{HEAD}\n{{\"until\":-9,\"whose\":{{\"tenant\":\"a\"}}}}\n"), 2, "is no revocation"),
+            (format!("{HEAD}\n{{\"until\":9,\"whose\":{{\"tenant\":\"a\"}},\"x\":1}}\n"), 2, "unknown field `x`"),
+            (format!("{HEAD}\n{}\n", "x".repeat(20_000)), 2, "far too long"),
+        ] {
+            fs::write(&path, &text).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(error.contains(&format!("revocations:{line}: ")), "{error}");
+            assert!(error.contains(why) && error.contains("mend or remove that line"), "{error}");
+        }
+        let nowhere = directory.path().join("no").join("revocations");
+        assert!(read(&nowhere).unwrap_err().contains("there is no directory"));
+        assert!(read(directory.path()).unwrap_err().contains("can't be read"));
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_old_file() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        write(&path, &entries()).unwrap();
+        // What is to be written first can't be: its name is taken by a directory.
+        fs::create_dir(directory.path().join("revocations.new")).unwrap();
+        assert!(write(&path, &[]).is_err());
+        assert_eq!(read(&path).unwrap(), entries().into_iter().collect());
+    }
+
+    #[test]
+    fn an_entry_lasts_as_long_as_any_credential_that_it_concerns() {
+        let now = UnixSeconds(1_000_000_000);
+        let user = Whose::User { user: "a".into(), tenant: None };
+        assert_eq!(until(&user, now, 3600), Some(UnixSeconds(1_000_003_631)));
+        assert_eq!(until(&Whose::Tenant("a".into()), now, 3600), Some(UnixSeconds(1_000_003_631)));
+        let credential = |name: &str| Whose::Credential(name.into());
+        assert_eq!(until(&credential("1000000500:a"), now, 3600), Some(UnixSeconds(1_000_000_531)));
+        assert_eq!(until(&credential("999999970:a"), now, 3600), Some(UnixSeconds(1_000_000_001)), "its last second");
+        assert_eq!(until(&credential("999999969:a"), now, 3600), None, "it is over");
+        assert_eq!(until(&credential("static"), now, 3600), Some(UnixSeconds(1_000_003_631)));
+        assert_eq!(until(&user, now, u64::MAX), Some(UnixSeconds(u64::MAX)));
+    }
+
+    #[test]
+    fn names_are_those_that_users_can_have() {
+        assert_eq!(check_name("a b:c"), Ok(()));
+        for wrong in ["", "a\nb", &"x".repeat(509)] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_file_is_the_configured_one_or_in_the_state_directory() {
+        let path = |configured: Option<&str>, state| path_of(configured.map(Path::new), state);
+        assert_eq!(path(Some("/a/b"), Some("/s")), Some("/a/b".into()));
+        assert_eq!(path(None, Some("/s:/t")), Some("/s/revocations".into()));
+        assert_eq!((path(None, Some("")), path(None, None)), (None, None));
+    }
+
+    /// A store over a relay that listens nowhere.
+    fn store(file: Option<PathBuf>, kept: Revocations) -> (Store, tokio::runtime::Runtime) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let text = "workers = 1\nlisten = { udp = [], tcp = [] }\nrelay.addresses = [\"127.0.0.1\"]\nauth.users = { a = \"b\" }";
+        let config = crate::config::Config::from_toml("c.toml", text).unwrap();
+        let running = runtime.block_on(async { crate::net::start(&config, &[], kept).unwrap().0 });
+        (Store::new(Arc::new(running), file), runtime)
+    }
+
+    #[test]
+    fn what_is_revoked_reaches_the_workers_and_the_file_until_it_is_undone_or_over() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        write(&path, &entries()).unwrap();
+        let now = UnixSeconds(5);
+        let kept = load(Some(&path), now).unwrap();
+        assert_eq!(kept.len(), 3, "one is over");
+        let (store, _runtime) = store(Some(path.clone()), kept);
+        let bob = |tenant| crate::protocol::revocation::Party { username: "9:bob", user: "bob", tenant };
+        let is_out = |tenant, now| store.running.revocations().includes(&bob(tenant), now);
+        assert!(is_out(Some("acme"), now) && !is_out(None, now));
+        store.revoke(Whose::User { user: "bob".into(), tenant: None }, UnixSeconds(20), now).unwrap();
+        assert!(is_out(None, now) && !is_out(None, UnixSeconds(20)));
+        assert_eq!(read(&path).unwrap().list(), store.list(now));
+        assert!(store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
+        assert!(!store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
+        assert!(!is_out(None, now) && is_out(Some("acme"), now));
+        // The tenant's time is over: the next change forgets it everywhere.
+        store.revoke(Whose::Tenant("other".into()), UnixSeconds(30), UnixSeconds(8)).unwrap();
+        assert_eq!(read(&path).unwrap().list(), store.list(UnixSeconds(8)));
+        assert_eq!((store.list(UnixSeconds(8)).len(), store.running.revocations().len()), (3, 3));
+    }
+
+    #[test]
+    fn a_full_set_takes_only_those_that_it_has_until_some_are_over() {
+        let user = |number: usize| Whose::User { user: number.to_string().into(), tenant: None };
+        let (first, last) = (UnixSeconds(10), UnixSeconds(20));
+        let kept = (0..ENTRIES_MAX).map(|number| (user(number), if number == 7 { first } else { last }));
+        let (store, _runtime) = store(None, kept.collect());
+        let now = UnixSeconds(9);
+        assert!(matches!(store.revoke(user(ENTRIES_MAX), last, now), Err(NotRevoked::Full)));
+        store.revoke(user(8), UnixSeconds(30), now).unwrap();
+        assert_eq!((store.list(now).len(), store.running.revocations().len()), (ENTRIES_MAX, ENTRIES_MAX));
+        store.revoke(user(ENTRIES_MAX), last, first).unwrap();
+        assert!(matches!(store.revoke(user(7), last, first), Err(NotRevoked::Full)));
+    }
+}
