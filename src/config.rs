@@ -7,6 +7,7 @@
 pub mod accounting;
 pub mod checked;
 pub mod describe;
+pub mod diff;
 pub mod environment;
 pub mod error;
 pub mod initial_secret;

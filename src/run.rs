@@ -1,21 +1,25 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
+mod faces;
+pub mod reload;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::faces::{BoundFaces, Faces};
+use self::reload::Reloader;
+use crate::api::health::Health;
 use crate::api::host::AllowedHosts;
 use crate::api::rest::counts::Counts;
-use crate::api::rest::{self, Door, Rest};
-use crate::api::{Bound, health};
+use crate::api::rest::{self, Rest};
 use crate::cli::Failure;
-use crate::config::accounting::AccountingConfig;
-use crate::config::checked::HttpConfig;
-use crate::config::{Config, Environment};
+use crate::config::Config;
+use crate::net::passed::Passed;
 use crate::net::{self, Running, clock};
 use crate::ops::advice;
-use crate::ops::log::{self, Level, OnEnded};
+use crate::ops::log::{self, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
 use crate::ops::status::{Phase, Status};
@@ -26,7 +30,10 @@ use crate::ops::usage::{self, Usage};
 /// # Errors
 /// [`Failure::Run`] with key, value and remedy when something can't be bound.
 pub fn serve(config: Config) -> Result<(), Failure> {
-    runtime()?.block_on(serve_until_told(config))
+    // Before there is a second thread.
+    let passed = Passed::take().map_err(Failure::Run)?;
+    passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
+    runtime()?.block_on(serve_until_told(config, passed))
 }
 
 /// The control runtime: HTTP, signals, accepting, the log. No packet of an established client comes here.
@@ -50,10 +57,15 @@ pub(crate) struct Started {
 }
 
 /// Binds and starts the workers; `on_ended` hears of each ended session besides the log.
-pub(crate) fn start(config: &Config, http: &[SocketAddr], on_ended: Option<OnEnded>) -> Result<Started, Failure> {
+pub(crate) fn start(
+    config: &Config,
+    http: &[SocketAddr],
+    passed: Passed,
+    on_ended: Option<OnEnded>,
+) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
     let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
-    let (running, events) = net::start(config, http).map_err(|error| Failure::Run(error.to_string()))?;
+    let (running, events) = net::start(config, http, passed).map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
         tracing::info!(%address, transport = transport.name(), "listening");
@@ -90,7 +102,7 @@ impl Started {
     }
 }
 
-async fn serve_until_told(config: Config) -> Result<(), Failure> {
+async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure> {
     let level = log::start(&config.log).map_err(Failure::Run)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -103,19 +115,21 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
-    let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
-    let public = config.http.public.iter().map(|address| Bound::bind_public(*address)).collect::<Result<Vec<_>, _>>();
-    let public = public.map_err(|error| Failure::Run(error.to_string()))?;
-    let http_addresses: Vec<SocketAddr> = http.iter().chain(&public).filter_map(Bound::address).collect();
+    if passed.count() > 0 {
+        tracing::info!(sockets = passed.count(), "taking over sockets that were passed");
+    }
+    let http = BoundFaces::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
     let mut signals = Signals::new()?;
-    let started = start(&config, &http_addresses, None)?;
+    let started = start(&config, &http.addresses(), passed, None)?;
     let rest = Arc::new(Rest::new(
         &config,
         rest::uris_of(&started.running, &config),
         Arc::clone(&started.issuing),
         clock::now,
     ));
-    serve_http(&config, &started, &rest, http, public);
+    let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
+    let mut faces = Faces::new(Health { status, metrics, hosts: AllowedHosts::default() }, Arc::clone(&rest));
+    faces.serve(&config.http, http);
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
     notifier.ready("serving");
@@ -123,20 +137,16 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
     let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
     let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
-    let mut config = config;
+    let running = Arc::clone(&started.running);
+    let reloader = Reloader::new(running, rest, level, Arc::clone(&notifier), config, faces);
     loop {
         match signals.next().await {
             Told::Reload => {
-                notifier.reloading();
                 if let Some(usage) = &started.usage {
                     usage.reopen();
                 }
-                if let Some(new) = reload(&config, &started.running, &level) {
-                    started.running.renew_certificates(&new).await;
-                    config = new;
-                    rest.reconfigure(&config, rest::uris_of(&started.running, &config));
-                }
-                notifier.ready("serving");
+                // The log has what came of it.
+                let _ = reloader.reload().await;
             }
             Told::Stop(name) => {
                 tracing::info!(signal = name, "stopping");
@@ -148,61 +158,6 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
             }
         }
     }
-}
-
-/// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
-fn serve_http(config: &Config, started: &Started, rest: &Arc<Rest>, http: Option<Bound>, public: Vec<Bound>) {
-    let hosts = AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string));
-    if let Some(http) = http {
-        let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
-        let health = health::Health { status, metrics, hosts: hosts.clone() };
-        tracing::info!(address = http.name(), "metrics and health");
-        let routes = health::router(health).merge(rest::router(rest, &Door::Private(hosts)));
-        tokio::spawn(http.serve(routes));
-    }
-    for listener in public {
-        tracing::info!(address = listener.name(), "credentials for everybody who has a key");
-        tokio::spawn(listener.serve(health::public_router().merge(rest::router(rest, &Door::Public))));
-    }
-}
-
-/// Takes over what can change without dropping a call; a wrong file changes nothing.
-fn reload(old: &Config, running: &Running, level: &Level) -> Option<Config> {
-    let new = match old.reload(&Environment::of_process()) {
-        Ok(new) => new,
-        Err(error) => {
-            tracing::warn!("reload: the configuration is wrong, the old one stays: {error}");
-            return None;
-        }
-    };
-    for warning in &new.warnings {
-        tracing::warn!("{warning}");
-    }
-    let needs_restart = old.needs_restart(&new);
-    if !needs_restart.is_empty() {
-        tracing::warn!(keys = needs_restart.join(", "), "reload: these keys take effect at the next start only");
-    }
-    // The realm is in every client's key: it stays until the restart.
-    let effective = Config {
-        realm: old.realm.clone(),
-        workers: old.workers,
-        listen: old.listen.clone(),
-        relay: old.relay.clone(),
-        http: HttpConfig { issuing: new.http.issuing.clone(), ..old.http.clone() },
-        accounting: AccountingConfig { interval: new.accounting.interval, ..old.accounting.clone() },
-        ..new
-    };
-    if let Err(error) = running.reconfigure(&effective) {
-        tracing::warn!("reload: {error}; the old settings stay");
-        return None;
-    }
-    level.set(effective.log.level);
-    tracing::info!(
-        users = effective.auth.users.len(),
-        secrets = effective.auth.secrets.len(),
-        "reload: users, secrets, peers, lifetimes, limits and log level are taken over"
-    );
-    Some(effective)
 }
 
 /// What a signal asks for.

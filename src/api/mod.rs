@@ -17,6 +17,7 @@ use axum::Router;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::HttpListen;
+use crate::net::passed::Passed;
 
 pub use serve::{Peer, turned_away};
 
@@ -29,14 +30,19 @@ pub enum Bound {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removes the socket's file when the listener goes.
+/// Removes the socket's file when the listener goes, unless somebody else made it.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.0);
+        if self.is_ours {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -62,6 +68,36 @@ impl Bound {
                 bind_unix(path).map_err(|cause| BindError { key, place: path.display().to_string(), cause })
             }
         }
+    }
+
+    /// The same, but a socket that was passed for it comes first.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open(listen: &HttpListen, passed: &Passed) -> Result<Self, BindError> {
+        let failed = |place: String| move |cause| BindError { key: "http.listen", place, cause };
+        let found = match listen {
+            HttpListen::Tcp(address) => {
+                let socket = passed.stream(*address).map_err(failed(address.to_string()))?;
+                socket.map(|socket| Self::Tcp(socket.into()))
+            }
+            HttpListen::Unix(path) => {
+                let socket = passed.unix(path).map_err(failed(path.display().to_string()))?;
+                let file = SocketFile { path: path.clone(), is_ours: false };
+                socket.map(|socket| Self::Unix(socket.into(), file))
+            }
+        };
+        found.map_or_else(|| Self::bind(listen), Ok)
+    }
+
+    /// The same for one of `http.public`.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open_public(address: SocketAddr, passed: &Passed) -> Result<Self, BindError> {
+        let found = passed.stream(address);
+        let found = found.map_err(|cause| BindError { key: "http.public", place: address.to_string(), cause })?;
+        found.map_or_else(|| Self::bind_public(address), |socket| Ok(Self::Tcp(socket.into())))
     }
 
     /// The same for one of `http.public`.
@@ -102,7 +138,7 @@ impl Bound {
     pub fn name(&self) -> String {
         match self {
             Self::Tcp(listener) => listener.local_addr().map_or_else(|_| "http".to_owned(), |a| format!("http://{a}")),
-            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
         }
     }
 
@@ -126,5 +162,5 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     }
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Bound::Unix(listener, SocketFile { path: path.to_owned(), is_ours: true }))
 }

@@ -10,6 +10,7 @@ use crate::api::health::{self, Health};
 use crate::cli::{DemoOptions, Failure};
 use crate::config::Config;
 use crate::net::interfaces;
+use crate::net::passed::Passed;
 use crate::ops::log;
 use crate::ops::status::Phase;
 use crate::run::{self, Signals, Told};
@@ -33,8 +34,9 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let page_address = page.local_addr()?;
     let ended = Ended::default();
     let heard = ended.clone();
-    let started = run::start(&config, &[page_address], Some(Box::new(move |record| heard.add(record))))
-        .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
+    let started =
+        run::start(&config, &[page_address], Passed::default(), Some(Box::new(move |record| heard.add(record))))
+            .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
 
     // port 0 has become a number
     let port = started.running.listeners().first().map_or(options.port, |(_, address)| address.port());

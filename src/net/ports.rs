@@ -65,7 +65,29 @@ impl Ports {
         ports
     }
 
+    fn holds(&self, port: u16) -> bool {
+        port.checked_sub(self.first).is_some_and(|at| usize::from(at) < self.place.len())
+    }
+
+    /// Gives out ports of another range from now on. Ports that are in use stay in use; those of them that lie
+    /// outside are not given out again.
+    pub(super) fn set_range(&mut self, range: &RangeInclusive<u16>) {
+        let mut new = Self::new(range, self.random.clone());
+        for port in range.clone() {
+            // In use or resting.
+            if self.holds(port) && !self.is_free(port) {
+                new.remove(port);
+            }
+        }
+        new.resting = std::mem::take(&mut self.resting);
+        *self = new;
+    }
+
+    /// A port of another range than the present, or one that was free already, changes nothing.
     fn put(&mut self, port: u16) {
+        if !self.holds(port) || self.is_free(port) {
+            return;
+        }
         let list = &mut self.free[usize::from(port % 2)];
         self.place[usize::from(port - self.first)] = list.len() as u32;
         list.push(port);
@@ -123,7 +145,8 @@ impl Ports {
             return if at < even { self.free[0].get(at).copied() } else { self.free[1].get(at - even).copied() };
         }
         // Nothing is free; what this very client had may come back to it before its rest is over.
-        let at = self.resting.iter().take(LOOK_BACK).position(|resting| resting.client == Some(client))?;
+        let was_theirs = |resting: &Resting| resting.client == Some(client) && self.holds(resting.port);
+        let at = self.resting.iter().take(LOOK_BACK).position(was_theirs)?;
         let port = self.resting.remove(at)?.port;
         self.put(port);
         Some(port)
@@ -213,5 +236,28 @@ mod tests {
         assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(2000)), Some(port));
         ports.rest(port, Some(CLIENT), Ticks(3000));
         assert_eq!(ports.take(Parity::Any, OTHER, Ticks(123_000)), Some(port));
+    }
+
+    #[test]
+    fn another_range_takes_nothing_from_those_in_use_and_gives_out_its_own_only() {
+        let mut ports = ports(50_000..=50_009);
+        let used: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).take(6).collect();
+        ports.rest(used[0], Some(OTHER), Ticks(0));
+        ports.set_range(&(50_005..=50_019));
+        let mut given: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).collect();
+        assert!(
+            given.iter().all(|port| (50_005..=50_019).contains(port) && !used.contains(port)),
+            "{given:?} {used:?}"
+        );
+        // Everything comes back, old ports too; what lies outside stays out.
+        for port in used[1..].iter().chain(&given) {
+            ports.rest(*port, None, Ticks(0));
+        }
+        given = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(REST_SECONDS * 1000))).collect();
+        given.sort_unstable();
+        assert_eq!(given, (50_005..=50_019).collect::<Vec<_>>());
+        ports.set_range(&(40_000..=40_001));
+        assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some_and(|port| port == 40_000));
+        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(0)), None);
     }
 }
