@@ -120,7 +120,8 @@ fn feed_node(node: &Node, mut hasher: &mut dyn Hasher) {
 
 /// What stands in a key that names no file is shown, unless its name says that it is a secret.
 fn is_secret(key: &str) -> bool {
-    ["secret", "token", "password", "key"].iter().any(|end| key.ends_with(end)) && key != "tls.private_key"
+    let is_path_or_limit = key == "tls.private_key" || key.starts_with("limits.");
+    !is_path_or_limit && ["secret", "token", "password", "key"].iter().any(|end| key.ends_with(end))
 }
 
 impl Written {
@@ -297,6 +298,11 @@ mod tests {
         let new = format!("limits.allocations = 5\nlog.level = \"debug\"\n{LEAST}");
         assert_eq!(said(LEAST, &new), ["limits.allocations: 100000 -> 5", "log.level: \"info\" -> \"debug\""]);
         assert_eq!(said(&new, &new), [""; 0]);
+        assert_eq!(
+            said(LEAST, &format!("limits.credentials_per_key = 7\n{LEAST}")),
+            ["limits.credentials_per_key: 600 -> 7"]
+        );
+        assert!(is_secret("admin.token") && !is_secret("auth.nonce_key_file"));
         assert_eq!(said(LEAST, &format!("limits.allocations = 100000\n{LEAST}")), [""; 0], "the default written out");
     }
 
