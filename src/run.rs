@@ -9,11 +9,11 @@ use std::sync::Arc;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::faces::{BoundFaces, Faces};
-use self::reload::Reloader;
-use crate::api::health::Health;
+use self::reload::{Follower, Reloader};
+use crate::api::health::{self, Health};
 use crate::api::host::AllowedHosts;
 use crate::api::rest::counts::Counts;
-use crate::api::rest::{self, Rest};
+use crate::api::rest::{self, Door, Rest};
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::net::passed::Passed;
@@ -127,8 +127,12 @@ async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure>
         Arc::clone(&started.issuing),
         clock::now,
     ));
+    let hosts = AllowedHosts::default();
     let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
-    let mut faces = Faces::new(Health { status, metrics, hosts: AllowedHosts::default() }, Arc::clone(&rest));
+    let private = health::router(Health { status, metrics, hosts: hosts.clone() })
+        .merge(rest::router(&rest, &Door::Private(hosts.clone())));
+    let public = health::public_router().merge(rest::router(&rest, &Door::Public));
+    let mut faces = Faces::new(private, public, hosts);
     faces.serve(&config.http, http);
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
@@ -138,7 +142,9 @@ async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure>
     let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
     let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
     let running = Arc::clone(&started.running);
-    let reloader = Reloader::new(running, rest, level, Arc::clone(&notifier), config, faces);
+    let followers: Vec<Follower> =
+        vec![Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config)))];
+    let reloader = Reloader::new(running, level, Arc::clone(&notifier), followers, config, faces);
     loop {
         match signals.next().await {
             Told::Reload => {

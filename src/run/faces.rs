@@ -1,12 +1,11 @@
 //! The HTTP listeners of a running server: bound at the start, opened and closed by reloads.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
+use axum::Router;
 use tokio::task::AbortHandle;
 
-use crate::api::health::{self, Health};
-use crate::api::rest::{self, Door, Rest};
+use crate::api::host::AllowedHosts;
 use crate::api::{BindError, Bound};
 use crate::config::checked::{HttpConfig, HttpListen};
 use crate::net::passed::Passed;
@@ -61,17 +60,18 @@ struct Face {
     serving: AbortHandle,
 }
 
-/// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
+/// Every open HTTP listener, and what is served there.
 pub(crate) struct Faces {
-    health: Health,
-    rest: Arc<Rest>,
+    private: Router,
+    public: Router,
+    hosts: AllowedHosts,
     open: Vec<Face>,
 }
 
 impl Faces {
-    /// Serves nothing yet.
-    pub(crate) const fn new(health: Health, rest: Arc<Rest>) -> Self {
-        Self { health, rest, open: Vec::new() }
+    /// Serves nothing yet: `private` will be on `http.listen`, whose Host names are `hosts`, and `public` on `http.public`.
+    pub(crate) const fn new(private: Router, public: Router, hosts: AllowedHosts) -> Self {
+        Self { private, public, hosts, open: Vec::new() }
     }
 
     /// Binds what a configuration has and this has not.
@@ -98,22 +98,21 @@ impl Faces {
             }
             at.is_some()
         });
-        self.health.hosts.set(config.hosts.iter().map(ToString::to_string));
+        self.hosts.set(config.hosts.iter().map(ToString::to_string));
         for (place, listener) in bound.bound {
             let address = listener.address();
             let name = listener.name();
             let routes = match &place {
                 Place::Private(_) => {
                     tracing::info!(address = name, "metrics and health");
-                    let door = Door::Private(self.health.hosts.clone());
-                    health::router(self.health.clone()).merge(rest::router(&self.rest, &door))
+                    &self.private
                 }
                 Place::Public(_) => {
                     tracing::info!(address = name, "credentials for everybody who has a key");
-                    health::public_router().merge(rest::router(&self.rest, &Door::Public))
+                    &self.public
                 }
             };
-            let serving = tokio::spawn(listener.serve(routes)).abort_handle();
+            let serving = tokio::spawn(listener.serve(routes.clone())).abort_handle();
             self.open.push(Face { place, address, serving });
         }
     }

@@ -6,7 +6,6 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 
 use super::faces::Faces;
-use crate::api::rest::{self, Rest};
 use crate::config::diff::Change;
 use crate::config::{Config, Environment};
 use crate::net::Running;
@@ -22,12 +21,15 @@ pub struct ReloadReport {
     pub warnings: Vec<String>,
 }
 
+/// Who besides the relay follows a configuration.
+pub(crate) type Follower = Box<dyn Fn(&Config, &Running) + Send + Sync>;
+
 /// Rereads the configuration, for whoever asks: a signal or an operator over HTTP.
 pub(crate) struct Reloader {
     running: Arc<Running>,
-    rest: Arc<Rest>,
     level: Level,
     notifier: Arc<Notifier>,
+    followers: Vec<Follower>,
     state: Mutex<State>,
 }
 
@@ -38,16 +40,16 @@ struct State {
 }
 
 impl Reloader {
-    /// For a server that runs with this configuration.
+    /// For a server that runs with this configuration; `followers` hear of each new one, in their order.
     pub(crate) fn new(
         running: Arc<Running>,
-        rest: Arc<Rest>,
         level: Level,
         notifier: Arc<Notifier>,
+        followers: Vec<Follower>,
         config: Config,
         faces: Faces,
     ) -> Self {
-        Self { running, rest, level, notifier, state: Mutex::new(State { config, faces }) }
+        Self { running, level, notifier, followers, state: Mutex::new(State { config, faces }) }
     }
 
     /// Takes over what can change without dropping a call; systemd and the log hear of it.
@@ -79,7 +81,9 @@ impl Reloader {
         state.faces.serve(&new.http, bound);
         self.level.set(new.log.level);
         self.running.renew_certificates(&new).await;
-        self.rest.reconfigure(&new, rest::uris_of(&self.running, &new));
+        for follower in &self.followers {
+            follower(&new, &self.running);
+        }
         state.config = new;
         Ok(ReloadReport { changes, warnings })
     }
