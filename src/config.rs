@@ -8,6 +8,7 @@ pub mod accounting;
 pub mod admin;
 pub mod checked;
 pub mod describe;
+pub mod diff;
 pub mod drain;
 pub mod environment;
 pub mod error;

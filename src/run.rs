@@ -1,24 +1,27 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
+mod faces;
+pub mod reload;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use self::faces::{BoundFaces, Faces};
+use self::reload::{Follower, Reloader};
 use crate::api::admin::{self, Admin};
+use crate::api::health::{self, Health};
 use crate::api::host::AllowedHosts;
 use crate::api::rest::counts::Counts;
 use crate::api::rest::{self, Door, Rest};
-use crate::api::{Bound, health};
 use crate::cli::Failure;
-use crate::config::accounting::AccountingConfig;
-use crate::config::admin::AdminConfig;
-use crate::config::checked::HttpConfig;
-use crate::config::{Config, Environment};
+use crate::config::Config;
+use crate::net::passed::Passed;
 use crate::net::{self, Running, clock};
 use crate::ops::advice;
-use crate::ops::command::{self, Command, Commands, DrainAnswer, Reloaded};
+use crate::ops::command::{self, Command, Commands, DrainAnswer};
 use crate::ops::drain::Drain;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
@@ -34,7 +37,10 @@ use crate::protocol::revocation::Revocations;
 /// # Errors
 /// [`Failure::Run`] with key, value and remedy when something can't be bound.
 pub fn serve(config: Config) -> Result<(), Failure> {
-    runtime()?.block_on(serve_until_told(config))
+    // Before there is a second thread.
+    let passed = Passed::take().map_err(Failure::Run)?;
+    passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
+    runtime()?.block_on(serve_until_told(config, passed))
 }
 
 /// The control runtime: HTTP, signals, accepting, the log. No packet of an established client comes here.
@@ -62,12 +68,14 @@ pub(crate) struct Started {
 pub(crate) fn start(
     config: &Config,
     http: &[SocketAddr],
+    passed: Passed,
     revocations: Revocations,
     on_ended: Option<OnEnded>,
 ) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
     let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
-    let (running, events) = net::start(config, http, revocations).map_err(|error| Failure::Run(error.to_string()))?;
+    let running = net::start(config, http, passed, revocations);
+    let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
         tracing::info!(%address, transport = transport.name(), "listening");
@@ -105,7 +113,7 @@ impl Started {
     }
 }
 
-async fn serve_until_told(config: Config) -> Result<(), Failure> {
+async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure> {
     let level = log::start(&config.log).map_err(Failure::Run)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -118,19 +126,20 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
-    let http = config.http.listen.as_ref().map(Bound::bind).transpose().map_err(|e| Failure::Run(e.to_string()))?;
-    let public = config.http.public.iter().map(|listen| Bound::bind_public(*listen)).collect::<Result<Vec<_>, _>>();
-    let public = public.map_err(|error| Failure::Run(error.to_string()))?;
-    let http_addresses: Vec<SocketAddr> = http.iter().chain(&public).filter_map(Bound::address).collect();
+    if passed.count() > 0 {
+        tracing::info!(sockets = passed.count(), "taking over sockets that were passed");
+    }
+    let http = BoundFaces::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
     let mut signals = Signals::new()?;
     let kept = revocations::path_of(
         config.admin.revocations_file.as_deref(),
         std::env::var("STATE_DIRECTORY").ok().as_deref(),
     );
     let revoked = revocations::load(kept.as_deref(), clock::unix_seconds()).map_err(Failure::Run)?;
-    let started = start(&config, &http_addresses, revoked, None)?;
+    let started = start(&config, &http.addresses(), passed, revoked, None)?;
+    let hosts = AllowedHosts::default();
     let (commands, mut asked) = command::channel();
-    let admin = Arc::new(admin(&config, &started, kept, commands, level.clone()));
+    let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
     let rest = Arc::new(Rest::new(
         &config,
         rest::uris_of(&started.running, &config),
@@ -139,7 +148,13 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     ));
     let running = Arc::clone(&started.running);
     rest.shut_out(move |party, now| running.revocations().includes(party, now));
-    serve_http(&config, &started, &rest, &admin, http, public);
+    let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
+    let private = health::router(Health { status, metrics, hosts: hosts.clone() })
+        .merge(rest::router(&rest, &Door::Private(hosts.clone())))
+        .merge(admin::router(&admin));
+    let public = health::public_router().merge(rest::router(&rest, &Door::Public));
+    let mut faces = Faces::new(private, public, hosts);
+    faces.serve(&config.http, http, started.running.tls().as_ref());
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
     notifier.ready("serving");
@@ -153,7 +168,14 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         Arc::clone(&notifier),
         config.drain.clone(),
     );
-    let mut config = config;
+    let draining = Arc::clone(&drain);
+    let followers: Vec<Follower> = vec![
+        Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config))),
+        Box::new(move |config, _| admin.reconfigure(config)),
+        Box::new(move |config, _| draining.reconfigure(&config.drain)),
+    ];
+    let running = Arc::clone(&started.running);
+    let reloader = Reloader::new(running, level, Arc::clone(&notifier), followers, config, faces);
     let mut was_terminated = false;
     let signal = loop {
         let (told, answer) = tokio::select! {
@@ -172,26 +194,15 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
         };
         match told {
             Told::Reload => {
-                notifier.reloading();
                 if let Some(usage) = &started.usage {
                     usage.reopen();
                 }
-                let done = match reload(&config, &started.running, &level) {
-                    Ok((new, done)) => {
-                        started.running.renew_certificates(&new).await;
-                        drain.reconfigure(&new.drain);
-                        config = new;
-                        rest.reconfigure(&config, rest::uris_of(&started.running, &config));
-                        admin.reconfigure(&config);
-                        Ok(done)
-                    }
-                    Err(error) => Err(error),
-                };
+                // The log has what came of it.
+                let done = reloader.reload().await;
                 if let Some(answer) = answer {
                     // Whoever asked may have gone.
-                    let _ = answer.send(done);
+                    let _ = answer.send(done.map(|report| report.into()));
                 }
-                notifier.ready("serving");
             }
             // Only the first one: whoever sends another does not want to wait.
             Told::Stop(Told::TERMINATE) if drain.is_wanted_on_term() && !was_terminated => {
@@ -209,11 +220,14 @@ async fn serve_until_told(config: Config) -> Result<(), Failure> {
     Ok(())
 }
 
-fn hosts(config: &Config) -> AllowedHosts {
-    AllowedHosts::new(config.http.hosts.iter().map(ToString::to_string))
-}
-
-fn admin(config: &Config, started: &Started, kept: Option<PathBuf>, commands: Commands, level: Level) -> Admin {
+fn admin(
+    config: &Config,
+    started: &Started,
+    hosts: AllowedHosts,
+    kept: Option<PathBuf>,
+    commands: Commands,
+    level: Level,
+) -> Admin {
     let running = Arc::clone(&started.running);
     let parts = admin::Parts {
         revocations: Arc::new(Store::new(Arc::clone(&running), kept)),
@@ -224,73 +238,7 @@ fn admin(config: &Config, started: &Started, kept: Option<PathBuf>, commands: Co
         level,
         clock: clock::now,
     };
-    Admin::new(config, hosts(config), parts)
-}
-
-/// Everything on `http.listen`; credentials and `/healthz` alone on `http.public`.
-fn serve_http(
-    config: &Config,
-    started: &Started,
-    rest: &Arc<Rest>,
-    admin: &Arc<Admin>,
-    http: Option<Bound>,
-    public: Vec<Bound>,
-) {
-    let hosts = hosts(config);
-    if let Some(http) = http {
-        let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
-        let health = health::Health { status, metrics, hosts: hosts.clone() };
-        tracing::info!(address = http.name(), "metrics and health");
-        let routes =
-            health::router(health).merge(rest::router(rest, &Door::Private(hosts))).merge(admin::router(admin));
-        tokio::spawn(http.serve(routes, None));
-    }
-    for listener in public {
-        tracing::info!(address = listener.name(), "credentials for everybody who has a key");
-        let routes = health::public_router().merge(rest::router(rest, &Door::Public));
-        tokio::spawn(listener.serve(routes, started.running.tls().cloned()));
-    }
-}
-
-/// Takes over what can change without dropping a call; a wrong file changes nothing.
-fn reload(old: &Config, running: &Running, level: &Level) -> Result<(Config, Reloaded), String> {
-    let new = match old.reload(&Environment::of_process()) {
-        Ok(new) => new,
-        Err(error) => {
-            tracing::warn!("reload: the configuration is wrong, the old one stays: {error}");
-            return Err(format!("the configuration is wrong, the old one stays: {error}"));
-        }
-    };
-    for warning in &new.warnings {
-        tracing::warn!("{warning}");
-    }
-    let needs_restart = old.needs_restart(&new);
-    if !needs_restart.is_empty() {
-        tracing::warn!(keys = needs_restart.join(", "), "reload: these keys take effect at the next start only");
-    }
-    // The realm is in every client's key: it stays until the restart.
-    let effective = Config {
-        realm: old.realm.clone(),
-        workers: old.workers,
-        listen: old.listen.clone(),
-        relay: old.relay.clone(),
-        http: HttpConfig { issuing: new.http.issuing.clone(), ..old.http.clone() },
-        admin: AdminConfig { revocations_file: old.admin.revocations_file.clone(), ..new.admin.clone() },
-        accounting: AccountingConfig { interval: new.accounting.interval, ..old.accounting.clone() },
-        ..new
-    };
-    if let Err(error) = running.reconfigure(&effective) {
-        tracing::warn!("reload: {error}; the old settings stay");
-        return Err(format!("{error}; the old settings stay"));
-    }
-    level.set(effective.log.level);
-    tracing::info!(
-        users = effective.auth.users.len(),
-        secrets = effective.auth.secrets.len(),
-        "reload: users, secrets, peers, lifetimes, limits and log level are taken over"
-    );
-    let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();
-    Ok((effective, Reloaded { changed: Vec::new(), needs_restart }))
+    Admin::new(config, hosts, parts)
 }
 
 /// What a signal asks for.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use throughway::api::rest::refused::IssueRefused;
 use throughway::config::KEYS;
+use throughway::config::diff::restart_reason;
 use throughway::protocol::border::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
 
@@ -157,6 +158,11 @@ fn every_key_of_the_configuration_is_in_operations_with_its_default() {
     for key in KEYS {
         let row = format!("| `{}` | `{}` |", key.path, key.default);
         assert!(keys.contains(&row), "docs/operations.md lacks the row {row}");
+    }
+    for key in KEYS {
+        let row = keys.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path))).unwrap();
+        let says_no = row.ends_with("| no |");
+        assert_eq!(says_no, restart_reason(key.path).is_some(), "does {} need a restart? {row}", key.path);
     }
     let rows = keys.lines().filter(|line| line.starts_with("| `")).count();
     assert_eq!(rows, KEYS.len(), "docs/operations.md has rows of keys that do not exist");

@@ -1,15 +1,22 @@
-//! What the real binary tells a service manager, over a notify socket of the test's own.
+//! What the real binary tells a service manager, and what it takes from one: sockets and credentials. The manager is
+//! the test; tests/systemd has a real one.
 
 mod e2e_support;
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary};
-use e2e_support::{PATIENCE, Settings, wait_for};
+use e2e_support::tls::Authority;
+use e2e_support::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
+use socket2::{Domain, Socket, Type};
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
 use throughway::net::clock::{monotonic_microseconds, unix_seconds};
@@ -192,4 +199,234 @@ fn a_secret_comes_from_the_credentials_directory() {
     assert!(said.contains("can't read") && said.contains("turn-secret"), "{said}");
     fs::write(&config, "[[auth.secrets]]\nid = \"main\"\ncredential = \"../shadow\"\n").unwrap();
     assert!(verify(Some(directory.path())).1.contains("the name of a credential"));
+}
+
+/// Every key that names a file to be read takes a credential, and says what is missing if there is none.
+#[test]
+fn a_credential_may_stand_wherever_a_file_is_named() {
+    let (directory, authority) = (Directory::new(), Authority::new());
+    let (chain, key) = authority.issue(&["turn.example.org"], 2100);
+    let jwks = format!("{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"k\":\"{}\"}}]}}", "A".repeat(43));
+    let credentials = directory.path().join("credentials");
+    fs::create_dir(&credentials).unwrap();
+    for (name, text) in [("chain", chain.as_str()), ("key", &key), ("jwks", &jwks), ("secret", "0123456789abcdef")] {
+        fs::write(credentials.join(name), text).unwrap();
+    }
+    let config = directory.path().join("config.toml");
+    let text = "[listen]\nudp = []\ntcp = []\ntls = [\"127.0.0.1:0\"]\n\
+        [tls]\ncertificate = \"credential:chain\"\nprivate_key = \"credential:key\"\n\
+        [auth]\nnonce_key_file = \"credential:secret\"\nusers.alice.file = \"credential:secret\"\n\
+        [http]\njwt_keys = \"credential:jwks\"\njwt_audience = \"us\"\n\
+        [accounting]\nfile = \"usage\"\nsign_key_file = \"credential:secret\"\nwebhook_token_file = \"credential:secret\"\n\
+        [[auth.secrets]]\nid = \"main\"\nfile = \"credential:secret\"\n\
+        [[auth.secrets]]\nid = \"next\"\ncredential = \"secret\"\n";
+    fs::write(&config, text).unwrap();
+    let check = |directory: Option<&Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+        command.arg("check-config").arg(&config).env_clear();
+        if let Some(directory) = directory {
+            command.env("CREDENTIALS_DIRECTORY", directory);
+        }
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).unwrap())
+    };
+    let (code, said) = check(Some(&credentials));
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = check(None);
+    assert_eq!(code, Some(2));
+    let keys = [
+        "tls.certificate",
+        "tls.private_key",
+        "auth.nonce_key_file",
+        "auth.users.alice.file",
+        "http.jwt_keys",
+        "accounting.sign_key_file",
+        "accounting.webhook_token_file",
+        "auth.secrets[0].file",
+        "auth.secrets[1].credential",
+    ];
+    for key in keys {
+        let told = said.lines().any(|line| line.contains(key) && line.contains("CREDENTIALS_DIRECTORY"));
+        assert!(told, "{key} is not named in\n{said}");
+    }
+    fs::write(&config, text.replace("credential:jwks", "credential:../jwks")).unwrap();
+    let (_, said) = check(Some(&credentials));
+    assert!(said.contains("http.jwt_keys") && said.contains("the name of a credential"), "{said}");
+}
+
+/// What a socket unit opens.
+fn udp_socket(address: &str, reuse_port: bool) -> OwnedFd {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.set_reuse_port(reuse_port).unwrap();
+    socket.bind(&address.parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.into()
+}
+
+fn address_of(socket: &OwnedFd) -> SocketAddr {
+    UdpSocket::from(socket.try_clone().unwrap()).local_addr().unwrap()
+}
+
+/// The server with sockets as its descriptors from 3 on, as a service manager starts it.
+#[allow(unsafe_code)]
+fn with_passed(config: &Path, sockets: &[OwnedFd], pid: &str) -> Command {
+    let whole = binary(config);
+    let mut command = Command::new("sh");
+    // The shell becomes the server, so its number is the server's.
+    command.arg("-c").arg(format!("LISTEN_PID={pid} exec \"$0\" \"$@\""));
+    command.arg(whole.get_program()).args(whole.get_args()).env_clear();
+    command.env("LISTEN_FDS", sockets.len().to_string()).env("LISTEN_FDNAMES", "throughway.socket:second");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Above the places where they go, so that none is overwritten before it was copied.
+    let above = |socket: &OwnedFd| {
+        // SAFETY: no pointers; a copy of a descriptor that is open, which nobody else has.
+        unsafe { OwnedFd::from_raw_fd(libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100)) }
+    };
+    let copies: Vec<OwnedFd> = sockets.iter().map(above).collect();
+    // SAFETY: dup2 is async-signal-safe, and nothing is allocated between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            for (at, copy) in copies.iter().enumerate() {
+                if libc::dup2(copy.as_raw_fd(), 3 + at as i32) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    command
+}
+
+struct Passed {
+    server: Child,
+    log: Log,
+    directory: Directory,
+    ports: Slice,
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+impl Passed {
+    fn start(settings: &Settings, sockets: &[OwnedFd]) -> Self {
+        let (ports, directory) = (Slice::take(), Directory::new());
+        let config = directory.path().join("config.toml");
+        fs::write(&config, settings.text(&ports.range)).unwrap();
+        let mut server = with_passed(&config, sockets, "$$").spawn().unwrap();
+        let (log, _) = Log::follow(server.stderr.take().unwrap());
+        wait_for("ready", || (!log.events("ready").is_empty()).then_some(()));
+        Self { server, log, directory, ports }
+    }
+
+    /// Sockets that the kernel has of an address.
+    fn sockets_at(&self, address: SocketAddr) -> usize {
+        let SocketAddr::V4(v4) = address else { panic!("IPv4") };
+        let place = format!(" {:08X}:{:04X} ", u32::from_ne_bytes(v4.ip().octets()), v4.port());
+        fs::read_to_string("/proc/net/udp").unwrap().lines().filter(|line| line.contains(&place)).count()
+    }
+
+    fn reload(&self, settings: &Settings) {
+        let lines = || self.log.text().lines().filter(|line| line.contains("reload: ")).count();
+        let before = lines();
+        fs::write(self.directory.path().join("config.toml"), settings.text(&self.ports.range)).unwrap();
+        assert!(Command::new("kill").args(["-s", "HUP", &self.server.id().to_string()]).status().unwrap().success());
+        wait_for("the reload", || (lines() > before).then_some(()));
+    }
+}
+
+fn call(mut client: Client) {
+    let relayed = client.allocate();
+    let peer = peer(relayed);
+    client.bind(0x4001, peer.local_addr().unwrap());
+    client.send_channel(0x4001, b"over a passed socket");
+    assert_eq!(receive(&peer), (b"over a passed socket".to_vec(), relayed));
+    peer.send_to(b"back", relayed).unwrap();
+    client.expect_data(Origin::Channel(0x4001), b"back");
+    assert_eq!(client.refresh(0).code(), 0);
+}
+
+with_one_and_three_workers! {
+    /// One socket for each worker, a stream listener and an HTTP listener: all are used, and steered as our own are.
+    fn passed_sockets_are_the_listeners_of_their_addresses(workers: u8) {
+        let mut sockets = vec![udp_socket("127.0.0.1:0", true)];
+        let udp = address_of(&sockets[0]);
+        sockets.extend((1..workers).map(|_| udp_socket(&udp.to_string(), true)));
+        let streams = [TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()];
+        let [tcp, http] = [0, 1].map(|at: usize| streams[at].local_addr().unwrap());
+        sockets.extend(streams.map(OwnedFd::from));
+        let mut settings = Settings::new(workers);
+        (settings.udp, settings.tcp) = (vec![udp.to_string()], vec![tcp.to_string()]);
+        settings.http_listen = http.to_string();
+        let server = Passed::start(&settings, &sockets);
+        assert_eq!(server.log.events("taking over sockets that were passed")[0]["sockets"], u64::from(workers) + 2);
+        assert_eq!(server.sockets_at(udp), usize::from(workers), "none was opened besides");
+        for worker in 0..workers {
+            call(Client::udp_on_worker(udp, worker, workers));
+        }
+        call(Client::tcp(tcp));
+        assert_eq!(http::get(http, "/readyz", "localhost").0, 200);
+        // A reload may take such a listener out and bring it back.
+        let without = Settings { udp: vec!["127.0.0.1:0".to_owned()], ..settings.clone() };
+        server.reload(&without);
+        wait_for("the listener to close", || server.log.events("listener closed: its last session has ended").pop());
+        server.reload(&settings);
+        for worker in 0..workers {
+            call(Client::udp_on_worker(udp, worker, workers));
+        }
+        assert!(!server.log.text().contains("another process has it"), "{}", server.log.text());
+        assert!(!server.log.text().contains("fewer sockets"), "{}", server.log.text());
+    }
+
+    /// One socket and several workers: others join if it was made for that; else one worker reads it, and the log says so.
+    fn one_passed_socket_serves_several_workers(workers: u8) {
+        for reuse_port in [true, false] {
+            let sockets = [udp_socket("127.0.0.1:0", reuse_port)];
+            let udp = address_of(&sockets[0]);
+            let mut settings = Settings::new(workers);
+            (settings.udp, settings.tcp) = (vec![udp.to_string()], Vec::new());
+            let server = Passed::start(&settings, &sockets);
+            let joined = if reuse_port { workers } else { 1 };
+            assert_eq!(server.sockets_at(udp), usize::from(joined));
+            for worker in 0..workers {
+                call(Client::udp_on_worker(udp, worker, workers));
+            }
+            assert_eq!(server.log.text().contains("fewer sockets were passed"), joined < workers);
+        }
+    }
+}
+
+/// What nobody would read is an error that names it, and so is a socket that takes IPv4 as IPv6.
+#[test]
+fn a_passed_socket_that_fits_no_listener_is_refused() {
+    let directory = Directory::new();
+    let config = directory.path().join("config.toml");
+    let settings = Settings::new(1);
+    fs::write(&config, settings.text(&(23_000..=23_001))).unwrap();
+    let stray = udp_socket("127.0.0.1:0", false);
+    let address = address_of(&stray).to_string();
+    let both = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+    both.set_only_v6(false).unwrap();
+    both.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let file = OwnedFd::from(fs::File::open(&config).unwrap());
+    for (socket, parts) in [
+        (stray, ["fits no listener", address.as_str(), "throughway.socket"]),
+        (both.into(), ["BindIPv6Only=ipv6-only", "[::]:", "throughway.socket"]),
+        (file, ["LISTEN_FDS", "descriptor 3", "is no socket"]),
+    ] {
+        let output = with_passed(&config, &[socket], "$$").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{parts:?} in {said}");
+    }
+    // Meant for another process: not ours.
+    let mut other = with_passed(&config, &[udp_socket("127.0.0.1:0", false)], "1").spawn().unwrap();
+    let (log, _) = Log::follow(other.stderr.take().unwrap());
+    let started = std::panic::catch_unwind(|| wait_for("ready", || (!log.events("ready").is_empty()).then_some(())));
+    let _ = other.kill();
+    let _ = other.wait();
+    assert!(started.is_ok() && log.events("taking over sockets that were passed").is_empty());
 }

@@ -6,17 +6,28 @@
 //! bound by the same-origin rule at all: its `Origin` must be the very host it calls.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use axum::http::{HeaderMap, header};
 
 /// The names under which the page may be asked for, besides loopback.
+///
+/// Clones share their names, so that a reload changes them everywhere.
 #[derive(Debug, Clone, Default)]
-pub struct AllowedHosts(Vec<String>);
+pub struct AllowedHosts(Arc<ArcSwap<Vec<String>>>);
 
 impl AllowedHosts {
     /// Allows `names` (without port; IPv6 literals with or without brackets) besides loopback.
     pub fn new(names: impl IntoIterator<Item = String>) -> Self {
-        Self(names.into_iter().map(|name| normal(&name)).collect())
+        let hosts = Self::default();
+        hosts.set(names);
+        hosts
+    }
+
+    /// Allows these from now on, and those before no more.
+    pub fn set(&self, names: impl IntoIterator<Item = String>) {
+        self.0.store(Arc::new(names.into_iter().map(|name| normal(&name)).collect()));
     }
 
     /// The host a request names, if it may: without port, brackets kept for IPv6 literals.
@@ -33,7 +44,7 @@ impl AllowedHosts {
     fn allows(&self, host: &str) -> bool {
         let host = normal(host);
         let loopback = host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        loopback || host == "localhost" || self.0.contains(&host)
+        loopback || host == "localhost" || self.0.load().contains(&host)
     }
 }
 

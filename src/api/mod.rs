@@ -20,6 +20,7 @@ use axum::Router;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::{HttpListen, PublicListen};
+use crate::net::passed::Passed;
 use crate::tls::Tls;
 
 pub use serve::{Peer, turned_away};
@@ -35,14 +36,19 @@ pub enum Bound {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removes the socket's file when the listener goes.
+/// Removes the socket's file when the listener goes, unless somebody else made it.
 #[derive(Debug)]
-pub struct SocketFile(PathBuf);
+pub struct SocketFile {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.0);
+        if self.is_ours {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -68,6 +74,37 @@ impl Bound {
                 bind_unix(path).map_err(|cause| BindError { key, place: path.display().to_string(), cause })
             }
         }
+    }
+
+    /// The same, but a socket that was passed for it comes first.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open(listen: &HttpListen, passed: &Passed) -> Result<Self, BindError> {
+        let failed = |place: String| move |cause| BindError { key: "http.listen", place, cause };
+        let found = match listen {
+            HttpListen::Tcp(address) => {
+                let socket = passed.stream(*address).map_err(failed(address.to_string()))?;
+                socket.map(|socket| Self::Tcp(socket.into()))
+            }
+            HttpListen::Unix(path) => {
+                let socket = passed.unix(path).map_err(failed(path.display().to_string()))?;
+                let file = SocketFile { path: path.clone(), is_ours: false };
+                socket.map(|socket| Self::Unix(socket.into(), file))
+            }
+        };
+        found.map_or_else(|| Self::bind(listen), Ok)
+    }
+
+    /// The same for one of `http.public`.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open_public(listen: PublicListen, passed: &Passed) -> Result<Self, BindError> {
+        let found = passed.stream(listen.address);
+        let found = found.map_err(|cause| BindError { key: "http.public", place: listen.to_string(), cause })?;
+        let Some(socket) = found else { return Self::bind_public(listen) };
+        Ok(if listen.is_https { Self::Https(socket.into()) } else { Self::Tcp(socket.into()) })
     }
 
     /// The same for one of `http.public`.
@@ -96,7 +133,7 @@ impl Bound {
             Self::Https(listener) => {
                 listener.local_addr().map_or_else(|_| "https".to_owned(), |a| format!("https://{a}"))
             }
-            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+            Self::Unix(_, file) => format!("unix:{}", file.path.display()),
         }
     }
 
@@ -140,5 +177,5 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     }
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    Ok(Bound::Unix(listener, SocketFile(path.to_owned())))
+    Ok(Bound::Unix(listener, SocketFile { path: path.to_owned(), is_ours: true }))
 }

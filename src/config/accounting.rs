@@ -72,12 +72,6 @@ impl AccountingConfig {
         if self.is_on() { self.interval } else { 0 }
     }
 
-    /// Whether both write to the same places in the same way; only the interval can change without a restart.
-    #[must_use]
-    pub fn goes_where(&self, other: &Self) -> bool {
-        *self == Self { interval: self.interval, ..other.clone() }
-    }
-
     /// For `check-config`.
     #[must_use]
     pub fn describe(&self) -> String {

@@ -9,8 +9,9 @@ use ipnet::IpNet;
 
 use crate::config::admin::Reach;
 use crate::config::checked::{Config, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers};
+use crate::config::diff::Written;
 use crate::config::document::{self, Entry, Node, Value};
-use crate::config::environment::Environment;
+use crate::config::environment::{self, Environment};
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::config::{KEYS, units};
 use crate::credentials::SharedSecret;
@@ -20,6 +21,9 @@ use crate::protocol::settings::LocalAddresses;
 
 /// RFC 8489 section 14.9: a realm has fewer than 128 characters.
 const REALM_CHARACTERS_MAX: usize = 127;
+
+/// What stands before the name of a credential where a file could be named.
+pub(crate) const CREDENTIAL: &str = "credential:";
 
 /// Checks everything.
 pub(crate) fn check(
@@ -36,7 +40,16 @@ pub(crate) fn check(
     document::check_keys(&root, &mut problems);
     let overlay = environment.nodes(&mut problems);
     let path = file.map(|(path, _)| path.to_owned());
-    let mut check = Check { root, overlay, path, problems, notes: Vec::new(), holds_secrets: false };
+    let mut check = Check {
+        root,
+        overlay,
+        path,
+        problems,
+        notes: Vec::new(),
+        contents: Vec::new(),
+        holds_secrets: false,
+        credentials_directory: environment.credentials_directory().map(PathBuf::from),
+    };
 
     let realm = check.realm();
     let workers = check.workers();
@@ -46,7 +59,7 @@ pub(crate) fn check(
     let tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen, &tls);
-    let admin = check.admin(environment);
+    let admin = check.admin();
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
     check.issuing_needs_a_secret(&http.issuing, &auth);
@@ -57,6 +70,7 @@ pub(crate) fn check(
     let drain = check.drain(&listen);
     let log = check.log();
 
+    let written = Written::of(&check);
     let Check { path, mut problems, notes, holds_secrets, .. } = check;
     if !problems.is_empty() {
         problems.sort_by_key(|problem| match &problem.place {
@@ -86,6 +100,7 @@ pub(crate) fn check(
             holds_secrets,
             initial_secret,
         },
+        written,
         warnings: notes,
     };
     if config.challenge_bytes() > 72 {
@@ -109,7 +124,16 @@ pub(crate) fn reach(file: Option<(&Path, &str)>, environment: &Environment) -> R
     let overlay = environment.nodes(&mut Vec::new());
     let path = file.map(|(path, _)| path.to_owned());
     let source = path.as_ref().map_or_else(|| "the built-in defaults".to_owned(), |path| path.display().to_string());
-    let check = Check { root, overlay, path, problems: Vec::new(), notes: Vec::new(), holds_secrets: false };
+    let check = Check {
+        root,
+        overlay,
+        path,
+        problems: Vec::new(),
+        notes: Vec::new(),
+        contents: Vec::new(),
+        holds_secrets: false,
+        credentials_directory: environment.credentials_directory().map(PathBuf::from),
+    };
     check.reach(environment, source)
 }
 
@@ -120,8 +144,12 @@ pub(crate) struct Check {
     path: Option<PathBuf>,
     problems: Vec<Problem>,
     pub(crate) notes: Vec<Note>,
+    /// Digests of what is in the files that hold secrets, each under its key.
+    pub(crate) contents: Vec<(String, u64)>,
     /// Whether the file itself holds a password or a secret.
     pub(crate) holds_secrets: bool,
+    /// Where the service manager put what LoadCredential= names.
+    credentials_directory: Option<PathBuf>,
 }
 
 impl Check {
@@ -181,6 +209,26 @@ impl Check {
             (Place::File(..), Some(directory)) => directory.join(path),
             _ => PathBuf::from(path),
         }
+    }
+
+    /// The file that a value names, to be read: beside the configuration, or `credential:NAME` for what the service
+    /// manager gave us under a name. Nothing else in the configuration names a file to be read.
+    pub(crate) fn file(&mut self, node: &Node, key: &str, path: &str) -> Option<PathBuf> {
+        let Some(name) = path.strip_prefix(CREDENTIAL) else { return Some(self.beside(&node.place, path)) };
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            let message = "expected the name of a credential, as it stands before the colon of LoadCredential=";
+            self.wrong(node, key, message);
+            return None;
+        }
+        let Some(directory) = &self.credentials_directory else {
+            let message = format!(
+                "{} is not set: start the server by systemd, with LoadCredential={name}:/path/of/the/file in its unit",
+                environment::CREDENTIALS_DIRECTORY
+            );
+            self.wrong(node, key, message);
+            return None;
+        };
+        Some(directory.join(name))
     }
 
     pub(crate) fn text(&mut self, node: &Node, key: &str) -> Option<String> {

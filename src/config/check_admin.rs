@@ -16,15 +16,15 @@ const FILE: &str = "http.admin_token_file";
 const CREDENTIAL: &str = "http.admin_token_credential";
 
 impl Check {
-    pub(crate) fn admin(&mut self, environment: &Environment) -> AdminConfig {
+    pub(crate) fn admin(&mut self) -> AdminConfig {
         AdminConfig {
-            token: self.admin_token(environment),
+            token: self.admin_token(),
             uids: self.uids("http.admin_uids"),
             revocations_file: self.path_of("auth.revocations_file").map(|(path, _)| path),
         }
     }
 
-    fn admin_token(&mut self, environment: &Environment) -> Option<Secret> {
+    fn admin_token(&mut self) -> Option<Secret> {
         let (file, credential) = (self.text_of(FILE), self.text_of(CREDENTIAL));
         let (key, node, token) = match (file, credential) {
             (None, None) => return None,
@@ -37,7 +37,7 @@ impl Check {
                 (FILE, node, token)
             }
             (None, Some((_, node))) => {
-                let token = self.credential(&node, CREDENTIAL, environment.credentials_directory())?;
+                let token = self.credential(&node, CREDENTIAL)?;
                 (CREDENTIAL, node, token)
             }
         };

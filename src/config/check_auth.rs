@@ -4,8 +4,9 @@ use std::path::Path;
 
 use hashbrown::HashMap;
 
-use crate::config::check::{Check, is_zero};
+use crate::config::check::{CREDENTIAL, Check, is_zero};
 use crate::config::checked::AuthConfig;
+use crate::config::diff::digest_of;
 use crate::config::document::{self, Entry, Node, Value};
 use crate::config::environment::{self, Environment};
 use crate::config::error::{Place, Problem};
@@ -37,7 +38,7 @@ impl Check {
     pub(crate) fn auth(&mut self, environment: &Environment, initial: Option<&SharedSecret>) -> AuthConfig {
         let users = self.users();
         let mut secrets: Vec<SharedSecret> = self.environment_secret(environment).into_iter().collect();
-        self.secrets(&mut secrets, environment.credentials_directory());
+        self.secrets(&mut secrets);
         if secrets.is_empty() && users.is_empty() {
             secrets.extend(initial.cloned());
         }
@@ -161,7 +162,7 @@ impl Check {
         }
     }
 
-    fn secrets(&mut self, secrets: &mut Vec<SharedSecret>, credentials: Option<&str>) {
+    fn secrets(&mut self, secrets: &mut Vec<SharedSecret>) {
         let path = "auth.secrets";
         let node = self.get(path);
         let Value::List(items) = &node.value else {
@@ -181,7 +182,7 @@ impl Check {
                 self.wrong(item, &key, message);
                 return;
             }
-            let Some(secret) = self.secret(item, &key, credentials) else { continue };
+            let Some(secret) = self.secret(item, &key) else { continue };
             if secrets.iter().any(|other| other.id == secret.id) {
                 self.wrong(item, &key, format!("the id \"{}\" stands there twice", secret.id));
             } else {
@@ -190,7 +191,7 @@ impl Check {
         }
     }
 
-    fn secret(&mut self, node: &Node, key: &str, credentials: Option<&str>) -> Option<SharedSecret> {
+    fn secret(&mut self, node: &Node, key: &str) -> Option<SharedSecret> {
         let Value::Table(fields) = &node.value else {
             self.wrong(node, key, "expected a table of id and value, file or credential");
             return None;
@@ -230,7 +231,7 @@ impl Check {
                 let path = self.text(file, &file_key)?;
                 self.secret_file(file, &file_key, &path)?
             }
-            (None, None, Some(name)) => self.credential(name, &format!("{key}.credential"), credentials)?,
+            (None, None, Some(name)) => self.credential(name, &format!("{key}.credential"))?,
             _ => {
                 if all_known {
                     self.wrong(node, key, "needs exactly one of value, file and credential");
@@ -282,30 +283,14 @@ impl Check {
     }
 
     /// What LoadCredential= of the unit gave us under a name.
-    pub(crate) fn credential(&mut self, node: &Node, key: &str, directory: Option<&str>) -> Option<Secret> {
+    pub(crate) fn credential(&mut self, node: &Node, key: &str) -> Option<Secret> {
         let name = self.text(node, key)?;
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            self.wrong(
-                node,
-                key,
-                "expected the name of a credential, as it stands before the colon of LoadCredential=",
-            );
-            return None;
-        }
-        let Some(directory) = directory else {
-            let message = format!(
-                "{} is not set: start the server by systemd, with LoadCredential={name}:/path/to/the/secret in its unit",
-                environment::CREDENTIALS_DIRECTORY
-            );
-            self.wrong(node, key, message);
-            return None;
-        };
-        self.secret_file(node, key, &format!("{directory}/{name}"))
+        self.secret_file(node, key, &format!("{CREDENTIAL}{name}"))
     }
 
     /// What is in a file, without its last newline: editors add one, issuers never sign with it.
     pub(crate) fn secret_file(&mut self, node: &Node, key: &str, path: &str) -> Option<Secret> {
-        let path = self.beside(&node.place, path);
+        let path = self.file(node, key, path)?;
         let mut bytes = match read_at_most(&path, FILE_BYTES_MAX) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -327,6 +312,7 @@ impl Check {
             self.wrong(node, key, format!("{} is empty", path.display()));
             return None;
         }
+        self.contents.push((key.to_owned(), digest_of(&bytes)));
         Some(Secret::new(bytes))
     }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use crate::config::check::Check;
 use crate::config::check_auth::{hex, read_at_most};
 use crate::config::checked::{AuthConfig, PublicListen, TlsConfig};
+use crate::config::diff::digest_of;
 use crate::config::document::{Node, Value};
 use crate::config::error::Problem;
 use crate::config::initial_secret::is_world_readable;
@@ -363,7 +364,7 @@ impl Check {
     }
 
     fn key_file(&mut self, node: &Node, path: &str) -> Option<Vec<jwt::Key>> {
-        let path = self.beside(&node.place, path);
+        let path = self.file(node, "http.jwt_keys", path)?;
         let text = match read_at_most(&path, JWKS_BYTES_MAX) {
             Ok(text) => text,
             Err(error) => {
@@ -383,6 +384,7 @@ impl Check {
                 format!("holds a secret and every user of this machine can read {}; chmod 0640 it", path.display());
             self.notes.push(Problem::new(node.place.clone(), "http.jwt_keys", message));
         }
+        self.contents.push(("http.jwt_keys".to_owned(), digest_of(&text)));
         Some(keys)
     }
 

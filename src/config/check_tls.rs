@@ -96,10 +96,13 @@ impl Check {
         else {
             return;
         };
-        let files = Files {
-            certificate: self.beside(&certificate.place, &certificate_path),
-            private_key: self.beside(&private_key.place, &key_path),
+        let (Some(chain), Some(private)) = (
+            self.file(certificate, &certificate_key, &certificate_path),
+            self.file(private_key, &private_key_key, &key_path),
+        ) else {
+            return;
         };
+        let files = Files { certificate: chain, private_key: private };
         if tls.files.contains(&files) {
             self.wrong(certificate, &certificate_key, "stands there twice");
             return;

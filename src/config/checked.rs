@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use crate::config::accounting::AccountingConfig;
 use crate::config::admin::AdminConfig;
+use crate::config::diff::Written;
 use crate::config::drain::DrainConfig;
 use crate::config::error::{ConfigError, Note, Place, Problem};
 use crate::config::issuing::IssuingConfig;
@@ -58,6 +59,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Where all this came from.
     pub source: Source,
+    /// What was written, for comparison with the next one.
+    pub written: Written,
     /// What an operator should look at, though it does not stop the server.
     pub warnings: Vec<Note>,
 }
@@ -231,12 +234,6 @@ impl HttpConfig {
     pub fn has_https(&self) -> bool {
         self.public.iter().any(|listen| listen.is_https)
     }
-
-    /// Whether a running server would need other sockets for it.
-    #[must_use]
-    pub fn needs_restart(&self, new: &Self) -> bool {
-        (&self.listen, &self.hosts, &self.public) != (&new.listen, &new.hosts, &new.public)
-    }
 }
 
 /// Where HTTP is served.
@@ -343,32 +340,27 @@ impl Config {
         })
     }
 
+    /// Whether a socket stands for a listener of this configuration: (is UDP, address), or a unix path.
+    #[must_use]
+    pub fn has_listener(&self, place: Result<(bool, SocketAddr), &Path>) -> bool {
+        let http = self.http.listen.as_ref();
+        match place {
+            Ok((true, address)) => self.listen.iter().any(|l| l.transport == Transport::Udp && l.address == address),
+            Ok((false, address)) => {
+                self.listen.iter().any(|l| l.transport != Transport::Udp && l.address == address)
+                    || http == Some(&HttpListen::Tcp(address))
+                    || self.http.public.iter().any(|listen| listen.address == address)
+            }
+            Err(path) => matches!(http, Some(HttpListen::Unix(own)) if own == path),
+        }
+    }
+
     /// The size of a 401 challenge in bytes: header, ERROR-CODE without a phrase, REALM, NONCE.
     ///
     /// It answers a request of 20 bytes from an address that may be forged, so small is polite.
     #[must_use]
     pub fn challenge_bytes(&self) -> usize {
         20 + (4 + 4) + (4 + self.realm.len().next_multiple_of(4)) + (4 + NONCE_BYTES)
-    }
-
-    /// Keys in which `new` differs that a running server cannot take over: they need a restart.
-    #[must_use]
-    pub fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
-        [
-            (self.realm != new.realm, "realm"),
-            (self.workers != new.workers, "workers"),
-            (self.listen != new.listen, "listen"),
-            (self.relay != new.relay, "relay"),
-            (self.auth.nonce_key != new.auth.nonce_key, "auth.nonce_key_file"),
-            (self.http.needs_restart(&new.http), "http.listen, http.hosts or http.public"),
-            (self.admin.revocations_file != new.admin.revocations_file, "auth.revocations_file"),
-            (!self.accounting.goes_where(&new.accounting), "accounting"),
-            (self.log.format != new.log.format, "log.format"),
-            (self.log.journal != new.log.journal, "log.journal"),
-        ]
-        .into_iter()
-        .filter_map(|(differs, key)| differs.then_some(key))
-        .collect()
     }
 }
 
@@ -408,16 +400,5 @@ mod tests {
         assert_eq!(table.advertised(ip("fd00::5")), ip("2001:db8::7"));
         assert_eq!(table.advertised(ip("10.0.0.6")), ip("10.0.0.6"));
         assert_eq!(table.public().len(), 2);
-    }
-
-    #[test]
-    fn only_what_a_running_server_cannot_take_over_needs_a_restart() {
-        let old = config("");
-        let new = config(
-            "log.level = \"debug\"\nlimits.allocations = 5\npeers.deny = [\"8.8.8.8\"]\nauth.users = { a = \"b\" }",
-        );
-        assert!(old.needs_restart(&new).is_empty());
-        let new = config("workers = 2\nrelay.ports = \"50000-50100\"");
-        assert_eq!(old.needs_restart(&new), ["workers", "relay"]);
     }
 }

@@ -10,7 +10,8 @@ use crate::api::health::{self, Health};
 use crate::cli::{DemoOptions, Failure};
 use crate::config::Config;
 use crate::net::interfaces;
-use crate::ops::log;
+use crate::net::passed::Passed;
+use crate::ops::log::{self, OnEnded};
 use crate::ops::status::Phase;
 use crate::protocol::revocation::Revocations;
 use crate::run::{self, Signals, Told};
@@ -34,9 +35,9 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let page_address = page.local_addr()?;
     let ended = Ended::default();
     let heard = ended.clone();
-    let started =
-        run::start(&config, &[page_address], Revocations::default(), Some(Box::new(move |record| heard.add(record))))
-            .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
+    let on_ended: OnEnded = Box::new(move |record| heard.add(record));
+    let started = run::start(&config, &[page_address], Passed::default(), Revocations::default(), Some(on_ended))
+        .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
 
     // port 0 has become a number
     let port = started.running.listeners().first().map_or(options.port, |(_, address)| address.port());

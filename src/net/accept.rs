@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use rustls::ServerConnection;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
 use super::counters::NetCounters;
@@ -65,7 +67,7 @@ pub(super) struct Reception {
     pub(super) silent: AtomicU64,
     /// Streams that could not be accepted, or that no worker could take.
     pub(super) refused: AtomicU64,
-    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) tls: ArcSwapOption<Tls>,
     workers: Vec<(Mailbox, Arc<NetCounters>, AtomicU64)>,
     half_open: Arc<HalfOpen>,
 }
@@ -77,7 +79,7 @@ impl Reception {
             handshakes: Handshakes::default(),
             silent: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            tls,
+            tls: ArcSwapOption::new(tls),
             workers: workers.map(|(mailbox, net)| (mailbox, net, AtomicU64::new(0))).collect(),
             half_open: Arc::default(),
         }
@@ -88,10 +90,20 @@ impl Reception {
         self.half_open.count()
     }
 
-    /// Runs until it is aborted.
-    pub(super) async fn accept(self: Arc<Self>, listener: Watched<TcpListener>, takes: Takes) {
+    /// Runs until it is told to stop; whom it has accepted by then is served.
+    pub(super) async fn accept(
+        self: Arc<Self>,
+        listener: Arc<Watched<TcpListener>>,
+        takes: Takes,
+        mut stop: oneshot::Receiver<()>,
+    ) {
         loop {
-            let accepted = listener.accept().await.and_then(|(stream, from)| {
+            let accepted = tokio::select! {
+                biased;
+                _ = &mut stop => return,
+                accepted = listener.accept() => accepted,
+            };
+            let accepted = accepted.and_then(|(stream, from)| {
                 stream.set_nodelay(true)?;
                 let (client, server) = (from.into(), stream.local_addr()?.into());
                 Ok((stream, FiveTuple { client, server, transport: Transport::Tcp }))
@@ -129,7 +141,7 @@ impl Reception {
                 Err(_) => return Handshakes::count(&self.silent),
             }
         }
-        let Some(tls) = &self.tls else { return };
+        let Some(tls) = self.tls.load_full() else { return };
         let accepting = TlsAcceptor::from(tls.server()).accept(stream);
         match tokio::time::timeout(Limits::time(&self.limits.handshake_ms), accepting).await {
             Ok(Ok(established)) => {

@@ -2,10 +2,11 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::passed::Passed;
 use super::sys;
 use crate::protocol::address::Transport;
 
@@ -36,6 +37,22 @@ pub struct BindError {
     pub cause: io::Error,
 }
 
+impl BindError {
+    /// Another listener of this very process has the port.
+    pub(super) fn in_the_way(
+        key: &str,
+        transport: Transport,
+        address: SocketAddr,
+        other_key: &str,
+        other: SocketAddr,
+    ) -> Self {
+        let cause = io::Error::other(format!(
+            "{other_key} {other} of this server has the port, as long as a session of it lives; take that one out, reload, and add {key} when it is closed, or restart"
+        ));
+        Self { transport: transport.name(), address, cause }
+    }
+}
+
 #[allow(clippy::wildcard_enum_match_arm, reason = "the standard library's list is open")]
 fn remedy(cause: &io::Error) -> &'static str {
     match cause.kind() {
@@ -63,8 +80,54 @@ fn socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Binds one UDP address for so many workers, in their order; steered by the client's address when several.
-pub(super) fn udp(address: SocketAddr, workers: usize) -> Result<Vec<UdpSocket>, BindError> {
-    udp_sockets(address, workers).map_err(|cause| BindError { transport: "udp", address, cause })
+///
+/// Passed sockets come first. The kernel lets others join them only if they were made so (ReusePort=yes) by a process
+/// of the same user; then there may be fewer sockets than workers, and the first workers read them.
+pub(super) fn udp(address: SocketAddr, workers: usize, passed: &Passed) -> Result<Vec<UdpSocket>, BindError> {
+    let sockets = match passed.udp(address) {
+        Ok(sockets) if sockets.is_empty() => udp_sockets(address, workers),
+        Ok(sockets) => passed_sockets(address, sockets, workers),
+        Err(cause) => Err(cause),
+    };
+    sockets.map_err(|cause| BindError { transport: "udp", address, cause })
+}
+
+fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> io::Result<Vec<UdpSocket>> {
+    let can_be_joined = passed.iter().all(|socket| socket.reuse_port().unwrap_or(false));
+    let mut sockets = passed.into_iter().map(|socket| prepare(socket, address)).collect::<io::Result<Vec<_>>>()?;
+    while sockets.len() < workers && can_be_joined {
+        match bind_shared(address) {
+            Ok(socket) => sockets.push(prepare(socket, address)?),
+            // Another user's socket, as that of the service manager is.
+            Err(_) => break,
+        }
+    }
+    if let [first, _, ..] = &sockets[..] {
+        steer(first.as_fd(), address, sockets.len());
+    }
+    if sockets.len() < workers {
+        tracing::warn!(
+            %address,
+            sockets = sockets.len(),
+            workers,
+            "fewer sockets were passed than there are workers, so the others read none; ListenDatagram= once for each worker, with ReusePort=yes, gives each its own"
+        );
+    }
+    Ok(sockets)
+}
+
+fn bind_shared(address: SocketAddr) -> io::Result<Socket> {
+    let shared = socket(Transport::Udp, address)?;
+    shared.set_reuse_port(true)?;
+    shared.bind(&address.into())?;
+    Ok(shared)
+}
+
+fn steer(first: BorrowedFd<'_>, address: SocketAddr, sockets: usize) {
+    if let Err(error) = sys::steer(first, address.is_ipv6(), sockets as u32) {
+        // The kernel's own hash keeps a five-tuple on its worker as well, while the group does not change.
+        tracing::warn!(%address, %error, "can't steer packets to workers by address; leaving it to the kernel's hash");
+    }
 }
 
 fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
@@ -78,14 +141,9 @@ fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>
     drop(alone);
     let mut sockets = Vec::with_capacity(workers);
     for worker in 0..workers {
-        let shared = socket(Transport::Udp, address)?;
-        shared.set_reuse_port(true)?;
-        shared.bind(&address.into())?;
-        if worker == 0
-            && let Err(error) = sys::steer(shared.as_fd(), address.is_ipv6(), workers as u32)
-        {
-            // The kernel's own hash keeps a five-tuple on its worker as well, while the group does not change.
-            tracing::warn!(%address, %error, "can't steer packets to workers by address; leaving it to the kernel's hash");
+        let shared = bind_shared(address)?;
+        if worker == 0 {
+            steer(shared.as_fd(), address, workers);
         }
         sockets.push(prepare(shared, address)?);
     }
@@ -98,14 +156,19 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     }
     // Large replies are rare and must arrive; path MTU discovery would lose them.
     sys::set_dont_fragment(socket.as_fd(), address.is_ipv6(), false)?;
-    // More is better, less still works.
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    // More is better, less still works. A passed socket may have more already than the limit grants us.
+    if !socket.recv_buffer_size().is_ok_and(|bytes| bytes / 2 >= RECEIVE_BUFFER) {
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
+    }
     Ok(socket.into())
 }
 
 /// Binds one TCP address; whoever accepts hands the streams to the workers.
-pub(super) fn tcp(transport: Transport, address: SocketAddr) -> Result<TcpListener, BindError> {
+pub(super) fn tcp(transport: Transport, address: SocketAddr, passed: &Passed) -> Result<TcpListener, BindError> {
     let bind = || {
+        if let Some(socket) = passed.stream(address)? {
+            return Ok(socket.into());
+        }
         let socket = socket(transport, address)?;
         // Old connections in TIME-WAIT must not keep a restart from binding.
         socket.set_reuse_address(true)?;
@@ -122,12 +185,12 @@ mod tests {
 
     #[test]
     fn two_processes_never_share_a_port_by_accident() {
-        let first = udp("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let first = udp("127.0.0.1:0".parse().unwrap(), 3, &Passed::default()).unwrap();
         assert_eq!(first.len(), 3);
         let address = first[0].local_addr().unwrap();
         assert!(first.iter().all(|socket| socket.local_addr().unwrap() == address));
         for workers in [1, 3] {
-            let error = udp(address, workers).unwrap_err();
+            let error = udp(address, workers, &Passed::default()).unwrap_err();
             assert_eq!(error.cause.kind(), io::ErrorKind::AddrInUse);
             assert!(error.to_string().contains("another process has it"), "{error}");
         }
@@ -136,7 +199,7 @@ mod tests {
     #[test]
     fn steering_sends_a_client_to_the_worker_that_its_address_names() {
         for ip in ["127.0.0.1", "::1"] {
-            let sockets = udp(SocketAddr::new(ip.parse().unwrap(), 0), 3).unwrap();
+            let sockets = udp(SocketAddr::new(ip.parse().unwrap(), 0), 3, &Passed::default()).unwrap();
             let to = sockets[0].local_addr().unwrap();
             for _ in 0..24 {
                 let client = UdpSocket::bind((ip, 0)).unwrap();

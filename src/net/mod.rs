@@ -10,7 +10,9 @@ pub mod counters;
 pub mod interfaces;
 mod kernel;
 mod listen;
+mod listening;
 mod overflow;
+pub mod passed;
 mod ports;
 mod relay_socket;
 mod sessions;
@@ -23,7 +25,7 @@ mod udp;
 mod worker;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +33,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 
 pub use self::listen::BindError;
 pub use self::listen::granted_receive_buffer;
@@ -40,14 +43,15 @@ pub use self::sessions::Cursor;
 pub use self::sys::raise_file_limit;
 pub use self::worker::TcpLimits;
 
-use self::accept::{Reception, Takes};
+use self::accept::Reception;
 use self::counters::NetCounters;
+use self::listening::{Current, Listening};
 use self::overflow::Overflow;
+use self::passed::Passed;
 use self::relay_socket::{Pools, Relays};
 use self::shared::{Process, RelayAddress};
 use self::sys::Waker;
-use self::udp::Queue;
-use self::worker::{Events, Listener, Mailbox, Message, Setup, Worker};
+use self::worker::{Events, Mailbox, Message, Setup, Worker};
 use crate::config::checked::{Config, Workers};
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::Transport;
@@ -56,7 +60,7 @@ use crate::protocol::counters::Counters;
 use crate::protocol::genuine::GenuineCounts;
 use crate::protocol::random::Random;
 use crate::protocol::revocation::Revocations;
-use crate::protocol::settings::LocalAddresses;
+use crate::protocol::settings::{LocalAddresses, Settings};
 use crate::protocol::{Parts, Server};
 use crate::tls::certificates::LoadError;
 use crate::tls::{Handshakes, Tls, watch};
@@ -120,11 +124,13 @@ impl Handle {
 pub struct Running {
     workers: Vec<Handle>,
     process: Arc<Process>,
-    listeners: Vec<(Transport, SocketAddr)>,
-    http: Vec<SocketAddr>,
-    accepting: Vec<tokio::task::JoinHandle<()>>,
-    reception: Arc<Reception>,
     pools: Arc<Pools>,
+    passed: Passed,
+    listening: Mutex<Listening>,
+    /// Held while something changes.
+    current: tokio::sync::Mutex<Current>,
+    watching: Mutex<Vec<AbortHandle>>,
+    reception: Arc<Reception>,
     overflow: Arc<Overflow>,
 }
 
@@ -138,7 +144,8 @@ pub struct EventReceivers {
 
 /// Binds every listener, checks every relay address, then starts the workers. Nothing is left behind on an error.
 ///
-/// `http` are our own HTTP listeners, which are never peers; `revocations` are those of an earlier life. Must be called inside a tokio runtime, which
+/// `http` are our own HTTP listeners, which are never peers; `passed` are sockets that were open before us;
+/// `revocations` are those of an earlier life. Must be called inside a tokio runtime, which
 /// accepts TCP connections from then on.
 ///
 /// # Errors
@@ -146,41 +153,14 @@ pub struct EventReceivers {
 pub fn start(
     config: &Config,
     http: &[SocketAddr],
+    passed: Passed,
     revocations: Revocations,
 ) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let addresses = relay_addresses(config)?;
-    let mut udp: Vec<(SocketAddr, Vec<UdpSocket>)> = Vec::new();
-    let mut streams: Vec<(TcpListener, Takes)> = Vec::new();
-    let mut listeners = Vec::new();
-    for listen in &config.listen {
-        match listen.transport {
-            Transport::Udp => {
-                let sockets = listen::udp(listen.address, count)?;
-                let address = sockets.first().map_or(Ok(listen.address), UdpSocket::local_addr)?;
-                listeners.push((Transport::Udp, address));
-                udp.push((address, sockets));
-            }
-            // The socket of both is bound once, with its TLS half.
-            Transport::Tcp if listen.is_auto => {}
-            Transport::Tcp | Transport::Tls => {
-                let listener = listen::tcp(listen.transport, listen.address)?;
-                let address = listener.local_addr()?;
-                if listen.is_auto {
-                    listeners.push((Transport::Tcp, address));
-                }
-                listeners.push((listen.transport, address));
-                let takes = match (listen.is_auto, listen.transport) {
-                    (true, _) => Takes::Both,
-                    (false, Transport::Tls) => Takes::Tls,
-                    (false, Transport::Tcp | Transport::Udp) => Takes::Plain,
-                };
-                streams.push((listener, takes));
-            }
-        }
-    }
-    let is_needed = streams.iter().any(|(_, takes)| *takes != Takes::Plain) || config.http.has_https();
-    let tls = if is_needed { Some(Arc::new(Tls::new(&config.tls.files)?)) } else { None };
+    let mut listening = Listening::default();
+    let plan = listening.plan(config, count, &passed)?;
+    let tls = if listening::needs_tls(config) { Some(Arc::new(Tls::new(&config.tls.files)?)) } else { None };
     let process = Arc::new(Process::new(&addresses));
     *process.revocations() = revocations;
     let mut inboxes = Vec::with_capacity(count);
@@ -207,46 +187,36 @@ pub fn start(
     let nonce_key: Box<[u8]> = config.auth.nonce_key.as_ref().map_or_else(|| bytes().into(), |key| key.expose().into());
     let overflow = Arc::new(Overflow::default());
     let pools = Pools::new(&addresses, &config.relay.ports, &mut Random::new(bytes()), Arc::clone(&overflow));
-    let mut running = Running {
-        workers: Vec::new(),
-        process,
-        listeners,
-        http: http.to_vec(),
-        accepting: Vec::new(),
-        reception,
-        pools: Arc::new(pools),
-        overflow,
-    };
-    let settings = Arc::new(running.settings(config).map_err(StartError::Settings)?);
+    let pools = Arc::new(pools);
+    let own: Vec<SocketAddr> = listening.addresses(&plan).into_iter().chain(http.iter().copied()).collect();
+    let settings = Arc::new(settings(&process, config, &own).map_err(StartError::Settings)?);
+    // Streams wait in the inboxes until there are workers.
+    let changes = listening.carry_out(plan, count, &reception, &overflow)?.changes;
     let (sessions, sessions_out) = mpsc::channel(SESSION_EVENTS);
     let (refusals, refusals_out) = mpsc::channel(REFUSAL_EVENTS);
     let events = Events { sessions, refusals };
+    let mut workers = Vec::with_capacity(count);
 
-    for (number, (inbox, waker)) in inboxes.into_iter().enumerate() {
+    for ((number, (inbox, waker)), changes) in inboxes.into_iter().enumerate().zip(changes) {
         let id = WorkerId(number as u8);
         let counters = Arc::new(Counters::default());
         let net = Arc::clone(&nets[number]);
         let parts = Parts {
             worker: id,
             workers: count,
-            shared: Arc::clone(&running.process) as _,
+            shared: Arc::clone(&process) as _,
             counters: Arc::clone(&counters),
             nonce_key: nonce_key.clone(),
             seed: bytes(),
         };
         let server = Server::new(parts, Arc::clone(&settings));
-        let own = udp.iter_mut().map(|(address, sockets)| Listener {
-            socket: running.overflow.watch(SocketKind::Listener, sockets.remove(0)),
-            address: *address,
-            queue: Queue::default(),
-        });
         let setup = Setup {
             id,
             server,
             counters: Arc::clone(&counters),
             net: Arc::clone(&net),
-            listeners: own.collect(),
-            relays: Relays::new(Arc::clone(&running.process), Arc::clone(&running.pools)),
+            listeners: changes,
+            relays: Relays::new(Arc::clone(&process), Arc::clone(&pools)),
             inbox,
             waker,
             mailboxes: Arc::clone(&mailboxes),
@@ -255,16 +225,22 @@ pub fn start(
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || run_worker(setup))?;
         let mailbox = mailboxes[number].clone();
-        running.workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
+        workers.push(Handle { mailbox, counters, net, thread: Mutex::new(Some(thread)) });
     }
-    for (listener, takes) in streams {
-        let listener = running.overflow.watch(SocketKind::Stream, tokio::net::TcpListener::from_std(listener)?);
-        running.accepting.push(tokio::spawn(Arc::clone(&running.reception).accept(listener, takes)));
-    }
+    let running = Running {
+        workers,
+        process,
+        pools,
+        passed,
+        listening: Mutex::new(listening),
+        current: tokio::sync::Mutex::new(Current { config: config.clone(), http: http.to_vec() }),
+        watching: Mutex::default(),
+        reception,
+        overflow,
+    };
     if let Some(tls) = running.tls() {
         watch::report(&tls.certificates);
-        let certificates = Arc::clone(&tls.certificates);
-        running.accepting.push(tokio::spawn(watch::watch(certificates)));
+        running.watch(&tls);
     }
     Ok((running, EventReceivers { sessions: sessions_out, refusals: refusals_out }))
 }
@@ -284,7 +260,8 @@ fn run_worker(setup: Setup) {
     std::process::exit(1);
 }
 
-fn worker_count(config: &Config) -> usize {
+/// How many threads relay.
+pub(crate) fn worker_count(config: &Config) -> usize {
     match config.workers {
         Workers::Count(count) => usize::from(count),
         Workers::Auto => match std::thread::available_parallelism().map_or(1, usize::from) {
@@ -329,33 +306,39 @@ pub fn routed_addresses() -> Vec<IpAddr> {
     [source("0.0.0.0", "8.8.8.8"), source("::", "2001:4860:4860::8888")].into_iter().flatten().collect()
 }
 
+/// What the core needs of a configuration, with this machine's addresses as they are now.
+fn settings(process: &Process, config: &Config, listeners: &[SocketAddr]) -> Result<Settings, String> {
+    let interfaces: Vec<IpAddr> = interfaces::addresses()
+        .map_err(|error| format!("can't read this machine's addresses: {error}"))?
+        .into_iter()
+        .map(|interface| interface.address)
+        .collect();
+    let own = process
+        .addresses()
+        .flat_map(|address| [address.local, address.advertised])
+        .filter(|ip| !ip.is_loopback())
+        .collect();
+    let listeners = listeners.iter().map(|address| (address.ip(), address.port())).collect();
+    let local = LocalAddresses { own, interfaces, listeners };
+    let has = |ipv4: bool| process.addresses().any(|address| address.advertised.is_ipv4() == ipv4);
+    config.settings(local, has(true), has(false)).map_err(|error| error.to_string())
+}
+
 impl Running {
-    /// What the core needs of a configuration, with this machine's addresses as they are now.
-    ///
-    /// # Errors
-    /// Says which key contradicts which.
-    pub fn settings(&self, config: &Config) -> Result<crate::protocol::settings::Settings, String> {
-        let interfaces: Vec<IpAddr> = interfaces::addresses()
-            .map_err(|error| format!("can't read this machine's addresses: {error}"))?
-            .into_iter()
-            .map(|interface| interface.address)
-            .collect();
-        let own = self
-            .process
-            .addresses()
-            .flat_map(|address| [address.local, address.advertised])
-            .filter(|ip| !ip.is_loopback())
-            .collect();
-        let listeners = self.listeners.iter().map(|(_, address)| *address).chain(self.http.iter().copied());
-        let local = LocalAddresses { own, interfaces, listeners: listeners.map(|a| (a.ip(), a.port())).collect() };
-        let has = |ipv4: bool| self.process.addresses().any(|address| address.advertised.is_ipv4() == ipv4);
-        config.settings(local, has(true), has(false)).map_err(|error| error.to_string())
+    fn settings(&self, config: &Config, listeners: &[SocketAddr]) -> Result<Settings, String> {
+        settings(&self.process, config, listeners)
     }
 
-    /// Listeners as they are bound: port 0 has become a number.
+    /// Listeners for new clients as they are bound: port 0 has become a number.
     #[must_use]
-    pub fn listeners(&self) -> &[(Transport, SocketAddr)] {
-        &self.listeners
+    pub fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
+        listening::lock(&self.listening).listeners()
+    }
+
+    /// Sockets that were open before us.
+    #[must_use]
+    pub const fn passed(&self) -> &Passed {
+        &self.passed
     }
 
     /// The addresses relayed from.
@@ -408,32 +391,22 @@ impl Running {
         self.process.busiest_client()
     }
 
-    /// Gives every worker new settings; no call is lost.
-    ///
-    /// # Errors
-    /// As [`Running::settings`]; nothing has changed then.
-    pub fn reconfigure(&self, config: &Config) -> Result<(), String> {
-        let settings = Arc::new(self.settings(config)?);
-        self.reception.limits.set(config);
-        for worker in &self.workers {
-            let message = Message::Reconfigure { settings: Arc::clone(&settings), tcp: tcp_limits(config) };
-            if worker.mailbox.send(message).is_err() {
-                return Err("a worker's inbox is full; send SIGHUP again".to_owned());
-            }
-        }
-        Ok(())
-    }
-
     /// What handshakes use; nothing if no listener takes TLS.
     #[must_use]
-    pub fn tls(&self) -> Option<&Arc<Tls>> {
-        self.reception.tls.as_ref()
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.reception.tls.load_full()
     }
 
     /// Handshakes under way on the listeners of clients.
     #[must_use]
     pub fn handshakes_under_way(&self) -> u64 {
         self.reception.half_open()
+    }
+
+    /// Follows the certificate files.
+    fn watch(&self, tls: &Tls) {
+        let watching = tokio::spawn(watch::watch(Arc::clone(&tls.certificates)));
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner).push(watching.abort_handle());
     }
 
     /// What became of handshakes.
@@ -553,7 +526,8 @@ impl Running {
 
     /// Ends every allocation, writes every record and waits for the threads.
     pub fn stop(&self) {
-        for task in &self.accepting {
+        listening::lock(&self.listening).stop();
+        for task in &*self.watching.lock().unwrap_or_else(PoisonError::into_inner) {
             task.abort();
         }
         for worker in &self.workers {

@@ -19,6 +19,7 @@ pub(super) const REST_SECONDS: u64 = 120;
 const LOOK_BACK: usize = 32;
 
 const NOT_FREE: u32 = u32::MAX;
+const RESTS: u32 = u32::MAX - 1;
 
 /// A port after its use.
 #[derive(Debug)]
@@ -65,6 +66,27 @@ impl Ports {
         ports
     }
 
+    /// Its place among the free ones, or what it does else; nothing outside the range.
+    fn state(&self, port: u16) -> Option<u32> {
+        self.place.get(usize::from(port.checked_sub(self.first)?)).copied()
+    }
+
+    /// Gives out ports of another range from now on. Ports that are in use stay in use; those of them that lie
+    /// outside are not given out again.
+    pub(super) fn set_range(&mut self, range: &RangeInclusive<u16>) {
+        let mut new = Self::new(range, self.random.clone());
+        for port in range.clone() {
+            let state = self.state(port).filter(|_| !self.is_free(port));
+            if let Some(state) = state {
+                new.remove(port);
+                new.place[usize::from(port - new.first)] = state;
+            }
+        }
+        new.resting = std::mem::take(&mut self.resting);
+        new.resting.retain(|resting| range.contains(&resting.port));
+        *self = new;
+    }
+
     fn put(&mut self, port: u16) {
         let list = &mut self.free[usize::from(port % 2)];
         self.place[usize::from(port - self.first)] = list.len() as u32;
@@ -72,7 +94,7 @@ impl Ports {
     }
 
     fn is_free(&self, port: u16) -> bool {
-        port.checked_sub(self.first).and_then(|at| self.place.get(usize::from(at))).is_some_and(|at| *at != NOT_FREE)
+        self.state(port).is_some_and(|at| at < RESTS)
     }
 
     fn remove(&mut self, port: u16) {
@@ -148,12 +170,19 @@ impl Ports {
 
     /// Gives a port back after use: it rests before another client gets it.
     pub(super) fn rest(&mut self, port: u16, client: Option<IpAddr>, now: Ticks) {
+        // One that left the range while it was in use stays out; it may have come back and been found taken since.
+        if self.state(port) != Some(NOT_FREE) {
+            return;
+        }
+        self.place[usize::from(port - self.first)] = RESTS;
         self.resting.push_back(Resting { until: now.plus_seconds(REST_SECONDS), port, client });
     }
 
     /// Gives a port back that was never used.
     pub(super) fn give_back(&mut self, port: u16) {
-        self.put(port);
+        if self.state(port) == Some(NOT_FREE) {
+            self.put(port);
+        }
     }
 }
 
@@ -213,5 +242,37 @@ mod tests {
         assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(2000)), Some(port));
         ports.rest(port, Some(CLIENT), Ticks(3000));
         assert_eq!(ports.take(Parity::Any, OTHER, Ticks(123_000)), Some(port));
+    }
+
+    #[test]
+    fn another_range_takes_nothing_from_those_in_use_and_gives_out_its_own_only() {
+        let mut ports = ports(50_000..=50_009);
+        let used: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).take(6).collect();
+        ports.rest(used[0], Some(OTHER), Ticks(0));
+        ports.set_range(&(50_005..=50_019));
+        let mut given: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).collect();
+        assert!(
+            given.iter().all(|port| (50_005..=50_019).contains(port) && !used.contains(port)),
+            "{given:?} {used:?}"
+        );
+        // Everything comes back, old ports too; what lies outside stays out.
+        for port in used[1..].iter().chain(&given) {
+            ports.rest(*port, None, Ticks(0));
+        }
+        given = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(REST_SECONDS * 1000))).collect();
+        given.sort_unstable();
+        assert_eq!(given, (50_005..=50_019).collect::<Vec<_>>());
+        // A port that comes back into the range while somebody still has it is found taken, and rests once.
+        ports.set_range(&(50_000..=50_000));
+        ports.set_range(&(50_000..=50_007));
+        assert!(ports.is_free(50_006), "forgotten while it was outside");
+        while ports.take(Parity::Any, OTHER, Ticks(0)).is_some() {}
+        for port in [50_006, 50_006, 50_000, 50_000] {
+            ports.rest(port, None, Ticks(0));
+        }
+        assert_eq!(ports.resting.len(), 2, "each rests once");
+        ports.set_range(&(40_000..=40_001));
+        assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some_and(|port| port == 40_000));
+        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(0)), None);
     }
 }

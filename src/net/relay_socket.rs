@@ -48,6 +48,13 @@ impl Pools {
         Self { pools: addresses.iter().map(|address| (*address, ports())).collect(), overflow }
     }
 
+    /// The range of every address from now on.
+    pub(super) fn set_range(&self, range: &RangeInclusive<u16>) {
+        for (_, ports) in &self.pools {
+            lock(ports).set_range(range);
+        }
+    }
+
     fn by_advertised(&self, ip: IpAddr) -> Option<(&RelayAddress, MutexGuard<'_, Ports>)> {
         let (address, ports) = self.pools.iter().find(|(address, _)| address.advertised == ip)?;
         Some((address, lock(ports)))

@@ -5,10 +5,11 @@
 //! not emptied comes again, after the others had their turn.
 
 mod inbox;
+mod listeners;
 mod stream;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -16,10 +17,11 @@ use std::sync::mpsc::Receiver;
 use tokio::sync::mpsc;
 
 pub(super) use self::inbox::{Mailbox, Message};
+use self::listeners::Listeners;
+pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
 
 use super::clock;
 use super::counters::NetCounters;
-use super::overflow::Watched;
 use super::relay_socket::Relays;
 use super::streams::Streams;
 use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
@@ -75,33 +77,13 @@ pub(super) struct Events {
     pub(super) refusals: mpsc::Sender<Event>,
 }
 
-/// A UDP socket that clients talk to.
-pub(super) struct Listener {
-    pub(super) socket: Watched<UdpSocket>,
-    pub(super) address: SocketAddr,
-    pub(super) queue: Queue,
-}
-
-impl Listener {
-    fn is_wildcard(&self) -> bool {
-        self.address.ip().is_unspecified()
-    }
-
-    /// Whether replies from this address of ours leave through this socket.
-    fn serves(&self, server: &ServerAddress) -> bool {
-        self.address.port() == server.port()
-            && (self.address.ip() == server.ip()
-                || (self.is_wildcard() && self.address.is_ipv4() == server.ip().is_ipv4()))
-    }
-}
-
 /// What a worker is made of.
 pub(super) struct Setup {
     pub(super) id: WorkerId,
     pub(super) server: Server,
     pub(super) counters: Arc<Counters>,
     pub(super) net: Arc<NetCounters>,
-    pub(super) listeners: Vec<Listener>,
+    pub(super) listeners: Vec<ListenerChange>,
     pub(super) relays: Relays,
     pub(super) inbox: Receiver<Message>,
     pub(super) waker: Arc<Waker>,
@@ -116,7 +98,7 @@ pub(super) struct Worker {
     counters: Arc<Counters>,
     net: Arc<NetCounters>,
     epoll: Epoll,
-    listeners: Vec<Listener>,
+    listeners: Listeners,
     relays: Relays,
     streams: Streams,
     inbox: Receiver<Message>,
@@ -139,16 +121,13 @@ impl Worker {
     pub(super) fn new(setup: Setup) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(setup.waker.fd(), token(INBOX, 0))?;
-        for (index, listener) in setup.listeners.iter().enumerate() {
-            epoll.add(listener.socket.as_fd(), token(LISTENER, index))?;
-        }
-        Ok(Self {
+        let mut worker = Self {
             id: setup.id,
             server: setup.server,
             counters: setup.counters,
             net: setup.net,
             epoll,
-            listeners: setup.listeners,
+            listeners: Listeners::default(),
             relays: setup.relays,
             streams: Streams::new(setup.tcp),
             inbox: setup.inbox,
@@ -164,7 +143,11 @@ impl Worker {
             to_peer_of: None,
             loops: 0,
             stopping: false,
-        })
+        };
+        for change in setup.listeners {
+            worker.change_listener(change)?;
+        }
+        Ok(worker)
     }
 
     /// Runs until [`Message::Stop`].
@@ -216,7 +199,10 @@ impl Worker {
     fn on_listener(&mut self, now: Now, at: usize) {
         // The batch fills the arena from its start, so nothing may wait there.
         self.flush();
-        let received = self.receive.receive(self.listeners[at].socket.as_fd(), &mut self.arena, 0, BATCH);
+        // A message of this very turn may have closed it.
+        let Some(listener) = self.listeners.get(at) else { return };
+        let address = listener.address;
+        let received = self.receive.receive(listener.socket.as_fd(), &mut self.arena, 0, BATCH);
         let Ok(count) = received else { return };
         self.net.listener_batches.add(count);
         for index in 0..count {
@@ -224,10 +210,9 @@ impl Worker {
                 self.counters.dropped(DropReason::TooBig, 1, 0);
                 continue;
             };
-            let listener = &self.listeners[at];
             let server = match datagram.to {
-                Some(ip) => ServerAddress::new(ip, listener.address.port()),
-                None => listener.address.into(),
+                Some(ip) => ServerAddress::new(ip, address.port()),
+                None => address.into(),
             };
             let five_tuple = FiveTuple { client: datagram.from.into(), server, transport: Transport::Udp };
             self.on_datagram(now, Via::Datagram(five_tuple), at, datagram.slot, datagram.len);
@@ -245,6 +230,9 @@ impl Worker {
                     self.queue_to_peer(allocation, to, meta, part);
                 }
             }
+            Class::Stun if self.is_closed_to(listener, &via) => {
+                self.counters.dropped(DropReason::ListenerLeaving, 1, len as u64);
+            }
             Class::Stun => {
                 let mut answer = [0; ANSWER_BYTES_MAX];
                 match self.server.answer_binding(&via, bytes, &mut answer) {
@@ -260,6 +248,11 @@ impl Worker {
             }
             Class::Neither => self.counters.dropped(DropReason::NotStun, 1, len as u64),
         }
+    }
+
+    /// Whether the configuration has this listener no more, and this client no session there.
+    fn is_closed_to(&self, listener: usize, via: &Via) -> bool {
+        self.listeners.get(listener).is_some_and(|listener| listener.is_leaving) && !self.server.has_allocation(via)
     }
 
     fn queue_to_peer(&mut self, allocation: AllocationId, to: SocketAddr, meta: PacketMeta, part: super::sys::Part) {
@@ -343,8 +336,8 @@ impl Worker {
         match via {
             Via::Datagram(five_tuple) => {
                 let part = self.arena.locate(payload);
-                let Some(listener) = self.listeners.iter_mut().find(|listener| listener.serves(&five_tuple.server))
-                else {
+                let at = self.listeners.serving(&five_tuple.server);
+                let Some(listener) = at.and_then(|at| self.listeners.get_mut(at)) else {
                     self.server.not_sent(allocation, Way::ToClient, 1, part.len as u64, DropReason::RelayClosed);
                     return;
                 };
@@ -360,7 +353,7 @@ impl Worker {
     // ---- sending
 
     fn reply_datagram(&mut self, listener: usize, five_tuple: &FiveTuple, bytes: &[u8]) {
-        let listener = &mut self.listeners[listener];
+        let Some(listener) = self.listeners.get_mut(listener) else { return };
         let from: Option<IpAddr> = listener.is_wildcard().then(|| five_tuple.server.ip());
         listener.queue.push_reply(five_tuple.client.into(), from, bytes);
     }
@@ -368,7 +361,7 @@ impl Worker {
     fn reply(&mut self, now: Now, via: Via, bytes: &[u8]) {
         match via {
             Via::Datagram(five_tuple) => {
-                if let Some(at) = self.listeners.iter().position(|listener| listener.serves(&five_tuple.server)) {
+                if let Some(at) = self.listeners.serving(&five_tuple.server) {
                     self.reply_datagram(at, &five_tuple, bytes);
                 }
             }
@@ -405,10 +398,8 @@ impl Worker {
     }
 
     fn flush_listener(&mut self, at: usize) {
-        let (server, listener) = (&mut self.server, &mut self.listeners[at]);
-        if listener.queue.is_empty() {
-            return;
-        }
+        let server = &mut self.server;
+        let Some(listener) = self.listeners.get_mut(at).filter(|listener| !listener.queue.is_empty()) else { return };
         listener.queue.flush(listener.socket.as_fd(), &mut self.send, &self.arena, |allocation, bytes, why| {
             server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), why);
         });
@@ -417,8 +408,8 @@ impl Worker {
     /// Sends all payload that waits: a request is answered, and an allocation ends, after what came before it.
     fn flush_payload(&mut self) {
         self.flush_to_peer();
-        for at in 0..self.listeners.len() {
-            if self.listeners[at].queue.has_payload() {
+        for at in self.listeners.places() {
+            if self.listeners.get(at).is_some_and(|listener| listener.queue.has_payload()) {
                 self.flush_listener(at);
             }
         }
@@ -427,7 +418,7 @@ impl Worker {
     /// Sends everything; the arena is free afterwards.
     fn flush(&mut self) {
         self.flush_to_peer();
-        for at in 0..self.listeners.len() {
+        for at in self.listeners.places() {
             self.flush_listener(at);
         }
         self.next_slot = 0;
@@ -513,8 +504,9 @@ impl Worker {
     fn tell(&mut self, now: Now, event: Event) {
         match event {
             Event::AllocationCreated(record) => {
-                if let Via::Stream(stream, _) = record.via {
-                    self.streams.keep_alive(stream);
+                match record.via {
+                    Via::Stream(stream, _) => self.streams.keep_alive(stream),
+                    Via::Datagram(five_tuple) => self.listeners.count(&five_tuple.server, true),
                 }
                 self.tell_session(Event::AllocationCreated(record));
             }
@@ -529,6 +521,9 @@ impl Worker {
 
     /// Tells of an end once every byte of it is decided: a slow reader may still get what waits in its queue.
     fn tell_end(&mut self, now: Now, record: Box<SessionRecord>) {
+        if let Via::Datagram(five_tuple) = record.via {
+            self.listeners.count(&five_tuple.server, false);
+        }
         let mut record = Some(record);
         if let Some(Via::Stream(stream, _)) = record.as_ref().map(|record| record.via) {
             self.streams.expect_allocation(stream, now.ticks);

@@ -460,6 +460,8 @@ drop_reasons! {
     OverBudget = "over_budget",
     /// Too big for the client's framing.
     TooBig = "too_big",
+    /// A client without allocation at a listener that a reload removed, and that lives for its last sessions.
+    ListenerLeaving = "listener_leaving",
     /// The system said ENETUNREACH or EHOSTUNREACH.
     Unreachable = "unreachable",
     /// The system said ECONNREFUSED.

@@ -32,6 +32,8 @@ pub struct Settings {
     pub ports: Option<RangeInclusive<u16>>,
     pub level: &'static str,
     pub turn: Vec<(&'static str, &'static str)>,
+    /// `http.listen`.
+    pub http_listen: String,
     /// Further lines of `[http]`, and tables after everything else.
     pub http: String,
     pub tables: String,
@@ -59,6 +61,7 @@ impl Settings {
             ports: None,
             level: "info",
             turn: Vec::new(),
+            http_listen: "127.0.0.1:0".to_owned(),
             http: String::new(),
             tables: String::new(),
             relay: Vec::new(),
@@ -99,7 +102,7 @@ impl Settings {
         writeln!(text, "[turn]\n{}", pairs(&self.turn)).unwrap();
         writeln!(text, "[peers]\nallow = {:?}\ndeny = {:?}", self.allow, self.deny).unwrap();
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
-        writeln!(text, "[http]\nlisten = \"127.0.0.1:0\"\nhosts = {:?}\n{}", self.hosts, self.http).unwrap();
+        writeln!(text, "[http]\nlisten = {:?}\nhosts = {:?}\n{}", self.http_listen, self.hosts, self.http).unwrap();
         writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
         writeln!(text, "[accounting]").unwrap();
         for (key, value) in &self.accounting {

@@ -14,7 +14,6 @@ pub mod shape;
 mod token_keys;
 mod wanted;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -397,8 +396,7 @@ pub fn router(rest: &Arc<Rest>, door: &Door) -> Router {
 /// The URIs of a running relay's listeners.
 #[must_use]
 pub fn uris_of(running: &Running, config: &Config) -> Vec<Uri> {
-    let listeners = running.listeners().iter().map(|(transport, address): &(_, SocketAddr)| (*transport, *address));
-    uris::of_listeners(listeners, &uris::names(config), |ip| {
+    uris::of_listeners(running.listeners(), &uris::names(config), |ip| {
         if ip.is_unspecified() {
             running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
         } else {

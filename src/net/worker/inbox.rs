@@ -1,13 +1,15 @@
 //! What reaches a worker from outside, and what it does with it.
 
+use std::io;
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use tokio::sync::oneshot;
 
-use super::{TcpLimits, Worker};
+use super::{LISTENER, ListenerChange, TcpLimits, Worker, token};
 use crate::net::overflow::Watched;
 use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
@@ -34,8 +36,13 @@ pub(in crate::net) enum Message {
     Ask { ticket: AskId, question: Question },
     /// Another worker's answer; a held socket comes along.
     Answer { ticket: AskId, answer: Answer, socket: Option<Watched<UdpSocket>> },
-    /// New settings.
-    Reconfigure { settings: Arc<Settings>, tcp: TcpLimits },
+    /// New settings, and what becomes of the listeners; the answer says that it is done, or what the system refused.
+    Reconfigure {
+        settings: Arc<Settings>,
+        tcp: TcpLimits,
+        listeners: Vec<ListenerChange>,
+        done: oneshot::Sender<io::Result<()>>,
+    },
     /// Tell the live sessions.
     Inspect(oneshot::Sender<Vec<SessionRecord>>),
     /// Tell those in [`SLOTS_PER_LOOK`] slots from one on.
@@ -130,9 +137,15 @@ impl Worker {
                 }
                 Input::Answered { ticket, answer }
             }
-            Message::Reconfigure { settings, tcp } => {
+            Message::Reconfigure { settings, tcp, listeners, done } => {
                 self.streams.set_limits(tcp);
-                Input::Reconfigure(settings)
+                self.flush_payload();
+                self.server.handle_input(now, Input::Reconfigure(settings));
+                self.drain(now);
+                let result = listeners.into_iter().try_for_each(|change| self.change_listener(change));
+                // Whoever asked may have given up.
+                let _ = done.send(result);
+                return;
             }
             Message::Close { which, reason, done } => {
                 self.flush_payload();
@@ -162,5 +175,29 @@ impl Worker {
         self.server.handle_input(now, input);
         self.drain(now);
         tracing::trace!(worker = self.id.0, "handled a message");
+    }
+
+    pub(super) fn change_listener(&mut self, change: ListenerChange) -> io::Result<()> {
+        let (id, is_leaving) = match change {
+            ListenerChange::Open(listener) => {
+                let at = self.listeners.open(listener);
+                let Some(listener) = self.listeners.get(at) else { return Ok(()) };
+                return self.epoll.add(listener.socket.as_fd(), token(LISTENER, at));
+            }
+            ListenerChange::Close(id) => {
+                if let Some(at) = self.listeners.place_of(id) {
+                    self.flush_listener(at);
+                    self.listeners.close(at);
+                }
+                return Ok(());
+            }
+            ListenerChange::Leave(id) => (id, true),
+            ListenerChange::Return(id) => (id, false),
+        };
+        let at = self.listeners.place_of(id);
+        if let Some(listener) = at.and_then(|at| self.listeners.get_mut(at)) {
+            listener.is_leaving = is_leaving;
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,316 @@
+//! Reloading the real binary: listeners, relay ports, HTTP and TLS come and go while calls lose nothing.
+
+mod e2e_support;
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use e2e_support::client::request;
+use e2e_support::tls::{Authority, NAME};
+use e2e_support::{Client, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
+use serde_json::Value;
+use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING};
+
+/// How long a client that must get no answer waits for one.
+const NO_ANSWER: Duration = Duration::from_millis(200);
+
+/// One listener of each kind on 127.0.0.1, which the kernel gives ports.
+fn on_one_address(workers: u8) -> Settings {
+    let one = vec!["127.0.0.1:0".to_owned()];
+    Settings { udp: one.clone(), tcp: one, ..Settings::new(workers) }
+}
+
+/// The same and a pair on 127.0.0.2 behind it.
+fn on_two_addresses(settings: &Settings) -> Settings {
+    let with = |list: &[String]| [list, &["127.0.0.2:0".to_owned()]].concat();
+    Settings { udp: with(&settings.udp), tcp: with(&settings.tcp), ..settings.clone() }
+}
+
+/// The last listener of a transport that the log told of on an address.
+#[track_caller]
+fn listener(server: &Server, transport: &str, ip: &str) -> SocketAddr {
+    let all = server.log.events("listening");
+    let of = |event: &&Value| event["transport"] == transport && event["address"].as_str().unwrap().starts_with(ip);
+    let found = all.iter().rev().find(of).unwrap_or_else(|| panic!("no {transport} on {ip} in {all:?}"));
+    found["address"].as_str().unwrap().parse().unwrap()
+}
+
+fn allocate_code(mut client: Client) -> u16 {
+    let code = client.request(METHOD_ALLOCATE, &[Wanted::udp()]).code();
+    if code == 0 {
+        assert_eq!(client.refresh(0).code(), 0);
+    }
+    code
+}
+
+/// Fields of the one line about a reload.
+#[track_caller]
+fn told(said: &str) -> Value {
+    assert_eq!(said.lines().count(), 1, "{said}");
+    serde_json::from_str(said).unwrap()
+}
+
+/// A client that has no session there gets no answer, over UDP from each worker, and no connection over TCP.
+#[track_caller]
+fn expect_closed_to_new_clients(server: &Server, udp: SocketAddr, tcp: SocketAddr, workers: u8) {
+    for worker in 0..workers {
+        let mut client = Client::udp_on_worker(udp, worker, workers);
+        for method in [METHOD_BINDING, METHOD_ALLOCATE] {
+            let bytes = request(method, &[Wanted::udp()], None);
+            server.expect_dropped("listener_leaving", 1, || client.send_raw(&bytes));
+            assert!(client.answer_within(&bytes, NO_ANSWER).is_none(), "worker {worker} answers a new client");
+        }
+    }
+    let refused = TcpStream::connect(tcp).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+fn descriptors(server: &Server) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+with_one_and_three_workers! {
+    /// The whole life of a listener under calls that number every packet: another is added, it goes, users, secrets and
+    /// limits change, wrong files come, and it closes when the last session that came through it has ended.
+    fn a_listener_that_goes_keeps_its_calls_and_one_that_comes_takes_new_ones(workers: u8) {
+        let settings = on_one_address(workers);
+        let mut server = settings.clone().start();
+        let (udp, tcp) = (server.udp4(), server.tcp4());
+        let over_udp: Vec<Witness> = (0..workers).map(|worker| Witness::start(Client::udp_on_worker(udp, worker, workers))).collect();
+        let over_tcp = Witness::start(Client::tcp(tcp));
+
+        let both = on_two_addresses(&settings);
+        let line = told(&server.reload(both.clone()));
+        assert_eq!(line["message"], "reload: the changes are taken over");
+        assert_eq!(line["changed"], "listen.udp: added \"127.0.0.2:0\"; listen.tcp: added \"127.0.0.2:0\"");
+        let (new_udp, new_tcp) = (listener(&server, "udp", "127.0.0.2"), listener(&server, "tcp", "127.0.0.2"));
+        for worker in 0..workers {
+            assert_eq!(allocate_code(Client::udp_on_worker(new_udp, worker, workers)), 0, "worker {worker}");
+        }
+        assert_eq!(allocate_code(Client::tcp(new_tcp)), 0);
+        // The new listener is ours, so it is nobody's peer.
+        let mut client = Client::udp(udp);
+        client.allocate();
+        assert_eq!(client.try_bind(0x4001, new_udp), 403);
+
+        let mut without = both.clone();
+        (without.udp, without.tcp) = (vec![both.udp[1].clone()], vec![both.tcp[1].clone()]);
+        let line = told(&server.reload(without.clone()));
+        assert_eq!(line["changed"], "listen.udp: removed \"127.0.0.1:0\"; listen.tcp: removed \"127.0.0.1:0\"");
+        expect_closed_to_new_clients(&server, udp, tcp, workers);
+        assert_eq!(client.try_bind(0x4001, udp), 403, "as long as it is open it is ours");
+        assert_eq!(client.refresh(0).code(), 0, "who has a session is answered");
+        over_udp.iter().for_each(Witness::see_progress);
+
+        let mut changed = without.clone().limit("allocations_per_client", "7");
+        changed.users = vec![("bob", "builder")];
+        changed.secrets = vec![("main", "south"), ("next", "north")];
+        let line = told(&server.reload(changed.clone()));
+        assert_eq!(
+            line["changed"],
+            "auth.users: removed \"alice\"; auth.secrets: added \"next\", changed \"main\"; limits.allocations_per_client: 2000 -> 7"
+        );
+        let good = changed.text(&server.ports.range);
+        let said = server.reload_text(&good.replace("[limits]", "[limits]\nallocations = -1"));
+        assert!(said.contains("limits.allocations") && said.contains("the old one stays"), "{said}");
+        over_udp.iter().for_each(Witness::see_progress);
+        over_tcp.see_progress();
+        assert_eq!(allocate_code(Client::udp(new_udp).user("bob", "builder")), 0);
+
+        assert!(server.log.events("listener closed: its last session has ended").is_empty());
+        let mut witnesses = over_udp.into_iter();
+        let (mut last, rounds) = witnesses.next().unwrap().finish();
+        assert!(rounds > 20);
+        assert_eq!(last.refresh(600).code(), 0);
+        for witness in witnesses {
+            let (mut client, _) = witness.finish();
+            assert_eq!(client.refresh(0).code(), 0);
+        }
+        let bytes = request(METHOD_BINDING, &[], None);
+        last.send_raw(&bytes);
+        assert_eq!(last.answer_to(&bytes).code(), 0, "it is open for its last session");
+        assert_eq!(last.refresh(0).code(), 0);
+        let closed = wait_for("the listener to close", || server.log.events("listener closed: its last session has ended").pop());
+        assert_eq!(closed["address"], udp.to_string());
+        UdpSocket::bind(udp).expect("the port is free");
+        let (mut client, _) = over_tcp.finish();
+        assert_eq!(client.refresh(0).code(), 0, "an established connection stays as long as its client wants");
+    }
+
+    /// Whoever takes a listener out by mistake puts it back, and nobody has to do anything.
+    fn a_listener_that_returns_in_time_is_the_same_as_before(workers: u8) {
+        let settings = on_two_addresses(&on_one_address(workers));
+        let mut server = settings.clone().start();
+        let (udp, tcp) = (server.udp4(), server.tcp4());
+        let witness = Witness::start(Client::udp_on_worker(udp, workers - 1, workers));
+        let mut without = settings.clone();
+        (without.udp, without.tcp) = (vec![settings.udp[1].clone()], Vec::new());
+        server.reload(without);
+        expect_closed_to_new_clients(&server, udp, tcp, workers);
+        server.reload(settings);
+        for worker in 0..workers {
+            assert_eq!(allocate_code(Client::udp_on_worker(udp, worker, workers)), 0, "worker {worker}");
+        }
+        let (mut client, _) = witness.finish();
+        assert_eq!(client.refresh(0).code(), 0);
+        assert_eq!(allocate_code(Client::udp(udp)), 0, "it does not close with its last session");
+        assert!(server.log.events("listener closed: its last session has ended").is_empty());
+    }
+
+    /// One listener that can't be bound, and nothing at all changes.
+    fn what_can_not_be_bound_changes_nothing(workers: u8) {
+        let settings = on_one_address(workers);
+        let mut server = settings.clone().start();
+        let witness = Witness::start(Client::udp(server.udp4()));
+        let (udp, tcp) = (UdpSocket::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+        let (udp, tcp) = ((udp.local_addr().unwrap().to_string(), udp), (tcp.local_addr().unwrap().to_string(), tcp));
+        let before = descriptors(&server);
+        for (list, place) in [("udp", &udp.0), ("tcp", &tcp.0)] {
+            let mut wrong = on_two_addresses(&settings);
+            wrong.users = Vec::new();
+            if list == "udp" { wrong.udp.push(place.clone()) } else { wrong.tcp.push(place.clone()) }
+            let said = server.reload_text(&wrong.text(&server.ports.range));
+            assert!(said.contains(place) && said.contains("another process has it"), "{said}");
+            assert!(said.contains("the old settings stay"), "{said}");
+            assert_eq!(allocate_code(Client::udp(server.udp4())), 0, "alice may still come in");
+            assert_eq!(server.log.events("listening").len(), 2);
+        }
+        // Our own listener is named as what it is.
+        let mut wrong = settings.clone();
+        wrong.tcp = vec![format!("0.0.0.0:{}", server.tcp4().port())];
+        let said = server.reload_text(&wrong.text(&server.ports.range));
+        assert!(said.contains("of this server has the port"), "{said}");
+        assert_eq!(descriptors(&server), before);
+        assert_eq!(allocate_code(Client::tcp(server.tcp4())), 0);
+        drop((udp, tcp));
+        server.reload(on_two_addresses(&settings));
+        assert_eq!(allocate_code(Client::udp(listener(&server, "udp", "127.0.0.2"))), 0);
+        witness.finish();
+    }
+
+    /// Fifty reloads that open and close a listener of each kind leave as many descriptors as there were.
+    fn fifty_reloads_leak_no_descriptor(workers: u8) {
+        let authority = Authority::new();
+        let few = Settings { certificates: vec![authority.write("first", &[NAME])], ..on_one_address(workers) };
+        let mut many = on_two_addresses(&few);
+        many.tls = vec!["127.0.0.2:0".to_owned()];
+        many.auto = vec!["127.0.0.2:0".to_owned()];
+        many.http = "public = [\"127.0.0.2:0\"]\nproxies = [\"127.0.0.9\"]\nidentity_header = \"x-user\"\n".to_owned();
+        let mut server = few.clone().start();
+        let witnesses = [Witness::start(Client::udp(server.udp4())), Witness::start(Client::tcp(server.tcp4()))];
+        // The first TLS listener makes what lives as long as the process.
+        server.reload(many.clone());
+        server.reload(few.clone());
+        let settled = |server: &Server| {
+            wait_for("the sockets to close", || {
+                let udp = server.log.events("listener closed: its last session has ended").len();
+                let gone = server.log.events("no new clients here any more");
+                (gone.iter().filter(|event| event["transport"] == "udp").count() == udp).then_some(())
+            });
+            // One connection of the scrape may be on its way out.
+            (0..20).map(|_| { std::thread::sleep(Duration::from_millis(5)); descriptors(server) }).min().unwrap()
+        };
+        let before = settled(&server);
+        for _ in 0..25 {
+            server.reload(many.clone());
+            assert_eq!(allocate_code(Client::udp(listener(&server, "udp", "127.0.0.2"))), 0);
+            server.reload(few.clone());
+        }
+        assert_eq!(settled(&server), before);
+        for witness in witnesses {
+            witness.finish();
+        }
+    }
+
+    /// A server without TLS gets its first TLS listener, and a plain one that takes both, on the same socket.
+    fn the_first_tls_listener_comes_by_reload(workers: u8) {
+        let authority = Authority::new();
+        let settings = on_one_address(workers);
+        let mut server = settings.clone().start();
+        let witness = Witness::start(Client::tcp(server.tcp4()));
+        let mut with = settings.clone();
+        with.certificates = vec![authority.write("first", &[NAME])];
+        with.tls = vec!["127.0.0.2:0".to_owned()];
+        // What was plain takes both.
+        (with.auto, with.tcp) = (with.tcp, Vec::new());
+        let line = told(&server.reload(with));
+        assert!(line["changed"].as_str().unwrap().contains("listen.auto: added \"127.0.0.1:0\""), "{line}");
+        assert_eq!(allocate_code(authority.client(listener(&server, "tls", "127.0.0.2"))), 0);
+        assert_eq!(allocate_code(authority.client(server.tcp4())), 0, "TLS on what was a plain port");
+        assert_eq!(allocate_code(Client::tcp(server.tcp4())), 0, "and plain as before");
+        assert_eq!(server.scrape().value("throughway_tls_handshakes_total", &[("result", "ok")]), 2);
+        server.reload(settings);
+        assert_eq!(allocate_code(Client::tcp(server.tcp4())), 0);
+        witness.finish();
+    }
+
+    /// New allocations get ports of the new range; live ones keep theirs.
+    fn relay_ports_follow(workers: u8) {
+        let mut settings = on_one_address(workers);
+        let mut server = settings.clone().start();
+        let middle = server.ports.range.start() + 20;
+        let halves = [*server.ports.range.start()..=middle, middle + 1..=*server.ports.range.end()];
+        settings.ports = Some(halves[0].clone());
+        server.reload(settings.clone());
+        let mut first = Client::udp(server.udp4());
+        let relayed = first.allocate();
+        assert!(halves[0].contains(&relayed.port()), "{relayed}");
+        settings.ports = Some(halves[1].clone());
+        let line = told(&server.reload(settings));
+        let range = |half: &std::ops::RangeInclusive<u16>| format!("\"{}-{}\"", half.start(), half.end());
+        assert_eq!(line["changed"], format!("relay.ports: {} -> {}", range(&halves[0]), range(&halves[1])));
+        for worker in 0..workers {
+            let mut client = Client::udp_on_worker(server.udp4(), worker, workers);
+            let relayed = client.allocate();
+            assert!(halves[1].contains(&relayed.port()), "{relayed}");
+        }
+        let peer = peer(relayed);
+        first.permit(peer.local_addr().unwrap());
+        first.send_to(peer.local_addr().unwrap(), b"still here");
+        assert_eq!(receive(&peer), (b"still here".to_vec(), relayed));
+        assert_eq!(first.refresh(0).code(), 0);
+    }
+
+    /// What waits for a restart is said at every reload, with the reason, until the file is as it was.
+    fn what_needs_a_restart_is_said_each_time(workers: u8) {
+        let settings = on_one_address(workers);
+        let server = settings.clone().start();
+        let good = settings.text(&server.ports.range);
+        let other = good.replace("workers = ", "realm = \"other\"\nauth.nonce_key_file = \"nonce\"\nworkers = 7 # ");
+        fs::write(server.directory().join("nonce"), "0123456789abcdef").unwrap();
+        for round in 0..3 {
+            let line = told(&server.reload_text(&other.replace("[limits]", &format!("[limits]\nallocations = {}", 10 + round))));
+            assert_eq!(line["level"], "WARN");
+            let restart = line["restart"].as_str().unwrap();
+            for part in ["realm: \"throughway\" -> \"other\" (it is in the key of every client)", "workers: ", "auth.nonce_key_file: \"\" -> \"nonce\""] {
+                assert!(restart.contains(part), "{restart}");
+            }
+            assert!(line["changed"].as_str().unwrap().ends_with(&format!("-> {}", 10 + round)), "{line}");
+            assert_eq!(allocate_code(Client::udp(server.udp4())), 0);
+        }
+        let line = told(&server.reload_text(&good));
+        assert_eq!((line["level"].as_str(), line["restart"].as_str()), (Some("INFO"), None), "{line}");
+    }
+
+    /// HTTP listeners and Host names follow.
+    fn http_follows(workers: u8) {
+        let settings = on_one_address(workers);
+        let mut server = settings.clone().start();
+        assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 403);
+        let mut more = settings.clone();
+        more.hosts = vec!["metrics.example"];
+        more.http = "public = [\"127.0.0.1:0\"]\nproxies = [\"127.0.0.9\"]\nidentity_header = \"x-user\"\n".to_owned();
+        server.reload(more);
+        assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 200);
+        let public = server.log.events("credentials for everybody who has a key")[0]["address"].as_str().unwrap().replace("http://", "");
+        let public: SocketAddr = public.parse().unwrap();
+        assert_eq!(http::get(public, "/healthz", "anybody").0, 200);
+        let mut client = Client::udp(server.udp4());
+        client.allocate();
+        assert_eq!(client.try_bind(0x4001, public), 403, "our HTTP is nobody's peer");
+        server.reload(settings.clone());
+        assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 403);
+        assert_eq!(TcpStream::connect(public).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+}
