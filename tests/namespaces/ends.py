@@ -25,6 +25,14 @@ CLOSES_WITHIN = 10.0
 SIZE = 1000
 
 
+def with_hosts(hosts, command):
+    """The command where `hosts` is /etc/hosts. No name server is reached from these places: it
+    asks none, rather than waiting for one."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+            'mount --bind "$0" /etc/hosts && mount --bind /dev/null /etc/resolv.conf && exec "$@"',
+            hosts, *command]
+
+
 class End(calls.PeerProcess):
     """`name` is chromium, firefox, werift or aiortc; `hosts` is what it finds in /etc/hosts,
     `authority` the certificate authority that it is made to trust."""
@@ -41,12 +49,8 @@ class End(calls.PeerProcess):
             # The browsers, which have a list of their own; OpenSSL, for aiortc; Node, for werift.
             environment |= {"TEST_CA": authority, "SSL_CERT_FILE": authority,
                             "NODE_EXTRA_CA_CERTS": authority}
-        with_hosts = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-                      # No name server is reached from these places: ask none, rather than wait for it.
-                      'mount --bind "$0" /etc/hosts && mount --bind /dev/null /etc/resolv.conf'
-                      ' && exec "$@"', hosts]
         super().__init__(topology, place, os.path.join(directory, f"{name}.log"),
-                         [*with_hosts, *command], environment)
+                         with_hosts(hosts, command), environment)
 
     def ready(self):
         self.hear(STARTS_WITHIN)
