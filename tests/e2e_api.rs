@@ -3,8 +3,7 @@
 mod api_support;
 mod e2e_support;
 
-use std::io::BufRead as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use api_support::{BEARER, KEY, ask, key_table};
 use e2e_support::{Client, Settings, wait_for};
@@ -70,32 +69,38 @@ with_one_and_three_workers! {
     }
 }
 
-/// The example of docs/credentials.md, as it stands there.
+/// The application server of docs/app-server.md, as it is printed there: who has logged in gets credentials that relay.
 #[test]
 fn an_application_server_in_twenty_lines_gets_credentials_for_its_users() {
+    let document = include_str!("../docs/app-server.md");
+    let (_, code) = document.split_once("```python\n").unwrap();
+    let (code, _) = code.split_once("```").unwrap();
     let server = settings_with_keys(1, "").start();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut application = std::process::Command::new("python3")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/app_server.py"))
-        .arg("0")
+        .args(["-c", code, "127.0.0.1", &address.port().to_string()])
         .env("RELAY", format!("http://{}", server.http()))
         .env("RELAY_KEY", KEY)
-        .stdout(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
         .expect("python3, which the example needs");
-    let mut port = String::new();
-    std::io::BufReader::new(application.stdout.take().unwrap()).read_line(&mut port).unwrap();
-    let address = SocketAddr::from(([127, 0, 0, 1], port.trim().parse().unwrap()));
-    let answer = ask(address, "GET", "/", &[], "");
+    wait_for("the application server", || TcpStream::connect(address).ok());
+    let form = [("Content-Type", "application/x-www-form-urlencoded")];
+    let wrong = ask(address, "POST", "/", &form, "name=alice&password=wrong");
+    let login = ask(address, "POST", "/", &form, "name=alice&password=wonderland");
+    let without = ask(address, "GET", "/", &[], "");
+    let cookie = login.header("set-cookie").unwrap_or_default().split(';').next().unwrap_or_default().to_owned();
+    let answer = ask(address, "GET", "/", &[("Cookie", &cookie)], "");
     application.kill().unwrap();
     application.wait().unwrap();
-    assert_eq!(answer.status, 200);
+    assert_eq!([wrong.status, login.status, without.status, answer.status], [403, 200, 401, 200]);
     let entry = answer.json()["iceServers"][0].clone();
     let mut client =
         Client::udp(server.udp4()).user(entry["username"].as_str().unwrap(), entry["credential"].as_str().unwrap());
     client.allocate();
     assert_eq!(client.refresh(0).code(), 0);
-    assert_eq!(server.log.wait_for_session("session-7f3a")["reason"], "refreshed");
+    assert_eq!(server.log.wait_for_session("u-7f3a")["reason"], "refreshed");
 }
 
 #[test]

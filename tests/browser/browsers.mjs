@@ -1,27 +1,47 @@
-// Starts the browsers and opens tabs of the demo page in them.
+// Starts the browsers.
 
-import { mkdtemp, rm } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { existsSync } from 'node:fs';
+import { promisify } from 'node:util';
 import puppeteer from 'puppeteer-core';
+
+const run = promisify(execFile);
 
 const EXECUTABLES = {
   chromium: process.env.CHROMIUM_BIN ?? '/usr/bin/chromium',
   firefox: process.env.FIREFOX_BIN ?? '/usr/bin/firefox-esr',
 };
 
-/** A browser with a profile of its own; `close` ends it and removes the profile. */
-export async function launch(name) {
+/**
+ * Lets a browser trust a certificate authority: NSS keeps Firefox's in the profile, and on Linux Chromium takes what a
+ * person has added from the NSS database of the home. Both hold for `turns:` as they do for `https:`.
+ */
+async function trust(directory, authority) {
+  await mkdir(directory, { recursive: true });
+  const database = ['-d', `sql:${directory}`];
+  await run('certutil', ['-N', '--empty-password', ...database]);
+  await run('certutil', ['-A', '-n', 'authority of the test', '-t', 'C,,', '-i', authority, ...database]);
+}
+
+/**
+ * A browser with a profile of its own; `close` ends it and removes the profile. `authority` is the PEM file of a
+ * certificate authority that it is to trust.
+ */
+export async function launch(name, { authority } = {}) {
   const executablePath = EXECUTABLES[name];
   if (!existsSync(executablePath)) {
     throw new Error(`${executablePath} is missing: install Debian's package ${name === 'firefox' ? 'firefox-esr' : 'chromium'}`);
   }
   const profile = await mkdtemp(join(tmpdir(), `throughway-${name}-`));
+  if (authority) await trust(name === 'firefox' ? profile : join(profile, '.pki', 'nssdb'), authority);
   const options =
     name === 'firefox'
       ? {
           browser: 'firefox',
+          ...(authority ? { userDataDir: profile } : {}),
           extraPrefsFirefox: {
             'app.update.enabled': false,
             'datareporting.policy.dataSubmissionEnabled': false,
@@ -33,6 +53,7 @@ export async function launch(name) {
       : {
           browser: 'chrome',
           userDataDir: profile,
+          ...(authority ? { env: { ...process.env, HOME: profile } } : {}),
           args: [
             '--no-sandbox',
             '--disable-gpu',

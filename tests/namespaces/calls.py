@@ -1,5 +1,6 @@
 """A call between two aiortc peers in two namespaces, and what came of it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,13 +26,16 @@ class Outcome:
 
 
 class PeerProcess:
-    def __init__(self, topology, place, log, **task):
+    """A process in one place that is spoken with in lines of JSON; `task` is the first of them."""
+
+    def __init__(self, topology, place, log, command=(sys.executable, PEER), environment=None, **task):
         with open(log, "ab") as errors, topology.inside(place):
             self.process = subprocess.Popen(
-                [sys.executable, PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
                 stderr=errors, preexec_fn=servers.die_with_parent)
         self.place, self.buffer = place, b""
-        self.say(task)
+        if task:
+            self.say(task)
 
     def say(self, what):
         self.process.stdin.write(json.dumps(what).encode() + b"\n")
@@ -54,7 +58,8 @@ class PeerProcess:
 
     def end(self):
         for pipe in (self.process.stdin, self.process.stdout):
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         try:
             self.process.wait(0.2)
         except subprocess.TimeoutExpired:

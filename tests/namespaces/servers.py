@@ -39,7 +39,11 @@ class Setup:
     tls: list = dataclasses.field(default_factory=list)
     certificate: str = ""
     private_key: str = ""
-    tables: str = ""                 # further tables of throughway's configuration
+    # Of throughway alone: further lines of [auth] and [http], further tables, the log's level.
+    auth: str = ""
+    http_more: str = ""
+    tables: str = ""
+    level: str = "info"
 
 # Labels of the payload metrics, and the name the same flow has in a session record.
 BOOKS = {("received", "clients"): "from_client", ("sent", "peers"): "to_peers",
@@ -73,12 +77,12 @@ addresses = {_quoted(setup.relay)}
 {external}ports = "{setup.ports}"
 [auth]
 users = {{ {users} }}
-{secret}[peers]
+{setup.auth}{secret}[peers]
 allow = {_quoted(setup.allow)}
 [http]
 listen = "{setup.http}"
-[log]
-level = "info"
+{setup.http_more}[log]
+level = "{setup.level}"
 {setup.tables}"""
 
 
@@ -132,17 +136,13 @@ class Server:
     """A running server; `stop` always ends it."""
 
     def __init__(self, binary, setup, directory, inside=contextlib.nullcontext):
-        self.setup, self.inside = setup, inside
+        self.setup, self.inside, self.directory = setup, inside, directory
         self.is_coturn = os.path.basename(binary) == "turnserver"
         self.log_path = os.path.join(directory, f"server-{time.monotonic_ns()}.log")
         if self.is_coturn:
             command = [binary, *coturn_arguments(setup, directory)]
         else:
-            config = os.path.join(directory, "config.toml")
-            with open(config, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(throughway_config(setup))
-            command = [binary, "serve", "--config", config]
+            command = [binary, "serve", "--config", self._write(throughway_config(setup))]
         with open(self.log_path, "wb") as log, inside():
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
                                             stderr=log, preexec_fn=die_with_parent, cwd=directory)
@@ -151,6 +151,40 @@ class Server:
         except BaseException:
             self.stop()
             raise
+
+    def _write(self, text):
+        config = os.path.join(self.directory, "config.toml")
+        with open(config, "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(text)
+        return config
+
+    def reload(self, setup=None, text=None, within=5.0):
+        """SIGHUP, with another configuration if there is one; returns the log line that answers it."""
+        if setup or text is not None:
+            self._write(text if text is not None else throughway_config(setup))
+        known = len(self._reloads())
+        self.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + within
+        while len(lines := self._reloads()) == known:
+            if time.monotonic() > end:
+                raise AssertionError(f"no answer to SIGHUP within {within} s; {self.log()}")
+            time.sleep(0.02)
+        return lines[-1]
+
+    def _reloads(self):
+        return [line["message"] for line in self.events() if line["message"].startswith("reload:")]
+
+    def events(self, message=None):
+        """The log's lines, or those with this message."""
+        with open(self.log_path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file if line.startswith("{") and line.endswith("\n")]
+        return [line for line in lines if message in (None, line["message"])]
+
+    def kill(self):
+        """kill -9: no line, no record, no file is finished."""
+        self.process.kill()
+        self.process.wait()
 
     def _wait(self):
         end = time.monotonic() + READY_WITHIN
@@ -218,9 +252,7 @@ class Server:
         status = self.stop()
         if status != 0:
             raise AssertionError(f"SIGTERM ended the server with {status}")
-        with open(self.log_path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.startswith("{")]
-        records = [line for line in lines if line["message"] == "session ended"]
+        records = self.events("session ended")
         if len(records) != created:
             raise AssertionError(f"{created:.0f} allocations made, {len(records)} sessions recorded")
         for (way, side), name in BOOKS.items():

@@ -2,13 +2,14 @@
 
     home A ── NAT A ─┐                          ┌─ server (two addresses, two families)
     home B ── NAT B ─┼───────── internet ───────┼─ 1:1 NAT ── server in a cloud
-    office ── wall ──┘       (a router)         └─ peer (answers, and refuses)
+    office ── wall ──┤       (a router)         └─ peer (answers, and refuses)
+    branch ── gate ──┘
 
 * A router stands between every client and every server: loopback and a shared
   link both hide faults of routing, of hop limits and of source addresses.
 * NAT A and NAT B are symmetric: every destination gets a random port of its own.
   IPv6 (home A only) is not translated, but nothing unasked comes in.
-* The wall lets nothing through but TCP to the server's TURN port.
+* The wall lets nothing through but TCP to the server's TURN port, the gate nothing but TCP to port 443.
 * The 1:1 NAT maps one public address to the cloud server's private one, and
   drops what the server sends to its own public address, as clouds do.
 
@@ -26,7 +27,7 @@ import threading
 
 SERVER, SERVER_SECOND, SERVER6, SERVER6_SECOND = (
     "11.1.0.2", "11.1.0.3", "2a00:11:1::2", "2a00:11:1::3")
-NAT_A, NAT_B, WALL = "11.2.0.2", "11.3.0.2", "11.4.0.2"
+NAT_A, NAT_B, WALL, GATE = "11.2.0.2", "11.3.0.2", "11.4.0.2", "11.7.0.2"
 HOME_A6 = "2a00:11:21::10"           # home B has IPv4 only, so IPv6 is no way between homes
 CLOUD_PUBLIC, CLOUD_PRIVATE = "20.5.0.10", "10.0.0.5"
 PEER, PEER6 = "11.6.0.2", "2a00:11:6::2"
@@ -47,15 +48,16 @@ LINKS = [
     ("inet", "nata", "nata", "wan"), ("nata", "lan", "homea", "eth"),
     ("inet", "natb", "natb", "wan"), ("natb", "lan", "homeb", "eth"),
     ("inet", "wall", "wall", "wan"), ("wall", "lan", "office", "eth"),
+    ("inet", "gate", "gate", "wan"), ("gate", "lan", "branch", "eth"),
     ("inet", "onat", "onat", "wan"), ("onat", "lan", "cloud", "eth"),
     ("inet", "peer", "peer", "eth"),
 ]
-ROUTERS = ("inet", "nata", "natb", "wall", "onat")
+ROUTERS = ("inet", "nata", "natb", "wall", "gate", "onat")
 
 ADDRESSES = {
     "inet": ["srv 11.1.0.1/24 2a00:11:1::1/64", "nata 11.2.0.1/24 2a00:11:2::1/64",
              "natb 11.3.0.1/24", "wall 11.4.0.1/24", "onat 20.5.0.1/24",
-             "peer 11.6.0.1/24 2a00:11:6::1/64"],
+             "peer 11.6.0.1/24 2a00:11:6::1/64", "gate 11.7.0.1/24"],
     "srv": [f"eth {SERVER}/24 {SERVER_SECOND}/24 {SERVER6}/64 {SERVER6_SECOND}/64"],
     "nata": [f"wan {NAT_A}/24 2a00:11:2::2/64", "lan 192.168.1.1/24 2a00:11:21::1/64"],
     "homea": [f"eth 192.168.1.10/24 {HOME_A6}/64"],
@@ -63,6 +65,8 @@ ADDRESSES = {
     "homeb": ["eth 192.168.2.10/24"],
     "wall": [f"wan {WALL}/24", "lan 10.20.0.1/24"],
     "office": ["eth 10.20.0.10/24"],
+    "gate": [f"wan {GATE}/24", "lan 10.30.0.1/24"],
+    "branch": ["eth 10.30.0.10/24"],
     "onat": [f"wan 20.5.0.2/24 {CLOUD_PUBLIC}/32", "lan 10.0.0.1/24"],
     "cloud": [f"eth {CLOUD_PRIVATE}/24"],
     "peer": [f"eth {PEER}/24 {PEER6}/64"],
@@ -76,6 +80,7 @@ ROUTES = {
     "natb": ["default via 11.3.0.1"],
     "homeb": ["default via 192.168.2.1"],
     "wall": ["default via 11.4.0.1"], "office": ["default via 10.20.0.1"],
+    "gate": ["default via 11.7.0.1"], "branch": ["default via 10.30.0.1"],
     "onat": ["default via 20.5.0.1"], "cloud": ["default via 10.0.0.1"],
     "peer": ["default via 11.6.0.1", "default via 2a00:11:6::1"],
     "inet": ["2a00:11:21::/64 via 2a00:11:2::2",
@@ -126,6 +131,24 @@ table inet filter {{
 table ip nat {{
   chain leaving {{ type nat hook postrouting priority srcnat; oifname "wan" masquerade; }}
 }}""",
+    "gate": """
+table inet filter {
+  counter passed { }
+  counter refused_udp { }
+  counter refused_tcp { }
+  counter refused_other { }
+  chain forward {
+    type filter hook forward priority filter; policy drop;
+    iifname "lan" tcp dport 443 counter name passed accept
+    iifname "wan" meta l4proto tcp ct state established accept
+    meta l4proto udp counter name refused_udp drop
+    meta l4proto tcp counter name refused_tcp drop
+    counter name refused_other drop
+  }
+}
+table ip nat {
+  chain leaving { type nat hook postrouting priority srcnat; oifname "wan" masquerade; }
+}""",
     "onat": f"""
 table inet filter {{
   counter hairpin {{ }}
