@@ -15,6 +15,7 @@ use support::{Client, Harness, addr, alice, bind, channel_data, user};
 use throughway::protocol::address::PeerAddress;
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{AllocationId, DropReason, PacketMeta, Relay, Way};
+use throughway::protocol::meter::Rates;
 use throughway::protocol::time::Now;
 use throughway::wire::framing::cut;
 use throughway::wire::integrity::Key;
@@ -188,6 +189,43 @@ fn an_allocation_with_many_peers_takes_nothing_from_the_heap_either() {
     let at = (h.now, h.session(client).expect("alive").allocation);
     client_packets_cost_nothing(&mut h, client, &channel_data(0x4030, b"x"), Ok(()));
     peer_packets_cost_nothing(&mut h, at, peers[40], b"x", Ok(()));
+}
+
+/// Every scope limits rates, and the credential and the user their bytes too.
+fn with_all_meters(rates: Rates, bytes: u64) -> Harness {
+    Harness::workers(1, |settings| {
+        settings.auth.secrets[0].tenant = Some("acme".into());
+        let limits = &mut settings.limits;
+        (limits.server, limits.tenant, limits.client) = (rates, rates, rates);
+        (limits.user, limits.credential, limits.allocation) = (rates, rates, rates);
+        (limits.bytes_per_credential, limits.bytes_per_user_per_day) = (Some(bytes), Some(bytes));
+    })
+}
+
+#[test]
+fn metered_packets_take_nothing_from_the_heap() {
+    let data = channel_data(0x4000, &[7; 1200]);
+    let wide = Rates { bits_per_second: Some(80_000_000_000), packets_per_second: Some(1_000_000) };
+    let narrow_bits = Rates { bits_per_second: Some(1), ..wide };
+    let narrow_packets = Rates { packets_per_second: Some(1), ..wide };
+    for (rates, bytes, expected) in [
+        (wide, 1 << 40, Ok(())),
+        (narrow_bits, 1 << 40, Err(DropReason::OverBandwidth)),
+        (narrow_packets, 1 << 40, Err(DropReason::OverPackets)),
+    ] {
+        let mut h = with_all_meters(rates, bytes);
+        let client = h.add(user("bob"));
+        h.allocate(client);
+        assert_eq!(h.bind(client, 0x4000, addr(PEER)), 0);
+        let at = (h.now, h.session(client).expect("alive").allocation);
+        // The first packet finds a full bucket, whatever the rate.
+        h.channel_data(client, 0x4000, &[7; 1200]);
+        h.from_peer(client, addr(PEER), &[7; 1200]);
+        client_packets_cost_nothing(&mut h, client, &data, expected);
+        peer_packets_cost_nothing(&mut h, at, addr(PEER), &[7; 1200], expected);
+        let server = h.first_server();
+        assert_eq!(taken_by(|| server.not_sent(at.1, Way::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
+    }
 }
 
 #[test]

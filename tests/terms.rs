@@ -186,6 +186,22 @@ fn the_closing_time_inside_a_credential_ends_its_sessions_and_lets_no_new_one_in
     h.refuses(client, allocate(), 403, Why::ClosingTime);
 }
 
+// The second of the closing time begins at another millisecond for whoever looks at another time.
+#[test]
+fn a_reload_that_plans_an_earlier_end_is_woken_for_it() {
+    let mut h = Harness::with(reads(ClaimSet::LIMITS));
+    let claims = granted(Grant { closes_at: Some(START_UNIX + 100), ..Grant::default() });
+    let client = h.add(with_claims(&h, &claims));
+    h.advance_ms(999);
+    h.allocate(client);
+    h.advance_ms(1);
+    h.reconfigure(|_| {});
+    h.advance_ms(98_999);
+    assert!(h.is_alive(client));
+    h.advance_ms(1);
+    assert!(!h.is_alive(client), "the whole 100 seconds are over");
+}
+
 // ---- allocations, rates and budgets ----
 
 #[test]
@@ -352,6 +368,22 @@ fn limits_of_a_reload_hold_for_the_sessions_that_live() {
     assert_eq!(send_until_dropped(&mut h, client, 100, 50), (3, Some(DropReason::OverPackets)));
     h.reconfigure(|settings| settings.limits.server = Rates::default());
     assert_eq!(send_until_dropped(&mut h, client, 100, 50), (50, None));
+}
+
+// It was let in under the old limits, and its socket is opened under the new ones.
+#[test]
+fn limits_of_a_reload_hold_for_an_allocation_that_is_just_being_opened() {
+    let mut h = Harness::new();
+    let bob = h.add(user("bob"));
+    h.hold_back_opens = true;
+    let request = h.signed(bob, &allocate());
+    assert!(h.tell(bob, &request).is_empty());
+    let narrow = Rates { packets_per_second: Some(3), ..Rates::default() };
+    h.reconfigure(|settings| (settings.limits.user, settings.limits.allocation) = (narrow, narrow));
+    assert_eq!(h.let_opens_go(bob)[0].code(), 0);
+    h.hold_back_opens = false;
+    assert_eq!(h.bind(bob, 0x4000, addr(PEER)), 0);
+    assert_eq!(send_until_dropped(&mut h, bob, 100, 50), (3, Some(DropReason::OverPackets)));
 }
 
 // ---- expiry ----

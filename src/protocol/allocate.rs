@@ -14,6 +14,7 @@ use super::border::{
 use super::owner::Owner;
 use super::reject::RejectReason;
 use super::revocation::Whose;
+use super::settings::Limits;
 use super::time::{Now, Ticks};
 use super::timer::Due;
 use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
@@ -327,6 +328,16 @@ impl Server {
         self.reply_error(opening.via, head, opening.fingerprint, reason, &[], Some(&key));
         let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username) };
         self.outputs.push_back(Output::Happened(refused));
+    }
+
+    /// New limits hold for those too who were let in under the old ones and have no relayed address yet.
+    #[allow(clippy::disallowed_methods, reason = "each gets its meters for itself, in any order")]
+    pub(super) fn meter_openings_anew(&mut self, limits: &Limits) {
+        for opening in self.openings.values_mut() {
+            let claim = opening.owner.claim(&opening.via);
+            let meters = self.shared.meters(&claim, opening.owner.counted(), limits);
+            opening.owner.set_meters(meters);
+        }
     }
 
     /// Refuses what these were about to begin.

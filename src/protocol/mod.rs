@@ -287,8 +287,6 @@ impl Server {
     }
 
     fn on_reconfigure(&mut self, now: Now, settings: Arc<Settings>) {
-        let replans_close = (self.settings.auth.on_expiry, self.settings.auth.max_session)
-            != (settings.auth.on_expiry, settings.auth.max_session);
         for allocation in self.table.iter_mut() {
             allocation.rejudge(|ip| settings.peers.judge(ip));
             let claim = allocation.owner.claim(&allocation.via);
@@ -296,13 +294,11 @@ impl Server {
             allocation.owner.set_meters(meters);
             allocation.plan_close(&settings.auth, now);
         }
+        self.meter_openings_anew(&settings.limits);
         self.relay_ipv4 = settings.relay_ipv4;
         self.relay_ipv6 = settings.relay_ipv6;
-        let replans = self.settings.interim_seconds != settings.interim_seconds;
         self.settings = settings;
-        if replans || replans_close {
-            self.plan_interims(now);
-        }
+        self.plan_interims(now);
     }
 
     fn on_close(&mut self, now: Now, which: &Selector, reason: EndReason) {

@@ -16,6 +16,7 @@ use super::reject::RejectReason;
 use super::revocation::Party;
 use super::settings::Limits;
 use super::time::{Now, UnixSeconds};
+use crate::credentials::EXPIRY_SKEW_SECONDS;
 use crate::credentials::claims::Grant;
 
 /// Scopes remembered at most: about 200 MB. Every one of them was opened by a verified credential.
@@ -265,7 +266,9 @@ impl Quotas {
     /// Forgets a scope without allocations if its meter does not matter any more, else comes back to it.
     fn forget_or_keep(&mut self, now: Now, key: Key) {
         let Some(known) = self.scopes.get(&key).filter(|known| known.count == 0) else { return };
-        let until = known.meter.as_ref().map_or(UnixSeconds(0), |meter| meter.matters_until(now, known.expires_at));
+        // As long as the credential is let in, clocks that differ included.
+        let end = UnixSeconds(known.expires_at.0.saturating_add(EXPIRY_SKEW_SECONDS + 1));
+        let until = known.meter.as_ref().map_or(UnixSeconds(0), |meter| meter.matters_until(now, end));
         if until <= now.unix {
             self.scopes.remove(&key);
         } else {
@@ -412,9 +415,11 @@ mod tests {
         assert_eq!(quotas.admit(at(1), &bob, &limits).unwrap_err(), RejectReason::QuotaBytes);
         assert_eq!(quotas.usage(), (0, 0, 0));
         assert_eq!(quotas.len(), 1, "the budget is remembered");
+        // Authentication lets it in for 30 s more: clocks differ.
+        assert_eq!(quotas.admit(at(80), &bob, &limits).unwrap_err(), RejectReason::QuotaBytes);
         let other = claim("200:eve", None, "9.9.9.9");
-        let admitted = quotas.admit(at(51), &other, &limits).unwrap();
-        quotas.release(at(51), &other, admitted.counted);
+        let admitted = quotas.admit(at(81), &other, &limits).unwrap();
+        quotas.release(at(81), &other, admitted.counted);
         assert_eq!(quotas.len(), 0, "nothing was spent of the other, and the first is over");
     }
 
