@@ -341,7 +341,7 @@ mod tests {
     fn limits_go_into_the_credential_and_are_said_in_words() {
         let config = Config::from_toml(
             "c.toml",
-            "listen.udp = [\"127.0.0.1:3478\"]\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\nclaims = true\ntenant = \"acme\"\n\
+            "listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\nclaims = true\ntenant = \"acme\"\n\
              limits = { bytes_per_day = \"2GiB\" }",
         )
         .unwrap();
