@@ -60,8 +60,8 @@ enum Command {
     Reload(admin::PlainOptions),
     /// Set the log level of a running server
     LogLevel(admin::LogLevelOptions),
-    /// Let a running server take no new sessions
-    Drain(admin::PlainOptions),
+    /// Let a running server take no new sessions, and end with the last one
+    Drain(admin::drain::DrainOptions),
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
@@ -228,7 +228,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Revoke(options) => admin::revoke(&options),
         Command::Reload(options) => admin::reload(&options),
         Command::LogLevel(options) => admin::log_level(&options),
-        Command::Drain(options) => admin::drain(&options),
+        Command::Drain(options) => admin::drain::drain(&options),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
         Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),

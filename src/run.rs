@@ -185,8 +185,9 @@ async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure>
                 Command::Drain(answer) => {
                     let is_already_under_way = !drain.begin("admin API").await;
                     let sessions = started.running.usage().0.into();
+                    let ends_in_s = drain.progress().and_then(|progress| progress.seconds_left());
                     // Whoever asked may have gone.
-                    let _ = answer.send(DrainAnswer { is_already_under_way, sessions });
+                    let _ = answer.send(DrainAnswer { is_already_under_way, sessions, ends_in_s });
                     continue;
                 }
             },

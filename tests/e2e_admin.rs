@@ -5,11 +5,11 @@ mod e2e_support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use api_support::{Answer, BEARER, KEY, ask, key_table};
 use e2e_support::client::request;
@@ -482,18 +482,37 @@ fn a_reload_and_the_log_level_answer_with_what_came_of_it() {
 }
 
 #[test]
-fn draining_lets_nobody_new_in() {
-    let server = start(Settings::new(1));
+fn draining_lets_nobody_new_in_and_the_last_session_ends_the_server() {
+    let mut settings = Settings::new(1);
+    settings.tables = "[drain]\ndeadline = 0\n".to_owned();
+    let mut server = start(settings);
     let mut carol = minted(&server, "carol");
     carol.allocate();
     let (code, said, _) = command(&server, &["drain"]);
     assert!(code == 0 && said.contains("draining began") && said.contains("1 session left"), "{code} {said}");
     assert_eq!(http::get(server.http(), "/readyz", "localhost"), (503, "draining\n".to_owned()));
-    wait_for("the worker to drain", || (allocate_code(minted(&server, "dave")) == 486).then_some(()));
+    assert_eq!(allocate_code(minted(&server, "dave")), 486, "from when the answer came");
     assert_eq!(carol.refresh(600).code(), 0);
     assert_eq!(get(&server, "/v1/status")["draining"], true);
     let again = done(post(&server, "/v1/drain", json!({})));
-    assert_eq!(again, json!({ "draining": true, "was_draining": true, "sessions": 1 }));
+    assert_eq!(again, json!({ "draining": true, "was_draining": true, "sessions": 1, "ends_in_s": null }));
+    assert_eq!(server.log.events("draining")[0]["by"], "admin API");
+    // Who waits sees the end; the session ends meanwhile.
+    let config = server.directory().join("config.toml");
+    let url = format!("http://{}", server.http());
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_throughway"));
+    waiting.args(["drain", "--wait", "--url", &url, "--config", config.to_str().unwrap()]).env_clear();
+    let mut waiting = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(waiting.stdout.take().unwrap()).lines();
+    assert!(
+        said.next().unwrap().unwrap().starts_with("draining already: no new sessions; 1 session left; they may last")
+    );
+    assert!(server.is_running() && waiting.try_wait().unwrap().is_none());
+    assert_eq!(carol.refresh(0).code(), 0);
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
+    assert_eq!(said.next().unwrap().unwrap(), "the server has ended");
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
+    assert_eq!(server.log.wait_for_session("carol")["reason"], "refreshed");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Commands that talk to a running server: sessions, kick, revoke, reload, log-level, drain.
 
 pub(super) mod client;
+pub(super) mod drain;
 
 use std::io::{self, Write};
 
@@ -88,7 +89,7 @@ struct Whose {
     tenant: Option<String>,
 }
 
-/// Options of `reload` and `drain`.
+/// Options of `reload`.
 #[derive(Args, Debug)]
 pub(super) struct PlainOptions {
     /// Print JSON
@@ -225,14 +226,6 @@ pub(super) fn log_level(options: &LogLevelOptions) -> Result<(), Failure> {
     let answer = options.server.find()?.post("/v1/log-level", &json!({ "level": level }))?;
     print(options.json, &answer, |out| {
         writeln!(out, "the log is at level {level} until the next reload; it was {}", text(&answer["was"]))
-    })
-}
-
-pub(super) fn drain(options: &PlainOptions) -> Result<(), Failure> {
-    let answer = options.server.find()?.post("/v1/drain", &json!({}))?;
-    print(options.json, &answer, |out| {
-        let began = if answer["was_draining"] == true { "draining already" } else { "draining began" };
-        writeln!(out, "{began}: no new sessions; {} left", sessions_text(&answer["sessions"]))
     })
 }
 

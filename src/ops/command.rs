@@ -33,6 +33,8 @@ pub struct DrainAnswer {
     pub is_already_under_way: bool,
     /// How many sessions still live.
     pub sessions: u64,
+    /// How long until those that are left are ended; `None` if they may last as long as they like.
+    pub ends_in_s: Option<u64>,
 }
 
 /// The end that asks.

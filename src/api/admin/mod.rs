@@ -320,7 +320,12 @@ impl Admin {
     async fn drain(&self, by: Operator) -> Result<Value, AdminRefused> {
         tracing::info!(%by, "draining asked for by an operator");
         let begun = self.parts.commands.ask(Command::Drain).await.ok_or_else(stopping)?;
-        Ok(json!({ "draining": true, "was_draining": begun.is_already_under_way, "sessions": begun.sessions }))
+        Ok(json!({
+            "draining": true,
+            "was_draining": begun.is_already_under_way,
+            "sessions": begun.sessions,
+            "ends_in_s": begun.ends_in_s,
+        }))
     }
 }
 
