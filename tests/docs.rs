@@ -274,7 +274,9 @@ fn every_log_line_from_level_info_on_is_in_operations() {
     sources(&root().join("src"), &mut files);
     let mut seen = 0;
     for file in files.iter().filter(|file| !file.components().any(|part| part.as_os_str() == "demo")) {
-        for message in log_messages(&fs::read_to_string(file).unwrap()) {
+        let text = fs::read_to_string(file).unwrap();
+        // What a test writes is no line of the server.
+        for message in log_messages(text.split("\n#[cfg(test)]\n").next().unwrap()) {
             seen += 1;
             assert!(
                 operations.contains(&message),

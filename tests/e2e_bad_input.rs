@@ -10,6 +10,7 @@ use e2e_support::client::{
     send_indication, transaction_id,
 };
 use e2e_support::{Client, PATIENCE, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use throughway::credentials::{Algorithm, Secret, SharedSecret, password};
 use throughway::wire::attribute::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
 };
@@ -19,6 +20,9 @@ use throughway::wire::message::{
     METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_DATA, METHOD_REFRESH, METHOD_SEND, MessageType, Method,
 };
 use throughway::wire::writer::Writer;
+
+/// The one secret of the servers here.
+const SECRET: &str = "north-of-everything";
 
 const CHANNEL: u16 = 0x4001;
 
@@ -330,8 +334,16 @@ fn before_an_allocation(server: &Server, connect: impl Fn() -> Client) {
     let stale = Login { nonce: b"0123456789abcdefghijklmn".to_vec(), ..good.clone() };
     refuse(&mut client, "stale_nonce", 438, &allocate(&udp, &stale));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    refuse(&mut client, "expired", 401, &allocate(&udp, &login(&format!("{}:carol", now - 100), "x")));
-    refuse(&mut client, "too_far_ahead", 401, &allocate(&udp, &login(&format!("{}:carol", now + 1_000_000), "x")));
+    // Time is told to those only who hold a password that was good once.
+    let minted = |expires_at: u64| {
+        let username = format!("{expires_at}:carol");
+        let secret = SharedSecret::new("test", Secret::new(SECRET.as_bytes()), Algorithm::Sha1);
+        login(&username, password(&secret, username.as_bytes()).as_str())
+    };
+    refuse(&mut client, "expired", 401, &allocate(&udp, &minted(now - 100)));
+    refuse(&mut client, "too_far_ahead", 401, &allocate(&udp, &minted(now + 1_000_000)));
+    let forged = login(&format!("{}:carol", now - 100), "x");
+    refuse(&mut client, "bad_integrity", 401, &allocate(&udp, &forged));
     let mut bytes = [0; 200];
     let of_allocate = MessageType { method: METHOD_ALLOCATE, class: CLASS_REQUEST };
     let mut writer = Writer::new(&mut bytes, of_allocate, transaction_id());

@@ -362,7 +362,7 @@ mod tests {
         assert_eq!(
             said,
             "good: secret \"s\" (sha1), user id \"bob\", ends in 60 s; tenant acme, 1GiB in all, 2GiB a day, 3Mbit/s each way, \
-             2 allocations at a time, peers: 192.0.2.7/32 2001:db8::/32, over tls, closed at 2026-12-31T23:59:59Z"
+             2 allocations at a time, peers: 192.0.2.7/32 2001:db8::/32, over tls, closed at 2027-01-01T00:00:00Z"
         );
         let other = LimitOptions { tenant: Some("other".to_owned()), ..LimitOptions::default() };
         let refused = mint_with(&config, "bob", 60, 1000, &claims_of(&other).unwrap(), |_| None).unwrap_err();
