@@ -97,16 +97,16 @@ pub struct Found {
 
 /// Whether a request got as far as this only with a key that fits its USERNAME.
 #[must_use]
-#[allow(clippy::wildcard_enum_match_arm, reason = "authentication has these reasons, all others come after it")]
 pub const fn is_after_verification(reason: RejectReason) -> bool {
-    match reason {
+    // Authentication has these reasons; all others come after it.
+    !matches!(
+        reason,
         RejectReason::Challenge
-        | RejectReason::IncompleteCredentials
-        | RejectReason::WrongRealm
-        | RejectReason::UnknownUser
-        | RejectReason::BadIntegrity => false,
-        _ => true,
-    }
+            | RejectReason::IncompleteCredentials
+            | RejectReason::WrongRealm
+            | RejectReason::UnknownUser
+            | RejectReason::BadIntegrity
+    )
 }
 
 /// The address, or the /64 that one machine has for itself.

@@ -544,7 +544,7 @@ impl World {
             }
             3 => self.config.users.retain(|(name, ..)| *name == "alice"),
             4 => {
-                let value: &str = *self.rng.pick(&SECRETS);
+                let value = *self.rng.pick(&SECRETS);
                 let secret = self.config.secret(value);
                 self.config.secrets.insert(0, secret);
                 self.config.secrets.truncate(2);
