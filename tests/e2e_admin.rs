@@ -354,6 +354,28 @@ fn a_tenant_and_its_users_are_apart_from_others_of_the_same_name() {
     assert_eq!((allocate_code(of_acme("bob")), allocate_code(of_acme("carol"))), (403, 0));
 }
 
+/// The tenant of an API key goes into the credential; revoking it stops the issuing and the relaying.
+#[test]
+fn a_revoked_tenant_of_an_api_key_gets_no_credentials() {
+    let mut settings = Settings::new(1);
+    settings.secrets = Vec::new();
+    settings.tables = key_table("web", KEY, "tenant = \"acme\"")
+        + "[[auth.secrets]]\nid = \"main\"\nvalue = \"north-of-everything\"\nclaims = [\"tenant\"]\n";
+    let server = start(settings);
+    let issue = || ask(server.http(), "GET", "/v1/credentials?username=carol", &[HOST, BEARER], "");
+    let answer = done(issue());
+    let [username, password] = ["username", "password"].map(|name| answer[name].as_str().unwrap().to_owned());
+    let mut carol = Client::udp(server.udp4()).user(&username, &password);
+    carol.allocate();
+    assert_eq!(get(&server, "/v1/sessions?user=carol")["sessions"][0]["tenant"], "acme");
+    assert_eq!(done(post(&server, "/v1/revoke", json!({ "tenant": "acme" })))["ended"], 1);
+    refused(&issue(), 403, "revoked");
+    assert_eq!(allocate_code(Client::udp(server.udp4()).user(&username, &password)), 403);
+    assert_eq!(allocate_code(minted(&server, "carol")), 0, "she is nobody's there");
+    done(post(&server, "/v1/revoke", json!({ "tenant": "acme", "undo": true })));
+    done(issue());
+}
+
 #[test]
 fn what_can_not_be_written_is_told_and_holds_all_the_same() {
     let mut settings = Settings::new(1);

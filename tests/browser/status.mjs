@@ -253,11 +253,14 @@ async function tellsOfTheEnd(running, server) {
   const { page, errors } = await open(running, server);
   await logIn(page);
   await until('the numbers', () => isShown(page, '#people'));
+  // The server ends by itself as soon as nobody is left.
+  const alice = await call(running, server, 'alice');
+  await page.bringToFront();
   await api(server, '/v1/drain', {});
   await until('draining', async () => (await text(page, '#pill')) === 'draining');
   server.child.kill('SIGKILL');
   await until('the end', async () => (await text(page, '#pill')) === 'No answer from the server');
-  await page.close();
+  for (const each of [alice, page]) await each.close();
   assert.deepEqual(errors, []);
 }
 

@@ -296,7 +296,9 @@ impl Rest {
         if issuer.users.contains(minted.username.as_str()) {
             return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
         }
-        let party = Party { username: &minted.username, user: &user, tenant: secret.tenant.as_deref() };
+        // As the relay will read it: what the credential says of the tenant goes before what the secret says.
+        let tenant = claims.tenant.as_deref().or(secret.tenant.as_deref());
+        let party = Party { username: &minted.username, user: &user, tenant };
         if self.is_revoked.get().is_some_and(|is_revoked| is_revoked(&party, now.unix)) {
             return Err(IssueRefused::Revoked);
         }
