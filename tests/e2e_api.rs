@@ -198,3 +198,34 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
     assert!(shown.contains("the SHA-256 of the key, not the key itself"), "{shown}");
     assert!(!shown.contains("Xopen") && !shown.contains("Xother"), "{shown}");
 }
+
+#[test]
+fn keys_of_a_login_that_is_down_are_tried_again_said_once_and_seen_in_metrics() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut settings = settings_with_keys(1, "");
+    settings.http = format!("jwt_keys = \"http://127.0.0.1:{port}/jwks?x=secret\"\njwt_audience = \"turn\"");
+    // The login takes the first connection and closes it; the second gets keys.
+    let login = std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        let (mut stream, _) = listener.accept().unwrap();
+        let body =
+            r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+        let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+    });
+    let server = settings.start();
+    server.log.wait_for_line("can't fetch the keys that check tokens");
+    let text = e2e_support::http::get(server.http(), "/metrics", "localhost").1;
+    assert!(text.contains("throughway_jwt_keys 0") && !text.contains("throughway_jwt_keys_age_seconds "), "{text}");
+    assert_eq!(ask(server.http(), "GET", "/ice", &[("Host", "localhost"), BEARER], "").status, 200, "a key works");
+    let fetched = server.log.wait_for_line("fetched the keys that check tokens");
+    assert!(!fetched.contains("secret"), "a query may hold a key: {fetched}");
+    login.join().unwrap();
+    let scrape = server.scrape();
+    let fetches = |result| scrape.value("throughway_jwt_key_fetches_total", &[("result", result)]);
+    assert_eq!((fetches("ok"), fetches("failed"), scrape.sum("throughway_jwt_keys")), (1, 1, 1));
+    assert!(scrape.sum("throughway_jwt_keys_age_seconds") < 30);
+    assert_eq!(server.log.text().matches("can't fetch the keys").count(), 1);
+}

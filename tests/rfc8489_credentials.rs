@@ -109,6 +109,7 @@ fn a_username_beyond_508_bytes_is_401() {
     h.allocate(client);
     h.refresh(client, 0);
     refused_as(&mut h, holder_of(&format!("{longest}x")), RejectReason::UnknownUser);
+    assert_eq!(h.refused.last().unwrap(), &(RejectReason::UnknownUser, None), "what is told of it is bounded");
 }
 
 // RFC 8489 §14.3: USERNAME is UTF-8

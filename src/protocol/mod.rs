@@ -52,6 +52,7 @@ use self::settings::Settings;
 use self::table::AllocationTable;
 use self::time::{Now, Ticks, UnixSeconds};
 use self::timer::{Due, Timers};
+use crate::credentials::USERNAME_BYTES_MAX;
 use crate::wire::attribute::{
     ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
     ReservationToken,
@@ -373,7 +374,9 @@ impl Server {
             self.reply_error(via, head, fingerprint, reason, attributes, key);
         }
         if reason != RejectReason::Challenge {
-            let username = message.get(Known::Username).and_then(|name| std::str::from_utf8(name).ok());
+            // What is longer is nobody's, and events wait in a queue.
+            let username = message.get(Known::Username).filter(|name| name.len() <= USERNAME_BYTES_MAX);
+            let username = username.and_then(|name| std::str::from_utf8(name).ok());
             let refused = Event::Refused { via, reason, username: username.map(Into::into) };
             self.outputs.push_back(Output::Happened(refused));
         }
