@@ -2,11 +2,11 @@
 // happens here is the same in both browsers (`callIn` runs in a page) and in werift, whose classes have the same names.
 
 /**
- * Makes one end of a call. `task` is `{ role, iceServers, count, everyMs, size }`, `classes` has an RTCPeerConnection.
+ * Makes one end of a call. `task` is `{ role, iceServers, count, everyMs, size, isReliable }`, `classes` has an RTCPeerConnection.
  * It must stand alone: puppeteer carries its text into a page.
  */
 export function callIn(task, classes) {
-  const { role, iceServers, count, everyMs, size } = task;
+  const { role, iceServers, count, everyMs, size, isReliable } = task;
   const connection = new classes.RTCPeerConnection({ iceServers, iceTransportPolicy: 'relay' });
   const seen = new Set();
   const end = { connection, errors: [], received: 0, repeated: 0, wrong: 0, sent: 0, candidates: [] };
@@ -51,7 +51,7 @@ export function callIn(task, classes) {
     done();
   });
   end.offer = async () => {
-    use(connection.createDataChannel('numbered', { ordered: false, maxRetransmits: 0 }));
+    use(connection.createDataChannel('numbered', isReliable ? {} : { ordered: false, maxRetransmits: 0 }));
     await connection.setLocalDescription(await connection.createOffer());
     return end.gathered();
   };

@@ -11,7 +11,8 @@ import { launch } from './browsers.mjs';
 import { callIn } from './numbered.mjs';
 
 const COUNT = 400;
-const TASK = { count: COUNT, everyMs: 5, size: 900 };
+/** A browser short of CPU loses datagrams by itself; this call is about what is counted, so it may repeat. */
+const TASK = { count: COUNT, everyMs: 5, size: 900, isReliable: true };
 const ARRIVE_MS = 10_000;
 
 const [name, url] = process.argv.slice(2);
