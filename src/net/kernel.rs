@@ -49,6 +49,11 @@ impl ThreadClock {
         self.0.store(id, Ordering::Relaxed);
     }
 
+    /// The calling thread is about to end: the kernel knows it for a moment longer, and may give its number to another.
+    pub(super) fn give_up(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Nanoseconds of processor time, the kernel's work for the thread included; `None` before its start and
     /// after its end.
     pub(super) fn nanoseconds(&self) -> Option<u64> {
@@ -92,7 +97,9 @@ mod tests {
             let began = of_thread.nanoseconds().unwrap();
             while of_thread.nanoseconds().unwrap() < began + 20_000_000 {}
             done.send(()).unwrap();
-            stopped.recv()
+            let told = stopped.recv();
+            of_thread.give_up();
+            told
         });
         is_done.recv().unwrap();
         let worked = clock.nanoseconds().unwrap();

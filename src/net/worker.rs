@@ -173,6 +173,7 @@ impl Worker {
             }
             self.flush();
         }
+        self.net.processor.give_up();
         Ok(())
     }
 
