@@ -73,6 +73,14 @@ impl Transports {
     }
 }
 
+/// The smaller of two limits, of which either may say nothing.
+pub fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 impl Grant {
     /// Whether nothing is limited.
     #[must_use]
@@ -83,12 +91,6 @@ impl Grant {
     /// The narrower of both in everything.
     #[must_use]
     pub fn narrowed_by(&self, other: &Self) -> Self {
-        fn least<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
-            match (a, b) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            }
-        }
         let mut peers = self.peers.clone();
         for scope in &other.peers {
             if !peers.contains(scope) {
@@ -202,7 +204,7 @@ pub enum ClaimsRefused {
     NotBase64Url,
     /// It is no JSON object of known claims with values of their kinds.
     Unknown,
-    /// A value that says nothing: 0, an empty list, an empty name.
+    /// A value that says nothing: 0, an empty list, an empty name, or one with control characters.
     Empty(Claim),
     /// The secret does not read this claim.
     NotRead(Claim),
@@ -215,7 +217,11 @@ impl fmt::Display for ClaimsRefused {
             Self::Unknown => f.write_str(
                 "what follows ~ is not a JSON object of q, b, a, p, r, x, t and n with values of their kinds",
             ),
-            Self::Empty(claim) => write!(f, "{} is 0 or empty; leave a claim out that shall not limit", claim.name()),
+            Self::Empty(claim) => write!(
+                f,
+                "{} is 0, empty or holds control characters; leave a claim out that shall not limit",
+                claim.name()
+            ),
             Self::NotRead(claim) => {
                 write!(f, "the secret does not read the claim \"{0}\"; add it to its claims list", claim.name())
             }
@@ -374,7 +380,11 @@ impl Claims {
             (grant.allocations == Some(0), Claim::Allocations),
             (grant.transports == Some(Transports(0)), Claim::Transports),
             (grant.closes_at == Some(0), Claim::ClosesAt),
-            (self.tenant.as_deref() == Some(""), Claim::Tenant),
+            // It stands in logs, and in the names of quotas, where a zero byte ends it.
+            (
+                self.tenant.as_deref().is_some_and(|name| name.is_empty() || name.contains(char::is_control)),
+                Claim::Tenant,
+            ),
         ];
         match empty.into_iter().find(|(is_empty, _)| *is_empty) {
             Some((_, claim)) => Err(ClaimsRefused::Empty(claim)),
@@ -456,6 +466,7 @@ mod tests {
             (r#"{"r":[]}"#, Claim::Transports),
             (r#"{"x":0}"#, Claim::ClosesAt),
             (r#"{"t":""}"#, Claim::Tenant),
+            (r#"{"t":"a\u0000b"}"#, Claim::Tenant),
         ] {
             assert_eq!(Claims::decode(&encoded(json), ALL), Err(ClaimsRefused::Empty(claim)), "{json}");
         }

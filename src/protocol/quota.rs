@@ -17,7 +17,7 @@ use super::revocation::Party;
 use super::settings::Limits;
 use super::time::{Now, UnixSeconds};
 use crate::credentials::EXPIRY_SKEW_SECONDS;
-use crate::credentials::claims::Grant;
+use crate::credentials::claims::{Grant, least};
 
 /// Scopes remembered at most: about 200 MB. Every one of them was opened by a verified credential.
 const SCOPES_MAX: usize = 1 << 20;
@@ -97,7 +97,7 @@ fn prefix(client: IpAddr) -> Option<IpAddr> {
 fn user_key(claim: &QuotaClaim<'_>) -> Key {
     let kind = if claim.expires_at.is_some() { "t" } else { "s" };
     let Party { tenant, user, .. } = claim.party;
-    // No tenant and no user id holds a zero byte.
+    // No tenant's name holds a zero byte, whatever a user id may hold.
     Key::User(format!("{kind}{}\0{user}", tenant.unwrap_or_default()).into())
 }
 
@@ -116,20 +116,13 @@ impl Asked {
         let is_static = claim.expires_at.is_none();
         let none = Grant::default();
         let grant = claim.grant.unwrap_or(&none);
-        let least = |a: Option<u64>, b: Option<u64>| match (a, b) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
         let allowance = |rates: Rates| Allowance { rates, burst_ms: limits.burst_ms, ..Allowance::default() };
         // A static user has one credential that never ends: his name.
         let config_bytes = if is_static { None } else { limits.bytes_per_credential };
         let config_max = if is_static { None } else { limits.allocations_per_credential };
         let credential = Self {
             key: Key::Credential(claim.party.username.into()),
-            max: match (config_max, grant.allocations) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            },
+            max: least(config_max, grant.allocations),
             full: RejectReason::QuotaCredential,
             allowance: Allowance {
                 bytes: least(config_bytes, grant.bytes),
