@@ -11,6 +11,7 @@
 compile_error!("throughway runs on Linux only for now; see docs/scope.md");
 
 pub mod api;
+pub mod calendar;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use crate::calendar;
 use crate::check::link::Link;
 use crate::check::report::Step;
 use crate::check::tls::{self, BadCertificate, Trust};
@@ -221,18 +222,14 @@ fn unix_of_date(text: &str) -> Option<u64> {
     let mut next = || parts.next();
     let day: u64 = next()?.parse().ok()?;
     let name = next()?;
-    let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let month = months.iter().position(|month| *month == name)? as u64;
+    let month = calendar::MONTHS.iter().position(|month| *month == name)? as u64 + 1;
     let year: u64 = next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
     let clock: Vec<u64> = next()?.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
     let [hour, minute, second] = clock[..] else { return None };
     if next()? != "GMT" || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let years: u64 = (1970..year).map(|year| 365 + u64::from(is_leap(year))).sum();
-    let days = [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let days = years + days.iter().take(month as usize).sum::<u64>() + day - 1;
+    let days = calendar::days(year, month, day)?;
     Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use crate::calendar;
+
 /// Seconds from "30s", "10m", "1h" or "2d".
 pub(crate) fn duration(text: &str) -> Result<u64, String> {
     let allowed = "a duration is a whole number and s, m, h or d, such as \"30s\", \"10m\", \"1h\" or \"2d\"";
@@ -68,16 +70,7 @@ pub(crate) fn show_rate(rate: u64) -> String {
 pub(crate) fn instant(text: &str) -> Option<u64> {
     let parsed: toml::value::Datetime = text.parse().ok()?;
     let date = parsed.date?;
-    let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
-    // Years are taken from March on, so that the leap day is the last of a year; 400 of them have 146,097 days.
-    let years = if month <= 2 { year - 1 } else { year };
-    let since_march = (month + 9) % 12;
-    let days = 365 * years + years.div_euclid(4) - years.div_euclid(100)
-        + years.div_euclid(400)
-        + (153 * since_march + 2) / 5
-        + day
-        - 1
-        - 719_468;
+    let days = calendar::days(date.year.into(), date.month.into(), date.day.into())?;
     let seconds = match (parsed.time, parsed.offset) {
         (None, None) => 86_400,
         (Some(time), Some(offset)) => {
@@ -91,7 +84,7 @@ pub(crate) fn instant(text: &str) -> Option<u64> {
         // Without an offset nobody knows when it is.
         (None, Some(_)) | (Some(_), None) => return None,
     };
-    u64::try_from(days * 86_400 + seconds).ok()
+    (days * 86_400).checked_add_signed(seconds)
 }
 
 fn split(text: &str) -> (&str, &str) {

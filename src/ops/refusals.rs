@@ -10,10 +10,10 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calendar::rfc3339;
 use crate::credentials::claims::SEPARATOR;
 use crate::credentials::{USERNAME_BYTES_MAX, parse_username};
 use crate::ops::remedy::remedy;
-use crate::ops::usage::record::rfc3339;
 use crate::protocol::border::Event;
 use crate::protocol::reject::RejectReason;
 

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::refused::AdminRefused;
+use crate::calendar::rfc3339;
 use crate::net::Cursor;
 use crate::ops::revocations::check_name;
-use crate::ops::usage::record::rfc3339;
 use crate::protocol::accounting::{SessionId, SessionRecord};
 use crate::protocol::border::Selector;
 use crate::protocol::revocation::Whose;

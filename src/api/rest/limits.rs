@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
-use super::date;
+use crate::calendar::rfc3339;
 use crate::config::{show_bytes, show_rate};
 use crate::credentials::claims::{Claims, Grant, PeerScope, Transports};
 use crate::protocol::address::Transport;
@@ -126,7 +126,7 @@ pub(crate) fn in_words(claims: &Claims) -> String {
         }
     }));
     words.extend(grant.transports.map(|transports| format!("over {}", transports.names().join(" or "))));
-    words.extend(grant.closes_at.map(|time| format!("closed at {}", date::iso(time))));
+    words.extend(grant.closes_at.map(|time| format!("closed at {}", rfc3339(time))));
     words.join(", ")
 }
 

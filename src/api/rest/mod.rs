@@ -5,7 +5,6 @@
 
 mod access;
 pub mod counts;
-mod date;
 pub(crate) mod limits;
 mod own_key;
 mod rate;

@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use super::date;
 use super::limits;
 use super::own_key;
 use super::refused::IssueRefused;
 use crate::api::uris::Uri;
+use crate::calendar::{rfc2822, rfc3339};
 use crate::credentials::claims::Grant;
 use crate::protocol::address::Transport;
 
@@ -154,7 +154,7 @@ impl Shape {
                 created(json!({ "iceServers": { "urls": urls, "username": username, "credential": password } }))
             }
             Self::Twilio => {
-                let date = date::rfc2822(issued.now);
+                let date = rfc2822(issued.now);
                 created(json!({
                     "username": username,
                     "password": password,
@@ -319,7 +319,7 @@ fn services<'a>(issued: &Issued<'a>) -> Vec<Service<'a>> {
     };
     let stun = issued.uris.iter().filter(|uri| uri.stun().is_some()).take(1).map(|uri| service(uri, "stun", None));
     let turn = issued.uris.iter().map(|uri| {
-        service(uri, turn_kind(uri.transport), Some((issued.username, issued.password, date::iso(issued.expires_at))))
+        service(uri, turn_kind(uri.transport), Some((issued.username, issued.password, rfc3339(issued.expires_at))))
     });
     stun.chain(turn).collect()
 }

@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::record::rfc3339;
+use crate::calendar::rfc3339;
 use crate::config::accounting::UsageFileConfig;
 
 /// Where the last line is looked for: far longer than any.

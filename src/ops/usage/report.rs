@@ -378,8 +378,9 @@ fn skip_line(from: &mut impl BufRead) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calendar::rfc3339;
     use crate::ops::usage::chain::Chain;
-    use crate::ops::usage::record::{rfc3339, tests::record};
+    use crate::ops::usage::record::tests::record;
 
     const ALL: By = By { day: true, tenant: true, user: true };
 
