@@ -99,6 +99,18 @@ pub const KEYS: &[Key] = &[
         "what clients are told for its own family; a list of one per family, or a table from local to public",
     ),
     key("relay.ports", Kind::Text, "\"49152-65535\"", "ports of relayed sockets"),
+    key(
+        "relay.segmentation_offload",
+        Kind::Flag,
+        "true",
+        "let the kernel coalesce and segment bursts (UDP_GRO, UDP_SEGMENT)",
+    ),
+    key(
+        "relay.coalesce_microseconds",
+        Kind::Number,
+        "0",
+        "how long a worker lets packets gather above 50,000 per second; 0 = not at all, 200 at the most",
+    ),
     key("turn.default_lifetime", Kind::Text, "\"600s\"", "granted to a client that asks for less or for nothing"),
     key("turn.max_lifetime", Kind::Text, "\"3600s\"", "the longest lifetime granted"),
     key("auth.users", Kind::Tables, "{}", "static users: a password, or a table of password, file or key_md5"),

@@ -85,7 +85,7 @@ fn client_packets_cost_nothing(h: &mut Harness, client: Client, bytes: &[u8], ex
     let server = h.first_server();
     let taken =
         taken_by(|| match (server.relay_from_client(now, &via, PacketMeta::default(), black_box(bytes)), expected) {
-            (Relay::ToPeer { payload, .. }, Ok(())) => {
+            (Relay::ToPeer { payload, .. } | Relay::ToRelayed { payload, .. }, Ok(())) => {
                 black_box(payload);
             }
             (Relay::Drop(why), Err(wanted)) if why == wanted => {}

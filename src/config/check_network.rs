@@ -11,6 +11,9 @@ use crate::config::error::{Place, Problem};
 use crate::config::units;
 use crate::protocol::address::{Family, Transport};
 
+/// The longest time that packets may gather, in microseconds: beyond it, buffers overflow and calls notice.
+const COALESCE_MAX: i64 = 200;
+
 /// Fields of a listener's table in later versions.
 const LATER_LISTENER_FIELDS: [&str; 5] = ["relay", "external", "proxy_from", "certificate", "realm"];
 
@@ -91,7 +94,22 @@ impl Check {
         let addresses = self.relay_addresses();
         let external = self.external(&addresses);
         let ports = self.relay_ports(&addresses, listen);
-        RelayConfig { addresses, external, ports }
+        let segmentation_offload = self.get("relay.segmentation_offload");
+        let segmentation_offload = self.flag(&segmentation_offload, "relay.segmentation_offload");
+        let coalesce_microseconds = self.coalesce_microseconds();
+        RelayConfig { addresses, external, ports, segmentation_offload, coalesce_microseconds }
+    }
+
+    fn coalesce_microseconds(&mut self) -> u32 {
+        let path = "relay.coalesce_microseconds";
+        let node = self.get(path);
+        if let Value::Integer(Some(number @ 0..=COALESCE_MAX), _) = &node.value {
+            return *number as u32;
+        }
+        let message =
+            format!("expected a whole number from 1 to {COALESCE_MAX}, or 0 to send at once; a good start is 50");
+        self.wrong(&node, path, message);
+        0
     }
 
     fn relay_addresses(&mut self) -> Vec<IpAddr> {

@@ -103,6 +103,10 @@ pub struct RelayConfig {
     pub external: External,
     /// The ports of relayed sockets.
     pub ports: RangeInclusive<u16>,
+    /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
+    pub segmentation_offload: bool,
+    /// Microseconds that a busy worker lets packets gather; 0 means not at all.
+    pub coalesce_microseconds: u32,
 }
 
 /// The public face of local addresses (1:1 NAT).

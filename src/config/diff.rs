@@ -273,7 +273,11 @@ impl Config {
         Self {
             realm: old.realm.clone(),
             workers: old.workers,
-            relay: RelayConfig { ports: self.relay.ports, ..old.relay.clone() },
+            relay: RelayConfig {
+                addresses: old.relay.addresses.clone(),
+                external: old.relay.external.clone(),
+                ..self.relay
+            },
             admin: AdminConfig { revocations_file: old.admin.revocations_file.clone(), ..self.admin },
             accounting: AccountingConfig { interval: self.accounting.interval, ..old.accounting.clone() },
             log: LogConfig { level: self.log.level, ..old.log.clone() },

@@ -1,6 +1,7 @@
 //! What a worker's shell counts beside the core: loops, batches, streams, lost events.
 
 use crate::net::kernel::ThreadClock;
+use crate::net::sys::SendReport;
 use crate::protocol::accounting::Amount;
 use crate::protocol::counters::{AmountCell, Cell};
 
@@ -48,6 +49,14 @@ pub struct NetCounters {
     pub listener_batches: Batches,
     /// Batches received on relayed sockets.
     pub relayed_batches: Batches,
+    /// Datagrams that came behind another one of the same sender in one piece.
+    pub coalesced: Cell,
+    /// Messages of several datagrams that the kernel took.
+    pub segmented: Cell,
+    /// Messages of several datagrams that it refused; they were sent one by one.
+    pub segmented_refused: Cell,
+    /// Payloads that went from one relayed address to another without the kernel.
+    pub handed_over: Cell,
     /// Messages taken from the inbox.
     pub messages: Cell,
     /// Streams that are open now.
@@ -67,6 +76,11 @@ pub struct NetCounters {
 }
 
 impl NetCounters {
+    pub(super) fn note_sent(&self, report: SendReport) {
+        self.segmented.add(report.segmented as u64);
+        self.segmented_refused.add(report.refused as u64);
+    }
+
     /// A stream's queue holds another amount now than before.
     pub(super) fn waits(&self, before: Amount, after: Amount) {
         self.waiting.packets.add(after.packets.wrapping_sub(before.packets));

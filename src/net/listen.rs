@@ -79,11 +79,20 @@ fn socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Binds one UDP address for so many workers, in their order; steered by the client's address when several.
+/// One worker's sockets of a UDP listener.
+#[derive(Debug)]
+pub(super) struct UdpSockets {
+    /// Where ChannelData and Send indications arrive, and from where everything leaves.
+    pub(super) data: UdpSocket,
+    /// Where all else arrives, so that no flood of data takes a request's place; `None` if `data` has it all.
+    pub(super) control: Option<UdpSocket>,
+}
+
+/// Binds one UDP address for so many workers, in their order; steered by the client's address, and by what is data.
 ///
-/// Passed sockets come first. The kernel lets others join them only if they were made so (ReusePort=yes) by a process
+/// Passed sockets come first, and those take everything. The kernel lets others join them only if they were made so (ReusePort=yes) by a process
 /// of the same user; then there may be fewer sockets than workers, and the first workers read them.
-pub(super) fn udp(address: SocketAddr, workers: usize, passed: &Passed) -> Result<Vec<UdpSocket>, BindError> {
+pub(super) fn udp(address: SocketAddr, workers: usize, passed: &Passed) -> Result<Vec<UdpSockets>, BindError> {
     let sockets = match passed.udp(address) {
         Ok(sockets) if sockets.is_empty() => udp_sockets(address, workers),
         Ok(sockets) => passed_sockets(address, sockets, workers),
@@ -92,7 +101,7 @@ pub(super) fn udp(address: SocketAddr, workers: usize, passed: &Passed) -> Resul
     sockets.map_err(|cause| BindError { transport: "udp", address, cause })
 }
 
-fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> io::Result<Vec<UdpSocket>> {
+fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> io::Result<Vec<UdpSockets>> {
     let can_be_joined = passed.iter().all(|socket| socket.reuse_port().unwrap_or(false));
     let mut sockets = passed.into_iter().map(|socket| prepare(socket, address)).collect::<io::Result<Vec<_>>>()?;
     while sockets.len() < workers && can_be_joined {
@@ -103,7 +112,7 @@ fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> i
         }
     }
     if let [first, _, ..] = &sockets[..] {
-        steer(first.as_fd(), address, sockets.len());
+        let _ = steer(first.as_fd(), address, sockets.len(), false);
     }
     if sockets.len() < workers {
         tracing::warn!(
@@ -113,7 +122,7 @@ fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> i
             "fewer sockets were passed than there are workers, so the others read none; ListenDatagram= once for each worker, with ReusePort=yes, gives each its own"
         );
     }
-    Ok(sockets)
+    Ok(sockets.into_iter().map(|data| UdpSockets { data, control: None }).collect())
 }
 
 fn bind_shared(address: SocketAddr) -> io::Result<Socket> {
@@ -123,31 +132,41 @@ fn bind_shared(address: SocketAddr) -> io::Result<Socket> {
     Ok(shared)
 }
 
-fn steer(first: BorrowedFd<'_>, address: SocketAddr, sockets: usize) {
-    if let Err(error) = sys::steer(first, address.is_ipv6(), sockets as u32) {
+/// Whether the kernel does as it is told.
+fn steer(first: BorrowedFd<'_>, address: SocketAddr, workers: usize, by_kind: bool) -> bool {
+    let steered = sys::steer(first, address.is_ipv6(), workers as u32, by_kind);
+    if let Err(error) = &steered {
         // The kernel's own hash keeps a five-tuple on its worker as well, while the group does not change.
         tracing::warn!(%address, %error, "can't steer packets to workers by address; leaving it to the kernel's hash");
     }
+    steered.is_ok()
 }
 
-fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSocket>> {
+fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSockets>> {
     let alone = socket(Transport::Udp, address)?;
     alone.bind(&address.into())?;
-    if workers == 1 {
-        return prepare(alone, address).map(|socket| vec![socket]);
-    }
     // Port 0 was chosen by the kernel; the others must have the same.
     let address = alone.local_addr()?.as_socket().unwrap_or(address);
     drop(alone);
-    let mut sockets = Vec::with_capacity(workers);
-    for worker in 0..workers {
+    let bound = |at: usize, sockets: &mut Vec<UdpSocket>| -> io::Result<bool> {
         let shared = bind_shared(address)?;
-        if worker == 0 {
-            steer(shared.as_fd(), address, workers);
-        }
+        let steered = at > 0 || steer(shared.as_fd(), address, workers, true);
         sockets.push(prepare(shared, address)?);
+        Ok(steered)
+    };
+    let (mut data, mut control) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
+    let mut steered = true;
+    // The kernel numbers the sockets of a group in the order in which they join it.
+    for worker in 0..workers {
+        steered &= bound(worker, &mut data)?;
     }
-    Ok(sockets)
+    if steered {
+        for worker in 0..workers {
+            bound(workers + worker, &mut control)?;
+        }
+    }
+    let mut control = control.into_iter();
+    Ok(data.into_iter().map(|data| UdpSockets { data, control: control.next() }).collect())
 }
 
 fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
@@ -187,8 +206,9 @@ mod tests {
     fn two_processes_never_share_a_port_by_accident() {
         let first = udp("127.0.0.1:0".parse().unwrap(), 3, &Passed::default()).unwrap();
         assert_eq!(first.len(), 3);
-        let address = first[0].local_addr().unwrap();
-        assert!(first.iter().all(|socket| socket.local_addr().unwrap() == address));
+        let address = first[0].data.local_addr().unwrap();
+        let all = first.iter().flat_map(|sockets| [Some(&sockets.data), sockets.control.as_ref()]);
+        assert!(all.into_iter().all(|socket| socket.unwrap().local_addr().unwrap() == address));
         for workers in [1, 3] {
             let error = udp(address, workers, &Passed::default()).unwrap_err();
             assert_eq!(error.cause.kind(), io::ErrorKind::AddrInUse);
@@ -199,17 +219,38 @@ mod tests {
     #[test]
     fn steering_sends_a_client_to_the_worker_that_its_address_names() {
         for ip in ["127.0.0.1", "::1"] {
-            let sockets = udp(SocketAddr::new(ip.parse().unwrap(), 0), 3, &Passed::default()).unwrap();
-            let to = sockets[0].local_addr().unwrap();
-            for _ in 0..24 {
-                let client = UdpSocket::bind((ip, 0)).unwrap();
-                let port = u32::from(client.local_addr().unwrap().port());
-                let address = if ip == "::1" { 1 } else { 0x7F00_0001 };
-                let expected = ((address + port) % 3) as usize;
-                client.send_to(b"x", to).unwrap();
-                let mut buffer = [0; 8];
-                let found: Vec<usize> = (0..3).filter(|at| sockets[*at].recv_from(&mut buffer).is_ok()).collect();
-                assert_eq!(found, [expected], "{ip} port {port}");
+            for workers in [1, 3] {
+                let sockets = udp(SocketAddr::new(ip.parse().unwrap(), 0), workers, &Passed::default()).unwrap();
+                let to = sockets[0].data.local_addr().unwrap();
+                for _ in 0..24 {
+                    let client = UdpSocket::bind((ip, 0)).unwrap();
+                    let port = u32::from(client.local_addr().unwrap().port());
+                    let address = if ip == "::1" { 1 } else { 0x7F00_0001 };
+                    let expected = ((address + port) % workers as u32) as usize;
+                    // ChannelData and Send indications one way; requests, other STUN and what is none the other.
+                    let kinds: [(&[u8], bool); 8] = [
+                        (&[0x40, 0, 0, 0], true),
+                        (&[0x4F, 0xFF], true),
+                        (&[0x00, 0x16, 0, 0], true),
+                        (&[0x00, 0x01, 0, 0], false),
+                        (&[0x01, 0x16], false),
+                        (&[0x3F, 0x16], false),
+                        (&[0x50], false),
+                        (&[0xFF, 0x16], false),
+                    ];
+                    for (bytes, is_data) in kinds {
+                        client.send_to(bytes, to).unwrap();
+                        let mut buffer = [0; 8];
+                        let mut hears = |socket: &UdpSocket| socket.recv_from(&mut buffer).is_ok();
+                        let found: Vec<(usize, bool)> = sockets
+                            .iter()
+                            .enumerate()
+                            .flat_map(|(at, own)| [(at, true, &own.data), (at, false, own.control.as_ref().unwrap())])
+                            .filter_map(|(at, is_data, socket)| hears(socket).then_some((at, is_data)))
+                            .collect();
+                        assert_eq!(found, [(expected, is_data)], "{ip} port {port} {bytes:x?}");
+                    }
+                }
             }
         }
     }

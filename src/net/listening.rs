@@ -4,7 +4,7 @@
 //! accepting; a UDP listener that goes is *leaving*: it serves the sessions that came through it and nobody else, and
 //! its sockets close together when the last session has ended, because the kernel steers by their number.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::accept::{Reception, Takes};
-use super::listen::{self, BindError};
+use super::listen::{self, BindError, UdpSockets};
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::passed::Passed;
-use super::worker::{Listener, ListenerChange, ListenerId, Message, TcpLimits, Users};
-use super::{Running, tcp_limits};
+use super::worker::{Listener, ListenerChange, ListenerId, Message, ShellSettings, Users};
+use super::{Running, shell_settings};
 use crate::config::checked::{Config, Listen};
 use crate::protocol::address::Transport;
 use crate::protocol::settings::Settings;
@@ -113,7 +113,7 @@ impl Accepting {
 
 /// Sockets that are bound and serve nobody yet.
 enum Bound {
-    Udp(Vec<UdpSocket>),
+    Udp(Vec<UdpSockets>),
     Stream(TcpListener),
 }
 
@@ -204,9 +204,9 @@ impl Listening {
             let kind = match bound {
                 Bound::Udp(sockets) => {
                     let users = Arc::new(Users::default());
-                    for (changes, socket) in changes.iter_mut().zip(sockets) {
-                        let socket = overflow.watch(SocketKind::Listener, socket);
-                        let listener = Listener::new(id, socket, address, Arc::clone(&users));
+                    for (changes, UdpSockets { data, control }) in changes.iter_mut().zip(sockets) {
+                        let watch = |socket| overflow.watch(SocketKind::Listener, socket);
+                        let listener = Listener::new(id, watch(data), control.map(watch), address, Arc::clone(&users));
                         changes.push(ListenerChange::Open(listener));
                     }
                     Kind::Udp { users, is_leaving: false }
@@ -291,7 +291,7 @@ fn bind(wanted: Wanted, workers: usize, passed: &Passed) -> Result<(Wanted, Sock
     let failed = |cause| BindError { transport: wanted.transport().name(), address: wanted.address, cause };
     Ok(if wanted.takes.is_none() {
         let sockets = listen::udp(wanted.address, workers, passed)?;
-        let bound = sockets.first().map_or(Ok(wanted.address), UdpSocket::local_addr).map_err(failed)?;
+        let bound = sockets.first().map_or(Ok(wanted.address), |first| first.data.local_addr()).map_err(failed)?;
         (wanted, bound, Bound::Udp(sockets))
     } else {
         let listener = listen::tcp(wanted.transport(), wanted.address, passed)?;
@@ -344,7 +344,7 @@ impl Running {
         let carried_out = lock(&self.listening).carry_out(plan, self.workers.len(), &self.reception, &self.overflow);
         let CarriedOut { changes, leaving } = carried_out.map_err(|error| format!("can't accept: {error}"))?;
         *current = Current { config: config.clone(), http: http.to_vec() };
-        self.deliver(settings, tcp_limits(config), changes).await?;
+        self.deliver(settings, shell_settings(config), changes).await?;
         drop(current);
         let now = self.listeners();
         for (transport, address) in now.iter().filter(|listener| !before.contains(listener)) {
@@ -363,14 +363,14 @@ impl Running {
     async fn deliver(
         &self,
         settings: Arc<Settings>,
-        tcp: TcpLimits,
+        shell: ShellSettings,
         changes: Vec<Vec<ListenerChange>>,
     ) -> Result<(), String> {
         let mut answers = Vec::with_capacity(changes.len());
         let deadline = tokio::time::Instant::now() + PATIENCE;
         for ((number, worker), listeners) in self.workers.iter().enumerate().zip(changes) {
             let (done, answer) = oneshot::channel();
-            let mut message = Message::Reconfigure { settings: Arc::clone(&settings), tcp, listeners, done };
+            let mut message = Message::Reconfigure { settings: Arc::clone(&settings), shell, listeners, done };
             while let Err(back) = worker.mailbox.send(message) {
                 if tokio::time::Instant::now() > deadline {
                     return Err(format!(
@@ -423,7 +423,7 @@ impl Running {
         addresses.extend(&current.http);
         let changes = self.workers.iter().map(|_| vec![ListenerChange::Close(id)]).collect();
         let result = match self.settings(&current.config, &addresses) {
-            Ok(settings) => self.deliver(Arc::new(settings), tcp_limits(&current.config), changes).await,
+            Ok(settings) => self.deliver(Arc::new(settings), shell_settings(&current.config), changes).await,
             Err(error) => Err(error),
         };
         match result {
@@ -491,7 +491,7 @@ mod tests {
             assert!(error.to_string().contains(why), "{error}");
             assert_eq!(listening.listeners(), [(Transport::Tcp, "127.0.0.1:22003".parse().unwrap())]);
         }
-        UdpSocket::bind("127.0.0.1:22005").expect("what was bound for nothing is free again");
+        std::net::UdpSocket::bind("127.0.0.1:22005").expect("what was bound for nothing is free again");
         drop(taken);
     }
 

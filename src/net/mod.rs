@@ -7,6 +7,7 @@
 mod accept;
 pub mod clock;
 pub mod counters;
+mod handover;
 pub mod interfaces;
 mod kernel;
 mod listen;
@@ -41,7 +42,7 @@ pub use self::overflow::SocketKind;
 pub use self::ports::Census;
 pub use self::sessions::Cursor;
 pub use self::sys::raise_file_limit;
-pub use self::worker::TcpLimits;
+pub use self::worker::{DatagramSettings, ShellSettings, TcpLimits};
 
 use self::accept::Reception;
 use self::counters::NetCounters;
@@ -197,7 +198,11 @@ pub fn start(
     let events = Events { sessions, refusals };
     let mut workers = Vec::with_capacity(count);
 
-    for ((number, (inbox, waker)), changes) in inboxes.into_iter().enumerate().zip(changes) {
+    let wakers: Vec<_> = inboxes.iter().map(|(_, waker)| Arc::clone(waker)).collect();
+    let rings = handover::rings(&wakers);
+    for (((number, (inbox, waker)), changes), (givers, takers)) in
+        inboxes.into_iter().enumerate().zip(changes).zip(rings)
+    {
         let id = WorkerId(number as u8);
         let counters = Arc::new(Counters::default());
         let net = Arc::clone(&nets[number]);
@@ -216,12 +221,14 @@ pub fn start(
             counters: Arc::clone(&counters),
             net: Arc::clone(&net),
             listeners: changes,
-            relays: Relays::new(Arc::clone(&process), Arc::clone(&pools)),
+            relays: Relays::new(id, Arc::clone(&process), Arc::clone(&pools)),
             inbox,
             waker,
             mailboxes: Arc::clone(&mailboxes),
             events: events.clone(),
-            tcp: tcp_limits(config),
+            shell: shell_settings(config),
+            givers,
+            takers,
         };
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || run_worker(setup))?;
         let mailbox = mailboxes[number].clone();
@@ -271,10 +278,16 @@ pub(crate) fn worker_count(config: &Config) -> usize {
     }
 }
 
-fn tcp_limits(config: &Config) -> TcpLimits {
-    TcpLimits {
-        queue_bytes: config.limits.tcp_queue.unwrap_or(usize::MAX),
-        unauthenticated_ms: config.limits.tcp_unauthenticated.map_or(0, |time| time.as_millis() as u64),
+fn shell_settings(config: &Config) -> ShellSettings {
+    ShellSettings {
+        tcp: TcpLimits {
+            queue_bytes: config.limits.tcp_queue.unwrap_or(usize::MAX),
+            unauthenticated_ms: config.limits.tcp_unauthenticated.map_or(0, |time| time.as_millis() as u64),
+        },
+        datagrams: DatagramSettings {
+            segmentation_offload: config.relay.segmentation_offload,
+            coalesce_microseconds: config.relay.coalesce_microseconds,
+        },
     }
 }
 

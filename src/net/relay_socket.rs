@@ -14,10 +14,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::ports::{Census, Ports};
-use super::shared::{Process, RelayAddress};
-use super::sys;
+use super::shared::{Process, RelayAddress, RelayOwner};
+use super::sys::{self, Segmentation};
+use super::udp::Place;
+use super::worker::Appetite;
 use crate::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
-use crate::protocol::border::{AllocationId, OpenedRelay, Parity, RelayRefused, RelayRequest};
+use crate::protocol::border::{AllocationId, OpenedRelay, Parity, RelayRefused, RelayRequest, WorkerId};
 use crate::protocol::random::Random;
 use crate::protocol::time::Ticks;
 
@@ -77,13 +79,16 @@ pub(super) struct RelaySocket {
     pub(super) socket: Watched<UdpSocket>,
     relayed: RelayedTransportAddress,
     client: IpAddr,
-    /// In how many loops in a row it was ready: a bursty socket is read in batches.
-    pub(super) streak: u8,
-    pub(super) ready_in: u64,
+    pub(super) appetite: Appetite,
+    pub(super) segmentation: Segmentation,
+    /// Where its payload stands among what waits for peers, and for its client.
+    pub(super) to_peer: Place,
+    pub(super) to_client: Place,
 }
 
 /// The relayed sockets of one worker.
 pub(super) struct Relays {
+    worker: WorkerId,
     process: Arc<Process>,
     pools: Arc<Pools>,
     sockets: Vec<Option<RelaySocket>>,
@@ -93,14 +98,39 @@ pub(super) struct Relays {
 }
 
 impl Relays {
-    pub(super) fn new(process: Arc<Process>, pools: Arc<Pools>) -> Self {
+    pub(super) fn new(worker: WorkerId, process: Arc<Process>, pools: Arc<Pools>) -> Self {
         let translates = process.addresses().any(|address| address.local != address.advertised);
-        Self { process, pools, sockets: Vec::new(), held: HashMap::new(), turn: 0, translates }
+        Self { worker, process, pools, sockets: Vec::new(), held: HashMap::new(), turn: 0, translates }
     }
 
     #[inline]
     pub(super) fn get(&self, id: AllocationId) -> Option<&RelaySocket> {
         self.sockets.get(id.index as usize)?.as_ref().filter(|socket| socket.id == id)
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: AllocationId) -> Option<&mut RelaySocket> {
+        self.sockets.get_mut(id.index as usize)?.as_mut().filter(|socket| socket.id == id)
+    }
+
+    /// Who has a relayed address of this server now, whichever worker.
+    #[inline]
+    pub(super) fn owner(&self, address: PeerAddress) -> Option<RelayOwner> {
+        self.process.relay_owner(address)
+    }
+
+    /// The allocation in a slot of this worker, if that address is still its own.
+    #[inline]
+    pub(super) fn id_at(&self, index: u32, address: PeerAddress) -> Option<AllocationId> {
+        let socket = self.sockets.get(index as usize)?.as_ref()?;
+        let is_it = socket.relayed.port() == address.port() && self.is_ours(socket.relayed, address.ip());
+        is_it.then_some(socket.id)
+    }
+
+    /// Whether a relayed address goes by this IP address too: its own, or its local one.
+    fn is_ours(&self, relayed: RelayedTransportAddress, ip: IpAddr) -> bool {
+        relayed.ip() == ip
+            || self.process.addresses().any(|address| address.local == ip && address.advertised == relayed.ip())
     }
 
     /// The socket behind an epoll token.
@@ -164,8 +194,17 @@ impl Relays {
         if self.sockets.len() <= index {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.process.set_relayed(relayed, true);
-        self.sockets[index] = Some(RelaySocket { id, socket, relayed, client, streak: 0, ready_in: 0 });
+        self.process.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: id.index }));
+        self.sockets[index] = Some(RelaySocket {
+            id,
+            socket,
+            relayed,
+            client,
+            appetite: Appetite::default(),
+            segmentation: Segmentation::ON,
+            to_peer: Place::default(),
+            to_client: Place::default(),
+        });
     }
 
     /// Closes an allocation's socket; its port rests.
@@ -175,7 +214,7 @@ impl Relays {
             return;
         };
         if let Some(socket) = place.take() {
-            self.process.set_relayed(socket.relayed, false);
+            self.process.set_relayed(socket.relayed, None);
             self.rest(socket.relayed, Some(socket.client), now);
         }
     }

@@ -1,13 +1,13 @@
-//! What spans the workers: quota counts, and which ports are relayed ports right now.
+//! What spans the workers: quota counts, and whose relayed ports there are right now.
 //!
-//! Admission takes a lock, once per allocation. The data lanes read one bit of a bitmap, without.
+//! Admission takes a lock, once per allocation. The data lanes read one word of a table, without.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::protocol::address::{PeerAddress, RelayedTransportAddress};
-use crate::protocol::border::{Genuine, Shared};
+use crate::protocol::border::{Genuine, Shared, WorkerId};
 use crate::protocol::genuine::GenuineCounts;
 use crate::protocol::meter::Meters;
 use crate::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
@@ -25,36 +25,46 @@ pub struct RelayAddress {
     pub advertised: IpAddr,
 }
 
-/// One bit per port of a relay address.
-struct Ports([AtomicU64; 1024]);
+/// Where the allocation of a relayed address lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct RelayOwner {
+    /// Whose it is.
+    pub(super) worker: WorkerId,
+    /// Its slot there; whoever looks there checks that the address is still the same.
+    pub(super) index: u32,
+}
+
+/// The owner of each port of a relay address, 0 for those that are no relayed ports now.
+///
+/// Zeroed by the kernel, page by page as ports are used.
+struct Ports(Box<[AtomicU32]>);
 
 impl Ports {
-    fn new() -> Box<Self> {
-        Box::new(Self([const { AtomicU64::new(0) }; 1024]))
+    fn new() -> Self {
+        Self(std::iter::repeat_with(AtomicU32::default).take(1 << 16).collect())
     }
 
-    const fn place(port: u16) -> (usize, u64) {
-        (port as usize / 64, 1 << (port % 64))
+    fn set(&self, port: u16, owner: Option<RelayOwner>) {
+        // A slot that does not fit is told as one that nobody has: the packet then takes the way through the kernel.
+        let slot = |index: u32| index.saturating_add(1).min(SLOT_MAX);
+        let value = owner.map_or(0, |owner| u32::from(owner.worker.0) << SLOT_BITS | slot(owner.index));
+        self.0[usize::from(port)].store(value, Ordering::Relaxed);
     }
 
-    fn set(&self, port: u16, open: bool) {
-        let (word, bit) = Self::place(port);
-        if open {
-            self.0[word].fetch_or(bit, Ordering::Relaxed);
-        } else {
-            self.0[word].fetch_and(!bit, Ordering::Relaxed);
-        }
-    }
-
-    fn get(&self, port: u16) -> bool {
-        let (word, bit) = Self::place(port);
-        self.0[word].load(Ordering::Relaxed) & bit != 0
+    #[inline]
+    fn get(&self, port: u16) -> Option<RelayOwner> {
+        let value = self.0[usize::from(port)].load(Ordering::Relaxed);
+        let index = (value & SLOT_MAX).checked_sub(1)?;
+        Some(RelayOwner { worker: WorkerId((value >> SLOT_BITS) as u8), index })
     }
 }
 
+const SLOT_BITS: u32 = 24;
+const SLOT_MAX: u32 = (1 << SLOT_BITS) - 1;
+
 /// The one instance that all workers of a process share.
 pub struct Process {
-    addresses: Vec<(RelayAddress, Box<Ports>)>,
+    addresses: Vec<(RelayAddress, Ports)>,
     quotas: Mutex<Quotas>,
     genuine: Mutex<GenuineCounts>,
     revocations: Mutex<Revocations>,
@@ -78,10 +88,19 @@ impl Process {
     }
 
     /// Notes that a relayed address was opened or closed.
-    pub(super) fn set_relayed(&self, relayed: RelayedTransportAddress, open: bool) {
+    pub(super) fn set_relayed(&self, relayed: RelayedTransportAddress, owner: Option<RelayOwner>) {
         if let Some((_, ports)) = self.addresses.iter().find(|(address, _)| address.advertised == relayed.ip()) {
-            ports.set(relayed.port(), open);
+            ports.set(relayed.port(), owner);
         }
+    }
+
+    /// Who has a relayed address at this moment, in either of its forms.
+    #[inline]
+    pub(super) fn relay_owner(&self, address: PeerAddress) -> Option<RelayOwner> {
+        let of = |(relay, ports): &(RelayAddress, Ports)| {
+            (relay.advertised == address.ip() || relay.local == address.ip()).then(|| ports.get(address.port()))?
+        };
+        self.addresses.iter().find_map(of)
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {
@@ -133,9 +152,7 @@ impl Shared for Process {
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
-        self.addresses.iter().any(|(relay, ports)| {
-            (relay.advertised == address.ip() || relay.local == address.ip()) && ports.get(address.port())
-        })
+        self.relay_owner(address).is_some()
     }
 
     fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
@@ -154,9 +171,11 @@ mod tests {
         let relayed = RelayedTransportAddress::new(advertised, 50_000);
         let known = |ip, port| process.is_relayed(PeerAddress::new(ip, port));
         assert!(!known(advertised, 50_000));
-        process.set_relayed(relayed, true);
+        let owner = RelayOwner { worker: WorkerId(255), index: 70_000 };
+        process.set_relayed(relayed, Some(owner));
+        assert_eq!(process.relay_owner(PeerAddress::new(local, 50_000)), Some(owner));
         assert!(known(advertised, 50_000) && known(local, 50_000) && !known(local, 50_001));
-        process.set_relayed(relayed, false);
+        process.set_relayed(relayed, None);
         assert!(!known(advertised, 50_000));
     }
 }

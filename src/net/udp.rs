@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-use super::sys::{Arena, Outgoing, Part, SendBatch};
+use super::sys::{Arena, Outgoing, Part, Segmentation, SendBatch, SendReport};
 use crate::protocol::border::{AllocationId, DropReason, Head};
 
 /// Why a send that the kernel refused counts as lost. It never ends an allocation.
@@ -22,23 +22,46 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
     }
 }
 
-/// Datagrams that wait for one socket's `sendmmsg`.
+/// Where the datagrams of one allocation stand in a [`Queue`]; kept beside its relayed socket.
+///
+/// A stale one does no harm: it is believed only if that chain is this allocation's.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place(u32);
+
+/// Datagrams that leave one behind the other.
+#[derive(Clone, Copy, Debug)]
+struct Chain {
+    /// Whose they are; `None` for replies.
+    of: Option<AllocationId>,
+    first: u32,
+    last: u32,
+}
+
+const END: u32 = u32::MAX;
+
+/// What stands beside each [`Outgoing`].
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    of: Option<AllocationId>,
+    next: u32,
+}
+
+/// Datagrams that wait to be sent, those of one allocation chained in their order, so that each of its destinations
+/// gets them together.
 #[derive(Default)]
 pub(super) struct Queue {
-    outgoing: Vec<Outgoing>,
-    /// Whose payload each is; `None` for replies.
-    owners: Vec<Option<(AllocationId, u32)>>,
+    packets: Vec<Outgoing>,
+    links: Vec<Link>,
+    chains: Vec<Chain>,
+    /// The packets of the chains that are being sent.
+    order: Vec<u32>,
     scratch: Vec<u8>,
     payloads: usize,
 }
 
 impl Queue {
-    pub(super) const fn len(&self) -> usize {
-        self.outgoing.len()
-    }
-
     pub(super) const fn is_empty(&self) -> bool {
-        self.outgoing.is_empty()
+        self.packets.is_empty()
     }
 
     /// Whether payload of allocations waits, so that a change of state must wait for it.
@@ -52,14 +75,36 @@ impl Queue {
         part
     }
 
+    #[inline]
+    fn push(&mut self, packet: Outgoing, of: Option<AllocationId>, place: &mut Place) {
+        let at = self.packets.len() as u32;
+        self.packets.push(packet);
+        self.links.push(Link { of, next: END });
+        match self.chains.get_mut(place.0 as usize) {
+            Some(chain) if chain.of == of => {
+                if let Some(last) = self.links.get_mut(chain.last as usize) {
+                    last.next = at;
+                }
+                chain.last = at;
+            }
+            _ => {
+                *place = Place(self.chains.len() as u32);
+                self.chains.push(Chain { of, first: at, last: at });
+            }
+        }
+    }
+
     /// A reply of ours.
     pub(super) fn push_reply(&mut self, to: SocketAddr, from: Option<IpAddr>, bytes: &[u8]) {
         let head = self.remember(bytes);
-        self.outgoing.push(Outgoing { to, from, head, payload: Part::default(), padding: 0 });
-        self.owners.push(None);
+        let packet = Outgoing { to, from, head, payload: Part::default(), padding: 0 };
+        // Behind the last one, if that is a reply too.
+        let mut place = Place((self.chains.len() as u32).wrapping_sub(1));
+        self.push(packet, None, &mut place);
     }
 
     /// A peer's payload behind its head.
+    #[inline]
     pub(super) fn push_to_client(
         &mut self,
         to: SocketAddr,
@@ -67,57 +112,86 @@ impl Queue {
         head: &Head,
         payload: Part,
         allocation: AllocationId,
+        place: &mut Place,
     ) {
         let padding = head.padding();
         let head = self.remember(head.bytes());
-        self.outgoing.push(Outgoing { to, from, head, payload, padding });
-        self.owners.push(Some((allocation, payload.len as u32)));
+        self.push(Outgoing { to, from, head, payload, padding }, Some(allocation), place);
         self.payloads += 1;
     }
 
     /// A client's payload, bare.
-    pub(super) fn push_to_peer(&mut self, to: SocketAddr, payload: Part, allocation: AllocationId) {
-        self.outgoing.push(Outgoing { to, from: None, head: Part::default(), payload, padding: 0 });
-        self.owners.push(Some((allocation, payload.len as u32)));
+    #[inline]
+    pub(super) fn push_to_peer(&mut self, to: SocketAddr, payload: Part, allocation: AllocationId, place: &mut Place) {
+        let packet = Outgoing { to, from: None, head: Part::default(), payload, padding: 0 };
+        self.push(packet, Some(allocation), place);
         self.payloads += 1;
     }
 
-    /// The one bare payload that waits, if it is alone: a plain send costs less than a batch of one.
-    pub(super) fn take_single(&mut self) -> Option<(SocketAddr, Part)> {
-        let [only] = self.outgoing[..] else { return None };
-        self.clear();
+    /// How many chains there are.
+    pub(super) const fn chains(&self) -> usize {
+        self.chains.len()
+    }
+
+    fn follow(&mut self, chain: Chain) {
+        let mut at = chain.first;
+        while let Some(link) = self.links.get(at as usize) {
+            self.order.push(at);
+            at = link.next;
+        }
+    }
+
+    /// Takes one chain to be sent next; tells whose it is.
+    pub(super) fn select(&mut self, at: usize) -> Option<AllocationId> {
+        self.order.clear();
+        let chain = *self.chains.get(at)?;
+        self.follow(chain);
+        chain.of
+    }
+
+    /// Takes every chain to be sent next.
+    pub(super) fn select_all(&mut self) {
+        self.order.clear();
+        for at in 0..self.chains.len() {
+            self.follow(self.chains[at]);
+        }
+    }
+
+    /// The one bare payload among the selected, if it is alone: a plain send costs less than a batch of one.
+    pub(super) fn single(&self) -> Option<(SocketAddr, Part)> {
+        let [only] = self.order[..] else { return None };
+        let only = self.packets.get(only as usize)?;
         Some((only.to, only.payload))
     }
 
-    /// Sends everything; tells of payloads that the kernel refused.
-    pub(super) fn flush(
-        &mut self,
+    /// Sends what is selected; tells of payloads that the kernel refused.
+    pub(super) fn send(
+        &self,
         fd: BorrowedFd<'_>,
         batch: &mut SendBatch,
         arena: &Arena,
-        mut not_sent: impl FnMut(AllocationId, u32, DropReason),
-    ) {
-        for (outgoing, owners) in self.outgoing.chunks(batch.capacity()).zip(self.owners.chunks(batch.capacity())) {
-            batch.send(fd, outgoing, &self.scratch, arena, |index, error| {
-                if let Some((allocation, bytes)) = owners[index] {
-                    not_sent(allocation, bytes, drop_reason(&error));
-                }
-            });
-        }
-        self.clear();
+        segmentation: &mut Segmentation,
+        mut not_sent: impl FnMut(AllocationId, u64, DropReason),
+    ) -> SendReport {
+        batch.send(fd, &self.packets, &self.order, &self.scratch, arena, segmentation, |at, error| {
+            if let Some(allocation) = self.links[at as usize].of {
+                not_sent(allocation, self.packets[at as usize].payload.len as u64, drop_reason(error));
+            }
+        })
     }
 
-    /// Forgets everything, telling whose payload it was.
-    pub(super) fn discard(&mut self, mut not_sent: impl FnMut(AllocationId, u32)) {
-        for (allocation, bytes) in self.owners.iter().flatten() {
-            not_sent(*allocation, *bytes);
-        }
-        self.clear();
+    /// Whose payload the selected are, and its bytes.
+    pub(super) fn selected(&self) -> impl Iterator<Item = (AllocationId, u64)> {
+        let packet = |at: &u32| Some((self.links[*at as usize].of?, self.packets[*at as usize].payload.len as u64));
+        self.order.iter().filter_map(packet)
     }
 
-    fn clear(&mut self) {
-        self.outgoing.clear();
-        self.owners.clear();
+    /// Everything is sent, or given up.
+    pub(super) fn clear(&mut self) {
+        self.packets.clear();
+        self.links.clear();
+        self.chains.clear();
+        self.order.clear();
         self.scratch.clear();
         self.payloads = 0;
     }

@@ -4,12 +4,13 @@
 //! send in batches, drain the core, sleep until the next deadline. Level-triggered, so a descriptor that was
 //! not emptied comes again, after the others had their turn.
 
+mod datagrams;
 mod inbox;
 mod listeners;
+mod pace;
 mod stream;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -19,36 +20,34 @@ use tokio::sync::mpsc;
 pub(super) use self::inbox::{Mailbox, Message};
 use self::listeners::Listeners;
 pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
+pub(super) use self::pace::Appetite;
+use self::pace::Pace;
 
 use super::clock;
 use super::counters::NetCounters;
+use super::handover::{Givers, Takers};
 use super::relay_socket::Relays;
 use super::streams::Streams;
-use super::sys::{Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
-use super::tcp::Sent;
+use super::sys::{self, Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
 use super::tls_session::CIPHER_BYTES;
-use super::udp::{Queue, drop_reason};
+use super::udp::Queue;
 use crate::protocol::Server;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::address::{FiveTuple, RelayedTransportAddress, ServerAddress, Transport, Via};
-use crate::protocol::binding::ANSWER_BYTES_MAX;
-use crate::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, Event, Input, Output, PacketMeta, Question, Relay, Way, WorkerId,
-};
+use crate::protocol::address::{RelayedTransportAddress, Via};
+use crate::protocol::border::{AllocationId, Answer, AskId, DropReason, Event, Input, Output, Question, WorkerId};
 use crate::protocol::counters::Counters;
 use crate::protocol::time::Now;
-use crate::wire::{Class, classify};
 
-/// Datagrams of one batch: after so many, TCP, timers and messages get their turn.
+/// Datagrams of one batch: after so many, listeners, TCP, timers and messages get their turn.
 pub(super) const BATCH: usize = 64;
 
-/// Datagrams read at once from a relayed socket that proved bursty.
-const RELAY_BATCH: usize = 16;
+/// Datagrams handed to the kernel in one call: a burst's worth of segments.
+const SEND_BATCH: usize = 256;
 
-/// So many loops in a row a relayed socket must be ready to count as bursty.
-const BURSTY_AFTER: u8 = 3;
-
-/// Arena slots behind the batch, where streams are read: the longest message and as much again.
+/// The arena: a batch from relayed sockets and other workers, one from a listener, and where streams are read, room
+/// for the longest message and as much again.
+const LISTENER_SLOT: usize = BATCH;
+const STREAM_SLOT: usize = 2 * BATCH;
 const STREAM_SLOTS: usize = 2;
 
 const KIND_BITS: u32 = 56;
@@ -56,18 +55,38 @@ const LISTENER: u64 = 0;
 const RELAY: u64 = 1;
 const STREAM: u64 = 2;
 const INBOX: u64 = 3;
+/// A listener's second socket, for what is not data.
+const CONTROL: u64 = 4;
 
 const fn token(kind: u64, index: usize) -> u64 {
     kind << KIND_BITS | index as u64
 }
 
 /// Limits of client streams.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TcpLimits {
     /// Bytes that may wait for one client.
     pub queue_bytes: usize,
     /// Milliseconds that a stream may live without an allocation; 0 means for ever.
     pub unauthenticated_ms: u64,
+}
+
+/// How a worker moves datagrams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DatagramSettings {
+    /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
+    pub segmentation_offload: bool,
+    /// Microseconds that a busy worker lets packets gather before it looks again; 0 means never.
+    pub coalesce_microseconds: u32,
+}
+
+/// What a worker's shell is told, at its start and by each reload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ShellSettings {
+    /// For streams.
+    pub tcp: TcpLimits,
+    /// For datagrams.
+    pub datagrams: DatagramSettings,
 }
 
 /// Where events go: two bounded channels, so that a flood of refusals can't push out a session's record.
@@ -89,7 +108,9 @@ pub(super) struct Setup {
     pub(super) waker: Arc<Waker>,
     pub(super) mailboxes: Arc<Vec<Mailbox>>,
     pub(super) events: Events,
-    pub(super) tcp: TcpLimits,
+    pub(super) shell: ShellSettings,
+    pub(super) givers: Givers,
+    pub(super) takers: Takers,
 }
 
 pub(super) struct Worker {
@@ -112,8 +133,15 @@ pub(super) struct Worker {
     send: SendBatch,
     next_slot: usize,
     to_peer: Queue,
-    to_peer_of: Option<AllocationId>,
-    loops: u64,
+    /// Whether what waits for a client lies where listeners or streams are read to.
+    pinned: bool,
+    /// Datagrams read since the listeners had their turn.
+    since_listeners: usize,
+    loops: u32,
+    settings: DatagramSettings,
+    pace: Pace,
+    givers: Givers,
+    takers: Takers,
     stopping: bool,
 }
 
@@ -129,19 +157,24 @@ impl Worker {
             epoll,
             listeners: Listeners::default(),
             relays: setup.relays,
-            streams: Streams::new(setup.tcp),
+            streams: Streams::new(setup.shell.tcp),
             inbox: setup.inbox,
             waker: setup.waker,
             mailboxes: setup.mailboxes,
             events: setup.events,
-            arena: Arena::new(BATCH + STREAM_SLOTS),
+            arena: Arena::new(STREAM_SLOT + STREAM_SLOTS),
             cipher: vec![0; CIPHER_BYTES].into(),
             receive: ReceiveBatch::new(BATCH),
-            send: SendBatch::new(BATCH),
+            send: SendBatch::new(SEND_BATCH),
             next_slot: 0,
             to_peer: Queue::default(),
-            to_peer_of: None,
+            pinned: false,
+            since_listeners: 0,
             loops: 0,
+            settings: setup.shell.datagrams,
+            pace: Pace::default(),
+            givers: setup.givers,
+            takers: setup.takers,
             stopping: false,
         };
         for change in setup.listeners {
@@ -154,11 +187,12 @@ impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut ready = Ready::new(BATCH);
         self.net.processor.adopt();
+        sys::sleep_exactly();
         let mut now = clock::now();
         while !self.stopping {
             self.epoll.wait(&mut ready, self.timeout(now))?;
             now = clock::now();
-            self.loops += 1;
+            self.loops = self.loops.wrapping_add(1);
             self.net.loops.add(1);
             self.on_deadlines(now);
             for index in 0..ready.len() {
@@ -168,13 +202,29 @@ impl Worker {
                     LISTENER => self.on_listener(now, at),
                     RELAY => self.on_relay(now, at),
                     STREAM => self.on_stream(now, at, event.readable, event.writable),
+                    CONTROL => self.on_control(now, at),
                     _ => self.on_inbox(now),
+                }
+                if self.since_listeners >= BATCH && index + 1 < ready.len() {
+                    self.visit_listeners(now);
                 }
             }
             self.flush();
+            self.givers.wake();
+            self.gather(now);
         }
         self.net.processor.give_up();
         Ok(())
+    }
+
+    /// Lets packets gather for a moment, if there are so many that the next ones are sure to come.
+    fn gather(&mut self, now: Now) {
+        if self.settings.coalesce_microseconds > 0 {
+            let datagrams = self.net.listener_batches.datagrams() + self.net.relayed_batches.datagrams();
+            if self.pace.is_fast(now.ticks, datagrams) {
+                sys::sleep(self.settings.coalesce_microseconds);
+            }
+        }
     }
 
     /// Milliseconds until something must be done by itself.
@@ -193,236 +243,6 @@ impl Worker {
             self.net.streams_overdue.add(1);
             self.close_stream(now, at);
         }
-    }
-
-    // ---- clients over UDP
-
-    fn on_listener(&mut self, now: Now, at: usize) {
-        // The batch fills the arena from its start, so nothing may wait there.
-        self.flush();
-        // A message of this very turn may have closed it.
-        let Some(listener) = self.listeners.get(at) else { return };
-        let address = listener.address;
-        let received = self.receive.receive(listener.socket.as_fd(), &mut self.arena, 0, BATCH);
-        let Ok(count) = received else { return };
-        self.net.listener_batches.add(count);
-        for index in 0..count {
-            let Some(datagram) = self.receive.get(index, 0) else {
-                self.counters.dropped(DropReason::TooBig, 1, 0);
-                continue;
-            };
-            let server = match datagram.to {
-                Some(ip) => ServerAddress::new(ip, address.port()),
-                None => address.into(),
-            };
-            let five_tuple = FiveTuple { client: datagram.from.into(), server, transport: Transport::Udp };
-            self.on_datagram(now, Via::Datagram(five_tuple), at, datagram.slot, datagram.len);
-        }
-        self.flush_to_peer();
-    }
-
-    fn on_datagram(&mut self, now: Now, via: Via, listener: usize, slot: usize, len: usize) {
-        let bytes = self.arena.get(slot, len);
-        match classify(bytes) {
-            Class::ChannelData | Class::SendIndication => {
-                let verdict = self.server.relay_from_client(now, &via, PacketMeta::default(), bytes);
-                if let Relay::ToPeer { allocation, to, meta, payload } = verdict {
-                    let (to, part) = (self.relays.to_local(to), self.arena.locate(payload));
-                    self.queue_to_peer(allocation, to, meta, part);
-                }
-            }
-            Class::Stun if self.is_closed_to(listener, &via) => {
-                self.counters.dropped(DropReason::ListenerLeaving, 1, len as u64);
-            }
-            Class::Stun => {
-                let mut answer = [0; ANSWER_BYTES_MAX];
-                match self.server.answer_binding(&via, bytes, &mut answer) {
-                    Some(0) => {}
-                    Some(len) => self.reply_datagram(listener, via.five_tuple(), &answer[..len]),
-                    None => {
-                        self.flush_payload();
-                        let bytes = self.arena.get(slot, len);
-                        self.server.handle_input(now, Input::Message { via, bytes });
-                        self.drain(now);
-                    }
-                }
-            }
-            Class::Neither => self.counters.dropped(DropReason::NotStun, 1, len as u64),
-        }
-    }
-
-    /// Whether the configuration has this listener no more, and this client no session there.
-    fn is_closed_to(&self, listener: usize, via: &Via) -> bool {
-        self.listeners.get(listener).is_some_and(|listener| listener.is_leaving) && !self.server.has_allocation(via)
-    }
-
-    fn queue_to_peer(&mut self, allocation: AllocationId, to: SocketAddr, meta: PacketMeta, part: super::sys::Part) {
-        if self.to_peer_of != Some(allocation) || self.to_peer.len() == BATCH {
-            self.flush_to_peer();
-        }
-        if meta.dont_fragment {
-            self.flush_to_peer();
-            self.send_unfragmented(allocation, to, part);
-            return;
-        }
-        self.to_peer_of = Some(allocation);
-        self.to_peer.push_to_peer(to, part, allocation);
-    }
-
-    /// RFC 8656 §15: DF for this packet alone; it is an option of the socket, so it is set and taken back.
-    fn send_unfragmented(&mut self, allocation: AllocationId, to: SocketAddr, part: super::sys::Part) {
-        let why = match self.relays.get(allocation) {
-            None => Some(DropReason::RelayClosed),
-            Some(relay) => {
-                let (fd, ipv6) = (relay.socket.as_fd(), to.is_ipv6());
-                let sent = super::sys::set_dont_fragment(fd, ipv6, true)
-                    .and_then(|()| relay.socket.send_to(self.arena.part(part), to));
-                // Without DF again, large datagrams of the others are fragmented as they should be.
-                let restored = super::sys::set_dont_fragment(fd, ipv6, false);
-                sent.err().or(restored.err()).map(|error| drop_reason(&error))
-            }
-        };
-        if let Some(why) = why {
-            self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, why);
-        }
-    }
-
-    // ---- peers
-
-    fn on_relay(&mut self, now: Now, at: usize) {
-        let loops = self.loops;
-        let Some(relay) = self.relays.at_mut(at) else { return };
-        relay.streak = if relay.ready_in + 1 == loops { relay.streak.saturating_add(1) } else { 0 };
-        relay.ready_in = loops;
-        let (id, bursty) = (relay.id, relay.streak >= BURSTY_AFTER);
-        let wanted = if bursty { RELAY_BATCH } else { 1 };
-        if self.next_slot + wanted > BATCH {
-            self.flush();
-        }
-        if bursty { self.read_relay_batch(now, id) } else { self.read_relay_once(now, id) }
-    }
-
-    fn read_relay_once(&mut self, now: Now, id: AllocationId) {
-        let slot = self.next_slot;
-        let Some(relay) = self.relays.get(id) else { return };
-        if let Ok((len, from)) = relay.socket.recv_from(self.arena.slot_mut(slot)) {
-            self.net.relayed_batches.add(1);
-            self.on_peer_datagram(now, id, from, slot, len);
-        }
-    }
-
-    fn read_relay_batch(&mut self, now: Now, id: AllocationId) {
-        let first = self.next_slot;
-        let Some(relay) = self.relays.get(id) else { return };
-        let Ok(count) = self.receive.receive(relay.socket.as_fd(), &mut self.arena, first, RELAY_BATCH) else { return };
-        self.net.relayed_batches.add(count);
-        if count == 1
-            && let Some(relay) = self.relays.at_mut(id.index as usize)
-        {
-            relay.streak = 0;
-        }
-        for index in 0..count {
-            match self.receive.get(index, first) {
-                Some(datagram) => self.on_peer_datagram(now, id, datagram.from, datagram.slot, datagram.len),
-                None => self.counters.dropped(DropReason::TooBig, 1, 0),
-            }
-        }
-    }
-
-    fn on_peer_datagram(&mut self, now: Now, id: AllocationId, from: SocketAddr, slot: usize, len: usize) {
-        let peer = self.relays.to_advertised(from);
-        let payload = self.arena.get(slot, len);
-        let verdict = self.server.relay_from_peer(now, id, peer, PacketMeta::default(), payload);
-        let Relay::ToClient { allocation, via, head, payload, .. } = verdict else { return };
-        match via {
-            Via::Datagram(five_tuple) => {
-                let part = self.arena.locate(payload);
-                let at = self.listeners.serving(&five_tuple.server);
-                let Some(listener) = at.and_then(|at| self.listeners.get_mut(at)) else {
-                    self.server.not_sent(allocation, Way::ToClient, 1, part.len as u64, DropReason::RelayClosed);
-                    return;
-                };
-                let from = listener.is_wildcard().then(|| five_tuple.server.ip());
-                listener.queue.push_to_client(five_tuple.client.into(), from, &head, part, allocation);
-                // The slot is taken until the batch is out.
-                self.next_slot = slot + 1;
-            }
-            Via::Stream(stream, _) => self.send_to_stream(now, stream, allocation, &head, slot, len),
-        }
-    }
-
-    // ---- sending
-
-    fn reply_datagram(&mut self, listener: usize, five_tuple: &FiveTuple, bytes: &[u8]) {
-        let Some(listener) = self.listeners.get_mut(listener) else { return };
-        let from: Option<IpAddr> = listener.is_wildcard().then(|| five_tuple.server.ip());
-        listener.queue.push_reply(five_tuple.client.into(), from, bytes);
-    }
-
-    fn reply(&mut self, now: Now, via: Via, bytes: &[u8]) {
-        match via {
-            Via::Datagram(five_tuple) => {
-                if let Some(at) = self.listeners.serving(&five_tuple.server) {
-                    self.reply_datagram(at, &five_tuple, bytes);
-                }
-            }
-            Via::Stream(stream, _) => {
-                if let Some(at) = self.streams.find(stream) {
-                    // A client that does not even read its replies is cut off: nothing else bounds it.
-                    let sent = self.streams.get_mut(at).map(|stream| stream.send([bytes, &[], &[]], None));
-                    self.after_send(now, at, sent != Some(Sent::Taken));
-                }
-            }
-        }
-    }
-
-    fn flush_to_peer(&mut self) {
-        let Some(id) = self.to_peer_of.take() else { return };
-        let (server, arena) = (&mut self.server, &self.arena);
-        match self.relays.get(id) {
-            Some(relay) => {
-                let mut not_sent = |allocation, bytes, why| {
-                    server.not_sent(allocation, Way::ToPeer, 1, u64::from(bytes), why);
-                };
-                if let Some((to, payload)) = self.to_peer.take_single() {
-                    if let Err(error) = relay.socket.send_to(arena.part(payload), to) {
-                        not_sent(id, payload.len as u32, drop_reason(&error));
-                    }
-                    return;
-                }
-                self.to_peer.flush(relay.socket.as_fd(), &mut self.send, arena, &mut not_sent);
-            }
-            None => self.to_peer.discard(|allocation, bytes| {
-                server.not_sent(allocation, Way::ToPeer, 1, u64::from(bytes), DropReason::RelayClosed);
-            }),
-        }
-    }
-
-    fn flush_listener(&mut self, at: usize) {
-        let server = &mut self.server;
-        let Some(listener) = self.listeners.get_mut(at).filter(|listener| !listener.queue.is_empty()) else { return };
-        listener.queue.flush(listener.socket.as_fd(), &mut self.send, &self.arena, |allocation, bytes, why| {
-            server.not_sent(allocation, Way::ToClient, 1, u64::from(bytes), why);
-        });
-    }
-
-    /// Sends all payload that waits: a request is answered, and an allocation ends, after what came before it.
-    fn flush_payload(&mut self) {
-        self.flush_to_peer();
-        for at in self.listeners.places() {
-            if self.listeners.get(at).is_some_and(|listener| listener.queue.has_payload()) {
-                self.flush_listener(at);
-            }
-        }
-    }
-
-    /// Sends everything; the arena is free afterwards.
-    fn flush(&mut self) {
-        self.flush_to_peer();
-        for at in self.listeners.places() {
-            self.flush_listener(at);
-        }
-        self.next_slot = 0;
     }
 
     // ---- the core's wishes

@@ -191,13 +191,16 @@ pub enum Relay<'a> {
         /// The application data, inside the received bytes.
         payload: &'a [u8],
     },
-    /// Both ends are relayed addresses of this server: no kernel in between.
+    /// Both ends are relayed addresses of this server: no kernel in between. The receiving end judges the payload with
+    /// [`relay_from_peer`](super::Server::relay_from_peer), as if it had arrived on its socket.
     ToRelayed {
+        /// Whose payload.
+        allocation: AllocationId,
         /// The sending end.
-        from: RelayedTransportAddress,
+        from: PeerAddress,
         /// The receiving end.
-        to: RelayedTransportAddress,
-        /// The application data.
+        to: PeerAddress,
+        /// The application data, inside the received bytes.
         payload: &'a [u8],
     },
     /// Nothing goes out; the reason has been counted.

@@ -58,6 +58,9 @@ impl Server {
         if let Err(why) = check_peer(binding.peer, binding.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), data.payload.len());
         }
+        if is_relayed(binding.peer, binding.class, &*self.shared) {
+            return lane.pass_to_relayed(now, binding.peer, data.payload);
+        }
         lane.pass_to_peer(now, binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
     }
 
@@ -87,6 +90,9 @@ impl Server {
         };
         if let Err(why) = check_peer(peer, permission.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), payload.len());
+        }
+        if is_relayed(peer, permission.class, &*self.shared) {
+            return lane.pass_to_relayed(now, peer, payload);
         }
         lane.pass_to_peer(now, peer, PacketMeta { dont_fragment, ..meta }, payload)
     }
@@ -202,6 +208,21 @@ impl Lane<'_> {
         Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
     }
 
+    /// No network in between: what it would have refused for its size is refused here.
+    #[inline]
+    fn pass_to_relayed(mut self, now: Now, to: PeerAddress, payload: &[u8]) -> Relay<'_> {
+        if payload.len() > DATAGRAM_BYTES_MAX {
+            return self.drop(DropReason::MessageSize, payload.len());
+        }
+        if let Err(why) = self.charge(now, payload.len()) {
+            return self.drop(why, payload.len());
+        }
+        self.enter(payload.len());
+        self.counters.sent(Way::ToPeer, payload.len());
+        let from = PeerAddress::new(self.allocation.relayed.ip(), self.allocation.relayed.port());
+        Relay::ToRelayed { allocation: self.allocation.id, from, to, payload }
+    }
+
     #[inline]
     fn pass_to_client(mut self, now: Now, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
         if let Err(why) = self.charge(now, payload.len()) {
@@ -254,6 +275,16 @@ pub(super) fn check_peer(
         PeerClass::Own => Err(PortRefused::NotRelayed),
         PeerClass::Local if policy.is_listener(peer) => Err(PortRefused::Listener),
         PeerClass::Local => Ok(()),
+    }
+}
+
+/// Whether a peer that passed [`check_peer`] is a relayed address of this server; nothing is looked up for a remote one.
+#[inline]
+fn is_relayed(peer: PeerAddress, class: PeerClass, shared: &dyn Shared) -> bool {
+    match class {
+        PeerClass::Remote => false,
+        PeerClass::Own => true,
+        PeerClass::Local => shared.is_relayed(peer),
     }
 }
 

@@ -41,6 +41,13 @@ impl World {
             ) => {
                 assert_eq!((key.1, *to, *dont_fragment, 46), (allocation, found, meta.dont_fragment, meta.dscp));
                 assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
+                assert!(!self.model.is_relayed(*to), "what is relayed to ourselves takes no way through the kernel");
+            }
+            (Lane::ToPeer { key, to, start, len, .. }, Relay::ToRelayed { allocation, from, to: found, payload }) => {
+                let relayed = self.model.sessions[key].relayed;
+                assert_eq!((key.1, relayed.0, *to), (allocation, from.0, found));
+                assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
+                assert!(self.model.is_relayed(*to), "only a relayed address is behind ourselves");
             }
             (due, verdict) => panic!("{due:?} was due, but it was {verdict:?}"),
         }

@@ -396,13 +396,15 @@ impl Model {
         (held.worker == worker && held.identity == identity && now < held.expires_at).then_some(held.relayed)
     }
 
+    /// Whether an address is that of a live allocation.
+    pub fn is_relayed(&self, address: PeerAddress) -> bool {
+        self.open_ports().any(|open| open == RelayedTransportAddress(address.0))
+    }
+
     fn port_is_open(&self, peer: &PeerAddress, class: Class) -> bool {
         match class {
             Class::Remote => true,
-            Class::Own => {
-                let relayed = RelayedTransportAddress(peer.0);
-                self.open_ports().any(|open| open == relayed)
-            }
+            Class::Own => self.is_relayed(*peer),
             Class::Local => peer.port() != LISTEN_PORT,
         }
     }

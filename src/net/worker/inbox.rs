@@ -9,7 +9,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use tokio::sync::oneshot;
 
-use super::{LISTENER, ListenerChange, TcpLimits, Worker, token};
+use super::{CONTROL, LISTENER, ListenerChange, ShellSettings, Worker, token};
 use crate::net::overflow::Watched;
 use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
@@ -39,7 +39,7 @@ pub(in crate::net) enum Message {
     /// New settings, and what becomes of the listeners; the answer says that it is done, or what the system refused.
     Reconfigure {
         settings: Arc<Settings>,
-        tcp: TcpLimits,
+        shell: ShellSettings,
         listeners: Vec<ListenerChange>,
         done: oneshot::Sender<io::Result<()>>,
     },
@@ -101,6 +101,10 @@ impl Mailbox {
 impl Worker {
     pub(super) fn on_inbox(&mut self, now: Now) {
         self.waker.clear();
+        self.take_over(now);
+        if !self.takers.is_empty() {
+            self.waker.wake();
+        }
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return };
             self.net.messages.add(1);
@@ -137,8 +141,9 @@ impl Worker {
                 }
                 Input::Answered { ticket, answer }
             }
-            Message::Reconfigure { settings, tcp, listeners, done } => {
-                self.streams.set_limits(tcp);
+            Message::Reconfigure { settings, shell, listeners, done } => {
+                self.streams.set_limits(shell.tcp);
+                self.settings = shell.datagrams;
                 self.flush_payload();
                 self.server.handle_input(now, Input::Reconfigure(settings));
                 self.drain(now);
@@ -182,7 +187,11 @@ impl Worker {
             ListenerChange::Open(listener) => {
                 let at = self.listeners.open(listener);
                 let Some(listener) = self.listeners.get(at) else { return Ok(()) };
-                return self.epoll.add(listener.socket.as_fd(), token(LISTENER, at));
+                self.epoll.add(listener.socket.as_fd(), token(LISTENER, at))?;
+                return match &listener.control {
+                    Some(control) => self.epoll.add(control.as_fd(), token(CONTROL, at)),
+                    None => Ok(()),
+                };
             }
             ListenerChange::Close(id) => {
                 if let Some(at) = self.listeners.place_of(id) {

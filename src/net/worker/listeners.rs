@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 
+use super::pace::Appetite;
 use crate::net::overflow::Watched;
+use crate::net::sys::Segmentation;
 use crate::net::udp::Queue;
 use crate::protocol::address::ServerAddress;
 
@@ -42,8 +44,13 @@ impl Users {
 pub(in crate::net) struct Listener {
     pub(in crate::net) id: ListenerId,
     pub(in crate::net) socket: Watched<UdpSocket>,
+    /// Where requests and all else that is not data arrives, if it has a socket of its own.
+    pub(in crate::net) control: Option<Watched<UdpSocket>>,
     pub(in crate::net) address: SocketAddr,
     pub(in crate::net) queue: Queue,
+    pub(super) appetite: Appetite,
+    pub(super) control_appetite: Appetite,
+    pub(super) segmentation: Segmentation,
     pub(in crate::net) users: Arc<Users>,
     /// The configuration has it no more: whoever has no allocation gets no answer.
     pub(in crate::net) is_leaving: bool,
@@ -53,10 +60,22 @@ impl Listener {
     pub(in crate::net) fn new(
         id: ListenerId,
         socket: Watched<UdpSocket>,
+        control: Option<Watched<UdpSocket>>,
         address: SocketAddr,
         users: Arc<Users>,
     ) -> Self {
-        Self { id, socket, address, queue: Queue::default(), users, is_leaving: false }
+        Self {
+            id,
+            socket,
+            control,
+            address,
+            queue: Queue::default(),
+            appetite: Appetite::default(),
+            control_appetite: Appetite::default(),
+            segmentation: Segmentation::ON,
+            users,
+            is_leaving: false,
+        }
     }
 
     pub(super) fn is_wildcard(&self) -> bool {

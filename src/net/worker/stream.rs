@@ -4,13 +4,13 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 
-use super::{BATCH, STREAM, STREAM_SLOTS, Worker, token};
-use crate::net::sys::{Part, SLOT_BYTES};
+use super::{STREAM, STREAM_SLOT, STREAM_SLOTS, Worker, token};
+use crate::net::sys::{Arena, Part};
 use crate::net::tcp::Sent;
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
 use crate::protocol::address::{FiveTuple, StreamId, Via};
-use crate::protocol::border::{AllocationId, DropReason, Head, Input, PacketMeta, Relay, Way};
+use crate::protocol::border::{AllocationId, DropReason, Head, Input, Way};
 use crate::protocol::time::Now;
 use crate::wire::{Class, classify};
 
@@ -23,10 +23,10 @@ impl Worker {
             return self.close_stream(now, at);
         }
         if stream.is_tls() {
-            self.flush_to_peer();
+            self.make_stream_room();
             let Some(stream) = self.streams.get_mut(at) else { return };
             // Epoll knows nothing of what came with the handshake's last bytes.
-            match stream.read_early(self.arena.region_mut(BATCH, STREAM_SLOTS)) {
+            match stream.read_early(self.arena.region_mut(STREAM_SLOT, STREAM_SLOTS)) {
                 Ok(len) => self.on_tls_bytes(now, at, len),
                 Err(_) => self.break_tls(now, at),
             }
@@ -50,6 +50,11 @@ impl Worker {
         self.close_stream(now, at);
     }
 
+    /// Payloads of the stream before may still lie where this one is read to.
+    fn make_stream_room(&mut self) {
+        if self.pinned { self.flush() } else { self.flush_to_peer() }
+    }
+
     pub(super) fn on_stream(&mut self, now: Now, at: usize, readable: bool, writable: bool) {
         if writable {
             let failed = self.streams.get_mut(at).is_some_and(|stream| {
@@ -62,11 +67,10 @@ impl Worker {
             self.after_send(now, at, failed);
         }
         if readable {
-            // Payloads of the stream before still lie where this one is read to.
-            self.flush_to_peer();
+            self.make_stream_room();
             let Some(stream) = self.streams.get_mut(at) else { return };
             let is_tls = stream.is_tls();
-            match stream.read(self.arena.region_mut(BATCH, STREAM_SLOTS), &mut self.cipher) {
+            match stream.read(self.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), &mut self.cipher) {
                 Ok(Some(len)) if is_tls => self.on_tls_bytes(now, at, len),
                 Ok(Some(len)) => self.on_stream_bytes(now, at, len),
                 Err(error) if is_tls && error.kind() == io::ErrorKind::InvalidData => self.break_tls(now, at),
@@ -79,10 +83,10 @@ impl Worker {
 
     pub(super) fn on_stream_bytes(&mut self, now: Now, at: usize, len: usize) {
         use crate::wire::framing::{Cut, cut};
-        let start = BATCH * SLOT_BYTES;
+        let start = Arena::part_of(STREAM_SLOT, 0, len).start;
         let mut done = 0;
         while let Some((id, via)) = self.streams.get(at).map(|stream| (stream.id, stream.via)) {
-            let bytes = &self.arena.region(BATCH, STREAM_SLOTS)[done..len];
+            let bytes = &self.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len];
             match cut(bytes) {
                 Cut::Frame { message, consumed } => {
                     self.on_frame(now, via, start + done, message);
@@ -97,7 +101,7 @@ impl Worker {
                         return self.break_stream(now, at, bytes.len());
                     }
                     if let Some(stream) = self.streams.get_mut(at) {
-                        stream.keep(&self.arena.region(BATCH, STREAM_SLOTS)[done..len]);
+                        stream.keep(&self.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len]);
                     }
                     return;
                 }
@@ -113,15 +117,9 @@ impl Worker {
     }
 
     pub(super) fn on_frame(&mut self, now: Now, via: Via, start: usize, len: usize) {
-        let bytes = self.arena.part(Part { start, len });
-        match classify(bytes) {
-            Class::ChannelData | Class::SendIndication => {
-                let verdict = self.server.relay_from_client(now, &via, PacketMeta::default(), bytes);
-                if let Relay::ToPeer { allocation, to, meta, payload } = verdict {
-                    let (to, part) = (self.relays.to_local(to), self.arena.locate(payload));
-                    self.queue_to_peer(allocation, to, meta, part);
-                }
-            }
+        self.since_listeners += 1;
+        match classify(self.arena.part(Part { start, len })) {
+            Class::ChannelData | Class::SendIndication => self.on_data(now, &via, Part { start, len }),
             Class::Stun | Class::Neither => {
                 self.flush_payload();
                 let bytes = self.arena.part(Part { start, len });
@@ -161,9 +159,9 @@ impl Worker {
         stream: StreamId,
         allocation: AllocationId,
         head: &Head,
-        slot: usize,
-        len: usize,
+        part: Part,
     ) {
+        let len = part.len;
         let at = self.streams.find(stream);
         let sent = match at.and_then(|at| self.streams.get_mut(at)) {
             None => Sent::Failed,
@@ -171,7 +169,7 @@ impl Worker {
                 let padding = &[0; 3][..head.padding()];
                 let before = stream.waiting();
                 let payload = Some((allocation, len as u32));
-                let sent = stream.send([head.bytes(), self.arena.get(slot, len), padding], payload);
+                let sent = stream.send([head.bytes(), self.arena.part(part), padding], payload);
                 self.net.waits(before, stream.waiting());
                 sent
             }
