@@ -58,6 +58,7 @@ impl Metrics {
         publish_traffic(&mut text, &workers);
         self.publish_workers(&mut text, &workers);
         self.publish_sockets(&mut text);
+        Self::publish_pieces(&mut text, &workers);
         self.publish_streams(&mut text, &workers);
         self.publish_tls(&mut text);
         self.publish_credentials(&mut text);
@@ -104,6 +105,24 @@ impl Metrics {
                 batches(SocketKind::Relayed, |net| &net.relayed_batches),
             ],
         );
+    }
+
+    fn publish_pieces(text: &mut Text, workers: &Workers<'_>) {
+        text.counter("throughway_coalesced_datagrams_total", "Datagrams that came behind another one in one piece")
+            .value(workers.net(|net| net.coalesced.get()));
+        text.counter("throughway_segmented_messages_total", "Messages of several datagrams, by what the kernel said")
+            .each(
+                "result",
+                [
+                    ("sent", workers.net(|net| net.segmented.get())),
+                    ("refused", workers.net(|net| net.segmented_refused.get())),
+                ],
+            );
+        text.counter(
+            "throughway_inside_packets_total",
+            "Payload packets from one relayed address to another without the kernel",
+        )
+        .value(workers.net(|net| net.handed_over.get()));
     }
 
     fn publish_sockets(&self, text: &mut Text) {

@@ -297,3 +297,181 @@ impl SendBatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+    use crate::net::sys::{ReceiveBatch, coalesce};
+
+    fn socket() -> UdpSocket {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    }
+
+    /// Datagrams of these lengths, each for one of two peers, with a head before every payload and some padding.
+    struct Letters {
+        arena: Arena,
+        scratch: Vec<u8>,
+        packets: Vec<Outgoing>,
+        order: Vec<u32>,
+        due: [Vec<Vec<u8>>; 2],
+    }
+
+    fn letters(peers: [SocketAddr; 2], lengths: &[(usize, usize)]) -> Letters {
+        let mut arena = Arena::new(2);
+        for (at, byte) in arena.slot_mut(0).iter_mut().enumerate() {
+            *byte = (at % 251) as u8;
+        }
+        let (mut scratch, mut packets, mut due) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
+        for (number, &(to, len)) in lengths.iter().enumerate() {
+            let head = Part { start: scratch.len(), len: 4 };
+            scratch.extend_from_slice(&(number as u32).to_be_bytes());
+            let (payload, padding) = (Arena::part_of(0, number, len), number % 2);
+            let bytes = [&scratch[head.start..], arena.part(payload), &[0; 4][..padding]].concat();
+            due[to].push(bytes);
+            packets.push(Outgoing { to: peers[to], from: None, head, payload, padding });
+        }
+        let order = (0..packets.len() as u32).collect();
+        Letters { arena, scratch, packets, order, due }
+    }
+
+    fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; 65_536];
+        std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec())).collect()
+    }
+
+    fn send(
+        letters: &Letters,
+        from: &UdpSocket,
+        capacity: usize,
+        segmentation: &mut Segmentation,
+    ) -> (SendReport, Vec<u32>) {
+        let mut failed = Vec::new();
+        let mut batch = SendBatch::new(capacity);
+        let Letters { arena, scratch, packets, order, .. } = letters;
+        let report = batch.send(from.as_fd(), packets, order, scratch, arena, segmentation, |at, _| failed.push(at));
+        (report, failed)
+    }
+
+    /// Runs of one size, tails, a size that grows, another peer in between, an empty payload, a large one.
+    const MIXED: [(usize, usize); 20] = [
+        (0, 100),
+        (0, 101),
+        (0, 99),
+        (0, 100),
+        (0, 1_200),
+        (0, 1_199),
+        (0, 1_200),
+        (0, 30),
+        (0, 30),
+        (1, 30),
+        (1, 29),
+        (0, 29),
+        (0, 0),
+        (0, 0),
+        (1, 40_000),
+        (1, 39_999),
+        (1, 40_000),
+        (0, 7),
+        (1, 7),
+        (1, 6),
+    ];
+
+    #[test]
+    fn every_datagram_arrives_as_it_is_however_they_are_put_together() {
+        for segmentation in [Segmentation::ON, Segmentation::OFF, Segmentation { largest: 500 }] {
+            for capacity in [1, 3, 64] {
+                let (from, peers) = (socket(), [socket(), socket()]);
+                let letters = letters(peers.each_ref().map(|peer| peer.local_addr().unwrap()), &MIXED);
+                let (report, failed) = send(&letters, &from, capacity, &mut segmentation.clone());
+                assert_eq!(failed, [0; 0]);
+                assert_eq!(report.refused, 0);
+                assert_eq!(report.segmented > 0, segmentation != Segmentation::OFF && capacity > 1, "{report:?}");
+                for (peer, due) in peers.iter().zip(&letters.due) {
+                    assert_eq!(received(peer), *due, "{segmentation:?} {capacity}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_run_is_cut_into_messages_that_the_kernel_takes() {
+        let (from, peer) = (socket(), socket());
+        socket2::SockRef::from(&peer).set_recv_buffer_size(8 << 20).unwrap();
+        let to = peer.local_addr().unwrap();
+        let letters = letters([to, to], &[(0, 1_197), (0, 1_196)].repeat(35));
+        let (report, failed) = send(&letters, &from, 256, &mut Segmentation::ON.clone());
+        assert_eq!((report, failed), (SendReport { segmented: 2, refused: 0 }, vec![]), "65,000 bytes each");
+        assert_eq!(received(&peer).len(), 70);
+    }
+
+    #[test]
+    fn a_socket_that_cannot_segment_sends_one_by_one_and_is_not_asked_again() {
+        let (from, peers) = (socket(), [socket(), socket()]);
+        let to = peers.each_ref().map(|peer| peer.local_addr().unwrap());
+        // The kernel does not segment without checksums: EINVAL.
+        let no: libc::c_int = 1;
+        crate::net::sys::set_option(from.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, &no).unwrap();
+        let letters = letters(to, &[(0, 200), (0, 199), (0, 200), (1, 50), (1, 50), (0, 10)]);
+        let mut segmentation = Segmentation::ON;
+        let (report, failed) = send(&letters, &from, 64, &mut segmentation);
+        assert_eq!((report.segmented, failed), (0, vec![]));
+        assert!(report.refused >= 1);
+        assert_eq!(segmentation, Segmentation::OFF);
+        for (peer, due) in peers.iter().zip(&letters.due) {
+            assert_eq!(received(peer), *due);
+        }
+        let (report, _) = send(&letters, &from, 64, &mut segmentation);
+        assert_eq!(report, SendReport::default());
+    }
+
+    #[test]
+    fn what_an_error_says_about_later_messages() {
+        let error = |code| io::Error::from_raw_os_error(code);
+        let after = |code, segment| {
+            let mut segmentation = Segmentation::ON;
+            (segmentation.refused(&error(code), segment), segmentation)
+        };
+        assert_eq!(after(libc::EIO, 1_400), (true, Segmentation::OFF));
+        assert_eq!(after(libc::EINVAL, 1_232), (true, Segmentation::OFF));
+        assert_eq!(after(libc::EINVAL, 1_400), (true, Segmentation { largest: 1_399 }));
+        assert_eq!(after(libc::EMSGSIZE, 9_000), (true, Segmentation { largest: 8_999 }));
+        assert_eq!(after(libc::ENOBUFS, 100), (false, Segmentation::ON));
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_told_packet_by_packet() {
+        let (from, peer) = (socket(), socket());
+        let nobody = "255.255.255.255:9".parse().unwrap();
+        let letters = letters([peer.local_addr().unwrap(), nobody], &[(0, 9), (1, 9), (1, 8), (0, 9), (1, 70)]);
+        let (_, failed) = send(&letters, &from, 64, &mut Segmentation::ON.clone());
+        assert_eq!(failed, [1, 2, 4], "broadcast is not allowed on this socket");
+        assert_eq!(received(&peer), letters.due[0]);
+    }
+
+    #[test]
+    fn a_socket_that_coalesces_is_taken_apart_again() {
+        let (from, peer) = (socket(), socket());
+        coalesce(peer.as_fd(), true).unwrap();
+        let to = peer.local_addr().unwrap();
+        let lengths: Vec<_> = [100, 99, 100, 99, 7].map(|len| (0, len)).into();
+        let letters = letters([to, to], &lengths);
+        assert_eq!(send(&letters, &from, 64, &mut Segmentation::ON.clone()).0.segmented, 1);
+        let (mut arena, mut batch) = (Arena::new(4), ReceiveBatch::new(4));
+        let count = batch.receive(peer.as_fd(), &mut arena, 1, 3).unwrap();
+        let mut found = Vec::new();
+        for index in 0..count {
+            let piece = batch.get(index, 1).unwrap();
+            assert_eq!(piece.from, from.local_addr().unwrap());
+            found.extend(
+                piece.datagrams().map(|(start, len)| arena.part(Arena::part_of(piece.slot, start, len)).to_vec()),
+            );
+        }
+        assert_eq!(found, letters.due[0]);
+        assert_eq!(count, 1, "all in one piece");
+    }
+}
