@@ -146,7 +146,7 @@ fn write_gathered(fd: RawFd, parts: [&[u8]; 3]) {
     unsafe { libc::writev(fd, pieces.as_ptr(), 3) };
 }
 
-fn send_to(fd: RawFd, bytes: &[u8], to: SocketAddrV4) {
+pub fn send_to(fd: RawFd, bytes: &[u8], to: SocketAddrV4) {
     let name = raw_address(to);
     // SAFETY: the slice and the address outlive the call.
     unsafe {

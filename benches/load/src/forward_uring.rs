@@ -4,7 +4,8 @@
 //!
 //! * `multishot`: every socket has one receive armed for good, the kernel picks the buffers from a ring, each
 //!   datagram is sent straight from where it arrived. One system call per loop sends everything and waits.
-//! * `epoll`: readiness comes from epoll; the loop's receives are one system call, its sends another.
+//! * `epoll`: readiness comes from epoll; the loop's receives are one system call, its sends another. A loop with
+//!   hardly any packets makes plain calls, which cost less than a ring does for so few.
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::io;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::types::{BufRingEntry, Fixed, RecvMsgOut, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, IoUring, SubmissionQueue, Submitter, cqueue, opcode, squeue};
 
+use crate::forward::send_to;
 use crate::plan::Places;
 use crate::stream::Poll;
 use crate::udp::{self, BATCH, from_raw_address, raw_address};
@@ -31,6 +33,8 @@ const BUFFER_BYTES: usize = 2_048;
 const GROUP: u16 = 0;
 /// Tells a send's completion from a receive's, which carries the index of its socket.
 const SEND: u64 = u64::MAX;
+/// So many packets are not worth a ring in the `epoll` design.
+const FEW: usize = 2;
 const NO_WAIT: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 const NAME_BYTES: u32 = size_of::<libc::sockaddr_in>() as u32;
 
@@ -137,6 +141,11 @@ impl<'a> Queues<'a> {
             .user_data(SEND);
         // SAFETY: the name lies in a box of ours until the next `enter`, the bytes by the caller's promise.
         unsafe { self.push(&send) }
+    }
+
+    /// Submits what there is, if there is anything.
+    fn enter_if_needed(&mut self) -> Result<(), String> {
+        if self.requests.is_empty() { Ok(()) } else { self.enter(0) }
     }
 
     /// Submits everything and waits for `want` completions.
@@ -278,42 +287,52 @@ fn with_epoll(mut ring: IoUring, map: &Map<'_>, files: &[RawFd]) -> Result<(), S
     let mut queues = Queues::new(&mut ring, 0);
     let mut slots = Slots::new(SLOTS);
     let mut ready = Vec::new();
+    // Where from, in which slot, how many bytes.
+    let mut came: Vec<(usize, usize, usize)> = Vec::with_capacity(SLOTS);
     loop {
         ready.clear();
+        came.clear();
         poll.wait(-1, |token| ready.push(token as usize));
-        let mut used = 0;
-        let mut came = Vec::with_capacity(SLOTS);
+        let (few, mut used) = (ready.len() <= FEW, 0);
         for at in ready.iter().copied() {
+            let slot = used;
             if at == map.relays {
-                let first = used;
                 used += BATCH;
-                for k in 0..slots.receive_many(files[at], first) {
-                    came.push((at, first + k, slots.heads[first + k].msg_len as usize));
-                }
+                came.extend((0..slots.receive_many(files[at], slot)).map(|k| (at, slot + k, slots.length(slot + k))));
+            } else if few {
+                used += 1;
+                came.extend(slots.receive_one(files[at], slot).map(|length| (at, slot, length)));
             } else {
-                let receive = opcode::RecvMsg::new(Fixed(at as u32), slots.prepare(used))
+                used += 1;
+                let receive = opcode::RecvMsg::new(Fixed(at as u32), slots.prepare(slot))
                     .flags(libc::MSG_DONTWAIT as u32)
                     .build()
-                    .user_data((at << 32 | used) as u64);
-                // SAFETY: the slot stays and is used once per loop; a receive that must not wait is complete after `enter`.
+                    .user_data((at << 32 | slot) as u64);
+                // SAFETY: the slot stays, and is used once per loop; a receive that must not wait has completed
+                // when the call that submits it returns.
                 unsafe { queues.push(&receive) }?;
-                used += 1;
             }
         }
-        queues.enter(0)?;
+        queues.enter_if_needed()?;
         for completion in &mut queues.completions {
             if let (true, Ok(length)) = (completion.user_data() != SEND, usize::try_from(completion.result())) {
                 let at = (completion.user_data() >> 32) as usize;
                 came.push((at, completion.user_data() as u32 as usize, length));
             }
         }
-        for (at, slot, length) in came {
-            if let Some((file, to)) = map.way_on(at, &slots.names[slot]) {
+        let few = came.len() <= FEW;
+        for (at, slot, length) in came.iter().copied() {
+            let Some((file, to)) = map.way_on(at, &slots.names[slot]) else {
+                continue;
+            };
+            if few {
+                send_to(files[file], slots.get(slot, length), to);
+            } else {
                 // SAFETY: the slot stays as it is until the next loop.
                 unsafe { queues.push_send(file, slots.get(slot, length), to) }?;
             }
         }
-        queues.enter(0)?;
+        queues.enter_if_needed()?;
     }
 }
 
@@ -351,6 +370,16 @@ impl Slots {
         head
     }
 
+    fn length(&self, slot: usize) -> usize {
+        self.heads[slot].msg_len as usize
+    }
+
+    fn receive_one(&mut self, fd: RawFd, slot: usize) -> Option<usize> {
+        let head = self.prepare(slot);
+        // SAFETY: the header points into vectors of `self` with their true lengths.
+        usize::try_from(unsafe { libc::recvmsg(fd, head, libc::MSG_DONTWAIT) }).ok()
+    }
+
     fn receive_many(&mut self, fd: RawFd, first: usize) -> usize {
         for slot in first..first + BATCH {
             self.prepare(slot);
@@ -359,5 +388,35 @@ impl Slots {
         // SAFETY: every header points into vectors of `self` with their true lengths.
         let got = unsafe { libc::recvmmsg(fd, heads.as_mut_ptr(), BATCH as u32, libc::MSG_DONTWAIT, ptr::null_mut()) };
         usize::try_from(got).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_goes_on_to_the_other_side_of_its_session_and_no_other() {
+        let places = Places {
+            server: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478),
+            client_port: 40_000,
+            peer_port: 41_000,
+            relay_base: 42_000,
+        };
+        let map = Map { places: &places, relays: 3 };
+        let nobody = raw_address(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0));
+        for n in 0..3 {
+            assert_eq!(map.way_on(n, &nobody), Some((3, places.client(n))));
+            assert_eq!(map.way_on(3, &raw_address(places.client(n))), Some((n, places.peer(n))));
+        }
+        assert_eq!(map.way_on(3, &raw_address(places.client(3))), None, "there is no fourth session");
+        assert_eq!(map.way_on(3, &nobody), None, "an address below the first client's");
+    }
+
+    #[test]
+    fn a_design_is_known_by_its_name() {
+        assert!(matches!("multishot".parse(), Ok(Design::Multishot)));
+        assert!(matches!("epoll".parse(), Ok(Design::Epoll)));
+        assert!("Multishot".parse::<Design>().is_err());
     }
 }
