@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 use crate::flags::Flags;
+use crate::forward_uring;
 use crate::plan::{Places, Transport, channel_of, parse_transport};
 use crate::stream::{Connection, Poll};
 use crate::sys;
@@ -26,10 +27,15 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let sessions: usize = flags.or("sessions", 200)?;
     let seconds: u32 = flags.or("seconds", 60)?;
     let batch = flags.switch("batch");
+    let uring = flags.optional("uring")?;
+    let min_wait = flags.or("min-wait", 0)?;
     flags.finish()?;
     sys::end_after(seconds.clamp(1, 600));
     sys::raise_open_files();
     let relays = (0..sessions).map(|n| udp::bind(places.bare_relay(n))).collect::<Result<Vec<_>, _>>()?;
+    if let Some(design) = uring {
+        return forward_uring::over_udp(&places, &relays, design, min_wait);
+    }
     let mut poll = Poll::new()?;
     for (n, relay) in relays.iter().enumerate() {
         poll.add(relay.as_raw_fd(), n as u64)?;
@@ -140,7 +146,7 @@ fn write_gathered(fd: RawFd, parts: [&[u8]; 3]) {
     unsafe { libc::writev(fd, pieces.as_ptr(), 3) };
 }
 
-fn send_to(fd: RawFd, bytes: &[u8], to: SocketAddrV4) {
+pub fn send_to(fd: RawFd, bytes: &[u8], to: SocketAddrV4) {
     let name = raw_address(to);
     // SAFETY: the slice and the address outlive the call.
     unsafe {

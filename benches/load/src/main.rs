@@ -6,6 +6,7 @@
 
 mod flags;
 mod forward;
+mod forward_uring;
 mod histogram;
 mod json;
 mod plan;
@@ -32,6 +33,7 @@ throughway-load run      open sessions on a TURN server and drive traffic throug
 throughway-load forward  the bare forwarder, until SIGTERM or --seconds
   --listen 127.0.0.1:3478   --transport udp|tcp        --sessions 200           --seconds 60
   --client-port 40000       --peer-port 41000          --relay-base 42000       --batch
+  --uring multishot|epoll   on io_uring, UDP only        --min-wait 0              microseconds, multishot only
 ";
 
 fn main() -> ExitCode {
