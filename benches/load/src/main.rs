@@ -4,10 +4,17 @@
 //! and checks every one that arrives. `throughway-load forward` is the floor: a fixed mapping with one
 //! `recvmsg` and one send per packet and no TURN at all. Both stop by themselves.
 
+mod account;
+mod bindings;
+mod cycles;
+mod exchange;
 mod flags;
+mod fleet;
 mod forward;
 mod histogram;
+mod idle;
 mod json;
+mod meter;
 mod plan;
 mod run;
 mod session;
@@ -39,6 +46,9 @@ fn main() -> ExitCode {
     let result = match words.next().as_deref() {
         Some("run") => flags::Flags::parse(words).and_then(run::main),
         Some("forward") => flags::Flags::parse(words).and_then(forward::main),
+        Some("cycles") => flags::Flags::parse(words).and_then(cycles::main),
+        Some("bindings") => flags::Flags::parse(words).and_then(bindings::main),
+        Some("idle") => flags::Flags::parse(words).and_then(idle::main),
         Some("-h" | "--help" | "help") => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use crate::account::Account;
 use crate::flags::Flags;
+use crate::sys;
 use crate::traffic::{HEADER, PAYLOAD_MAX};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,22 +86,57 @@ pub fn channel_of(session: usize) -> u16 {
     0x4000 + (session % 0x1000) as u16
 }
 
-pub struct Plan {
-    pub places: Places,
-    pub transport: Transport,
-    pub protocol: Protocol,
-    pub framing: Framing,
+/// What every mode needs to know: who asks, who is watched, for how long.
+pub struct Basics {
     pub user: String,
     pub password: String,
-    pub sessions: usize,
-    pub payload: usize,
-    pub burst: usize,
-    pub load: Load,
     pub warm_up: f64,
     pub measure: f64,
     pub pids: String,
     pub cpu: Option<usize>,
     pub fifo: bool,
+}
+
+impl Basics {
+    pub fn parse(flags: &mut Flags, measure: f64) -> Result<Self, String> {
+        let basics = Self {
+            user: flags.or("user", "load".to_owned())?,
+            password: flags.or("password", "load".to_owned())?,
+            warm_up: flags.or("warm-up", 0.5)?,
+            measure: flags.or("measure", measure)?,
+            pids: flags.or("pid", String::new())?,
+            cpu: flags.optional("cpu")?,
+            fifo: flags.switch("fifo"),
+        };
+        // allocations and permissions are not refreshed: 300 s is a permission's life
+        if !(0.0..=60.0).contains(&basics.warm_up) || !(0.05..=120.0).contains(&basics.measure) {
+            return Err("--warm-up is at most 60 s, --measure 0.05 to 120 s".to_owned());
+        }
+        Ok(basics)
+    }
+
+    pub fn account(&self) -> Account {
+        Account::new(&self.user, &self.password)
+    }
+
+    /// Before the first socket: an end in any case, all the descriptors there are, the CPU.
+    pub fn settle(&self, seconds: u32) -> Result<(), String> {
+        sys::end_after((self.warm_up + self.measure) as u32 + seconds);
+        sys::raise_open_files();
+        self.cpu.map_or(Ok(()), sys::pin)
+    }
+}
+
+pub struct Plan {
+    pub basics: Basics,
+    pub places: Places,
+    pub transport: Transport,
+    pub protocol: Protocol,
+    pub framing: Framing,
+    pub sessions: usize,
+    pub payload: usize,
+    pub burst: usize,
+    pub load: Load,
 }
 
 pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
@@ -133,21 +170,15 @@ impl Plan {
             _ => return Err("one of --rate and --in-flight is needed, above zero".to_owned()),
         };
         let plan = Self {
+            basics: Basics::parse(&mut flags, 2.0)?,
             places: Places::parse(&mut flags, "server")?,
             transport,
             protocol,
             framing,
-            user: flags.or("user", "load".to_owned())?,
-            password: flags.or("password", "load".to_owned())?,
             sessions: flags.or("sessions", 200)?,
             payload: flags.or("payload", 160)?,
             burst: flags.or("burst", 1)?,
             load,
-            warm_up: flags.or("warm-up", 0.5)?,
-            measure: flags.or("measure", 2.0)?,
-            pids: flags.or("pid", String::new())?,
-            cpu: flags.optional("cpu")?,
-            fifo: flags.switch("fifo"),
         };
         flags.finish()?;
         plan.check()?;
@@ -163,10 +194,6 @@ impl Plan {
         }
         if !(1..=64).contains(&self.burst) {
             return Err(format!("--burst {}: allowed are 1 to 64", self.burst));
-        }
-        // allocations and permissions are not refreshed: 300 s is a permission's life
-        if !(0.0..=60.0).contains(&self.warm_up) || !(0.05..=120.0).contains(&self.measure) {
-            return Err("--warm-up is at most 60 s, --measure 0.05 to 120 s".to_owned());
         }
         if let Load::InFlight(packets) = self.load
             && packets / 2 < self.burst

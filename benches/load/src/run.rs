@@ -2,10 +2,11 @@
 
 use crate::flags::Flags;
 use crate::json::Object;
+use crate::meter::{Meter, Window, write_latency};
 use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
 use crate::session::{self, Clients, Session};
 use crate::stun::{self, Message};
-use crate::sys::{self, Drops, Usage, Watch};
+use crate::sys::{self, Drops};
 use crate::traffic::{HEADER, Ledger, WAYS, Way};
 use crate::udp::{BATCH, ManyAddresses};
 
@@ -19,38 +20,31 @@ const SENDS_PER_TURN: usize = BATCH;
 
 pub fn main(flags: Flags) -> Result<(), String> {
     let plan = Plan::parse(flags)?;
-    sys::end_after((plan.warm_up + plan.measure) as u32 + 60);
-    sys::raise_open_files();
-    if let Some(cpu) = plan.cpu {
-        sys::pin(cpu)?;
-    }
-    let watch = Watch::new(&plan.pids)?;
+    plan.basics.settle(60)?;
+    let mut meter = Meter::new(&plan.basics.pids)?;
     let mut clients = Clients::open(&plan)?;
     let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
     let opening = sys::now();
     let sessions = session::open_all(&plan, &mut clients)?;
     let opened_ns = sys::now() - opening;
-    if plan.fifo {
+    if plan.basics.fifo {
         sys::real_time()?;
     }
     let ledger = Ledger::new(plan.sessions, plan.payload);
     let mut run =
         Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
-    let window = run.drive(&watch);
+    let measured = run.drive(&mut meter);
     let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port], plan.places.server.port());
     let broken = run.clients.closed();
     let refused = session::close_all(&plan, &mut run.clients, &mut run.sessions);
-    println!("{}", run.report(&window, opened_ns, drops, broken, refused));
+    println!("{}", run.report(&measured, opened_ns, drops, broken, refused));
     Ok(())
 }
 
-/// What the measured window began and ended with.
-#[derive(Default)]
-struct Window {
-    nanoseconds: u64,
+/// What the measured window brought.
+struct Measured {
+    window: Window,
     received: [u64; 2],
-    usage: Usage,
-    own_cpu_ns: u64,
 }
 
 struct Run<'a> {
@@ -75,10 +69,10 @@ struct Turn {
 }
 
 impl Run<'_> {
-    fn drive(&mut self, watch: &Watch) -> Window {
+    fn drive(&mut self, meter: &mut Meter) -> Measured {
         let start = sys::now();
-        let measure_at = start + (self.plan.warm_up * SECOND) as u64;
-        let stop_at = measure_at + (self.plan.measure * SECOND) as u64;
+        let measure_at = start + (self.plan.basics.warm_up * SECOND) as u64;
+        let stop_at = measure_at + (self.plan.basics.measure * SECOND) as u64;
         let mut turn = Turn {
             start: start as f64,
             sent_bursts: 0,
@@ -88,34 +82,19 @@ impl Run<'_> {
             },
             next_session: [0; 2],
         };
-        let mut window = Window::default();
         let (mut lost_before, mut last_arrival) = ([0_u64; 2], start);
-        let own = Watch::new(&std::process::id().to_string()).ok();
-        let own_cpu = || own.as_ref().map_or(0, Watch::cpu_ns);
-        let (mut begun, mut own_begun, mut begun_at) = (Usage::default(), 0, 0);
-        loop {
+        let mut received_before = [0; 2];
+        let measured = loop {
             let now = sys::now();
             if !self.ledger.measured && now >= measure_at {
                 self.ledger.measured = true;
-                begun = watch.usage();
-                own_begun = own_cpu();
-                window.received = [self.ledger.counts[0].received, self.ledger.counts[1].received];
-                begun_at = sys::now();
+                received_before = self.received();
+                meter.begin();
             }
             if now >= stop_at {
-                window.nanoseconds = sys::now() - begun_at;
-                let ended = watch.usage();
-                window.usage = Usage {
-                    cpu_ns: ended.cpu_ns - begun.cpu_ns,
-                    context_switches: ended.context_switches - begun.context_switches,
-                    resident_bytes: ended.resident_bytes,
-                };
-                window.own_cpu_ns = own_cpu() - own_begun;
-                for way in WAYS {
-                    window.received[way as usize] =
-                        self.ledger.counts[way as usize].received - window.received[way as usize];
-                }
-                break;
+                let window = meter.end();
+                let received = self.received();
+                break Measured { window, received: [0, 1].map(|way| received[way] - received_before[way]) };
             }
             match self.plan.load {
                 Load::Rate(_) => self.send_due(&mut turn, now),
@@ -131,9 +110,13 @@ impl Run<'_> {
                 self.stalls += 1;
                 last_arrival = now;
             }
-        }
+        };
         self.drain();
-        window
+        measured
+    }
+
+    fn received(&self) -> [u64; 2] {
+        WAYS.map(|way| self.ledger.counts[way as usize].received)
     }
 
     /// Open loop: every burst whose time has come, directions in turn, sessions in order.
@@ -311,10 +294,11 @@ impl Run<'_> {
         }
     }
 
-    fn report(&self, window: &Window, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
+    fn report(&self, measured: &Measured, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
         let plan = self.plan;
-        let seconds = window.nanoseconds as f64 / SECOND;
-        let received = window.received[0] + window.received[1];
+        let Measured { window, received: [to_peer, to_client] } = measured;
+        let seconds = window.seconds();
+        let received = to_peer + to_client;
         let counts = &self.ledger.counts;
         let sum = |of: fn(&crate::traffic::Counts) -> u64| counts.iter().map(of).sum::<u64>();
         let (sent, arrived) = (sum(|c| c.sent_measured), sum(|c| c.received_measured));
@@ -329,17 +313,17 @@ impl Run<'_> {
                 let offered = rate * 2.0 * plan.sessions as f64;
                 o.text("load", "open")
                     .real("offered_pps", offered)
-                    .real("sent_of_offered", sent as f64 / (offered * plan.measure));
+                    .real("sent_of_offered", sent as f64 / (offered * plan.basics.measure));
             }
             Load::InFlight(packets) => {
                 o.text("load", "closed").count("in_flight", packets as u64).count("stalls", self.stalls);
             }
         }
-        o.real("seconds", seconds)
-            .real("opened_ms", opened_ns as f64 / 1e6)
+        window.write(&mut o, "packet", received);
+        o.real("opened_ms", opened_ns as f64 / 1e6)
             .real("pps", received as f64 / seconds)
-            .real("pps_to_peer", window.received[0] as f64 / seconds)
-            .real("pps_to_client", window.received[1] as f64 / seconds)
+            .real("pps_to_peer", *to_peer as f64 / seconds)
+            .real("pps_to_client", *to_client as f64 / seconds)
             .count("sent", sent)
             .count("received", arrived)
             .count("lost", sent - arrived)
@@ -354,16 +338,11 @@ impl Run<'_> {
             .count("relayed_socket_drops", drops.relayed)
             .count("broken_connections", broken as u64)
             .count("refused_deletes", refused as u64)
-            .real("p50_us", self.ledger.latency.quantile(0.5) as f64 / 1e3)
-            .real("p99_us", self.ledger.latency.quantile(0.99) as f64 / 1e3)
-            .real("max_us", self.ledger.latency.max() as f64 / 1e3)
-            .real("generator_lag_max_us", self.lag_max as f64 / 1e3)
-            .real("generator_cpu", window.own_cpu_ns as f64 / window.nanoseconds as f64);
-        if !plan.pids.is_empty() {
+            .real("generator_lag_max_us", self.lag_max as f64 / 1e3);
+        write_latency(&mut o, "", &self.ledger.latency);
+        if !plan.basics.pids.is_empty() {
             o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
-                .real("cpu_share", window.usage.cpu_ns as f64 / window.nanoseconds as f64)
-                .real("switches_per_packet", per_packet(window.usage.context_switches))
-                .count("resident_bytes", window.usage.resident_bytes);
+                .real("switches_per_packet", per_packet(window.usage.context_switches));
         }
         o.finish()
     }

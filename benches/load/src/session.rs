@@ -2,15 +2,13 @@
 
 use std::net::SocketAddrV4;
 
+use crate::account::{Account, describe};
+use crate::exchange::{FIRST_WAIT_NS, SENDS};
 use crate::plan::{Framing, Places, Plan, Protocol, Transport, channel_of};
 use crate::stream::{Connection, Poll};
 use crate::stun::{self, Builder, Message, TransactionId};
 use crate::sys;
 use crate::udp::ManyAddresses;
-
-/// RFC 8489 section 6.2.1: first retransmission after 500 ms, each wait twice the last, seven sends in all.
-const FIRST_WAIT_NS: u64 = 500_000_000;
-const SENDS: u32 = 7;
 
 pub enum Clients {
     Udp(ManyAddresses),
@@ -76,9 +74,7 @@ pub struct Session {
     pub channel: u16,
     /// STUN head and XOR-PEER-ADDRESS of a Send indication; empty in the other framings.
     pub indication: Vec<u8>,
-    key: [u8; 16],
-    realm: Vec<u8>,
-    nonce: Vec<u8>,
+    account: Account,
 }
 
 /// Opens all sessions, one exchange after the other.
@@ -123,7 +119,7 @@ impl Opener<'_> {
         if challenge.error_code() != Some(401) {
             return Err(format!("the first Allocate's answer is not 401 but {}", describe(&challenge)));
         }
-        session.learn(self.plan, &challenge)?;
+        session.account.learn(&challenge)?;
         let answer = self.signed(n, &mut session, stun::ALLOCATE, &request)?;
         session.relayed = Message::parse(&answer)
             .and_then(|m| m.xor_address(stun::XOR_RELAYED_ADDRESS))
@@ -152,21 +148,17 @@ impl Opener<'_> {
     ) -> Result<Vec<u8>, String> {
         for _ in 0..2 {
             let id = self.transaction();
-            let request = fill(Builder::new(method, id))
-                .attribute(stun::USERNAME, self.plan.user.as_bytes())
-                .attribute(stun::REALM, &session.realm)
-                .attribute(stun::NONCE, &session.nonce)
-                .sign(&session.key);
+            let request = session.account.sign(fill(Builder::new(method, id)));
             let answer = self.exchange(n, &request, id)?;
             let message = Message::parse(&answer).ok_or("the answer is not STUN")?;
             if message.error_code() == Some(438) {
-                session.learn(self.plan, &message)?;
+                session.account.learn(&message)?;
                 continue;
             }
             if message.kind() != method | stun::SUCCESS {
                 return Err(format!("method {method:#x}: {}", describe(&message)));
             }
-            if !message.is_signed_with(&session.key) {
+            if !session.account.has_signed(&message) {
                 return Err(format!("method {method:#x}: the success response has no valid MESSAGE-INTEGRITY"));
             }
             return Ok(answer);
@@ -220,28 +212,7 @@ impl Session {
             relayed: plan.places.bare_relay(n),
             channel: channel_of(n),
             indication: Vec::new(),
-            key: [0; 16],
-            realm: Vec::new(),
-            nonce: Vec::new(),
+            account: plan.basics.account(),
         }
-    }
-
-    fn learn(&mut self, plan: &Plan, challenge: &Message<'_>) -> Result<(), String> {
-        self.nonce = challenge.attribute(stun::NONCE).ok_or("the challenge has no NONCE")?.to_vec();
-        if let Some(realm) = challenge.attribute(stun::REALM) {
-            self.realm = realm.to_vec();
-        }
-        self.key = stun::long_term_key(&plan.user, &self.realm, &plan.password);
-        Ok(())
-    }
-}
-
-fn describe(message: &Message<'_>) -> String {
-    match message.error_code() {
-        Some(code) => {
-            let reason = message.attribute(stun::ERROR_CODE).and_then(|value| value.get(4..)).unwrap_or_default();
-            format!("error {code} {}", String::from_utf8_lossy(reason))
-        }
-        None => format!("message type {:#06x}", message.kind()),
     }
 }
