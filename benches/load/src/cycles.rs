@@ -21,13 +21,15 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let clients: usize = flags.or("clients", 32)?;
     let permission = !flags.switch("no-permission");
     let reuse_nonce = flags.switch("reuse-nonce");
+    let addresses: usize = flags.or("addresses", 0)?;
     flags.finish()?;
     if !(1..=4_096).contains(&clients) {
         return Err(format!("--clients {clients}: allowed are 1 to 4096"));
     }
     basics.settle(30)?;
     let mut meter = Meter::new(&basics.pids)?;
-    let fleet = Fleet::open(places, places.client_port, clients, &basics.account())?;
+    let mut fleet = Fleet::open(places, places.client_port, clients, &basics.account())?;
+    fleet.limit_addresses(addresses);
     let mut cycles = Cycles {
         fleet,
         places,
@@ -72,7 +74,8 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     o.text("mode", "cycles")
         .count("clients", clients as u64)
         .count("permission", u64::from(permission))
-        .count("reuse_nonce", u64::from(reuse_nonce));
+        .count("reuse_nonce", u64::from(reuse_nonce))
+        .count("addresses", addresses as u64);
     window.write(&mut o, "cycle", done);
     write_latency(&mut o, "", &cycles.latency);
     write_latency(&mut o, "allocate_", &cycles.allocate);

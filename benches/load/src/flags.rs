@@ -37,6 +37,11 @@ impl Flags {
         }
     }
 
+    /// Takes `--name` when its value is this one.
+    pub fn take_if(&mut self, name: &str, value: &str) -> bool {
+        self.0.get(name).is_some_and(|given| given == value) && self.0.remove(name).is_some()
+    }
+
     pub fn or<T: FromStr>(&mut self, name: &str, default: T) -> Result<T, String> {
         Ok(self.optional(name)?.unwrap_or(default))
     }

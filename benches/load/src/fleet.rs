@@ -18,6 +18,8 @@ pub struct Fleet {
     places: Places,
     port: u16,
     clients: Vec<Client>,
+    /// After so many the addresses begin again; zero means never.
+    addresses: usize,
     transaction: u64,
     looked_at: u64,
     pub counts: Counts,
@@ -63,16 +65,22 @@ impl Fleet {
             places,
             port,
             clients: (0..clients).map(client).collect(),
+            addresses: 0,
             transaction: sys::now(),
             looked_at: 0,
             counts: Counts::default(),
         })
     }
 
-    /// The client goes on from an address that no client of this run has used before.
+    /// So many addresses are used in all, at least one for each client; zero means ever new ones.
+    pub fn limit_addresses(&mut self, addresses: usize) {
+        self.addresses = addresses.next_multiple_of(self.clients.len());
+    }
+
+    /// The client goes on from the next address: one that no client of this run has used before, unless they are limited.
     pub fn renew(&mut self, client: usize) {
-        let clients = self.clients.len();
-        self.clients[client].address += clients;
+        let next = self.clients[client].address + self.clients.len();
+        self.clients[client].address = if self.addresses > 0 { next % self.addresses } else { next };
     }
 
     pub fn account(&mut self, client: usize) -> &mut Account {

@@ -40,7 +40,6 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let mut meter = Meter::new(&basics.pids)?;
     let mut idle = Idle {
         fleet: Fleet::open(places, places.client_port, sessions, &basics.account())?,
-        places,
         open: vec![false; sessions],
         challenges: vec![0; sessions],
         failures: Failures::default(),
@@ -103,7 +102,6 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
 
 struct Idle {
     fleet: Fleet,
-    places: Places,
     open: Vec<bool>,
     challenges: Vec<u32>,
     failures: Failures,

@@ -21,6 +21,7 @@ mod session;
 mod stream;
 mod stun;
 mod sys;
+mod tls;
 mod traffic;
 mod udp;
 

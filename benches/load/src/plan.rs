@@ -5,11 +5,13 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use crate::account::Account;
 use crate::flags::Flags;
 use crate::sys;
+use crate::tls::Tls;
 use crate::traffic::{HEADER, PAYLOAD_MAX};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     Udp,
+    /// Plain, or with TLS inside: see `Plan::tls`.
     Tcp,
 }
 
@@ -130,6 +132,10 @@ impl Basics {
 pub struct Plan {
     pub basics: Basics,
     pub places: Places,
+    /// Set when the clients speak TLS.
+    pub tls: Option<Tls>,
+    /// Sessions n and n + 1 are each other's peers, by their relayed addresses.
+    pub pairs: bool,
     pub transport: Transport,
     pub protocol: Protocol,
     pub framing: Framing,
@@ -149,7 +155,8 @@ pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
 
 impl Plan {
     pub fn parse(mut flags: Flags) -> Result<Self, String> {
-        let transport = parse_transport(&mut flags)?;
+        let over_tls = flags.take_if("transport", "tls");
+        let transport = if over_tls { Transport::Tcp } else { parse_transport(&mut flags)? };
         let protocol = match flags.or("protocol", "turn".to_owned())?.as_str() {
             "turn" => Protocol::Turn,
             "bare" => Protocol::Bare,
@@ -158,12 +165,24 @@ impl Plan {
         let framing = match (flags.or("framing", "channel".to_owned())?.as_str(), protocol, transport) {
             (_, Protocol::Bare, Transport::Udp) => Framing::Raw,
             // a stream needs frames: the forwarder speaks ChannelData there
-            (_, Protocol::Bare, Transport::Tcp) | ("channel", ..) => Framing::Channel,
+            (_, Protocol::Bare, _) | ("channel", ..) => Framing::Channel,
             ("indication", ..) => Framing::Indication,
             (other, ..) => {
                 return Err(format!("--framing: `{other}` is neither channel nor indication"));
             }
         };
+        let places = Places::parse(&mut flags, "server")?;
+        let ca: Option<String> = flags.optional("ca")?;
+        let name = flags.or("tls-name", places.server.ip().to_string())?;
+        let tls = match over_tls {
+            true if protocol == Protocol::Bare => {
+                return Err("--protocol bare has no TLS; the forwarder's TCP is its floor".to_owned());
+            }
+            true => Some(Tls::new(ca.as_deref(), &name)?),
+            false if ca.is_some() => return Err("--ca goes with --transport tls only".to_owned()),
+            false => None,
+        };
+        let pairs = flags.switch("pairs");
         let load = match (flags.optional("rate")?, flags.optional("in-flight")?) {
             (Some(rate), None) if rate > 0.0 => Load::Rate(rate),
             (None, Some(packets)) if packets > 0 => Load::InFlight(packets),
@@ -171,7 +190,9 @@ impl Plan {
         };
         let plan = Self {
             basics: Basics::parse(&mut flags, 2.0)?,
-            places: Places::parse(&mut flags, "server")?,
+            places,
+            tls,
+            pairs,
             transport,
             protocol,
             framing,
@@ -185,12 +206,20 @@ impl Plan {
         Ok(plan)
     }
 
+    /// How many flows there are in each direction.
+    pub fn flows(&self) -> usize {
+        if self.pairs { self.sessions / 2 } else { self.sessions }
+    }
+
     fn check(&self) -> Result<(), String> {
         if !(HEADER..=PAYLOAD_MAX).contains(&self.payload) {
             return Err(format!("--payload {}: allowed are {HEADER} to {PAYLOAD_MAX}", self.payload));
         }
         if !(1..=SESSIONS_MAX).contains(&self.sessions) {
             return Err(format!("--sessions {}: allowed are 1 to {SESSIONS_MAX}", self.sessions));
+        }
+        if self.pairs && !self.sessions.is_multiple_of(2) {
+            return Err(format!("--sessions {}: --pairs needs an even number", self.sessions));
         }
         if !(1..=64).contains(&self.burst) {
             return Err(format!("--burst {}: allowed are 1 to 64", self.burst));

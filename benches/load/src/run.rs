@@ -30,7 +30,7 @@ pub fn main(flags: Flags) -> Result<(), String> {
     if plan.basics.fifo {
         sys::real_time()?;
     }
-    let ledger = Ledger::new(plan.sessions, plan.payload);
+    let ledger = Ledger::new(plan.flows(), plan.payload);
     let mut run =
         Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
     let measured = run.drive(&mut meter);
@@ -77,7 +77,7 @@ impl Run<'_> {
             start: start as f64,
             sent_bursts: 0,
             interval: match self.plan.load {
-                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.sessions as f64),
+                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.flows() as f64),
                 Load::InFlight(_) => 0.0,
             },
             next_session: [0; 2],
@@ -131,7 +131,7 @@ impl Run<'_> {
                 self.lag_max = self.lag_max.max(now - due as u64);
             }
             let way = WAYS[(turn.sent_bursts % 2) as usize];
-            let session = (turn.sent_bursts / 2) as usize % self.plan.sessions;
+            let session = (turn.sent_bursts / 2) as usize % self.plan.flows();
             turn.sent_bursts += 1;
             packets += self.send_burst(session, way, now);
         }
@@ -153,7 +153,7 @@ impl Run<'_> {
                     break;
                 }
                 let session = turn.next_session[way as usize];
-                turn.next_session[way as usize] = (session + 1) % self.plan.sessions;
+                turn.next_session[way as usize] = (session + 1) % self.plan.flows();
                 packets += self.send_burst(session, way, now);
             }
             any |= packets > 0;
@@ -168,11 +168,13 @@ impl Run<'_> {
         self.plan.burst
     }
 
-    fn send(&mut self, n: usize, way: Way, now: u64) {
-        let (stamp, tail) = self.ledger.next(n, way, now);
+    /// One payload of a flow. In pairs flow n is between the sessions 2n and 2n + 1, and both ends are clients.
+    fn send(&mut self, flow: usize, way: Way, now: u64) {
+        let (stamp, tail) = self.ledger.next(flow, way, now);
+        let n = if self.plan.pairs { 2 * flow + way as usize } else { flow };
         let session = &self.sessions[n];
         let places = &self.plan.places;
-        if way == Way::ToClient {
+        if way == Way::ToClient && !self.plan.pairs {
             self.pushed[way as usize] += 1;
             if self.peers.push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0) {
                 self.flush_peers();
@@ -204,9 +206,7 @@ impl Run<'_> {
             Clients::Udp(socket) => {
                 self.pushed[way as usize] += 1;
                 if socket.push(*places.client(n).ip(), places.server, &[head, &stamp], tail, padding) {
-                    let refused = socket.flush();
-                    self.pushed[way as usize] = 0;
-                    self.ledger.not_sent(way, refused);
+                    self.flush_clients();
                 }
             }
             Clients::Tcp { connections, .. } => {
@@ -222,6 +222,21 @@ impl Run<'_> {
         }
     }
 
+    fn flush_clients(&mut self) {
+        let Clients::Udp(socket) = &mut self.clients else {
+            return;
+        };
+        let refused = socket.flush();
+        // in pairs both ways leave from here; which of them was refused is not known
+        let to_peer = refused.min(self.pushed[Way::ToPeer as usize]);
+        self.pushed[Way::ToPeer as usize] = 0;
+        self.ledger.not_sent(Way::ToPeer, to_peer);
+        self.ledger.not_sent(Way::ToClient, refused - to_peer);
+        if self.plan.pairs {
+            self.pushed[Way::ToClient as usize] = 0;
+        }
+    }
+
     fn flush_peers(&mut self) {
         let refused = self.peers.flush();
         self.pushed[Way::ToClient as usize] = 0;
@@ -232,15 +247,11 @@ impl Run<'_> {
         if !any {
             return;
         }
-        if self.pushed[Way::ToClient as usize] > 0 {
+        if self.pushed[Way::ToClient as usize] > 0 && !self.plan.pairs {
             self.flush_peers();
         }
-        if let Clients::Udp(socket) = &mut self.clients
-            && self.pushed[Way::ToPeer as usize] > 0
-        {
-            self.pushed[Way::ToPeer as usize] = 0;
-            let refused = socket.flush();
-            self.ledger.not_sent(Way::ToPeer, refused);
+        if self.pushed.iter().any(|pushed| *pushed > 0) {
+            self.flush_clients();
         }
     }
 
@@ -260,9 +271,10 @@ impl Run<'_> {
                 ledger.faults.unexpected += 1;
                 return;
             }
-            match unframe(plan.framing, n, places.peer(n), bytes) {
+            match unframe(plan.framing, n, sessions[n].peer, bytes) {
                 Some((payload, right_head)) => {
-                    ledger.arrived(n, Way::ToClient, payload, from_server && right_head, clock());
+                    let (flow, way) = if plan.pairs { (n / 2, WAYS[(n + 1) % 2]) } else { (n, Way::ToClient) };
+                    ledger.arrived(flow, way, payload, from_server && right_head, clock());
                 }
                 None => ledger.faults.unexpected += 1,
             }
@@ -270,7 +282,7 @@ impl Run<'_> {
         let mut now = 0;
         let at_peers = peers.receive(|from, to, bytes| {
             let n = places.session_of_peer(to);
-            if n >= sessions.len() {
+            if n >= sessions.len() || plan.pairs {
                 ledger.faults.unexpected += 1;
                 return;
             }
@@ -305,12 +317,14 @@ impl Run<'_> {
         let faults = &self.ledger.faults;
         let per_packet = |total: u64| total as f64 / received as f64;
         let mut o = Object::new();
-        o.count("sessions", plan.sessions as u64)
+        o.text("mode", if plan.pairs { "pairs" } else { "run" })
+            .text("tls", &self.clients.tls_suite().unwrap_or_default())
+            .count("sessions", plan.sessions as u64)
             .count("payload_bytes", plan.payload as u64)
             .count("burst", plan.burst as u64);
         match plan.load {
             Load::Rate(rate) => {
-                let offered = rate * 2.0 * plan.sessions as f64;
+                let offered = rate * 2.0 * plan.flows() as f64;
                 o.text("load", "open")
                     .real("offered_pps", offered)
                     .real("sent_of_offered", sent as f64 / (offered * plan.basics.measure));

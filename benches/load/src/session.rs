@@ -23,7 +23,8 @@ impl Clients {
                 let poll = Poll::new()?;
                 let mut connections = Vec::with_capacity(plan.sessions);
                 for session in 0..plan.sessions {
-                    let connection = Connection::open(plan.places.client(session), plan.places.server)?;
+                    let connection =
+                        Connection::open(plan.places.client(session), plan.places.server, plan.tls.as_ref())?;
                     poll.add(connection.fd(), session as u64)?;
                     connections.push(connection);
                 }
@@ -36,6 +37,14 @@ impl Clients {
         match self {
             Self::Udp(_) => 0,
             Self::Tcp { connections, .. } => connections.iter().filter(|c| c.closed).count(),
+        }
+    }
+
+    /// Version and cipher suite of the first connection; none without TLS.
+    pub fn tls_suite(&self) -> Option<String> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Tcp { connections, .. } => connections.first()?.tls_suite(),
         }
     }
 
@@ -71,6 +80,7 @@ impl Clients {
 /// What traffic needs to know about an open session.
 pub struct Session {
     pub relayed: SocketAddrV4,
+    pub peer: SocketAddrV4,
     pub channel: u16,
     /// STUN head and XOR-PEER-ADDRESS of a Send indication; empty in the other framings.
     pub indication: Vec<u8>,
@@ -83,7 +93,22 @@ pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, Stri
         return Ok((0..plan.sessions).map(|n| Session::bare(plan, n)).collect());
     }
     let mut opener = Opener { plan, clients, transaction: sys::now() };
-    (0..plan.sessions).map(|n| opener.open(n).map_err(|e| format!("session {n} of {}: {e}", plan.sessions))).collect()
+    let text = |n: usize, e: String| format!("session {n} of {}: {e}", plan.sessions);
+    let mut sessions: Vec<Session> = Vec::with_capacity(plan.sessions);
+    for n in 0..plan.sessions {
+        let mut session = opener.allocate(n).map_err(|e| text(n, e))?;
+        if !plan.pairs {
+            opener.reach(n, &mut session).map_err(|e| text(n, e))?;
+        }
+        sessions.push(session);
+    }
+    if plan.pairs {
+        for n in 0..plan.sessions {
+            sessions[n].peer = sessions[n ^ 1].relayed;
+            opener.reach(n, &mut sessions[n]).map_err(|e| text(n, e))?;
+        }
+    }
+    Ok(sessions)
 }
 
 /// Deletes what `open_all` made; a server that refuses is reported, not fatal.
@@ -110,7 +135,7 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, n: usize) -> Result<Session, String> {
+    fn allocate(&mut self, n: usize) -> Result<Session, String> {
         let mut session = Session::bare(self.plan, n);
         let request = |builder: Builder| builder.attribute(stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
         let first = self.transaction();
@@ -124,18 +149,23 @@ impl Opener<'_> {
         session.relayed = Message::parse(&answer)
             .and_then(|m| m.xor_address(stun::XOR_RELAYED_ADDRESS))
             .ok_or("Allocate: no IPv4 XOR-RELAYED-ADDRESS")?;
-        let peer = self.plan.places.peer(n);
+        Ok(session)
+    }
+
+    /// A channel to the session's peer, or a permission where indications are sent.
+    fn reach(&mut self, n: usize, session: &mut Session) -> Result<(), String> {
+        let peer = session.peer;
         let channel = session.channel.to_be_bytes();
         let with_peer = |builder: Builder| builder.xor_address(stun::XOR_PEER_ADDRESS, peer);
         if self.plan.framing == Framing::Indication {
-            self.signed(n, &mut session, stun::CREATE_PERMISSION, &with_peer)?;
+            self.signed(n, session, stun::CREATE_PERMISSION, &with_peer)?;
             session.indication = with_peer(Builder::new(stun::SEND_INDICATION, self.transaction())).unsigned();
         } else {
             let request =
                 |builder: Builder| with_peer(builder.attribute(stun::CHANNEL_NUMBER, &[channel[0], channel[1], 0, 0]));
-            self.signed(n, &mut session, stun::CHANNEL_BIND, &request)?;
+            self.signed(n, session, stun::CHANNEL_BIND, &request)?;
         }
-        Ok(session)
+        Ok(())
     }
 
     /// A request with credentials; a 438 brings a new nonce and one more try. The answer is a signed success.
@@ -210,6 +240,7 @@ impl Session {
     fn bare(plan: &Plan, n: usize) -> Self {
         Self {
             relayed: plan.places.bare_relay(n),
+            peer: plan.places.peer(n),
             channel: channel_of(n),
             indication: Vec::new(),
             account: plan.basics.account(),
