@@ -47,10 +47,14 @@ impl Account {
 
     /// Ends a request with the credentials and MESSAGE-INTEGRITY.
     pub fn sign(&self, request: Builder) -> Vec<u8> {
+        self.sign_with_nonce(request, &self.nonce)
+    }
+
+    pub fn sign_with_nonce(&self, request: Builder, nonce: &[u8]) -> Vec<u8> {
         request
             .attribute(stun::USERNAME, self.user.as_bytes())
             .attribute(stun::REALM, &self.realm)
-            .attribute(stun::NONCE, &self.nonce)
+            .attribute(stun::NONCE, nonce)
             .sign(&self.key)
     }
 

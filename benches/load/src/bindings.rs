@@ -129,7 +129,7 @@ impl Flood {
             (slot.sent_at, slot.waiting) = (now, true);
             self.counts.sent += 1;
             queued = true;
-            let request = stun::binding(slot.id);
+            let request = stun::head(stun::BINDING, 0, slot.id);
             if self.socket.push(*self.places.client(index).ip(), self.places.server, &[&request], &[], 0) {
                 self.counts.not_sent += self.socket.flush();
                 queued = false;

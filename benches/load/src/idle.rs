@@ -4,18 +4,13 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use crate::account::{Asked, Outcome};
 use crate::flags::Flags;
-use crate::fleet::{Ended, Failures, Fleet};
 use crate::histogram::Histogram;
+use crate::holders::Holders;
 use crate::json::Object;
 use crate::meter::{Meter, write_latency};
 use crate::plan::{Basics, Places, SESSIONS_MAX};
-use crate::stun;
-use crate::sys;
 
-/// Requests under way while sessions are opened and closed.
-const AT_ONCE: usize = 32;
 /// Allocations live for 600 s unless refreshed: opening and holding must stay well below.
 const HOLD_MAX: f64 = 400.0;
 
@@ -38,23 +33,17 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     }
     basics.settle((hold + settle) as u32 + 150)?;
     let mut meter = Meter::new(&basics.pids)?;
-    let mut idle = Idle {
-        fleet: Fleet::open(places, places.client_port, sessions, &basics.account())?,
-        open: vec![false; sessions],
-        challenges: vec![0; sessions],
-        failures: Failures::default(),
-        allocate: Histogram::new(),
-    };
-    idle.open_all(prime);
-    idle.close_all();
+    let mut idle = Holders::new(places, places.client_port, sessions, &basics.account())?;
+    idle.open_first(prime);
+    idle.release_all();
     thread::sleep(Duration::from_secs_f64(if prime > 0 { settle } else { 0.0 }));
     idle.allocate = Histogram::new();
 
     let before = Memory::of(&basics.pids)?;
     meter.begin();
-    idle.open_all(sessions);
+    idle.open_first(sessions);
     let opening = meter.end();
-    let open = idle.open.iter().filter(|open| **open).count();
+    let open = idle.open();
     let refused = idle.failures.text();
     // the server's own clean-up after the last Allocate is not idling
     thread::sleep(Duration::from_secs_f64(settle.min(1.0)));
@@ -64,7 +53,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let holding = meter.end();
     let after_hold = Memory::of(&basics.pids)?;
     meter.begin();
-    idle.close_all();
+    idle.release_all();
     let closing = meter.end();
     thread::sleep(Duration::from_secs_f64(settle));
     let after = Memory::of(&basics.pids)?;
@@ -98,82 +87,6 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         .count("unmatched", idle.fleet.counts.unmatched);
     println!("{}", o.finish());
     Ok(())
-}
-
-struct Idle {
-    fleet: Fleet,
-    open: Vec<bool>,
-    challenges: Vec<u32>,
-    failures: Failures,
-    allocate: Histogram,
-}
-
-impl Idle {
-    fn open_all(&mut self, sessions: usize) {
-        self.challenges.fill(0);
-        self.work(0..sessions, |idle, client, now| idle.allocate(client, now));
-    }
-
-    fn close_all(&mut self) {
-        let open: Vec<_> = (0..self.open.len()).filter(|client| self.open[*client]).collect();
-        self.challenges.fill(0);
-        self.work(open.into_iter(), |idle, client, now| idle.release(client, now));
-    }
-
-    /// Starts one exchange after the other, `AT_ONCE` under way, until each has come to its end.
-    fn work(&mut self, clients: impl Iterator<Item = usize>, start: impl Fn(&mut Self, usize, u64)) {
-        let mut clients = clients;
-        let mut ended = Vec::new();
-        let mut busy = 0;
-        loop {
-            let now = sys::now();
-            while busy < AT_ONCE {
-                let Some(client) = clients.next() else {
-                    break;
-                };
-                start(self, client, now);
-                busy += 1;
-            }
-            self.fleet.flush();
-            if busy == 0 {
-                return;
-            }
-            self.fleet.receive(&mut ended);
-            self.fleet.look(now, &mut ended);
-            for end in ended.drain(..) {
-                let client = end.client;
-                self.next(end);
-                busy -= usize::from(!self.fleet.is_busy(client));
-            }
-        }
-    }
-
-    fn allocate(&mut self, client: usize, now: u64) {
-        let signed = self.fleet.account(client).is_challenged();
-        let asked = Asked { method: stun::ALLOCATE, signed, lifetime: None };
-        self.fleet.ask(client, asked, now, |request| request.attribute(stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]));
-    }
-
-    fn release(&mut self, client: usize, now: u64) {
-        let asked = Asked { method: stun::REFRESH, signed: true, lifetime: Some(0) };
-        self.fleet.ask(client, asked, now, |request| request);
-    }
-
-    fn next(&mut self, end: Ended) {
-        let client = end.client;
-        match (&end.outcome, end.asked.method) {
-            (Outcome::Challenged(_), method) if self.challenges[client] < 2 => {
-                self.challenges[client] += 1;
-                if method == stun::ALLOCATE { self.allocate(client, end.at) } else { self.release(client, end.at) }
-            }
-            (Outcome::Success { .. }, stun::ALLOCATE) => {
-                self.open[client] = true;
-                self.allocate.record(end.at - end.first_sent);
-            }
-            (Outcome::Success { .. }, _) => self.open[client] = false,
-            (outcome, _) => self.failures.note(end.asked, outcome),
-        }
-    }
 }
 
 /// What the kernel says of the memory of the watched processes, in bytes.

@@ -10,11 +10,14 @@ mod cycles;
 mod exchange;
 mod flags;
 mod fleet;
+mod flood;
 mod forward;
 mod histogram;
+mod holders;
 mod idle;
 mod json;
 mod meter;
+mod overload;
 mod plan;
 mod run;
 mod session;
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Some("forward") => flags::Flags::parse(words).and_then(forward::main),
         Some("cycles") => flags::Flags::parse(words).and_then(cycles::main),
         Some("bindings") => flags::Flags::parse(words).and_then(bindings::main),
+        Some("overload") => flags::Flags::parse(words).and_then(overload::main),
         Some("idle") => flags::Flags::parse(words).and_then(idle::main),
         Some("-h" | "--help" | "help") => {
             print!("{USAGE}");

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::account::Account;
 use crate::flags::Flags;
+use crate::flood::Orders;
 use crate::sys;
 use crate::tls::Tls;
 use crate::traffic::{HEADER, PAYLOAD_MAX};
@@ -136,6 +137,7 @@ pub struct Plan {
     pub tls: Option<Tls>,
     /// Sessions n and n + 1 are each other's peers, by their relayed addresses.
     pub pairs: bool,
+    pub flood: Option<Orders>,
     pub transport: Transport,
     pub protocol: Protocol,
     pub framing: Framing,
@@ -154,7 +156,16 @@ pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
 }
 
 impl Plan {
-    pub fn parse(mut flags: Flags) -> Result<Self, String> {
+    pub fn parse(flags: Flags) -> Result<Self, String> {
+        Self::take(flags, None, 2.0)
+    }
+
+    /// A plan whose load and length may be left out.
+    pub fn parse_with(flags: Flags, load: Load, measure: f64) -> Result<Self, String> {
+        Self::take(flags, Some(load), measure)
+    }
+
+    fn take(mut flags: Flags, default: Option<Load>, measure: f64) -> Result<Self, String> {
         let over_tls = flags.take_if("transport", "tls");
         let transport = if over_tls { Transport::Tcp } else { parse_transport(&mut flags)? };
         let protocol = match flags.or("protocol", "turn".to_owned())?.as_str() {
@@ -183,16 +194,21 @@ impl Plan {
             false => None,
         };
         let pairs = flags.switch("pairs");
-        let load = match (flags.optional("rate")?, flags.optional("in-flight")?) {
-            (Some(rate), None) if rate > 0.0 => Load::Rate(rate),
-            (None, Some(packets)) if packets > 0 => Load::InFlight(packets),
+        let flood = Orders::parse(&mut flags)?;
+        let load = match (flags.optional("rate")?, flags.optional("in-flight")?, default) {
+            (None, None, Some(load)) => load,
+            // an overload finds its rates by itself
+            (Some(rate), None, None) if rate > 0.0 => Load::Rate(rate),
+            (None, Some(packets), _) if packets > 0 => Load::InFlight(packets),
+            (.., Some(_)) => return Err("--in-flight is above zero, and there is no --rate here".to_owned()),
             _ => return Err("one of --rate and --in-flight is needed, above zero".to_owned()),
         };
         let plan = Self {
-            basics: Basics::parse(&mut flags, 2.0)?,
+            basics: Basics::parse(&mut flags, measure)?,
             places,
             tls,
             pairs,
+            flood,
             transport,
             protocol,
             framing,

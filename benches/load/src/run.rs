@@ -1,6 +1,7 @@
 //! One measurement: open the sessions, warm up, measure, drain, close, report.
 
 use crate::flags::Flags;
+use crate::flood::Flood;
 use crate::json::Object;
 use crate::meter::{Meter, Window, write_latency};
 use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
@@ -22,21 +23,18 @@ pub fn main(flags: Flags) -> Result<(), String> {
     let plan = Plan::parse(flags)?;
     plan.basics.settle(60)?;
     let mut meter = Meter::new(&plan.basics.pids)?;
-    let mut clients = Clients::open(&plan)?;
-    let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
     let opening = sys::now();
-    let sessions = session::open_all(&plan, &mut clients)?;
+    let mut run = Run::open(&plan)?;
     let opened_ns = sys::now() - opening;
     if plan.basics.fifo {
         sys::real_time()?;
     }
-    let ledger = Ledger::new(plan.flows(), plan.payload);
-    let mut run =
-        Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
     let measured = run.drive(&mut meter);
-    let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port], plan.places.server.port());
+    let mut ports = vec![plan.places.client_port, plan.places.peer_port];
+    ports.extend(run.flood.as_ref().map(Flood::port));
+    let drops = sys::socket_drops(&ports, plan.places.server.port());
     let broken = run.clients.closed();
-    let refused = session::close_all(&plan, &mut run.clients, &mut run.sessions);
+    let refused = run.close();
     println!("{}", run.report(&measured, opened_ns, drops, broken, refused));
     Ok(())
 }
@@ -47,12 +45,14 @@ struct Measured {
     received: [u64; 2],
 }
 
-struct Run<'a> {
+/// Open sessions and the traffic between their clients and peers.
+pub struct Run<'a> {
     plan: &'a Plan,
     clients: Clients,
     peers: ManyAddresses,
     sessions: Vec<Session>,
-    ledger: Ledger,
+    pub ledger: Ledger,
+    flood: Option<Flood<'a>>,
     frame: Vec<u8>,
     /// Packets queued since the last flush, by way.
     pushed: [u64; 2],
@@ -68,27 +68,69 @@ struct Turn {
     next_session: [usize; 2],
 }
 
-impl Run<'_> {
+/// A load and how far it has come.
+pub struct Pace {
+    load: Load,
+    turn: Turn,
+    /// Packets of the closed loop that will not come any more.
+    lost: [u64; 2],
+    last_arrival: u64,
+}
+
+impl Pace {
+    pub fn new(plan: &Plan, load: Load, now: u64) -> Self {
+        let interval = match load {
+            Load::Rate(rate) => SECOND * plan.burst as f64 / (rate * 2.0 * plan.flows() as f64),
+            Load::InFlight(_) => 0.0,
+        };
+        let turn = Turn { start: now as f64, sent_bursts: 0, interval, next_session: [0; 2] };
+        Self { load, turn, lost: [0; 2], last_arrival: now }
+    }
+}
+
+impl<'a> Run<'a> {
+    pub fn open(plan: &'a Plan) -> Result<Self, String> {
+        let mut clients = Clients::open(plan)?;
+        let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
+        let sessions = session::open_all(plan, &mut clients)?;
+        let flood = match &plan.flood {
+            Some(orders) => Some(Flood::open(orders, &plan.basics, plan.places, plan.sessions)?),
+            None => None,
+        };
+        let ledger = Ledger::new(plan.flows(), plan.payload);
+        Ok(Self {
+            plan,
+            clients,
+            peers,
+            sessions,
+            ledger,
+            flood,
+            frame: Vec::new(),
+            pushed: [0; 2],
+            lag_max: 0,
+            stalls: 0,
+        })
+    }
+
+    /// Releases the sessions; how many the server refused to end.
+    pub fn close(&mut self) -> usize {
+        session::close_all(self.plan, &mut self.clients, &mut self.sessions)
+    }
+
     fn drive(&mut self, meter: &mut Meter) -> Measured {
         let start = sys::now();
         let measure_at = start + (self.plan.basics.warm_up * SECOND) as u64;
         let stop_at = measure_at + (self.plan.basics.measure * SECOND) as u64;
-        let mut turn = Turn {
-            start: start as f64,
-            sent_bursts: 0,
-            interval: match self.plan.load {
-                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.flows() as f64),
-                Load::InFlight(_) => 0.0,
-            },
-            next_session: [0; 2],
-        };
-        let (mut lost_before, mut last_arrival) = ([0_u64; 2], start);
+        let mut pace = Pace::new(self.plan, self.plan.load, start);
         let mut received_before = [0; 2];
         let measured = loop {
             let now = sys::now();
             if !self.ledger.measured && now >= measure_at {
-                self.ledger.measured = true;
+                self.ledger.begin_window();
                 received_before = self.received();
+                if let Some(flood) = &mut self.flood {
+                    flood.begin_window();
+                }
                 meter.begin();
             }
             if now >= stop_at {
@@ -96,26 +138,35 @@ impl Run<'_> {
                 let received = self.received();
                 break Measured { window, received: [0, 1].map(|way| received[way] - received_before[way]) };
             }
-            match self.plan.load {
-                Load::Rate(_) => self.send_due(&mut turn, now),
-                Load::InFlight(limit) => self.send_room(&mut turn, limit / 2, &lost_before, now),
-            }
-            if self.receive() > 0 {
-                last_arrival = now;
-            } else if matches!(self.plan.load, Load::InFlight(_)) && now.saturating_sub(last_arrival) > STALL_NS {
-                lost_before = WAYS.map(|way| {
-                    let counts = &self.ledger.counts[way as usize];
-                    counts.sent - counts.received
-                });
-                self.stalls += 1;
-                last_arrival = now;
+            self.step(&mut pace, now);
+            if let Some(flood) = &mut self.flood {
+                flood.turn(now);
             }
         };
         self.drain();
         measured
     }
 
-    fn received(&self) -> [u64; 2] {
+    /// Sends what is due, or what there is room for, and takes a batch of what has arrived.
+    pub fn step(&mut self, pace: &mut Pace, now: u64) {
+        match pace.load {
+            Load::Rate(_) => self.send_due(&mut pace.turn, now),
+            Load::InFlight(limit) => self.send_room(&mut pace.turn, limit / 2, &pace.lost, now),
+        }
+        if self.receive() > 0 {
+            pace.last_arrival = now;
+        } else if matches!(pace.load, Load::InFlight(_)) && now.saturating_sub(pace.last_arrival) > STALL_NS {
+            pace.lost = WAYS.map(|way| {
+                let counts = &self.ledger.counts[way as usize];
+                counts.sent - counts.received
+            });
+            self.stalls += 1;
+            pace.last_arrival = now;
+        }
+    }
+
+    /// Arrived so far, by way.
+    pub fn received(&self) -> [u64; 2] {
         WAYS.map(|way| self.ledger.counts[way as usize].received)
     }
 
@@ -299,7 +350,8 @@ impl Run<'_> {
         at_clients + at_peers
     }
 
-    fn drain(&mut self) {
+    /// Takes what still arrives, for a while.
+    pub fn drain(&mut self) {
         let until = sys::now() + DRAIN_NS;
         while self.ledger.received() < self.ledger.sent() && sys::now() < until {
             self.receive();
@@ -317,11 +369,18 @@ impl Run<'_> {
         let faults = &self.ledger.faults;
         let per_packet = |total: u64| total as f64 / received as f64;
         let mut o = Object::new();
-        o.text("mode", if plan.pairs { "pairs" } else { "run" })
-            .text("tls", &self.clients.tls_suite().unwrap_or_default())
-            .count("sessions", plan.sessions as u64)
-            .count("payload_bytes", plan.payload as u64)
-            .count("burst", plan.burst as u64);
+        o.text(
+            "mode",
+            match (plan.pairs, &self.flood) {
+                (true, _) => "pairs",
+                (false, Some(_)) => "flood",
+                (false, None) => "run",
+            },
+        )
+        .text("tls", &self.clients.tls_suite().unwrap_or_default())
+        .count("sessions", plan.sessions as u64)
+        .count("payload_bytes", plan.payload as u64)
+        .count("burst", plan.burst as u64);
         match plan.load {
             Load::Rate(rate) => {
                 let offered = rate * 2.0 * plan.flows() as f64;
@@ -357,6 +416,9 @@ impl Run<'_> {
         if !plan.basics.pids.is_empty() {
             o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
                 .real("switches_per_packet", per_packet(window.usage.context_switches));
+        }
+        if let Some(flood) = &self.flood {
+            flood.write(&mut o, seconds);
         }
         o.finish()
     }

@@ -19,18 +19,19 @@ impl Clients {
     pub fn open(plan: &Plan) -> Result<Self, String> {
         match plan.transport {
             Transport::Udp => Ok(Self::Udp(ManyAddresses::open(plan.places.client_port, plan.payload)?)),
-            Transport::Tcp => {
-                let poll = Poll::new()?;
-                let mut connections = Vec::with_capacity(plan.sessions);
-                for session in 0..plan.sessions {
-                    let connection =
-                        Connection::open(plan.places.client(session), plan.places.server, plan.tls.as_ref())?;
-                    poll.add(connection.fd(), session as u64)?;
-                    connections.push(connection);
-                }
-                Ok(Self::Tcp { connections, poll, ready: Vec::new() })
-            }
+            Transport::Tcp => Ok(Self::Tcp { connections: Vec::new(), poll: Poll::new()?, ready: Vec::new() }),
         }
+    }
+
+    /// The next session's connection. Each allocates before the next connects: servers close those that wait.
+    fn connect(&mut self, plan: &Plan) -> Result<(), String> {
+        if let Self::Tcp { connections, poll, .. } = self {
+            let n = connections.len();
+            let connection = Connection::open(plan.places.client(n), plan.places.server, plan.tls.as_ref())?;
+            poll.add(connection.fd(), n as u64)?;
+            connections.push(connection);
+        }
+        Ok(())
     }
 
     pub fn closed(&self) -> usize {
@@ -90,12 +91,13 @@ pub struct Session {
 /// Opens all sessions, one exchange after the other.
 pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, String> {
     if plan.protocol == Protocol::Bare {
-        return Ok((0..plan.sessions).map(|n| Session::bare(plan, n)).collect());
+        return (0..plan.sessions).map(|n| clients.connect(plan).map(|()| Session::bare(plan, n))).collect();
     }
     let mut opener = Opener { plan, clients, transaction: sys::now() };
     let text = |n: usize, e: String| format!("session {n} of {}: {e}", plan.sessions);
     let mut sessions: Vec<Session> = Vec::with_capacity(plan.sessions);
     for n in 0..plan.sessions {
+        opener.clients.connect(plan).map_err(|e| text(n, e))?;
         let mut session = opener.allocate(n).map_err(|e| text(n, e))?;
         if !plan.pairs {
             opener.reach(n, &mut session).map_err(|e| text(n, e))?;

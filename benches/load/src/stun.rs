@@ -52,10 +52,11 @@ fn hmac_sha1(key: &[u8], parts: [&[u8]; 3]) -> [u8; 20] {
     mac.finalize().into_bytes().into()
 }
 
-/// A Binding request without attributes.
-pub fn binding(id: TransactionId) -> [u8; HEAD] {
+/// The head of a message with `length` bytes of attributes.
+pub fn head(kind: u16, length: u16, id: TransactionId) -> [u8; HEAD] {
     let mut bytes = [0; HEAD];
-    bytes[..2].copy_from_slice(&BINDING.to_be_bytes());
+    bytes[..2].copy_from_slice(&kind.to_be_bytes());
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
     bytes[4..8].copy_from_slice(&COOKIE.to_be_bytes());
     bytes[8..].copy_from_slice(&id);
     bytes
