@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 /// Names that stand alone.
-const SWITCHES: [&str; 2] = ["fifo", "batch"];
+const SWITCHES: [&str; 6] = ["fifo", "batch", "no-permission", "reuse-nonce", "pairs", "flood-ignore"];
 
 pub struct Flags(HashMap<String, String>);
 
@@ -35,6 +35,11 @@ impl Flags {
                 Err(_) => Err(format!("--{name}: `{text}` is not a valid value")),
             },
         }
+    }
+
+    /// Takes `--name` when its value is this one.
+    pub fn take_if(&mut self, name: &str, value: &str) -> bool {
+        self.0.get(name).is_some_and(|given| given == value) && self.0.remove(name).is_some()
     }
 
     pub fn or<T: FromStr>(&mut self, name: &str, default: T) -> Result<T, String> {

@@ -4,17 +4,28 @@
 //! and checks every one that arrives. `throughway-load forward` is the floor: a fixed mapping with one
 //! `recvmsg` and one send per packet and no TURN at all. Both stop by themselves.
 
+mod account;
+mod bindings;
+mod cycles;
+mod exchange;
 mod flags;
+mod fleet;
+mod flood;
 mod forward;
 mod forward_uring;
 mod histogram;
+mod holders;
+mod idle;
 mod json;
+mod meter;
+mod overload;
 mod plan;
 mod run;
 mod session;
 mod stream;
 mod stun;
 mod sys;
+mod tls;
 mod traffic;
 mod udp;
 
@@ -41,6 +52,10 @@ fn main() -> ExitCode {
     let result = match words.next().as_deref() {
         Some("run") => flags::Flags::parse(words).and_then(run::main),
         Some("forward") => flags::Flags::parse(words).and_then(forward::main),
+        Some("cycles") => flags::Flags::parse(words).and_then(cycles::main),
+        Some("bindings") => flags::Flags::parse(words).and_then(bindings::main),
+        Some("overload") => flags::Flags::parse(words).and_then(overload::main),
+        Some("idle") => flags::Flags::parse(words).and_then(idle::main),
         Some("-h" | "--help" | "help") => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

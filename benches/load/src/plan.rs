@@ -2,12 +2,17 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use crate::account::Account;
 use crate::flags::Flags;
+use crate::flood::Orders;
+use crate::sys;
+use crate::tls::Tls;
 use crate::traffic::{HEADER, PAYLOAD_MAX};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     Udp,
+    /// Plain, or with TLS inside: see `Plan::tls`.
     Tcp,
 }
 
@@ -84,22 +89,62 @@ pub fn channel_of(session: usize) -> u16 {
     0x4000 + (session % 0x1000) as u16
 }
 
-pub struct Plan {
-    pub places: Places,
-    pub transport: Transport,
-    pub protocol: Protocol,
-    pub framing: Framing,
+/// What every mode needs to know: who asks, who is watched, for how long.
+pub struct Basics {
     pub user: String,
     pub password: String,
-    pub sessions: usize,
-    pub payload: usize,
-    pub burst: usize,
-    pub load: Load,
     pub warm_up: f64,
     pub measure: f64,
     pub pids: String,
     pub cpu: Option<usize>,
     pub fifo: bool,
+}
+
+impl Basics {
+    pub fn parse(flags: &mut Flags, measure: f64) -> Result<Self, String> {
+        let basics = Self {
+            user: flags.or("user", "load".to_owned())?,
+            password: flags.or("password", "load".to_owned())?,
+            warm_up: flags.or("warm-up", 0.5)?,
+            measure: flags.or("measure", measure)?,
+            pids: flags.or("pid", String::new())?,
+            cpu: flags.optional("cpu")?,
+            fifo: flags.switch("fifo"),
+        };
+        // allocations and permissions are not refreshed: 300 s is a permission's life
+        if !(0.0..=60.0).contains(&basics.warm_up) || !(0.05..=120.0).contains(&basics.measure) {
+            return Err("--warm-up is at most 60 s, --measure 0.05 to 120 s".to_owned());
+        }
+        Ok(basics)
+    }
+
+    pub fn account(&self) -> Account {
+        Account::new(&self.user, &self.password)
+    }
+
+    /// Before the first socket: an end in any case, all the descriptors there are, the CPU.
+    pub fn settle(&self, seconds: u32) -> Result<(), String> {
+        sys::end_after((self.warm_up + self.measure) as u32 + seconds);
+        sys::raise_open_files();
+        self.cpu.map_or(Ok(()), sys::pin)
+    }
+}
+
+pub struct Plan {
+    pub basics: Basics,
+    pub places: Places,
+    /// Set when the clients speak TLS.
+    pub tls: Option<Tls>,
+    /// Sessions n and n + 1 are each other's peers, by their relayed addresses.
+    pub pairs: bool,
+    pub flood: Option<Orders>,
+    pub transport: Transport,
+    pub protocol: Protocol,
+    pub framing: Framing,
+    pub sessions: usize,
+    pub payload: usize,
+    pub burst: usize,
+    pub load: Load,
 }
 
 pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
@@ -111,8 +156,18 @@ pub fn parse_transport(flags: &mut Flags) -> Result<Transport, String> {
 }
 
 impl Plan {
-    pub fn parse(mut flags: Flags) -> Result<Self, String> {
-        let transport = parse_transport(&mut flags)?;
+    pub fn parse(flags: Flags) -> Result<Self, String> {
+        Self::take(flags, None, 2.0)
+    }
+
+    /// A plan whose load and length may be left out.
+    pub fn parse_with(flags: Flags, load: Load, measure: f64) -> Result<Self, String> {
+        Self::take(flags, Some(load), measure)
+    }
+
+    fn take(mut flags: Flags, default: Option<Load>, measure: f64) -> Result<Self, String> {
+        let over_tls = flags.take_if("transport", "tls");
+        let transport = if over_tls { Transport::Tcp } else { parse_transport(&mut flags)? };
         let protocol = match flags.or("protocol", "turn".to_owned())?.as_str() {
             "turn" => Protocol::Turn,
             "bare" => Protocol::Bare,
@@ -121,37 +176,55 @@ impl Plan {
         let framing = match (flags.or("framing", "channel".to_owned())?.as_str(), protocol, transport) {
             (_, Protocol::Bare, Transport::Udp) => Framing::Raw,
             // a stream needs frames: the forwarder speaks ChannelData there
-            (_, Protocol::Bare, Transport::Tcp) | ("channel", ..) => Framing::Channel,
+            (_, Protocol::Bare, _) | ("channel", ..) => Framing::Channel,
             ("indication", ..) => Framing::Indication,
             (other, ..) => {
                 return Err(format!("--framing: `{other}` is neither channel nor indication"));
             }
         };
-        let load = match (flags.optional("rate")?, flags.optional("in-flight")?) {
-            (Some(rate), None) if rate > 0.0 => Load::Rate(rate),
-            (None, Some(packets)) if packets > 0 => Load::InFlight(packets),
+        let places = Places::parse(&mut flags, "server")?;
+        let ca: Option<String> = flags.optional("ca")?;
+        let name = flags.or("tls-name", places.server.ip().to_string())?;
+        let tls = match over_tls {
+            true if protocol == Protocol::Bare => {
+                return Err("--protocol bare has no TLS; the forwarder's TCP is its floor".to_owned());
+            }
+            true => Some(Tls::new(ca.as_deref(), &name)?),
+            false if ca.is_some() => return Err("--ca goes with --transport tls only".to_owned()),
+            false => None,
+        };
+        let pairs = flags.switch("pairs");
+        let flood = Orders::parse(&mut flags)?;
+        let load = match (flags.optional("rate")?, flags.optional("in-flight")?, default) {
+            (None, None, Some(load)) => load,
+            // an overload finds its rates by itself
+            (Some(rate), None, None) if rate > 0.0 => Load::Rate(rate),
+            (None, Some(packets), _) if packets > 0 => Load::InFlight(packets),
+            (.., Some(_)) => return Err("--in-flight is above zero, and there is no --rate here".to_owned()),
             _ => return Err("one of --rate and --in-flight is needed, above zero".to_owned()),
         };
         let plan = Self {
-            places: Places::parse(&mut flags, "server")?,
+            basics: Basics::parse(&mut flags, measure)?,
+            places,
+            tls,
+            pairs,
+            flood,
             transport,
             protocol,
             framing,
-            user: flags.or("user", "load".to_owned())?,
-            password: flags.or("password", "load".to_owned())?,
             sessions: flags.or("sessions", 200)?,
             payload: flags.or("payload", 160)?,
             burst: flags.or("burst", 1)?,
             load,
-            warm_up: flags.or("warm-up", 0.5)?,
-            measure: flags.or("measure", 2.0)?,
-            pids: flags.or("pid", String::new())?,
-            cpu: flags.optional("cpu")?,
-            fifo: flags.switch("fifo"),
         };
         flags.finish()?;
         plan.check()?;
         Ok(plan)
+    }
+
+    /// How many flows there are in each direction.
+    pub fn flows(&self) -> usize {
+        if self.pairs { self.sessions / 2 } else { self.sessions }
     }
 
     fn check(&self) -> Result<(), String> {
@@ -161,12 +234,11 @@ impl Plan {
         if !(1..=SESSIONS_MAX).contains(&self.sessions) {
             return Err(format!("--sessions {}: allowed are 1 to {SESSIONS_MAX}", self.sessions));
         }
+        if self.pairs && !self.sessions.is_multiple_of(2) {
+            return Err(format!("--sessions {}: --pairs needs an even number", self.sessions));
+        }
         if !(1..=64).contains(&self.burst) {
             return Err(format!("--burst {}: allowed are 1 to 64", self.burst));
-        }
-        // allocations and permissions are not refreshed: 300 s is a permission's life
-        if !(0.0..=60.0).contains(&self.warm_up) || !(0.05..=120.0).contains(&self.measure) {
-            return Err("--warm-up is at most 60 s, --measure 0.05 to 120 s".to_owned());
         }
         if let Load::InFlight(packets) = self.load
             && packets / 2 < self.burst

@@ -1,11 +1,13 @@
 //! One measurement: open the sessions, warm up, measure, drain, close, report.
 
 use crate::flags::Flags;
+use crate::flood::Flood;
 use crate::json::Object;
+use crate::meter::{Meter, Window, write_latency};
 use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
 use crate::session::{self, Clients, Session};
 use crate::stun::{self, Message};
-use crate::sys::{self, Drops, Usage, Watch};
+use crate::sys::{self, Drops};
 use crate::traffic::{HEADER, Ledger, WAYS, Way};
 use crate::udp::{BATCH, ManyAddresses};
 
@@ -19,46 +21,38 @@ const SENDS_PER_TURN: usize = BATCH;
 
 pub fn main(flags: Flags) -> Result<(), String> {
     let plan = Plan::parse(flags)?;
-    sys::end_after((plan.warm_up + plan.measure) as u32 + 60);
-    sys::raise_open_files();
-    if let Some(cpu) = plan.cpu {
-        sys::pin(cpu)?;
-    }
-    let watch = Watch::new(&plan.pids)?;
-    let mut clients = Clients::open(&plan)?;
-    let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
+    plan.basics.settle(60)?;
+    let mut meter = Meter::new(&plan.basics.pids)?;
     let opening = sys::now();
-    let sessions = session::open_all(&plan, &mut clients)?;
+    let mut run = Run::open(&plan)?;
     let opened_ns = sys::now() - opening;
-    if plan.fifo {
+    if plan.basics.fifo {
         sys::real_time()?;
     }
-    let ledger = Ledger::new(plan.sessions, plan.payload);
-    let mut run =
-        Run { plan: &plan, clients, peers, sessions, ledger, frame: Vec::new(), pushed: [0; 2], lag_max: 0, stalls: 0 };
-    let window = run.drive(&watch);
-    let drops = sys::socket_drops(&[plan.places.client_port, plan.places.peer_port], plan.places.server.port());
+    let measured = run.drive(&mut meter);
+    let mut ports = vec![plan.places.client_port, plan.places.peer_port];
+    ports.extend(run.flood.as_ref().map(Flood::port));
+    let drops = sys::socket_drops(&ports, plan.places.server.port());
     let broken = run.clients.closed();
-    let refused = session::close_all(&plan, &mut run.clients, &mut run.sessions);
-    println!("{}", run.report(&window, opened_ns, drops, broken, refused));
+    let refused = run.close();
+    println!("{}", run.report(&measured, opened_ns, drops, broken, refused));
     Ok(())
 }
 
-/// What the measured window began and ended with.
-#[derive(Default)]
-struct Window {
-    nanoseconds: u64,
+/// What the measured window brought.
+struct Measured {
+    window: Window,
     received: [u64; 2],
-    usage: Usage,
-    own_cpu_ns: u64,
 }
 
-struct Run<'a> {
+/// Open sessions and the traffic between their clients and peers.
+pub struct Run<'a> {
     plan: &'a Plan,
     clients: Clients,
     peers: ManyAddresses,
     sessions: Vec<Session>,
-    ledger: Ledger,
+    pub ledger: Ledger,
+    flood: Option<Flood<'a>>,
     frame: Vec<u8>,
     /// Packets queued since the last flush, by way.
     pushed: [u64; 2],
@@ -74,66 +68,106 @@ struct Turn {
     next_session: [usize; 2],
 }
 
-impl Run<'_> {
-    fn drive(&mut self, watch: &Watch) -> Window {
-        let start = sys::now();
-        let measure_at = start + (self.plan.warm_up * SECOND) as u64;
-        let stop_at = measure_at + (self.plan.measure * SECOND) as u64;
-        let mut turn = Turn {
-            start: start as f64,
-            sent_bursts: 0,
-            interval: match self.plan.load {
-                Load::Rate(rate) => SECOND * self.plan.burst as f64 / (rate * 2.0 * self.plan.sessions as f64),
-                Load::InFlight(_) => 0.0,
-            },
-            next_session: [0; 2],
+/// A load and how far it has come.
+pub struct Pace {
+    load: Load,
+    turn: Turn,
+    /// Packets of the closed loop that will not come any more.
+    lost: [u64; 2],
+    last_arrival: u64,
+}
+
+impl Pace {
+    pub fn new(plan: &Plan, load: Load, now: u64) -> Self {
+        let interval = match load {
+            Load::Rate(rate) => SECOND * plan.burst as f64 / (rate * 2.0 * plan.flows() as f64),
+            Load::InFlight(_) => 0.0,
         };
-        let mut window = Window::default();
-        let (mut lost_before, mut last_arrival) = ([0_u64; 2], start);
-        let own = Watch::new(&std::process::id().to_string()).ok();
-        let own_cpu = || own.as_ref().map_or(0, Watch::cpu_ns);
-        let (mut begun, mut own_begun, mut begun_at) = (Usage::default(), 0, 0);
-        loop {
+        let turn = Turn { start: now as f64, sent_bursts: 0, interval, next_session: [0; 2] };
+        Self { load, turn, lost: [0; 2], last_arrival: now }
+    }
+}
+
+impl<'a> Run<'a> {
+    pub fn open(plan: &'a Plan) -> Result<Self, String> {
+        let mut clients = Clients::open(plan)?;
+        let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
+        let sessions = session::open_all(plan, &mut clients)?;
+        let flood = match &plan.flood {
+            Some(orders) => Some(Flood::open(orders, &plan.basics, plan.places, plan.sessions)?),
+            None => None,
+        };
+        let ledger = Ledger::new(plan.flows(), plan.payload);
+        Ok(Self {
+            plan,
+            clients,
+            peers,
+            sessions,
+            ledger,
+            flood,
+            frame: Vec::new(),
+            pushed: [0; 2],
+            lag_max: 0,
+            stalls: 0,
+        })
+    }
+
+    /// Releases the sessions; how many the server refused to end.
+    pub fn close(&mut self) -> usize {
+        session::close_all(self.plan, &mut self.clients, &mut self.sessions)
+    }
+
+    fn drive(&mut self, meter: &mut Meter) -> Measured {
+        let start = sys::now();
+        let measure_at = start + (self.plan.basics.warm_up * SECOND) as u64;
+        let stop_at = measure_at + (self.plan.basics.measure * SECOND) as u64;
+        let mut pace = Pace::new(self.plan, self.plan.load, start);
+        let mut received_before = [0; 2];
+        let measured = loop {
             let now = sys::now();
             if !self.ledger.measured && now >= measure_at {
-                self.ledger.measured = true;
-                begun = watch.usage();
-                own_begun = own_cpu();
-                window.received = [self.ledger.counts[0].received, self.ledger.counts[1].received];
-                begun_at = sys::now();
+                self.ledger.begin_window();
+                received_before = self.received();
+                if let Some(flood) = &mut self.flood {
+                    flood.begin_window();
+                }
+                meter.begin();
             }
             if now >= stop_at {
-                window.nanoseconds = sys::now() - begun_at;
-                let ended = watch.usage();
-                window.usage = Usage {
-                    cpu_ns: ended.cpu_ns - begun.cpu_ns,
-                    context_switches: ended.context_switches - begun.context_switches,
-                    resident_bytes: ended.resident_bytes,
-                };
-                window.own_cpu_ns = own_cpu() - own_begun;
-                for way in WAYS {
-                    window.received[way as usize] =
-                        self.ledger.counts[way as usize].received - window.received[way as usize];
-                }
-                break;
+                let window = meter.end();
+                let received = self.received();
+                break Measured { window, received: [0, 1].map(|way| received[way] - received_before[way]) };
             }
-            match self.plan.load {
-                Load::Rate(_) => self.send_due(&mut turn, now),
-                Load::InFlight(limit) => self.send_room(&mut turn, limit / 2, &lost_before, now),
+            self.step(&mut pace, now);
+            if let Some(flood) = &mut self.flood {
+                flood.turn(now);
             }
-            if self.receive() > 0 {
-                last_arrival = now;
-            } else if matches!(self.plan.load, Load::InFlight(_)) && now.saturating_sub(last_arrival) > STALL_NS {
-                lost_before = WAYS.map(|way| {
-                    let counts = &self.ledger.counts[way as usize];
-                    counts.sent - counts.received
-                });
-                self.stalls += 1;
-                last_arrival = now;
-            }
-        }
+        };
         self.drain();
-        window
+        measured
+    }
+
+    /// Sends what is due, or what there is room for, and takes a batch of what has arrived.
+    pub fn step(&mut self, pace: &mut Pace, now: u64) {
+        match pace.load {
+            Load::Rate(_) => self.send_due(&mut pace.turn, now),
+            Load::InFlight(limit) => self.send_room(&mut pace.turn, limit / 2, &pace.lost, now),
+        }
+        if self.receive() > 0 {
+            pace.last_arrival = now;
+        } else if matches!(pace.load, Load::InFlight(_)) && now.saturating_sub(pace.last_arrival) > STALL_NS {
+            pace.lost = WAYS.map(|way| {
+                let counts = &self.ledger.counts[way as usize];
+                counts.sent - counts.received
+            });
+            self.stalls += 1;
+            pace.last_arrival = now;
+        }
+    }
+
+    /// Arrived so far, by way.
+    pub fn received(&self) -> [u64; 2] {
+        WAYS.map(|way| self.ledger.counts[way as usize].received)
     }
 
     /// Open loop: every burst whose time has come, directions in turn, sessions in order.
@@ -148,7 +182,7 @@ impl Run<'_> {
                 self.lag_max = self.lag_max.max(now - due as u64);
             }
             let way = WAYS[(turn.sent_bursts % 2) as usize];
-            let session = (turn.sent_bursts / 2) as usize % self.plan.sessions;
+            let session = (turn.sent_bursts / 2) as usize % self.plan.flows();
             turn.sent_bursts += 1;
             packets += self.send_burst(session, way, now);
         }
@@ -170,7 +204,7 @@ impl Run<'_> {
                     break;
                 }
                 let session = turn.next_session[way as usize];
-                turn.next_session[way as usize] = (session + 1) % self.plan.sessions;
+                turn.next_session[way as usize] = (session + 1) % self.plan.flows();
                 packets += self.send_burst(session, way, now);
             }
             any |= packets > 0;
@@ -185,11 +219,13 @@ impl Run<'_> {
         self.plan.burst
     }
 
-    fn send(&mut self, n: usize, way: Way, now: u64) {
-        let (stamp, tail) = self.ledger.next(n, way, now);
+    /// One payload of a flow. In pairs flow n is between the sessions 2n and 2n + 1, and both ends are clients.
+    fn send(&mut self, flow: usize, way: Way, now: u64) {
+        let (stamp, tail) = self.ledger.next(flow, way, now);
+        let n = if self.plan.pairs { 2 * flow + way as usize } else { flow };
         let session = &self.sessions[n];
         let places = &self.plan.places;
-        if way == Way::ToClient {
+        if way == Way::ToClient && !self.plan.pairs {
             self.pushed[way as usize] += 1;
             if self.peers.push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0) {
                 self.flush_peers();
@@ -221,9 +257,7 @@ impl Run<'_> {
             Clients::Udp(socket) => {
                 self.pushed[way as usize] += 1;
                 if socket.push(*places.client(n).ip(), places.server, &[head, &stamp], tail, padding) {
-                    let refused = socket.flush();
-                    self.pushed[way as usize] = 0;
-                    self.ledger.not_sent(way, refused);
+                    self.flush_clients();
                 }
             }
             Clients::Tcp { connections, .. } => {
@@ -239,6 +273,21 @@ impl Run<'_> {
         }
     }
 
+    fn flush_clients(&mut self) {
+        let Clients::Udp(socket) = &mut self.clients else {
+            return;
+        };
+        let refused = socket.flush();
+        // in pairs both ways leave from here; which of them was refused is not known
+        let to_peer = refused.min(self.pushed[Way::ToPeer as usize]);
+        self.pushed[Way::ToPeer as usize] = 0;
+        self.ledger.not_sent(Way::ToPeer, to_peer);
+        self.ledger.not_sent(Way::ToClient, refused - to_peer);
+        if self.plan.pairs {
+            self.pushed[Way::ToClient as usize] = 0;
+        }
+    }
+
     fn flush_peers(&mut self) {
         let refused = self.peers.flush();
         self.pushed[Way::ToClient as usize] = 0;
@@ -249,15 +298,11 @@ impl Run<'_> {
         if !any {
             return;
         }
-        if self.pushed[Way::ToClient as usize] > 0 {
+        if self.pushed[Way::ToClient as usize] > 0 && !self.plan.pairs {
             self.flush_peers();
         }
-        if let Clients::Udp(socket) = &mut self.clients
-            && self.pushed[Way::ToPeer as usize] > 0
-        {
-            self.pushed[Way::ToPeer as usize] = 0;
-            let refused = socket.flush();
-            self.ledger.not_sent(Way::ToPeer, refused);
+        if self.pushed.iter().any(|pushed| *pushed > 0) {
+            self.flush_clients();
         }
     }
 
@@ -277,9 +322,10 @@ impl Run<'_> {
                 ledger.faults.unexpected += 1;
                 return;
             }
-            match unframe(plan.framing, n, places.peer(n), bytes) {
+            match unframe(plan.framing, n, sessions[n].peer, bytes) {
                 Some((payload, right_head)) => {
-                    ledger.arrived(n, Way::ToClient, payload, from_server && right_head, clock());
+                    let (flow, way) = if plan.pairs { (n / 2, WAYS[(n + 1) % 2]) } else { (n, Way::ToClient) };
+                    ledger.arrived(flow, way, payload, from_server && right_head, clock());
                 }
                 None => ledger.faults.unexpected += 1,
             }
@@ -287,7 +333,7 @@ impl Run<'_> {
         let mut now = 0;
         let at_peers = peers.receive(|from, to, bytes| {
             let n = places.session_of_peer(to);
-            if n >= sessions.len() {
+            if n >= sessions.len() || plan.pairs {
                 ledger.faults.unexpected += 1;
                 return;
             }
@@ -304,42 +350,53 @@ impl Run<'_> {
         at_clients + at_peers
     }
 
-    fn drain(&mut self) {
+    /// Takes what still arrives, for a while.
+    pub fn drain(&mut self) {
         let until = sys::now() + DRAIN_NS;
         while self.ledger.received() < self.ledger.sent() && sys::now() < until {
             self.receive();
         }
     }
 
-    fn report(&self, window: &Window, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
+    fn report(&self, measured: &Measured, opened_ns: u64, drops: Drops, broken: usize, refused: usize) -> String {
         let plan = self.plan;
-        let seconds = window.nanoseconds as f64 / SECOND;
-        let received = window.received[0] + window.received[1];
+        let Measured { window, received: [to_peer, to_client] } = measured;
+        let seconds = window.seconds();
+        let received = to_peer + to_client;
         let counts = &self.ledger.counts;
         let sum = |of: fn(&crate::traffic::Counts) -> u64| counts.iter().map(of).sum::<u64>();
         let (sent, arrived) = (sum(|c| c.sent_measured), sum(|c| c.received_measured));
         let faults = &self.ledger.faults;
         let per_packet = |total: u64| total as f64 / received as f64;
         let mut o = Object::new();
-        o.count("sessions", plan.sessions as u64)
-            .count("payload_bytes", plan.payload as u64)
-            .count("burst", plan.burst as u64);
+        o.text(
+            "mode",
+            match (plan.pairs, &self.flood) {
+                (true, _) => "pairs",
+                (false, Some(_)) => "flood",
+                (false, None) => "run",
+            },
+        )
+        .text("tls", &self.clients.tls_suite().unwrap_or_default())
+        .count("sessions", plan.sessions as u64)
+        .count("payload_bytes", plan.payload as u64)
+        .count("burst", plan.burst as u64);
         match plan.load {
             Load::Rate(rate) => {
-                let offered = rate * 2.0 * plan.sessions as f64;
+                let offered = rate * 2.0 * plan.flows() as f64;
                 o.text("load", "open")
                     .real("offered_pps", offered)
-                    .real("sent_of_offered", sent as f64 / (offered * plan.measure));
+                    .real("sent_of_offered", sent as f64 / (offered * plan.basics.measure));
             }
             Load::InFlight(packets) => {
                 o.text("load", "closed").count("in_flight", packets as u64).count("stalls", self.stalls);
             }
         }
-        o.real("seconds", seconds)
-            .real("opened_ms", opened_ns as f64 / 1e6)
+        window.write(&mut o, "packet", received);
+        o.real("opened_ms", opened_ns as f64 / 1e6)
             .real("pps", received as f64 / seconds)
-            .real("pps_to_peer", window.received[0] as f64 / seconds)
-            .real("pps_to_client", window.received[1] as f64 / seconds)
+            .real("pps_to_peer", *to_peer as f64 / seconds)
+            .real("pps_to_client", *to_client as f64 / seconds)
             .count("sent", sent)
             .count("received", arrived)
             .count("lost", sent - arrived)
@@ -354,16 +411,14 @@ impl Run<'_> {
             .count("relayed_socket_drops", drops.relayed)
             .count("broken_connections", broken as u64)
             .count("refused_deletes", refused as u64)
-            .real("p50_us", self.ledger.latency.quantile(0.5) as f64 / 1e3)
-            .real("p99_us", self.ledger.latency.quantile(0.99) as f64 / 1e3)
-            .real("max_us", self.ledger.latency.max() as f64 / 1e3)
-            .real("generator_lag_max_us", self.lag_max as f64 / 1e3)
-            .real("generator_cpu", window.own_cpu_ns as f64 / window.nanoseconds as f64);
-        if !plan.pids.is_empty() {
+            .real("generator_lag_max_us", self.lag_max as f64 / 1e3);
+        write_latency(&mut o, "", &self.ledger.latency);
+        if !plan.basics.pids.is_empty() {
             o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
-                .real("cpu_share", window.usage.cpu_ns as f64 / window.nanoseconds as f64)
-                .real("switches_per_packet", per_packet(window.usage.context_switches))
-                .count("resident_bytes", window.usage.resident_bytes);
+                .real("switches_per_packet", per_packet(window.usage.context_switches));
+        }
+        if let Some(flood) = &self.flood {
+            flood.write(&mut o, seconds);
         }
         o.finish()
     }

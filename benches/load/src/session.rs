@@ -2,15 +2,13 @@
 
 use std::net::SocketAddrV4;
 
+use crate::account::{Account, describe};
+use crate::exchange::{FIRST_WAIT_NS, SENDS};
 use crate::plan::{Framing, Places, Plan, Protocol, Transport, channel_of};
 use crate::stream::{Connection, Poll};
 use crate::stun::{self, Builder, Message, TransactionId};
 use crate::sys;
 use crate::udp::ManyAddresses;
-
-/// RFC 8489 section 6.2.1: first retransmission after 500 ms, each wait twice the last, seven sends in all.
-const FIRST_WAIT_NS: u64 = 500_000_000;
-const SENDS: u32 = 7;
 
 pub enum Clients {
     Udp(ManyAddresses),
@@ -21,23 +19,33 @@ impl Clients {
     pub fn open(plan: &Plan) -> Result<Self, String> {
         match plan.transport {
             Transport::Udp => Ok(Self::Udp(ManyAddresses::open(plan.places.client_port, plan.payload)?)),
-            Transport::Tcp => {
-                let poll = Poll::new()?;
-                let mut connections = Vec::with_capacity(plan.sessions);
-                for session in 0..plan.sessions {
-                    let connection = Connection::open(plan.places.client(session), plan.places.server)?;
-                    poll.add(connection.fd(), session as u64)?;
-                    connections.push(connection);
-                }
-                Ok(Self::Tcp { connections, poll, ready: Vec::new() })
-            }
+            Transport::Tcp => Ok(Self::Tcp { connections: Vec::new(), poll: Poll::new()?, ready: Vec::new() }),
         }
+    }
+
+    /// The next session's connection. Each allocates before the next connects: servers close those that wait.
+    fn connect(&mut self, plan: &Plan) -> Result<(), String> {
+        if let Self::Tcp { connections, poll, .. } = self {
+            let n = connections.len();
+            let connection = Connection::open(plan.places.client(n), plan.places.server, plan.tls.as_ref())?;
+            poll.add(connection.fd(), n as u64)?;
+            connections.push(connection);
+        }
+        Ok(())
     }
 
     pub fn closed(&self) -> usize {
         match self {
             Self::Udp(_) => 0,
             Self::Tcp { connections, .. } => connections.iter().filter(|c| c.closed).count(),
+        }
+    }
+
+    /// Version and cipher suite of the first connection; none without TLS.
+    pub fn tls_suite(&self) -> Option<String> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Tcp { connections, .. } => connections.first()?.tls_suite(),
         }
     }
 
@@ -73,21 +81,36 @@ impl Clients {
 /// What traffic needs to know about an open session.
 pub struct Session {
     pub relayed: SocketAddrV4,
+    pub peer: SocketAddrV4,
     pub channel: u16,
     /// STUN head and XOR-PEER-ADDRESS of a Send indication; empty in the other framings.
     pub indication: Vec<u8>,
-    key: [u8; 16],
-    realm: Vec<u8>,
-    nonce: Vec<u8>,
+    account: Account,
 }
 
 /// Opens all sessions, one exchange after the other.
 pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, String> {
     if plan.protocol == Protocol::Bare {
-        return Ok((0..plan.sessions).map(|n| Session::bare(plan, n)).collect());
+        return (0..plan.sessions).map(|n| clients.connect(plan).map(|()| Session::bare(plan, n))).collect();
     }
     let mut opener = Opener { plan, clients, transaction: sys::now() };
-    (0..plan.sessions).map(|n| opener.open(n).map_err(|e| format!("session {n} of {}: {e}", plan.sessions))).collect()
+    let text = |n: usize, e: String| format!("session {n} of {}: {e}", plan.sessions);
+    let mut sessions: Vec<Session> = Vec::with_capacity(plan.sessions);
+    for n in 0..plan.sessions {
+        opener.clients.connect(plan).map_err(|e| text(n, e))?;
+        let mut session = opener.allocate(n).map_err(|e| text(n, e))?;
+        if !plan.pairs {
+            opener.reach(n, &mut session).map_err(|e| text(n, e))?;
+        }
+        sessions.push(session);
+    }
+    if plan.pairs {
+        for n in 0..plan.sessions {
+            sessions[n].peer = sessions[n ^ 1].relayed;
+            opener.reach(n, &mut sessions[n]).map_err(|e| text(n, e))?;
+        }
+    }
+    Ok(sessions)
 }
 
 /// Deletes what `open_all` made; a server that refuses is reported, not fatal.
@@ -114,7 +137,7 @@ struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    fn open(&mut self, n: usize) -> Result<Session, String> {
+    fn allocate(&mut self, n: usize) -> Result<Session, String> {
         let mut session = Session::bare(self.plan, n);
         let request = |builder: Builder| builder.attribute(stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
         let first = self.transaction();
@@ -123,23 +146,28 @@ impl Opener<'_> {
         if challenge.error_code() != Some(401) {
             return Err(format!("the first Allocate's answer is not 401 but {}", describe(&challenge)));
         }
-        session.learn(self.plan, &challenge)?;
+        session.account.learn(&challenge)?;
         let answer = self.signed(n, &mut session, stun::ALLOCATE, &request)?;
         session.relayed = Message::parse(&answer)
             .and_then(|m| m.xor_address(stun::XOR_RELAYED_ADDRESS))
             .ok_or("Allocate: no IPv4 XOR-RELAYED-ADDRESS")?;
-        let peer = self.plan.places.peer(n);
+        Ok(session)
+    }
+
+    /// A channel to the session's peer, or a permission where indications are sent.
+    fn reach(&mut self, n: usize, session: &mut Session) -> Result<(), String> {
+        let peer = session.peer;
         let channel = session.channel.to_be_bytes();
         let with_peer = |builder: Builder| builder.xor_address(stun::XOR_PEER_ADDRESS, peer);
         if self.plan.framing == Framing::Indication {
-            self.signed(n, &mut session, stun::CREATE_PERMISSION, &with_peer)?;
+            self.signed(n, session, stun::CREATE_PERMISSION, &with_peer)?;
             session.indication = with_peer(Builder::new(stun::SEND_INDICATION, self.transaction())).unsigned();
         } else {
             let request =
                 |builder: Builder| with_peer(builder.attribute(stun::CHANNEL_NUMBER, &[channel[0], channel[1], 0, 0]));
-            self.signed(n, &mut session, stun::CHANNEL_BIND, &request)?;
+            self.signed(n, session, stun::CHANNEL_BIND, &request)?;
         }
-        Ok(session)
+        Ok(())
     }
 
     /// A request with credentials; a 438 brings a new nonce and one more try. The answer is a signed success.
@@ -152,21 +180,17 @@ impl Opener<'_> {
     ) -> Result<Vec<u8>, String> {
         for _ in 0..2 {
             let id = self.transaction();
-            let request = fill(Builder::new(method, id))
-                .attribute(stun::USERNAME, self.plan.user.as_bytes())
-                .attribute(stun::REALM, &session.realm)
-                .attribute(stun::NONCE, &session.nonce)
-                .sign(&session.key);
+            let request = session.account.sign(fill(Builder::new(method, id)));
             let answer = self.exchange(n, &request, id)?;
             let message = Message::parse(&answer).ok_or("the answer is not STUN")?;
             if message.error_code() == Some(438) {
-                session.learn(self.plan, &message)?;
+                session.account.learn(&message)?;
                 continue;
             }
             if message.kind() != method | stun::SUCCESS {
                 return Err(format!("method {method:#x}: {}", describe(&message)));
             }
-            if !message.is_signed_with(&session.key) {
+            if !session.account.has_signed(&message) {
                 return Err(format!("method {method:#x}: the success response has no valid MESSAGE-INTEGRITY"));
             }
             return Ok(answer);
@@ -218,30 +242,10 @@ impl Session {
     fn bare(plan: &Plan, n: usize) -> Self {
         Self {
             relayed: plan.places.bare_relay(n),
+            peer: plan.places.peer(n),
             channel: channel_of(n),
             indication: Vec::new(),
-            key: [0; 16],
-            realm: Vec::new(),
-            nonce: Vec::new(),
+            account: plan.basics.account(),
         }
-    }
-
-    fn learn(&mut self, plan: &Plan, challenge: &Message<'_>) -> Result<(), String> {
-        self.nonce = challenge.attribute(stun::NONCE).ok_or("the challenge has no NONCE")?.to_vec();
-        if let Some(realm) = challenge.attribute(stun::REALM) {
-            self.realm = realm.to_vec();
-        }
-        self.key = stun::long_term_key(&plan.user, &self.realm, &plan.password);
-        Ok(())
-    }
-}
-
-fn describe(message: &Message<'_>) -> String {
-    match message.error_code() {
-        Some(code) => {
-            let reason = message.attribute(stun::ERROR_CODE).and_then(|value| value.get(4..)).unwrap_or_default();
-            format!("error {code} {}", String::from_utf8_lossy(reason))
-        }
-        None => format!("message type {:#06x}", message.kind()),
     }
 }

@@ -3,14 +3,20 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::Duration;
 
+use rustls::ClientConnection;
+
+use crate::tls::Tls;
 use crate::udp::{raw_address, set_option};
 
 const RECEIVE: usize = 128 << 10;
 const BACKLOG_MAX: usize = 256 << 10;
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 
 pub struct Connection {
     stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
     input: Vec<u8>,
     filled: usize,
     unsent: Vec<u8>,
@@ -18,7 +24,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn open(from: SocketAddrV4, to: SocketAddrV4) -> Result<Self, String> {
+    pub fn open(from: SocketAddrV4, to: SocketAddrV4, tls: Option<&Tls>) -> Result<Self, String> {
         let text = |e: io::Error| format!("TCP {from} to {to}: {e}");
         // SAFETY: plain socket calls; the descriptor is owned by `stream` at once, and the address outlives bind.
         let stream = unsafe {
@@ -40,13 +46,27 @@ impl Connection {
             stream
         };
         stream.set_nodelay(true).map_err(text)?;
+        let mut stream = stream;
+        let tls = match tls {
+            Some(tls) => {
+                stream.set_read_timeout(Some(HANDSHAKE_MAX)).map_err(text)?;
+                Some(Box::new(tls.shake_hands(&mut stream).map_err(|e| format!("TCP {from} to {to}: {e}"))?))
+            }
+            None => None,
+        };
         stream.set_nonblocking(true).map_err(text)?;
-        Ok(Self::adopt(stream))
+        Ok(Self { tls, ..Self::adopt(stream) })
+    }
+
+    /// Version and cipher suite of the handshake.
+    pub fn tls_suite(&self) -> Option<String> {
+        let tls = self.tls.as_ref()?;
+        Some(format!("{:?} {:?}", tls.protocol_version()?, tls.negotiated_cipher_suite()?.suite()))
     }
 
     /// Takes a connected, non-blocking stream.
     pub fn adopt(stream: TcpStream) -> Self {
-        Self { stream, input: vec![0; RECEIVE], filled: 0, unsent: Vec::new(), closed: false }
+        Self { stream, tls: None, input: vec![0; RECEIVE], filled: 0, unsent: Vec::new(), closed: false }
     }
 
     pub fn fd(&self) -> i32 {
@@ -55,16 +75,33 @@ impl Connection {
 
     /// Sends one frame whole, now or from the backlog; false when the backlog is full or the stream is gone.
     pub fn send(&mut self, frame: &[u8]) -> bool {
-        if !self.drain() {
-            if self.closed || self.unsent.len() + frame.len() > BACKLOG_MAX {
-                return false;
-            }
+        let clear = self.drain();
+        if self.closed || (!clear && self.unsent.len() + frame.len() > BACKLOG_MAX) {
+            return false;
+        }
+        if self.tls.is_some() {
+            self.encrypt(frame);
+            self.drain();
+            return !self.closed;
+        }
+        if !clear {
             self.unsent.extend(frame);
             return true;
         }
         let sent = self.write(frame);
         self.unsent.extend(&frame[sent..]);
         !self.closed
+    }
+
+    /// Puts the frame behind the unsent bytes, as a record of its own.
+    fn encrypt(&mut self, frame: &[u8]) {
+        let Some(tls) = &mut self.tls else {
+            return;
+        };
+        self.closed |= tls.writer().write_all(frame).is_err();
+        while tls.wants_write() && !self.closed {
+            self.closed |= tls.write_tls(&mut self.unsent).is_err();
+        }
     }
 
     /// Sends what is left over; true when nothing is.
@@ -90,7 +127,7 @@ impl Connection {
 
     /// One read, then every whole frame (STUN message, or ChannelData without its padding).
     pub fn receive(&mut self, mut each: impl FnMut(&[u8])) -> usize {
-        match self.stream.read(&mut self.input[self.filled..]) {
+        match self.fill() {
             Ok(0) => self.closed = true,
             Ok(got) => self.filled += got,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return 0,
@@ -108,6 +145,29 @@ impl Connection {
         self.input.copy_within(at..self.filled, 0);
         self.filled -= at;
         frames
+    }
+}
+
+impl Connection {
+    /// Reads once; with TLS everything that is decrypted by that, and a record's half is `WouldBlock`.
+    fn fill(&mut self) -> io::Result<usize> {
+        let Self { stream, tls: Some(tls), input, filled, unsent, .. } = self else {
+            return self.stream.read(&mut self.input[self.filled..]);
+        };
+        let end = tls.read_tls(stream)? == 0;
+        tls.process_new_packets().map_err(io::Error::other)?;
+        while tls.wants_write() {
+            tls.write_tls(unsent)?; // a key update is answered
+        }
+        let mut got = 0;
+        loop {
+            match tls.reader().read(&mut input[*filled + got..]) {
+                Ok(0) => return Ok(got),
+                Ok(more) => got += more,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && (got > 0 || end) => return Ok(got),
+                Err(e) => return Err(e),
+            }
+        }
     }
 }
 

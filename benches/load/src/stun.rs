@@ -6,6 +6,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha1::Sha1;
 
+pub const BINDING: u16 = 0x0001;
 pub const ALLOCATE: u16 = 0x0003;
 pub const REFRESH: u16 = 0x0004;
 pub const CREATE_PERMISSION: u16 = 0x0008;
@@ -13,6 +14,7 @@ pub const CHANNEL_BIND: u16 = 0x0009;
 pub const SEND_INDICATION: u16 = 0x0016;
 pub const DATA_INDICATION: u16 = 0x0017;
 pub const SUCCESS: u16 = 0x0100;
+pub const ERROR: u16 = 0x0110;
 
 pub const USERNAME: u16 = 0x0006;
 const MESSAGE_INTEGRITY: u16 = 0x0008;
@@ -25,6 +27,7 @@ pub const REALM: u16 = 0x0014;
 pub const NONCE: u16 = 0x0015;
 pub const XOR_RELAYED_ADDRESS: u16 = 0x0016;
 pub const REQUESTED_TRANSPORT: u16 = 0x0019;
+pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
 
 const COOKIE: u32 = 0x2112_A442;
 pub const HEAD: usize = 20;
@@ -47,6 +50,16 @@ fn hmac_sha1(key: &[u8], parts: [&[u8]; 3]) -> [u8; 20] {
         mac.update(part);
     }
     mac.finalize().into_bytes().into()
+}
+
+/// The head of a message with `length` bytes of attributes.
+pub fn head(kind: u16, length: u16, id: TransactionId) -> [u8; HEAD] {
+    let mut bytes = [0; HEAD];
+    bytes[..2].copy_from_slice(&kind.to_be_bytes());
+    bytes[2..4].copy_from_slice(&length.to_be_bytes());
+    bytes[4..8].copy_from_slice(&COOKIE.to_be_bytes());
+    bytes[8..].copy_from_slice(&id);
+    bytes
 }
 
 /// A message under construction.

@@ -43,7 +43,8 @@ impl Pattern {
 pub struct Stamp {
     pub session: u32,
     pub way: Way,
-    pub measured: bool,
+    /// Number of the measured window it was sent in, 0 outside of any.
+    pub window: u8,
     pub sequence: u64,
     pub sent_at: u64,
     pub length: u16,
@@ -57,7 +58,7 @@ impl Stamp {
         bytes[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.sent_at.to_le_bytes());
         bytes[24] = self.way as u8;
-        bytes[25] = u8::from(self.measured);
+        bytes[25] = self.window;
         bytes[26..28].copy_from_slice(&self.length.to_le_bytes());
         let sum = checksum(&bytes[..28]);
         bytes[28..32].copy_from_slice(&sum.to_le_bytes());
@@ -74,7 +75,7 @@ impl Stamp {
         Some(Self {
             session: word(4),
             way: if head[24] == 0 { Way::ToPeer } else { Way::ToClient },
-            measured: head[25] == 1,
+            window: head[25],
             sequence: long(8),
             sent_at: long(16),
             length: u16::from_le_bytes([head[26], head[27]]),
@@ -164,7 +165,10 @@ pub struct Ledger {
     pattern: Pattern,
     flows: [Vec<Flow>; 2],
     payload: usize,
+    /// Whether what is sent now counts in the window.
     pub measured: bool,
+    window: u8,
+    pub slots: Option<Slots>,
     pub counts: [Counts; 2],
     pub faults: Faults,
     pub latency: Histogram,
@@ -178,10 +182,22 @@ impl Ledger {
             flows: [flows(), flows()],
             payload,
             measured: false,
+            window: 1,
+            slots: None,
             counts: Default::default(),
             faults: Faults::default(),
             latency: Histogram::new(),
         }
+    }
+
+    /// What is sent from now on counts in a new window, and what was sent before counts no more.
+    pub fn begin_window(&mut self) {
+        for counts in &mut self.counts {
+            (counts.sent_measured, counts.received_measured) = (0, 0);
+        }
+        self.latency = Histogram::new();
+        self.window += 1;
+        self.measured = true;
     }
 
     /// The next payload of a flow: its header and the pattern behind it.
@@ -192,10 +208,13 @@ impl Ledger {
         let counts = &mut self.counts[way as usize];
         counts.sent += 1;
         counts.sent_measured += u64::from(self.measured);
+        if let Some(slots) = &mut self.slots {
+            slots.sent(now);
+        }
         let stamp = Stamp {
             session: session as u32,
             way,
-            measured: self.measured,
+            window: if self.measured { self.window } else { 0 },
             sequence,
             sent_at: now,
             length: self.payload as u16,
@@ -246,9 +265,24 @@ impl Ledger {
         }
         let counts = &mut self.counts[way as usize];
         counts.received += 1;
-        if stamp.measured {
+        if let Some(slots) = &mut self.slots {
+            slots.arrived(stamp.sent_at, now);
+        }
+        if stamp.window == self.window {
             counts.received_measured += 1;
             self.latency.record(now.saturating_sub(stamp.sent_at));
+        }
+    }
+
+    /// Both ways together.
+    pub fn window_counts(&self) -> Counts {
+        let [one, other] = self.counts;
+        Counts {
+            sent: one.sent + other.sent,
+            received: one.received + other.received,
+            sent_measured: one.sent_measured + other.sent_measured,
+            received_measured: one.received_measured + other.received_measured,
+            not_sent: one.not_sent + other.not_sent,
         }
     }
 
@@ -258,6 +292,76 @@ impl Ledger {
 
     pub fn sent(&self) -> u64 {
         self.counts.iter().map(|c| c.sent).sum()
+    }
+}
+
+/// Ten milliseconds.
+const SLOT_NS: u64 = 10_000_000;
+/// So many normal slots in a row, and the server has recovered.
+const NORMAL_SLOTS: usize = 10;
+
+/// Loss and latency by the time of sending.
+pub struct Slots {
+    start: u64,
+    slots: Vec<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    sent: u64,
+    /// In nanoseconds, in the order of arrival.
+    latencies: Vec<u32>,
+}
+
+impl Slots {
+    pub fn new(start: u64, nanoseconds: u64) -> Self {
+        Self { start, slots: (0..nanoseconds.div_ceil(SLOT_NS)).map(|_| Slot::default()).collect() }
+    }
+
+    fn at(&mut self, time: u64) -> Option<&mut Slot> {
+        self.slots.get_mut((time.checked_sub(self.start)? / SLOT_NS) as usize)
+    }
+
+    fn sent(&mut self, now: u64) {
+        if let Some(slot) = self.at(now) {
+            slot.sent += 1;
+        }
+    }
+
+    fn arrived(&mut self, sent_at: u64, now: u64) {
+        if let Some(slot) = self.at(sent_at) {
+            slot.latencies.push(u32::try_from(now.saturating_sub(sent_at)).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Milliseconds from the start to the first slot of a run of normal ones: at most one packet in a hundred lost,
+    /// and the median no higher than this.
+    pub fn recovered(&mut self, median_max: u64) -> Option<f64> {
+        let normal: Vec<bool> = self.slots.iter_mut().map(|slot| slot.is_normal(median_max)).collect();
+        let first = normal.windows(NORMAL_SLOTS).position(|run| run.iter().all(|normal| *normal))?;
+        Some(first as f64 * SLOT_NS as f64 / 1e6)
+    }
+
+    /// Packets sent and packets lost in all slots.
+    pub fn totals(&self) -> (u64, u64) {
+        let sent: u64 = self.slots.iter().map(|slot| slot.sent).sum();
+        let arrived: usize = self.slots.iter().map(|slot| slot.latencies.len()).sum();
+        (sent, sent.saturating_sub(arrived as u64))
+    }
+}
+
+impl Slot {
+    /// A slot in which the generator sent nothing says nothing against the server.
+    fn is_normal(&mut self, median_max: u64) -> bool {
+        if self.sent == 0 {
+            return true;
+        }
+        if (self.latencies.len() as u64) * 100 < self.sent * 99 {
+            return false;
+        }
+        let middle = self.latencies.len() / 2;
+        let median = *self.latencies.select_nth_unstable(middle).1;
+        u64::from(median) <= median_max
     }
 }
 
@@ -314,5 +418,57 @@ mod tests {
         }
         assert_eq!(ledger.received(), 6);
         assert_eq!((ledger.faults.reordered, ledger.faults.duplicates), (2, 3));
+    }
+
+    #[test]
+    fn a_window_counts_only_what_was_sent_in_it() {
+        let mut ledger = Ledger::new(1, 160);
+        let before = payload(&mut ledger, 0, Way::ToPeer);
+        ledger.begin_window();
+        let first = payload(&mut ledger, 0, Way::ToPeer);
+        let lost = payload(&mut ledger, 0, Way::ToPeer);
+        ledger.arrived(0, Way::ToPeer, &before, true, 900);
+        ledger.arrived(0, Way::ToPeer, &first, true, 300);
+        let counts = ledger.counts[0];
+        assert_eq!((counts.sent_measured, counts.received_measured, ledger.latency.max()), (2, 1, 200));
+        ledger.begin_window();
+        ledger.arrived(0, Way::ToPeer, &lost, true, 300);
+        assert_eq!((ledger.counts[0].sent_measured, ledger.counts[0].received_measured), (0, 0));
+    }
+
+    /// Slots of 100 packets: the first `bad` are late or lost, the others take 50 microseconds.
+    fn slots(bad: u64, latency: u64, lost: u64) -> Slots {
+        let mut slots = Slots::new(1_000, 40 * SLOT_NS);
+        for n in 0..40 {
+            let sent_at = 1_000 + n * SLOT_NS + 7;
+            for packet in 0..100 {
+                slots.sent(sent_at);
+                let (latency, lost) = if n < bad { (latency, packet < lost) } else { (50_000, false) };
+                if !lost {
+                    slots.arrived(sent_at, sent_at + latency);
+                }
+            }
+        }
+        slots
+    }
+
+    #[test]
+    fn recovery_is_where_loss_and_latency_are_normal_for_good() {
+        assert_eq!(slots(0, 0, 0).recovered(100_000), Some(0.0));
+        assert_eq!(slots(3, 5_000_000, 0).recovered(100_000), Some(30.0));
+        assert_eq!(slots(4, 50_000, 2).recovered(100_000), Some(40.0));
+        assert_eq!(slots(4, 50_000, 1).recovered(100_000), Some(0.0));
+        assert_eq!(slots(35, 5_000_000, 0).recovered(100_000), None);
+        assert_eq!(slots(4, 50_000, 2).totals(), (4_000, 8));
+    }
+
+    #[test]
+    fn packets_of_before_and_after_belong_to_no_slot() {
+        let mut slots = Slots::new(SLOT_NS, SLOT_NS);
+        for time in [0, SLOT_NS - 1, 2 * SLOT_NS, u64::MAX] {
+            slots.sent(time);
+            slots.arrived(time, time);
+        }
+        assert_eq!(slots.totals(), (0, 0));
     }
 }

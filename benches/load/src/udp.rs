@@ -7,7 +7,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 pub const BATCH: usize = 64;
+/// Enough for a payload's frame and stamp; a socket for control messages asks for `MESSAGE_MAX`.
 const HEAD_MAX: usize = 96;
+/// The longest control message of ours: two names, a realm and a nonce of the longest kind do not come near it.
+pub const MESSAGE_MAX: usize = 2_048;
 const SLOT: usize = 65_536;
 const SMALL_SLOT: usize = 2_048;
 
@@ -57,10 +60,19 @@ pub struct ManyAddresses {
 
 impl ManyAddresses {
     pub fn open(port: u16, payload: usize) -> Result<Self, String> {
+        Self::with_heads(port, payload, HEAD_MAX)
+    }
+
+    /// For whole messages without a tail: `push` takes a head of up to `MESSAGE_MAX` bytes.
+    pub fn open_for_messages(port: u16) -> Result<Self, String> {
+        Self::with_heads(port, 0, MESSAGE_MAX)
+    }
+
+    fn with_heads(port: u16, payload: usize, head_max: usize) -> Result<Self, String> {
         let socket = bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
         set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
             .map_err(|e| format!("IP_PKTINFO: {e}"))?;
-        Ok(Self { socket, receive: ReceiveBatch::new(payload), send: SendBatch::new() })
+        Ok(Self { socket, receive: ReceiveBatch::new(payload), send: SendBatch::new(BATCH, head_max) })
     }
 
     /// Queues one datagram: `head` is copied, `tail` is sent from where it lies, then `padding` zeros.
@@ -84,9 +96,8 @@ impl ManyAddresses {
 
     pub fn send_one(&mut self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> bool {
         // control messages can be longer than a queued head
-        let bytes: Vec<u8> = bytes.to_vec();
-        let mut one = SendBatch::new();
-        one.push_borrowed(from, to, &bytes);
+        let mut one = SendBatch::new(1, 0);
+        one.push_borrowed(from, to, bytes);
         one.flush(self.socket.as_raw_fd()) == 0
     }
 
@@ -165,7 +176,8 @@ fn destination(head: &libc::msghdr) -> Option<Ipv4Addr> {
 
 struct SendBatch {
     used: usize,
-    bytes: Vec<[u8; HEAD_MAX]>,
+    head_max: usize,
+    bytes: Vec<u8>,
     /// head, tail, padding
     pieces: Vec<[libc::iovec; 3]>,
     names: Vec<libc::sockaddr_in>,
@@ -176,23 +188,25 @@ struct SendBatch {
 static PADDING: [u8; 4] = [0; 4];
 
 impl SendBatch {
-    fn new() -> Self {
+    fn new(places: usize, head_max: usize) -> Self {
         // SAFETY: all-zero bytes are a valid value of these plain C structures.
         let (name, pieces, head) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         Self {
             used: 0,
-            bytes: vec![[0; HEAD_MAX]; BATCH],
-            pieces: vec![pieces; BATCH],
-            names: vec![name; BATCH],
-            controls: vec![Control([0; 64]); BATCH],
-            heads: vec![head; BATCH],
+            head_max,
+            bytes: vec![0; places * head_max],
+            pieces: vec![pieces; places],
+            names: vec![name; places],
+            controls: vec![Control([0; 64]); places],
+            heads: vec![head; places],
         }
     }
 
     fn push(&mut self, from: Ipv4Addr, to: SocketAddrV4, head: &[&[u8]], tail: &'static [u8], padding: usize) {
         let mut length = 0;
+        let bytes = &mut self.bytes[self.used * self.head_max..][..self.head_max];
         for part in head {
-            self.bytes[self.used][length..length + part.len()].copy_from_slice(part);
+            bytes[length..length + part.len()].copy_from_slice(part);
             length += part.len();
         }
         let head = libc::iovec { iov_base: ptr::null_mut(), iov_len: length }; // its place is set by flush
@@ -232,7 +246,7 @@ impl SendBatch {
     fn flush(&mut self, fd: RawFd) -> u64 {
         let used = std::mem::take(&mut self.used);
         for n in 0..used {
-            self.pieces[n][0].iov_base = self.bytes[n].as_mut_ptr().cast();
+            self.pieces[n][0].iov_base = self.bytes[n * self.head_max..].as_mut_ptr().cast();
             let head = &mut self.heads[n].msg_hdr;
             head.msg_name = ptr::from_mut(&mut self.names[n]).cast();
             head.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
