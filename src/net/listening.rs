@@ -207,7 +207,7 @@ impl Listening {
                     for (changes, UdpSockets { data, control }) in changes.iter_mut().zip(sockets) {
                         let watch = |socket| overflow.watch(SocketKind::Listener, socket);
                         let listener = Listener::new(id, watch(data), control.map(watch), address, Arc::clone(&users));
-                        changes.push(ListenerChange::Open(listener));
+                        changes.push(ListenerChange::Open(Box::new(listener)));
                     }
                     Kind::Udp { users, is_leaving: false }
                 }

@@ -18,7 +18,7 @@ use libc::{c_int, c_void};
 
 pub(super) use self::arena::{Arena, Part};
 pub(super) use self::receive::{ReceiveBatch, Received};
-pub(super) use self::send::{Outgoing, Segmentation, SendBatch, SendReport};
+pub(super) use self::send::{Letters, Outgoing, Segmentation, SendBatch, SendReport};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-use super::sys::{Arena, Outgoing, Part, Segmentation, SendBatch, SendReport};
+use super::sys::{Arena, Letters, Outgoing, Part, Segmentation, SendBatch, SendReport};
 use crate::protocol::border::{AllocationId, DropReason, Head};
 
 /// Why a send that the kernel refused counts as lost. It never ends an allocation.
@@ -173,7 +173,8 @@ impl Queue {
         segmentation: &mut Segmentation,
         mut not_sent: impl FnMut(AllocationId, u64, DropReason),
     ) -> SendReport {
-        batch.send(fd, &self.packets, &self.order, &self.scratch, arena, segmentation, |at, error| {
+        let letters = Letters { packets: &self.packets, order: &self.order, scratch: &self.scratch, arena };
+        batch.send(fd, letters, segmentation, |at, error| {
             if let Some(allocation) = self.links[at as usize].of {
                 not_sent(allocation, self.packets[at as usize].payload.len as u64, drop_reason(error));
             }

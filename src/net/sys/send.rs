@@ -101,6 +101,17 @@ pub(in crate::net) struct SendReport {
     pub(in crate::net) refused: usize,
 }
 
+/// What is to be sent: those of `packets` that `order` names.
+#[derive(Clone, Copy)]
+pub(in crate::net) struct Letters<'a> {
+    pub(in crate::net) packets: &'a [Outgoing],
+    pub(in crate::net) order: &'a [u32],
+    /// Where the heads lie.
+    pub(in crate::net) scratch: &'a [u8],
+    /// Where the payloads lie.
+    pub(in crate::net) arena: &'a Arena,
+}
+
 /// The arrays that `sendmmsg` reads.
 pub(in crate::net) struct SendBatch {
     headers: Box<[libc::mmsghdr]>,
@@ -128,41 +139,32 @@ impl SendBatch {
         }
     }
 
-    /// Sends those of `packets` that `order` names, neighbours of one size and destination in one message as far as
+    /// Sends them, neighbours of one size and destination in one message as far as
     /// `segmentation` allows; tells of each that the kernel did not take.
     pub(in crate::net) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
-        packets: &[Outgoing],
-        order: &[u32],
-        scratch: &[u8],
-        arena: &Arena,
+        letters: Letters<'_>,
         segmentation: &mut Segmentation,
         mut failed: impl FnMut(u32, &io::Error),
     ) -> SendReport {
         let mut report = SendReport::default();
-        for order in order.chunks(self.headers.len()) {
-            self.send_some(fd, packets, order, scratch, arena, segmentation, &mut report, &mut failed);
+        for order in letters.order.chunks(self.headers.len()) {
+            self.send_some(fd, Letters { order, ..letters }, segmentation, &mut report, &mut failed);
         }
         report
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one call site, and a structure for it would only be taken apart again"
-    )]
     fn send_some(
         &mut self,
         fd: BorrowedFd<'_>,
-        packets: &[Outgoing],
-        order: &[u32],
-        scratch: &[u8],
-        arena: &Arena,
+        letters: Letters<'_>,
         segmentation: &mut Segmentation,
         report: &mut SendReport,
         failed: &mut impl FnMut(u32, &io::Error),
     ) {
-        let count = self.fill(packets, order, scratch, arena, *segmentation);
+        let order = letters.order;
+        let count = self.fill(letters, *segmentation);
         let mut done = 0;
         while done < count {
             // SAFETY: every header from `done` on points to a name, iovecs and control buffer of its own and to bytes
@@ -199,14 +201,8 @@ impl SendBatch {
     }
 
     /// Writes the messages; gives how many there are.
-    fn fill(
-        &mut self,
-        packets: &[Outgoing],
-        order: &[u32],
-        scratch: &[u8],
-        arena: &Arena,
-        segmentation: Segmentation,
-    ) -> usize {
+    fn fill(&mut self, letters: Letters<'_>, segmentation: Segmentation) -> usize {
+        let Letters { packets, order, scratch, arena } = letters;
         static ZEROS: [u8; 4] = [0; 4];
         let (mut count, mut used) = (0, 0);
         let mut last: Option<&Outgoing> = None;
@@ -285,14 +281,14 @@ impl SendBatch {
         if header.msg_controllen == 0 {
             header.msg_control = std::ptr::null_mut();
         }
-        for index in first..first + count {
+        for (index, at) in order.iter().enumerate().skip(first).take(count) {
             let (start, end) = (self.starts[index] as usize, self.starts[index + 1] as usize);
             header.msg_iov = self.iovecs[start..end].as_mut_ptr();
             header.msg_iovlen = end - start;
             // SAFETY: the header points to a name, iovecs and control buffer of its own and to bytes that `send` borrows.
             let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
             if sent < 0 {
-                failed(order[index], &io::Error::last_os_error());
+                failed(*at, &io::Error::last_os_error());
             }
         }
     }
@@ -313,7 +309,7 @@ mod tests {
     }
 
     /// Datagrams of these lengths, each for one of two peers, with a head before every payload and some padding.
-    struct Letters {
+    struct Post {
         arena: Arena,
         scratch: Vec<u8>,
         packets: Vec<Outgoing>,
@@ -321,7 +317,7 @@ mod tests {
         due: [Vec<Vec<u8>>; 2],
     }
 
-    fn letters(peers: [SocketAddr; 2], lengths: &[(usize, usize)]) -> Letters {
+    fn letters(peers: [SocketAddr; 2], lengths: &[(usize, usize)]) -> Post {
         let mut arena = Arena::new(2);
         for (at, byte) in arena.slot_mut(0).iter_mut().enumerate() {
             *byte = (at % 251) as u8;
@@ -336,7 +332,7 @@ mod tests {
             packets.push(Outgoing { to: peers[to], from: None, head, payload, padding });
         }
         let order = (0..packets.len() as u32).collect();
-        Letters { arena, scratch, packets, order, due }
+        Post { arena, scratch, packets, order, due }
     }
 
     fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
@@ -345,15 +341,16 @@ mod tests {
     }
 
     fn send(
-        letters: &Letters,
+        letters: &Post,
         from: &UdpSocket,
         capacity: usize,
         segmentation: &mut Segmentation,
     ) -> (SendReport, Vec<u32>) {
         let mut failed = Vec::new();
         let mut batch = SendBatch::new(capacity);
-        let Letters { arena, scratch, packets, order, .. } = letters;
-        let report = batch.send(from.as_fd(), packets, order, scratch, arena, segmentation, |at, _| failed.push(at));
+        let Post { arena, scratch, packets, order, .. } = letters;
+        let letters = Letters { packets, order, scratch, arena };
+        let report = batch.send(from.as_fd(), letters, segmentation, |at, _| failed.push(at));
         (report, failed)
     }
 

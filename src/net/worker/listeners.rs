@@ -93,7 +93,7 @@ impl Listener {
 /// What a reload does to the listeners of a worker.
 pub(in crate::net) enum ListenerChange {
     /// One more, with this worker's socket of it.
-    Open(Listener),
+    Open(Box<Listener>),
     /// No new clients there.
     Leave(ListenerId),
     /// New clients there again.
@@ -133,13 +133,13 @@ impl Listeners {
     }
 
     /// Gives it a place; a free one first, so that reloads don't make the list longer and longer.
-    pub(super) fn open(&mut self, listener: Listener) -> usize {
+    pub(super) fn open(&mut self, listener: Box<Listener>) -> usize {
         let free = self.0.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.0.push(None);
             self.0.len() - 1
         });
-        self.0[at] = Some(listener);
+        self.0[at] = Some(*listener);
         at
     }
 
