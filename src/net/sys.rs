@@ -16,6 +16,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void};
 
+use crate::protocol::time::Ticks;
+
 pub(super) use self::arena::{Arena, Part};
 pub(super) use self::receive::{ReceiveBatch, Received};
 pub(super) use self::send::{Letters, Outgoing, Segmentation, SendBatch, SendReport};
@@ -54,12 +56,12 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), read | write, token)
     }
 
-    /// Sleeps until something is ready or `timeout` milliseconds are over (-1: for ever).
-    pub(super) fn wait(&self, ready: &mut Ready, timeout: i32) -> io::Result<()> {
+    /// Sleeps until something is ready.
+    pub(super) fn wait(&self, ready: &mut Ready) -> io::Result<()> {
         ready.count = 0;
         let capacity = ready.events.len() as c_int;
         // SAFETY: the kernel writes at most `capacity` events into the array.
-        let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), ready.events.as_mut_ptr(), capacity, timeout) };
+        let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), ready.events.as_mut_ptr(), capacity, -1) };
         match check(count) {
             Ok(count) => {
                 ready.count = count as usize;
@@ -129,6 +131,62 @@ impl Waker {
         let mut count = 0_u64;
         // SAFETY: eight bytes are written to `count`. EAGAIN means that nobody woke us.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+    }
+}
+
+/// Wakes a worker at a point in time. A timeout of [`Epoll::wait`] would do the same, but the kernel would set it up and
+/// take it down for each packet that comes before.
+#[derive(Debug)]
+pub(super) struct Alarm {
+    timer: OwnedFd,
+    at: Option<Ticks>,
+}
+
+impl Alarm {
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: no pointers; the descriptor that comes back belongs to nobody else.
+        let timer =
+            check(unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })?;
+        // SAFETY: as above.
+        Ok(Self { timer: unsafe { OwnedFd::from_raw_fd(timer) }, at: None })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd as _;
+        self.timer.as_fd()
+    }
+
+    /// Rings at `next` or before: a deadline that moved away is found out when it rings.
+    pub(super) fn set(&mut self, next: Option<Ticks>) {
+        let Some(next) = next else { return };
+        if self.at.is_some_and(|at| at <= next) {
+            return;
+        }
+        self.at = Some(next);
+        // All zero would switch it off.
+        let milliseconds = next.0.max(1);
+        let value = libc::timespec {
+            tv_sec: (milliseconds / 1000) as libc::time_t,
+            tv_nsec: (milliseconds % 1000 * 1_000_000) as libc::c_long,
+        };
+        let timer = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        // SAFETY: the kernel reads `timer` during the call; nothing is asked back.
+        unsafe {
+            libc::timerfd_settime(
+                self.timer.as_raw_fd(),
+                libc::TFD_TIMER_ABSTIME,
+                &raw const timer,
+                std::ptr::null_mut(),
+            );
+        }
+    }
+
+    /// It rang.
+    pub(super) fn clear(&mut self) {
+        self.at = None;
+        let mut count = 0_u64;
+        // SAFETY: eight bytes are written to `count`. EAGAIN means that it was set anew in the meantime.
+        unsafe { libc::read(self.timer.as_raw_fd(), (&raw mut count).cast(), 8) };
     }
 }
 

@@ -28,7 +28,7 @@ use super::counters::NetCounters;
 use super::handover::{Givers, Takers};
 use super::relay_socket::Relays;
 use super::streams::Streams;
-use super::sys::{self, Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
+use super::sys::{self, Alarm, Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
 use super::tls_session::CIPHER_BYTES;
 use super::udp::Queue;
 use crate::protocol::Server;
@@ -36,7 +36,7 @@ use crate::protocol::accounting::SessionRecord;
 use crate::protocol::address::{RelayedTransportAddress, Via};
 use crate::protocol::border::{AllocationId, Answer, AskId, DropReason, Event, Input, Output, Question, WorkerId};
 use crate::protocol::counters::Counters;
-use crate::protocol::time::Now;
+use crate::protocol::time::{Now, Ticks};
 
 /// Datagrams of one batch: after so many, listeners, TCP, timers and messages get their turn.
 pub(super) const BATCH: usize = 64;
@@ -57,6 +57,7 @@ const STREAM: u64 = 2;
 const INBOX: u64 = 3;
 /// A listener's second socket, for what is not data.
 const CONTROL: u64 = 4;
+const ALARM: u64 = 5;
 
 const fn token(kind: u64, index: usize) -> u64 {
     kind << KIND_BITS | index as u64
@@ -119,6 +120,7 @@ pub(super) struct Worker {
     counters: Arc<Counters>,
     net: Arc<NetCounters>,
     epoll: Epoll,
+    alarm: Alarm,
     listeners: Listeners,
     relays: Relays,
     streams: Streams,
@@ -149,12 +151,15 @@ impl Worker {
     pub(super) fn new(setup: Setup) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(setup.waker.fd(), token(INBOX, 0))?;
+        let alarm = Alarm::new()?;
+        epoll.add(alarm.fd(), token(ALARM, 0))?;
         let mut worker = Self {
             id: setup.id,
             server: setup.server,
             counters: setup.counters,
             net: setup.net,
             epoll,
+            alarm,
             listeners: Listeners::default(),
             relays: setup.relays,
             streams: Streams::new(setup.shell.tcp),
@@ -188,10 +193,10 @@ impl Worker {
         let mut ready = Ready::new(BATCH);
         self.net.processor.adopt();
         sys::sleep_exactly();
-        let mut now = clock::now();
         while !self.stopping {
-            self.epoll.wait(&mut ready, self.timeout(now))?;
-            now = clock::now();
+            self.alarm.set(self.next_deadline());
+            self.epoll.wait(&mut ready)?;
+            let now = clock::now();
             self.loops = self.loops.wrapping_add(1);
             self.net.loops.add(1);
             self.on_deadlines(now);
@@ -203,6 +208,8 @@ impl Worker {
                     RELAY => self.on_relay(now, at),
                     STREAM => self.on_stream(now, at, event.readable, event.writable),
                     CONTROL => self.on_control(now, at),
+                    // What is due is done at the start of each turn.
+                    ALARM => self.alarm.clear(),
                     _ => self.on_inbox(now),
                 }
                 if self.since_listeners >= BATCH && index + 1 < ready.len() {
@@ -227,10 +234,9 @@ impl Worker {
         }
     }
 
-    /// Milliseconds until something must be done by itself.
-    fn timeout(&self, now: Now) -> i32 {
-        let next = [self.server.poll_timeout(), self.streams.next_deadline()].into_iter().flatten().min();
-        next.map_or(-1, |at| at.since(now.ticks).min(60_000) as i32)
+    /// When something must be done by itself.
+    fn next_deadline(&self) -> Option<Ticks> {
+        [self.server.poll_timeout(), self.streams.next_deadline()].into_iter().flatten().min()
     }
 
     fn on_deadlines(&mut self, now: Now) {
