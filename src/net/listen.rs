@@ -11,7 +11,7 @@ use super::sys;
 use crate::protocol::address::Transport;
 
 /// What a listener asks the kernel to buffer, in bytes; the system's limit may hold it lower.
-const RECEIVE_BUFFER: usize = 4 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// What the system grants of it, and what was asked for; nothing where there is no socket to ask with.
 #[must_use]

@@ -17,7 +17,7 @@ use super::ports::{Census, Ports};
 use super::shared::{Process, RelayAddress, RelayOwner};
 use super::sys::{self, Segmentation};
 use super::udp::Place;
-use super::worker::Appetite;
+use super::worker::{Appetite, Roominess};
 use crate::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
 use crate::protocol::border::{AllocationId, OpenedRelay, Parity, RelayRefused, RelayRequest, WorkerId};
 use crate::protocol::random::Random;
@@ -27,7 +27,7 @@ use crate::protocol::time::Ticks;
 const BIND_TRIES: usize = 64;
 
 /// What a relayed socket asks the kernel to buffer, in bytes; the default overflowed under bursts of 1,200 bytes.
-const RECEIVE_BUFFER: usize = 1 << 20;
+pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// The free ports of every relay address, and what was dropped at relayed sockets; shared by all workers.
 pub(super) struct Pools {
@@ -80,6 +80,7 @@ pub(super) struct RelaySocket {
     relayed: RelayedTransportAddress,
     client: IpAddr,
     pub(super) appetite: Appetite,
+    pub(super) roominess: Roominess,
     pub(super) segmentation: Segmentation,
     /// Where its payload stands among what waits for peers, and for its client.
     pub(super) to_peer: Place,
@@ -201,6 +202,7 @@ impl Relays {
             relayed,
             client,
             appetite: Appetite::default(),
+            roominess: Roominess::default(),
             segmentation: Segmentation::ON,
             to_peer: Place::default(),
             to_client: Place::default(),

@@ -219,6 +219,22 @@ pub(super) fn coalesce(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     set_option(fd, libc::SOL_UDP, libc::UDP_GRO, &c_int::from(on))
 }
 
+/// How often this thread went to sleep by itself.
+pub(super) fn voluntary_switches() -> u64 {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel fills `usage`; all-zero bytes are a valid value of it.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    u64::try_from(usage.ru_nvcsw).unwrap_or(0)
+}
+
+/// How many bytes may wait at a socket; the system's limit may hold it lower.
+pub(super) fn set_receive_buffer(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    set_option(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, &(bytes.min(c_int::MAX as usize) as c_int))
+}
+
 /// Sleeps for some microseconds, or a little more.
 pub(super) fn sleep(microseconds: u32) {
     std::thread::sleep(std::time::Duration::from_micros(u64::from(microseconds)));

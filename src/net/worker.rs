@@ -8,6 +8,7 @@ mod datagrams;
 mod inbox;
 mod listeners;
 mod pace;
+mod room;
 mod stream;
 
 use std::io;
@@ -22,6 +23,8 @@ use self::listeners::Listeners;
 pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
 pub(super) use self::pace::Appetite;
 use self::pace::Pace;
+use self::room::Room;
+pub(super) use self::room::Roominess;
 
 use super::clock;
 use super::counters::NetCounters;
@@ -142,6 +145,7 @@ pub(super) struct Worker {
     loops: u32,
     settings: DatagramSettings,
     pace: Pace,
+    room: Room,
     givers: Givers,
     takers: Takers,
     stopping: bool,
@@ -178,6 +182,7 @@ impl Worker {
             loops: 0,
             settings: setup.shell.datagrams,
             pace: Pace::default(),
+            room: Room::new(clock::now().ticks),
             givers: setup.givers,
             takers: setup.takers,
             stopping: false,
@@ -218,19 +223,24 @@ impl Worker {
             }
             self.flush();
             self.givers.wake();
-            self.gather(now);
+            self.gather(now, ready.len());
+            self.room.on_turn(now.ticks, self.datagrams());
         }
         self.net.processor.give_up();
         Ok(())
     }
 
+    /// All datagrams that were ever received.
+    fn datagrams(&self) -> u64 {
+        self.net.listener_batches.datagrams() + self.net.relayed_batches.datagrams()
+    }
+
     /// Lets packets gather for a moment, if there are so many that the next ones are sure to come.
-    fn gather(&mut self, now: Now) {
-        if self.settings.coalesce_microseconds > 0 {
-            let datagrams = self.net.listener_batches.datagrams() + self.net.relayed_batches.datagrams();
-            if self.pace.is_fast(now.ticks, datagrams) {
-                sys::sleep(self.settings.coalesce_microseconds);
-            }
+    fn gather(&mut self, now: Now, ready: usize) {
+        // Where much is waiting already there is nothing to gather.
+        let pays = self.settings.coalesce_microseconds > 0 && ready < BATCH / 2;
+        if pays && self.pace.is_fast(now.ticks, self.datagrams()) {
+            sys::sleep(self.settings.coalesce_microseconds);
         }
     }
 

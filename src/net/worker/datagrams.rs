@@ -9,6 +9,7 @@ use crate::net::handover::Handed;
 use crate::net::sys::{self, Arena, Part, Received, Segmentation};
 use crate::net::tcp::Sent;
 use crate::net::udp::drop_reason;
+use crate::net::{listen, relay_socket};
 use crate::protocol::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
 use crate::protocol::border::{AllocationId, DropReason, Input, PacketMeta, Relay, Way};
@@ -17,6 +18,9 @@ use crate::wire::{Class, classify};
 
 /// Datagrams read at once from a relayed socket that is ready again and again.
 const RELAY_BATCH: usize = 16;
+
+/// What may wait at the data socket of a listener while its worker never sleeps.
+const LISTENER_BUSY_BYTES: usize = 512 << 10;
 
 /// Slots read at once from a socket whose datagrams are coalesced: each may hold dozens.
 const COALESCED_BATCH: usize = 4;
@@ -50,6 +54,10 @@ impl Worker {
 
     pub(super) fn on_listener(&mut self, now: Now, at: usize) {
         let Some(listener) = self.listeners.get_mut(at) else { return };
+        if let Some(bytes) = self.room.on_read(&mut listener.roominess, listen::RECEIVE_BUFFER) {
+            // The one of its kind may hold more than one of many.
+            let _ = sys::set_receive_buffer(listener.socket.as_fd(), bytes.max(LISTENER_BUSY_BYTES));
+        }
         let most = if listener.appetite.coalesces() { COALESCED_BATCH } else { BATCH };
         let wanted = listener.appetite.ready(self.loops, most);
         self.read_listener(now, at, wanted);
@@ -108,7 +116,7 @@ impl Worker {
         self.flush_to_peer();
         let offload = self.settings.segmentation_offload;
         if let Some(listener) = self.listeners.get_mut(at)
-            && (count > 1 || listener.appetite.coalesces())
+            && (count > 1 || listener.appetite.coalesces() || listener.users.coalesces())
         {
             listener.adapt(row, offload);
         }
@@ -270,6 +278,10 @@ impl Worker {
         let coalesces = relay.appetite.coalesces();
         let wanted = relay.appetite.ready(loops, if coalesces { COALESCED_BATCH } else { RELAY_BATCH });
         let id = relay.id;
+        if let Some(bytes) = self.room.on_read(&mut relay.roominess, relay_socket::RECEIVE_BUFFER) {
+            // As far as the system lets us: it is about delay, nothing depends on it.
+            let _ = sys::set_receive_buffer(relay.socket.as_fd(), bytes);
+        }
         if self.next_slot + wanted > BATCH {
             self.flush();
         }
@@ -313,12 +325,8 @@ impl Worker {
         let offload = self.settings.segmentation_offload;
         if let Some(relay) = self.relays.get_mut(id) {
             relay.appetite.took(count);
-            if offload {
-                // A kernel that can't coalesce goes on one by one.
-                let _ = relay.appetite.note(row.is_one(), relay.socket.as_fd());
-            } else {
-                relay.appetite.never_coalesce(relay.socket.as_fd());
-            }
+            let wants = relay.appetite.note(row.is_one() && offload) && offload;
+            relay.appetite.coalesce(wants, relay.socket.as_fd());
         }
     }
 
@@ -436,19 +444,15 @@ impl Worker {
 impl Listener {
     /// Coalesces from now on or not any more, after a batch that came in a row or did not.
     fn adapt(&mut self, in_a_row: bool, offload: bool) {
-        let before = self.appetite.coalesces();
-        if offload {
-            // A kernel that can't coalesce goes on one by one.
-            let _ = self.appetite.note(in_a_row, self.socket.as_fd());
-        } else {
-            self.appetite.never_coalesce(self.socket.as_fd());
+        let before = self.rows;
+        self.rows = self.appetite.note(in_a_row && offload);
+        if self.rows != before {
+            self.users.count_rows(self.rows);
         }
-        let now = self.appetite.coalesces();
-        if now != before
-            && let Some(control) = &self.control
-        {
-            // The kernel asks any socket of the group whether a flow may be coalesced.
-            let _ = sys::coalesce(control.as_fd(), now);
+        let wants = offload && self.users.coalesces();
+        self.appetite.coalesce(wants, self.socket.as_fd());
+        if let Some(control) = &self.control {
+            self.control_appetite.coalesce(wants, control.as_fd());
         }
     }
 }

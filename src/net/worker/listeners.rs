@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::Notify;
 
 use super::pace::Appetite;
+use super::room::Roominess;
 use crate::net::overflow::Watched;
 use crate::net::sys::Segmentation;
 use crate::net::udp::Queue;
@@ -20,6 +21,8 @@ pub(in crate::net) struct ListenerId(pub(in crate::net) u32);
 #[derive(Debug, Default)]
 pub(in crate::net) struct Users {
     count: AtomicU32,
+    /// Workers whose sockets get datagrams in rows.
+    rows: AtomicU32,
     /// Told when the last one went, and when somebody who waits for that should look again.
     pub(in crate::net) look: Notify,
 }
@@ -27,6 +30,20 @@ pub(in crate::net) struct Users {
 impl Users {
     pub(in crate::net) fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Whether any worker gets datagrams in rows: the kernel asks any socket of the group whether a flow may be coalesced.
+    #[inline]
+    pub(super) fn coalesces(&self) -> bool {
+        self.rows.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn count_rows(&self, begin: bool) {
+        if begin {
+            self.rows.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.rows.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn enter(&self) {
@@ -50,7 +67,10 @@ pub(in crate::net) struct Listener {
     pub(in crate::net) queue: Queue,
     pub(super) appetite: Appetite,
     pub(super) control_appetite: Appetite,
+    pub(super) roominess: Roominess,
     pub(super) segmentation: Segmentation,
+    /// Whether this worker's datagrams come in rows.
+    pub(super) rows: bool,
     pub(in crate::net) users: Arc<Users>,
     /// The configuration has it no more: whoever has no allocation gets no answer.
     pub(in crate::net) is_leaving: bool,
@@ -72,7 +92,9 @@ impl Listener {
             queue: Queue::default(),
             appetite: Appetite::default(),
             control_appetite: Appetite::default(),
+            roominess: Roominess::default(),
             segmentation: Segmentation::ON,
+            rows: false,
             users,
             is_leaving: false,
         }

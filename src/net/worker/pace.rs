@@ -1,6 +1,5 @@
 //! How busy a worker is: whether it pays to let packets gather, and how many to ask a socket for.
 
-use std::io;
 use std::os::fd::BorrowedFd;
 
 use crate::net::sys;
@@ -42,6 +41,8 @@ pub(in crate::net) struct Appetite {
     ready_in: u32,
     wanted: u8,
     score: u8,
+    /// Whether its datagrams come in rows.
+    rows: bool,
     coalesces: bool,
 }
 
@@ -78,25 +79,24 @@ impl Appetite {
         self.coalesces
     }
 
-    /// Notes whether datagrams of one sender and one size came in a row, and asks the kernel to coalesce such from now
-    /// on, or not any more.
-    pub(super) fn note(&mut self, in_a_row: bool, fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.score = if in_a_row { (self.score + 4).min(SCORE_MAX) } else { self.score.saturating_sub(1) };
-        let wants = if self.coalesces { self.score > 0 } else { self.score >= COALESCES_FROM };
-        if wants != self.coalesces {
-            sys::coalesce(fd, wants)?;
-            self.coalesces = wants;
-        }
-        Ok(())
+    /// Notes whether datagrams of one sender and one size came in a row; tells whether such should be coalesced.
+    pub(super) const fn note(&mut self, in_a_row: bool) -> bool {
+        self.score = match in_a_row {
+            true if self.score + 4 > SCORE_MAX => SCORE_MAX,
+            true => self.score + 4,
+            false => self.score.saturating_sub(1),
+        };
+        self.rows = if self.rows { self.score > 0 } else { self.score >= COALESCES_FROM };
+        self.rows
     }
 
-    /// The key says no: the kernel leaves every datagram as it is.
-    pub(super) fn never_coalesce(&mut self, fd: BorrowedFd<'_>) {
-        if std::mem::take(&mut self.coalesces) {
-            // What was coalesced before is still taken apart when it is read.
-            let _ = sys::coalesce(fd, false);
+    /// Asks the kernel to coalesce, or to leave every datagram as it is from now on. What is coalesced already is taken
+    /// apart all the same.
+    pub(super) fn coalesce(&mut self, wants: bool, fd: BorrowedFd<'_>) {
+        // A kernel that can't goes on one by one, and is asked again when the rows have ended once.
+        if wants != self.coalesces && (sys::coalesce(fd, wants).is_ok() || !wants) {
+            self.coalesces = wants;
         }
-        self.score = 0;
     }
 }
 
@@ -142,17 +142,17 @@ mod tests {
     fn only_a_socket_that_proves_bursty_coalesces_and_it_stops() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut appetite = Appetite::default();
-        for _ in 0..7 {
-            appetite.note(true, socket.as_fd()).unwrap();
-        }
-        assert!(!appetite.coalesces());
-        appetite.note(true, socket.as_fd()).unwrap();
-        assert!(appetite.coalesces());
-        for _ in 0..31 {
-            appetite.note(false, socket.as_fd()).unwrap();
-        }
-        assert!(appetite.coalesces());
-        appetite.note(false, socket.as_fd()).unwrap();
-        assert!(!appetite.coalesces());
+        let mut read = |in_a_row, times| {
+            for _ in 0..times {
+                let wants = appetite.note(in_a_row);
+                appetite.coalesce(wants, socket.as_fd());
+            }
+            appetite.coalesces()
+        };
+        assert!(!read(true, 7));
+        assert!(read(true, 1));
+        assert!(read(false, 31));
+        assert!(!read(false, 1));
+        assert!(read(true, 100) && read(false, 63) && !read(false, 1), "the score has an end");
     }
 }
