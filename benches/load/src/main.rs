@@ -44,7 +44,7 @@ throughway-load run      open sessions on a TURN server and drive traffic throug
   --softirq N[,N]           kernel threads that receive for them, charged too
   --client-ns PATH          --peer-ns PATH             network namespaces the two sides' sockets are opened in
   --first-client 127.1.0.1  --first-peer 127.2.0.1     addresses of session 0; the others follow
-  --hold                    say `open` and `drained` on stderr, and wait for a line on stdin each time
+  --steps                   say `open` and `drained` on stderr, and wait for a line on stdin each time
   --cpu N                   pin the generator          --fifo                   real-time priority 1
   --client-port 40000       --peer-port 41000          --relay-base 42000       (bare: first relay port)
   --bare-relay 127.0.0.1    (bare: relay address)
