@@ -11,7 +11,8 @@ driven like network cards: every end receives through NAPI, in a kernel thread o
 NAPI only with GRO on, and only what a sending end with TCP segmentation offload off hands it; else the packet takes
 the plain backlog, in the sender's context and without coalescing. UDP segmentation offload stays on: a segmented send
 crosses the device whole, as to a network card that segments. The relay's two threads run on the relay's CPU and are
-charged to it, those of the other ends run on the generator's CPU at once, ahead of the generator, which never sleeps.
+charged to it, those of the other ends on the generator's. They run ahead of everything else there, as interrupts do:
+a thread that waits for its turn would deliver late and in large batches, and nobody would be measured at the rate asked.
 
 A namespace goes away with the last process and descriptor in it, so nothing is left behind, however the run ends.
 """
@@ -138,10 +139,7 @@ class Veth:
         self.ends = {"rc": (own, relay_c), "rp": (own, relay_p), "c": (self.fds[0], client), "p": (self.fds[1], peer)}
         for device, pid in found.items():
             os.sched_setaffinity(pid, {options.server_cpu if pid in self.softirq else options.load_cpu})
-            if pid in self.softirq and not options.fifo:
-                os.setpriority(os.PRIO_PROCESS, pid, options.nice)  # as the server: neither starves the other
-            else:
-                os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(2))
+            os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(2))
 
     def generator_flags(self, port):
         return ["--server", f"{self.listen}:{port}", "--client-ns", self.client_path, "--peer-ns", self.peer_path,
