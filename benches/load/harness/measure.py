@@ -69,6 +69,8 @@ def finish(generator, timeout):
     finally:
         if generator.poll() is None:
             generator.kill()
+    if generator.returncode == 2:
+        raise Failed(f"throughway-load has no mode {generator.args[1]}; build it anew")
     if generator.returncode != 0:
         raise Failed(error.strip() or f"the generator ended with {generator.returncode}")
     return json.loads(out)

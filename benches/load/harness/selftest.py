@@ -127,6 +127,9 @@ def figures():
     check("| A20k | throughway | 100 (100 to 100) | 2.00 (2.00 to 2.00) |" in text and "| 3.25 |" in text, "the table shows it")
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| A20k |")}
     check(len(widths) == 1, "every row has all columns")
+    page = (Path(__file__).parents[3] / "docs" / "performance.md").read_text()
+    unnamed = [name for name, s in SCENARIOS.items() if f"| {name} | {', '.join(s.setups)} | {s.text} | {s.why}" not in page]
+    check(not unnamed, f"docs/performance.md has every scenario as it is {unnamed or ''}")
     drawing = chart.draw(summary)
     check(len(xml.dom.minidom.parseString(drawing).getElementsByTagName("title")) == 4, "the chart has a bar for every figure")
 
