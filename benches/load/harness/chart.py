@@ -29,12 +29,12 @@ def draw(summary):
     servers = list(dict.fromkeys(server for _, groups in panels for bars in groups.values() for server in bars))
     height = TOP + len(panels) * (PANEL + BETWEEN)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
-           f'aria-label="CPU nanoseconds per relayed packet by scenario and server; less is better">', "<style>", STYLE]
+           f'aria-label="CPU time per relayed packet by scenario and server; less is better">', "<style>", STYLE]
     for n in range(len(servers)):
         light, dark = COLOURS[n % len(COLOURS)]
         out.append(f".s{n} {{ fill: {light} }} @media (prefers-color-scheme: dark) {{ .s{n} {{ fill: {dark} }} }}")
     out += ["</style>", f'<rect class="back" width="{WIDTH}" height="{height}"/>',
-            f'<text class="title" x="{LEFT}" y="26">CPU ns per relayed packet: median, and the least and the most of the rounds (less is better)</text>']
+            f'<text class="title" x="{LEFT}" y="26">CPU microseconds per relayed packet: median, least and most of the rounds (less is better)</text>']
     x = LEFT
     for n, server in enumerate(servers):
         out.append(f'<rect class="s{n}" x="{x}" y="40" width="12" height="12" rx="2"/>'
@@ -46,7 +46,7 @@ def draw(summary):
 
 
 STYLE = """text { font: 12px system-ui, sans-serif; fill: #24292f }
-.title { font-size: 15px; font-weight: 600 } .small { font-size: 10px } .back { fill: #ffffff }
+.title { font-size: 15px; font-weight: 600 } .small { font-size: 9.5px } .back { fill: #ffffff }
 .grid { stroke: #d8dee4 } .whisker { stroke: #24292f; stroke-width: 1 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .back { fill: #0d1117 } .grid { stroke: #30363d } .whisker { stroke: #e6edf3 } }"""
@@ -61,7 +61,7 @@ def panel(setup, groups, servers, top):
     for mark in range(0, int(most) + 1, step):
         y = base - mark * scale
         out.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                   f'<text class="small" text-anchor="end" x="{LEFT - 6}" y="{y + 3:.1f}">{mark:,}</text>')
+                   f'<text class="small" text-anchor="end" x="{LEFT - 6}" y="{y + 3:.1f}">{mark / 1000:g}</text>')
     span = (WIDTH - LEFT - RIGHT) / len(groups)
     width = min(26.0, span * 0.8 / max(len(bars) for bars in groups.values()))
     for n, (name, bars) in enumerate(groups.items()):
@@ -84,4 +84,5 @@ def panel(setup, groups, servers, top):
 
 
 def short(nanoseconds):
-    return f"{nanoseconds / 1000:.1f}k" if nanoseconds >= 1000 else f"{nanoseconds:.0f}"
+    """In microseconds, as the axis."""
+    return f"{nanoseconds / 1000:.1f}"

@@ -50,7 +50,7 @@ class Running:
     def generator(self, words, warm_up, seconds, *more, stdin=subprocess.DEVNULL):
         scenario, options, spec = self.scenario, self.options, self.server.spec
         command = [options.load, scenario.mode, *map(str, words)]
-        if scenario.relays:
+        if scenario.clients:
             command += ["--transport", scenario.transport, "--protocol", spec.get("protocol", "turn")]
         command += ["--user", spec.get("user", "load"), "--password", spec.get("password", "load"),
                     "--warm-up", str(warm_up), "--measure", str(seconds), "--pid", str(self.server.process.pid),
@@ -78,10 +78,11 @@ def finish(generator, timeout):
 
 def measure(server, scenario, setup, options):
     """One cell of one round: a fresh network, a fresh server, one run of the generator."""
-    seconds = options.warm_up + options.measure + scenario.seconds
+    measured = scenario.measure or options.measure
+    seconds = options.warm_up + measured + scenario.seconds
     with Running(server, scenario, setup, options, seconds) as running:
         more = ["--fifo"] if options.fifo else []
-        cell = finish(running.generator(scenario.words, options.warm_up, options.measure, *more), seconds + 90)
+        cell = finish(running.generator(scenario.words, options.warm_up, measured, *more), seconds + 90)
         devices = running.network.devices()
     if devices:
         cell["devices"] = devices

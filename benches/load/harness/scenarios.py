@@ -1,21 +1,21 @@
 """What is measured. A new scenario is one entry of SCENARIOS; nothing else needs to know of it.
 
-`Relay` drives packets through the server (`throughway-load run`) and compares CPU ns per packet. `Figure` is any other
-mode of throughway-load: it compares one key of the mode's JSON, which needs at least "units" and that key.
+`relay` drives packets through the server (`throughway-load run`) and compares CPU ns per packet. `figure` is anything
+else: it compares one key of the mode's JSON and shows others beside it.
 `goals` are the ratios to coturn that the project asks of itself, by set-up: (required, aim).
 """
 
 from dataclasses import dataclass, field
 
 REFERENCE = "coturn"
-BARE = ("forwarder", "forwarder-batch", "forwarder-gso")
+BARE = ("forwarder", "forwarder-batch", "forwarder-gso", "forwarder-uring", "forwarder-uring-epoll")
 FAULTS = ("lost", "duplicates", "corrupt", "misdelivered", "unexpected", "broken_connections")
 DROPS = ("generator_socket_drops", "listener_socket_drops", "relayed_socket_drops", "device_drops")
 
 
 @dataclass(frozen=True)
 class Column:
-    """An extra column of a Figure: its title, the key in the mode's JSON and how the median is written."""
+    """What stands beside a figure: its title, the key in the mode's JSON and how the median is written."""
     title: str
     key: str
     form: str = "{:,.0f}"
@@ -26,6 +26,7 @@ class Scenario:
     text: str
     why: str
     words: tuple
+    relays: bool
     mode: str = "run"
     transport: str = "udp"
     setups: tuple = ("loopback", "veth")
@@ -38,11 +39,13 @@ class Scenario:
     more_is_better: bool = False
     faults: tuple = FAULTS
     columns: tuple = ()
+    measure: float = 0.0  # seconds of measuring, where the mode needs its own
     seconds: float = 0.0  # what a run takes beside warm-up and measuring
 
     @property
-    def relays(self):
-        return self.mode == "run"
+    def clients(self):
+        """What `run` and its relatives are told about the clients."""
+        return self.mode in ("run", "overload")
 
     def flag(self, name, default):
         return self.words[self.words.index(name) + 1] if name in self.words else default
@@ -56,11 +59,11 @@ class Scenario:
 
 
 def relay(text, why, *words, **more):
-    return Scenario(text, why, words, **{"bare": True, **more})
+    return Scenario(text, why, words, relays=True, **{"bare": True, **more})
 
 
 def figure(mode, text, why, *words, **more):
-    return Scenario(text, why, words, mode=mode, **{"setups": ("loopback",), "faults": ("failures",), **more})
+    return Scenario(text, why, words, relays=False, mode=mode, **{"setups": ("loopback",), "faults": ("failures",), **more})
 
 
 def both(loopback, veth):
@@ -100,11 +103,18 @@ SCENARIOS = {
                    key="bytes_per_allocation", unit="allocation", title="process memory per allocation, B",
                    columns=(Column("idle CPU %", "idle_cpu_percent", "{:.2f}"),
                             Column("B kept after release", "bytes_per_allocation_kept")), seconds=25),
-    "flood": figure("flood", "50 calls, and 50,000 packets/s that nobody asked for", "an attack on a server with calls",
-                    key="cpu_ns_per_unit", title="CPU ns per packet of the calls", faults=FAULTS, seconds=3,
-                    columns=(Column("p50 us", "p50_us"), Column("p99 us", "p99_us"))),
-    "overload": figure("overload", "requests at twice the rate the server can answer", "everybody comes back at once",
-                       key="units_per_cpu_second", unit="answer", title="answers per CPU second", more_is_better=True, seconds=20,
-                       columns=(Column("p50 us", "p50_us"), Column("p99 us", "p99_us"))),
+    "flood": figure("run", "50 calls x 50 packets/s x 2 directions, 160 B, and 50,000 packets/s of strangers: Allocate, Binding, garbage, ChannelData",
+                    "an attack on a server with calls", "--sessions", 50, "--rate", 50, "--payload", 160, "--flood", 50000,
+                    key="p99_us", title="added latency of the calls, p99 us", faults=FAULTS, setups=("loopback", "veth"),
+                    columns=(Column("p50 us", "p50_us"), Column("CPU share", "cpu_share", "{:.2f}"),
+                             Column("strangers' packets/s", "flood_sent_pps"))),
+    "overload": figure("overload", "200 UDP clients, 160 B, twice what the server can forward, and 100 clients that send a Refresh every 0.25 s",
+                       "everybody talks at once", "--sessions", 200, "--payload", 160,
+                       key="units_per_second", unit="packet", title="packets/s forwarded", more_is_better=True,
+                       faults=("duplicates", "corrupt", "misdelivered", "unexpected"), measure=12, seconds=11,
+                       columns=(Column("of the maximum", "forwarded_of_maximum", "{:.2f}"), Column("p99 us", "p99_us"),
+                                Column("Refreshes done within 8 s", "refreshes_within_8s_share", "{:.4f}"),
+                                Column("answered within 10 ms", "refresh_answers_within_10ms_share", "{:.4f}"),
+                                Column("back to normal after ms", "recovery_ms"))),
 }
 DEFAULT = [name for name, scenario in SCENARIOS.items() if not scenario.on_request]
