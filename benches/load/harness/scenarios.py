@@ -41,6 +41,11 @@ class Scenario:
     columns: tuple = ()
     measure: float = 0.0  # seconds of measuring, where the mode needs its own
     seconds: float = 0.0  # what a run takes beside warm-up and measuring
+    rounds: int = 99  # of these at the most
+
+    @property
+    def slow(self):
+        return self.seconds > 10
 
     @property
     def clients(self):
@@ -102,7 +107,7 @@ SCENARIOS = {
     "idle": figure("idle", "10,000 allocations that do nothing", "what a waiting call keeps", "--sessions", 10000,
                    key="bytes_per_allocation", unit="allocation", title="process memory per allocation, B",
                    columns=(Column("idle CPU %", "idle_cpu_percent", "{:.2f}"),
-                            Column("B kept after release", "bytes_per_allocation_kept")), seconds=25),
+                            Column("B kept after release", "bytes_per_allocation_kept")), seconds=25, rounds=3),
     "flood": figure("run", "50 calls x 50 packets/s x 2 directions, 160 B, and 50,000 packets/s of strangers: Allocate, Binding, garbage, ChannelData",
                     "an attack on a server with calls", "--sessions", 50, "--rate", 50, "--payload", 160, "--flood", 50000,
                     key="p99_us", title="added latency of the calls, p99 us", faults=FAULTS, setups=("loopback", "veth"),
@@ -111,7 +116,7 @@ SCENARIOS = {
     "overload": figure("overload", "200 UDP clients, 160 B, twice what the server can forward, and 100 clients that send a Refresh every 0.25 s",
                        "everybody talks at once", "--sessions", 200, "--payload", 160,
                        key="units_per_second", unit="packet", title="packets/s forwarded", more_is_better=True,
-                       faults=("duplicates", "corrupt", "misdelivered", "unexpected"), measure=12, seconds=11,
+                       faults=("duplicates", "corrupt", "misdelivered", "unexpected"), measure=12, seconds=11, rounds=3,
                        columns=(Column("of the maximum", "forwarded_of_maximum", "{:.2f}"), Column("p99 us", "p99_us"),
                                 Column("Refreshes done within 8 s", "refreshes_within_8s_share", "{:.4f}"),
                                 Column("answered within 10 ms", "refresh_answers_within_10ms_share", "{:.4f}"),
