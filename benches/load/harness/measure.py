@@ -95,7 +95,7 @@ def measure(server, scenario, setup, options):
 
 
 class Counter:
-    """Counts system calls: with `perf stat` at full speed, else with `strace -c` at a fifth of the rate."""
+    """Counts system calls: with `perf stat` at full speed, else with `strace -c` at a twentieth of the rate."""
 
     def __init__(self):
         self.events = ["raw_syscalls:sys_enter"] + [f"syscalls:sys_enter_{name}" for name in CALLS]
@@ -112,7 +112,7 @@ class Counter:
 
     @property
     def slower(self):
-        return 5 if self.how == "strace" else 1
+        return 20 if self.how == "strace" else 1
 
     def start(self, pid, output, cpu):
         if self.how == "perf":
@@ -155,7 +155,7 @@ def slowed(words, factor):
 
 def count_calls(server, scenario, setup, options, counter):
     """System calls per relayed packet, from a run of its own; nothing of opening and closing sessions is in it."""
-    warm_up, seconds = 0.1, 0.5 if options.quick else 1.0
+    warm_up, seconds = 0.1, 0.5 if options.quick else 1.0 if counter.how == "perf" else 3.0
     with Running(server, scenario, setup, options, seconds + 30) as running:
         output = str(Path(running.directory.name) / "calls")
         generator = running.generator(slowed(scenario.words, counter.slower), warm_up, seconds, "--steps",
