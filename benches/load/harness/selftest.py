@@ -16,7 +16,7 @@ from pathlib import Path
 import chart
 import report
 from measure import Counter, count_calls, measure
-from network import SETUPS, Veth, enter
+from network import SETUPS, Failed, Veth, enter
 from scenarios import FAULTS, SCENARIOS
 from server import make_certificate
 
@@ -140,8 +140,11 @@ def main(options, servers):
     with tempfile.TemporaryDirectory(prefix="compare-tls-") as options.certificates:
         make_certificate(options.certificates)
         check(Path(options.certificates, "cert.pem").exists(), "there is a certificate")
-        if "veth" in options.setup:
-            offloads(options)
-        relaying(options, servers, Counter() if not options.no_calls else None)
+        try:
+            if "veth" in options.setup:
+                offloads(options)
+            relaying(options, servers, Counter() if not options.no_calls else None)
+        except (Failed, OSError) as error:
+            check(False, f"nothing in between fails: {error}")
     print(f"self-test: {len(FAILURES)} failed" if FAILURES else "self-test: passed", file=sys.stderr if FAILURES else sys.stdout)
     return 1 if FAILURES else 0
