@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 /// Names that stand alone.
-const SWITCHES: [&str; 6] = ["fifo", "batch", "no-permission", "reuse-nonce", "pairs", "flood-ignore"];
+const SWITCHES: &[&str] = &["fifo", "batch", "gso", "steps", "no-permission", "reuse-nonce", "pairs", "flood-ignore"];
 
 pub struct Flags(HashMap<String, String>);
 

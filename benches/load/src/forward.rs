@@ -1,8 +1,8 @@
 //! The bare forwarder: what relaying costs when nothing but the system calls is done.
 //!
-//! Session n is client 127.1.0.1+n and peer 127.2.0.1+n by convention, so nothing is looked up, checked or
+//! Session n is the n-th client address and the n-th peer address by convention, so nothing is looked up, checked or
 //! counted. One thread, level-triggered epoll, one `recvmsg` and one send per packet; with `--batch` the
-//! listener is read with `recvmmsg` and written with one `sendmmsg` per loop.
+//! listener is read with `recvmmsg` and written with one `sendmmsg` per loop. `--gso` is `forward_gso`.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
@@ -16,7 +16,7 @@ use crate::stream::{Connection, Poll};
 use crate::sys;
 use crate::udp::{self, BATCH, from_raw_address, raw_address};
 
-const LISTENER: u64 = u64::MAX;
+pub const LISTENER: u64 = u64::MAX;
 const STREAM: u64 = 1 << 32;
 const SLOT: usize = 65_536;
 const SMALL_SLOT: usize = 2_048;
@@ -26,7 +26,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let places = Places::parse(&mut flags, "listen")?;
     let sessions: usize = flags.or("sessions", 200)?;
     let seconds: u32 = flags.or("seconds", 60)?;
-    let batch = flags.switch("batch");
+    let (batch, gso) = (flags.switch("batch"), flags.switch("gso"));
     let uring = flags.optional("uring")?;
     let min_wait = flags.or("min-wait", 0)?;
     flags.finish()?;
@@ -41,6 +41,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         poll.add(relay.as_raw_fd(), n as u64)?;
     }
     match transport {
+        Transport::Udp if gso => crate::forward_gso::over_udp(&mut poll, &places, &relays),
         Transport::Udp => over_udp(&mut poll, &places, &relays, batch),
         Transport::Tcp => over_tcp(&mut poll, &places, &relays),
     }

@@ -399,6 +399,9 @@ mod tests {
     fn a_packet_goes_on_to_the_other_side_of_its_session_and_no_other() {
         let places = Places {
             server: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478),
+            first_client: Ipv4Addr::new(127, 1, 0, 1),
+            first_peer: Ipv4Addr::new(127, 2, 0, 1),
+            bare_relay: Ipv4Addr::LOCALHOST,
             client_port: 40_000,
             peer_port: 41_000,
             relay_base: 42_000,

@@ -12,12 +12,14 @@ mod flags;
 mod fleet;
 mod flood;
 mod forward;
+mod forward_gso;
 mod forward_uring;
 mod histogram;
 mod holders;
 mod idle;
 mod json;
 mod meter;
+mod namespace;
 mod overload;
 mod plan;
 mod run;
@@ -39,11 +41,18 @@ throughway-load run      open sessions on a TURN server and drive traffic throug
   --in-flight 256           packets on their way in all (closed loop)
   --warm-up 0.5             --measure 2                seconds
   --pid N[,N]               processes whose CPU time is charged to the relayed packets
+  --softirq N[,N]           kernel threads that receive for them, charged too
+  --client-ns PATH          --peer-ns PATH             network namespaces the two sides' sockets are opened in
+  --first-client 127.1.0.1  --first-peer 127.2.0.1     addresses of session 0; the others follow
+  --steps                   say `open` and `drained` on stderr, and wait for a line on stdin each time
   --cpu N                   pin the generator          --fifo                   real-time priority 1
   --client-port 40000       --peer-port 41000          --relay-base 42000       (bare: first relay port)
+  --bare-relay 127.0.0.1    (bare: relay address)
 throughway-load forward  the bare forwarder, until SIGTERM or --seconds
   --listen 127.0.0.1:3478   --transport udp|tcp        --sessions 200           --seconds 60
-  --client-port 40000       --peer-port 41000          --relay-base 42000       --batch
+  --client-port 40000       --peer-port 41000          --relay-base 42000
+  --first-client 127.1.0.1  --first-peer 127.2.0.1     --bare-relay 127.0.0.1
+  --batch | --gso           several packets a system call | and coalesced receives, segmented sends
   --uring multishot|epoll   on io_uring, UDP only        --min-wait 0              microseconds, multishot only
 ";
 

@@ -35,6 +35,11 @@ impl Meter {
         })
     }
 
+    /// Charges the kernel threads that receive for the server, too.
+    pub fn and_softirq(self, pids: &str) -> Result<Self, String> {
+        Ok(Self { server: self.server.and_softirq(pids)?, ..self })
+    }
+
     fn own_cpu_ns(&self) -> u64 {
         self.own.as_ref().map_or(0, Watch::cpu_ns)
     }
@@ -53,6 +58,8 @@ impl Meter {
             usage: Usage {
                 cpu_ns: ended.cpu_ns.saturating_sub(self.begun.cpu_ns),
                 context_switches: ended.context_switches.saturating_sub(self.begun.context_switches),
+                softirq_ns: ended.softirq_ns.saturating_sub(self.begun.softirq_ns),
+                softirq_switches: ended.softirq_switches.saturating_sub(self.begun.softirq_switches),
                 resident_bytes: ended.resident_bytes,
             },
             own_cpu_ns: self.own_cpu_ns().saturating_sub(self.own_begun),
@@ -74,10 +81,11 @@ impl Window {
             .real("seconds", self.seconds())
             .real("generator_cpu", self.own_cpu_ns as f64 / self.nanoseconds as f64);
         if self.watched {
-            o.count("cpu_ns", self.usage.cpu_ns)
-                .real("cpu_ns_per_unit", self.usage.cpu_ns as f64 / units as f64)
-                .real("units_per_cpu_second", units as f64 * 1e9 / self.usage.cpu_ns as f64)
-                .real("cpu_share", self.usage.cpu_ns as f64 / self.nanoseconds as f64)
+            let cpu_ns = self.usage.cpu_ns + self.usage.softirq_ns;
+            o.count("cpu_ns", cpu_ns)
+                .real("cpu_ns_per_unit", cpu_ns as f64 / units as f64)
+                .real("units_per_cpu_second", units as f64 * 1e9 / cpu_ns as f64)
+                .real("cpu_share", cpu_ns as f64 / self.nanoseconds as f64)
                 .real("switches_per_unit", self.usage.context_switches as f64 / units as f64)
                 .count("resident_bytes", self.usage.resident_bytes);
         }

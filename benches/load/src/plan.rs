@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use crate::account::Account;
 use crate::flags::Flags;
 use crate::flood::Orders;
+use crate::namespace::Namespaces;
 use crate::sys;
 use crate::tls::Tls;
 use crate::traffic::{HEADER, PAYLOAD_MAX};
@@ -43,45 +44,52 @@ pub enum Load {
 #[derive(Clone, Copy)]
 pub struct Places {
     pub server: SocketAddrV4,
+    /// Of session 0; the others follow.
+    pub first_client: Ipv4Addr,
+    pub first_peer: Ipv4Addr,
     pub client_port: u16,
     pub peer_port: u16,
+    /// Of the bare forwarder only: its first relay address; the other sessions' ports follow.
+    pub bare_relay: Ipv4Addr,
     pub relay_base: u16,
 }
 
-const FIRST_CLIENT: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
-const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(127, 2, 0, 1);
 pub const SESSIONS_MAX: usize = 65_000;
 
 impl Places {
     pub fn parse(flags: &mut Flags, server: &str) -> Result<Self, String> {
+        let server = flags.or(server, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478))?;
         Ok(Self {
-            server: flags.or(server, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478))?,
+            server,
+            first_client: flags.or("first-client", Ipv4Addr::new(127, 1, 0, 1))?,
+            first_peer: flags.or("first-peer", Ipv4Addr::new(127, 2, 0, 1))?,
             client_port: flags.or("client-port", 40_000)?,
             peer_port: flags.or("peer-port", 41_000)?,
+            bare_relay: flags.or("bare-relay", *server.ip())?,
             relay_base: flags.or("relay-base", 42_000)?,
         })
     }
 
     pub fn client(&self, session: usize) -> SocketAddrV4 {
-        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_CLIENT) + session as u32), self.client_port)
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(self.first_client) + session as u32), self.client_port)
     }
 
     pub fn peer(&self, session: usize) -> SocketAddrV4 {
-        SocketAddrV4::new(Ipv4Addr::from(u32::from(FIRST_PEER) + session as u32), self.peer_port)
+        SocketAddrV4::new(Ipv4Addr::from(u32::from(self.first_peer) + session as u32), self.peer_port)
     }
 
     /// Of the bare forwarder only; a TURN server says where it relays.
     pub fn bare_relay(&self, session: usize) -> SocketAddrV4 {
-        SocketAddrV4::new(*self.server.ip(), self.relay_base + session as u16)
+        SocketAddrV4::new(self.bare_relay, self.relay_base + session as u16)
     }
 
     /// The session a client address belongs to; the caller checks it against its number of sessions.
     pub fn session_of_client(&self, address: Ipv4Addr) -> usize {
-        u32::from(address).wrapping_sub(u32::from(FIRST_CLIENT)) as usize
+        u32::from(address).wrapping_sub(u32::from(self.first_client)) as usize
     }
 
     pub fn session_of_peer(&self, address: Ipv4Addr) -> usize {
-        u32::from(address).wrapping_sub(u32::from(FIRST_PEER)) as usize
+        u32::from(address).wrapping_sub(u32::from(self.first_peer)) as usize
     }
 }
 
@@ -138,6 +146,11 @@ pub struct Plan {
     /// Sessions n and n + 1 are each other's peers, by their relayed addresses.
     pub pairs: bool,
     pub flood: Option<Orders>,
+    pub namespaces: Namespaces,
+    /// Kernel threads that receive for the server.
+    pub softirq: String,
+    /// Wait around the traffic, see `run::step`.
+    pub steps: bool,
     pub transport: Transport,
     pub protocol: Protocol,
     pub framing: Framing,
@@ -209,6 +222,9 @@ impl Plan {
             tls,
             pairs,
             flood,
+            namespaces: Namespaces::parse(&mut flags)?,
+            softirq: flags.or("softirq", String::new())?,
+            steps: flags.switch("steps"),
             transport,
             protocol,
             framing,

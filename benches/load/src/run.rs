@@ -22,21 +22,31 @@ const SENDS_PER_TURN: usize = BATCH;
 pub fn main(flags: Flags) -> Result<(), String> {
     let plan = Plan::parse(flags)?;
     plan.basics.settle(60)?;
-    let mut meter = Meter::new(&plan.basics.pids)?;
+    let mut meter = Meter::new(&plan.basics.pids)?.and_softirq(&plan.softirq)?;
     let opening = sys::now();
     let mut run = Run::open(&plan)?;
     let opened_ns = sys::now() - opening;
+    step(plan.steps, "open");
     if plan.basics.fifo {
         sys::real_time()?;
     }
     let measured = run.drive(&mut meter);
+    step(plan.steps, "drained");
     let mut ports = vec![plan.places.client_port, plan.places.peer_port];
     ports.extend(run.flood.as_ref().map(Flood::port));
-    let drops = sys::socket_drops(&ports, plan.places.server.port());
+    let drops = sys::drops_in(&plan.namespaces.udp_tables(), &ports, plan.places.server.port());
     let broken = run.clients.closed();
     let refused = run.close();
     println!("{}", run.report(&measured, opened_ns, drops, broken, refused));
     Ok(())
+}
+
+/// Lets whoever started the generator count something of the server around the traffic alone.
+fn step(wanted: bool, word: &str) {
+    if wanted {
+        eprintln!("{word}");
+        let _ = std::io::stdin().read_line(&mut String::new());
+    }
 }
 
 /// What the measured window brought.
@@ -90,11 +100,14 @@ impl Pace {
 
 impl<'a> Run<'a> {
     pub fn open(plan: &'a Plan) -> Result<Self, String> {
-        let mut clients = Clients::open(plan)?;
-        let peers = ManyAddresses::open(plan.places.peer_port, plan.payload)?;
+        let mut clients = plan.namespaces.at_clients(|| Clients::open(plan))?;
+        let peers = plan.namespaces.at_peers(|| ManyAddresses::open(plan.places.peer_port, plan.payload))?;
         let sessions = session::open_all(plan, &mut clients)?;
         let flood = match &plan.flood {
-            Some(orders) => Some(Flood::open(orders, &plan.basics, plan.places, plan.sessions)?),
+            Some(orders) => {
+                let open = || Flood::open(orders, &plan.basics, plan.places, plan.sessions);
+                Some(plan.namespaces.at_clients(open)?)
+            }
             None => None,
         };
         let ledger = Ledger::new(plan.flows(), plan.payload);
@@ -399,6 +412,7 @@ impl<'a> Run<'a> {
             .real("pps_to_client", *to_client as f64 / seconds)
             .count("sent", sent)
             .count("received", arrived)
+            .count("relayed_in_all", self.ledger.received())
             .count("lost", sent - arrived)
             .count("not_sent", sum(|c| c.not_sent))
             .count("duplicates", faults.duplicates)
@@ -414,8 +428,12 @@ impl<'a> Run<'a> {
             .real("generator_lag_max_us", self.lag_max as f64 / 1e3);
         write_latency(&mut o, "", &self.ledger.latency);
         if !plan.basics.pids.is_empty() {
-            o.real("cpu_ns_per_packet", per_packet(window.usage.cpu_ns))
-                .real("switches_per_packet", per_packet(window.usage.context_switches));
+            let usage = &window.usage;
+            o.real("cpu_ns_per_packet", per_packet(usage.cpu_ns + usage.softirq_ns))
+                .real("process_ns_per_packet", per_packet(usage.cpu_ns))
+                .real("softirq_ns_per_packet", per_packet(usage.softirq_ns))
+                .real("switches_per_packet", per_packet(usage.context_switches))
+                .real("softirq_switches_per_packet", per_packet(usage.softirq_switches));
         }
         if let Some(flood) = &self.flood {
             flood.write(&mut o, seconds);

@@ -18,6 +18,12 @@ fn read_clock(clock: libc::clockid_t) -> u64 {
 /// CPU time and context switches of the server's processes, all threads, to the nanosecond.
 /// (utime and stime of /proc count jiffies: useless for a run of two seconds.)
 pub struct Watch {
+    server: Clocks,
+    softirq: Clocks,
+}
+
+#[derive(Default)]
+struct Clocks {
     pids: Vec<i32>,
     clocks: Vec<libc::clockid_t>,
 }
@@ -26,47 +32,78 @@ pub struct Watch {
 pub struct Usage {
     pub cpu_ns: u64,
     pub context_switches: u64,
+    /// Of the kernel threads that receive for the server, see `and_softirq`.
+    pub softirq_ns: u64,
+    pub softirq_switches: u64,
     pub resident_bytes: u64,
 }
 
 impl Watch {
     pub fn new(pids: &str) -> Result<Self, String> {
-        let mut watch = Self { pids: Vec::new(), clocks: Vec::new() };
+        Ok(Self { server: Clocks::new("--pid", pids)?, softirq: Clocks::default() })
+    }
+
+    /// Charges kernel threads too, as a part of its own: where receiving is done outside the server's process.
+    pub fn and_softirq(self, pids: &str) -> Result<Self, String> {
+        Ok(Self { softirq: Clocks::new("--softirq", pids)?, ..self })
+    }
+
+    pub fn cpu_ns(&self) -> u64 {
+        self.server.cpu_ns()
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            cpu_ns: self.server.cpu_ns(),
+            context_switches: self.server.context_switches(),
+            softirq_ns: self.softirq.cpu_ns(),
+            softirq_switches: self.softirq.context_switches(),
+            resident_bytes: self.server.resident_bytes(),
+        }
+    }
+}
+
+impl Clocks {
+    fn new(flag: &str, pids: &str) -> Result<Self, String> {
+        let mut found = Self::default();
         for word in pids.split(',').filter(|word| !word.is_empty()) {
-            let pid = word.parse().map_err(|_| format!("--pid: `{word}` is not a process id"))?;
+            let pid = word.parse().map_err(|_| format!("{flag}: `{word}` is not a process id"))?;
             let mut clock = 0;
             // SAFETY: `clock` is valid for the write.
             let error = unsafe { libc::clock_getcpuclockid(pid, &mut clock) };
             if error != 0 {
-                return Err(format!("--pid {pid}: {}", io::Error::from_raw_os_error(error)));
+                return Err(format!("{flag} {pid}: {}", io::Error::from_raw_os_error(error)));
             }
-            watch.pids.push(pid);
-            watch.clocks.push(clock);
+            found.pids.push(pid);
+            found.clocks.push(clock);
         }
-        Ok(watch)
+        Ok(found)
     }
 
-    pub fn cpu_ns(&self) -> u64 {
+    fn cpu_ns(&self) -> u64 {
         self.clocks.iter().map(|clock| read_clock(*clock)).sum()
     }
 
-    pub fn usage(&self) -> Usage {
-        let mut usage = Usage { cpu_ns: self.cpu_ns(), ..Usage::default() };
+    /// Waits for something, all threads.
+    fn context_switches(&self) -> u64 {
+        let mut switches = 0;
         for pid in &self.pids {
             let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             for task in tasks {
                 let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
-                let count = |name: &str| {
-                    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-                    line.trim_start_matches(':').trim().parse::<u64>().ok()
-                };
-                usage.context_switches += count("voluntary_ctxt_switches").unwrap_or(0);
+                let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+                switches += line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
             }
-            let pages = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-            let pages = pages.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-            usage.resident_bytes += pages * 4_096;
         }
-        usage
+        switches
+    }
+
+    fn resident_bytes(&self) -> u64 {
+        let pages = |pid: &i32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+            text.split(' ').nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
+        };
+        self.pids.iter().map(pages).sum::<u64>() * 4_096
     }
 }
 
@@ -75,15 +112,19 @@ impl Watch {
 pub struct Drops {
     pub generator: u64,
     pub listener: u64,
-    /// All other sockets of this network namespace: the relayed ones.
+    /// All other sockets: the relayed ones.
     pub relayed: u64,
 }
 
-/// Reads the drops of every UDP socket of this network namespace.
+/// The drops of every UDP socket of this network namespace.
 pub fn socket_drops(generator: &[u16], listener: u16) -> Drops {
-    let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
+    drops_in(&fs::read_to_string("/proc/self/net/udp").unwrap_or_default(), generator, listener)
+}
+
+/// Sorts the drops of every UDP socket in one or several tables, each as /proc/net/udp is.
+pub fn drops_in(tables: &str, generator: &[u16], listener: u16) -> Drops {
     let mut drops = Drops::default();
-    for line in table.lines().skip(1) {
+    for line in tables.lines().filter(|line| !line.trim_start().starts_with("sl")) {
         let mut words = line.split_whitespace();
         let port = words.nth(1).and_then(|local| u16::from_str_radix(local.rsplit(':').next()?, 16).ok());
         let dropped = words.next_back().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);

@@ -16,7 +16,7 @@ const SMALL_SLOT: usize = 2_048;
 
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control([u8; 64]);
+pub struct Control(pub [u8; 64]);
 
 pub fn bind(address: SocketAddrV4) -> Result<UdpSocket, String> {
     let socket = UdpSocket::bind(address).map_err(|e| format!("bind UDP {address}: {e}"))?;
