@@ -247,3 +247,125 @@ fn method_name(method: u16) -> &'static str {
         _ => "request",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A fleet of two, and the socket that plays its server.
+    fn fleet(port: u16) -> (Fleet, UdpSocket) {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        server.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let SocketAddr::V4(address) = server.local_addr().expect("bound") else {
+            panic!("bound to IPv4");
+        };
+        let places = Places { server: address, client_port: port, peer_port: 1, relay_base: 1 };
+        (Fleet::open(places, port, 2, &Account::new("user", "pass")).expect("a fleet"), server)
+    }
+
+    const BINDING: Asked = Asked { method: stun::BINDING, signed: false, lifetime: None };
+
+    fn receive(fleet: &mut Fleet, messages: usize) -> Vec<Ended> {
+        let (mut ended, mut got) = (Vec::new(), 0);
+        let until = sys::now() + 5_000_000_000;
+        while got < messages && sys::now() < until {
+            got += fleet.receive(&mut ended);
+        }
+        assert_eq!(got, messages);
+        ended
+    }
+
+    fn ask(fleet: &mut Fleet, server: &UdpSocket, client: usize) -> (TransactionId, SocketAddr) {
+        fleet.ask(client, BINDING, sys::now(), |request| request);
+        fleet.flush();
+        let mut bytes = [0; 100];
+        let (length, from) = server.recv_from(&mut bytes).expect("a request");
+        (Message::parse(&bytes[..length]).expect("STUN").id(), from)
+    }
+
+    fn answer(id: TransactionId, mapped: SocketAddr) -> Vec<u8> {
+        let SocketAddr::V4(mapped) = mapped else {
+            panic!("a client of IPv4");
+        };
+        Builder::new(stun::BINDING | stun::SUCCESS, id).xor_address(stun::XOR_MAPPED_ADDRESS, mapped).unsigned()
+    }
+
+    #[test]
+    fn only_the_right_answer_from_the_right_place_ends_a_request() {
+        let (mut fleet, server) = fleet(45_101);
+        let stranger = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let (id, from) = ask(&mut fleet, &server, 0);
+        let (other_id, other_from) = ask(&mut fleet, &server, 1);
+        stranger.send_to(&answer(id, from), from).expect("sent");
+        server.send_to(&answer([9; 12], from), from).expect("sent");
+        server.send_to(&answer(id, from), other_from).expect("sent");
+        server.send_to(b"no STUN", from).expect("sent");
+        assert!(receive(&mut fleet, 4).is_empty());
+        assert_eq!((fleet.counts.unmatched, fleet.busy()), (4, 2));
+        server.send_to(&answer(id, from), from).expect("sent");
+        server.send_to(&answer(other_id, from), other_from).expect("sent");
+        let ended = receive(&mut fleet, 2);
+        assert_eq!(ended[0].outcome, Outcome::Success { relayed: None });
+        // the right transaction, and the address of another client
+        assert!(matches!(ended[1].outcome, Outcome::Wrong(_)));
+        assert_eq!(fleet.busy(), 0);
+    }
+
+    #[test]
+    fn a_second_answer_is_late_after_a_retransmission_and_unmatched_without() {
+        let (mut fleet, server) = fleet(45_102);
+        let (id, from) = ask(&mut fleet, &server, 0);
+        server.send_to(&answer(id, from), from).expect("sent");
+        server.send_to(&answer(id, from), from).expect("sent");
+        receive(&mut fleet, 2);
+        assert_eq!((fleet.counts.late_answers, fleet.counts.unmatched), (0, 1));
+        let (id, from) = ask(&mut fleet, &server, 1);
+        fleet.look(sys::now() + 600_000_000, &mut Vec::new());
+        fleet.flush();
+        let mut bytes = [0; 100];
+        let again = server.recv(&mut bytes).expect("the retransmission");
+        assert_eq!(Message::parse(&bytes[..again]).expect("STUN").id(), id);
+        for _ in 0..3 {
+            server.send_to(&answer(id, from), from).expect("sent");
+        }
+        assert_eq!(receive(&mut fleet, 3).len(), 1);
+        assert_eq!((fleet.counts.retransmissions, fleet.counts.late_answers, fleet.counts.unmatched), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_renewed_client_is_seen_at_an_address_of_its_own() {
+        let (mut fleet, server) = fleet(45_103);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            for client in 0..2 {
+                let (id, from) = ask(&mut fleet, &server, client);
+                server.send_to(&answer(id, from), from).expect("sent");
+                assert_eq!(receive(&mut fleet, 1)[0].client, client);
+                assert!(!seen.contains(&from), "{from}");
+                seen.push(from);
+                fleet.renew(client);
+            }
+        }
+        fleet.limit_addresses(2);
+        fleet.renew(0);
+        assert_eq!(ask(&mut fleet, &server, 0).1, seen[0]);
+    }
+
+    #[test]
+    fn failures_are_told_by_method_and_reason() {
+        let mut failures = Failures::default();
+        failures.note(BINDING, &Outcome::Success { relayed: None });
+        assert_eq!((failures.total(), failures.text()), (0, String::new()));
+        failures.note(BINDING, &Outcome::TimedOut);
+        let refused = Outcome::Refused("error 486 full".to_owned());
+        (0..2).for_each(|_| failures.note(Asked { method: stun::ALLOCATE, ..BINDING }, &refused));
+        assert_eq!(failures.total(), 3);
+        assert_eq!(
+            failures.text(),
+            "Allocate: error 486 full (2 times); Binding: no answer to seven transmissions (1 times)"
+        );
+    }
+}

@@ -198,11 +198,12 @@ impl Plan {
         let places = Places::parse(&mut flags, "server")?;
         let ca: Option<String> = flags.optional("ca")?;
         let name = flags.or("tls-name", places.server.ip().to_string())?;
+        let version = flags.or("tls-version", "any".to_owned())?;
         let tls = match over_tls {
             true if protocol == Protocol::Bare => {
                 return Err("--protocol bare has no TLS; the forwarder's TCP is its floor".to_owned());
             }
-            true => Some(Tls::new(ca.as_deref(), &name)?),
+            true => Some(Tls::new(ca.as_deref(), &name, &version)?),
             false if ca.is_some() => return Err("--ca goes with --transport tls only".to_owned()),
             false => None,
         };

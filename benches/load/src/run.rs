@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
     /// One payload of a flow. In pairs flow n is between the sessions 2n and 2n + 1, and both ends are clients.
     fn send(&mut self, flow: usize, way: Way, now: u64) {
         let (stamp, tail) = self.ledger.next(flow, way, now);
-        let n = if self.plan.pairs { 2 * flow + way as usize } else { flow };
+        let n = sender(self.plan.pairs, flow, way);
         let session = &self.sessions[n];
         let places = &self.plan.places;
         if way == Way::ToClient && !self.plan.pairs {
@@ -337,7 +337,7 @@ impl<'a> Run<'a> {
             }
             match unframe(plan.framing, n, sessions[n].peer, bytes) {
                 Some((payload, right_head)) => {
-                    let (flow, way) = if plan.pairs { (n / 2, WAYS[(n + 1) % 2]) } else { (n, Way::ToClient) };
+                    let (flow, way) = flow_to_client(plan.pairs, n);
                     ledger.arrived(flow, way, payload, from_server && right_head, clock());
                 }
                 None => ledger.faults.unexpected += 1,
@@ -442,6 +442,16 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The session whose client, or whose peer, sends this way. In pairs flow n has the sessions 2n and 2n + 1.
+fn sender(pairs: bool, flow: usize, way: Way) -> usize {
+    if pairs { 2 * flow + way as usize } else { flow }
+}
+
+/// Which flow, and which way of it, ends at this session's client.
+fn flow_to_client(pairs: bool, session: usize) -> (usize, Way) {
+    if pairs { (session / 2, WAYS[1 - session % 2]) } else { (session, Way::ToClient) }
+}
+
 fn pad(length: u16) -> usize {
     usize::from(length.wrapping_neg() & 3)
 }
@@ -474,6 +484,19 @@ mod tests {
     #[test]
     fn padding_reaches_the_next_multiple_of_four() {
         assert_eq!([0, 1, 2, 3, 4, 160].map(pad), [0, 3, 2, 1, 0, 0]);
+    }
+
+    /// So a payload that comes back to its own sender is misdelivered, as is one of another pair.
+    #[test]
+    fn in_pairs_each_way_ends_at_the_other_client() {
+        for flow in 0..5 {
+            for way in WAYS {
+                let from = sender(true, flow, way);
+                assert_eq!(flow_to_client(true, from ^ 1), (flow, way));
+                assert_ne!(flow_to_client(true, from), (flow, way));
+            }
+        }
+        assert_eq!((sender(false, 3, Way::ToPeer), flow_to_client(false, 3)), (3, (3, Way::ToClient)));
     }
 
     #[test]

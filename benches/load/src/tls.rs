@@ -9,7 +9,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::version::{TLS12, TLS13};
+use rustls::{
+    ALL_VERSIONS, ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 
 #[derive(Clone)]
 pub struct Tls {
@@ -19,12 +22,18 @@ pub struct Tls {
 
 impl Tls {
     /// With a file of certificates the server's must lead to one of them and bear `name`; without, any will do.
-    pub fn new(ca: Option<&str>, name: &str) -> Result<Self, String> {
+    /// `version` is "1.2", "1.3" or "any".
+    pub fn new(ca: Option<&str>, name: &str, version: &str) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let text = |e: Error| format!("TLS: {e}");
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(text)?;
+        let versions = match version {
+            "1.2" => &[&TLS12][..],
+            "1.3" => &[&TLS13][..],
+            "any" => ALL_VERSIONS,
+            other => return Err(format!("--tls-version: `{other}` is none of 1.2, 1.3 and any")),
+        };
+        let builder =
+            ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions).map_err(text)?;
         let mut config = match ca {
             Some(path) => {
                 let mut roots = RootCertStore::empty();
