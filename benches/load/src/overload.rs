@@ -82,6 +82,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         .real("maximum_pps", maximum)
         .real("maximum_cpu_share", calibration.window.usage.cpu_ns as f64 / calibration.window.nanoseconds as f64)
         .real("offered_pps", offered)
+        .real("sent_of_maximum", counted.sent_measured as f64 / result.window.seconds() / maximum)
         .real("sent_pps", counted.sent_measured as f64 / result.window.seconds());
     result.window.write(&mut o, "packet", result.received);
     o.real("forwarded_of_maximum", result.pps() / maximum)
@@ -240,12 +241,15 @@ impl Control {
         if holders.open() < orders.clients {
             return Err(format!("control clients: {}", holders.failures.text()));
         }
-        let interval = (orders.interval * SECOND) as u64;
-        Ok(Self {
+        Ok(Self::of(holders, orders.clients, (orders.interval * SECOND) as u64))
+    }
+
+    fn of(holders: Holders, clients: usize, interval: u64) -> Self {
+        Self {
             holders,
-            next: vec![0; orders.clients],
+            next: vec![0; clients],
             interval,
-            since: vec![0; orders.clients],
+            since: vec![0; clients],
             looked_at: 0,
             stopped: false,
             ended: Vec::new(),
@@ -253,7 +257,7 @@ impl Control {
             answer: Histogram::new(),
             answers: 0,
             prompt: 0,
-        })
+        }
     }
 
     fn stop(&mut self) {
@@ -337,4 +341,60 @@ impl Control {
 struct Verdict {
     judged: u64,
     within: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+
+    use super::*;
+    use crate::account::{Account, Asked};
+    use crate::stun;
+
+    const SECOND: u64 = 1_000_000_000;
+    const REFRESH: Asked = Asked { method: stun::REFRESH, signed: true, lifetime: Some(LIFETIME) };
+
+    /// Control clients of a server that never answers.
+    fn control(port: u16) -> (Control, UdpSocket) {
+        let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, server.local_addr().expect("bound").port());
+        let places = crate::plan::Places { server: address, client_port: port, peer_port: 1, relay_base: 1 };
+        let holders = Holders::new(places, port, 4, &Account::new("user", "pass")).expect("a fleet");
+        (Control::of(holders, 4, SECOND / 4), server)
+    }
+
+    fn end(client: usize, last_sent: u64, at: u64, outcome: Outcome) -> Ended {
+        Ended { client, asked: REFRESH, outcome, first_sent: 0, last_sent, at }
+    }
+
+    #[test]
+    fn late_failed_and_unanswered_refreshes_are_no_success_and_young_ones_are_not_judged() {
+        let (mut control, _server) = control(45_104);
+        let success = || Outcome::Success { relayed: None };
+        control.on_end(end(0, 7 * SECOND, 7 * SECOND + 1_000, success()));
+        control.on_end(end(1, 8 * SECOND, 8 * SECOND + 1_000, success()));
+        control.on_end(end(2, 31 * SECOND, 39 * SECOND, Outcome::TimedOut));
+        control.since[3] = SECOND;
+        control.holders.refresh(3, LIFETIME, SECOND);
+        let verdict = control.verdict(10 * SECOND);
+        assert_eq!((verdict.judged, verdict.within), (4, 1));
+        let verdict = control.verdict(8 * SECOND + 1);
+        assert_eq!((verdict.judged, verdict.within), (3, 1));
+        assert_eq!(control.verdict(7 * SECOND).judged, 0);
+        assert_eq!(control.holders.failures.total(), 1);
+    }
+
+    #[test]
+    fn the_answer_is_timed_from_the_last_transmission_and_a_stale_nonce_begins_no_new_refresh() {
+        let (mut control, _server) = control(45_105);
+        control.since[0] = SECOND;
+        control.on_end(end(0, 2 * SECOND, 2 * SECOND + 5, Outcome::Challenged(438)));
+        assert!(control.holders.fleet.is_busy(0));
+        assert!(control.refreshes.is_empty());
+        control.on_end(end(0, 3 * SECOND, 3 * SECOND + 9_000_000, Outcome::Success { relayed: None }));
+        control.on_end(end(1, 3 * SECOND, 3 * SECOND + 11_000_000, Outcome::Success { relayed: None }));
+        assert_eq!(control.refreshes[0], (SECOND, Some(2 * SECOND + 9_000_000)));
+        assert_eq!((control.answers, control.prompt, control.answer.max()), (2, 1, 11_000_000));
+        assert_eq!(control.next[0], 3 * SECOND + 9_000_000 + SECOND / 4);
+    }
 }
