@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 /// Names that stand alone.
-const SWITCHES: &[&str] = &["fifo", "batch", "gso", "steps", "no-permission", "reuse-nonce", "pairs", "flood-ignore"];
+const SWITCHES: &[&str] =
+    &["fifo", "batch", "gso", "steps", "no-permission", "reuse-nonce", "pairs", "flood-ignore", "segment"];
 
 pub struct Flags(HashMap<String, String>);
 

@@ -51,6 +51,7 @@ throughway-load run      open sessions on a TURN server and drive traffic throug
   --bare-relay 127.0.0.1    (bare: relay address)
   --ca FILE --tls-name NAME --tls-version any          (tls; without --ca any certificate will do)
   --pairs                   two sessions each are each other's peers
+  --segment                 bursts leave in one piece, and the kernel cuts them
   --flood PPS               strangers beside the calls --flood-kind mixed|allocate|binding|garbage|channel|forged
   --flood-addresses 1000    --flood-port 43000         --flood-ignore           (their answers stay unread)
 throughway-load cycles   lives of allocations, one after the other

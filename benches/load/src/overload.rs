@@ -79,6 +79,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         .count("sessions", plan.sessions as u64)
         .count("payload_bytes", plan.payload as u64)
         .count("burst", plan.burst as u64)
+        .count("segmented", u64::from(plan.segment))
         .real("maximum_pps", maximum)
         .real("maximum_cpu_share", calibration.window.usage.cpu_ns as f64 / calibration.window.nanoseconds as f64)
         .real("offered_pps", offered)

@@ -151,6 +151,8 @@ pub struct Plan {
     pub softirq: String,
     /// Wait around the traffic, see `run::step`.
     pub steps: bool,
+    /// Bursts leave in one piece.
+    pub segment: bool,
     pub transport: Transport,
     pub protocol: Protocol,
     pub framing: Framing,
@@ -226,6 +228,7 @@ impl Plan {
             namespaces: Namespaces::parse(&mut flags)?,
             softirq: flags.or("softirq", String::new())?,
             steps: flags.switch("steps"),
+            segment: flags.switch("segment"),
             transport,
             protocol,
             framing,

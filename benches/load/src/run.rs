@@ -101,8 +101,12 @@ impl Pace {
 impl<'a> Run<'a> {
     pub fn open(plan: &'a Plan) -> Result<Self, String> {
         let mut clients = plan.namespaces.at_clients(|| Clients::open(plan))?;
-        let peers = plan.namespaces.at_peers(|| ManyAddresses::open(plan.places.peer_port, plan.payload))?;
+        let mut peers = plan.namespaces.at_peers(|| ManyAddresses::open(plan.places.peer_port, plan.payload))?;
         let sessions = session::open_all(plan, &mut clients)?;
+        if plan.segment {
+            peers.segment();
+            clients.segment();
+        }
         let flood = match &plan.flood {
             Some(orders) => {
                 let open = || Flood::open(orders, &plan.basics, plan.places, plan.sessions);
@@ -393,7 +397,8 @@ impl<'a> Run<'a> {
         .text("tls", &self.clients.tls_suite().unwrap_or_default())
         .count("sessions", plan.sessions as u64)
         .count("payload_bytes", plan.payload as u64)
-        .count("burst", plan.burst as u64);
+        .count("burst", plan.burst as u64)
+        .count("segmented", u64::from(plan.segment));
         match plan.load {
             Load::Rate(rate) => {
                 let offered = rate * 2.0 * plan.flows() as f64;

@@ -41,6 +41,13 @@ impl Clients {
         }
     }
 
+    /// See `ManyAddresses::segment`; a stream needs none.
+    pub fn segment(&mut self) {
+        if let Self::Udp(socket) = self {
+            socket.segment();
+        }
+    }
+
     /// Version and cipher suite of the first connection; none without TLS.
     pub fn tls_suite(&self) -> Option<String> {
         match self {

@@ -89,6 +89,12 @@ impl ManyAddresses {
         self.send.used == BATCH
     }
 
+    /// From now on neighbours in a batch with the same addresses and length leave as one piece that the kernel
+    /// cuts (UDP_SEGMENT): a burst costs the sender little more than a packet.
+    pub fn segment(&mut self) {
+        self.send.segment = true;
+    }
+
     /// Sends what is queued; returns how many the system did not take.
     pub fn flush(&mut self) -> u64 {
         self.send.flush(self.socket.as_raw_fd())
@@ -176,13 +182,17 @@ fn destination(head: &libc::msghdr) -> Option<Ipv4Addr> {
 
 struct SendBatch {
     used: usize,
+    segment: bool,
     head_max: usize,
     bytes: Vec<u8>,
     /// head, tail, padding
     pieces: Vec<[libc::iovec; 3]>,
     names: Vec<libc::sockaddr_in>,
+    sources: Vec<Ipv4Addr>,
     controls: Vec<Control>,
     heads: Vec<libc::mmsghdr>,
+    /// Datagrams of each message: more than one where the kernel cuts.
+    counts: Vec<usize>,
 }
 
 static PADDING: [u8; 4] = [0; 4];
@@ -193,12 +203,15 @@ impl SendBatch {
         let (name, pieces, head) = unsafe { (std::mem::zeroed(), std::mem::zeroed(), std::mem::zeroed()) };
         Self {
             used: 0,
+            segment: false,
             head_max,
             bytes: vec![0; places * head_max],
             pieces: vec![pieces; places],
             names: vec![name; places],
+            sources: vec![Ipv4Addr::UNSPECIFIED; places],
             controls: vec![Control([0; 64]); places],
             heads: vec![head; places],
+            counts: vec![0; places],
         }
     }
 
@@ -223,47 +236,71 @@ impl SendBatch {
         let n = self.used;
         self.pieces[n] = pieces;
         self.names[n] = raw_address(to);
+        self.sources[n] = from;
         let info = libc::in_pktinfo {
             ipi_ifindex: 0,
             ipi_spec_dst: libc::in_addr { s_addr: u32::from(from).to_be() },
             ipi_addr: libc::in_addr { s_addr: 0 },
         };
-        let head = &mut self.heads[n].msg_hdr;
-        head.msg_control = ptr::from_mut(&mut self.controls[n]).cast();
-        // SAFETY: Control is aligned for cmsghdr and larger than CMSG_SPACE of in_pktinfo; the length set
-        // first makes CMSG_FIRSTHDR return its start.
-        unsafe {
-            head.msg_controllen = libc::CMSG_SPACE(size_of::<libc::in_pktinfo>() as u32) as _;
-            let control = libc::CMSG_FIRSTHDR(head);
-            (*control).cmsg_level = libc::IPPROTO_IP;
-            (*control).cmsg_type = libc::IP_PKTINFO;
-            (*control).cmsg_len = libc::CMSG_LEN(size_of::<libc::in_pktinfo>() as u32) as _;
-            ptr::write_unaligned(libc::CMSG_DATA(control).cast(), info);
-        }
+        // SAFETY: Control is aligned for cmsghdr and larger than both messages together.
+        unsafe { write_control(&mut self.controls[n], 0, libc::IPPROTO_IP, libc::IP_PKTINFO, info) };
         self.used += 1;
+    }
+
+    /// How many datagrams from this one on have the same addresses and the same length.
+    fn run_from(&self, first: usize, used: usize) -> usize {
+        let length = |n: usize| self.pieces[n].iter().map(|piece| piece.iov_len).sum::<usize>();
+        let same = |n: &usize| {
+            let (one, other) = (&self.names[first], &self.names[*n]);
+            one.sin_addr.s_addr == other.sin_addr.s_addr
+                && one.sin_port == other.sin_port
+                && self.sources[first] == self.sources[*n]
+                && length(first) == length(*n)
+        };
+        let room = (SEGMENTED_MAX / length(first).max(1)).max(1);
+        (first..used).take_while(same).count().min(room)
     }
 
     fn flush(&mut self, fd: RawFd) -> u64 {
         let used = std::mem::take(&mut self.used);
-        for n in 0..used {
-            self.pieces[n][0].iov_base = self.bytes[n * self.head_max..].as_mut_ptr().cast();
-            let head = &mut self.heads[n].msg_hdr;
-            head.msg_name = ptr::from_mut(&mut self.names[n]).cast();
+        let (mut first, mut messages) = (0, 0);
+        while first < used {
+            let run = if self.segment { self.run_from(first, used) } else { 1 };
+            for n in first..first + run {
+                self.pieces[n][0].iov_base = self.bytes[n * self.head_max..].as_mut_ptr().cast();
+            }
+            let mut controls = INFO_SPACE;
+            if run > 1 {
+                let length = self.pieces[first].iter().map(|piece| piece.iov_len).sum::<usize>() as u16;
+                // SAFETY: as in `place`; this one lies behind the first.
+                unsafe {
+                    write_control(&mut self.controls[first], INFO_SPACE, libc::SOL_UDP, libc::UDP_SEGMENT, length)
+                };
+                controls += SEGMENT_SPACE;
+            }
+            let head = &mut self.heads[messages].msg_hdr;
+            head.msg_control = ptr::from_mut(&mut self.controls[first]).cast();
+            head.msg_controllen = controls as _;
+            head.msg_name = ptr::from_mut(&mut self.names[first]).cast();
             head.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
-            head.msg_iov = self.pieces[n].as_mut_ptr();
-            head.msg_iovlen = 3;
+            // the pieces of neighbours are neighbours: one gather list
+            head.msg_iov = self.pieces[first..].as_mut_ptr().cast();
+            head.msg_iovlen = 3 * run;
+            self.counts[messages] = run;
+            messages += 1;
+            first += run;
         }
         let (mut done, mut failed) = (0, 0);
-        while done < used {
-            // SAFETY: headers `done..used` point into vectors of `self`, at 'static tails, or at the bytes that
+        while done < messages {
+            // SAFETY: headers `done..messages` point into vectors of `self`, at 'static tails, or at the bytes that
             // `push_borrowed`'s caller keeps alive over this call.
-            let sent = unsafe { libc::sendmmsg(fd, self.heads[done..].as_mut_ptr(), (used - done) as u32, 0) };
+            let sent = unsafe { libc::sendmmsg(fd, self.heads[done..].as_mut_ptr(), (messages - done) as u32, 0) };
             match usize::try_from(sent) {
                 Ok(sent) => done += sent,
                 // the first of the rest was refused: skip it and go on
                 Err(_) => {
+                    failed += self.counts[done] as u64;
                     done += 1;
-                    failed += 1;
                 }
             }
         }
@@ -271,6 +308,65 @@ impl SendBatch {
     }
 }
 
+/// Bytes of one piece that the kernel cuts, below what an IPv4 datagram holds.
+const SEGMENTED_MAX: usize = 60_000;
+// SAFETY: arithmetic only.
+const INFO_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<libc::in_pktinfo>() as u32) } as usize;
+// SAFETY: arithmetic only.
+const SEGMENT_SPACE: usize = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as usize;
+const _: () = assert!(INFO_SPACE + SEGMENT_SPACE <= size_of::<Control>());
+
+/// Writes one control message.
+///
+/// # Safety
+///
+/// `at` is a multiple of eight, and the message fits behind it.
+unsafe fn write_control<T>(control: &mut Control, at: usize, level: libc::c_int, kind: libc::c_int, value: T) {
+    // SAFETY: the caller's promise; Control is aligned for cmsghdr, and the value is written unaligned.
+    unsafe {
+        let head: *mut libc::cmsghdr = control.0.as_mut_ptr().add(at).cast();
+        (*head).cmsg_level = level;
+        (*head).cmsg_type = kind;
+        (*head).cmsg_len = libc::CMSG_LEN(size_of::<T>() as u32) as _;
+        ptr::write_unaligned(libc::CMSG_DATA(head).cast(), value);
+    }
+}
+
 fn borrowed(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Whole or cut by the kernel: what arrives is the same, each datagram from its own source.
+    #[test]
+    fn bursts_arrive_as_the_datagrams_they_were() {
+        let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, receiver.local_addr().expect("bound").port());
+        let mut sender = ManyAddresses::open(45_106, 160).expect("a socket");
+        for segmented in [false, true] {
+            if segmented {
+                sender.segment();
+            }
+            // source, head, tail: a run of three, another length, another source
+            let sources = [1, 1, 1, 1, 2, 2].map(|last| Ipv4Addr::new(127, 1, 0, last));
+            let tails: [&'static [u8]; 6] = [b"abc", b"def", b"ghi", b"jk", b"lm", b"no"];
+            for (n, (source, tail)) in sources.iter().zip(tails).enumerate() {
+                assert!(!sender.push(*source, to, &[&[n as u8], b"head"], tail, 0));
+            }
+            assert_eq!(sender.send.run_from(0, 6), 3);
+            assert_eq!(sender.flush(), 0);
+            for (n, (source, tail)) in sources.iter().zip(tails).enumerate() {
+                let mut bytes = [0; 100];
+                let (length, from) = receiver.recv_from(&mut bytes).expect("a datagram");
+                assert_eq!(bytes[..length], [&[n as u8][..], b"head", tail].concat());
+                assert_eq!(from, (*source, 45_106).into());
+            }
+        }
+    }
 }
