@@ -262,7 +262,7 @@ mod tests {
         let SocketAddr::V4(address) = server.local_addr().expect("bound") else {
             panic!("bound to IPv4");
         };
-        let places = Places { server: address, client_port: port, peer_port: 1, relay_base: 1 };
+        let places = Places::on_loopback(address, port);
         (Fleet::open(places, port, 2, &Account::new("user", "pass")).expect("a fleet"), server)
     }
 

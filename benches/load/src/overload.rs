@@ -35,7 +35,8 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     plan.basics.settle((orders.calibrate + orders.recover) as u32 + 120)?;
     let mut meter = Meter::new(&plan.basics.pids)?;
     let mut run = Run::open(&plan)?;
-    let holders = Holders::new(plan.places, orders.port, orders.clients, &plan.basics.account())?;
+    let account = plan.basics.account();
+    let holders = plan.namespaces.at_clients(|| Holders::new(plan.places, orders.port, orders.clients, &account))?;
     let mut control = Control::open(holders, &orders)?;
     if plan.basics.fifo {
         sys::real_time()?;
@@ -359,7 +360,7 @@ mod tests {
     fn control(port: u16) -> (Control, UdpSocket) {
         let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, server.local_addr().expect("bound").port());
-        let places = crate::plan::Places { server: address, client_port: port, peer_port: 1, relay_base: 1 };
+        let places = crate::plan::Places::on_loopback(address, port);
         let holders = Holders::new(places, port, 4, &Account::new("user", "pass")).expect("a fleet");
         (Control::of(holders, 4, SECOND / 4), server)
     }

@@ -57,6 +57,19 @@ pub struct Places {
 pub const SESSIONS_MAX: usize = 65_000;
 
 impl Places {
+    #[cfg(test)]
+    pub fn on_loopback(server: SocketAddrV4, client_port: u16) -> Self {
+        Self {
+            server,
+            first_client: Ipv4Addr::new(127, 1, 0, 1),
+            first_peer: Ipv4Addr::new(127, 2, 0, 1),
+            client_port,
+            peer_port: 1,
+            bare_relay: Ipv4Addr::LOCALHOST,
+            relay_base: 1,
+        }
+    }
+
     pub fn parse(flags: &mut Flags, server: &str) -> Result<Self, String> {
         let server = flags.or(server, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3478))?;
         Ok(Self {

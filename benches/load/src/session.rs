@@ -98,13 +98,13 @@ pub struct Session {
 /// Opens all sessions, one exchange after the other.
 pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, String> {
     if plan.protocol == Protocol::Bare {
-        return (0..plan.sessions).map(|n| clients.connect(plan).map(|()| Session::bare(plan, n))).collect();
+        return (0..plan.sessions).map(|n| connect(plan, clients).map(|()| Session::bare(plan, n))).collect();
     }
     let mut opener = Opener { plan, clients, transaction: sys::now() };
     let text = |n: usize, e: String| format!("session {n} of {}: {e}", plan.sessions);
     let mut sessions: Vec<Session> = Vec::with_capacity(plan.sessions);
     for n in 0..plan.sessions {
-        opener.clients.connect(plan).map_err(|e| text(n, e))?;
+        connect(plan, opener.clients).map_err(|e| text(n, e))?;
         let mut session = opener.allocate(n).map_err(|e| text(n, e))?;
         if !plan.pairs {
             opener.reach(n, &mut session).map_err(|e| text(n, e))?;
@@ -118,6 +118,10 @@ pub fn open_all(plan: &Plan, clients: &mut Clients) -> Result<Vec<Session>, Stri
         }
     }
     Ok(sessions)
+}
+
+fn connect(plan: &Plan, clients: &mut Clients) -> Result<(), String> {
+    plan.namespaces.at_clients(|| clients.connect(plan))
 }
 
 /// Deletes what `open_all` made; a server that refuses is reported, not fatal.
