@@ -11,14 +11,14 @@ use crate::sys;
 use crate::udp::ManyAddresses;
 
 pub enum Clients {
-    Udp(ManyAddresses),
+    Udp(Box<ManyAddresses>),
     Tcp { connections: Vec<Connection>, poll: Poll, ready: Vec<usize> },
 }
 
 impl Clients {
     pub fn open(plan: &Plan) -> Result<Self, String> {
         match plan.transport {
-            Transport::Udp => Ok(Self::Udp(ManyAddresses::open(plan.places.client_port, plan.payload)?)),
+            Transport::Udp => Ok(Self::Udp(Box::new(ManyAddresses::open(plan.places.client_port, plan.payload)?))),
             Transport::Tcp => Ok(Self::Tcp { connections: Vec::new(), poll: Poll::new()?, ready: Vec::new() }),
         }
     }
