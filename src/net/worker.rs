@@ -262,7 +262,7 @@ impl Worker {
                     // What else the core wants comes first: one input, then drain.
                     self.streams.opened.push((allocation, result));
                 }
-                Output::CloseRelay { allocation, .. } => self.relays.close(allocation, now.ticks),
+                Output::CloseRelay { allocation, relayed, client } => self.relays.close(allocation, relayed, client, now.ticks),
                 Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
                 Output::Ask { worker, ticket, question } => self.ask(now, worker, ticket, question),
                 Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
@@ -290,7 +290,7 @@ impl Worker {
         match registered {
             Ok(()) => Ok(opened),
             Err(refused) => {
-                self.relays.close(allocation, now.ticks);
+                self.relays.close(allocation, opened.relayed, None, now.ticks);
                 if let Some(held) = opened.held {
                     self.relays.close_held(held, now.ticks);
                 }
