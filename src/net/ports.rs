@@ -257,7 +257,8 @@ mod tests {
                     let port = used.swap_remove(random.below(used.len() as u32) as usize);
                     ports.give_back(port);
                 }
-                let expected = range.clone().filter(|p| p % 2 == 0 && ports.is_free(*p) && ports.is_free(p ^ 1)).count();
+                let expected =
+                    range.clone().filter(|p| p % 2 == 0 && ports.is_free(*p) && ports.is_free(p ^ 1)).count();
                 assert_eq!(ports.pairs.len(), expected, "each pair once");
             }
         }

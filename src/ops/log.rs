@@ -27,6 +27,9 @@ use crate::protocol::reject::RejectReason;
 /// How often refusals are summed up in one line.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// How long events may wait for more of them, so that a busy worker does not wake this task for each.
+const REST: Duration = Duration::from_millis(5);
+
 /// Changes the level of a running server.
 #[derive(Clone)]
 pub struct Level(reload::Handle<LevelFilter, Registry>);
@@ -125,26 +128,42 @@ pub async fn follow(
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
     let mut refusals = Window::default();
+    let of_session = |event: &Event| {
+        // The record first: a log that hangs must not hold it up.
+        if let Some(usage) = &usage {
+            usage.take(event);
+        }
+        write(event);
+        if let (Event::AllocationEnded(record), Some(on_ended)) = (event, &on_ended) {
+            on_ended(record);
+        }
+    };
+    let of_refusal = |refusals: &mut Window, event: &Event| {
+        write(event);
+        memory.hear(event, clock::unix_seconds().0);
+        refusals.count(event);
+    };
+    // Whoever tells something while nobody listens wakes nobody, and finds it taken with the next.
+    let rest = || tokio::time::sleep(REST);
     loop {
         tokio::select! {
             biased;
             event = events.sessions.recv() => match event {
                 Some(event) => {
-                    // The record first: a log that hangs must not hold it up.
-                    if let Some(usage) = &usage {
-                        usage.take(&event);
+                    of_session(&event);
+                    while let Ok(event) = events.sessions.try_recv() {
+                        of_session(&event);
                     }
-                    write(&event);
-                    if let (Event::AllocationEnded(record), Some(on_ended)) = (&event, &on_ended) {
-                        on_ended(record);
-                    }
+                    rest().await;
                 }
                 None => break,
             },
             Some(event) = events.refusals.recv() => {
-                write(&event);
-                memory.hear(&event, clock::unix_seconds().0);
-                refusals.count(&event);
+                of_refusal(&mut refusals, &event);
+                while let Ok(event) = events.refusals.try_recv() {
+                    of_refusal(&mut refusals, &event);
+                }
+                rest().await;
             }
             _ = window.tick() => {
                 refusals.write();

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::accounting::{Aside, Amount, Flow, SessionId, SessionRecord, SpareAsides, Traffic};
+use super::accounting::{Amount, Aside, Flow, SessionId, SessionRecord, SpareAsides, Traffic};
 use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use super::border::{AllocationId, DropReason, EndReason, Way};
 use super::ends::Ends;

@@ -84,6 +84,8 @@ pub struct Quotas {
     lingering: BTreeSet<(UnixSeconds, Key)>,
     users: usize,
     clients: usize,
+    /// The most allocations at once since somebody asked.
+    peak: u32,
 }
 
 /// A client's /32 or /56; loopback is exempt.
@@ -201,6 +203,9 @@ impl Quotas {
         for scope in asked.iter().flatten() {
             let known = self.scopes.entry(scope.key.clone()).or_default();
             known.count += 1;
+            if scope.key == Key::Server {
+                self.peak = self.peak.max(known.count);
+            }
             known.expires_at = known.expires_at.max(claim.expires_at.unwrap_or_default());
             if known.count == 1 {
                 self.note_population(&scope.key, true);
@@ -294,6 +299,12 @@ impl Quotas {
         (self.scopes.get(&Key::Server).map_or(0, |scope| scope.count), self.users, self.clients)
     }
 
+    /// How many allocations are counted now, and the most that were since the last call.
+    pub fn take_peak(&mut self) -> (u32, u32) {
+        let now = self.usage().0;
+        (now, std::mem::replace(&mut self.peak, now).max(now))
+    }
+
     /// How many scopes are remembered, those without allocations included.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -378,6 +389,7 @@ mod tests {
             held.extend(admitted.ok().map(|admitted| (claim, admitted.counted)));
         }
         assert_eq!(quotas.usage(), (6, 4, 2));
+        assert_eq!((quotas.take_peak(), quotas.take_peak()), ((6, 6), (6, 6)));
         assert_eq!(quotas.busiest_client().map(|(_, of_client, total)| (of_client, total)), Some((5, 6)));
         let neighbour = claim("10:zoe", None, "2001:db8:0:44::1");
         let (first, counted) = held.remove(0);
@@ -388,6 +400,7 @@ mod tests {
             quotas.release(at(0), &claim, counted);
         }
         assert_eq!((quotas.usage(), quotas.len()), ((0, 0, 0), 0));
+        assert_eq!((quotas.take_peak(), quotas.take_peak()), ((0, 6), (0, 0)));
     }
 
     #[test]

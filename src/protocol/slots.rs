@@ -148,7 +148,10 @@ mod tests {
         }
         assert_eq!(slots.insert(7, 22), Some(21));
         assert_eq!((slots.len(), slots.end()), (1000, 1024));
-        assert_eq!((slots.get(7), slots.get(999), slots.get(1000), slots.get(5000)), (Some(&22), Some(&2997), None, None));
+        assert_eq!(
+            (slots.get(7), slots.get(999), slots.get(1000), slots.get(5000)),
+            (Some(&22), Some(&2997), None, None)
+        );
         *slots.get_mut(8).unwrap() += 1;
         assert_eq!(slots.iter().sum::<u32>(), 999 * 1000 / 2 * 3 + 2);
         for at in 100..1000 {
@@ -161,7 +164,10 @@ mod tests {
             slots.remove(at);
         }
         assert!(slots.pieces[0].is_none() && slots.spare.is_some());
-        assert_eq!(slots.iter_mut().map(|value| *value).collect::<Vec<_>>(), (64..100).map(|at| at * 3).collect::<Vec<_>>());
+        assert_eq!(
+            slots.iter_mut().map(|value| *value).collect::<Vec<_>>(),
+            (64..100).map(|at| at * 3).collect::<Vec<_>>()
+        );
         slots.insert(3, 9);
         assert!(slots.spare.is_none(), "the spare piece is used first");
         assert_eq!(slots.get(3), Some(&9));
