@@ -85,28 +85,34 @@ fn private_bytes(server: &Server) -> usize {
     of("Private_Dirty:")
 }
 
-/// What each of so many costs beside some that were there before, and what is kept after their end.
-fn cost(users: Users, first: u16, count: u16) -> (usize, usize) {
+/// What each of so many costs beside some that were there before; at their end most of it must be given back.
+fn cost(users: Users, first: u16, count: u16) -> usize {
     let server = server();
     let clients = Clients::of(&server, users);
+    // What a process needs once, for its first session, scrape and end of a session, is nobody's cost.
+    let warm = first + count;
+    clients.open(warm..warm + 200);
+    clients.close(warm..warm + 200);
+    wait_for("the first to be over", || (server.live() == 0).then_some(()));
     clients.open(0..first);
     let before = private_bytes(&server);
     clients.open(first..first + count);
     let grown = private_bytes(&server) - before;
     clients.close(first..first + count);
     wait_for("all to be over", || (server.live() == u64::from(first)).then_some(()));
-    std::thread::sleep(Duration::from_secs(4));
-    let kept = private_bytes(&server).saturating_sub(before);
+    let kept = || private_bytes(&server).saturating_sub(before);
+    wait_for("half of the memory to be given back", || (kept() <= grown / 2).then_some(()));
+    // The last look may still be ahead.
+    std::thread::sleep(Duration::from_secs(2));
     let each = grown / usize::from(count);
-    eprintln!("{count} after {first}: {each} B each; {kept} of {grown} B kept");
-    (each, kept)
+    eprintln!("{count} after {first}: {each} B each; {} of {grown} B kept", kept());
+    each
 }
 
 #[test]
 fn an_idle_allocation_costs_little_and_is_given_back() {
-    let (each, kept) = cost(Users::One, 1000, 3000);
+    let each = cost(Users::One, 1000, 3000);
     assert!(each <= BYTES_MAX, "{each} B of memory for each idle allocation");
-    assert!(kept <= 3000 * BYTES_MAX / 4, "{kept} B are kept after the end of 3,000 allocations");
 }
 
 #[test]
