@@ -30,6 +30,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// How long events may wait for more of them, so that a busy worker does not wake this task for each.
 const REST: Duration = Duration::from_millis(5);
 
+/// How many events of each kind are taken before the next rest: others run on this runtime too.
+const AT_ONCE: usize = 1024;
+
 /// Changes the level of a running server.
 #[derive(Clone)]
 pub struct Level(reload::Handle<LevelFilter, Registry>);
@@ -143,35 +146,32 @@ pub async fn follow(
         memory.hear(event, clock::unix_seconds().0);
         refusals.count(event);
     };
-    // Whoever tells something while nobody listens wakes nobody, and finds it taken with the next.
-    let rest = || tokio::time::sleep(REST);
     loop {
         tokio::select! {
             biased;
-            event = events.sessions.recv() => match event {
-                Some(event) => {
-                    of_session(&event);
-                    while let Ok(event) = events.sessions.try_recv() {
-                        of_session(&event);
-                    }
-                    rest().await;
-                }
-                None => break,
-            },
-            Some(event) = events.refusals.recv() => {
-                of_refusal(&mut refusals, &event);
-                while let Ok(event) = events.refusals.try_recv() {
-                    of_refusal(&mut refusals, &event);
-                }
-                rest().await;
-            }
             _ = window.tick() => {
                 refusals.write();
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
                 }
+                continue;
             }
+            event = events.sessions.recv() => match event {
+                Some(event) => of_session(&event),
+                None => break,
+            },
+            Some(event) = events.refusals.recv() => of_refusal(&mut refusals, &event),
         }
+        for _ in 0..AT_ONCE {
+            let Ok(event) = events.sessions.try_recv() else { break };
+            of_session(&event);
+        }
+        for _ in 0..AT_ONCE {
+            let Ok(event) = events.refusals.try_recv() else { break };
+            of_refusal(&mut refusals, &event);
+        }
+        // Whoever tells something meanwhile wakes nobody.
+        tokio::time::sleep(REST).await;
     }
     refusals.write();
 }
