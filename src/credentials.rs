@@ -8,6 +8,7 @@
 pub mod claims;
 
 use std::fmt;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -85,8 +86,8 @@ impl Algorithm {
 /// A secret shared with those who issue credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSecret {
-    /// Its name in logs and metrics.
-    pub id: Box<str>,
+    /// Its name in logs and metrics; whatever was let in with it shares the text.
+    pub id: Arc<str>,
     /// The key of the HMAC.
     pub value: Secret,
     /// The hash of the HMAC.
@@ -106,7 +107,7 @@ pub struct SharedSecret {
 impl SharedSecret {
     /// A secret without further rules.
     #[must_use]
-    pub fn new(id: impl Into<Box<str>>, value: Secret, algorithm: Algorithm) -> Self {
+    pub fn new(id: impl Into<Arc<str>>, value: Secret, algorithm: Algorithm) -> Self {
         Self {
             id: id.into(),
             value,

@@ -90,8 +90,12 @@ pub(crate) fn start(
     }
     let issuing = Arc::new(Counts::default());
     let feed = usage.as_ref().map(Usage::feed);
+    if feed.is_none() && on_ended.is_none() {
+        events.for_the_log_alone();
+    }
     let refusals = Arc::new(Refusals::default());
     let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed, Arc::clone(&refusals)));
+    tokio::spawn(net::memory::follow(Arc::downgrade(&running)));
     let usage_metrics = usage.as_ref().map(Usage::metrics);
     let status = Arc::new(Status::default());
     let metrics =

@@ -31,6 +31,17 @@ pub(super) fn socket_drops(fd: RawFd) -> io::Result<u32> {
     Ok(info[MEMINFO_DROPS])
 }
 
+/// Asks the allocator to give pages without anything in use back to the system. Takes milliseconds, during which
+/// others may have to wait for memory: not for a worker, and not often.
+pub(super) fn give_back_memory() {
+    // Other libraries than glibc give back by themselves, or have no way to be asked.
+    // SAFETY: it takes a number, and every lock that it needs.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The clock that tells how long one thread has been on a processor.
 #[derive(Debug, Default)]
 pub struct ThreadClock(AtomicI32);

@@ -12,6 +12,7 @@ pub mod interfaces;
 mod kernel;
 mod listen;
 mod listening;
+pub(crate) mod memory;
 mod overflow;
 pub mod passed;
 mod ports;
@@ -27,7 +28,7 @@ mod worker;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -141,6 +142,14 @@ pub struct EventReceivers {
     pub sessions: mpsc::Receiver<Event>,
     /// Lost first in a flood; the counters have them all.
     pub refusals: mpsc::Receiver<Event>,
+    is_kept: Arc<AtomicBool>,
+}
+
+impl EventReceivers {
+    /// Nobody but the log hears of sessions: what its level leaves out need not be told.
+    pub fn for_the_log_alone(&self) {
+        self.is_kept.store(false, Ordering::Relaxed);
+    }
 }
 
 /// Binds every listener, checks every relay address, then starts the workers. Nothing is left behind on an error.
@@ -195,7 +204,8 @@ pub fn start(
     let changes = listening.carry_out(plan, count, &reception, &overflow)?.changes;
     let (sessions, sessions_out) = mpsc::channel(SESSION_EVENTS);
     let (refusals, refusals_out) = mpsc::channel(REFUSAL_EVENTS);
-    let events = Events { sessions, refusals };
+    let is_kept = Arc::new(AtomicBool::new(true));
+    let events = Events { sessions, refusals, is_kept: Arc::clone(&is_kept) };
     let mut workers = Vec::with_capacity(count);
 
     let wakers: Vec<_> = inboxes.iter().map(|(_, waker)| Arc::clone(waker)).collect();
@@ -249,7 +259,7 @@ pub fn start(
         watch::report(&tls.certificates);
         running.watch(&tls);
     }
-    Ok((running, EventReceivers { sessions: sessions_out, refusals: refusals_out }))
+    Ok((running, EventReceivers { sessions: sessions_out, refusals: refusals_out, is_kept }))
 }
 
 fn run_worker(setup: Setup) {

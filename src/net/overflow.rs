@@ -8,8 +8,6 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use slab::Slab;
-
 use super::kernel::socket_drops;
 
 /// Sockets asked in a row before a worker that opens or closes one gets its turn.
@@ -41,24 +39,42 @@ impl SocketKind {
     }
 }
 
-struct Open {
-    fd: RawFd,
-    seen: u32,
-}
-
 #[derive(Default)]
 struct Sockets {
-    open: Slab<Open>,
+    /// By descriptor: what the kernel had counted when it was last asked. Descriptors are small numbers.
+    open: Vec<Option<u32>>,
     dropped: u64,
 }
 
 impl Sockets {
+    fn enter(&mut self, fd: RawFd) {
+        let place = fd as usize;
+        if self.open.len() <= place {
+            self.open.resize(place + 1, None);
+        }
+        self.open[place] = Some(0);
+    }
+
     fn ask(&mut self, place: usize) {
-        if let Some(open) = self.open.get_mut(place)
-            && let Ok(now) = socket_drops(open.fd)
+        if let Some(Some(seen)) = self.open.get_mut(place)
+            && let Ok(now) = socket_drops(place as RawFd)
         {
-            self.dropped += u64::from(now.wrapping_sub(open.seen));
-            open.seen = now;
+            self.dropped += u64::from(now.wrapping_sub(*seen));
+            *seen = now;
+        }
+    }
+
+    fn leave(&mut self, fd: RawFd) {
+        let place = fd as usize;
+        self.ask(place);
+        if let Some(open) = self.open.get_mut(place) {
+            *open = None;
+        }
+        while self.open.last() == Some(&None) {
+            self.open.pop();
+        }
+        if self.open.capacity() > 1024 && self.open.len() < self.open.capacity() / 4 {
+            self.open.shrink_to(self.open.len() * 2);
         }
     }
 }
@@ -75,8 +91,8 @@ impl Overflow {
 
     /// Counts a socket that was just opened, until the end of what comes back.
     pub(super) fn watch<S: AsRawFd>(self: &Arc<Self>, kind: SocketKind, socket: S) -> Watched<S> {
-        let place = self.of(kind).open.insert(Open { fd: socket.as_raw_fd(), seen: 0 });
-        Watched { watch: Watch { overflow: Arc::clone(self), kind, place: place as u32 }, socket }
+        self.of(kind).enter(socket.as_raw_fd());
+        Watched { overflow: Arc::clone(self), socket, kind }
     }
 
     /// What was dropped at all sockets of a kind, the closed ones included. Never falls.
@@ -84,7 +100,7 @@ impl Overflow {
         let mut next = 0;
         loop {
             let mut sockets = self.of(kind);
-            let end = sockets.open.capacity();
+            let end = sockets.open.len();
             for place in next..end.min(next + TURN) {
                 sockets.ask(place);
             }
@@ -96,29 +112,21 @@ impl Overflow {
     }
 }
 
-struct Watch {
+/// A socket whose drops are counted. It goes under the number of its descriptor, which nobody else has until its end.
+pub(super) struct Watched<S: AsRawFd> {
     overflow: Arc<Overflow>,
+    socket: S,
     kind: SocketKind,
-    place: u32,
 }
 
-impl Drop for Watch {
+impl<S: AsRawFd> Drop for Watched<S> {
     fn drop(&mut self) {
-        let mut sockets = self.overflow.of(self.kind);
-        sockets.ask(self.place as usize);
-        sockets.open.remove(self.place as usize);
+        // The socket is still open: it is dropped after this.
+        self.overflow.of(self.kind).leave(self.socket.as_raw_fd());
     }
 }
 
-/// A socket whose drops are counted.
-pub(super) struct Watched<S> {
-    // First, so that the last count is taken while the socket is still open.
-    #[allow(dead_code, reason = "its end is what it is for")]
-    watch: Watch,
-    socket: S,
-}
-
-impl<S> Deref for Watched<S> {
+impl<S: AsRawFd> Deref for Watched<S> {
     type Target = S;
 
     #[inline]

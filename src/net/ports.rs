@@ -1,7 +1,7 @@
 //! Which ports of one relay address are free: random order, parity, rest after use.
 //!
 //! Shared by all workers under a lock that is taken once per allocation. No look-up scans: free ports lie in
-//! two lists by parity, and each port knows its place in its list.
+//! two lists by parity, even ones whose next is free too in a third, and each port knows its place in its lists.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -46,6 +46,9 @@ pub(super) struct Ports {
     first: u16,
     free: [Vec<u16>; 2],
     place: Vec<u32>,
+    /// Even ports that are free together with the next, and where each stands, by half the distance from the first.
+    pairs: Vec<u16>,
+    place_of_pair: Vec<u32>,
     resting: VecDeque<Resting>,
     random: Random,
 }
@@ -57,6 +60,8 @@ impl Ports {
             first: *range.start(),
             free: [Vec::with_capacity(count.div_ceil(2)), Vec::with_capacity(count.div_ceil(2))],
             place: vec![NOT_FREE; count],
+            pairs: Vec::with_capacity(count / 2),
+            place_of_pair: vec![NOT_FREE; count / 2 + 1],
             resting: VecDeque::new(),
             random,
         };
@@ -91,6 +96,16 @@ impl Ports {
         let list = &mut self.free[usize::from(port % 2)];
         self.place[usize::from(port - self.first)] = list.len() as u32;
         list.push(port);
+        if self.is_free(port ^ 1) {
+            let at = self.index_of_pair(port);
+            self.place_of_pair[at] = self.pairs.len() as u32;
+            self.pairs.push(port & !1);
+        }
+    }
+
+    /// Where the place of the pair with this port is noted.
+    fn index_of_pair(&self, port: u16) -> usize {
+        usize::from(port / 2 - self.first / 2)
     }
 
     fn is_free(&self, port: u16) -> bool {
@@ -103,6 +118,15 @@ impl Ports {
         list.swap_remove(at);
         if let Some(moved) = list.get(at) {
             self.place[usize::from(*moved - self.first)] = at as u32;
+        }
+        let index = self.index_of_pair(port);
+        let at = std::mem::replace(&mut self.place_of_pair[index], NOT_FREE);
+        if at != NOT_FREE {
+            self.pairs.swap_remove(at as usize);
+            if let Some(moved) = self.pairs.get(at as usize) {
+                let index = self.index_of_pair(*moved);
+                self.place_of_pair[index] = at;
+            }
         }
     }
 
@@ -157,15 +181,10 @@ impl Ports {
         self.free[parity].get(at as usize).copied()
     }
 
-    /// Some tries at random; then, in a crowded range, whatever pair there is.
     fn even_with_next(&mut self) -> Option<u16> {
-        for _ in 0..16 {
-            let port = self.one_of(0)?;
-            if port.checked_add(1).is_some_and(|next| self.is_free(next)) {
-                return Some(port);
-            }
-        }
-        self.free[0].iter().copied().find(|port| port.checked_add(1).is_some_and(|next| self.is_free(next)))
+        let count = self.pairs.len() as u32;
+        let at = if count == 0 { return None } else { self.random.below(count) };
+        self.pairs.get(at as usize).copied()
     }
 
     /// Gives a port back after use: it rests before another client gets it.
@@ -218,6 +237,31 @@ mod tests {
         assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some());
         assert_eq!(ports.take(Parity::Even, CLIENT, Ticks(0)), None);
         assert!(ports.take(Parity::Any, CLIENT, Ticks(0)).is_some_and(|port| port % 2 == 1));
+    }
+
+    #[test]
+    fn a_pair_is_found_as_long_as_there_is_one() {
+        for range in [50_001..=50_100, 50_000..=50_099, 65_530..=65_535, 0..=9] {
+            let mut ports = ports(range.clone());
+            let mut random = Random::new([2; 32]);
+            let mut used: Vec<u16> = Vec::new();
+            for _ in 0..2000 {
+                if random.below(2) == 0 {
+                    let mut free = range.clone().filter(|port| ports.is_free(*port));
+                    let is_there = free.any(|port| port % 2 == 0 && port < u16::MAX && ports.is_free(port + 1));
+                    let pair = ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0));
+                    assert_eq!(pair.is_some(), is_there, "{range:?} {used:?}");
+                    used.extend(pair.into_iter().flat_map(|port| [port, port + 1]));
+                    used.extend(ports.take(Parity::Any, CLIENT, Ticks(0)));
+                } else if !used.is_empty() {
+                    let port = used.swap_remove(random.below(used.len() as u32) as usize);
+                    ports.give_back(port);
+                }
+                let expected =
+                    range.clone().filter(|p| p % 2 == 0 && ports.is_free(*p) && ports.is_free(p ^ 1)).count();
+                assert_eq!(ports.pairs.len(), expected, "each pair once");
+            }
+        }
     }
 
     #[test]

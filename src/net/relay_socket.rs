@@ -21,6 +21,7 @@ use super::worker::{Appetite, Roominess};
 use crate::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
 use crate::protocol::border::{AllocationId, OpenedRelay, Parity, RelayRefused, RelayRequest, WorkerId};
 use crate::protocol::random::Random;
+use crate::protocol::slots::Slots;
 use crate::protocol::time::Ticks;
 
 /// How many ports that some other process holds are stepped over for one request.
@@ -73,12 +74,13 @@ fn lock(ports: &Mutex<Ports>) -> MutexGuard<'_, Ports> {
     ports.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A relayed transport address and its socket.
+/// The socket of a relayed transport address. There is one per allocation, so it is kept small: the core knows the rest.
 pub(super) struct RelaySocket {
     pub(super) id: AllocationId,
     pub(super) socket: Watched<UdpSocket>,
-    relayed: RelayedTransportAddress,
-    client: IpAddr,
+    /// The relayed port, at the address with this number.
+    port: u16,
+    address: u16,
     pub(super) appetite: Appetite,
     pub(super) roominess: Roominess,
     pub(super) segmentation: Segmentation,
@@ -87,12 +89,14 @@ pub(super) struct RelaySocket {
     pub(super) to_client: Place,
 }
 
+const _: () = assert!(size_of::<Option<RelaySocket>>() == 48);
+
 /// The relayed sockets of one worker.
 pub(super) struct Relays {
     worker: WorkerId,
     process: Arc<Process>,
     pools: Arc<Pools>,
-    sockets: Vec<Option<RelaySocket>>,
+    sockets: Slots<RelaySocket>,
     held: HashMap<RelayedTransportAddress, Watched<UdpSocket>>,
     turn: usize,
     translates: bool,
@@ -101,17 +105,17 @@ pub(super) struct Relays {
 impl Relays {
     pub(super) fn new(worker: WorkerId, process: Arc<Process>, pools: Arc<Pools>) -> Self {
         let translates = process.addresses().any(|address| address.local != address.advertised);
-        Self { worker, process, pools, sockets: Vec::new(), held: HashMap::new(), turn: 0, translates }
+        Self { worker, process, pools, sockets: Slots::default(), held: HashMap::new(), turn: 0, translates }
     }
 
     #[inline]
     pub(super) fn get(&self, id: AllocationId) -> Option<&RelaySocket> {
-        self.sockets.get(id.index as usize)?.as_ref().filter(|socket| socket.id == id)
+        self.sockets.get(id.index).filter(|socket| socket.id == id)
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, id: AllocationId) -> Option<&mut RelaySocket> {
-        self.sockets.get_mut(id.index as usize)?.as_mut().filter(|socket| socket.id == id)
+        self.sockets.get_mut(id.index).filter(|socket| socket.id == id)
     }
 
     /// Who has a relayed address of this server now, whichever worker.
@@ -123,21 +127,21 @@ impl Relays {
     /// The allocation in a slot of this worker, if that address is still its own.
     #[inline]
     pub(super) fn id_at(&self, index: u32, address: PeerAddress) -> Option<AllocationId> {
-        let socket = self.sockets.get(index as usize)?.as_ref()?;
-        let is_it = socket.relayed.port() == address.port() && self.is_ours(socket.relayed, address.ip());
+        let socket = self.sockets.get(index)?;
+        let is_it = socket.port == address.port() && self.is_ours(socket.address, address.ip());
         is_it.then_some(socket.id)
     }
 
-    /// Whether a relayed address goes by this IP address too: its own, or its local one.
-    fn is_ours(&self, relayed: RelayedTransportAddress, ip: IpAddr) -> bool {
-        relayed.ip() == ip
-            || self.process.addresses().any(|address| address.local == ip && address.advertised == relayed.ip())
+    /// Whether a relay address goes by this IP address too: its own, or its local one.
+    fn is_ours(&self, address: u16, ip: IpAddr) -> bool {
+        let address = self.process.addresses().nth(usize::from(address));
+        address.is_some_and(|address| address.local == ip || address.advertised == ip)
     }
 
     /// The socket behind an epoll token.
     #[inline]
     pub(super) fn at_mut(&mut self, index: usize) -> Option<&mut RelaySocket> {
-        self.sockets.get_mut(index)?.as_mut()
+        self.sockets.get_mut(index as u32)
     }
 
     pub(super) fn open(
@@ -148,9 +152,9 @@ impl Relays {
     ) -> Result<OpenedRelay, RelayRefused> {
         match request {
             RelayRequest::Fresh { family, parity, client } => self.open_fresh(id, family, parity, client, now),
-            RelayRequest::Reserved { relayed, client } => {
+            RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.held.remove(&relayed).ok_or(RelayRefused::NotHeld)?;
-                self.keep(id, socket, relayed, client);
+                self.keep(id, socket, relayed);
                 Ok(OpenedRelay { relayed, held: None })
             }
         }
@@ -180,7 +184,7 @@ impl Relays {
                         self.held.insert(next, socket);
                         next
                     });
-                    self.keep(id, socket, relayed, client);
+                    self.keep(id, socket, relayed);
                     return Ok(OpenedRelay { relayed, held });
                 }
                 Err(RelayRefused::NoPort) => {}
@@ -190,34 +194,36 @@ impl Relays {
         Err(RelayRefused::NoPort)
     }
 
-    fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress, client: IpAddr) {
-        let index = id.index as usize;
-        if self.sockets.len() <= index {
-            self.sockets.resize_with(index + 1, || None);
-        }
+    fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress) {
         self.process.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: id.index }));
-        self.sockets[index] = Some(RelaySocket {
+        let address = self.process.addresses().position(|address| address.advertised == relayed.ip());
+        let socket = RelaySocket {
             id,
             socket,
-            relayed,
-            client,
+            port: relayed.port(),
+            address: address.unwrap_or_default() as u16,
             appetite: Appetite::default(),
             roominess: Roominess::default(),
             segmentation: Segmentation::ON,
             to_peer: Place::default(),
             to_client: Place::default(),
-        });
+        };
+        self.sockets.insert(id.index, socket);
     }
 
     /// Closes an allocation's socket; its port rests.
-    pub(super) fn close(&mut self, id: AllocationId, now: Ticks) {
-        let Some(place) = self.sockets.get_mut(id.index as usize).filter(|s| s.as_ref().is_some_and(|s| s.id == id))
-        else {
-            return;
-        };
-        if let Some(socket) = place.take() {
-            self.process.set_relayed(socket.relayed, None);
-            self.rest(socket.relayed, Some(socket.client), now);
+    pub(super) fn close(
+        &mut self,
+        id: AllocationId,
+        relayed: RelayedTransportAddress,
+        client: Option<IpAddr>,
+        now: Ticks,
+    ) {
+        if self.get(id).is_some() {
+            self.process.set_relayed(relayed, None);
+            // The socket closes here, before another can get its port.
+            self.sockets.remove(id.index);
+            self.rest(relayed, client, now);
         }
     }
 
@@ -306,11 +312,12 @@ fn bind_free(
 }
 
 fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(SocketAddr::new(ip, port)), Type::DGRAM, Some(Protocol::UDP))?;
+    // Non-blocking and closed on exec from its first moment: one call.
+    let domain = Domain::for_address(SocketAddr::new(ip, port));
+    let socket = Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    socket.set_nonblocking(true)?;
     sys::set_dont_fragment(socket.as_fd(), ip.is_ipv6(), false)?;
     // A burst of video must wait somewhere while the worker has its turn elsewhere. It is a limit, not memory.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);

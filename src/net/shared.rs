@@ -127,6 +127,11 @@ impl Process {
         self.quotas().usage()
     }
 
+    /// How many allocations are counted now, and the most that were since the last call.
+    pub(super) fn take_peak(&self) -> (u32, u32) {
+        self.quotas().take_peak()
+    }
+
     /// The client prefix with the most allocations, how many, and how many there are on the whole.
     #[must_use]
     pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {

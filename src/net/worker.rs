@@ -14,9 +14,11 @@ mod stream;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
 use tokio::sync::mpsc;
+use tracing::level_filters::LevelFilter;
 
 pub(super) use self::inbox::{Mailbox, Message};
 use self::listeners::Listeners;
@@ -98,6 +100,20 @@ pub struct ShellSettings {
 pub(super) struct Events {
     pub(super) sessions: mpsc::Sender<Event>,
     pub(super) refusals: mpsc::Sender<Event>,
+    /// Whether records of sessions go anywhere but to the log.
+    pub(super) is_kept: Arc<AtomicBool>,
+}
+
+impl Events {
+    /// Whether anybody will read it: each one wakes another thread.
+    fn is_wanted(&self, event: &Event) -> bool {
+        let of_log = match event {
+            Event::AllocationEnded(_) => LevelFilter::INFO,
+            Event::AllocationCreated(_) | Event::Refused { .. } => LevelFilter::DEBUG,
+            Event::AllocationGoesOn(_) => return self.is_kept.load(Ordering::Relaxed),
+        };
+        LevelFilter::current() >= of_log || self.is_kept.load(Ordering::Relaxed)
+    }
 }
 
 /// What a worker is made of.
@@ -272,7 +288,9 @@ impl Worker {
                     // What else the core wants comes first: one input, then drain.
                     self.streams.opened.push((allocation, result));
                 }
-                Output::CloseRelay { allocation, .. } => self.relays.close(allocation, now.ticks),
+                Output::CloseRelay { allocation, relayed, client } => {
+                    self.relays.close(allocation, relayed, client, now.ticks)
+                }
                 Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
                 Output::Ask { worker, ticket, question } => self.ask(now, worker, ticket, question),
                 Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
@@ -300,7 +318,7 @@ impl Worker {
         match registered {
             Ok(()) => Ok(opened),
             Err(refused) => {
-                self.relays.close(allocation, now.ticks);
+                self.relays.close(allocation, opened.relayed, None, now.ticks);
                 if let Some(held) = opened.held {
                     self.relays.close_held(held, now.ticks);
                 }
@@ -374,7 +392,7 @@ impl Worker {
     }
 
     fn tell_session(&self, event: Event) {
-        if self.events.sessions.try_send(event).is_err() {
+        if self.events.is_wanted(&event) && self.events.sessions.try_send(event).is_err() {
             self.net.events_lost.add(1);
         }
     }

@@ -27,6 +27,12 @@ use crate::protocol::reject::RejectReason;
 /// How often refusals are summed up in one line.
 const WINDOW: Duration = Duration::from_secs(60);
 
+/// How long events may wait for more of them, so that a busy worker does not wake this task for each.
+const REST: Duration = Duration::from_millis(5);
+
+/// How many events of each kind are taken before the next rest: others run on this runtime too.
+const AT_ONCE: usize = 1024;
+
 /// Changes the level of a running server.
 #[derive(Clone)]
 pub struct Level(reload::Handle<LevelFilter, Registry>);
@@ -125,34 +131,47 @@ pub async fn follow(
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
     let mut refusals = Window::default();
+    let of_session = |event: &Event| {
+        // The record first: a log that hangs must not hold it up.
+        if let Some(usage) = &usage {
+            usage.take(event);
+        }
+        write(event);
+        if let (Event::AllocationEnded(record), Some(on_ended)) = (event, &on_ended) {
+            on_ended(record);
+        }
+    };
+    let of_refusal = |refusals: &mut Window, event: &Event| {
+        write(event);
+        memory.hear(event, clock::unix_seconds().0);
+        refusals.count(event);
+    };
     loop {
         tokio::select! {
             biased;
-            event = events.sessions.recv() => match event {
-                Some(event) => {
-                    // The record first: a log that hangs must not hold it up.
-                    if let Some(usage) = &usage {
-                        usage.take(&event);
-                    }
-                    write(&event);
-                    if let (Event::AllocationEnded(record), Some(on_ended)) = (&event, &on_ended) {
-                        on_ended(record);
-                    }
-                }
-                None => break,
-            },
-            Some(event) = events.refusals.recv() => {
-                write(&event);
-                memory.hear(&event, clock::unix_seconds().0);
-                refusals.count(&event);
-            }
             _ = window.tick() => {
                 refusals.write();
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
                 }
+                continue;
             }
+            event = events.sessions.recv() => match event {
+                Some(event) => of_session(&event),
+                None => break,
+            },
+            Some(event) = events.refusals.recv() => of_refusal(&mut refusals, &event),
         }
+        for _ in 0..AT_ONCE {
+            let Ok(event) = events.sessions.try_recv() else { break };
+            of_session(&event);
+        }
+        for _ in 0..AT_ONCE {
+            let Ok(event) = events.refusals.try_recv() else { break };
+            of_refusal(&mut refusals, &event);
+        }
+        // Whoever tells something meanwhile wakes nobody.
+        tokio::time::sleep(REST).await;
     }
     refusals.write();
 }

@@ -5,12 +5,14 @@
 //! [`Drops`] tells why.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::address::{RelayedTransportAddress, Via};
 use super::border::{AllocationId, DropReason, EndReason, Way};
 use super::time::{Ticks, UnixSeconds};
+use crate::wire::attribute::ReservationToken;
 
 /// Packets and payload bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -23,7 +25,7 @@ pub struct Amount {
 
 impl Amount {
     #[inline]
-    fn add(&mut self, packets: u64, bytes: u64) {
+    pub(super) fn add(&mut self, packets: u64, bytes: u64) {
         self.packets += packets;
         self.bytes += bytes;
     }
@@ -53,12 +55,11 @@ pub struct Flow {
 }
 
 impl Flow {
-    #[inline]
+    #[cfg(test)]
     pub(super) fn offered(&mut self, bytes: usize) {
         self.received.add(1, bytes as u64);
     }
 
-    #[inline]
     pub(super) fn not_sent(&mut self, packets: u64, bytes: u64) {
         self.dropped.add(packets, bytes);
     }
@@ -105,67 +106,77 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// One counter per reason.
-type ByReason = [Amount; DropReason::ALL.len()];
-
-/// What one allocation dropped, by reason.
+/// What few allocations have: drops, and a token that was given out.
 ///
-/// Nearly no allocation drops anything, so the table is taken from [`SpareDrops`] at the first drop.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Drops(Option<Box<ByReason>>);
+/// Nearly no allocation drops anything, so this is taken from [`SpareAsides`] at the first drop.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Aside {
+    pub(super) token: Option<ReservationToken>,
+    /// What went nowhere, each way.
+    pub(super) dropped: [Amount; 2],
+    /// The same by reason.
+    by_reason: [Amount; DropReason::ALL.len()],
+}
 
-impl Drops {
-    pub(super) fn add(&mut self, spare: &mut SpareDrops, why: DropReason, packets: u64, bytes: u64) {
-        self.0.get_or_insert_with(|| spare.take())[why as usize].add(packets, bytes);
+impl Default for Aside {
+    fn default() -> Self {
+        Self { token: None, dropped: Default::default(), by_reason: [Amount::default(); DropReason::ALL.len()] }
+    }
+}
+
+impl Aside {
+    pub(super) fn with_token(token: ReservationToken) -> Self {
+        Self { token: Some(token), ..Self::default() }
+    }
+
+    pub(super) fn not_sent(&mut self, way: Way, why: DropReason, packets: u64, bytes: u64) {
+        self.dropped[way as usize].add(packets, bytes);
+        self.by_reason[why as usize].add(packets, bytes);
     }
 
     /// The reasons that occurred, in the order of their numbers.
     pub(super) fn list(&self) -> Box<[(DropReason, Amount)]> {
-        let Some(table) = &self.0 else { return Box::default() };
-        DropReason::ALL.iter().copied().zip(**table).filter(|(_, amount)| *amount != Amount::default()).collect()
+        let all = DropReason::ALL.iter().copied().zip(self.by_reason);
+        all.filter(|(_, amount)| *amount != Amount::default()).collect()
     }
 
-    pub(super) fn from_list(list: &[(DropReason, Amount)]) -> Self {
-        if list.is_empty() {
-            return Self::default();
-        }
-        let mut table = Box::new([Amount::default(); DropReason::ALL.len()]);
+    pub(super) fn set(&mut self, dropped: [Amount; 2], list: &[(DropReason, Amount)]) {
+        self.dropped = dropped;
         for (why, amount) in list {
-            table[*why as usize] = *amount;
+            self.by_reason[*why as usize] = *amount;
         }
-        Self(Some(table))
     }
 }
 
-/// Tables for first drops, made where allocations are made, so that dropping a packet asks for no memory.
+/// Room for first drops, made where allocations are made, so that dropping a packet asks for no memory.
 ///
 /// Only when more allocations than this drop their first packet between two Allocate requests is one made
 /// on the spot; that happens at most once in the life of an allocation.
 #[derive(Default)]
-#[allow(clippy::vec_box, reason = "a table is handed over where no memory may be asked for")]
-pub(super) struct SpareDrops(Vec<Box<ByReason>>);
+#[allow(clippy::vec_box, reason = "it is handed over where no memory may be asked for")]
+pub(super) struct SpareAsides(Vec<Box<Aside>>);
 
-impl SpareDrops {
+impl SpareAsides {
     const MAX: usize = 32;
 
-    fn take(&mut self) -> Box<ByReason> {
-        self.0.pop().unwrap_or_else(|| Box::new([Amount::default(); DropReason::ALL.len()]))
+    pub(super) fn take(&mut self) -> Box<Aside> {
+        self.0.pop().unwrap_or_default()
     }
 
     /// One more allocation may come to drop.
     pub(super) fn prepare(&mut self) {
         if self.0.len() < Self::MAX {
-            self.0.push(Box::new([Amount::default(); DropReason::ALL.len()]));
+            self.0.push(Box::default());
         }
     }
 
     /// An allocation is over.
-    pub(super) fn take_back(&mut self, drops: Drops) {
-        if let Some(mut table) = drops.0
+    pub(super) fn take_back(&mut self, aside: Option<Box<Aside>>) {
+        if let Some(mut aside) = aside
             && self.0.len() < Self::MAX
         {
-            table.fill(Amount::default());
-            self.0.push(table);
+            *aside = Aside::default();
+            self.0.push(aside);
         }
     }
 }
@@ -188,7 +199,8 @@ pub struct SessionRecord {
     /// Whose user it is, if the users of this server belong to tenants.
     pub tenant: Option<Box<str>>,
     /// The secret that the credential was made with; `None` for a static user.
-    pub secret: Option<Box<str>>,
+    #[serde(with = "super::owner::shared_text")]
+    pub secret: Option<Arc<str>>,
     /// How the client came.
     pub via: Via,
     /// What it got.
@@ -226,16 +238,19 @@ mod tests {
 
     #[test]
     fn what_a_queue_held_at_the_end_is_taken_back_under_its_reason() {
-        let mut drops = Drops::default();
-        assert_eq!(drops.list().len(), 0);
-        let mut spare = SpareDrops::default();
+        let mut spare = SpareAsides::default();
         spare.prepare();
-        drops.add(&mut spare, DropReason::SlowClient, 1, 10);
-        assert!(spare.0.is_empty(), "the table that was prepared is used");
-        assert_eq!(Drops::from_list(&drops.list()), drops);
-        let list = drops.list();
-        spare.take_back(drops);
-        assert!(spare.0.iter().all(|table| table.iter().all(|amount| *amount == Amount::default())));
+        let mut aside = spare.take();
+        assert!(spare.0.is_empty(), "the room that was prepared is used");
+        assert_eq!(aside.list().len(), 0);
+        aside.not_sent(Way::ToClient, DropReason::SlowClient, 1, 10);
+        assert_eq!(aside.dropped, [Amount::default(), Amount { packets: 1, bytes: 10 }]);
+        let list = aside.list();
+        let mut copy = Aside::default();
+        copy.set(aside.dropped, &list);
+        assert_eq!(copy, *aside);
+        spare.take_back(Some(aside));
+        assert!(spare.0.iter().all(|aside| **aside == Aside::default()));
         let mut record = crate::protocol::allocation::tests::allocation().record(
             0,
             crate::protocol::time::Now { ticks: Ticks(0), unix: UnixSeconds(0) },

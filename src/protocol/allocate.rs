@@ -188,11 +188,11 @@ impl Server {
         let Some(allocation) = self
             .table
             .by_via(via)
-            .filter(|allocation| request.is_owner() && allocation.origin.transaction_id == transaction_id)
+            .filter(|allocation| request.is_owner() && allocation.origin().transaction_id == transaction_id)
         else {
             return false;
         };
-        let (relayed, origin) = (allocation.relayed, allocation.origin);
+        let (relayed, origin) = (allocation.relayed(), allocation.origin());
         let fingerprint = self.mirrors_fingerprint(request.message());
         self.answer_allocate(*via, relayed, origin, fingerprint, request.key());
         true
@@ -277,7 +277,7 @@ impl Server {
         };
         let Some(opening) = self.openings.remove(&id) else {
             // The client's stream closed while the socket was being opened.
-            self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: opened.relayed });
+            self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: opened.relayed, client: None });
             self.outputs.extend(opened.held.map(|relayed| Output::CloseReserved { relayed }));
             return;
         };
@@ -292,8 +292,8 @@ impl Server {
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         allocation.plan_close(&self.settings.auth, now);
         allocation.armed_at = allocation.wakes_at();
-        self.timers.arm(allocation.armed_at, Due::Allocation(id));
-        self.spare_drops.prepare();
+        self.timers.arm(allocation.armed_at, Due::Allocation(id.index));
+        self.spare.prepare();
         let created = Event::AllocationCreated(allocation.write_record(now, None));
         self.table.insert(allocation);
         let via = opening.via;
@@ -326,7 +326,7 @@ impl Server {
         let key = opening.owner.key.clone();
         let head = (METHOD_ALLOCATE, opening.transaction_id);
         self.reply_error(opening.via, head, opening.fingerprint, reason, &[], Some(&key));
-        let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username) };
+        let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username().into()) };
         self.outputs.push_back(Output::Happened(refused));
     }
 

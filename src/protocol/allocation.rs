@@ -1,17 +1,22 @@
 //! One allocation: its owner, its permissions and channels, its counters.
+//!
+//! Laid out for many: what packets read and write stands in the first two cache lines, the rest behind it, and what
+//! nearly no allocation has stands elsewhere.
 
+use std::mem::offset_of;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::accounting::{Amount, Drops, SessionId, SessionRecord, Traffic};
-use super::address::{PeerAddress, RelayedTransportAddress, Via};
-use super::border::{AllocationId, DropReason, EndReason};
+use super::accounting::{Amount, Aside, Flow, SessionId, SessionRecord, SpareAsides, Traffic};
+use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use super::border::{AllocationId, DropReason, EndReason, Way};
+use super::ends::Ends;
 use super::meter::Meters;
 use super::owner::{NEVER, Owner, Terms, TimeLimit};
 use super::peer_policy::PeerClass;
+use super::reach::{Channels, Permissions};
 use super::settings::AuthSettings;
-use super::small_map::SmallMap;
 use super::time::{Now, Ticks};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::integrity::Key;
@@ -54,29 +59,47 @@ pub struct Origin {
     pub token: Option<ReservationToken>,
 }
 
+/// The request that made an allocation, without the token, which few have.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    transaction_id: TransactionId,
+    lifetime: u32,
+}
+
 /// An allocation (RFC 8656 section 2).
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct Allocation {
-    pub(super) id: AllocationId,
-    pub(super) via: Via,
-    pub(super) relayed: RelayedTransportAddress,
+    ends: Ends,
+    /// What came in, each way.
+    received: [Amount; 2],
     pub(super) expires_at: Ticks,
-    /// When its timer wakes: never later than `expires_at` and `interim_at`, and checked again then.
-    pub(super) armed_at: Ticks,
-    pub(super) traffic: Traffic,
-    pub(super) drops: Drops,
-    pub(super) session: SessionId,
+    permissions: Permissions,
+    channels: Channels,
+    pub(super) id: AllocationId,
     /// Records written so far.
     pub(super) records: u32,
+    /// Its first field is the last one that packets look at.
+    pub(super) owner: Owner,
+    pub(super) session: SessionId,
+    /// When its timer wakes: never later than `expires_at` and `interim_at`, and checked again then.
+    pub(super) armed_at: Ticks,
     /// When the next interim record is due; [`NEVER`] without them.
     pub(super) interim_at: Ticks,
-    permissions: SmallMap<IpAddr, Permission>,
-    channels: SmallMap<u16, ChannelBinding>,
-    channel_of: SmallMap<PeerAddress, u16>,
-    pub(super) owner: Owner,
-    pub(super) origin: Origin,
     pub(super) created_at: Ticks,
+    request: Request,
+    /// What was dropped, and the token that was given out.
+    aside: Option<Box<Aside>>,
 }
+
+/// What a cache reads at once.
+const LINE: usize = 64;
+
+const _: () = {
+    assert!(size_of::<Allocation>() == 4 * LINE && size_of::<Option<Allocation>>() == 4 * LINE);
+    let terms = offset_of!(Allocation, owner) + offset_of!(Owner, terms);
+    assert!(terms + size_of::<Option<Box<Terms>>>() == 2 * LINE, "the data lanes need two cache lines");
+};
 
 impl Allocation {
     pub(super) fn new(
@@ -90,58 +113,117 @@ impl Allocation {
     ) -> Self {
         let expires_at = now.plus_seconds(u64::from(origin.lifetime));
         Self {
-            id,
-            via,
-            relayed,
+            ends: Ends::new(via, relayed),
+            received: [Amount::default(); 2],
             expires_at,
-            armed_at: expires_at,
-            traffic: Traffic::default(),
-            drops: Drops::default(),
-            session,
+            permissions: Permissions::default(),
+            channels: Channels::default(),
+            id,
             records: 0,
-            interim_at: NEVER,
-            permissions: SmallMap::default(),
-            channels: SmallMap::default(),
-            channel_of: SmallMap::default(),
             owner,
-            origin,
+            session,
+            armed_at: expires_at,
+            interim_at: NEVER,
             created_at: now,
+            request: Request { transaction_id: origin.transaction_id, lifetime: origin.lifetime },
+            aside: origin.token.map(|token| Box::new(Aside::with_token(token))),
         }
+    }
+
+    /// How the client comes.
+    #[inline]
+    pub(super) fn via(&self) -> Via {
+        self.ends.via()
+    }
+
+    /// Whether the client comes this way.
+    #[inline]
+    pub(super) fn comes(&self, via: &Via) -> bool {
+        self.ends.comes(via)
+    }
+
+    /// Whether the client comes over a byte stream.
+    #[inline]
+    pub(super) fn is_stream(&self) -> bool {
+        self.ends.is_stream()
+    }
+
+    /// The relayed address, advertised form.
+    #[inline]
+    pub(super) fn relayed(&self) -> RelayedTransportAddress {
+        self.ends.relayed()
+    }
+
+    /// The family of its relayed address, and of all its peers.
+    #[inline]
+    pub(super) fn family(&self) -> Family {
+        self.ends.family()
+    }
+
+    /// Which request made it, and what was answered.
+    pub(super) fn origin(&self) -> Origin {
+        let Request { transaction_id, lifetime } = self.request;
+        Origin { transaction_id, lifetime, token: self.aside.as_ref().and_then(|aside| aside.token) }
+    }
+
+    /// A packet came in.
+    #[inline]
+    pub(super) fn offered(&mut self, way: Way, bytes: usize) {
+        self.received[way as usize].add(1, bytes as u64);
+    }
+
+    /// Packets that came in go nowhere.
+    pub(super) fn not_sent(&mut self, spare: &mut SpareAsides, way: Way, why: DropReason, packets: u64, bytes: u64) {
+        self.aside.get_or_insert_with(|| spare.take()).not_sent(way, why, packets, bytes);
+    }
+
+    /// What it relayed.
+    pub(super) fn traffic(&self) -> Traffic {
+        let dropped = self.aside.as_ref().map(|aside| aside.dropped).unwrap_or_default();
+        let flow = |way: Way| Flow { received: self.received[way as usize], dropped: dropped[way as usize] };
+        Traffic { to_peers: flow(Way::ToPeer), to_client: flow(Way::ToClient) }
+    }
+
+    fn drops(&self) -> Box<[(DropReason, Amount)]> {
+        self.aside.as_ref().map(|aside| aside.list()).unwrap_or_default()
+    }
+
+    /// What it leaves behind for another to use.
+    pub(super) fn into_aside(self) -> Option<Box<Aside>> {
+        self.aside
     }
 
     /// The live permission for a peer's address.
     #[inline]
-    pub(super) fn permission(&self, ip: IpAddr, now: Ticks) -> Option<&Permission> {
-        self.permissions.get(&ip).filter(|permission| now < permission.expires_at)
+    pub(super) fn permission(&self, ip: IpAddr, now: Ticks) -> Option<Permission> {
+        self.permissions.get(ip).filter(|permission| now < permission.expires_at)
     }
 
     /// The live binding of a channel.
     #[inline]
-    pub(super) fn binding(&self, number: u16, now: Ticks) -> Option<&ChannelBinding> {
-        self.channels.get(&number).filter(|binding| now < binding.expires_at)
+    pub(super) fn binding(&self, number: u16, now: Ticks) -> Option<ChannelBinding> {
+        self.channels.get(number).filter(|binding| now < binding.expires_at)
     }
 
     /// The channel that is bound to a peer.
     #[inline]
     pub(super) fn channel_to(&self, peer: PeerAddress, now: Ticks) -> Option<u16> {
-        let number = *self.channel_of.get(&peer)?;
-        self.binding(number, now).filter(|binding| binding.peer == peer).map(|_| number)
+        let (number, binding) = self.channels.to(peer)?;
+        (now < binding.expires_at).then_some(number)
     }
 
     /// Whether these addresses fit beside the live permissions.
     pub(super) fn has_room_for_permissions(&mut self, ips: &[IpAddr], max: u32, now: Ticks) -> bool {
-        let new = |permissions: &SmallMap<IpAddr, Permission>| {
-            let mut new: Vec<IpAddr> = ips.iter().copied().filter(|ip| permissions.get(ip).is_none()).collect();
-            new.sort_unstable();
-            new.dedup();
-            new.len()
+        let after = |permissions: &Permissions| {
+            let is_new = |at: usize| permissions.get(ips[at]).is_none() && !ips[..at].contains(&ips[at]);
+            permissions.len() + (0..ips.len()).filter(|at| is_new(*at)).count()
         };
         let max = max as usize;
-        if self.permissions.len() + new(&self.permissions) <= max {
+        if after(&self.permissions) <= max {
             return true;
         }
         self.permissions.retain(seed(self.id), |_, permission| now < permission.expires_at);
-        self.permissions.len() + new(&self.permissions) <= max
+        after(&self.permissions) <= max
     }
 
     /// Installs or refreshes a permission for 300 seconds.
@@ -153,53 +235,44 @@ impl Allocation {
     /// Whether one more channel fits beside the live ones.
     pub(super) fn has_room_for_channel(&mut self, number: u16, max: u32, now: Ticks) -> bool {
         let max = max as usize;
-        if self.channels.get(&number).is_some() || self.channels.len() < max {
+        if self.channels.get(number).is_some() || self.channels.len() < max {
             return true;
         }
-        self.forget_channels(|binding| now < binding.expires_at);
+        self.channels.retain(seed(self.id), |binding| now < binding.expires_at);
         self.channels.len() < max
     }
 
     /// Binds or refreshes a channel for 600 seconds, and its peer's permission.
     pub(super) fn bind(&mut self, number: u16, peer: PeerAddress, class: PeerClass, now: Ticks) {
-        if self.channels.get(&number).is_some_and(|old| old.peer != peer)
-            || self.channel_of.get(&peer).is_some_and(|old| *old != number)
+        if self.channels.get(number).is_some_and(|old| old.peer != peer)
+            || self.channels.to(peer).is_some_and(|(old, _)| old != number)
         {
             // Left over from bindings whose time is over: the conflict rules let nothing else pass.
-            self.forget_channels(|binding| now < binding.expires_at);
+            self.channels.retain(seed(self.id), |binding| now < binding.expires_at);
         }
         let binding = ChannelBinding { peer, class, expires_at: now.plus_seconds(CHANNEL_LIFETIME) };
         self.channels.insert(number, binding, seed(self.id));
-        self.channel_of.insert(peer, number, seed(self.id));
         self.permit(peer.ip(), class, now);
-    }
-
-    fn forget_channels(&mut self, mut keep: impl FnMut(&ChannelBinding) -> bool) {
-        self.channels.retain(seed(self.id), |_, binding| keep(binding));
-        let channels = &self.channels;
-        self.channel_of.retain(seed(self.id), |peer, number| channels.get(number).is_some_and(|b| b.peer == *peer));
     }
 
     /// Judges every permission and channel again: `None` closes it.
     pub(super) fn rejudge(&mut self, judge: impl Fn(IpAddr) -> Option<PeerClass>) {
         let owner = &self.owner;
         let judge = |ip| owner.narrow(ip, judge(ip)?);
-        self.permissions.retain(seed(self.id), |ip, permission| match judge(*ip) {
+        self.permissions.retain(seed(self.id), |ip, permission| match judge(ip) {
             Some(class) => {
                 permission.class = class;
                 true
             }
             None => false,
         });
-        self.channels.retain(seed(self.id), |_, binding| match judge(binding.peer.ip()) {
+        self.channels.retain(seed(self.id), |binding| match judge(binding.peer.ip()) {
             Some(class) => {
                 binding.class = class;
                 true
             }
             None => false,
         });
-        let channels = &self.channels;
-        self.channel_of.retain(seed(self.id), |peer, number| channels.get(number).is_some_and(|b| b.peer == *peer));
     }
 
     /// The next interim record is due on the next multiple of the interval since the start; 0 means never.
@@ -229,17 +302,17 @@ impl Allocation {
             seq,
             unix: now.unix,
             allocation: self.id,
-            username: self.owner.username.clone(),
-            identity: self.owner.identity.clone(),
+            username: self.owner.username().into(),
+            identity: self.owner.identity().into(),
             tenant: self.owner.tenant().map(Into::into),
             secret: self.owner.time_limited.as_ref().map(|limit| limit.secret.clone()),
-            via: self.via,
-            relayed: self.relayed,
+            via: self.via(),
+            relayed: self.relayed(),
             created_at: self.created_at,
             ended_at: now.ticks,
             reason,
-            traffic: self.traffic,
-            dropped: self.drops.list(),
+            traffic: self.traffic(),
+            dropped: self.drops(),
         }
     }
 
@@ -254,22 +327,22 @@ impl Allocation {
     pub fn to_state(&self) -> AllocationState {
         AllocationState {
             id: self.id,
-            via: self.via,
-            relayed: self.relayed,
+            via: self.via(),
+            relayed: self.relayed(),
             expires_at: self.expires_at,
-            traffic: self.traffic,
-            dropped: self.drops.list(),
+            traffic: self.traffic(),
+            dropped: self.drops(),
             session: self.session,
             records: self.records,
             interim_at: self.interim_at,
-            permissions: self.permissions.iter().map(|(ip, permission)| (*ip, *permission)).collect(),
-            channels: self.channels.iter().map(|(number, binding)| (*number, *binding)).collect(),
-            username: self.owner.username.clone(),
-            identity: self.owner.identity.clone(),
+            permissions: self.permissions.iter().collect(),
+            channels: self.channels.iter().collect(),
+            username: self.owner.username().into(),
+            identity: self.owner.identity().into(),
             key: *self.owner.key.expose(),
             time_limited: self.owner.time_limited.clone(),
             terms: self.owner.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
-            origin: self.origin,
+            origin: self.origin(),
             created_at: self.created_at,
         }
     }
@@ -278,47 +351,38 @@ impl Allocation {
     #[must_use]
     pub fn from_state(state: AllocationState) -> Self {
         let seed = seed(state.id);
-        let mut allocation = Self {
-            id: state.id,
-            via: state.via,
-            relayed: state.relayed,
-            expires_at: state.expires_at,
-            armed_at: NEVER,
-            traffic: state.traffic,
-            drops: Drops::from_list(&state.dropped),
-            session: state.session,
-            records: state.records,
-            interim_at: state.interim_at,
-            permissions: SmallMap::default(),
-            channels: SmallMap::default(),
-            channel_of: SmallMap::default(),
-            owner: Owner {
-                username: state.username,
-                identity: state.identity,
-                key: Key::from_md5(state.key),
-                time_limited: state.time_limited,
-                terms: state.terms.map(Box::new),
-            },
-            origin: state.origin,
-            created_at: state.created_at,
-        };
+        let (username, identity) = (&*state.username, &*state.identity);
+        let key = Key::from_md5(state.key);
+        let owner = Owner::new(username, identity, key, state.time_limited, state.terms.map(Box::new));
+        let mut allocation =
+            Self::new(state.id, state.session, state.via, state.relayed, owner, state.origin, state.created_at);
+        allocation.expires_at = state.expires_at;
+        allocation.interim_at = state.interim_at;
+        allocation.records = state.records;
+        allocation.armed_at = allocation.wakes_at();
+        let Traffic { to_peers, to_client } = state.traffic;
+        allocation.received = [to_peers.received, to_client.received];
+        let dropped = [to_peers.dropped, to_client.dropped];
+        if dropped != <[Amount; 2]>::default() || !state.dropped.is_empty() {
+            allocation.aside.get_or_insert_default().set(dropped, &state.dropped);
+        }
         for (ip, permission) in state.permissions {
             allocation.permissions.insert(ip, permission, seed);
         }
         for (number, binding) in state.channels {
             allocation.channels.insert(number, binding, seed);
-            allocation.channel_of.insert(binding.peer, number, seed);
         }
-        allocation.armed_at = allocation.wakes_at();
         allocation
     }
 
     pub(super) fn check_invariants(&self) {
-        for (peer, number) in self.channel_of.iter() {
-            let binding = self.channels.get(number).expect("every peer with a channel is behind that channel");
-            assert_eq!(binding.peer, *peer, "channel and peer point at each other");
+        for (number, binding) in self.channels.iter() {
+            assert_eq!(self.channels.get(number), Some(binding), "a channel is found by its number");
+            assert_eq!(self.channels.to(binding.peer), Some((number, binding)), "one channel per peer, found by it");
         }
-        assert_eq!(self.channels.len(), self.channel_of.len(), "one channel per peer");
+        for (ip, permission) in self.permissions.iter() {
+            assert_eq!(self.permissions.get(ip), Some(permission), "a permission is found by its address");
+        }
     }
 }
 
@@ -394,13 +458,13 @@ pub(super) mod tests {
             SessionId { instance: 5, number: 6 },
             Via::Datagram(five_tuple),
             RelayedTransportAddress::new([7, 7, 7, 7].into(), 50_000),
-            Owner {
-                username: "99:bob".into(),
-                identity: "bob".into(),
-                key: Key::from_md5([5; 16]),
-                time_limited: Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
-                terms: Some(Box::new(Terms { tenant: Some("acme".into()), ..Terms::default() })),
-            },
+            Owner::new(
+                "99:bob",
+                "bob",
+                Key::from_md5([5; 16]),
+                Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
+                Some(Box::new(Terms { tenant: Some("acme".into()), ..Terms::default() })),
+            ),
             Origin { transaction_id: TransactionId([1; 12]), lifetime: 600, token: None },
             Ticks(1000),
         )
@@ -413,8 +477,8 @@ pub(super) mod tests {
             allocation.bind(0x4000 + port, peer(port), PeerClass::Remote, Ticks(2000));
         }
         allocation.permit([1, 1, 1, 1].into(), PeerClass::Own, Ticks(5));
-        allocation.traffic.to_peers.offered(77);
-        allocation.drops.add(&mut crate::protocol::accounting::SpareDrops::default(), DropReason::NoPermission, 1, 9);
+        allocation.offered(Way::ToPeer, 77);
+        allocation.not_sent(&mut SpareAsides::default(), Way::ToPeer, DropReason::NoPermission, 1, 9);
         allocation.plan_interim(60, Ticks(1000));
         allocation.write_record(Now { ticks: Ticks(1), unix: crate::protocol::time::UnixSeconds(1) }, None);
         let state = allocation.to_state();

@@ -3,6 +3,8 @@
 //! [`Authenticated`] can be had from [`authenticate`] alone, so a handler that takes one can't be
 //! reached without a verified MESSAGE-INTEGRITY. No state is made for anybody here.
 
+use std::sync::Arc;
+
 use super::address::Via;
 use super::allocation::Allocation;
 use super::border::Genuine;
@@ -33,7 +35,7 @@ enum Proof<'m> {
     /// `auth.users`.
     Static(Option<Box<Terms>>),
     /// One of `auth.secrets`.
-    TimeLimited { secret: Box<str>, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
+    TimeLimited { secret: Arc<str>, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
 }
 
 /// A refusal on the way to [`Authenticated`], with the key if the request was verified.
@@ -83,7 +85,7 @@ pub(super) fn authenticate<'m>(
         .ok_or(RejectReason::UnknownUser)?;
     // (4): MESSAGE-INTEGRITY, with the owner's key as long as the allocation lives: rotation, reload and
     // expiry never drop a call.
-    let (key, proof) = match allocation.filter(|allocation| *allocation.owner.username == *username) {
+    let (key, proof) = match allocation.filter(|allocation| allocation.owner.username() == username) {
         Some(allocation) if allocation.owner.key.verifies(message) => (allocation.owner.key.clone(), Proof::Owner),
         Some(_) => return Err(RejectReason::BadIntegrity.into()),
         None => find_key(message, username, realm, settings, now)?,
@@ -180,12 +182,6 @@ impl<'m> Authenticated<'m> {
             Proof::Static(terms) => (None, terms.clone()),
             Proof::Owner => (None, None),
         };
-        Owner {
-            username: self.username.into(),
-            identity: self.identity().into(),
-            key: self.key.clone(),
-            time_limited,
-            terms,
-        }
+        Owner::new(self.username, self.identity(), self.key.clone(), time_limited, terms)
     }
 }

@@ -138,6 +138,8 @@ pub enum Output {
         allocation: AllocationId,
         /// Which address.
         relayed: RelayedTransportAddress,
+        /// Who used it: it may come back to him before its rest is over.
+        client: Option<std::net::IpAddr>,
     },
     /// A held port was never asked for; close it.
     CloseReserved {

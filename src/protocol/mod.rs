@@ -14,20 +14,24 @@ pub mod border;
 mod channel;
 pub mod counters;
 pub mod drain;
+mod ends;
+mod few;
 pub mod genuine;
 pub mod meter;
 pub mod nonce;
 pub mod owner;
 pub mod peer_policy;
 mod permission;
+mod places;
 pub mod quota;
 pub mod random;
+mod reach;
 mod refresh;
 pub mod reject;
 pub mod relay;
 pub mod revocation;
 pub mod settings;
-mod small_map;
+pub(crate) mod slots;
 mod table;
 pub mod time;
 mod timer;
@@ -37,7 +41,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use self::accounting::{SessionRecord, SpareDrops};
+use self::accounting::{SessionRecord, SpareAsides};
 use self::address::{RelayedTransportAddress, Via};
 use self::allocate::{Opening, Reservation};
 use self::allocation::{Allocation, Origin};
@@ -86,7 +90,7 @@ pub struct Server {
     /// Names this worker's sessions: drawn at its start, and counted.
     instance: u64,
     sessions: u64,
-    spare_drops: SpareDrops,
+    spare: SpareAsides,
     timers: Timers,
     outputs: VecDeque<Output>,
     relay_ipv4: bool,
@@ -134,7 +138,7 @@ impl Server {
             questions: 0,
             instance,
             sessions: 0,
-            spare_drops: SpareDrops::default(),
+            spare: SpareAsides::default(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
             relay_ipv4: settings.relay_ipv4,
@@ -165,7 +169,7 @@ impl Server {
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(due) = self.timers.pop(now.ticks) {
             match due {
-                Due::Allocation(id) => self.on_allocation_due(now, id),
+                Due::Allocation(slot) => self.on_allocation_due(now, slot),
                 Due::Reservation(token) => self.on_reservation_expired(ReservationToken(token)),
                 Due::Question(number) => self.on_question_overdue(now, number),
             }
@@ -288,14 +292,20 @@ impl Server {
     }
 
     fn on_reconfigure(&mut self, now: Now, settings: Arc<Settings>) {
+        // What was used stays used, so meters are asked for only where something else limits from now on.
+        let has_new_limits = settings.limits != self.settings.limits;
         for allocation in self.table.iter_mut() {
             allocation.rejudge(|ip| settings.peers.judge(ip));
-            let claim = allocation.owner.claim(&allocation.via);
-            let meters = self.shared.meters(&claim, allocation.owner.counted(), &settings.limits);
-            allocation.owner.set_meters(meters);
+            if has_new_limits {
+                let claim = allocation.owner.claim(&allocation.via());
+                let meters = self.shared.meters(&claim, allocation.owner.counted(), &settings.limits);
+                allocation.owner.set_meters(meters);
+            }
             allocation.plan_close(&settings.auth, now);
         }
-        self.meter_openings_anew(&settings.limits);
+        if has_new_limits {
+            self.meter_openings_anew(&settings.limits);
+        }
         self.relay_ipv4 = settings.relay_ipv4;
         self.relay_ipv6 = settings.relay_ipv6;
         self.settings = settings;

@@ -1,6 +1,7 @@
 //! Whose allocation it is, and on which terms it is held.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,26 +22,80 @@ pub(super) const NEVER: Ticks = Ticks(u64::MAX);
 
 /// Whose allocation it is: kept as verified, so that rotation and expiry never drop a call.
 #[derive(Clone, Debug, PartialEq)]
+#[repr(C)]
 pub struct Owner {
-    /// The full USERNAME; another one is answered with 441.
-    pub username: Box<str>,
-    /// Whom quotas count for.
-    pub identity: Box<str>,
-    /// The key that every request on the allocation is checked with.
-    pub key: Key,
+    /// What goes beyond the ordinary; most allocations have none. First, because packets look at it.
+    pub terms: Option<Box<Terms>>,
     /// The secret and the expiry of a time-limited credential.
     pub time_limited: Option<TimeLimit>,
-    /// What goes beyond the ordinary; most allocations have none.
-    pub terms: Option<Box<Terms>>,
+    names: Names,
+    /// The key that every request on the allocation is checked with.
+    pub key: Key,
+}
+
+/// The USERNAME, and the user id as a part of it where it is one.
+#[derive(Clone, Debug, PartialEq)]
+struct Names {
+    text: Box<str>,
+    username_len: u16,
+    identity_at: u16,
+    identity_len: u16,
+}
+
+impl Names {
+    fn new(username: &str, identity: &str) -> Self {
+        // Whatever came in a STUN attribute is short enough; what is not is nobody's.
+        let fits = username.len() + identity.len() <= usize::from(u16::MAX);
+        let (username, identity) = if fits { (username, identity) } else { ("", "") };
+        let (text, at) = match username.rfind(identity) {
+            Some(at) => (username.into(), at),
+            None => ([username, identity].concat().into(), username.len()),
+        };
+        let (username_len, identity_len) = (username.len() as u16, identity.len() as u16);
+        Self { text, username_len, identity_at: at as u16, identity_len }
+    }
+
+    fn part(&self, from: u16, len: u16) -> &str {
+        let from = usize::from(from);
+        self.text.get(from..from + usize::from(len)).unwrap_or_default()
+    }
 }
 
 /// Where a time-limited credential came from and when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeLimit {
-    /// The secret's id.
-    pub secret: Box<str>,
+    /// The secret's id, the same text for all its allocations.
+    #[serde(with = "shared_text::always")]
+    pub secret: Arc<str>,
     /// Seconds since 1970.
     pub expires_at: u64,
+}
+
+/// Writes and reads a text that is shared as one that is not.
+pub(super) mod shared_text {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(in crate::protocol) fn serialize<S: Serializer>(text: &Option<Arc<str>>, to: S) -> Result<S::Ok, S::Error> {
+        text.as_deref().serialize(to)
+    }
+
+    pub(in crate::protocol) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<str>>, D::Error> {
+        Ok(Option::<Box<str>>::deserialize(from)?.map(Into::into))
+    }
+
+    pub(in crate::protocol) mod always {
+        use super::*;
+
+        pub(in crate::protocol) fn serialize<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+            (**text).serialize(to)
+        }
+
+        pub(in crate::protocol) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
+            Ok(Box::<str>::deserialize(from)?.into())
+        }
+    }
 }
 
 /// What limits one allocation beyond the server's tables.
@@ -75,6 +130,28 @@ impl Default for Terms {
 }
 
 impl Owner {
+    pub(super) fn new(
+        username: &str,
+        identity: &str,
+        key: Key,
+        time_limited: Option<TimeLimit>,
+        terms: Option<Box<Terms>>,
+    ) -> Self {
+        Self { terms, time_limited, names: Names::new(username, identity), key }
+    }
+
+    /// The full USERNAME; another one is answered with 441.
+    #[must_use]
+    pub fn username(&self) -> &str {
+        self.names.part(0, self.names.username_len)
+    }
+
+    /// Whom quotas count for.
+    #[must_use]
+    pub fn identity(&self) -> &str {
+        self.names.part(self.names.identity_at, self.names.identity_len)
+    }
+
     fn terms_mut(&mut self) -> &mut Terms {
         self.terms.get_or_insert_default()
     }
@@ -99,13 +176,13 @@ impl Owner {
 
     /// Who that is, to those who shut people out.
     pub(super) fn party(&self) -> Party<'_> {
-        Party { username: &self.username, user: &self.identity, tenant: self.tenant() }
+        Party { username: self.username(), user: self.identity(), tenant: self.tenant() }
     }
 
     /// Who may bring a RESERVATION-TOKEN of his: a static user is another than a credential's of the same name.
     pub(super) fn full_identity(&self) -> Box<str> {
         let kind = if self.time_limited.is_some() { "t" } else { "s" };
-        format!("{kind}{}\0{}", self.tenant().unwrap_or_default(), self.identity).into()
+        format!("{kind}{}\0{}", self.tenant().unwrap_or_default(), self.identity()).into()
     }
 
     pub(super) fn counted(&self) -> Counted {
@@ -186,5 +263,29 @@ impl Owner {
             // As an own address it passes to ports only that are relayed ports at that moment.
             (PeerScope::Relay, PeerClass::Own | PeerClass::Local) => Some(PeerClass::Own),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_id_inside_the_username_is_not_kept_twice() {
+        for (username, identity, kept) in [
+            ("1800000000:bob", "bob", 14),
+            ("1800000000:bob~a=5", "bob", 18),
+            ("bob", "bob", 3),
+            ("1800000000", "1800000000", 10),
+            ("bob", "", 3),
+            ("", "bob", 3),
+            ("1800000000:bob", "eve", 17),
+            ("1800000000:žluť", "žluť", 17),
+        ] {
+            let names = Owner::new(username, identity, Key::from_md5([1; 16]), None, None);
+            assert_eq!((names.username(), names.identity(), names.names.text.len()), (username, identity, kept));
+        }
+        let names = Owner::new(&"x".repeat(70_000), "bob", Key::from_md5([1; 16]), None, None);
+        assert_eq!((names.username(), names.identity()), ("", ""), "nobody's");
     }
 }

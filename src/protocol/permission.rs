@@ -60,7 +60,7 @@ impl Server {
 
     /// 443 for a peer of another family than the relayed address.
     pub(super) fn check_peer_family(&self, id: AllocationId, peer: PeerAddress) -> Result<(), RejectReason> {
-        let relayed: Option<Family> = self.table.get(id).map(|allocation| allocation.relayed.family());
+        let relayed: Option<Family> = self.table.get(id).map(|allocation| allocation.family());
         if relayed == Some(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
     }
 

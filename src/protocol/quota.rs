@@ -22,6 +22,9 @@ use crate::credentials::claims::{Grant, least};
 /// Scopes remembered at most: about 200 MB. Every one of them was opened by a verified credential.
 const SCOPES_MAX: usize = 1 << 20;
 
+/// Room for so many scopes is never given back.
+const ROOM_KEPT: usize = 256;
+
 /// Scopes whose time may be over that one admission looks at.
 const SWEEP: usize = 8;
 
@@ -81,6 +84,8 @@ pub struct Quotas {
     lingering: BTreeSet<(UnixSeconds, Key)>,
     users: usize,
     clients: usize,
+    /// The most allocations at once since somebody asked.
+    peak: u32,
 }
 
 /// A client's /32 or /56; loopback is exempt.
@@ -111,8 +116,8 @@ struct Asked {
 }
 
 impl Asked {
-    /// The five shared scopes, the narrowest first.
-    fn of(claim: &QuotaClaim<'_>, limits: &Limits, counted: Option<Counted>) -> Vec<Self> {
+    /// The five shared scopes that there may be, the narrowest first.
+    fn of(claim: &QuotaClaim<'_>, limits: &Limits, counted: Option<Counted>) -> [Option<Self>; 5] {
         let is_static = claim.expires_at.is_none();
         let none = Grant::default();
         let grant = claim.grant.unwrap_or(&none);
@@ -166,7 +171,7 @@ impl Asked {
             allowance: allowance(limits.server),
             spent: RejectReason::QuotaBytes,
         };
-        [keeps.then_some(credential), Some(user), client, tenant, Some(server)].into_iter().flatten().collect()
+        [keeps.then_some(credential), Some(user), client, tenant, Some(server)]
     }
 }
 
@@ -178,7 +183,7 @@ impl Quotas {
     pub fn admit(&mut self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
         self.sweep(now);
         let asked = Asked::of(claim, limits, None);
-        for scope in asked.iter().rev() {
+        for scope in asked.iter().rev().flatten() {
             let known = self.scopes.get(&scope.key);
             if scope.max.is_some_and(|max| known.map_or(0, |known| known.count) >= max) {
                 return Err(scope.full);
@@ -194,10 +199,13 @@ impl Quotas {
         if self.scopes.len() + asked.len() > SCOPES_MAX {
             return Err(RejectReason::QuotaServer);
         }
-        let counted = Counted { credential: asked.iter().any(|scope| matches!(scope.key, Key::Credential(_))) };
-        for scope in &asked {
+        let counted = Counted { credential: asked[0].is_some() };
+        for scope in asked.iter().flatten() {
             let known = self.scopes.entry(scope.key.clone()).or_default();
             known.count += 1;
+            if scope.key == Key::Server {
+                self.peak = self.peak.max(known.count);
+            }
             known.expires_at = known.expires_at.max(claim.expires_at.unwrap_or_default());
             if known.count == 1 {
                 self.note_population(&scope.key, true);
@@ -211,7 +219,7 @@ impl Quotas {
         self.meters_of(&Asked::of(claim, limits, Some(counted)), limits)
     }
 
-    fn meters_of(&mut self, asked: &[Asked], limits: &Limits) -> Meters {
+    fn meters_of(&mut self, asked: &[Option<Asked>; 5], limits: &Limits) -> Meters {
         let mut meters = Vec::new();
         let own = Allowance { rates: limits.allocation, burst_ms: limits.burst_ms, ..Allowance::default() };
         if !own.is_unlimited() {
@@ -219,7 +227,7 @@ impl Quotas {
             meter.allow(&own);
             meters.push(Arc::new(meter));
         }
-        for scope in asked {
+        for scope in asked.iter().flatten() {
             let Some(known) = self.scopes.get_mut(&scope.key) else { continue };
             if scope.allowance.is_unlimited() {
                 if let Some(meter) = &known.meter {
@@ -246,7 +254,7 @@ impl Quotas {
 
     /// Counts one allocation out.
     pub fn release(&mut self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
-        for scope in Asked::of(claim, &Limits::default(), Some(counted)) {
+        for scope in Asked::of(claim, &Limits::default(), Some(counted)).into_iter().flatten() {
             let Some(known) = self.scopes.get_mut(&scope.key) else { continue };
             known.count = known.count.saturating_sub(1);
             if known.count == 0 {
@@ -264,6 +272,10 @@ impl Quotas {
         let until = known.meter.as_ref().map_or(UnixSeconds(0), |meter| meter.matters_until(now, end));
         if until <= now.unix {
             self.scopes.remove(&key);
+            let (len, room) = (self.scopes.len(), self.scopes.capacity());
+            if room > ROOM_KEPT && len < room / 8 {
+                self.scopes.shrink_to(len * 2);
+            }
         } else {
             self.lingering.insert((until, key));
         }
@@ -285,6 +297,12 @@ impl Quotas {
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
         (self.scopes.get(&Key::Server).map_or(0, |scope| scope.count), self.users, self.clients)
+    }
+
+    /// How many allocations are counted now, and the most that were since the last call.
+    pub fn take_peak(&mut self) -> (u32, u32) {
+        let now = self.usage().0;
+        (now, std::mem::replace(&mut self.peak, now).max(now))
     }
 
     /// How many scopes are remembered, those without allocations included.
@@ -371,6 +389,7 @@ mod tests {
             held.extend(admitted.ok().map(|admitted| (claim, admitted.counted)));
         }
         assert_eq!(quotas.usage(), (6, 4, 2));
+        assert_eq!((quotas.take_peak(), quotas.take_peak()), ((6, 6), (6, 6)));
         assert_eq!(quotas.busiest_client().map(|(_, of_client, total)| (of_client, total)), Some((5, 6)));
         let neighbour = claim("10:zoe", None, "2001:db8:0:44::1");
         let (first, counted) = held.remove(0);
@@ -381,6 +400,7 @@ mod tests {
             quotas.release(at(0), &claim, counted);
         }
         assert_eq!((quotas.usage(), quotas.len()), ((0, 0, 0), 0));
+        assert_eq!((quotas.take_peak(), quotas.take_peak()), ((0, 6), (0, 0)));
     }
 
     #[test]

@@ -35,7 +35,7 @@ impl Server {
         let message = request.message();
         let lifetime = message.lifetime().map_err(|_| RejectReason::BadAttribute)?;
         let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
-        let relayed = self.table.get(id).map(|allocation| allocation.relayed.family());
+        let relayed = self.table.get(id).map(|allocation| allocation.family());
         // RFC 8656 §8.2: a family that the allocation does not have is 443.
         if requested.is_some_and(|number| family(number) != relayed) {
             return Err(RejectReason::PeerFamily);
@@ -55,14 +55,15 @@ impl Server {
     /// Sets an allocation's timer anew.
     fn rearm(&mut self, id: AllocationId) {
         let Some(allocation) = self.table.get_mut(id) else { return };
-        self.timers.disarm(allocation.armed_at, Due::Allocation(id));
+        self.timers.disarm(allocation.armed_at, Due::Allocation(id.index));
         allocation.armed_at = allocation.wakes_at();
-        self.timers.arm(allocation.armed_at, Due::Allocation(id));
+        self.timers.arm(allocation.armed_at, Due::Allocation(id.index));
     }
 
     /// One timer serves the lifetime and the interim records.
-    pub(super) fn on_allocation_due(&mut self, now: Now, id: AllocationId) {
-        let Some(allocation) = self.table.get_mut(id) else { return };
+    pub(super) fn on_allocation_due(&mut self, now: Now, slot: u32) {
+        let Some(allocation) = self.table.at_mut(slot) else { return };
+        let id = allocation.id;
         if allocation.expires_at <= now.ticks {
             return self.end(now, id, EndReason::Expired);
         }
@@ -99,13 +100,14 @@ impl Server {
     /// Ends an allocation: its five-tuple is free at once, its quota given back, its record written.
     pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
         let Some(mut allocation) = self.table.remove(id) else { return };
-        self.timers.disarm(allocation.armed_at, Due::Allocation(id));
-        self.shared.release(now, &allocation.owner.claim(&allocation.via), allocation.owner.counted());
-        self.counters.live(allocation.via.five_tuple().transport, allocation.relayed.family()).sub(1);
+        self.timers.disarm(allocation.armed_at, Due::Allocation(id.index));
+        self.shared.release(now, &allocation.owner.claim(&allocation.via()), allocation.owner.counted());
+        self.counters.live(allocation.via().five_tuple().transport, allocation.family()).sub(1);
         self.counters.ended[reason as usize].add(1);
-        self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed });
+        let client = Some(allocation.via().five_tuple().client.ip());
+        self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed(), client });
         let record = allocation.write_record(now, Some(reason));
         self.outputs.push_back(Output::Happened(Event::AllocationEnded(record)));
-        self.spare_drops.take_back(allocation.drops);
+        self.spare.take_back(allocation.into_aside());
     }
 }

@@ -4,7 +4,7 @@
 //! so that the sums of the one are the totals of the other.
 
 use super::Server;
-use super::accounting::SpareDrops;
+use super::accounting::SpareAsides;
 use super::address::{PeerAddress, Via};
 use super::allocation::Allocation;
 use super::border::{AllocationId, DropReason, Head, PacketMeta, Relay, Shared, Way};
@@ -51,8 +51,8 @@ impl Server {
         let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToPeer };
-        let Some(&binding) = lane.allocation.binding(data.number.0, now.ticks) else {
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToPeer };
+        let Some(binding) = lane.allocation.binding(data.number.0, now.ticks) else {
             return lane.drop(DropReason::UnboundChannel, data.payload.len());
         };
         if let Err(why) = check_peer(binding.peer, binding.class, &self.settings.peers, &*self.shared) {
@@ -81,11 +81,11 @@ impl Server {
         else {
             return self.drop_unknown(DropReason::BadSend, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToPeer };
-        if peer.family() != lane.allocation.relayed.family() {
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToPeer };
+        if peer.family() != lane.allocation.family() {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }
-        let Some(&permission) = lane.allocation.permission(peer.ip(), now.ticks) else {
+        let Some(permission) = lane.allocation.permission(peer.ip(), now.ticks) else {
             return lane.drop(DropReason::NoPermission, payload.len());
         };
         if let Err(why) = check_peer(peer, permission.class, &self.settings.peers, &*self.shared) {
@@ -127,8 +127,8 @@ impl Server {
         let Some(allocation) = self.table.get_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare_drops, way: Way::ToClient };
-        let Some(&permission) = lane.allocation.permission(from.ip(), ticks) else {
+        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToClient };
+        let Some(permission) = lane.allocation.permission(from.ip(), ticks) else {
             return lane.drop(DropReason::PeerNotPermitted, payload.len());
         };
         if let Err(why) = check_peer(from, permission.class, &self.settings.peers, &*self.shared) {
@@ -150,8 +150,7 @@ impl Server {
         self.counters.take_back(way, packets, bytes);
         self.counters.dropped(why, packets, bytes);
         if let Some(allocation) = self.table.get_mut(allocation) {
-            allocation.traffic.flow_mut(way).not_sent(packets, bytes);
-            allocation.drops.add(&mut self.spare_drops, why, packets, bytes);
+            allocation.not_sent(&mut self.spare, way, why, packets, bytes);
             if let Some(terms) = &allocation.owner.terms {
                 terms.meters.refund(bytes);
             }
@@ -170,14 +169,14 @@ impl Server {
 struct Lane<'s> {
     allocation: &'s mut Allocation,
     counters: &'s Counters,
-    spare: &'s mut SpareDrops,
+    spare: &'s mut SpareAsides,
     way: Way,
 }
 
 impl Lane<'_> {
     #[inline]
     fn enter(&mut self, bytes: usize) {
-        self.allocation.traffic.flow_mut(self.way).offered(bytes);
+        self.allocation.offered(self.way, bytes);
         self.counters.received(self.way, bytes);
     }
 
@@ -192,8 +191,7 @@ impl Lane<'_> {
 
     fn drop<'a>(mut self, why: DropReason, bytes: usize) -> Relay<'a> {
         self.enter(bytes);
-        self.allocation.traffic.flow_mut(self.way).not_sent(1, bytes as u64);
-        self.allocation.drops.add(self.spare, why, 1, bytes as u64);
+        self.allocation.not_sent(self.spare, self.way, why, 1, bytes as u64);
         self.counters.dropped(why, 1, bytes as u64);
         Relay::Drop(why)
     }
@@ -219,7 +217,7 @@ impl Lane<'_> {
         }
         self.enter(payload.len());
         self.counters.sent(Way::ToPeer, payload.len());
-        let from = PeerAddress::new(self.allocation.relayed.ip(), self.allocation.relayed.port());
+        let from = PeerAddress(self.allocation.relayed().0);
         Relay::ToRelayed { allocation: self.allocation.id, from, to, payload }
     }
 
@@ -230,7 +228,7 @@ impl Lane<'_> {
         }
         self.enter(payload.len());
         self.counters.sent(Way::ToClient, payload.len());
-        Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via, head, meta, payload }
+        Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via(), head, meta, payload }
     }
 }
 
@@ -299,7 +297,7 @@ fn head_to_client(
     sequence: &mut Sequence,
 ) -> Option<Head> {
     let mut head = [0; DATA_INDICATION_HEAD_MAX];
-    let is_stream = allocation.via.is_stream();
+    let is_stream = allocation.is_stream();
     let (len, padding) = match allocation.channel_to(from, now) {
         Some(number) => {
             let length = u16::try_from(bytes).ok()?;

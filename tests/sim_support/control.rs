@@ -243,7 +243,7 @@ impl World {
                     }
                 }
                 Output::OpenRelay { allocation, request } => out.opens.push((allocation, request)),
-                Output::CloseRelay { allocation, relayed } => {
+                Output::CloseRelay { allocation, relayed, .. } => {
                     let socket = self.sockets.remove(&relayed).expect("only an open relayed address is closed");
                     assert_eq!((socket.worker, socket.owner), (worker, Some(allocation)));
                     self.shared.relayed.lock().unwrap().remove(&PeerAddress(relayed.0));

@@ -212,7 +212,10 @@ impl World {
             self.nothing(&out);
         }
         let (config, now) = (&self.config, self.now);
-        self.model.ledger.forget_all_own();
+        if settings.limits != self.limits {
+            self.model.ledger.forget_all_own();
+            self.limits = settings.limits;
+        }
         for session in self.model.sessions.values_mut() {
             // Whoever is out of bytes stays so.
             if session.ends_by.is_none_or(|(_, why)| why != EndReason::Budget) {

@@ -287,7 +287,7 @@ impl Ledger {
         self.0.remove(&Scope::Own(key));
     }
 
-    /// A reload gives each allocation a meter of its own anew.
+    /// Other limits give each allocation a meter of its own anew.
     pub fn forget_all_own(&mut self) {
         self.0.retain(|scope, _| !matches!(scope, Scope::Own(_)));
     }

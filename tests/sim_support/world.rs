@@ -77,6 +77,8 @@ pub struct World {
     pub events: BTreeMap<(u64, u64), Due>,
     pub event_number: u64,
     pub refused_events: u64,
+    /// What the workers were told last.
+    pub limits: Limits,
     pub delivered: u64,
     /// How often each error code was due; 200 stands for success.
     pub codes: BTreeMap<u16, u64>,
@@ -153,6 +155,7 @@ impl World {
         let config = Config::first(limits, rates, &mut rng, is_strict);
         let shared = Arc::new(SharedTables::default());
         let settings = config.settings();
+        let limits = settings.limits;
         let workers: Vec<Worker> = (0..count)
             .map(|index| {
                 let counters = Arc::new(Counters::default());
@@ -187,6 +190,7 @@ impl World {
             events: BTreeMap::new(),
             event_number: 0,
             refused_events: 0,
+            limits,
             delivered: 0,
             codes: BTreeMap::new(),
             ending: None,

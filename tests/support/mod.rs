@@ -641,7 +641,7 @@ impl Harness {
                     self.answer_opens();
                 }
             }
-            Output::CloseRelay { allocation, relayed } => {
+            Output::CloseRelay { allocation, relayed, .. } => {
                 self.ports.close(me, allocation, relayed);
                 self.books.closed(relayed);
                 self.closed.push(relayed.into());

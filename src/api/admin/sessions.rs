@@ -100,7 +100,7 @@ pub(super) fn show(session: &SessionRecord) -> Value {
         "user": session.identity,
         "credential": session.username,
         "tenant": session.tenant,
-        "secret": session.secret,
+        "secret": session.secret.as_deref(),
         "client": SocketAddr::from(five_tuple.client).to_string(),
         "server": SocketAddr::from(five_tuple.server).to_string(),
         "transport": five_tuple.transport.name(),

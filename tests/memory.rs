@@ -1,0 +1,125 @@
+//! What an idle allocation costs the process, and that it is given back: measured at the real binary.
+
+mod e2e_support;
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use e2e_support::{Client, Server, Settings, wait_for};
+use throughway::credentials::claims::Claims;
+use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
+
+/// What one idle allocation may cost, in bytes of the process's own memory.
+const BYTES_MAX: usize = 400;
+
+const CLIENT_PORT: u16 = 40_404;
+
+/// A server with room for many, whose relayed addresses are at an address that nobody else uses.
+fn server() -> Server {
+    let mut settings = Settings::new(1);
+    settings.relay = vec![("addresses", "[\"127.77.0.1\"]")];
+    settings.ports = Some(10_000..=59_999);
+    settings.limit("allocations_per_user", "20000").start()
+}
+
+/// Whose allocations they are.
+#[derive(Clone, Copy)]
+enum Users {
+    One,
+    EachItsOwn,
+}
+
+/// Clients of one server, by number.
+struct Clients {
+    server: SocketAddr,
+    users: Users,
+    secret: SharedSecret,
+    minted_at: u64,
+}
+
+impl Clients {
+    fn of(server: &Server, users: Users) -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let secret = SharedSecret::new("main", Secret::new(*b"north-of-everything"), Algorithm::Sha1);
+        Self { server: server.udp4(), users, secret, minted_at: now.as_secs() }
+    }
+
+    /// From an address of its own, so that thousands need no thousand sockets at once.
+    fn client(&self, number: u16) -> Client {
+        let [high, low] = number.to_be_bytes();
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, 78, high, low), CLIENT_PORT)).unwrap();
+        let user = match self.users {
+            Users::One => "somebody".to_owned(),
+            Users::EachItsOwn => format!("user-{number:05}"),
+        };
+        let minted = mint(&self.secret, self.minted_at, &user, 3600, &Claims::default()).expect("a plain user id");
+        Client::udp_by(socket, self.server).user(&minted.username, &minted.password)
+    }
+
+    /// Opens allocations with one permission each; the clients go away, the allocations stay.
+    fn open(&self, numbers: std::ops::Range<u16>) {
+        let peer: SocketAddr = "127.79.0.1:9".parse().unwrap();
+        for number in numbers {
+            let mut client = self.client(number);
+            client.allocate();
+            client.permit(peer);
+        }
+    }
+
+    fn close(&self, numbers: std::ops::Range<u16>) {
+        for number in numbers {
+            assert_eq!(self.client(number).refresh(0).code(), 0, "{number}");
+        }
+    }
+}
+
+/// Memory that is this process's alone and in use, in bytes.
+fn private_bytes(server: &Server) -> usize {
+    let path = format!("/proc/{}/smaps_rollup", server.pid());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let of = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    };
+    // Pages of the program itself are clean: they come with the first use of a function, not with an allocation.
+    of("Private_Dirty:")
+}
+
+/// What each of so many costs beside some that were there before; at their end most of it must be given back.
+fn cost(users: Users, first: u16, count: u16) -> usize {
+    let server = server();
+    let clients = Clients::of(&server, users);
+    // What a process needs once, for its first session, scrape and end of a session, is nobody's cost.
+    let warm = first + count;
+    clients.open(warm..warm + 200);
+    clients.close(warm..warm + 200);
+    wait_for("the first to be over", || (server.live() == 0).then_some(()));
+    clients.open(0..first);
+    let before = private_bytes(&server);
+    clients.open(first..first + count);
+    let grown = private_bytes(&server) - before;
+    clients.close(first..first + count);
+    wait_for("all to be over", || (server.live() == u64::from(first)).then_some(()));
+    let kept = || private_bytes(&server).saturating_sub(before);
+    wait_for("half of the memory to be given back", || (kept() <= grown / 2).then_some(()));
+    // The last look may still be ahead.
+    std::thread::sleep(Duration::from_secs(2));
+    let each = grown / usize::from(count);
+    eprintln!("{count} after {first}: {each} B each; {} of {grown} B kept", kept());
+    each
+}
+
+#[test]
+fn an_idle_allocation_costs_little_and_is_given_back() {
+    let each = cost(Users::One, 1000, 3000);
+    assert!(each <= BYTES_MAX, "{each} B of memory for each idle allocation");
+}
+
+#[test]
+#[ignore = "a measurement, for docs/performance.md"]
+fn ten_thousand_in_a_fresh_process() {
+    for (name, users) in [("one user", Users::One), ("a user each", Users::EachItsOwn)] {
+        eprint!("{name}: ");
+        cost(users, 0, 10_000);
+    }
+}
