@@ -55,6 +55,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let overload = Phase::warmed_up(&plan, plan.basics.measure);
     let result = drive(&mut run, &mut meter, &plan, rate(&plan, offered), &overload, Some(&mut control));
     let ended_at = sys::now();
+    let overloaded_ways = run.received();
 
     let recovering = (orders.recover * SECOND) as u64;
     run.ledger.measured = false;
@@ -87,7 +88,12 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         .real("sent_of_maximum", counted.sent_measured as f64 / result.window.seconds() / maximum)
         .real("sent_pps", counted.sent_measured as f64 / result.window.seconds());
     result.window.write(&mut o, "packet", result.received);
+    let recovered_ways = run.received();
     o.real("forwarded_of_maximum", result.pps() / maximum)
+        .real("pps_to_peer", result.by_way[0] as f64 / result.window.seconds())
+        .real("pps_to_client", result.by_way[1] as f64 / result.window.seconds())
+        .count("recovery_to_peer", recovered_ways[0] - overloaded_ways[0])
+        .count("recovery_to_client", recovered_ways[1] - overloaded_ways[1])
         .count("sent", counted.sent_measured)
         .count("received", counted.received_measured)
         .count("lost", counted.sent_measured - counted.received_measured)
@@ -179,6 +185,7 @@ impl Phase {
 struct Brought {
     window: Window,
     received: u64,
+    by_way: [u64; 2],
 }
 
 impl Brought {
@@ -204,12 +211,14 @@ fn drive(
         let now = sys::now();
         if before.is_none() && now >= measure_at {
             run.ledger.begin_window();
-            before = Some(run.ledger.received());
+            before = Some(run.received());
             meter.begin();
         }
         if now >= stop_at {
             let window = meter.end();
-            return Brought { window, received: run.ledger.received() - before.unwrap_or_default() };
+            let (before, now) = (before.unwrap_or_default(), run.received());
+            let by_way = [0, 1].map(|way| now[way] - before[way]);
+            return Brought { window, received: by_way[0] + by_way[1], by_way };
         }
         run.step(&mut pace, now);
         if let Some(control) = &mut control {
