@@ -12,10 +12,10 @@ use crate::protocol::random::Random;
 use crate::protocol::time::Ticks;
 
 /// How long a port rests before another client gets it, in seconds: two minutes, one maximum segment
-/// lifetime, so that stray packets of the old session reach nobody.
+/// lifetime, so that stray packets of the old session reach nobody. Less if there is no other.
 pub(super) const REST_SECONDS: u64 = 120;
 
-/// How many resting ports are looked at for one that the same client had.
+/// Among how many of those that have rested longest one is chosen when nothing is free.
 const LOOK_BACK: usize = 32;
 
 const NOT_FREE: u32 = u32::MAX;
@@ -151,8 +151,8 @@ impl Ports {
     pub(super) fn take(&mut self, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
         self.wake(now);
         let port = match parity {
-            Parity::Any => self.any(client),
-            Parity::Even => self.one_of(0),
+            Parity::Any => self.any().or_else(|| self.awaken(client, |_| true)),
+            Parity::Even => self.one_of(0).or_else(|| self.awaken(client, |port| port % 2 == 0)),
             Parity::EvenAndHoldNext => self.even_with_next(),
         }?;
         self.remove(port);
@@ -162,14 +162,22 @@ impl Ports {
         Some(port)
     }
 
-    fn any(&mut self, client: IpAddr) -> Option<u16> {
+    fn any(&mut self) -> Option<u16> {
         let [even, odd] = self.free.each_ref().map(Vec::len);
-        if even + odd > 0 {
-            let at = self.random.below((even + odd) as u32) as usize;
-            return if at < even { self.free[0].get(at).copied() } else { self.free[1].get(at - even).copied() };
-        }
-        // Nothing is free; what this very client had may come back to it before its rest is over.
-        let at = self.resting.iter().take(LOOK_BACK).position(|resting| resting.client == Some(client))?;
+        let at = if even + odd == 0 { return None } else { self.random.below((even + odd) as u32) as usize };
+        if at < even { self.free[0].get(at).copied() } else { self.free[1].get(at - even).copied() }
+    }
+
+    /// Nothing is free: a port goes before its rest is over. One that this very client had, if it is among those that
+    /// have rested longest, else any of those.
+    fn awaken(&mut self, client: IpAddr, suits: impl Fn(u16) -> bool) -> Option<u16> {
+        let first = self.random.below(LOOK_BACK as u32) as usize;
+        let oldest = || self.resting.iter().enumerate().take(LOOK_BACK).filter(|(_, resting)| suits(resting.port));
+        let at = oldest()
+            .find(|(_, resting)| resting.client == Some(client))
+            .or_else(|| oldest().find(|(at, _)| *at >= first))
+            .or_else(|| oldest().next())
+            .map(|(at, _)| at)?;
         let port = self.resting.remove(at)?.port;
         self.put(port);
         Some(port)
@@ -278,14 +286,30 @@ mod tests {
     }
 
     #[test]
-    fn a_port_rests_two_minutes_for_others_but_may_return_to_its_client() {
-        let mut ports = ports(50_000..=50_000);
-        let port = ports.take(Parity::Any, CLIENT, Ticks(0)).unwrap();
-        ports.rest(port, Some(CLIENT), Ticks(1000));
-        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(120_999)), None);
-        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(2000)), Some(port));
-        ports.rest(port, Some(CLIENT), Ticks(3000));
-        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(123_000)), Some(port));
+    fn a_port_rests_two_minutes_unless_there_is_no_other() {
+        let mut ports = ports(50_000..=50_003);
+        let used: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).take(3).collect();
+        ports.rest(used[0], Some(CLIENT), Ticks(1000));
+        ports.rest(used[1], Some(OTHER), Ticks(1000));
+        let last = ports.take(Parity::Any, OTHER, Ticks(2000)).unwrap();
+        assert!(!used.contains(&last), "the free one first");
+        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(2000)), Some(used[1]), "then one's own");
+        assert_eq!(ports.take(Parity::Any, OTHER, Ticks(2000)), Some(used[0]), "then another's, rather than none");
+        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(2000)), None);
+        ports.rest(used[2], None, Ticks(3000));
+        assert_eq!(ports.take(Parity::Even, CLIENT, Ticks(3000)), used[2].is_multiple_of(2).then_some(used[2]));
+    }
+
+    #[test]
+    fn with_nothing_free_any_of_those_that_rested_longest_is_next() {
+        let mut ports = ports(50_000..=50_099);
+        let used: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).collect();
+        used.iter().for_each(|port| ports.rest(*port, Some(OTHER), Ticks(0)));
+        let first = ports.take(Parity::Any, CLIENT, Ticks(1)).unwrap();
+        assert!(used[..LOOK_BACK].contains(&first));
+        assert_ne!(first, used[0], "with this seed");
+        let rest: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(1))).collect();
+        assert_eq!(rest.len(), 99, "all of them come");
     }
 
     #[test]

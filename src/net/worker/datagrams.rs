@@ -16,6 +16,9 @@ use crate::protocol::border::{AllocationId, DropReason, Input, PacketMeta, Relay
 use crate::protocol::time::Now;
 use crate::wire::{Class, classify};
 
+/// Requests read at once: each costs as much as many packets, and what is never used takes no memory.
+const CONTROL_BATCH: usize = 16;
+
 /// Datagrams read at once from a relayed socket that is ready again and again.
 const RELAY_BATCH: usize = 16;
 
@@ -68,7 +71,7 @@ impl Worker {
         // What came before a request was sent before it: mostly, that is. Only the kernel knew for sure.
         self.read_listener(now, at, BATCH);
         let Some(listener) = self.listeners.get_mut(at) else { return };
-        let wanted = listener.control_appetite.ready(self.loops, BATCH);
+        let wanted = listener.control_appetite.ready(self.loops, CONTROL_BATCH);
         self.make_room();
         let Some(control) = self.listeners.get(at).and_then(|listener| listener.control.as_ref()) else { return };
         let Ok(count) = self.receive.receive(control.as_fd(), &mut self.arena, LISTENER_SLOT, wanted) else { return };
