@@ -11,18 +11,6 @@ use throughway::wire::message::METHOD_ALLOCATE;
 
 const CHANNEL: u16 = 0x4001;
 
-/// Lets a test do something while no thread of the server runs.
-fn while_it_stands_still<T>(server: &Server, act: impl FnOnce() -> T) -> T {
-    server.signal("STOP");
-    wait_for("the server to stand still", || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
-        stat.rsplit(") ").next().unwrap().starts_with('T').then_some(())
-    });
-    let result = act();
-    server.signal("CONT");
-    result
-}
-
 /// So many bytes fill any receive buffer that this machine may grant, with so many datagrams.
 const FLOOD: u64 = 400;
 const FLOOD_BYTES: usize = 60_000;
@@ -34,27 +22,23 @@ fn flood(from: &UdpSocket, to: SocketAddr) {
     }
 }
 
-fn kernel_drops(server: &Server, socket: &str) -> u64 {
-    server.scrape().value("throughway_kernel_drops_total", &[("socket", socket)])
-}
-
 with_one_and_three_workers! {
     /// What a listener's buffer could not hold is counted, to the datagram.
     fn an_overflow_of_a_listener_is_counted_exactly(workers: u8) {
         let server = Server::ordinary(workers);
-        assert_eq!(kernel_drops(&server, "listener"), 0);
+        assert_eq!(server.kernel_drops("listener"), 0);
         let client = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut lost = 0;
         for round in 1..=2 {
-            while_it_stands_still(&server, || flood(&client, server.udp4()));
+            server.while_it_stands_still(|| flood(&client, server.udp4()));
             wait_for("every datagram to be read or dropped", || {
-                (server.dropped("not_stun") + kernel_drops(&server, "listener") == round * FLOOD).then_some(())
+                (server.dropped("not_stun") + server.kernel_drops("listener") == round * FLOOD).then_some(())
             });
-            let now = kernel_drops(&server, "listener");
+            let now = server.kernel_drops("listener");
             assert!(now > lost, "a buffer of less than {} bytes holds all", FLOOD * FLOOD_BYTES as u64);
             lost = now;
         }
-        assert_eq!(kernel_drops(&server, "relayed"), 0);
+        assert_eq!(server.kernel_drops("relayed"), 0);
         assert_eq!(server.dropped("not_stun") + lost, 2 * FLOOD);
     }
 
@@ -70,20 +54,20 @@ with_one_and_three_workers! {
         });
         let mut calls: Vec<_> = calls.collect();
         let (_, relayed, peer) = &calls[calls.len() - 1];
-        while_it_stands_still(&server, || flood(peer, *relayed));
+        server.while_it_stands_still(|| flood(peer, *relayed));
         let received = || {
             server.scrape().value("throughway_payload_packets_total", &[("way", "received"), ("side", "peers")])
         };
         wait_for("every datagram to be read or dropped", || {
-            (received() + kernel_drops(&server, "relayed") == FLOOD).then_some(())
+            (received() + server.kernel_drops("relayed") == FLOOD).then_some(())
         });
-        let lost = kernel_drops(&server, "relayed");
+        let lost = server.kernel_drops("relayed");
         assert!(lost > 0);
         for (client, ..) in &mut calls {
             assert_eq!(client.refresh(0).code(), 0);
         }
-        assert_eq!(kernel_drops(&server, "relayed"), lost);
-        assert_eq!(kernel_drops(&server, "listener"), 0);
+        assert_eq!(server.kernel_drops("relayed"), lost);
+        assert_eq!(server.kernel_drops("listener"), 0);
     }
 
     /// Ten scrapes a second beside live calls: not a packet is lost, neither by us nor by the kernel.
@@ -107,7 +91,7 @@ with_one_and_three_workers! {
             assert!(rounds > 100, "{rounds}");
         }
         for socket in ["listener", "relayed", "stream"] {
-            assert_eq!(kernel_drops(&server, socket), 0, "{socket}");
+            assert_eq!(server.kernel_drops(socket), 0, "{socket}");
         }
         assert_eq!(server.scrape().sum("throughway_dropped_packets_total"), 0);
     }
@@ -155,7 +139,7 @@ with_one_and_three_workers! {
         let sum = |socket: &str| server.scrape().value("throughway_batch_datagrams_sum", &[("socket", socket)]);
         let before: Vec<f64> = (0..workers).map(seconds).collect();
         let (below, all, datagrams) = (batches("listener", "16"), batches("listener", "64"), sum("listener"));
-        while_it_stands_still(&server, || {
+        server.while_it_stands_still(|| {
             for number in 0..64 {
                 client.send_channel(CHANNEL, &payload(number, 1000));
             }

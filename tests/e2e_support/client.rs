@@ -257,6 +257,14 @@ impl Client {
         }
     }
 
+    /// Its socket, for those who set options of it.
+    pub fn socket(&self) -> &UdpSocket {
+        match &self.link {
+            Link::Udp(socket) => socket,
+            Link::Tcp(..) | Link::Tls(..) => panic!("a stream"),
+        }
+    }
+
     /// Its stream, for those who write to it in pieces.
     pub fn stream(&mut self) -> &mut TcpStream {
         match &mut self.link {

@@ -311,6 +311,11 @@ impl Server {
         self.scrape().value("throughway_dropped_packets_total", &[("reason", reason)])
     }
 
+    /// What the kernel dropped at sockets of this kind.
+    pub fn kernel_drops(&self, socket: &str) -> u64 {
+        self.scrape().value("throughway_kernel_drops_total", &[("socket", socket)])
+    }
+
     pub fn refused(&self, reason: &str) -> u64 {
         self.scrape().value("throughway_requests_refused_total", &[("reason", reason)])
     }
@@ -354,6 +359,18 @@ impl Server {
     pub fn signal(&self, name: &str) {
         let pid = self.pid().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Lets a test do something while no thread of the server runs.
+    pub fn while_it_stands_still<T>(&self, act: impl FnOnce() -> T) -> T {
+        self.signal("STOP");
+        wait_for("the server to stand still", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T').then_some(())
+        });
+        let result = act();
+        self.signal("CONT");
+        result
     }
 
     /// Writes another configuration and sends SIGHUP; gives the new lines about the reload.
