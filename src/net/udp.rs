@@ -197,3 +197,142 @@ impl Queue {
         self.payloads = 0;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Copy, Debug)]
+    enum Push {
+        Payload { of: u32, to: usize, len: usize },
+        Reply { to: usize, len: usize },
+    }
+
+    const PUSHES_MAX: usize = 80;
+    const LEN_MAX: usize = 1_200;
+
+    fn pushes() -> impl Strategy<Value = Vec<Push>> {
+        let len = || prop_oneof![Just(0), 1..200_usize, Just(160), Just(160), Just(LEN_MAX)];
+        let payload = (0..4_u32, 0..2_usize, len()).prop_map(|(of, to, len)| Push::Payload { of, to, len });
+        let reply = (0..2_usize, len()).prop_map(|(to, len)| Push::Reply { to, len });
+        prop::collection::vec(prop_oneof![4 => payload, 1 => reply], 0..PUSHES_MAX)
+    }
+
+    /// Slots whose bytes differ from datagram to datagram.
+    fn arena() -> Arena {
+        let mut arena = Arena::new(2);
+        for slot in 0..2 {
+            for (at, byte) in arena.slot_mut(slot).iter_mut().enumerate() {
+                *byte = ((at / LEN_MAX) * 3 + at + slot * 7) as u8;
+            }
+        }
+        arena
+    }
+
+    fn payload_of(number: usize, len: usize) -> Part {
+        Arena::part_of(number % 2, number / 2 * LEN_MAX, len)
+    }
+
+    fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
+        let mut buffer = vec![0; 65_536];
+        std::iter::from_fn(|| socket.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec())).collect()
+    }
+
+    fn id(of: u32) -> AllocationId {
+        AllocationId { index: of, generation: 1 }
+    }
+
+    /// Pushes all of it, looks at the order in which it would leave, sends it and looks at what comes.
+    fn check(
+        queue: &mut Queue,
+        places: &mut [Place; 4],
+        segmentation: Segmentation,
+        pushes: &[Push],
+    ) -> Result<(), TestCaseError> {
+        let arena = arena();
+        let sockets = [(); 3].map(|()| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
+        });
+        let to = [0, 1].map(|at: usize| sockets[at].local_addr().unwrap());
+        let mut bytes = Vec::new();
+        for (number, push) in pushes.iter().enumerate() {
+            match *push {
+                Push::Payload { of, to: at, len } => {
+                    let part = payload_of(number, len);
+                    bytes.push((at, Some(id(of)), arena.part(part).to_vec()));
+                    queue.push_to_peer(to[at], part, id(of), &mut places[of as usize]);
+                }
+                Push::Reply { to: at, len } => {
+                    let reply = vec![number as u8; len];
+                    queue.push_reply(to[at], None, &reply);
+                    bytes.push((at, None, reply));
+                }
+            }
+        }
+        let payloads = bytes.iter().filter(|(_, of, _)| of.is_some()).count();
+        prop_assert_eq!((queue.is_empty(), queue.has_payload()), (pushes.is_empty(), payloads > 0));
+
+        // One chain for each allocation; what they hold is what is sent when all of them are.
+        let (mut by_chain, mut chains) = (Vec::new(), HashMap::new());
+        for chain in 0..queue.chains() {
+            let of = queue.select(chain);
+            prop_assert!(queue.order.iter().all(|at| bytes[*at as usize].1 == of));
+            prop_assert_eq!(queue.single().is_some(), queue.order.len() == 1);
+            let expected: Vec<_> =
+                queue.order.iter().filter_map(|at| Some((of?, bytes[*at as usize].2.len() as u64))).collect();
+            prop_assert_eq!(queue.selected().collect::<Vec<_>>(), expected);
+            *chains.entry(of).or_insert(0) += 1;
+            by_chain.extend_from_slice(&queue.order);
+        }
+        prop_assert!(chains.iter().all(|(of, count)| of.is_none() || *count == 1), "{chains:?}");
+        queue.select_all();
+        prop_assert_eq!(&queue.order, &by_chain);
+        // Everything once; each allocation's in its order, and the replies in theirs.
+        let mut sorted = by_chain.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(sorted, (0..pushes.len() as u32).collect::<Vec<_>>());
+        for of in (0..4).map(|of| Some(id(of))).chain([None]) {
+            prop_assert!(by_chain.iter().filter(|at| bytes[**at as usize].1 == of).is_sorted(), "{of:?}: {by_chain:?}");
+        }
+
+        let mut batch = SendBatch::new(16);
+        queue.send(sockets[2].as_fd(), &mut batch, &arena, &mut segmentation.clone(), |_, _, why| panic!("{why:?}"));
+        for (at, socket) in sockets[..2].iter().enumerate() {
+            let due: Vec<_> =
+                by_chain.iter().map(|number| &bytes[*number as usize]).filter(|due| due.0 == at).collect();
+            let came = received(socket);
+            prop_assert_eq!(came.len(), due.len());
+            for (came, due) in came.iter().zip(due) {
+                prop_assert!(*came == due.2, "{} bytes, due {}", came.len(), due.2.len());
+            }
+        }
+        queue.clear();
+        prop_assert!(queue.is_empty() && !queue.has_payload() && queue.chains() == 0);
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+        /// Places are as old as the last time, which is another one for each allocation.
+        #[test]
+        fn any_interleaving_comes_out_whole_and_in_order(
+            rounds in prop::collection::vec(pushes(), 1..4),
+            is_on in any::<bool>(),
+        ) {
+            let (mut queue, mut places) = (Queue::default(), [Place::default(); 4]);
+            let segmentation = if is_on { Segmentation::ON } else { Segmentation::OFF };
+            for pushes in rounds {
+                check(&mut queue, &mut places, segmentation, &pushes)?;
+            }
+        }
+    }
+}
