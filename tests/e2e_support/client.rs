@@ -509,6 +509,8 @@ fn read_frame(stream: &mut impl Source, pending: &mut Vec<u8>, until: Instant, c
             }
             Ok(len) => pending.extend_from_slice(&buffer[..len]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
+            // A child that stops, goes on or ends interrupts whichever thread is waiting.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => {
                 *closed = true;
                 return None;

@@ -18,7 +18,13 @@ pub fn peer(like: SocketAddr) -> UdpSocket {
 #[track_caller]
 pub fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let mut buffer = vec![0; 65_536];
-    let (len, from) = socket.recv_from(&mut buffer).expect("a datagram in time");
+    let (len, from) = loop {
+        match socket.recv_from(&mut buffer) {
+            // A child of this process that stops, goes on or ends interrupts whichever thread is waiting.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => break result.expect("a datagram in time"),
+        }
+    };
     buffer.truncate(len);
     (buffer, from)
 }
