@@ -1,6 +1,6 @@
 //! Peers beyond the relay: plain UDP sockets, one that answers, and a call that must not lose a packet.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -9,9 +9,14 @@ use super::{Client, Origin, PATIENCE, SILENCE, wait_for};
 
 /// A peer's socket of the family of an address, on loopback.
 pub fn peer(like: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((if like.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket
+    loop {
+        let socket = UdpSocket::bind((if like.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).unwrap();
+        // A port that a server listens on is no peer, over TCP as well, and the kernel may choose it for both.
+        if TcpListener::bind(socket.local_addr().unwrap()).is_ok() {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            return socket;
+        }
+    }
 }
 
 /// The next datagram.
