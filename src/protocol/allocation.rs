@@ -79,13 +79,13 @@ pub struct Allocation {
     pub(super) id: AllocationId,
     /// Records written so far.
     pub(super) records: u32,
+    /// When the next interim record is due, in seconds since its creation; 0 without them.
+    interim_after: u32,
     /// Its first field is the last one that packets look at.
     pub(super) owner: Owner,
     pub(super) session: SessionId,
     /// When its timer wakes: never later than `expires_at` and `interim_at`, and checked again then.
     pub(super) armed_at: Ticks,
-    /// When the next interim record is due; [`NEVER`] without them.
-    pub(super) interim_at: Ticks,
     pub(super) created_at: Ticks,
     request: Request,
     /// What was dropped, and the token that was given out.
@@ -120,10 +120,10 @@ impl Allocation {
             channels: Channels::default(),
             id,
             records: 0,
+            interim_after: 0,
             owner,
             session,
             armed_at: expires_at,
-            interim_at: NEVER,
             created_at: now,
             request: Request { transaction_id: origin.transaction_id, lifetime: origin.lifetime },
             aside: origin.token.map(|token| Box::new(Aside::with_token(token))),
@@ -278,15 +278,28 @@ impl Allocation {
     /// The next interim record is due on the next multiple of the interval since the start; 0 means never.
     pub(super) fn plan_interim(&mut self, seconds: u32, now: Ticks) {
         let interval = u64::from(seconds) * 1000;
-        self.interim_at = match now.since(self.created_at).checked_div(interval) {
+        self.set_interim_at(match now.since(self.created_at).checked_div(interval) {
             Some(past) => Ticks(self.created_at.0 + (past + 1) * interval),
             None => NEVER,
-        };
+        });
+    }
+
+    /// When the next interim record is due; [`NEVER`] without them.
+    pub(super) fn interim_at(&self) -> Ticks {
+        match self.interim_after {
+            0 => NEVER,
+            seconds => self.created_at.plus_seconds(u64::from(seconds)),
+        }
+    }
+
+    /// In whole seconds since the creation, as every interval is; what lies beyond 136 years is never.
+    fn set_interim_at(&mut self, at: Ticks) {
+        self.interim_after = u32::try_from(at.since(self.created_at).div_ceil(1000)).unwrap_or(0);
     }
 
     /// When its timer should wake.
     pub(super) fn wakes_at(&self) -> Ticks {
-        self.expires_at.min(self.interim_at).min(self.owner.closing().map_or(NEVER, |(at, _)| at))
+        self.expires_at.min(self.interim_at()).min(self.owner.closing().map_or(NEVER, |(at, _)| at))
     }
 
     /// Finds out when it ends in any case.
@@ -334,7 +347,7 @@ impl Allocation {
             dropped: self.drops(),
             session: self.session,
             records: self.records,
-            interim_at: self.interim_at,
+            interim_at: self.interim_at(),
             permissions: self.permissions.iter().collect(),
             channels: self.channels.iter().collect(),
             username: self.owner.username().into(),
@@ -357,7 +370,7 @@ impl Allocation {
         let mut allocation =
             Self::new(state.id, state.session, state.via, state.relayed, owner, state.origin, state.created_at);
         allocation.expires_at = state.expires_at;
-        allocation.interim_at = state.interim_at;
+        allocation.set_interim_at(state.interim_at);
         allocation.records = state.records;
         allocation.armed_at = allocation.wakes_at();
         let Traffic { to_peers, to_client } = state.traffic;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 use super::address::Via;
@@ -36,7 +37,8 @@ pub struct Owner {
 /// The USERNAME, and the user id as a part of it where it is one.
 #[derive(Clone, Debug, PartialEq)]
 struct Names {
-    text: Box<str>,
+    /// Up to 24 bytes of it take no memory of their own.
+    text: CompactString,
     username_len: u16,
     identity_at: u16,
     identity_len: u16,
@@ -48,8 +50,8 @@ impl Names {
         let fits = username.len() + identity.len() <= usize::from(u16::MAX);
         let (username, identity) = if fits { (username, identity) } else { ("", "") };
         let (text, at) = match username.rfind(identity) {
-            Some(at) => (username.into(), at),
-            None => ([username, identity].concat().into(), username.len()),
+            Some(at) => (CompactString::from(username), at),
+            None => (CompactString::from([username, identity].concat()), username.len()),
         };
         let (username_len, identity_len) = (username.len() as u16, identity.len() as u16);
         Self { text, username_len, identity_at: at as u16, identity_len }

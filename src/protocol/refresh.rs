@@ -70,7 +70,7 @@ impl Server {
         if let Some(reason) = allocation.owner.closing().filter(|(at, _)| *at <= now.ticks).map(|(_, reason)| reason) {
             return self.end(now, id, reason);
         }
-        if allocation.interim_at <= now.ticks {
+        if allocation.interim_at() <= now.ticks {
             allocation.plan_interim(self.settings.interim_seconds, now.ticks);
             let record = allocation.write_record(now, None);
             self.outputs.push_back(Output::Happened(Event::AllocationGoesOn(record)));
