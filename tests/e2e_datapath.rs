@@ -346,7 +346,7 @@ fn bursts_of_a_client(server: &Server, to: SocketAddr, user: &str) {
     call.client.send_raw(&piece);
     call.expect_at_peers(&due);
     cut_into(call.client.socket(), 0);
-    assert_eq!(coalesced(server), before, "one burst after single packets proves nothing");
+    assert!(coalesced(server) > before, "a socket that coalesced goes on: taking it back would lose the sizes");
     let line = end(server, &mut call.client, user);
     assert_eq!(amounts(&line, "packets"), [bursts.packets, bursts.packets, 0, 0]);
     assert_eq!(amounts(&line, "bytes"), [bursts.bytes, bursts.bytes, 0, 0]);
@@ -390,7 +390,7 @@ fn bursts_of_a_peer(server: &Server, client: Client, user: &str) {
     let before = coalesced(server);
     bursts.count = 0;
     send(&mut call, &mut bursts);
-    assert_eq!(coalesced(server), before, "one burst after single packets proves nothing");
+    assert!(coalesced(server) > before, "a socket that coalesced goes on: taking it back would lose the sizes");
     let line = end(server, &mut call.client, user);
     assert_eq!(amounts(&line, "packets"), [0, 0, bursts.packets, bursts.packets]);
     assert_eq!(amounts(&line, "bytes"), [0, 0, bursts.bytes, bursts.bytes]);

@@ -214,9 +214,9 @@ pub(super) fn set_dont_fragment(fd: BorrowedFd<'_>, ipv6: bool, on: bool) -> io:
     }
 }
 
-/// Lets the kernel hand over several datagrams of one sender as one piece, or no longer.
-pub(super) fn coalesce(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    set_option(fd, libc::SOL_UDP, libc::UDP_GRO, &c_int::from(on))
+/// Lets the kernel hand over several datagrams of one sender as one piece.
+pub(super) fn coalesce(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(fd, libc::SOL_UDP, libc::UDP_GRO, &1_i32)
 }
 
 /// How often this thread went to sleep by itself.

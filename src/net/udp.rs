@@ -4,8 +4,8 @@
 //! slots are filled again; `worker` does so.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 
 use super::sys::{Arena, Letters, Outgoing, Part, Segmentation, SendBatch, SendReport};
 use crate::protocol::border::{AllocationId, DropReason, Head};
@@ -20,6 +20,15 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
         Some(libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => DropReason::NoBuffers,
         _ => DropReason::SendFailed,
     }
+}
+
+/// A payload in the arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum InPlace {
+    /// Its head stands right before it and is part of this.
+    WithHead(Part),
+    /// Its head is to be sent before it.
+    Bare(Part),
 }
 
 /// Where the datagrams of one allocation stand in a [`Queue`]; kept beside its relayed socket.
@@ -43,6 +52,8 @@ const END: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug)]
 struct Link {
     of: Option<AllocationId>,
+    /// Of the payload alone.
+    bytes: u32,
     next: u32,
 }
 
@@ -76,10 +87,10 @@ impl Queue {
     }
 
     #[inline]
-    fn push(&mut self, packet: Outgoing, of: Option<AllocationId>, place: &mut Place) {
+    fn push(&mut self, packet: Outgoing, of: Option<AllocationId>, bytes: usize, place: &mut Place) {
         let at = self.packets.len() as u32;
         self.packets.push(packet);
-        self.links.push(Link { of, next: END });
+        self.links.push(Link { of, bytes: bytes as u32, next: END });
         match self.chains.get_mut(place.0 as usize) {
             Some(chain) if chain.of == of => {
                 if let Some(last) = self.links.get_mut(chain.last as usize) {
@@ -100,23 +111,25 @@ impl Queue {
         let packet = Outgoing { to, from, head, payload: Part::default(), padding: 0 };
         // Behind the last one, if that is a reply too.
         let mut place = Place((self.chains.len() as u32).wrapping_sub(1));
-        self.push(packet, None, &mut place);
+        self.push(packet, None, 0, &mut place);
     }
 
-    /// A peer's payload behind its head.
+    /// A peer's payload behind its head, which lies somewhere else if there was no room before the payload.
     #[inline]
     pub(super) fn push_to_client(
         &mut self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
+        (to, from): (SocketAddr, Option<IpAddr>),
         head: &Head,
-        payload: Part,
+        payload: InPlace,
         allocation: AllocationId,
         place: &mut Place,
     ) {
         let padding = head.padding();
-        let head = self.remember(head.bytes());
-        self.push(Outgoing { to, from, head, payload, padding }, Some(allocation), place);
+        let (bytes, head, payload) = match payload {
+            InPlace::WithHead(part) => (part.len - head.bytes().len(), Part::default(), part),
+            InPlace::Bare(part) => (part.len, self.remember(head.bytes()), part),
+        };
+        self.push(Outgoing { to, from, head, payload, padding }, Some(allocation), bytes, place);
         self.payloads += 1;
     }
 
@@ -124,7 +137,7 @@ impl Queue {
     #[inline]
     pub(super) fn push_to_peer(&mut self, to: SocketAddr, payload: Part, allocation: AllocationId, place: &mut Place) {
         let packet = Outgoing { to, from: None, head: Part::default(), payload, padding: 0 };
-        self.push(packet, Some(allocation), place);
+        self.push(packet, Some(allocation), payload.len, place);
         self.payloads += 1;
     }
 
@@ -157,33 +170,49 @@ impl Queue {
         }
     }
 
-    /// The one bare payload among the selected, if it is alone: a plain send costs less than a batch of one.
-    pub(super) fn single(&self) -> Option<(SocketAddr, Part)> {
+    /// The one datagram that is selected, if it lies in one piece and may leave from any address: a plain send costs less
+    /// than a batch of one.
+    fn single<'a>(&'a self, arena: &'a Arena) -> Option<(SocketAddr, &'a [u8])> {
         let [only] = self.order[..] else { return None };
         let only = self.packets.get(only as usize)?;
-        Some((only.to, only.payload))
+        let bytes = match (only.head.len, only.payload.len) {
+            (0, _) => arena.part(only.payload),
+            (_, 0) => &self.scratch[only.head.start..][..only.head.len],
+            _ => return None,
+        };
+        (only.from.is_none() && only.padding == 0).then_some((only.to, bytes))
     }
 
     /// Sends what is selected; tells of payloads that the kernel refused.
     pub(super) fn send(
         &self,
-        fd: BorrowedFd<'_>,
+        socket: &UdpSocket,
         batch: &mut SendBatch,
         arena: &Arena,
         segmentation: &mut Segmentation,
         mut not_sent: impl FnMut(AllocationId, u64, DropReason),
     ) -> SendReport {
-        let letters = Letters { packets: &self.packets, order: &self.order, scratch: &self.scratch, arena };
-        batch.send(fd, letters, segmentation, |at, error| {
-            if let Some(allocation) = self.links[at as usize].of {
-                not_sent(allocation, self.packets[at as usize].payload.len as u64, drop_reason(error));
+        let mut refused = |at: u32, error: &io::Error| {
+            if let Link { of: Some(allocation), bytes, .. } = self.links[at as usize] {
+                not_sent(allocation, u64::from(bytes), drop_reason(error));
             }
-        })
+        };
+        if let Some((to, bytes)) = self.single(arena) {
+            if let Err(error) = socket.send_to(bytes, to) {
+                refused(self.order[0], &error);
+            }
+            return SendReport::default();
+        }
+        let letters = Letters { packets: &self.packets, order: &self.order, scratch: &self.scratch, arena };
+        batch.send(socket.as_fd(), letters, segmentation, refused)
     }
 
     /// Whose payload the selected are, and its bytes.
     pub(super) fn selected(&self) -> impl Iterator<Item = (AllocationId, u64)> {
-        let packet = |at: &u32| Some((self.links[*at as usize].of?, self.packets[*at as usize].payload.len as u64));
+        let packet = |at: &u32| {
+            let link = self.links.get(*at as usize)?;
+            Some((link.of?, u64::from(link.bytes)))
+        };
         self.order.iter().filter_map(packet)
     }
 
@@ -202,7 +231,6 @@ impl Queue {
 mod tests {
     use std::collections::HashMap;
     use std::net::UdpSocket;
-    use std::os::fd::AsFd as _;
 
     use proptest::prelude::*;
 
@@ -285,7 +313,7 @@ mod tests {
         for chain in 0..queue.chains() {
             let of = queue.select(chain);
             prop_assert!(queue.order.iter().all(|at| bytes[*at as usize].1 == of));
-            prop_assert_eq!(queue.single().is_some(), queue.order.len() == 1);
+            prop_assert_eq!(queue.single(&arena).is_some(), queue.order.len() == 1);
             let expected: Vec<_> =
                 queue.order.iter().filter_map(|at| Some((of?, bytes[*at as usize].2.len() as u64))).collect();
             prop_assert_eq!(queue.selected().collect::<Vec<_>>(), expected);
@@ -304,7 +332,7 @@ mod tests {
         }
 
         let mut batch = SendBatch::new(16);
-        queue.send(sockets[2].as_fd(), &mut batch, &arena, &mut segmentation.clone(), |_, _, why| panic!("{why:?}"));
+        queue.send(&sockets[2], &mut batch, &arena, &mut segmentation.clone(), |_, _, why| panic!("{why:?}"));
         for (at, socket) in sockets[..2].iter().enumerate() {
             let due: Vec<_> =
                 by_chain.iter().map(|number| &bytes[*number as usize]).filter(|due| due.0 == at).collect();

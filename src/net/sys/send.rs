@@ -453,7 +453,7 @@ mod tests {
     #[test]
     fn a_socket_that_coalesces_is_taken_apart_again() {
         let (from, peer) = (socket(), socket());
-        coalesce(peer.as_fd(), true).unwrap();
+        coalesce(peer.as_fd()).unwrap();
         let to = peer.local_addr().unwrap();
         let lengths: Vec<_> = [100, 99, 100, 99, 7].map(|len| (0, len)).into();
         let letters = letters([to, to], &lengths);

@@ -8,7 +8,7 @@ use super::{BATCH, LISTENER_SLOT, Worker};
 use crate::net::handover::Handed;
 use crate::net::sys::{self, Arena, Part, Received, Segmentation};
 use crate::net::tcp::Sent;
-use crate::net::udp::drop_reason;
+use crate::net::udp::{InPlace, drop_reason};
 use crate::net::{listen, relay_socket};
 use crate::protocol::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
@@ -107,6 +107,10 @@ impl Worker {
         self.make_room();
         // A message of this very turn may have closed it.
         let Some(listener) = self.listeners.get(at) else { return };
+        let coalesces = listener.appetite.coalesces() || listener.users.coalesces();
+        if wanted == 1 && !listener.is_wildcard() && !coalesces {
+            return self.read_listener_once(now, at);
+        }
         let received = self.receive.receive(listener.socket.as_fd(), &mut self.arena, LISTENER_SLOT, wanted);
         let count = received.unwrap_or(0);
         if let Some(listener) = self.listeners.get_mut(at) {
@@ -117,12 +121,23 @@ impl Worker {
         }
         let row = self.on_received(now, at, count);
         self.flush_to_peer();
-        let offload = self.settings.segmentation_offload;
-        if let Some(listener) = self.listeners.get_mut(at)
-            && (count > 1 || listener.appetite.coalesces() || listener.users.coalesces())
+        if self.settings.segmentation_offload
+            && let Some(listener) = self.listeners.get_mut(at)
         {
-            listener.adapt(row, offload);
+            listener.adapt(row);
         }
+    }
+
+    /// A plain receive touches less than a batch of one; it can tell neither which address of ours was asked nor what was
+    /// coalesced.
+    fn read_listener_once(&mut self, now: Now, at: usize) {
+        let Some(listener) = self.listeners.get(at) else { return };
+        let (address, slot) = (listener.address, LISTENER_SLOT);
+        let Ok((len, from)) = listener.socket.recv_from(self.arena.slot_mut(slot)) else { return };
+        self.net.listener_batches.add(1);
+        let five_tuple = FiveTuple { client: from.into(), server: address.into(), transport: Transport::Udp };
+        self.on_datagram(now, Via::Datagram(five_tuple), at, Arena::part_of(slot, 0, len));
+        self.flush_to_peer();
     }
 
     /// Handles what fills the listeners' slots; tells whether it came in a row.
@@ -183,8 +198,10 @@ impl Worker {
                 self.queue_to_peer(allocation, to, meta, part);
             }
             Relay::ToRelayed { allocation, from, to, payload } => {
-                let part = self.arena.locate(payload);
-                self.hand_over(now, allocation, from, to, part);
+                let payload = self.arena.locate(payload);
+                // What framed it is read by now; of a stream the frames before it may still wait.
+                let room = (!via.is_stream()).then(|| payload.start - part.start);
+                self.hand_over(now, allocation, (from, to), payload, room);
             }
             Relay::ToClient { .. } | Relay::Drop(_) => {}
         }
@@ -229,7 +246,14 @@ impl Worker {
 
     /// Gives a payload to the allocation behind another relayed address of this server: at once if it is this worker's,
     /// else through a ring. The kernel has it only if neither knows the address any more.
-    fn hand_over(&mut self, now: Now, allocation: AllocationId, from: PeerAddress, to: PeerAddress, part: Part) {
+    fn hand_over(
+        &mut self,
+        now: Now,
+        allocation: AllocationId,
+        (from, to): (PeerAddress, PeerAddress),
+        part: Part,
+        room: Option<usize>,
+    ) {
         let Some(owner) = self.relays.owner(to) else {
             let to = self.relays.to_local(to);
             return self.queue_to_peer(allocation, to, PacketMeta::default(), part);
@@ -238,7 +262,7 @@ impl Worker {
             if let Some(id) = self.relays.id_at(owner.index, to) {
                 self.net.handed_over.add(1);
                 self.pinned = true;
-                self.on_peer_datagram(now, id, from, part);
+                self.on_peer_datagram(now, id, from, part, room);
             } else {
                 let to = self.relays.to_local(to);
                 self.queue_to_peer(allocation, to, PacketMeta::default(), part);
@@ -265,7 +289,7 @@ impl Worker {
             match self.relays.owner(to).and_then(|owner| self.relays.id_at(owner.index, to)) {
                 Some(id) => {
                     self.next_slot = slot + 1;
-                    self.on_peer_datagram(now, id, from, Arena::part_of(slot, 0, len));
+                    self.on_peer_datagram(now, id, from, Arena::part_of(slot, 0, len), Some(0));
                 }
                 // It closed in the meantime; the kernel would find nobody either.
                 None => self.counters.dropped(DropReason::RelayClosed, 1, len as u64),
@@ -299,7 +323,7 @@ impl Worker {
             self.since_listeners += 1;
             self.next_slot = slot + 1;
             let peer = self.relays.to_advertised(from);
-            self.on_peer_datagram(now, id, peer, Arena::part_of(slot, 0, len));
+            self.on_peer_datagram(now, id, peer, Arena::part_of(slot, 0, len), Some(0));
         }
     }
 
@@ -319,7 +343,7 @@ impl Worker {
             let peer = self.relays.to_advertised(received.from);
             for (start, len) in received.datagrams() {
                 datagrams += 1;
-                self.on_peer_datagram(now, id, peer, Arena::part_of(received.slot, start, len));
+                self.on_peer_datagram(now, id, peer, Arena::part_of(received.slot, start, len), Some(0));
             }
         }
         self.net.relayed_batches.add(datagrams);
@@ -328,12 +352,14 @@ impl Worker {
         let offload = self.settings.segmentation_offload;
         if let Some(relay) = self.relays.get_mut(id) {
             relay.appetite.took(count);
-            let wants = relay.appetite.note(row.is_one() && offload) && offload;
-            relay.appetite.coalesce(wants, relay.socket.as_fd());
+            if offload && !relay.appetite.coalesces() && relay.appetite.note(row.is_one()) {
+                relay.appetite.coalesce(relay.socket.as_fd());
+            }
         }
     }
 
-    fn on_peer_datagram(&mut self, now: Now, id: AllocationId, peer: PeerAddress, part: Part) {
+    /// `room` are bytes before the payload that nobody needs any more; `None` where other datagrams lie close before it.
+    fn on_peer_datagram(&mut self, now: Now, id: AllocationId, peer: PeerAddress, part: Part, room: Option<usize>) {
         let payload = self.arena.part(part);
         let verdict = self.server.relay_from_peer(now, id, peer, PacketMeta::default(), payload);
         let Relay::ToClient { allocation, via, head, .. } = verdict else { return };
@@ -347,8 +373,10 @@ impl Worker {
                     return;
                 };
                 let from = listener.is_wildcard().then(|| five_tuple.server.ip());
-                let to = five_tuple.client.into();
-                listener.queue.push_to_client(to, from, &head, part, allocation, &mut relay.to_client);
+                let to = (five_tuple.client.into(), from);
+                let whole = room.and_then(|room| self.arena.write_head(head.bytes(), part, room));
+                let payload = whole.map_or(InPlace::Bare(part), InPlace::WithHead);
+                listener.queue.push_to_client(to, &head, payload, allocation, &mut relay.to_client);
             }
             Via::Stream(stream, _) => self.send_to_stream(now, stream, allocation, &head, part),
         }
@@ -388,19 +416,12 @@ impl Worker {
                 self.to_peer.selected().for_each(|(of, bytes)| not_sent(of, bytes, DropReason::RelayClosed));
                 continue;
             };
-            if let Some((to, payload)) = self.to_peer.single() {
-                if let Err(error) = relay.socket.send_to(arena.part(payload), to) {
-                    not_sent(id, payload.len as u64, drop_reason(&error));
-                }
-                continue;
-            }
             let segmentation = if self.settings.segmentation_offload {
                 &mut relay.segmentation
             } else {
                 &mut Segmentation::OFF.clone()
             };
-            let fd = relay.socket.as_fd();
-            let report = self.to_peer.send(fd, &mut self.send, arena, segmentation, not_sent);
+            let report = self.to_peer.send(&relay.socket, &mut self.send, arena, segmentation, not_sent);
             self.net.note_sent(report);
         }
         self.to_peer.clear();
@@ -415,10 +436,15 @@ impl Worker {
             &mut Segmentation::OFF.clone()
         };
         listener.queue.select_all();
-        let fd = listener.socket.as_fd();
-        let report = listener.queue.send(fd, &mut self.send, &self.arena, segmentation, |allocation, bytes, why| {
-            server.not_sent(allocation, Way::ToClient, 1, bytes, why);
-        });
+        let report = listener.queue.send(
+            &listener.socket,
+            &mut self.send,
+            &self.arena,
+            segmentation,
+            |allocation, bytes, why| {
+                server.not_sent(allocation, Way::ToClient, 1, bytes, why);
+            },
+        );
         listener.queue.clear();
         self.net.note_sent(report);
     }
@@ -445,17 +471,16 @@ impl Worker {
 }
 
 impl Listener {
-    /// Coalesces from now on or not any more, after a batch that came in a row or did not.
-    fn adapt(&mut self, in_a_row: bool, offload: bool) {
-        let before = self.rows;
-        self.rows = self.appetite.note(in_a_row && offload);
-        if self.rows != before {
-            self.users.count_rows(self.rows);
+    /// After a batch that came in a row or did not.
+    fn adapt(&mut self, in_a_row: bool) {
+        if !self.appetite.coalesces() && self.appetite.note(in_a_row) {
+            self.users.coalesce();
         }
-        let wants = offload && self.users.coalesces();
-        self.appetite.coalesce(wants, self.socket.as_fd());
-        if let Some(control) = &self.control {
-            self.control_appetite.coalesce(wants, control.as_fd());
+        if self.users.coalesces() && !self.appetite.coalesces() {
+            self.appetite.coalesce(self.socket.as_fd());
+            if let Some(control) = &self.control {
+                self.control_appetite.coalesce(control.as_fd());
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 
@@ -21,8 +21,8 @@ pub(in crate::net) struct ListenerId(pub(in crate::net) u32);
 #[derive(Debug, Default)]
 pub(in crate::net) struct Users {
     count: AtomicU32,
-    /// Workers whose sockets get datagrams in rows.
-    rows: AtomicU32,
+    /// Datagrams come in rows, at one of the workers at least.
+    rows: AtomicBool,
     /// Told when the last one went, and when somebody who waits for that should look again.
     pub(in crate::net) look: Notify,
 }
@@ -32,18 +32,14 @@ impl Users {
         self.count.load(Ordering::Acquire)
     }
 
-    /// Whether any worker gets datagrams in rows: the kernel asks any socket of the group whether a flow may be coalesced.
+    /// Whether its sockets shall coalesce: the kernel asks any socket of the group whether a flow may be coalesced.
     #[inline]
     pub(super) fn coalesces(&self) -> bool {
-        self.rows.load(Ordering::Relaxed) > 0
+        self.rows.load(Ordering::Relaxed)
     }
 
-    pub(super) fn count_rows(&self, begin: bool) {
-        if begin {
-            self.rows.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.rows.fetch_sub(1, Ordering::Relaxed);
-        }
+    pub(super) fn coalesce(&self) {
+        self.rows.store(true, Ordering::Relaxed);
     }
 
     fn enter(&self) {
@@ -69,8 +65,6 @@ pub(in crate::net) struct Listener {
     pub(super) control_appetite: Appetite,
     pub(super) roominess: Roominess,
     pub(super) segmentation: Segmentation,
-    /// Whether this worker's datagrams come in rows.
-    pub(super) rows: bool,
     pub(in crate::net) users: Arc<Users>,
     /// The configuration has it no more: whoever has no allocation gets no answer.
     pub(in crate::net) is_leaving: bool,
@@ -94,7 +88,6 @@ impl Listener {
             control_appetite: Appetite::default(),
             roominess: Roominess::default(),
             segmentation: Segmentation::ON,
-            rows: false,
             users,
             is_leaving: false,
         }

@@ -31,9 +31,8 @@ impl Pace {
     }
 }
 
-/// From this score on, a socket's datagrams are coalesced; at 0 no longer.
+/// From this score on, a socket's datagrams are coalesced.
 const COALESCES_FROM: u8 = 32;
-const SCORE_MAX: u8 = 64;
 
 /// How a socket is read: one datagram at a time, many at once, or coalesced by the kernel.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,8 +40,6 @@ pub(in crate::net) struct Appetite {
     ready_in: u32,
     wanted: u8,
     score: u8,
-    /// Whether its datagrams come in rows.
-    rows: bool,
     coalesces: bool,
 }
 
@@ -82,21 +79,18 @@ impl Appetite {
     /// Notes whether datagrams of one sender and one size came in a row; tells whether such should be coalesced.
     pub(super) const fn note(&mut self, in_a_row: bool) -> bool {
         self.score = match in_a_row {
-            true if self.score + 4 > SCORE_MAX => SCORE_MAX,
-            true => self.score + 4,
+            true => self.score.saturating_add(4),
             false => self.score.saturating_sub(1),
         };
-        self.rows = if self.rows { self.score > 0 } else { self.score >= COALESCES_FROM };
-        self.rows
+        self.score >= COALESCES_FROM
     }
 
-    /// Asks the kernel to coalesce, or to leave every datagram as it is from now on. What is coalesced already is taken
-    /// apart all the same.
-    pub(super) fn coalesce(&mut self, wants: bool, fd: BorrowedFd<'_>) {
-        // A kernel that can't goes on one by one, and is asked again when the rows have ended once.
-        if wants != self.coalesces && (sys::coalesce(fd, wants).is_ok() || !wants) {
-            self.coalesces = wants;
-        }
+    /// Asks the kernel to coalesce from now on, and for good: after taking it back, what is coalesced already would come
+    /// without its sizes.
+    pub(super) fn coalesce(&mut self, fd: BorrowedFd<'_>) {
+        // A kernel that can't is asked again when rows have proved themselves again.
+        self.coalesces |= sys::coalesce(fd).is_ok();
+        self.score = 0;
     }
 }
 
@@ -139,20 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_socket_that_proves_bursty_coalesces_and_it_stops() {
+    fn only_a_socket_that_proves_bursty_coalesces() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut appetite = Appetite::default();
-        let mut read = |in_a_row, times| {
-            for _ in 0..times {
-                let wants = appetite.note(in_a_row);
-                appetite.coalesce(wants, socket.as_fd());
-            }
-            appetite.coalesces()
-        };
-        assert!(!read(true, 7));
-        assert!(read(true, 1));
-        assert!(read(false, 31));
-        assert!(!read(false, 1));
-        assert!(read(true, 100) && read(false, 63) && !read(false, 1), "the score has an end");
+        let mut read = |in_a_row, times| (0..times).any(|_| appetite.note(in_a_row));
+        assert!(!read(true, 7) && !read(false, 10) && !read(true, 2), "rows here and there");
+        assert!(read(true, 3));
+        assert!(!appetite.coalesces());
+        appetite.coalesce(socket.as_fd());
+        assert!(appetite.coalesces());
     }
 }
