@@ -48,6 +48,9 @@ struct Chain {
 
 const END: u32 = u32::MAX;
 
+/// Datagrams that may wait; what a few coalesced buffers hold.
+const LONG: usize = 1_024;
+
 /// What stands beside each [`Outgoing`].
 #[derive(Clone, Copy, Debug)]
 struct Link {
@@ -71,6 +74,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Whether so much waits that it should be sent before more is added: a stream can bring thousands of tiny frames.
+    pub(super) const fn is_long(&self) -> bool {
+        self.packets.len() >= LONG
+    }
+
     pub(super) const fn is_empty(&self) -> bool {
         self.packets.is_empty()
     }

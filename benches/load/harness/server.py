@@ -95,7 +95,7 @@ class Server:
     def start(self, directory, network, scenario, seconds, cpu, niceness):
         self.ready_values = dict(
             dir=directory, transport=scenario.transport, sessions=scenario.sessions(), seconds=seconds,
-            config=Path(directory) / "config", listen=network.listen, relay=network.relay, allow=network.allow,
+            config=Path(directory) / "config", listen=network.listen, relay=network.relay, allow=network.allow, offload=scenario.offload,
             first_client=network.first_client, first_peer=network.first_peer)
         values = self.ready_values
         if "config" in self.spec:

@@ -57,8 +57,10 @@ impl Worker {
 
     pub(super) fn on_listener(&mut self, now: Now, at: usize) {
         let Some(listener) = self.listeners.get_mut(at) else { return };
-        if let Some(bytes) = self.room.on_read(&mut listener.roominess, listen::RECEIVE_BUFFER) {
-            // The one of its kind may hold more than one of many.
+        if let Some(bytes) = self.room.on_read(&mut listener.roominess, listen::RECEIVE_BUFFER)
+            && listener.control.is_some()
+        {
+            // The one of its kind may hold more than one of many. What was passed has the size that its owner chose.
             let _ = sys::set_receive_buffer(listener.socket.as_fd(), bytes.max(LISTENER_BUSY_BYTES));
         }
         let most = if listener.appetite.coalesces() { COALESCED_BATCH } else { BATCH };
@@ -218,6 +220,9 @@ impl Worker {
             self.send_unfragmented(allocation, to, part);
             return;
         }
+        if self.to_peer.is_long() {
+            self.flush_to_peer();
+        }
         match self.relays.get_mut(allocation) {
             Some(relay) => self.to_peer.push_to_peer(to, part, allocation, &mut relay.to_peer),
             None => self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, DropReason::RelayClosed),
@@ -366,6 +371,9 @@ impl Worker {
         match via {
             Via::Datagram(five_tuple) => {
                 let at = self.listeners.serving(&five_tuple.server);
+                if let Some(at) = at.filter(|at| self.listeners.get(*at).is_some_and(|of| of.queue.is_long())) {
+                    self.flush_listener(at);
+                }
                 let (Some(listener), Some(relay)) =
                     (at.and_then(|at| self.listeners.get_mut(at)), self.relays.get_mut(allocation))
                 else {
