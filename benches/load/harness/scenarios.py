@@ -53,6 +53,10 @@ class Scenario:
         """What `run` and its relatives are told about the clients."""
         return self.mode in ("run", "overload")
 
+    @property
+    def pairs(self):
+        return "--pairs" in self.words
+
     def flag(self, name, default):
         return self.words[self.words.index(name) + 1] if name in self.words else default
 
@@ -95,7 +99,7 @@ SCENARIOS = {
                     goals={"loopback": (1.1, 1.3)}, seconds=2),
     "P20k": relay("200 UDP clients in pairs, each sends 50 packets/s to its partner's relayed address, 160 B",
                   "two clients that both need the relay", "--pairs", "--sessions", 200, "--rate", 50, "--payload", 160,
-                  bare=False, goals=both((1.6, 1.85), (1.6, 1.85))),
+                  goals=both((1.6, 1.85), (1.6, 1.85))),
     "I20k": relay("as A20k with Send and Data indications", "clients that bind no channel", "--sessions", 200, "--rate", 50,
                   "--payload", 160, "--framing", "indication", bare=False, on_request=True),
     "cycles": figure("cycles", "Allocate, CreatePermission, Refresh 0, one after the other, 32 clients", "calls that come and go",

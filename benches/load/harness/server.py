@@ -75,7 +75,7 @@ class Server:
     def can(self, scenario, setup):
         """A description with fixed addresses is one of loopback."""
         placed = setup == "loopback" or "{listen}" in "".join(self.spec["command"]) + self.spec.get("config", "")
-        return placed and scenario.transport in self.transports and (scenario.bare or not self.bare)
+        return placed and scenario.transport in self.transports and (not self.bare or (scenario.bare and (not scenario.pairs or "pairs" in self.spec)))
 
     def fill(self, text, **more):
         for key, value in {**self.paths, **more}.items():
@@ -96,6 +96,7 @@ class Server:
         self.ready_values = dict(
             dir=directory, transport=scenario.transport, sessions=scenario.sessions(), seconds=seconds,
             config=Path(directory) / "config", listen=network.listen, relay=network.relay, allow=network.allow, offload=scenario.offload,
+            pairs="yes" if scenario.pairs else "no",
             first_client=network.first_client, first_peer=network.first_peer)
         values = self.ready_values
         if "config" in self.spec:

@@ -27,6 +27,11 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
     let sessions: usize = flags.or("sessions", 200)?;
     let seconds: u32 = flags.or("seconds", 60)?;
     let (batch, gso) = (flags.switch("batch"), flags.switch("gso"));
+    let to_partner = match flags.or("to-partner", "no".to_owned())?.as_str() {
+        "yes" => true,
+        "no" => false,
+        other => return Err(format!("--to-partner: `{other}` is neither yes nor no")),
+    };
     let uring = flags.optional("uring")?;
     let min_wait = flags.or("min-wait", 0)?;
     flags.finish()?;
@@ -41,6 +46,7 @@ pub fn main(mut flags: Flags) -> Result<(), String> {
         poll.add(relay.as_raw_fd(), n as u64)?;
     }
     match transport {
+        Transport::Udp if to_partner => between_clients(&mut poll, &places, batch),
         Transport::Udp if gso => crate::forward_gso::over_udp(&mut poll, &places, &relays),
         Transport::Udp => over_udp(&mut poll, &places, &relays, batch),
         Transport::Tcp => over_tcp(&mut poll, &places, &relays),
@@ -91,6 +97,25 @@ fn over_udp(poll: &mut Poll, places: &Places, relays: &[UdpSocket], batch: bool)
             }
         }
         outgoing.send_all(fd);
+    }
+}
+
+/// The floor of two clients who are each other's peers: one receive and one send for what goes from one to the other.
+fn between_clients(poll: &mut Poll, places: &Places, batch: bool) -> Result<(), String> {
+    let listener = udp::bind(places.server)?;
+    poll.add(listener.as_raw_fd(), LISTENER)?;
+    let fd = listener.as_raw_fd();
+    let mut slots = Slots::new();
+    let partner = |from: &libc::sockaddr_in| places.client(places.session_of_client(*from_raw_address(from).ip()) ^ 1);
+    loop {
+        poll.wait(-1, |_| ());
+        if batch {
+            for k in 0..slots.receive_many(fd) {
+                send_to(fd, slots.received(k), partner(&slots.names[k]));
+            }
+        } else if let Some((bytes, from)) = slots.receive_one(fd) {
+            send_to(fd, bytes, partner(&from));
+        }
     }
 }
 
