@@ -18,9 +18,13 @@ const USER_BYTES_MAX: usize = 120;
 const CLIENT_PORT: u16 = 40_404;
 
 /// A server with room for many, whose relayed addresses are at an address that nobody else uses.
-fn server() -> Server {
+fn server(users: Users) -> Server {
     let mut settings = Settings::new(1);
-    settings.relay = vec![("addresses", "[\"127.77.0.1\"]")];
+    let relay = match users {
+        Users::One => "[\"127.77.0.1\"]",
+        Users::EachItsOwn => "[\"127.77.0.2\"]",
+    };
+    settings.relay = vec![("addresses", relay)];
     settings.ports = Some(10_000..=59_999);
     settings.limit("allocations_per_user", "20000").start()
 }
@@ -50,11 +54,11 @@ impl Clients {
     /// From an address of its own, so that thousands need no thousand sockets at once.
     fn client(&self, number: u16) -> Client {
         let [high, low] = number.to_be_bytes();
-        let socket = UdpSocket::bind((Ipv4Addr::new(127, 78, high, low), CLIENT_PORT)).unwrap();
-        let user = match self.users {
-            Users::One => "somebody".to_owned(),
-            Users::EachItsOwn => format!("user-{number:05}"),
+        let (network, user) = match self.users {
+            Users::One => (78, "somebody".to_owned()),
+            Users::EachItsOwn => (80, format!("user-{number:05}")),
         };
+        let socket = UdpSocket::bind((Ipv4Addr::new(127, network, high, low), CLIENT_PORT)).unwrap();
         let minted = mint(&self.secret, self.minted_at, &user, 3600, &Claims::default()).expect("a plain user id");
         Client::udp_by(socket, self.server).user(&minted.username, &minted.password)
     }
@@ -90,7 +94,7 @@ fn private_bytes(server: &Server) -> usize {
 
 /// What each of so many costs beside some that were there before; at their end most of it must be given back.
 fn cost(users: Users, first: u16, count: u16) -> usize {
-    let server = server();
+    let server = server(users);
     let clients = Clients::of(&server, users);
     // What a process needs once, for its first session, scrape and end of a session, is nobody's cost.
     let warm = first + count;
