@@ -56,14 +56,29 @@ class Capture:
         source, destination, length = struct.unpack("!HHH", datagram[:6])
         if self.port not in (source, destination):
             return
-        payload = self._payload(datagram[8:length])
-        if payload is not None:
-            way = "from_client" if destination == self.port else "to_client"
-            self.bytes[way] += len(payload)
-            if len(payload) >= 20 and payload[0] < 4 and payload[4:8] == struct.pack("!I", turnclient.MAGIC):
-                self.checks[way] += len(payload)
-            else:
-                self.last = time.monotonic()
+        way = "from_client" if destination == self.port else "to_client"
+        for message in self._messages(datagram[8:length]):
+            payload = self._payload(message)
+            if payload is not None:
+                self.bytes[way] += len(payload)
+                if len(payload) >= 20 and payload[0] < 4 and payload[4:8] == struct.pack("!I", turnclient.MAGIC):
+                    self.checks[way] += len(payload)
+                else:
+                    self.last = time.monotonic()
+
+    @staticmethod
+    def _messages(piece):
+        """Datagrams that leave together are seen here before the device cuts them. Each is one message, whose length
+        says where the next one begins; ChannelData over UDP needs no padding, and nobody here sends any."""
+        while piece:
+            if len(piece) < 4:
+                raise ValueError(f"not a message: {piece.hex()}")
+            first, length = struct.unpack("!HH", piece[:4])
+            end = length + (4 if first & 0xC000 == 0x4000 else 20)
+            if end > len(piece):
+                raise ValueError(f"a message of {end} bytes in {len(piece)}")
+            yield piece[:end]
+            piece = piece[end:]
 
     @staticmethod
     def _payload(message):
