@@ -259,23 +259,19 @@ impl Worker {
         part: Part,
         room: Option<usize>,
     ) {
-        let Some(owner) = self.relays.owner(to) else {
-            let to = self.relays.to_local(to);
-            return self.queue_to_peer(allocation, to, PacketMeta::default(), part);
-        };
-        if owner.worker == self.id {
-            if let Some(id) = self.relays.id_at(owner.index, to) {
+        let owner = self.relays.owner(to);
+        if let Some(owner) = owner.filter(|owner| owner.worker != self.id) {
+            if self.givers.give(owner.worker, Handed { from, to, len: part.len }, self.arena.part(part)) {
                 self.net.handed_over.add(1);
-                self.pinned = true;
-                self.on_peer_datagram(now, id, from, part, room);
             } else {
-                let to = self.relays.to_local(to);
-                self.queue_to_peer(allocation, to, PacketMeta::default(), part);
+                self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, DropReason::InboxFull);
             }
-        } else if self.givers.give(owner.worker, Handed { from, to, len: part.len }, self.arena.part(part)) {
+        } else if let Some(id) = owner.and_then(|owner| self.relays.id_at(owner.index, to)) {
             self.net.handed_over.add(1);
+            self.pinned = true;
+            self.on_peer_datagram(now, id, from, part, room);
         } else {
-            self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, DropReason::InboxFull);
+            self.queue_to_peer(allocation, self.relays.to_local(to), PacketMeta::default(), part);
         }
     }
 
