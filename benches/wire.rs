@@ -6,12 +6,12 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use divan::{AllocProfiler, Bencher, black_box};
 use stun::attributes::ATTR_REQUESTED_TRANSPORT;
+use throughway::address::{Address, ClientAddress, PeerAddress};
 use throughway::credentials::{Algorithm, Secret, SharedSecret, parse_username, password};
-use throughway::protocol::address::{Address, ClientAddress, PeerAddress};
-use throughway::protocol::binding::{ANSWER_BYTES_MAX, Answered, answer};
+use throughway::protocol::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer};
 use throughway::wire::attribute::{ATTR_DATA, ATTR_NONCE, ATTR_REALM, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS};
 use throughway::wire::channel_data::ChannelData;
-use throughway::wire::integrity::Key;
+use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
     CLASS_INDICATION, CLASS_REQUEST, Known, METHOD_ALLOCATE, METHOD_BINDING, METHOD_SEND, Message, MessageType, Method,
     TransactionId,
@@ -34,8 +34,8 @@ fn secret() -> SharedSecret {
     SharedSecret::new("bench", Secret::new(*b"a secret of thirty-two bytes len"), Algorithm::Sha1)
 }
 
-fn key() -> Key {
-    Key::long_term(USERNAME.as_bytes(), REALM, password(&secret(), USERNAME.as_bytes()).as_bytes())
+fn key() -> IntegrityKey {
+    IntegrityKey::long_term(USERNAME.as_bytes(), REALM, password(&secret(), USERNAME.as_bytes()).as_bytes())
 }
 
 fn address() -> Address {
@@ -80,7 +80,7 @@ fn allocate_verified_with_the_password_derived(bencher: Bencher<'_, '_>) {
         let username = message.get(Known::Username).expect("it has one");
         let text = std::str::from_utf8(username).expect("it is text");
         assert!(parse_username(text).is_some());
-        let key = Key::long_term(username, REALM, password(&secret, username).as_bytes());
+        let key = IntegrityKey::long_term(username, REALM, password(&secret, username).as_bytes());
         assert!(key.verifies(&message));
     });
 }
@@ -88,11 +88,11 @@ fn allocate_verified_with_the_password_derived(bencher: Bencher<'_, '_>) {
 #[divan::bench]
 fn binding_answered(bencher: Bencher<'_, '_>) {
     let bytes = request(METHOD_BINDING, |_| {});
-    let client = ClientAddress(address());
+    let client = ClientAddress::new(address().ip, address().port);
     bencher.bench_local(|| {
         let mut out = [0; ANSWER_BYTES_MAX];
         let message = Message::parse(black_box(&bytes)).expect("well formed");
-        assert_eq!(answer(&message, client, &mut out), Answered::Success(32));
+        assert_eq!(answer(&message, client, &mut out), BindingAnswer::Success(32));
         black_box(out);
     });
 }

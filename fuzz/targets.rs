@@ -4,29 +4,34 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use throughway::credentials::Secret;
-use throughway::protocol::address::{
+use throughway::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via,
 };
+use throughway::credentials::Secret;
+use throughway::net::shared::SharedState;
+use throughway::protocol::alternates::Alternates;
+use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, EndReason, Genuine, Input, OpenedRelay, Output, PacketMeta, Parity,
-    Question, Relay, RelayRefused, RelayRequest, Shared, Way, WorkerId,
+    Answer, Input, OpenedRelay, Output, PacketMeta, Parity, Question, Relay, RelayRefused, RelayRequest, Shared,
 };
 use throughway::protocol::counters::Counters;
-use throughway::protocol::drain::Alternates;
+use throughway::protocol::export::{ServerState, counters_of};
+use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
 use throughway::protocol::meter::Meters;
+use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
-use throughway::protocol::quota::{Admitted, Counted, QuotaClaim};
-use throughway::protocol::reject::RejectReason;
-use throughway::protocol::revocation::Party;
-use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
-use throughway::protocol::time::{Now, Ticks, UnixSeconds};
+use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::protocol::revocation::{Revocations, SessionSubject};
+use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
 use throughway::protocol::{Parts, Server};
+use throughway::state::Kind;
+use throughway::time::{Now, Ticks, UnixSeconds};
 use throughway::wire::attribute::{ReservationToken, xor_address};
 use throughway::wire::channel_data::ChannelData;
 use throughway::wire::framing::{Cut, FRAME_BYTES_MAX, cut};
-use throughway::wire::integrity::{Fingerprint, Key, check_fingerprint};
+use throughway::wire::integrity::{Fingerprint, IntegrityKey, check_fingerprint};
 use throughway::wire::message::{AttrType, CLASS_REQUEST, Known, Message, MessageType, TransactionId};
 use throughway::wire::writer::Writer;
 use throughway::wire::{Class, classify};
@@ -35,7 +40,7 @@ use throughway::wire::{Class, classify};
 pub(crate) fn datagram(bytes: &[u8]) {
     let class = classify(bytes);
     let data = ChannelData::parse(bytes);
-    assert!(data.is_none() || class == Class::ChannelData, "ChannelData starts with 0x40 to 0x4F");
+    assert!(data.is_none() || class == Class::ChannelData, "ChannelData starts with 0x40 to 0x7F");
     if let Some(data) = data {
         assert!(data.payload.len() + 4 <= bytes.len());
     }
@@ -97,22 +102,20 @@ pub(crate) fn message(bytes: &[u8]) {
     let _ = (message.even_port(), message.reservation_token(), message.dont_fragment(), message.channel_number());
     let fingerprint = check_fingerprint(&message);
     assert_eq!(fingerprint == Fingerprint::Absent, !message.has(Known::Fingerprint));
-    assert!(!Key::from_md5([0xA5; 16]).verifies(&message), "a key that nobody has fits nothing");
+    assert!(!IntegrityKey::from_md5([0xA5; 16]).verifies(&message), "a key of no client fits nothing");
     let _ = format!("{message:?}");
 }
 
 struct Everybody;
 
 impl Shared for Everybody {
-    fn admit(&self, _: Now, _: &QuotaClaim<'_>, _: &Limits) -> Result<Admitted, RejectReason> {
-        Ok(Admitted::default())
-    }
-    fn meters(&self, _: &QuotaClaim<'_>, _: Counted, _: &Limits) -> Meters {
+    fn meters(&self, _: &QuotaClaim<'_>, _: Counted, _: &Limits, _: &Meters) -> Meters {
         Meters::default()
     }
+    fn release_reservation(&self, _: Now, _: ReservationToken) {}
     fn release(&self, _: Now, _: &QuotaClaim<'_>, _: Counted) {}
-    fn authenticated(&self, _: Now, _: &Genuine<'_>) {}
-    fn is_revoked(&self, _: &Party<'_>, _: UnixSeconds) -> bool {
+    fn authenticated(&self, _: Now, _: &AuthenticatedClient<'_>) {}
+    fn is_revoked(&self, _: &SessionSubject<'_>, _: UnixSeconds) -> bool {
         false
     }
 
@@ -163,7 +166,7 @@ struct Script<'a> {
     now: u64,
     nonces: BTreeMap<u8, Vec<u8>>,
     opening: Vec<(AllocationId, RelayRequest)>,
-    asked: Vec<AskId>,
+    asked: Vec<QuestionId>,
     live: Vec<(AllocationId, RelayedTransportAddress)>,
     port: u16,
     rest: &'a [u8],
@@ -257,7 +260,7 @@ impl Script<'_> {
                 let why = DropReason::ALL[usize::from(byte(1)) % DropReason::ALL.len()];
                 // Only what was offered can come back.
                 let offered = if op & 16 == 0 { &self.counters.to_peers } else { &self.counters.to_clients };
-                let way = if op & 16 == 0 { Way::ToPeer } else { Way::ToClient };
+                let way = if op & 16 == 0 { Direction::ToPeer } else { Direction::ToClient };
                 if offered.packets.get() > 0 {
                     let stranger = AllocationId { index: u32::from(byte(0)), generation: u32::MAX };
                     self.server.not_sent(stranger, way, 1, 0, why);
@@ -268,7 +271,7 @@ impl Script<'_> {
             10 => {
                 let mut token = [0; 8];
                 token.iter_mut().zip(step).for_each(|(to, from)| *to = *from);
-                let ticket = AskId { worker: WorkerId(1), number: u64::from(byte(1)) };
+                let ticket = QuestionId { worker: WorkerId(1), number: u64::from(byte(1)) };
                 let question = Question::Reservation { token: ReservationToken(token), identity: USER.into() };
                 self.server.handle_input(now, Input::Asked { ticket, question });
             }
@@ -323,7 +326,7 @@ impl Script<'_> {
         writer.attribute(AttrType(0x0006), USER.as_bytes());
         writer.attribute(AttrType(0x0014), REALM.as_bytes());
         writer.attribute(AttrType(0x0015), self.nonces.get(&(client & 7)).map_or(b"", Vec::as_slice));
-        writer.integrity(&Key::long_term(USER.as_bytes(), REALM.as_bytes(), PASSWORD.as_bytes()));
+        writer.integrity(&IntegrityKey::long_term(USER.as_bytes(), REALM.as_bytes(), PASSWORD.as_bytes()));
         let len = writer.finish().unwrap_or_default();
         out.truncate(len);
         out
@@ -352,6 +355,10 @@ impl Script<'_> {
     fn drain(&mut self) {
         while let Some(output) = self.server.poll_output() {
             match output {
+                Output::Admit { allocation, .. } => {
+                    let result = Ok(Admitted::default());
+                    self.server.handle_input(self.clock(), Input::Admission { allocation, result });
+                }
                 Output::Reply { via, bytes } => {
                     let reply = Message::parse(&bytes).expect("a reply is well-formed");
                     if let Some(nonce) = reply.get(Known::Nonce) {
@@ -366,6 +373,7 @@ impl Script<'_> {
                 }
                 Output::CloseRelay { allocation, .. } => self.live.retain(|(id, _)| *id != allocation),
                 Output::CloseReserved { .. } | Output::Answer { .. } | Output::Happened(_) => {}
+                other => panic!("an output that this shell does not know: {other:?}"),
             }
         }
     }
@@ -384,4 +392,280 @@ impl Script<'_> {
         let ended: u64 = self.counters.ended.iter().map(|cell| cell.get()).sum();
         assert_eq!(self.counters.created.get(), ended);
     }
+}
+
+/// The first line is a JWKS, the second a token; without a second line both are the same bytes.
+pub(crate) fn token(bytes: &[u8]) {
+    use throughway::jwt;
+    let mut lines = bytes.splitn(2, |byte| *byte == b'\n');
+    let jwks = lines.next().unwrap_or_default();
+    let token = lines.next().unwrap_or(jwks);
+    let expected = jwt::ExpectedClaims {
+        audience: "turn".into(),
+        issuer: Some("login".into()),
+        user_claim: "sub".into(),
+        tenant_claim: Some("tenant".into()),
+        limits_claim: Some("limits".into()),
+    };
+    // One key that is known, so that tokens of the corpus get as far as their claims.
+    const KNOWN: &[u8] = br#"{"keys":[{"kty":"oct","kid":"k","k":"dGhlLWtleS1vZi10aGUtZnV6emVyLW9mLTMyLWJ5dGVzIQ"}]}"#;
+    let known = jwt::parse_jwks(KNOWN).expect("a key of 32 bytes and more");
+    let own = jwt::parse_jwks(jwks);
+    if let Ok(published) = jwt::parse_published(jwks) {
+        assert!(published.iter().all(|key| !key.is_secret()), "a published secret is no secret");
+    }
+    let _ = jwt::looks_like_one(token);
+    let Ok(token) = std::str::from_utf8(token) else { return };
+    for keys in [Some(&known), own.as_ref().ok()].into_iter().flatten() {
+        let _ = jwt::names_another_key(keys, token);
+        let _ = jwt::verify(keys, &expected, 1_800_000_000, token);
+    }
+    assert!(jwt::verify(&[], &expected, 1_800_000_000, token).is_err(), "no key checks nothing");
+}
+
+/// What stands after the "~" of a user id. What is understood is written again and means the same.
+pub(crate) fn claims(bytes: &[u8]) {
+    use throughway::credentials::claims::{Claim, ClaimSet, Claims};
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let all = ClaimSet::of(&Claim::ALL);
+    if let Ok(claims) = Claims::decode(text, all) {
+        assert_eq!(Claims::decode(&claims.encode(), all).as_ref(), Ok(&claims));
+        let _ = claims.grant.narrowed_by(&claims.grant);
+    }
+    if let Ok(claims) = Claims::decode(text, ClaimSet::of(&[])) {
+        assert_eq!(claims.named().count(), 0, "what is not read is not granted");
+    }
+}
+
+/// A file of usage records: whatever stands in it, a report comes of it.
+pub(crate) fn usage_lines(bytes: &[u8]) {
+    use throughway::ops::usage::report::{By, Reader};
+    for key in [None, Some(Secret::new(&b"signing-key-of-the-fuzzer"[..]))] {
+        let mut reader = Reader::new(key);
+        // Read twice: a record that comes twice counts once.
+        for name in ["a", "b"] {
+            reader.read(name, bytes).expect("memory can be read");
+        }
+        let _ = reader.finish(By { day: true, tenant: true, user: true });
+    }
+}
+
+/// Headers of X-Forwarded-For, one a line, as a trusted proxy sends them: never the proxy's own address.
+pub(crate) fn forwarded(bytes: &[u8]) {
+    use axum::http::{HeaderMap, HeaderValue};
+    use throughway::api::Peer;
+    static CONFIG: OnceLock<throughway::config::issuing::IssuingConfig> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| {
+        let text = "http.proxies = [\"10.0.0.0/8\", \"fd00::/8\"]\n[[auth.secrets]]\nid = \"s\"\nvalue = \"secret-of-the-fuzzer\"\n";
+        throughway::config::Config::from_toml("c.toml", text).expect("a right configuration").http.issuing
+    });
+    let mut headers = HeaderMap::new();
+    for line in bytes.split(|byte| *byte == b'\n').take(64) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append("x-forwarded-for", value);
+        }
+    }
+    let proxy = "10.0.0.1:9".parse().expect("an address");
+    let _ = throughway::api::rest::client_address(config, Peer::Tcp(proxy), &headers);
+    let stranger: std::net::SocketAddr = "192.0.2.9:9".parse().expect("an address");
+    let of_stranger = throughway::api::rest::client_address(config, Peer::Tcp(stranger), &headers);
+    assert_eq!(of_stranger, Some(stranger.ip()), "a stranger is not believed");
+}
+
+/// A body for the admin API: understood or refused.
+pub(crate) fn admin_body(bytes: &[u8]) {
+    let refused = throughway::api::admin::check_body(bytes).is_err();
+    assert!(!refused || !bytes.is_empty(), "no body is an empty one");
+}
+
+/// The state of a worker and of a process, as they came and under a head that fits: what can be read is taken over whole or
+/// refused, and is written as it was read.
+pub(crate) fn state(bytes: &[u8]) {
+    let _ = throughway::state::read::<ServerState>(bytes);
+    let _ = throughway::state::read::<SharedState>(bytes);
+    let Some((format, body)) = bytes.split_first() else { return };
+    let mut framed = vec![0; throughway::state::HEAD];
+    framed.extend_from_slice(body);
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::Worker as u32);
+    if let Ok(state) = throughway::state::read::<ServerState>(&framed) {
+        let again = throughway::state::write(&state, throughway::state::FORMAT).expect("what was read can be written");
+        assert!(throughway::state::read::<ServerState>(&again).expect("what was written can be read") == state);
+        take_over(state);
+    }
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::Process as u32);
+    if let Ok(state) = throughway::state::read::<SharedState>(&framed) {
+        drop((Quotas::from_state(state.quotas), Revocations::from_state(state.revocations)));
+        drop(AuthenticatedCounts::from_state(&state.authenticated));
+    }
+}
+
+fn take_over(state: ServerState) {
+    let parts = Parts {
+        worker: WorkerId(0),
+        workers: 2,
+        shared: Arc::new(Everybody),
+        counters: counters_of(&state),
+        nonce_key: Box::new([1; 32]),
+        seed: [2; 32],
+    };
+    if let Ok(mut server) = Server::import(parts, settings(false), state) {
+        server.check_invariants();
+        let at = |ticks| Now { ticks: Ticks(ticks), unix: UnixSeconds(1_700_000_000) };
+        for ticks in [1_000, 700_000, 1 << 42] {
+            server.handle_timeout(at(ticks));
+            while server.poll_output().is_some() {}
+        }
+        server.check_invariants();
+        drop(server.export());
+    }
+}
+
+/// The keys of both directions, as a state; what the client writes is what we read.
+fn record_state(suite: u16) -> throughway::net::record::RecordState {
+    use throughway::net::record::{DirectionState, RecordState};
+    let secret_bytes = match suite {
+        0x1302 => 48,
+        0xC02F => 16,
+        _ => 32,
+    };
+    let direction = |byte| DirectionState { secret: vec![byte; secret_bytes], iv: [byte; 12], number: 0 };
+    RecordState::new(suite, direction(1), direction(2))
+}
+
+/// A client's records, sealed by nothing but ring: any type, any content, whether it is right or not.
+struct RecordOracle {
+    suite: u16,
+    key: ring::aead::LessSafeKey,
+    iv: [u8; 12],
+    number: u64,
+    secret: Vec<u8>,
+}
+
+impl RecordOracle {
+    fn new(suite: u16, secret: Vec<u8>) -> Self {
+        let (algorithm, hash) = match suite {
+            0x1301 | 0xC02F => (&ring::aead::AES_128_GCM, ring::hkdf::HKDF_SHA256),
+            0x1302 | 0xC030 => (&ring::aead::AES_256_GCM, ring::hkdf::HKDF_SHA384),
+            _ => (&ring::aead::CHACHA20_POLY1305, ring::hkdf::HKDF_SHA256),
+        };
+        let (mut key, mut iv) = (secret.clone(), [1; 12]);
+        if suite < 0x2000 {
+            key = Self::expand(hash, &secret, b"\x09tls13 key\0", algorithm.key_len());
+            iv.copy_from_slice(&Self::expand(hash, &secret, b"\x08tls13 iv\0", 12));
+        }
+        let key = ring::aead::UnboundKey::new(algorithm, &key).expect("a key of the right length");
+        Self { suite, key: ring::aead::LessSafeKey::new(key), iv, number: 0, secret }
+    }
+
+    fn expand(hash: ring::hkdf::Algorithm, secret: &[u8], label: &[u8], len: usize) -> Vec<u8> {
+        struct Len(usize);
+        impl ring::hkdf::KeyType for Len {
+            fn len(&self) -> usize {
+                self.0
+            }
+        }
+        let mut out = vec![0; len];
+        let prk = ring::hkdf::Prk::new_less_safe(hash, secret);
+        let info = [&[0, len as u8], label];
+        prk.expand(&info, Len(len)).and_then(|okm| okm.fill(&mut out)).expect("a length that HKDF has");
+        out
+    }
+
+    fn update_key(&mut self) {
+        let hash = if self.suite == 0x1302 { ring::hkdf::HKDF_SHA384 } else { ring::hkdf::HKDF_SHA256 };
+        let next = Self::expand(hash, &self.secret, b"\x11tls13 traffic upd\0", self.secret.len());
+        *self = Self::new(self.suite, next);
+    }
+
+    fn seal(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
+        let mut nonce = self.iv;
+        nonce[4..].iter_mut().zip(self.number.to_be_bytes()).for_each(|(byte, of_number)| *byte ^= of_number);
+        let is_new = self.suite < 0x2000;
+        let explicit = if [0xC02F, 0xC030].contains(&self.suite) { &nonce[4..] } else { &[] };
+        let mut plain = content.to_vec();
+        plain.extend(is_new.then_some(kind));
+        let [high, low] = ((explicit.len() + plain.len() + 16) as u16).to_be_bytes();
+        let header = [if is_new { 23 } else { kind }, 3, 3, high, low];
+        let additional = if is_new {
+            header.to_vec()
+        } else {
+            [&self.number.to_be_bytes()[..], &header[..3], &(plain.len() as u16).to_be_bytes()].concat()
+        };
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(
+                ring::aead::Nonce::assume_unique_for_key(nonce),
+                ring::aead::Aad::from(additional),
+                &mut plain,
+            )
+            .expect("a short content");
+        self.number += 1;
+        [&header[..], explicit, &plain, tag.as_ref()].concat()
+    }
+}
+
+/// Records of TLS: a script of what a client sends, rightly sealed or not, and then the rest as it is.
+///
+/// The first byte chooses the suite. Each step is a byte that says what, a byte for a type or a place, a length, and
+/// so many bytes.
+pub(crate) fn record(bytes: &[u8]) {
+    use throughway::net::record::{Alert, Cut, Opened, RECORD_BYTES_MAX, RecordLayer};
+    let Some((first, mut script)) = bytes.split_first() else { return };
+    let suite = [0x1301, 0x1302, 0x1303, 0xC02F, 0xC030, 0xCCA8][usize::from(first % 6)];
+    let state = record_state(suite);
+    let mut oracle = RecordOracle::new(suite, state.reading.secret.clone());
+    let mut server = RecordLayer::from_state(&state).expect("a right state");
+    let mut now = Ticks(1_000_000);
+    while let [what, parameter, len, rest @ ..] = script {
+        let (content, rest) = rest.split_at(usize::from(*len).min(rest.len()));
+        script = rest;
+        now = Ticks(now.0 + u64::from(what >> 3));
+        let mut wire = oracle.seal(*parameter, content);
+        match what % 8 {
+            // Changed on the way.
+            0 => {
+                let at = usize::from(*parameter) % wire.len();
+                wire[at] ^= content.first().copied().unwrap_or(1).max(1);
+            }
+            // Bytes as they are.
+            1 => wire = content.to_vec(),
+            // To another process.
+            2 => {
+                let state = server.to_state();
+                server = RecordLayer::from_state(&state).expect("its own state");
+                assert_eq!(RecordLayer::from_state(&state).expect("its own state").to_state(), state);
+            }
+            _ => {}
+        }
+        let is_right = what % 8 >= 2;
+        let Ok(Cut::Record(len)) = server.cut(&wire) else {
+            assert!(!is_right || suite > 0x2000, "what the client sealed is a record");
+            return;
+        };
+        assert!(len <= wire.len() && len <= RECORD_BYTES_MAX);
+        assert_eq!(server.cut(&wire[..len - 1]), Ok(Cut::NeedMore));
+        let had_ended = server.has_ended_reading();
+        let front = usize::from(*parameter) % 3;
+        let mut moved = vec![0xEE; front];
+        moved.extend_from_slice(&wire[..len]);
+        let opened = server.open_to_front(&mut moved, front, now);
+        match opened {
+            _ if had_ended => assert_eq!(opened, Ok(Opened::Ignored)),
+            Ok(Opened::Data(data)) => {
+                assert!(is_right, "only the key's holder can seal");
+                assert!(!data.is_empty() && content.starts_with(data));
+            }
+            Ok(Opened::KeyUpdate { .. }) => {
+                assert!(is_right && suite < 0x2000);
+                oracle.update_key();
+            }
+            Ok(Opened::CloseNotify | Opened::Failed(_) | Opened::Ignored) => assert!(is_right),
+            Err(alert) => assert!(is_right || alert == Alert::BadRecordMac, "{alert}"),
+        }
+        let mut out = vec![0; server.sealed_bytes(content.len())];
+        assert_eq!(server.seal(&[content], &mut out), Ok(out.len()));
+    }
+    // What nobody sealed is never opened.
+    let mut rest = script.to_vec();
+    assert!(server.has_ended_reading() || server.open(&mut rest, now).is_err());
 }

@@ -5,20 +5,22 @@
 
 mod admin;
 mod check;
+mod check_config;
 mod credentials;
 mod usage;
 
-use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::error::{Problem, SourceLocation};
 use crate::config::initial_secret::{Kept, existing_secret, initial_secret, is_world_readable};
 use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
 use crate::credentials::SharedSecret;
-use crate::demo;
+use crate::failure::Failure;
+use crate::ops::advice;
+use crate::{demo, net};
 
 /// A STUN/TURN relay server.
 #[derive(Parser, Debug)]
@@ -30,8 +32,8 @@ pub struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Run everything on this machine with a fresh secret, and a page to call yourself
-    Demo(DemoOptions),
+    /// Start a server on this machine with a new secret, and a web page for a test call
+    Demo(demo::DemoOptions),
     /// Run the server
     #[command(after_help = SERVE_HELP)]
     Serve {
@@ -39,28 +41,31 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Say what a configuration will do, or the exact place and remedy of each error
+    /// Check a configuration file: explain its effect or its errors
     CheckConfig {
         /// Configuration file
         file: PathBuf,
+        /// Read the files that it names as this user [default for root: throughway, if that user exists]
+        #[arg(long = "as", value_name = "USER")]
+        user: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Look at a running server from outside: every transport, with a remedy for each failure
+    /// Test a running server from outside over every transport, with a remedy for each failure
     #[command(after_help = check::HELP)]
     Check(check::CheckOptions),
-    /// Show the live sessions of a running server, or why requests were refused
+    /// Show the live sessions of a running server, or its refused requests
     Sessions(admin::SessionsOptions),
-    /// End live sessions; their users may come again
+    /// End live sessions (users can reconnect)
     Kick(admin::KickOptions),
-    /// Shut a credential, a user or a tenant out, live sessions included
+    /// Block a credential, user or tenant, and end its sessions
     Revoke(admin::RevokeOptions),
-    /// Make a running server read its configuration again, and say what changed or what is wrong
+    /// Reload the configuration of a running server; show what changed or what is wrong
     Reload(admin::PlainOptions),
     /// Set the log level of a running server
     LogLevel(admin::LogLevelOptions),
-    /// Let a running server take no new sessions, and end with the last one
+    /// Stop accepting sessions; exit when the last one ends
     Drain(admin::drain::DrainOptions),
     /// Mint or verify credentials
     #[command(subcommand)]
@@ -70,29 +75,14 @@ enum Command {
     Usage(usage::UsageCommand),
 }
 
-const SERVE_HELP: &str = "Without a file the built-in defaults hold, and the secret is \
-THROUGHWAY_AUTH__SECRET, or lives in $STATE_DIRECTORY/secret, or is shown on the terminal.\n\
-Every key can be set by a variable as well: THROUGHWAY_SECTION__KEY.";
-
-/// Options of `demo`.
-#[derive(Args, Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DemoOptions {
-    /// Port for STUN and TURN, UDP and TCP
-    #[arg(long, default_value_t = 3478, value_name = "PORT")]
-    pub port: u16,
-    /// Where the page is served
-    #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDRESS:PORT")]
-    pub http: SocketAddr,
-    /// Address under which browsers reach this machine, where it can't be known from inside (a container)
-    #[arg(long, value_name = "ADDRESS")]
-    pub lan: Option<IpAddr>,
-}
+const SERVE_HELP: &str = "Without a file the built-in defaults apply. The secret is THROUGHWAY_AUTH__SECRET, or is kept in $STATE_DIRECTORY/secret, or is shown on the terminal.\n\
+Every key can also be set by a variable: THROUGHWAY_SECTION__KEY.";
 
 #[derive(Subcommand, Debug)]
 enum CredentialsCommand {
     /// Print iceServers JSON with a credential from the first secret
     Mint(MintOptions),
-    /// Say which secret a credential belongs to, or why it is refused
+    /// Show which secret made a credential, or why it is refused
     Verify(VerifyOptions),
 }
 
@@ -101,7 +91,7 @@ struct MintOptions {
     /// The user id that quotas and accounting count by
     #[arg(long, value_name = "ID")]
     user: String,
-    /// How long it is good for, such as 30m or 12h
+    /// How long it is valid, such as 30m or 12h
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     ttl: String,
     #[command(flatten)]
@@ -117,100 +107,51 @@ struct MintOptions {
 /// What goes into the credential; its secret must read these (claims in its table of auth.secrets).
 #[derive(Args, Debug, Default)]
 struct LimitOptions {
-    /// Payload that it may relay in all, such as 10GiB
+    /// Total payload that it can relay, such as 10GiB
     #[arg(long, value_name = "SIZE", help_heading = "Limits inside the credential")]
     bytes: Option<String>,
-    /// Payload each way, such as 3Mbit/s
+    /// Payload rate in each direction, such as 3Mbit/s
     #[arg(long, value_name = "RATE", help_heading = "Limits inside the credential")]
     bitrate: Option<String>,
-    /// Allocations at a time
-    #[arg(long, value_name = "COUNT", help_heading = "Limits inside the credential")]
+    /// Allocations at the same time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Limits inside the credential"
+    )]
     allocations: Option<u32>,
-    /// Whom it may reach: relay, or prefixes such as 198.51.100.0/24,2001:db8::/32
+    /// Peers that it can reach: relay, or prefixes such as 198.51.100.0/24,2001:db8::/32
     #[arg(long, value_name = "PREFIXES", value_delimiter = ',', help_heading = "Limits inside the credential")]
     peers: Vec<String>,
-    /// How its client may come: udp, tcp and tls, with commas between
+    /// Transports that its client can use: udp, tcp, tls, separated by commas
     #[arg(long, value_name = "TRANSPORTS", value_delimiter = ',', help_heading = "Limits inside the credential")]
     transports: Vec<String>,
-    /// When its sessions are closed, such as 2026-12-31T12:00:00Z
+    /// Time at which its sessions are closed, such as 2026-12-31T12:00:00Z
     #[arg(long, value_name = "TIME", help_heading = "Limits inside the credential")]
     close_at: Option<String>,
-    /// Whose user it is for
+    /// The tenant of the user
     #[arg(long, value_name = "NAME", help_heading = "Limits inside the credential")]
     tenant: Option<String>,
 }
 
 #[derive(Args, Debug)]
 struct VerifyOptions {
-    /// Such as 1767225600:alice
+    /// The username, such as 1767225600:alice
     username: String,
-    /// Such as the base64 text that was minted
-    password: String,
+    /// The password, such as the base64 text that `mint` printed; other users of this machine can see it in the process
+    /// list
+    #[arg(required_unless_present = "password_file", conflicts_with = "password_file")]
+    password: Option<String>,
+    /// Read the password from the first line of this file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// Configuration file [default: /etc/throughway/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Why a command ended badly.
-#[derive(Debug)]
-pub enum Failure {
-    /// Bad configuration: exit code 2.
-    Config(ConfigError),
-    /// Bad usage: exit code 2.
-    Usage(String),
-    /// Something failed at run time: exit code 1.
-    Run(String),
-    /// A check said no, and has printed why: exit code as given.
-    Said(u8),
-}
-
-impl Failure {
-    /// The exit code.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Usage(_) => 2,
-            Self::Run(_) => 1,
-            Self::Said(code) => *code,
-        }
-    }
-
-    /// What is left to say on standard error.
-    #[must_use]
-    pub fn message(&self) -> Option<String> {
-        match self {
-            Self::Said(_) => None,
-            Self::Config(_) | Self::Usage(_) | Self::Run(_) => Some(self.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Config(error) => error.fmt(f),
-            Self::Usage(message) | Self::Run(message) => f.write_str(message),
-            Self::Said(code) => write!(f, "exit code {code}"),
-        }
-    }
-}
-
-impl std::error::Error for Failure {}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error)
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        // Whoever reads our output may stop early (`| head`): that is no failure.
-        if error.kind() == io::ErrorKind::BrokenPipe { Self::Said(0) } else { Self::Run(error.to_string()) }
-    }
 }
 
 /// Runs the command.
@@ -221,7 +162,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Demo(options) => demo::run(options),
         Command::Serve { config } => serve(config.as_deref()),
-        Command::CheckConfig { file, json } => check_config(&file, json),
+        Command::CheckConfig { file, user, json } => check_config::run(&file, user.as_deref(), json),
         Command::Check(options) => check::run(options),
         Command::Sessions(options) => admin::sessions(&options),
         Command::Kick(options) => admin::kick(&options),
@@ -277,16 +218,30 @@ fn load_existing(file: Option<&Path>) -> Result<Config, ConfigError> {
     load(file, existing_secret)
 }
 
-fn check_config(file: &Path, json: bool) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match Config::load(file, &Environment::of_process()) {
-        Ok(config) if json => writeln!(out, "{}", config.describe_json())?,
-        Ok(config) => write!(out, "{} is right. The server will do this:\n\n{}", file.display(), config.describe())?,
-        Err(error) if json => {
-            writeln!(out, "{}", error.describe_json())?;
-            return Err(Failure::Said(2));
-        }
-        Err(error) => return Err(error.into()),
+/// A password or token from the first line of a file; `-` is standard input. `flag` names it in errors.
+fn first_line(flag: &str, file: &Path) -> Result<String, Failure> {
+    let is_stdin = file.as_os_str() == "-";
+    let text = if is_stdin { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(file) };
+    let text = text.map_err(|error| Failure::Usage(format!("{flag} {}: {error}", file.display())))?;
+    // Some editors begin a file with an invisible mark.
+    match text.trim_start_matches('\u{FEFF}').lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
+        Some(_) | None => Err(Failure::Usage(format!("{flag} {}: its first line is empty", file.display()))),
     }
-    Ok(())
+}
+
+/// Adds what the server would warn of on this machine.
+fn with_advice(mut config: Config) -> Config {
+    let advice = advice::reach(&config, &net::relay_candidates(&config));
+    let warnings = advice.into_iter().map(|(key, text)| Problem::new(SourceLocation::Nowhere, key, text));
+    config.warnings.extend(warnings);
+    config
+}
+
+/// The same on standard error, for commands whose output is read by others.
+fn warn_of_reach(config: &Config) {
+    for (key, text) in advice::reach(config, &net::relay_candidates(config)) {
+        // With standard error closed there is no reader.
+        let _ = writeln!(io::stderr(), "warning: {key}: {text}");
+    }
 }

@@ -6,6 +6,8 @@
 //! line and the demo.
 
 pub mod claims;
+pub mod limits;
+pub mod published;
 
 use std::fmt;
 use std::sync::Arc;
@@ -72,6 +74,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sha1, Self::Sha256, Self::Sha512];
+
     /// The name in the configuration.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -83,11 +88,56 @@ impl Algorithm {
     }
 }
 
+/// A secret's name: one text for all that was let in with it, and one pointer in each of them.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SecretId(Arc<Box<str>>);
+
+impl std::ops::Deref for SecretId {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<T: Into<Box<str>>> From<T> for SecretId {
+    fn from(text: T) -> Self {
+        Self(Arc::new(text.into()))
+    }
+}
+
+impl fmt::Debug for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
+}
+
+impl fmt::Display for SecretId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+impl<C> minicbor::Encode<C> for SecretId {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        e: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.str(self)?.ok()
+    }
+}
+
+impl<'b, C> minicbor::Decode<'b, C> for SecretId {
+    fn decode(d: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        d.str().map(Self::from)
+    }
+}
+
 /// A secret shared with those who issue credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedSecret {
     /// Its name in logs and metrics; whatever was let in with it shares the text.
-    pub id: Arc<str>,
+    pub id: SecretId,
     /// The key of the HMAC.
     pub value: Secret,
     /// The hash of the HMAC.
@@ -107,7 +157,7 @@ pub struct SharedSecret {
 impl SharedSecret {
     /// A secret without further rules.
     #[must_use]
-    pub fn new(id: impl Into<Arc<str>>, value: Secret, algorithm: Algorithm) -> Self {
+    pub fn new(id: impl Into<SecretId>, value: Secret, algorithm: Algorithm) -> Self {
         Self {
             id: id.into(),
             value,
@@ -146,7 +196,7 @@ pub fn minting(secrets: &[SharedSecret], now: u64) -> Option<&SharedSecret> {
     secrets.iter().find(|secret| !secret.verify_only && !secret.is_retired(now))
 }
 
-/// Who holds a credential, and what he may.
+/// The holder of a credential and their rights.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Holder<'a> {
     /// The user id, without claims.
@@ -286,7 +336,7 @@ impl fmt::Display for CredentialRefused {
                 "unknown_user: no entry of auth.users has this name, and it is not EXPIRY or EXPIRY:USERID under a configured secret",
             ),
             Self::BadIntegrity => {
-                f.write_str("bad_integrity: the password fits none of the configured secrets; compare secret, algorithm and a trailing newline")
+                f.write_str("bad_integrity: no configured secret makes this password; compare the secret and the algorithm, and look for a trailing newline")
             }
             Self::SecretRetired => f.write_str(
                 "secret_retired: the secret that it was minted with is past its not_after; mint it with a newer one",
@@ -342,7 +392,7 @@ pub enum MintRefused {
     #[error("the limits take more than {CLAIMS_BYTES_MAX} bytes of the username; name fewer prefixes")]
     ClaimsTooLong,
     /// The secret would not read the claim.
-    #[error("the secret does not read the claim \"{}\"; set claims in its table of auth.secrets", .0.name())]
+    #[error("the secret does not read the claim \"{name}\"; add \"{name}\" to the list `claims` in its table of auth.secrets (`claims = true` reads all but \"tenant\")", name = .0.name())]
     NotRead(Claim),
 }
 
@@ -383,7 +433,7 @@ pub fn mint(secret: &SharedSecret, now: u64, user_id: &str, ttl: u64, claims: &C
 pub struct Verified<'s, 'u> {
     /// Which secret it was minted with.
     pub secret: &'s SharedSecret,
-    /// Whose it is, and what he may.
+    /// The holder and their rights.
     pub holder: Holder<'u>,
     /// Seconds since 1970.
     pub expires_at: u64,
@@ -406,7 +456,7 @@ pub fn verify<'s, 'u>(
     .map_err(|(refused, _)| refused)
 }
 
-/// The same for whoever has something else than the password to compare with; an error names the secret if one fits.
+/// The same, for callers that compare something else than the password; an error names the secret if one fits.
 ///
 /// # Errors
 /// As [`verify`].

@@ -1,15 +1,18 @@
 //! The demo: a page where two tabs call each other through this very relay.
 //!
 //! Owns the page and its HTTP face: `/` and its parts, `/config` (ICE servers with fresh
-//! credentials for one tab), `/usage` (what the server counted for that tab) and `/signal` (the
-//! two tabs' signalling). What it does not own is the relay: credentials and counts come through
-//! [`DemoBackend`], so this module knows neither sockets nor secrets.
+//! credentials for one tab), `/usage` (what the server counted for that tab), `/signal` and `/leave` (the
+//! two tabs' signalling) and `/qr.svg` (the link for a phone). What it does not own is the relay: credentials and
+//! counts come through [`DemoBackend`], so this module knows neither sockets nor secrets.
 
+mod access;
 pub mod lan;
 mod page;
+mod qr;
 mod relay;
 mod rooms;
 mod run;
+mod serve;
 mod signalling;
 
 use std::collections::BTreeSet;
@@ -18,18 +21,25 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use access::Verdict;
+pub use access::{Access, Shared};
+
+use crate::address;
+use crate::api::Peer;
 pub use crate::api::host::AllowedHosts;
+use crate::turn_uri::{Scheme, TurnUri};
 use rooms::Rooms;
-pub use run::run;
+pub use run::{DemoOptions, run};
 
 /// A boxed future, so that [`DemoBackend`] can stand behind `dyn`.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -137,26 +147,22 @@ pub struct Count {
 /// The TURN URLs of a relay on `port` as browsers want them: the page's own host name, and the
 /// relay's address on the network, because Chromium takes the one and Firefox the other.
 pub fn turn_urls(host: &str, lan: IpAddr, port: u16, transport: Transport) -> Vec<String> {
-    let lan = match lan {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("[{v6}]"),
-    };
     let transport = match transport {
-        Transport::Udp => "udp",
-        Transport::Tcp => "tcp",
+        Transport::Udp => address::Transport::Udp,
+        Transport::Tcp => address::Transport::Tcp,
     };
     let mut seen = BTreeSet::new();
-    [lan.as_str(), host]
+    [lan.to_string().as_str(), host.trim_matches(['[', ']'])]
         .into_iter()
         .filter(|host| seen.insert(host.to_ascii_lowercase()))
-        .map(|host| format!("turn:{host}:{port}?transport={transport}"))
+        .map(|host| TurnUri { scheme: Scheme::Turn, host: host.into(), port, transport }.to_string())
         .collect()
 }
 
 /// Everything the demo's HTTP face needs.
 pub struct DemoState {
     backend: Arc<dyn DemoBackend>,
-    hosts: AllowedHosts,
+    access: Access,
     notes: Vec<String>,
     rooms: Arc<Rooms>,
     connections: Arc<Semaphore>,
@@ -165,21 +171,17 @@ pub struct DemoState {
 }
 
 impl DemoState {
-    /// A demo over `backend`, answering loopback names and `hosts`; `notes` are shown on the page
+    /// A demo over `backend`, open to visitors that `access` accepts; `notes` are shown on the page
     /// (such as [`lan::Lan::warning`]).
     ///
     /// # Errors
     /// If the system's random source fails.
-    pub fn new(
-        backend: Arc<dyn DemoBackend>,
-        hosts: AllowedHosts,
-        notes: Vec<String>,
-    ) -> Result<Self, getrandom::Error> {
+    pub fn new(backend: Arc<dyn DemoBackend>, access: Access, notes: Vec<String>) -> Result<Self, getrandom::Error> {
         let mut boot = [0; 8];
         getrandom::fill(&mut boot)?;
         Ok(Self {
             backend,
-            hosts,
+            access,
             notes,
             rooms: Arc::new(Rooms::default()),
             connections: Arc::new(Semaphore::new(signalling::CONNECTIONS_MAX)),
@@ -188,30 +190,38 @@ impl DemoState {
     }
 }
 
-/// The demo's routes. Every answer has passed the Host check and carries the page's security
-/// headers.
-pub fn router(state: DemoState) -> Router {
+/// The demo's routes, and `more` beside them. Every request has passed [`Access`], and every answer carries the page's
+/// security headers.
+pub fn router(state: DemoState, more: Router) -> Router {
     let state = Arc::new(state);
     page::routes()
         .route("/config", get(config))
         .route("/usage", get(usage))
         .route("/signal", get(signalling::connect))
-        .layer(middleware::from_fn_with_state(Arc::clone(&state), guard))
-        .with_state(state)
+        .route("/leave", post(signalling::leave))
+        .route("/qr.svg", get(qr_image))
+        .with_state(Arc::clone(&state))
+        .merge(more)
+        .layer(middleware::from_fn_with_state(state, guard))
 }
 
-/// Refuses foreign Host names, and adds to each answer what keeps the page to itself.
+/// Refuses strangers, and adds to each answer what keeps the page to itself.
 async fn guard(State(state): State<Arc<DemoState>>, request: Request, next: Next) -> Response {
-    let Some(host) = state.hosts.check(request.headers()) else {
-        return (
-            StatusCode::FORBIDDEN,
-            "this Host name is not one of the demo's: open the page at http://127.0.0.1 or http://localhost with the \
-             port the demo printed\n",
-        )
-            .into_response();
+    let peer = match request.extensions().get::<Peer>() {
+        Some(Peer::Tcp(address)) => Some(address.ip()),
+        Some(Peer::Unix(_)) | None => None,
     };
+    match state.access.judge(peer, request.uri(), request.headers()) {
+        Verdict::Welcome => {}
+        Verdict::Refused(why) => return (StatusCode::FORBIDDEN, why).into_response(),
+        Verdict::TakeCookie(cookie) => {
+            // Away from the link, so that the token does not stay in the address bar. Browsers keep the fragment.
+            let headers = [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, cookie)];
+            return (StatusCode::SEE_OTHER, headers).into_response();
+        }
+    }
     // browsers differ in whether 'self' covers ws:, so the origin is spelt out
-    let authority = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or(host);
+    let authority = request.headers().get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("localhost");
     let policy = HeaderValue::from_str(&format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; worker-src 'self'; img-src 'self' blob: data:; \
          media-src 'self' blob: mediastream:; connect-src 'self' ws://{authority} wss://{authority}; base-uri 'none'; \
@@ -245,16 +255,44 @@ struct ConfigAnswer {
     #[serde(flatten)]
     servers: IceServers,
     notes: Vec<String>,
+    /// The link for other machines, where there is one.
+    lan: Option<String>,
 }
 
 /// `GET /config?user=TAB&transport=udp|tcp`
-async fn config(State(state): State<Arc<DemoState>>, Query(query): Query<ConfigQuery>, request: Request) -> Response {
+async fn config(
+    State(state): State<Arc<DemoState>>,
+    query: Result<Query<ConfigQuery>, QueryRejection>,
+    request: Request,
+) -> Response {
+    let Ok(Query(query)) = query else { return bad_query("/config?user=TAB&transport=udp, or tcp") };
     if !rooms::is_name(&query.user) {
         return bad_user();
     }
-    let host = state.hosts.check(request.headers()).unwrap_or("localhost").to_owned();
+    let host = state.access.hosts().check(request.headers()).unwrap_or("localhost").to_owned();
     let servers = state.backend.ice_servers(&query.user, query.transport, &host);
-    Json(ConfigAnswer { boot: state.boot.clone(), host, servers, notes: state.notes.clone() }).into_response()
+    Json(ConfigAnswer { boot: state.boot.clone(), host, servers, notes: state.notes.clone(), lan: state.access.link() })
+        .into_response()
+}
+
+#[derive(Deserialize)]
+struct QrQuery {
+    room: String,
+}
+
+/// `GET /qr.svg?room=ROOM`: the link that brings a phone into this room.
+async fn qr_image(State(state): State<Arc<DemoState>>, query: Result<Query<QrQuery>, QueryRejection>) -> Response {
+    let Ok(Query(query)) = query else { return bad_query("/qr.svg?room=ROOM") };
+    if !rooms::is_name(&query.room) {
+        return (StatusCode::BAD_REQUEST, "room is 1 to 64 letters, digits, - or _\n").into_response();
+    }
+    let image = state.access.link().and_then(|link| qr::image(&format!("{link}#room={}", query.room)));
+    match image {
+        Some(image) => ([(header::CONTENT_TYPE, "image/svg+xml")], image).into_response(),
+        None => {
+            (StatusCode::NOT_FOUND, "there is no link for other machines: start the demo with --lan\n").into_response()
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -263,7 +301,8 @@ struct UsageQuery {
 }
 
 /// `GET /usage?user=TAB`
-async fn usage(State(state): State<Arc<DemoState>>, Query(query): Query<UsageQuery>) -> Response {
+async fn usage(State(state): State<Arc<DemoState>>, query: Result<Query<UsageQuery>, QueryRejection>) -> Response {
+    let Ok(Query(query)) = query else { return bad_query("/usage?user=TAB") };
     if !rooms::is_name(&query.user) {
         return bad_user();
     }
@@ -271,6 +310,11 @@ async fn usage(State(state): State<Arc<DemoState>>, Query(query): Query<UsageQue
         Some(usage) => Json(usage).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the relay gives no counts at the moment\n").into_response(),
     }
+}
+
+/// The parser's own sentence is about its types.
+fn bad_query(expected: &str) -> Response {
+    (StatusCode::BAD_REQUEST, format!("the query is not understood; ask {expected}\n")).into_response()
 }
 
 fn bad_user() -> Response {

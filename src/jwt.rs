@@ -12,9 +12,16 @@ use ring::signature::{self, RsaPublicKeyComponents, UnparsedPublicKey};
 use serde_json::Value;
 
 use crate::credentials::Secret;
+use crate::credentials::published::is_published;
 
-/// Every key without a `kid` costs a signature's check per token.
+/// Keys of a set.
 const KEYS_MAX: usize = 16;
+
+/// Each key that a token could be of costs a signature's check, which anybody may ask for.
+const KEYS_TRIED_MAX: usize = 4;
+
+/// What a check costs grows with the square of this: 4,096 bits take 0.1 ms.
+const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=512;
 
 /// Longer tokens are not looked at; the headers of a request have less room anyway.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -47,7 +54,7 @@ impl Algorithm {
 
 /// A key that checks tokens. Some are secrets, so none prints.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Key {
+pub struct TokenKey {
     id: Option<Box<str>>,
     algorithm: Algorithm,
     /// The secret, the public point, or the modulus of RSA.
@@ -60,9 +67,9 @@ pub struct Key {
 ///
 /// # Errors
 /// Says what is wrong with the document, or that no key in it can check anything.
-pub fn parse_jwks(text: &[u8]) -> Result<Vec<Key>, String> {
+pub fn parse_jwks(text: &[u8]) -> Result<Vec<TokenKey>, String> {
     let document: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
-    let listed = document.get("keys").and_then(Value::as_array).ok_or("is no JWKS: it has no list \"keys\"")?;
+    let listed = document.get("keys").and_then(Value::as_array).ok_or("is not a JWKS: it has no list \"keys\"")?;
     let mut keys = Vec::new();
     for (at, jwk) in listed.iter().enumerate() {
         keys.extend(parse_key(jwk).map_err(|what| format!("keys[{at}]: {what}"))?);
@@ -77,15 +84,15 @@ pub fn parse_jwks(text: &[u8]) -> Result<Vec<Key>, String> {
 }
 
 /// Reads a JWKS that was published for everybody: what can't be used there is passed over, and so is a secret, since
-/// whoever reads it could sign with it.
+/// its readers could sign with it.
 ///
 /// # Errors
 /// As [`parse_jwks`].
-pub fn parse_published(text: &[u8]) -> Result<Vec<Key>, String> {
+pub fn parse_published(text: &[u8]) -> Result<Vec<TokenKey>, String> {
     let document: Value = serde_json::from_slice(text).map_err(|error| format!("is not JSON: {error}"))?;
-    let listed = document.get("keys").and_then(Value::as_array).ok_or("is no JWKS: it has no list \"keys\"")?;
+    let listed = document.get("keys").and_then(Value::as_array).ok_or("is not a JWKS: it has no list \"keys\"")?;
     let usable = listed.iter().filter_map(|jwk| parse_key(jwk).ok().flatten());
-    let keys: Vec<Key> = usable.filter(|key| !key.is_secret()).take(KEYS_MAX + 1).collect();
+    let keys: Vec<TokenKey> = usable.filter(|key| !key.is_secret()).take(KEYS_MAX + 1).collect();
     match keys.len() {
         0 => Err("has no public key that checks RS256, ES256 or EdDSA".to_owned()),
         1..=KEYS_MAX => Ok(keys),
@@ -93,8 +100,12 @@ pub fn parse_published(text: &[u8]) -> Result<Vec<Key>, String> {
     }
 }
 
-fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
+fn parse_key(jwk: &Value) -> Result<Option<TokenKey>, String> {
     let text = |name: &str| jwk.get(name).and_then(Value::as_str);
+    // What is there and can't be read must not count as left out: such a key would be taken for more than it is.
+    if let Some(name) = ["kid", "use", "alg"].into_iter().find(|name| jwk.get(name).is_some_and(|it| !it.is_string())) {
+        return Err(format!("\"{name}\" is not a string"));
+    }
     let bytes = |name: &str| {
         let value = text(name).ok_or_else(|| format!("has no \"{name}\""))?;
         BASE64URL.decode(value).map_err(|_| format!("\"{name}\" is not base64url"))
@@ -107,9 +118,15 @@ fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
         (Some(_), _) => return Ok(None),
         (None, _) => return Err("has no \"kty\"".to_owned()),
     };
+    // RFC 7517 section 4.3.
+    let may_verify = match jwk.get("key_ops") {
+        None => true,
+        Some(Value::Array(operations)) => operations.iter().any(|name| name == "verify"),
+        Some(_) => return Err("\"key_ops\" is not a list".to_owned()),
+    };
     let is_for_another =
         text("use").is_some_and(|name| name != "sig") || text("alg").is_some_and(|name| name != algorithm.name());
-    if is_for_another {
+    if is_for_another || !may_verify {
         return Ok(None);
     }
     let mut exponent = Vec::new();
@@ -119,13 +136,16 @@ fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
             if secret.len() < HMAC_KEY_BYTES_MIN {
                 return Err(format!("\"k\" has {} bytes; HS256 needs {HMAC_KEY_BYTES_MIN} (RFC 7518)", secret.len()));
             }
+            if is_published(&secret) {
+                return Err("\"k\" is an example from a guide, so anyone can sign with it".to_owned());
+            }
             secret
         }
         Algorithm::Rs256 => {
             exponent = bytes("e")?;
             let modulus: Vec<u8> = bytes("n")?.into_iter().skip_while(|byte| *byte == 0).collect();
-            if !(256..=1024).contains(&modulus.len()) {
-                return Err(format!("\"n\" has {} bits; 2048 to 8192 are taken", modulus.len() * 8));
+            if !RSA_BYTES.contains(&modulus.len()) {
+                return Err(format!("\"n\" has {} bits; 2048 to 4096 are taken", modulus.len() * 8));
             }
             modulus
         }
@@ -144,14 +164,28 @@ fn parse_key(jwk: &Value) -> Result<Option<Key>, String> {
             x
         }
     };
-    Ok(Some(Key { id: text("kid").map(Box::from), algorithm, value: Secret::new(value), exponent: exponent.into() }))
+    Ok(Some(TokenKey {
+        id: text("kid").map(Box::from),
+        algorithm,
+        value: Secret::new(value),
+        exponent: exponent.into(),
+    }))
 }
 
-impl Key {
+impl TokenKey {
     /// Whether who reads it can sign with it.
     #[must_use]
     pub fn is_secret(&self) -> bool {
         self.algorithm == Algorithm::Hs256
+    }
+
+    /// Bytes of its signatures.
+    fn signature_bytes(&self) -> usize {
+        match self.algorithm {
+            Algorithm::Hs256 => 32,
+            Algorithm::Rs256 => self.value.expose().len(),
+            Algorithm::Es256 | Algorithm::EdDsa => 64,
+        }
     }
 
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
@@ -171,7 +205,7 @@ impl Key {
 
 /// What a token must say.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Expected {
+pub struct ExpectedClaims {
     /// Must be the audience, or among them.
     pub audience: Box<str>,
     /// Must be the issuer, if this is set.
@@ -186,7 +220,7 @@ pub struct Expected {
 
 /// What a good token says.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Claims {
+pub struct TokenClaims {
     /// Whom it is for.
     pub user: String,
     /// When it ends, seconds since 1970; later than now.
@@ -204,6 +238,8 @@ pub enum TokenRefused {
     Malformed,
     /// No key here checks its algorithm, or has its `kid`.
     NoSuchKey,
+    /// More keys could have signed it than are tried for one token.
+    Ambiguous,
     /// No key here signed it.
     Forged,
     /// Its time is over.
@@ -226,14 +262,15 @@ impl TokenRefused {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::Malformed => "the token is malformed",
-            Self::NoSuchKey => "no key here fits the algorithm and the kid of the token; an unsigned one is not taken",
+            Self::NoSuchKey => "no key matches the token's algorithm and kid; unsigned tokens are not accepted",
+            Self::Ambiguous => "more than 4 keys match this token; set kid in the token, or remove old keys",
             Self::Forged => "the token's signature is wrong",
             Self::Expired => "the token has expired",
             Self::TooEarly => "the token is not valid yet; compare the clocks",
             Self::NoEnd => "the token has no exp",
-            Self::Audience => "the token is meant for another audience, or comes from another issuer",
-            Self::NoUser => "the token names no user",
-            Self::NoTenant => "the token names no tenant",
+            Self::Audience => "the token is for another audience, or from another issuer",
+            Self::NoUser => "the token has no user",
+            Self::NoTenant => "the token has no tenant",
         }
     }
 }
@@ -252,7 +289,7 @@ pub fn looks_like_one(text: &[u8]) -> bool {
 
 /// Whether a token is refused only because the key that it names is not among these: newer ones may have it.
 #[must_use]
-pub fn names_another_key(keys: &[Key], token: &str) -> bool {
+pub fn names_another_key(keys: &[TokenKey], token: &str) -> bool {
     let head = token.split('.').next().and_then(|head| BASE64URL.decode(head).ok());
     let Some(head) = head.and_then(|head| serde_json::from_slice::<Value>(&head).ok()) else { return false };
     let is_signed = [Algorithm::Rs256, Algorithm::Es256, Algorithm::EdDsa]
@@ -266,7 +303,12 @@ pub fn names_another_key(keys: &[Key], token: &str) -> bool {
 ///
 /// # Errors
 /// The first reason that stands against it.
-pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Result<Claims, TokenRefused> {
+pub fn verify(
+    keys: &[TokenKey],
+    expected: &ExpectedClaims,
+    now: u64,
+    token: &str,
+) -> Result<TokenClaims, TokenRefused> {
     let malformed = TokenRefused::Malformed;
     let (message, signature) = token.rsplit_once('.').ok_or(malformed)?;
     let (head, claims) = message.split_once('.').ok_or(malformed)?;
@@ -280,14 +322,23 @@ pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Resul
     if head.get("crit").is_some() {
         return Err(malformed);
     }
-    let (algorithm, id) = (head["alg"].as_str().ok_or(malformed)?, head["kid"].as_str());
-    let fits =
-        |key: &&Key| key.algorithm.name() == algorithm && (id.is_none() || key.id.is_none() || key.id.as_deref() == id);
-    let mut tried = keys.iter().filter(fits).peekable();
-    if tried.peek().is_none() {
-        return Err(TokenRefused::NoSuchKey);
+    let algorithm = head["alg"].as_str().ok_or(malformed)?;
+    let id = match head.get("kid") {
+        None => None,
+        Some(id) => Some(id.as_str().ok_or(malformed)?),
+    };
+    let fits = |key: &&TokenKey| {
+        key.algorithm.name() == algorithm && (id.is_none() || key.id.is_none() || key.id.as_deref() == id)
+    };
+    let fitting: Vec<&TokenKey> = keys.iter().filter(fits).collect();
+    match fitting.len() {
+        0 => return Err(TokenRefused::NoSuchKey),
+        1..=KEYS_TRIED_MAX => {}
+        _ => return Err(TokenRefused::Ambiguous),
     }
-    if !tried.any(|key| key.verifies(message.as_bytes(), &signature)) {
+    let signs =
+        |key: &&TokenKey| key.signature_bytes() == signature.len() && key.verifies(message.as_bytes(), &signature);
+    if !fitting.iter().any(signs) {
         return Err(TokenRefused::Forged);
     }
     let claims = json(claims)?;
@@ -322,7 +373,7 @@ pub fn verify(keys: &[Key], expected: &Expected, now: u64, token: &str) -> Resul
     let limits =
         expected.limits_claim.as_ref().and_then(|claim| claims.get(&**claim)).filter(|limits| !limits.is_null());
     let limits = limits.cloned();
-    Ok(Claims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at, tenant, limits })
+    Ok(TokenClaims { user: user.ok_or(TokenRefused::NoUser)?.to_owned(), expires_at, tenant, limits })
 }
 
 /// A NumericDate, which may have a fraction (RFC 7519 section 2).
@@ -342,8 +393,8 @@ mod tests {
     const JWKS: &str = include_str!("../tests/vectors/jwt/jwks.json");
     const TOKENS: &str = include_str!("../tests/vectors/jwt/tokens.txt");
 
-    fn expected() -> Expected {
-        Expected {
+    fn expected() -> ExpectedClaims {
+        ExpectedClaims {
             audience: "turn".into(),
             issuer: Some("https://login.example".into()),
             user_claim: "sub".into(),
@@ -361,7 +412,9 @@ mod tests {
             let (verdict, token) = line.split_once(' ').unwrap();
             let found = verify(&keys, &expected(), NOW, token);
             let wanted = match verdict {
-                "good" => Ok(Claims { user: "alice".to_owned(), expires_at: NOW + 900, tenant: None, limits: None }),
+                "good" => {
+                    Ok(TokenClaims { user: "alice".to_owned(), expires_at: NOW + 900, tenant: None, limits: None })
+                }
                 "forged" => Err(TokenRefused::Forged),
                 "no_such_key" => Err(TokenRefused::NoSuchKey),
                 "expired" => Err(TokenRefused::Expired),
@@ -394,7 +447,7 @@ mod tests {
     #[test]
     fn a_public_key_is_no_secret_to_sign_with() {
         let document: Value = serde_json::from_str(JWKS).unwrap();
-        let public: Vec<Key> = parse_published(JWKS.as_bytes()).unwrap();
+        let public: Vec<TokenKey> = parse_published(JWKS.as_bytes()).unwrap();
         assert_eq!(public.len(), 3, "the secret is passed over");
         let claims = format!(r#"{{"sub":"mallory","aud":"turn","iss":"https://login.example","exp":{}}}"#, NOW + 900);
         let mut tried = 0;
@@ -438,6 +491,64 @@ mod tests {
             "nonsense".to_owned(),
         ] {
             assert!(!names_another_key(&keys, &token(&head)), "{head}");
+        }
+    }
+
+    /// The costliest set that could be given: what a token may make us compute must be bounded before anything is.
+    fn many_keys(count: usize, has_ids: bool) -> Vec<TokenKey> {
+        let key = |at: usize| {
+            let mut jwk = serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "x": BASE64URL.encode([at as u8; 32]) });
+            if has_ids {
+                jwk["kid"] = Value::from(format!("key-{at}"));
+            }
+            jwk
+        };
+        let keys: Vec<Value> = (0..count).map(key).collect();
+        parse_jwks(serde_json::json!({ "keys": keys }).to_string().as_bytes()).unwrap()
+    }
+
+    // F-A15
+    #[test]
+    fn a_token_is_tried_with_few_keys_and_only_with_those_of_its_algorithm() {
+        let token = |head: &str| format!("{}.e30.{}", BASE64URL.encode(head), BASE64URL.encode([1; 64]));
+        let judge = |keys: &[TokenKey], head: &str| verify(keys, &expected(), NOW, &token(head)).unwrap_err();
+        let (none, named) = (r#"{"alg":"EdDSA"}"#, r#"{"alg":"EdDSA","kid":"key-3"}"#);
+        assert_eq!(judge(&many_keys(KEYS_TRIED_MAX, true), none), TokenRefused::Forged);
+        assert_eq!(judge(&many_keys(KEYS_TRIED_MAX + 1, true), none), TokenRefused::Ambiguous);
+        assert_eq!(judge(&many_keys(KEYS_MAX, true), named), TokenRefused::Forged, "one key has this name");
+        assert_eq!(judge(&many_keys(KEYS_MAX, false), named), TokenRefused::Ambiguous, "any of them may have it");
+        assert_eq!(judge(&many_keys(KEYS_MAX, true), r#"{"alg":"RS256"}"#), TokenRefused::NoSuchKey);
+        for bad in [r#"{"alg":"EdDSA","kid":5}"#, r#"{"alg":"EdDSA","kid":null}"#, r#"{"alg":["EdDSA"]}"#] {
+            assert_eq!(judge(&many_keys(1, true), bad), TokenRefused::Malformed, "{bad}");
+        }
+    }
+
+    // F-A15
+    #[test]
+    fn keys_that_cost_too_much_or_say_what_can_not_be_read_are_not_taken() {
+        let rsa = |bits: usize| {
+            let n = BASE64URL.encode(vec![0xff; bits / 8]);
+            parse_jwks(format!(r#"{{"keys":[{{"kty":"RSA","e":"AQAB","n":"{n}"}}]}}"#).as_bytes())
+        };
+        assert!(rsa(2048).is_ok() && rsa(4096).is_ok());
+        for bits in [1024, 4104, 8192] {
+            assert!(rsa(bits).unwrap_err().contains("2048 to 4096 are taken"), "{bits}");
+        }
+        let key = |more: &str| {
+            let x = BASE64URL.encode([1; 32]);
+            parse_jwks(format!(r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","x":"{x}",{more}}}]}}"#).as_bytes())
+        };
+        for good in [r#""use":"sig""#, r#""alg":"EdDSA""#, r#""kid":"a""#, r#""key_ops":["sign","verify"]"#] {
+            assert!(key(good).is_ok(), "{good}");
+        }
+        for (bad, says) in [
+            (r#""use":5"#, "\"use\" is not a string"),
+            (r#""alg":null"#, "\"alg\" is not a string"),
+            (r#""kid":["a"]"#, "\"kid\" is not a string"),
+            (r#""key_ops":"verify""#, "\"key_ops\" is not a list"),
+            (r#""key_ops":["encrypt"]"#, "has no key"),
+        ] {
+            assert!(key(bad).unwrap_err().contains(says), "{bad}");
         }
     }
 

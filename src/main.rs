@@ -11,8 +11,11 @@ fn main() -> ExitCode {
     match cli::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if let Some(message) = failure.message() {
-                eprintln!("{message}");
+            // A server's standard error may be a pipe without a reader; its log knows how to end all the same.
+            if let Some(message) = failure.message()
+                && !throughway::ops::log::write_last(&message)
+            {
+                eprintln!("{}", throughway::printable::printable_lines(&message));
             }
             ExitCode::from(failure.exit_code())
         }

@@ -1,25 +1,29 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
-mod faces;
+mod http_listeners;
 pub mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind};
+use tokio::sync::mpsc;
 
-use self::faces::{BoundFaces, Faces};
+use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
+use crate::api;
 use crate::api::admin::{self, Admin};
 use crate::api::health::{self, Health};
 use crate::api::host::AllowedHosts;
-use crate::api::rest::counts::Counts;
-use crate::api::rest::{self, Door, Rest};
-use crate::cli::Failure;
+use crate::api::not_found::with_fallback;
+use crate::api::rest::counts::IssueCounts;
+use crate::api::rest::{self, Exposure, Rest};
+use crate::clock;
 use crate::config::Config;
+use crate::failure::Failure;
 use crate::net::passed::Passed;
-use crate::net::{self, Running, clock};
+use crate::net::{self, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer};
 use crate::ops::drain::Drain;
@@ -40,7 +44,19 @@ pub fn serve(config: Config) -> Result<(), Failure> {
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
     passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
-    runtime()?.block_on(serve_until_told(config, passed))
+    let runtime = runtime()?;
+    let result = runtime.block_on(serve_until_signal(config, passed));
+    end(runtime);
+    result
+}
+
+/// How long a file that is being written, or a name that is being looked up, may keep the process at its end.
+const LAST_TASKS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The end of the process, which waits for no disk and for no reader of the log.
+pub(crate) fn end(runtime: tokio::runtime::Runtime) {
+    runtime.shutdown_timeout(LAST_TASKS);
+    log::flush();
 }
 
 /// The control runtime: HTTP, signals, accepting, the log. No packet of an established client comes here.
@@ -58,7 +74,7 @@ pub(crate) struct Started {
     pub(crate) running: Arc<Running>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: Arc<Status>,
-    pub(crate) issuing: Arc<Counts>,
+    pub(crate) issuing: Arc<IssueCounts>,
     pub(crate) refusals: Arc<Refusals>,
     usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
@@ -73,33 +89,27 @@ pub(crate) fn start(
     on_ended: Option<OnEnded>,
 ) -> Result<Started, Failure> {
     log::file_limit(net::raise_file_limit());
-    let usage = usage::start(&config.accounting, &config.realm).map_err(Failure::Run)?;
+    let sinks = usage::open(&config.accounting, &config.realm).map_err(Failure::Run)?;
     let running = net::start(config, http, passed, revocations);
-    let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
+    let (running, mut events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
         tracing::info!(%address, transport = transport.name(), "listening");
     }
-    for address in running.relay_addresses() {
-        tracing::info!(
-            local = %address.local,
-            advertised = %address.advertised,
-            ports = %format_args!("{}-{}", config.relay.ports.start(), config.relay.ports.end()),
-            "relaying from"
-        );
-    }
-    let issuing = Arc::new(Counts::default());
-    let feed = usage.as_ref().map(Usage::feed);
-    if feed.is_none() && on_ended.is_none() {
-        events.for_the_log_alone();
+    let issuing = Arc::new(IssueCounts::default());
+    let usage = sinks.and_then(|sinks| Some(sinks.follow(events.record()?))).transpose().map_err(Failure::Run)?;
+    if on_ended.is_some() {
+        events.hear();
     }
     let refusals = Arc::new(Refusals::default());
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, feed, Arc::clone(&refusals)));
+    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, Arc::clone(&refusals)));
     tokio::spawn(net::memory::follow(Arc::downgrade(&running)));
     let usage_metrics = usage.as_ref().map(Usage::metrics);
     let status = Arc::new(Status::default());
-    let metrics =
-        Arc::new(Metrics::new(Arc::clone(&running), Arc::clone(&status), Arc::clone(&issuing), usage_metrics));
+    status.set_relaying(running.has_relay_address());
+    let metrics = Metrics::new(Arc::clone(&running), Arc::clone(&status), usage_metrics);
+    let counts = Arc::clone(&issuing);
+    let metrics = Arc::new(metrics.with(move |text| counts.publish(text)).with(api::publish));
     Ok(Started { running, metrics, status, issuing, refusals, usage, log })
 }
 
@@ -108,7 +118,7 @@ impl Started {
     pub(crate) async fn stop(self) {
         self.status.set(Phase::Draining);
         let running = Arc::clone(&self.running);
-        // Joining threads blocks; the runtime must go on, because the log writes on it.
+        // Joining threads blocks; the runtime must go on, because the lines of the log are made on it.
         let _ = tokio::task::spawn_blocking(move || running.stop()).await;
         let _ = self.log.await;
         if let Some(usage) = self.usage {
@@ -117,51 +127,36 @@ impl Started {
     }
 }
 
-async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure> {
-    let level = log::start(&config.log).map_err(Failure::Run)?;
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    let (granted, wanted) = net::granted_receive_buffer();
-    for advice in advice::machine(&config.relay.ports, granted, wanted) {
-        tracing::warn!("{advice}");
-    }
+async fn serve_until_signal(config: Config, passed: Passed) -> Result<(), Failure> {
+    let level = start_log(&config)?;
     let notifier =
         Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
     if passed.count() > 0 {
-        tracing::info!(sockets = passed.count(), "taking over sockets that were passed");
+        tracing::info!(sockets = passed.count(), "using the sockets that were passed by the service manager");
     }
-    let http = BoundFaces::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
+    let http = BoundHttpListeners::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
     let mut signals = Signals::new()?;
     let kept = revocations::path_of(
         config.admin.revocations_file.as_deref(),
         std::env::var("STATE_DIRECTORY").ok().as_deref(),
     );
-    let revoked = revocations::load(kept.as_deref(), clock::unix_seconds()).map_err(Failure::Run)?;
+    let revoked = revocations::load(kept.as_deref()).map_err(Failure::Run)?;
     let started = start(&config, &http.addresses(), passed, revoked, None)?;
-    let hosts = AllowedHosts::default();
+    for (key, text) in advice::reach(&config, &started.running.relay_addresses().collect::<Vec<_>>()) {
+        tracing::warn!("{key}: {text}");
+    }
     let (commands, mut asked) = command::channel();
+    let hosts = AllowedHosts::default();
     let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
-    let rest = Arc::new(Rest::new(
-        &config,
-        rest::uris_of(&started.running, &config),
-        Arc::clone(&started.issuing),
-        clock::now,
-    ));
-    let running = Arc::clone(&started.running);
-    rest.shut_out(move |party, now| running.revocations().includes(party, now));
-    let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
-    let private = health::router(Health { status, metrics, hosts: hosts.clone() })
-        .merge(rest::router(&rest, &Door::Private(hosts.clone())))
-        .merge(admin::router(&admin));
-    let public = health::public_router().merge(rest::router(&rest, &Door::Public));
-    let mut faces = Faces::new(private, public, hosts);
-    faces.serve(&config.http, http, started.running.tls().as_ref());
+    let rest = rest(&config, &started);
+    let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
+    http_listeners.serve(&config.http, http, started.running.tls().as_ref());
     started.status.set(Phase::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
-    notifier.ready("serving");
+    let waits = if started.running.has_relay_address() { "" } else { notify::WAITS };
+    notifier.ready(&format!("serving{waits}"));
     let variable = |name| std::env::var(name).ok();
     let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
     let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
@@ -177,52 +172,119 @@ async fn serve_until_told(config: Config, passed: Passed) -> Result<(), Failure>
         Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config))),
         Box::new(move |config, _| admin.reconfigure(config)),
         Box::new(move |config, _| draining.reconfigure(&config.drain)),
+        Box::new(|config, _| log::reconfigure(&config.log)),
     ];
     let running = Arc::clone(&started.running);
-    let reloader = Reloader::new(running, level, Arc::clone(&notifier), followers, config, faces);
-    let mut was_terminated = false;
-    let signal = loop {
-        let (told, answer) = tokio::select! {
-            told = signals.next() => (told, None),
-            Some(command) = asked.recv() => match command {
-                Command::Reload(answer) => (Told::Reload, Some(answer)),
-                Command::Drain(answer) => {
-                    let is_already_under_way = !drain.begin("admin API").await;
-                    let sessions = started.running.usage().0.into();
-                    let ends_in_s = drain.progress().and_then(|progress| progress.seconds_left());
-                    // Whoever asked may have gone.
-                    let _ = answer.send(DrainAnswer { is_already_under_way, sessions, ends_in_s });
-                    continue;
-                }
-            },
-            _ = drain.over() => break None,
-        };
-        match told {
-            Told::Reload => {
-                if let Some(usage) = &started.usage {
-                    usage.reopen();
-                }
-                // The log has what came of it.
-                let done = reloader.reload().await;
-                if let Some(answer) = answer {
-                    // Whoever asked may have gone.
-                    let _ = answer.send(done.map(|report| report.into()));
-                }
-            }
-            // Only the first one: whoever sends another does not want to wait.
-            Told::Stop(Told::TERMINATE) if drain.is_wanted_on_term() && !was_terminated => {
-                was_terminated = true;
-                drain.begin(Told::TERMINATE).await;
-            }
-            Told::Stop(name) => break Some(name),
-        }
-    };
+    let reloader = Arc::new(Reloader::new(running, level, Arc::clone(&notifier), followers, http_listeners));
+    let status = Arc::clone(&started.status);
+    tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
+    let signal = serve_until_stopped(&started, &mut signals, &mut asked, &drain, &reloader).await;
     tracing::info!(signal, "stopping");
     // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
     following.abort();
     notifier.stopping();
     started.stop().await;
     Ok(())
+}
+
+/// Starts the log, with what an operator should look at first.
+fn start_log(config: &Config) -> Result<Level, Failure> {
+    let level = log::start(&config.log).map_err(Failure::Run)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let (granted, wanted) = net::granted_receive_buffer();
+    for advice in advice::machine(granted, wanted) {
+        tracing::warn!("{advice}");
+    }
+    Ok(level)
+}
+
+/// The credential API, which refuses the same users as the relay.
+fn rest(config: &Config, started: &Started) -> Arc<Rest> {
+    let uris = rest::uris_of(&started.running, config);
+    let rest = Rest::new(config, uris, Arc::clone(&started.issuing), clock::now);
+    let running = Arc::clone(&started.running);
+    rest.shut_out(move |party, now| running.revocations().includes(party, now));
+    Arc::new(rest)
+}
+
+/// What is served on the HTTP listeners.
+fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts: AllowedHosts) -> HttpListeners {
+    let (status, metrics) = (Arc::clone(&started.status), Arc::clone(&started.metrics));
+    let private = health::router(Health { status, metrics, hosts: hosts.clone() })
+        .merge(rest::router(rest, &Exposure::Private(hosts.clone())))
+        .merge(admin::router(admin));
+    let private = with_fallback(private, health::PATHS.into_iter().chain(rest::paths()).chain(admin::paths()));
+    let public = health::public_router().merge(rest::router(rest, &Exposure::Public));
+    let public = with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()));
+    HttpListeners::new(private, public, hosts)
+}
+
+/// Does what signals and operators ask, in one order. Returns the signal that ends the server, or `None` when a drain is
+/// over.
+async fn serve_until_stopped(
+    started: &Started,
+    signals: &mut Signals,
+    asked: &mut mpsc::Receiver<Command>,
+    drain: &Arc<Drain>,
+    reloader: &Arc<Reloader>,
+) -> Option<&'static str> {
+    let mut was_terminated = false;
+    loop {
+        let (signal, answer) = tokio::select! {
+            signal = signals.next() => (signal, None),
+            Some(command) = asked.recv() => match command {
+                Command::Reload(answer) => (Signal::Reload, Some(answer)),
+                Command::Drain(answer) => {
+                    let is_already_under_way = !drain.begin("admin API").await;
+                    let sessions = started.running.usage().0.into();
+                    let ends_in_s = drain.progress().and_then(|progress| progress.seconds_left());
+                    // The asker may have gone.
+                    let _ = answer.send(DrainAnswer { is_already_under_way, sessions, ends_in_s });
+                    continue;
+                }
+            },
+            _ = drain.over() => return None,
+        };
+        match signal {
+            Signal::Reload => {
+                if let Some(usage) = &started.usage {
+                    usage.reopen();
+                }
+                let reloader = Arc::clone(reloader);
+                // One after the other; a disk that hangs must not keep a signal waiting.
+                tokio::spawn(async move {
+                    // The log has what came of it.
+                    let done = reloader.reload().await;
+                    if let Some(answer) = answer {
+                        // The asker may have gone.
+                        let _ = answer.send(done.map(|report| report.into()));
+                    }
+                });
+            }
+            // Only the first one: a second one means that the sender does not want to wait.
+            Signal::Stop(Signal::TERMINATE) if drain.is_wanted_on_term() && !was_terminated => {
+                was_terminated = true;
+                drain.begin(Signal::TERMINATE).await;
+            }
+            Signal::Stop(name) => return Some(name),
+        }
+    }
+}
+
+/// Follows this machine's addresses; readiness and the URIs of credentials follow them.
+fn follow_addresses(
+    running: &Arc<Running>,
+    status: Arc<Status>,
+    reloader: Weak<Reloader>,
+) -> impl Future<Output = ()> + Send + 'static {
+    net::follow_addresses(Arc::downgrade(running), move |running| {
+        status.set_relaying(running.has_relay_address());
+        if let Some(reloader) = reloader.upgrade() {
+            tokio::spawn(async move { reloader.addresses_changed().await });
+        }
+    })
 }
 
 fn admin(
@@ -234,10 +296,13 @@ fn admin(
     level: Level,
 ) -> Admin {
     let running = Arc::clone(&started.running);
-    let parts = admin::Parts {
-        revocations: Arc::new(Store::new(Arc::clone(&running), kept)),
+    let store = Arc::new(Store::new(Arc::clone(&running), kept));
+    tokio::spawn(revocations::sweep_now_and_then(Arc::downgrade(&store)));
+    let parts = admin::AdminParts {
+        revocations: store,
         running,
         status: Arc::clone(&started.status),
+        usage: started.usage.as_ref().map(Usage::metrics),
         refusals: Arc::clone(&started.refusals),
         commands,
         level,
@@ -247,25 +312,26 @@ fn admin(
 }
 
 /// What a signal asks for.
-pub(crate) enum Told {
+pub(crate) enum Signal {
     Reload,
     Stop(&'static str),
 }
 
-impl Told {
+impl Signal {
     const TERMINATE: &'static str = "SIGTERM";
 }
 
 /// SIGHUP, SIGTERM and SIGINT.
 pub(crate) struct Signals {
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
+    hangup: unix::Signal,
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
 }
 
 impl Signals {
     pub(crate) fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(|error| Failure::Run(format!("can't listen for signals: {error}")));
+        let listen =
+            |kind| unix::signal(kind).map_err(|error| Failure::Run(format!("can't listen for signals: {error}")));
         Ok(Self {
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
@@ -274,11 +340,11 @@ impl Signals {
     }
 
     /// The next of them.
-    pub(crate) async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.hangup.recv() => Told::Reload,
-            _ = self.terminate.recv() => Told::Stop(Told::TERMINATE),
-            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.hangup.recv() => Signal::Reload,
+            _ = self.terminate.recv() => Signal::Stop(Signal::TERMINATE),
+            _ = self.interrupt.recv() => Signal::Stop("SIGINT"),
         }
     }
 }

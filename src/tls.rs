@@ -1,31 +1,33 @@
 //! TLS for clients: certificates, their choice by server name, their renewal, and the handshake's settings.
 //!
 //! Owns everything about TLS that is not a byte of an established stream: those belong to the worker that
-//! adopted it (`net::tls_session`). One rustls configuration lives as long as the process, so tickets and
-//! sessions survive a change of certificates; only what the resolver answers is swapped.
+//! adopted it (`net::tls_session`). One rustls configuration lives as long as the process, so tickets
+//! survive a change of certificates; only what the resolver answers is swapped.
 
 pub mod certificates;
-pub mod half_open;
+pub(crate) mod der;
 pub mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::ServerSessionMemoryCache;
+use rustls::server::NoServerSessionStorage;
 
 use self::certificates::{Certificates, LoadError};
 
 /// RFC 7443; in the order of our preference. A client that offers neither gets no_application_protocol.
 pub const ALPN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
 
-/// Sessions of TLS 1.2 clients without tickets that can be resumed.
-const SESSIONS: usize = 4096;
-
 /// A TLS record of type handshake (RFC 8446 section 5.1): no STUN message, no ChannelData and no HTTP request begins
 /// with it.
 pub const HANDSHAKE: u8 = 0x16;
+
+/// A handshake so young gives way only to a client whose network has fewer under way: it may be that of a client across
+/// two satellites, and in a crowd that reconnects each would else end another's.
+pub const HANDSHAKE_PROTECTED: Duration = Duration::from_secs(2);
 
 /// For listeners of HTTP: no HTTP/2.
 const ALPN_HTTP: &[u8] = b"http/1.1";
@@ -96,12 +98,12 @@ impl Tls {
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificates) as _);
         server.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
-        server.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+        // Those without tickets are kept by who does the handshake and knows the client: `net::tls_resumption`.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = ring::Ticketer::new().map_err(nowhere)?;
-        // Sessions of its own: one of a TURN client must not open a way into HTTP without a handshake of its own.
+        // Tickets of its own: one of a TURN client must not open a way into HTTP without a handshake of its own.
         let mut http = server.clone();
         http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
-        http.session_storage = ServerSessionMemoryCache::new(SESSIONS);
         http.ticketer = ring::Ticketer::new().map_err(nowhere)?;
         Ok(Self {
             certificates,

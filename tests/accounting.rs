@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use support::{Harness, addr, alice, user};
 use throughway::protocol::accounting::{Amount, SessionRecord};
-use throughway::protocol::border::{DropReason, EndReason, Way};
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
 
 /// Kind, sequence number and seconds since the first record.
 fn told(h: &Harness) -> Vec<(&'static str, u32, u64)> {
@@ -130,7 +130,7 @@ fn every_drop_of_a_session_is_in_its_record_under_its_reason() {
     h.channel_data(client, 0x4001, b"123");
     h.from_peer(client, addr("7.7.7.7:7"), b"1234");
     h.from_peer(client, peer, b"12");
-    h.not_sent(client, Way::ToPeer, 1, 7, DropReason::NoBuffers);
+    h.not_sent(client, Direction::ToPeer, 1, 7, DropReason::NoBuffers);
     let due = [
         (DropReason::UnboundChannel, 1, 3),
         (DropReason::NoPermission, 2, 6),

@@ -21,9 +21,9 @@ use serde_json::Value;
 use throughway::api::Bound;
 use throughway::api::host::AllowedHosts;
 use throughway::api::rest::refused::IssueRefused;
-use throughway::api::rest::{self, Door, Rest};
+use throughway::api::rest::{self, Exposure, Rest};
 use throughway::config::checked::HttpListen;
-use throughway::protocol::time::{Now, Ticks, UnixSeconds};
+use throughway::time::{Now, Ticks, UnixSeconds};
 
 fn compare_golden(name: &str, shown: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/rest").join(format!("{name}.txt"));
@@ -90,7 +90,7 @@ fn every_shape_is_as_its_readers_hard_code_it() {
     for (name, method, target, headers, body) in cases {
         compare_golden(name, &endpoint.ask(method, target, headers, body).golden());
     }
-    let no_servers = Endpoint::with(&config("", &key_table("web", KEY, "")), Vec::new(), &Door::Public, start);
+    let no_servers = Endpoint::with(&config("", &key_table("web", KEY, "")), Vec::new(), &Exposure::Public, start);
     compare_golden("refused-no-servers", &no_servers.get("/turn/credentials?service=turn").golden());
 }
 
@@ -119,7 +119,7 @@ fn read_as_the_draft_says(answer: &Answer) -> (String, String) {
 }
 
 #[test]
-fn strict_readers_of_the_draft_and_of_the_vendors_read_the_superset_too() {
+fn strict_readers_of_the_draft_and_browsers_read_our_own_answer_too() {
     let endpoint = Endpoint::ordinary();
     for target in ["/?service=turn&username=a:b", "/turn?service=turn", "/v1/credentials?username=a:b"] {
         read_as_the_draft_says(&endpoint.get(target));
@@ -135,11 +135,10 @@ fn strict_readers_of_the_draft_and_of_the_vendors_read_the_superset_too() {
     assert_eq!(server["credential"], all["password"]);
     assert_eq!(server["urls"], all["uris"]);
     assert!(server["urls"].as_array().unwrap().len() <= 4);
-    // Twilio: one URL each, under both names
-    for entry in all["ice_servers"].as_array().unwrap() {
-        assert!(entry["url"].is_string() && entry["url"] == entry["urls"]);
-        assert_eq!(entry["credential"], all["credential"]);
-    }
+    // F-B9: each fact once for each of the two families of readers.
+    let names: Vec<&String> = all.as_object().unwrap().keys().collect();
+    let known = ["expires_at", "iceServers", "password", "realm", "refresh_after", "ttl", "uris", "username"];
+    assert_eq!(names, known);
     assert_eq!(all["expires_at"], START + 600);
     assert_eq!(all["refresh_after"], 300);
     assert_eq!(all["realm"], "throughway");
@@ -288,7 +287,7 @@ fn a_process_of_this_machine_is_known_by_its_user() {
             let _entered = runtime.enter();
             Bound::bind(&HttpListen::Unix(path.clone())).unwrap()
         };
-        runtime.spawn(bound.serve(rest::router(&rest, &Door::Private(AllowedHosts::default())), None));
+        runtime.spawn(bound.serve(rest::router(&rest, &Exposure::Private(AllowedHosts::default())), None));
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let text = request("GET", "/v1/credentials?username=alice", &[("Host", "localhost")], "");
@@ -334,7 +333,7 @@ fn only_listed_origins_may_ask_from_a_browser() {
 fn the_private_listener_answers_its_hosts_only_and_the_public_one_any() {
     let config = config("", &key_table("web", KEY, ""));
     let hosts = AllowedHosts::new(["relay.example".to_owned()]);
-    let private = Endpoint::with(&config, some_uris(), &Door::Private(hosts), start);
+    let private = Endpoint::with(&config, some_uris(), &Exposure::Private(hosts), start);
     for (host, status) in [("localhost", 200), ("127.0.0.1:8080", 200), ("relay.example", 200), ("evil.example", 403)] {
         let answer = private.ask("GET", "/ice", &[("Host", host), BEARER], "");
         assert_eq!(answer.status, status, "{host}");
@@ -352,7 +351,7 @@ fn more_than_the_rate_is_a_429_that_says_when_to_come_back() {
     let clock = || Now { ticks: Ticks(CLOCK.load(Ordering::Relaxed)), unix: UnixSeconds(START) };
     let limits = "limits.credentials_per_key = 10\nlimits.credentials_per_user = 3";
     let tables = key_table("web", KEY, "") + &key_table("app", "other-key", "");
-    let endpoint = Endpoint::with(&config(limits, &tables), some_uris(), &Door::Public, clock);
+    let endpoint = Endpoint::with(&config(limits, &tables), some_uris(), &Exposure::Public, clock);
     let ask = |user: &str| endpoint.get(&format!("/v1/credentials?username={user}"));
     for _ in 0..3 {
         assert_eq!(ask("alice").status, 200);
@@ -380,6 +379,40 @@ fn more_than_the_rate_is_a_429_that_says_when_to_come_back() {
         assert_eq!(endpoint.ask("GET", "/ice", &[WRONG], "").status, 401);
     }
     assert_eq!(ask("alice").status, 200);
+}
+
+static GUESSING: AtomicU64 = AtomicU64::new(0);
+
+#[test]
+fn whoever_guesses_gets_429_and_those_behind_the_same_address_go_on() {
+    let clock = || Now { ticks: Ticks(GUESSING.load(Ordering::Relaxed)), unix: UnixSeconds(START) };
+    let config = config("http.proxies = [\"127.0.0.1\"]", &key_table("web", KEY, ""));
+    let endpoint = Endpoint::with(&config, some_uris(), &Exposure::Public, clock);
+    // One connection that would be kept; what it asks behind the 429 is not read any more.
+    let guess = "GET /ice HTTP/1.1\r\nHost: turn.example.org\r\nAuthorization: Bearer nonsense\r\n\r\n".repeat(70);
+    let answers = String::from_utf8(send(endpoint.address, guess.as_bytes())).unwrap();
+    let count = |status: &str| answers.matches(&format!("HTTP/1.1 {status}")).count();
+    assert_eq!((count("401"), count("429")), (60, 1), "{answers}");
+    let refused = endpoint.ask("GET", "/v1/credentials", &[WRONG], "");
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
+    assert_eq!(
+        (refused.json()["reason"].as_str(), refused.header("connection")),
+        (Some("rate_failures"), Some("close"))
+    );
+    assert_eq!(endpoint.ask("GET", "/?service=turn&key=nonsense", &[], "").status, 429, "in any shape");
+    assert_eq!(endpoint.get("/v1/credentials").status, 200, "a right key passes");
+    assert_eq!(endpoint.ask("GET", "/v1/credentials", &[], "").status, 401, "none is no guess");
+    // Another client of the same proxy, and one that the proxy does not tell.
+    for other in ["192.0.2.1", "2001:db8::1"] {
+        assert_eq!(endpoint.ask("GET", "/ice", &[WRONG, ("X-Forwarded-For", other)], "").status, 401, "{other}");
+    }
+    for _ in 0..100 {
+        assert_eq!(endpoint.ask("GET", "/ice", &[WRONG, ("X-Forwarded-For", "somebody")], "").status, 401);
+    }
+    GUESSING.store(1_000, Ordering::Relaxed);
+    let wrong = || endpoint.ask("GET", "/ice", &[WRONG], "").status;
+    assert_eq!((wrong(), wrong()), (401, 429));
+    assert_eq!(endpoint.refused(&IssueRefused::RateFailures(0)), 4);
 }
 
 #[test]
@@ -436,6 +469,59 @@ fn hostile_requests_are_refused_at_a_bounded_cost() {
     }
     assert_eq!(endpoint.get("/ice").status, 200, "and all others are served");
 }
+// F-B9
+#[test]
+fn a_misspelt_member_gets_no_credential_and_is_named() {
+    let endpoint = Endpoint::ordinary();
+    for (target, headers, body) in [
+        ("/v1/credentials?tll=60", &[BEARER][..], ""),
+        ("/v1/credentials", &[BEARER, FORM], "tll=60"),
+        ("/v1/credentials", &[BEARER, JSON], r#"{"tll":60}"#),
+        ("/turn?service=turn&tll=60", &[BEARER], ""),
+        ("/api/v1/turn/credential", &[BEARER, JSON], r#"{"tll":60}"#),
+    ] {
+        let answer = endpoint.ask("POST", target, headers, body);
+        assert_eq!((answer.status, &answer.json()["reason"]), (400, &"unknown_member".into()), "{target}");
+        let error = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(error.contains("\"tll\"") && error.contains("did you mean \"ttl\"?"), "{error}");
+        assert!(error.contains("username, user, user_id"), "{error}");
+    }
+    assert_eq!(endpoint.ask("POST", "/v1/credentials?tll=60", &[], "").status, 401, "who asks comes first");
+    let matrix = endpoint.get("/_matrix/client/v3/voip/turnServer?usernam=a").json();
+    assert_eq!(matrix["errcode"], "M_INVALID_PARAM");
+}
+
+// F-A10, F-E11
+#[test]
+fn what_a_proxy_says_and_can_not_be_read_is_nobodys_address() {
+    let endpoint = Endpoint::new(
+        "http.proxies = [\"127.0.0.1\"]",
+        &key_table("near", "near-key", "from = [\"127.0.0.0/8\", \"8.8.8.8\"]"),
+    );
+    let ask = |header: &str, value: &[u8]| {
+        let head = format!("GET /ice?key=near-key HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{header}: ");
+        Answer::parse(&send(endpoint.address, &[head.as_bytes(), value, b"\r\n\r\n"].concat()))
+    };
+    assert_eq!(endpoint.ask("GET", "/ice?key=near-key", &[], "").status, 200, "the proxy's machine asks for itself");
+    for good in [&b"8.8.8.8"[..], b"8.8.8.8:4711", b"\"8.8.8.8:4711\"", b"[::ffff:8.8.8.8]:443", b"1.2.3.4, 8.8.8.8:1"]
+    {
+        assert_eq!(ask("X-Forwarded-For", good).status, 200, "{good:?}");
+    }
+    for bad in [
+        &b"\xff"[..],
+        b"8.8.8.8, \xe9",
+        b"unknown",
+        b"9.9.9.9:4711",
+        b"[2001:db8::1]:443",
+        b"8.8.8.8:x",
+        b"8.8.8.8, 9.9.9.9",
+    ] {
+        let refused = ask("X-Forwarded-For", bad);
+        assert_eq!((refused.status, &refused.json()["reason"]), (403, &"address".into()), "{bad:?}");
+    }
+    assert_eq!(ask("Forwarded", b"for=8.8.8.8").status, 403, "a header that is not read makes nobody the proxy");
+}
+
 /// So that the golden files are all looked at, and none is left of a shape that is gone.
 #[test]
 fn every_golden_file_is_compared() {

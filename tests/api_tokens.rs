@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
-use throughway::api::rest::Door;
+use throughway::api::rest::Exposure;
 use throughway::api::rest::refused::IssueRefused;
 use throughway::config::Config;
 use throughway::credentials;
@@ -86,14 +86,14 @@ fn ask(endpoint: &Endpoint, token: &str, body: &str) -> api_support::Answer {
 
 /// An endpoint whose secret reads claims.
 fn endpoint(http: &str, keys: &str, secret: &str) -> Endpoint {
-    let text = format!("{http}\n{keys}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n{secret}\n");
+    let text = format!("{http}\n{keys}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n{secret}\n");
     let config = Config::from_toml("c.toml", &text).unwrap_or_else(|error| panic!("{error}"));
-    Endpoint::with(&config, some_uris(), &Door::Public, start)
+    Endpoint::with(&config, some_uris(), &Exposure::Public, start)
 }
 
 /// What the relay makes of an answer: tenant and limits.
 fn read_by_the_relay(secret: &str, answer: &Value) -> (String, Claims) {
-    let text = format!("[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n{secret}\n");
+    let text = format!("[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n{secret}\n");
     let auth = Config::from_toml("c.toml", &text).unwrap().auth;
     let (username, password) = (answer["username"].as_str().unwrap(), answer["password"].as_str().unwrap());
     let good = credentials::verify(&auth.secrets, START, auth.max_ttl, username, password.as_bytes()).unwrap();
@@ -177,9 +177,9 @@ fn tenant_and_limits_of_a_token_are_in_its_credential() {
     assert_eq!((user.as_str(), claims.tenant.as_deref()), ("alice", Some("acme")));
     assert_eq!((claims.grant.bytes, claims.grant.bits_per_second), (Some(1000), Some(64_000)));
     for (claims, says) in [
-        (json!({ "sub": "alice" }), "names no tenant"),
-        (json!({ "sub": "alice", "org": "" }), "names no tenant"),
-        (json!({ "sub": "alice", "org": ["acme"] }), "names no tenant"),
+        (json!({ "sub": "alice" }), "has no tenant"),
+        (json!({ "sub": "alice", "org": "" }), "has no tenant"),
+        (json!({ "sub": "alice", "org": ["acme"] }), "has no tenant"),
         (json!({ "sub": "alice", "org": "acme", "turn": { "byte": 5 } }), "and nothing else"),
         (json!({ "sub": "alice", "org": "acme", "turn": "unlimited" }), "must be an object"),
     ] {
@@ -215,9 +215,9 @@ fn a_key_has_a_tenant_and_limits_and_who_asks_may_only_narrow_them() {
     for (body, says) in [
         (r#"{"limits":{"peers":["198.51.100.0/24"]}}"#, "allows none of them"),
         (r#"{"limits":{"peers":"relay"}}"#, "can't carry both"),
-        (r#"{"limits":{"closes_at":1}}"#, "is over"),
+        (r#"{"limits":{"closes_at":1}}"#, "is in the past"),
         (r#"{"limits":{"bytes":0}}"#, "1 or more"),
-        (r#"{"limits":{"tenant":"other"}}"#, "and nothing else"),
+        (r#"{"limits":{"tenant":"other"}}"#, r#"limits.tenant\" is not a known member"#),
         (r#"{"limits":[]}"#, "must be an object"),
         (r#"{"username":"bob~eyJxIjoxfQ"}"#, "~"),
     ] {
@@ -236,8 +236,8 @@ fn a_key_has_a_tenant_and_limits_and_who_asks_may_only_narrow_them() {
 fn a_secret_that_reads_no_claims_gives_no_limits_away() {
     let endpoint = Endpoint::ordinary();
     let refused = endpoint.ask("POST", "/v1/credentials", &[BEARER, JSON], r#"{"limits":{"bytes":5}}"#);
-    assert!(refused.status == 400 && refused.body.contains("claims in its table"), "{refused:?}");
-    let secret = |more: &str| format!("[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n{more}\n");
+    assert!(refused.status == 400 && refused.body.contains("add them to the claims"), "{refused:?}");
+    let secret = |more: &str| format!("[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n{more}\n");
     let key = |more: &str| format!("[[http.keys]]\nname = \"web\"\nsha256 = \"{}\"\n{more}\n", digest(KEY));
     let jwt = |more: &str| {
         format!("http.jwt_keys = \"https://login.example/\"\nhttp.jwt_audience = \"a\"\n{more}\n{}", secret(""))
@@ -261,6 +261,6 @@ fn a_secret_that_reads_no_claims_gives_no_limits_away() {
     // One that only verifies mints nothing, so it need not read anything.
     let both = key("limits = { bytes = \"1GiB\" }")
         + &secret("claims = true")
-        + "[[auth.secrets]]\nid = \"old\"\nvalue = \"south\"\nverify_only = true\n";
+        + "[[auth.secrets]]\nid = \"old\"\nvalue = \"south-of-everything\"\nverify_only = true\n";
     Config::from_toml("c.toml", &both).unwrap();
 }

@@ -1,85 +1,11 @@
 //! The walls of the house, read from the sources: what the core must not know.
 
+mod source_text;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A source file without its comments and without the text of its string literals.
-struct Source {
-    path: PathBuf,
-    code: String,
-}
-
-fn sources(folder: &str) -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    let mut open = vec![root.join(folder)];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-            let path = entry.expect("a readable folder").path();
-            if path.is_dir() {
-                open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).expect("a readable source");
-                let path = path.strip_prefix(root).expect("inside the crate").to_owned();
-                found.push(Source { path, code: code_of(&text) });
-            }
-        }
-    }
-    assert!(!found.is_empty(), "{folder} has sources");
-    found
-}
-
-/// Blanks out comments and string literals, so that talk of a thing is not taken for its use.
-fn code_of(text: &str) -> String {
-    let mut code = String::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let skipped = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if let Some(raw) = rest.strip_prefix("r#\"") {
-            raw.find("\"#").map_or(rest.len(), |end| end + 5)
-        } else if rest.starts_with("'\"'") || rest.starts_with("'\\''") {
-            if rest.starts_with("'\\''") { 4 } else { 3 }
-        } else if first == '"' {
-            let mut escaped = false;
-            let end = rest[1..].find(|c: char| {
-                let ends = c == '"' && !escaped;
-                escaped = c == '\\' && !escaped;
-                ends
-            });
-            end.map_or(rest.len(), |end| end + 2)
-        } else {
-            code.push(first);
-            rest = &rest[first.len_utf8()..];
-            continue;
-        };
-        code.push(' ');
-        rest = &rest[skipped..];
-    }
-    code
-}
-
-/// The identifiers and the punctuation between them, without white space.
-fn words(code: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    let mut start = 0;
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    for (at, c) in code.char_indices() {
-        if !is_word(c) {
-            if start < at {
-                words.push(&code[start..at]);
-            }
-            if !c.is_whitespace() {
-                words.push(&code[at..at + c.len_utf8()]);
-            }
-            start = at + c.len_utf8();
-        }
-    }
-    words.push(&code[start..]);
-    words
-}
+use source_text::{Source, code_of, sources, words};
 
 fn mentions(source: &Source, word: &str) -> bool {
     words(&source.code).contains(&word)
@@ -92,6 +18,205 @@ fn uses_crate(source: &Source, name: &str) -> bool {
         let is_root = at == 0 || words[at - 1] != ":";
         window == [name, ":", ":"] && is_root
     })
+}
+
+/// The parts of the crate from the ground up: each may use only those before it. `docs/architecture.md` has the same list.
+const PARTS: [&str; 23] = [
+    "address",
+    "time",
+    "clock",
+    "calendar",
+    "printable",
+    "failure",
+    "fault",
+    "turn_uri",
+    "state",
+    "wire",
+    "credentials",
+    "jwt",
+    "tls",
+    "fetch",
+    "protocol",
+    "config",
+    "net",
+    "ops",
+    "api",
+    "check",
+    "run",
+    "demo",
+    "cli",
+];
+
+/// Arrows that run back up between parts, on purpose; `docs/architecture.md` gives the reason of each.
+const PARTS_BACK_UP: [(&str, &str); 0] = [];
+
+/// The module that a source file is: `net::worker::pace`.
+fn module_of(path: &Path) -> Vec<String> {
+    let path = path.with_extension("");
+    let mut module: Vec<String> =
+        path.iter().skip(1).map(|part| part.to_string_lossy().into_owned()).filter(|part| part != "mod").collect();
+    if module == ["lib"] {
+        module.clear();
+    }
+    module
+}
+
+/// Every path that the source names and that begins at the crate or at a module above: absolute, without the crate.
+/// Groups are taken apart: `super::{a::B, c}` are two.
+fn paths_named(source: &Source) -> Vec<Vec<String>> {
+    let words = words(source.without_tests());
+    let module = module_of(&source.path);
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < words.len() {
+        let begins = at < 2 || words[at - 2..at] != [":", ":"];
+        let start = match words[at] {
+            "crate" if begins => Some(Vec::new()),
+            "super" if begins => Some(module[..module.len().saturating_sub(1)].to_vec()),
+            _ => None,
+        };
+        at += 1;
+        if let Some(start) = start {
+            at = take_path(&words, at, start, &mut found);
+        }
+    }
+    found
+}
+
+/// Reads `::name::…` or `::{…}` from `at` on.
+fn take_path(words: &[&str], mut at: usize, mut path: Vec<String>, found: &mut Vec<Vec<String>>) -> usize {
+    while words.get(at..at + 2) == Some(&[":", ":"]) {
+        at += 2;
+        match words.get(at) {
+            Some(&"{") => {
+                at += 1;
+                while words.get(at).is_some_and(|word| *word != "}") {
+                    if words[at] == "," {
+                        at += 1;
+                    } else {
+                        let mut inner = path.clone();
+                        inner.push(words[at].to_owned());
+                        at = take_path(words, at + 1, inner, found);
+                        // `as name`
+                        while words.get(at).is_some_and(|word| !matches!(*word, "," | "}")) {
+                            at += 1;
+                        }
+                    }
+                }
+                return at + 1;
+            }
+            Some(&"super") => {
+                path.pop();
+            }
+            Some(word) => path.push((*word).to_owned()),
+            None => break,
+        }
+        at += 1;
+    }
+    found.push(path);
+    at
+}
+
+/// Uses that the order of `parts` does not allow.
+fn arrows_back_up(
+    parts: &[&str],
+    uses: impl Iterator<Item = (String, String, PathBuf)>,
+) -> Vec<(String, String, PathBuf)> {
+    let place = |name: &str| parts.iter().position(|part| *part == name);
+    let mut back_up = Vec::new();
+    for (from, to, path) in uses {
+        let (Some(own), Some(other)) = (place(&from), place(&to)) else {
+            panic!("{}: {from} or {to} has no place in the order: give it one", path.display());
+        };
+        if own < other {
+            back_up.push((from, to, path));
+        }
+    }
+    back_up
+}
+
+#[test]
+fn each_part_uses_only_parts_below_it() {
+    let mut uses = Vec::new();
+    for source in sources("src") {
+        let module = module_of(&source.path);
+        let Some(part) = module.first().filter(|part| *part != "main").cloned() else { continue };
+        for path in paths_named(&source) {
+            let Some(other) = path.first().filter(|other| **other != part && *other != "*") else { continue };
+            uses.push((part.clone(), other.clone(), source.path.clone()));
+        }
+    }
+    assert!(uses.len() > 300, "the check sees the uses that are there: {}", uses.len());
+    let mut back_up = arrows_back_up(&PARTS, uses.into_iter());
+    back_up.retain(|(from, to, _)| !PARTS_BACK_UP.contains(&(from.as_str(), to.as_str())));
+    assert!(back_up.is_empty(), "arrows that run back up: {back_up:#?}");
+}
+
+/// The files of a folder in the order in which its `mod.rs` lists them.
+fn files_listed(folder: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(folder).join("mod.rs");
+    let text = fs::read_to_string(path).expect("mod.rs");
+    let names =
+        text.lines().filter_map(|line| line.strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name.to_owned()));
+    names.collect()
+}
+
+/// Which file of a folder uses which, by their names as `called` gives them; what `mod.rs` itself uses is left out.
+fn uses_within(folder: &str, called: impl Fn(String) -> String) -> Vec<(String, String, PathBuf)> {
+    let mut uses = Vec::new();
+    for source in sources(&format!("src/{folder}")).iter().filter(|source| !source.path.ends_with("mod.rs")) {
+        let own = called(module_of(&source.path)[1].clone());
+        for path in paths_named(source).iter().filter(|path| path.first().is_some_and(|part| part == folder)) {
+            let Some(other) = path.get(1).filter(|other| *other != "*").cloned() else { continue };
+            let other = called(other);
+            if other != own {
+                uses.push((own.clone(), other, source.path.clone()));
+            }
+        }
+    }
+    uses
+}
+
+#[test]
+fn each_file_of_the_core_uses_only_files_listed_before_it() {
+    let files = files_listed("protocol");
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    assert!(files.len() > 30, "the list is read: {files:?}");
+    // What mod.rs shows under its own name stands in server.rs.
+    let shown = ["Server", "Parts", "CONTROL_BYTES_MAX", "DEADLINES_PER_CALL"];
+    let uses = uses_within("protocol", |name| if shown.contains(&name.as_str()) { "server".to_owned() } else { name });
+    assert!(uses.len() > 100, "the check sees the uses that are there: {}", uses.len());
+    let back_up = arrows_back_up(&files, uses.into_iter());
+    assert!(back_up.is_empty(), "arrows that run back up in the core: {back_up:#?}");
+}
+
+/// Files of the shell that name each other: the worker, and what it holds of streams and relayed sockets. They count as one.
+const WORKER: [&str; 3] = ["relay_socket", "streams", "worker"];
+
+#[test]
+fn each_file_of_the_shell_uses_only_files_listed_before_it() {
+    let files = files_listed("net");
+    let files: Vec<&str> = files.iter().map(String::as_str).collect();
+    assert!(files.len() > 30, "the list is read: {files:?}");
+    let at = files.iter().position(|file| WORKER.contains(file)).expect("the worker");
+    assert_eq!(files[at..at + WORKER.len()], WORKER, "they stand together");
+    let uses = uses_within("net", |name| if WORKER.contains(&name.as_str()) { "worker".to_owned() } else { name });
+    assert!(uses.len() > 70, "the check sees the uses that are there: {}", uses.len());
+    let files: Vec<&str> = files.into_iter().filter(|file| !WORKER[..2].contains(file)).collect();
+    let back_up = arrows_back_up(&files, uses.into_iter());
+    assert!(back_up.is_empty(), "arrows that run back up in the shell: {back_up:#?}");
+}
+
+#[test]
+fn the_document_lists_the_parts_in_the_same_order() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md"))
+        .expect("architecture.md");
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("From the ground up: "))
+        .expect("the order stands in the document");
+    let listed: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
+    assert_eq!(listed, PARTS);
 }
 
 #[test]
@@ -121,13 +246,22 @@ fn the_core_and_the_wire_know_no_runtime_socket_clock_thread_or_lock() {
         "eprintln",
     ];
     for source in sources("src/protocol").iter().chain(&sources("src/wire")) {
+        // Tests may use threads, to show what atomics keep to.
+        let source = &Source { path: source.path.clone(), code: source.without_tests().to_owned() };
         for word in forbidden {
             assert!(!mentions(source, word), "{} must not know {word}", source.path.display());
         }
-        for folder in ["net", "api", "ops", "config", "cli", "demo"] {
+    }
+}
+
+/// Parts above `ops` register what they count, so that it need not know them.
+#[test]
+fn operation_knows_nothing_of_what_is_above_it() {
+    for source in sources("src/ops") {
+        for above in ["api", "cli", "run", "demo", "check"] {
             let words = words(&source.code);
-            let inward = words.windows(4).any(|window| window == ["crate", ":", ":", folder]);
-            assert!(!inward, "{}: knowledge points inwards, so it must not use crate::{folder}", source.path.display());
+            let uses = words.windows(4).any(|window| window == ["crate", ":", ":", above]);
+            assert!(!uses, "{} must not use crate::{above}", source.path.display());
         }
     }
 }
@@ -145,6 +279,59 @@ fn only_the_wire_the_error_codes_and_the_foreign_client_name_the_vocabulary_crat
         }
     }
     assert!(seen >= 4, "the check sees the uses that are there");
+}
+
+/// Functions that may be longer: each is one flat match or one flat list.
+const LONG_FUNCTIONS: [&str; 1] = ["src/ops/remedy.rs remedy"];
+
+/// Lines that a function may have.
+const FUNCTION_LINES_MAX: usize = 80;
+
+/// The functions of a source that rustfmt laid out, with their lines: from `fn` to the brace at the same depth.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        let mut words = line.split_whitespace();
+        let is_qualifier =
+            |word: &&str| word.starts_with("pub") || ["const", "async", "unsafe", "extern", "\"C\""].contains(word);
+        if words.find(|word| !is_qualifier(word)) != Some("fn") {
+            continue;
+        }
+        let name = words.next().unwrap_or_default().split(['(', '<']).next().unwrap_or_default().to_owned();
+        let end = format!("{}}}", " ".repeat(indent));
+        if !line.ends_with('}')
+            && let Some(length) = lines[at..].iter().position(|line| *line == end)
+        {
+            found.push((name, length + 1));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_function_is_read_without_scrolling() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut long, mut count) = (Vec::new(), 0);
+    for source in sources("src") {
+        let text = fs::read_to_string(root.join(&source.path)).expect("a readable source");
+        for (name, lines) in functions(&text) {
+            count += 1;
+            let name = format!("{} {name}", source.path.display());
+            if lines > FUNCTION_LINES_MAX && !LONG_FUNCTIONS.contains(&name.as_str()) {
+                long.push(format!("{name}: {lines} lines"));
+            }
+        }
+    }
+    assert!(count > 1_500, "the check sees the functions that are there: {count}");
+    assert!(long.is_empty(), "functions of more than {FUNCTION_LINES_MAX} lines:\n{}", long.join("\n"));
+}
+
+#[test]
+fn functions_are_measured_from_head_to_brace() {
+    let text = "impl A {\n    pub(super) const fn a(\n        x: u8,\n    ) -> u8 {\n        if x {\n        }\n    }\n\n    fn b() {}\n}\n";
+    assert_eq!(functions(text), [("a".to_owned(), 6)]);
 }
 
 #[test]
@@ -183,4 +370,12 @@ fn the_check_tells_use_from_talk() {
     }
     assert!(mentions(&source, "unsafely"), "what follows a quote in quotes is still read");
     assert!(uses_crate(&source, "tokio") && !uses_crate(&source, "time"));
+}
+
+#[test]
+fn paths_are_read_with_their_groups() {
+    let code = "use crate::a::{self, b::C, d as e}; use super::x::Y; fn f(z: super::super::q::R) {} other::crate_name";
+    let source = Source { path: PathBuf::from("src/net/worker/pace.rs"), code: code.to_owned() };
+    let paths: Vec<String> = paths_named(&source).iter().map(|path| path.join("::")).collect();
+    assert_eq!(paths, ["a::self", "a::b::C", "a::d", "net::worker::x::Y", "net::q::R"]);
 }

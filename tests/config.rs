@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use throughway::config::{Config, Environment, KEYS, Kind};
+use throughway::config::{Config, Environment, KEYS};
 
 const EXAMPLE: &str = include_str!("../config.example.toml");
 const SECRET: &str = "[[auth.secrets]]\nid = \"main\"\nvalue = \"north-of-everything\"\n";
@@ -108,19 +108,19 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         &["\"udp\", \"tcp\", \"tls\""],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\nvalue = \"y\"\nclaims = [\"byte\"]",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"yyyy-of-everything\"\nclaims = [\"byte\"]",
         4,
         "auth.secrets[0].claims",
         &["allowed are", "did you mean \"bytes\""],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\nvalue = \"y\"\nclaims = \"yes\"",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"yyyy-of-everything\"\nclaims = \"yes\"",
         4,
         "auth.secrets[0].claims",
         &["true, false or a list"],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\nvalue = \"y\"\nnot_after = \"2026-02-30x\"",
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"yyyy-of-everything\"\nnot_after = \"2026-02-30x\"",
         4,
         "auth.secrets[0].not_after",
         &["\"2026-12-31\"", "to its end"],
@@ -143,7 +143,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[turn]\n\ndefault_lifetime = \"2h\"", 3, "turn.default_lifetime", &["above turn.max_lifetime = \"3600s\""]),
     ("[turn]\ndefault_lifetime = \"0s\"", 2, "turn.default_lifetime", &["allowed are 1s to"]),
     ("[limits]\nallocations = -1", 2, "limits.allocations", &["= -1:", "0 for no limit"]),
-    ("[limits]\nchannels_per_allocation = 4097", 2, "limits.channels_per_allocation", &["1 to 4096"]),
+    ("[limits]\nchannels_per_allocation = 16384", 2, "limits.channels_per_allocation", &["1 to 16383"]),
     ("[limits]\ntcp_queue = 262144", 2, "limits.tcp_queue", &["\"262144B\""]),
     ("[limits]\ntcp_queue = \"64KB\"", 2, "limits.tcp_queue", &["\"64KB\"", "KiB"]),
     ("[limits]\ntcp_queue = \"1KiB\"", 2, "limits.tcp_queue", &["65556B"]),
@@ -235,18 +235,18 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[drain]\ndeadline = 60", 2, "drain.deadline", &["\"60s\""]),
     ("[drain]\nalternate = [\"turn2.example.org:3478\"]", 2, "drain.alternate", &["can't be a name"]),
     ("[drain]\nalternate = [\"203.0.113.8\"]", 2, "drain.alternate", &["ADDRESS:PORT"]),
-    ("[drain]\nalternate = [\"0.0.0.0:3478\"]", 2, "drain.alternate", &["nothing that a client can send to"]),
+    ("[drain]\nalternate = [\"0.0.0.0:3478\"]", 2, "drain.alternate", &["is not an address clients can reach"]),
     (
         "[drain]\nalternate = [\"203.0.113.8:1\", \"203.0.113.9:2\"]",
         2,
         "drain.alternate",
-        &["203.0.113.8:1 is there already; one address per family"],
+        &["203.0.113.8:1 is listed already; list one address per family"],
     ),
     (
         "[listen]\nudp = [\"203.0.113.7:3478\"]\n[drain]\nalternate = [\"203.0.113.7:3478\"]",
         4,
         "drain.alternate",
-        &["a listener of this very server"],
+        &["a listener of this server"],
     ),
     ("[drain]\nalternate_domain = \"turn2.example.org\"", 2, "drain.alternate_domain", &["drain.alternate_tls"]),
     (
@@ -263,18 +263,23 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[auth]\nusers = { a = { file = \"missing\" } }", 2, "auth.users.a.file", &["can't read", "missing"]),
     ("[auth]\nusers = { a = { pasword = \"p\" } }", 2, "auth.users.a.pasword", &["`password`"]),
     ("[auth]\nnonce_key_file = \"/nowhere/key\"", 2, "auth.nonce_key_file", &["/nowhere/key"]),
-    ("[[auth.secrets]]\nvalue = \"x\"", 1, "auth.secrets[0]", &["has no id"]),
+    ("[[auth.secrets]]\nvalue = \"xxxx-of-everything\"", 1, "auth.secrets[0]", &["has no id"]),
     ("[[auth.secrets]]\nid = \"a\"", 1, "auth.secrets[0]", &["exactly one of value, file and credential"]),
     ("[[auth.secrets]]\nid = \"a\"\nvalue = \"\"", 3, "auth.secrets[0].value", &["must not be empty"]),
-    ("[[auth.secrets]]\nid = \"a b\"\nvalue = \"x\"", 2, "auth.secrets[0].id", &["\"a b\"", "without spaces"]),
     (
-        "[[auth.secrets]]\nid = \"a\"\nvalue = \"x\"\nalgorithm = \"sha255\"",
+        "[[auth.secrets]]\nid = \"a b\"\nvalue = \"xxxx-of-everything\"",
+        2,
+        "auth.secrets[0].id",
+        &["\"a b\"", "without spaces"],
+    ),
+    (
+        "[[auth.secrets]]\nid = \"a\"\nvalue = \"xxxx-of-everything\"\nalgorithm = \"sha255\"",
         4,
         "auth.secrets[0].algorithm",
         &["\"sha1\", \"sha256\", \"sha512\"", "did you mean"],
     ),
     (
-        "[[auth.secrets]]\nid = \"a\"\nverify_only = 1\nvalue = \"y\"",
+        "[[auth.secrets]]\nid = \"a\"\nverify_only = 1\nvalue = \"yyyy-of-everything\"",
         3,
         "auth.secrets[0].verify_only",
         &["expected true or false"],
@@ -285,10 +290,14 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         "auth.secrets[0].credential",
         &["CREDENTIALS_DIRECTORY is not set", "LoadCredential=x:"],
     ),
-    ("[[auth.secrets]]\nid = \"main\"\nvalue = \"x\"", 4, "auth.secrets[1]", &["\"main\"", "twice"]),
+    ("[[auth.secrets]]\nid = \"main\"\nvalue = \"xxxx-of-everything\"", 4, "auth.secrets[1]", &["\"main\"", "twice"]),
     // not TOML at all
     ("realm = \"x", 1, "", &["not TOML"]),
-    ("workers = 1\nworkers = 2", 2, "", &["not TOML", "duplicate key"]),
+    ("workers = 1\nworkers = 2", 2, "", &["workers is set twice, first in line 1"]),
+    ("[limits]\nallocations = 5\n[turn]\n[limits]", 4, "", &["the section [limits] is there twice, first in line 1"]),
+    ("[turn]\n[limits]\nallocations = 5\n# x\nallocations = 6", 5, "", &["allocations is set twice, first in line 3"]),
+    ("limits.allocations = 5\n[limits]", 2, "", &["[limits] is set above in another way"]),
+    ("auth.users = { a = \"x\", a = \"y\" }", 1, "", &["a is set twice within one value"]),
 ];
 
 #[test]
@@ -303,6 +312,51 @@ fn each_mistake_is_shown_with_line_key_value_and_remedy() {
         for part in *says {
             assert!(shown.contains(part), "{text}\n{shown}\nlacks {part}");
         }
+    }
+}
+
+#[test]
+fn an_id_that_is_used_twice_is_told_though_its_secret_is_wrong_too() {
+    let good = "[[auth.secrets]]\nid = \"a\"\nvalue = \"north-of-everything\"\n";
+    let short = "[[auth.secrets]]\nid = \"a\"\nvalue = \"short\"\n";
+    for text in [format!("{good}{short}"), format!("{short}{good}"), format!("{short}{short}")] {
+        let shown = Config::from_toml("c.toml", &text).expect_err(&text).to_string();
+        assert!(shown.contains("c.toml:4: auth.secrets[1]: the id \"a\" is used twice"), "{shown}");
+        assert!(shown.contains("at least 16 are needed"), "{shown}");
+    }
+}
+
+#[test]
+fn what_no_client_or_peer_can_reach_is_a_warning() {
+    let warnings = |text: &str| {
+        let config = Config::from_toml("c.toml", &format!("{text}\n{SECRET}")).unwrap();
+        config.warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let none = warnings("[listen]\nudp = []\ntcp = []");
+    assert!(matches!(&*none, [one] if one.starts_with("c.toml: listen: every list of [listen] is empty")), "{none:?}");
+    assert_eq!(warnings("[listen]\nudp = []"), [""; 0], "TCP is left");
+    for only in ["[\"127.0.0.1\"]", "[\"127.0.0.1\", \"::1\"]"] {
+        let loopback = warnings(&format!("relay.addresses = {only}"));
+        assert!(matches!(&*loopback, [one] if one.starts_with("c.toml:1: relay.addresses = ")), "{loopback:?}");
+        assert!(loopback[0].contains("loopback addresses only"), "{loopback:?}");
+    }
+    assert_eq!(warnings("relay.addresses = [\"127.0.0.1\", \"192.0.2.7\"]"), [""; 0]);
+    let all = "relay.addresses = [\"127.0.0.1\"]\nlisten.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = [\"[::1]:3478\"]";
+    assert_eq!(warnings(all), [""; 0], "all of it is for this machine");
+}
+
+#[test]
+fn values_out_of_range_and_no_addresses_are_told_with_what_is_allowed() {
+    for (arguments, says) in [
+        (&["credentials", "mint", "--user", "a", "--allocations", "0"] as &[&str], "0 is not in 1..=4294967295"),
+        (&["credentials", "mint", "--user", "a", "--allocations", "99999999999"], "is not in 1..=4294967295"),
+        (&["demo", "--http", "foo"], "such as 127.0.0.1:8080"),
+        (&["demo", "--http", "localhost:8080"], "such as 127.0.0.1:8080"),
+    ] {
+        let output = throughway(arguments, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {said}");
+        assert!(said.contains(says), "{arguments:?} {said}");
     }
 }
 
@@ -377,7 +431,7 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
     let directory = Directory::new("variables");
     let path = directory.write("c.toml", "realm = \"file\"\n[limits]\nallocations = 5\n");
     let load = |variables: &[(&str, &str)]| Config::load(&path, &variables.iter().copied().collect::<Environment>());
-    let secret = ("THROUGHWAY_AUTH__SECRET", "from-outside");
+    let secret = ("THROUGHWAY_AUTH__SECRET", "from-outside-of-everything");
     let config = load(&[
         secret,
         ("THROUGHWAY_REALM", "variable"),
@@ -394,7 +448,7 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
     assert_eq!(config.limits.tables.allocations, Some(5));
     assert_eq!(config.limits.tables.allocations_per_user, Some(7));
     assert_eq!(config.limits.tcp_unauthenticated, None);
-    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert_eq!(config.auth.secrets[0].value.expose(), b"from-outside-of-everything");
     assert_eq!(&*config.auth.secrets[0].id, "environment");
 
     for (name, value, says) in [
@@ -422,21 +476,22 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
 #[test]
 fn secret_files_lose_one_newline_and_stand_beside_the_configuration() {
     let directory = Directory::new("files");
-    directory.write("a.secret", "north\n");
-    directory.write("b.secret", "north\n\n");
-    directory.write("alice.password", "wonderland");
+    directory.write("a.secret", "north-of-everything\n");
+    directory.write("b.secret", "south-of-everything\n\n");
+    directory.write("alice.password", "wonderland-2026");
     let text = "[auth]\nusers.alice.file = \"alice.password\"\n\
         [[auth.secrets]]\nid = \"a\"\nfile = \"a.secret\"\n[[auth.secrets]]\nid = \"b\"\nfile = \"b.secret\"\n";
     let path = directory.write("c.toml", text);
     let config = Config::load(&path, &Environment::default()).unwrap();
-    assert_eq!(config.auth.secrets[0].value.expose(), b"north");
-    assert_eq!(config.auth.secrets[1].value.expose(), b"north\n");
+    assert_eq!(config.auth.secrets[0].value.expose(), b"north-of-everything");
+    assert_eq!(config.auth.secrets[1].value.expose(), b"south-of-everything\n");
     assert_eq!(config.auth.users.len(), 1);
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    // Of the second newline in b.secret.
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
 
     fs::set_permissions(directory.0.join("a.secret"), fs::Permissions::from_mode(0o644)).unwrap();
     let config = Config::load(&path, &Environment::default()).unwrap();
-    assert_eq!(config.warnings.len(), 1);
+    assert_eq!(config.warnings.len(), 2);
     assert!(config.warnings[0].to_string().contains("a.secret"), "{}", config.warnings[0]);
 
     let inline = directory.write("inline.toml", SECRET);
@@ -448,21 +503,24 @@ fn secret_files_lose_one_newline_and_stand_beside_the_configuration() {
 
 #[test]
 fn at_most_eight_secrets_are_taken() {
-    let secrets =
-        |count| (0..count).map(|i| format!("[[auth.secrets]]\nid = \"{i}\"\nvalue = \"x\"\n")).collect::<String>();
+    let secrets = |count| {
+        (0..count)
+            .map(|i| format!("[[auth.secrets]]\nid = \"{i}\"\nvalue = \"xxxx-of-everything\"\n"))
+            .collect::<String>()
+    };
     assert_eq!(Config::from_toml("c.toml", &secrets(8)).unwrap().auth.secrets.len(), 8);
     let error = Config::from_toml("c.toml", &secrets(9)).unwrap_err().to_string();
     assert!(error.starts_with("c.toml:25: auth.secrets[8]: is more than 8 secrets"), "{error}");
 }
 
 #[test]
-fn a_realm_above_twelve_bytes_warns_and_the_size_is_printed() {
+fn a_realm_above_twelve_bytes_is_no_warning_and_the_size_is_printed() {
     let directory = Directory::new("realm");
     let path = directory.write("c.toml", &format!("realm = \"relay.example.org\"\n{SECRET}"));
     let (code, stdout, _) = check(&path, &[]);
     assert_eq!(code, 0);
     assert!(stdout.contains("relay.example.org: a 401 answer has 80 bytes"), "{stdout}");
-    assert!(stdout.contains("warning"), "{stdout}");
+    assert!(!stdout.contains("warning"), "{stdout}");
     let long = format!("realm = \"{}\"\n{SECRET}", "ö".repeat(128));
     assert!(Config::from_toml("c.toml", &long).unwrap_err().to_string().contains("128 characters"));
 }
@@ -470,12 +528,15 @@ fn a_realm_above_twelve_bytes_warns_and_the_size_is_printed() {
 #[test]
 fn no_secret_appears_in_any_output() {
     let words = ["Xsecretinline", "Xsecretinfile", "Xpassword", "Xhidden", "Xvariable"];
+    let long = |text: &str| {
+        words.iter().fold(text.to_owned(), |text, word| text.replace(word, &format!("{word}-of-everything")))
+    };
     let directory = Directory::new("hidden");
-    directory.write("s", "Xsecretinfile\n");
+    directory.write("s", &long("Xsecretinfile\n"));
     let good = "[auth]\nusers = { alice = \"Xpassword\", bob = { password = \"Xhidden\" } }\n\
         [[auth.secrets]]\nid = \"a\"\nvalue = \"Xsecretinline\"\n[[auth.secrets]]\nid = \"b\"\nfile = \"s\"\n";
-    let path = directory.write("c.toml", good);
-    let environment: Environment = [("THROUGHWAY_AUTH__SECRET", "Xvariable")].into_iter().collect();
+    let path = directory.write("c.toml", &long(good));
+    let environment: Environment = [("THROUGHWAY_AUTH__SECRET", long("Xvariable"))].into_iter().collect();
     let config = Config::load(&path, &environment).unwrap();
     let mut shown = format!("{config:?} {environment:?} {} {}", config.describe(), config.describe_json());
     // Each of these is wrong near a secret.
@@ -507,7 +568,7 @@ fn no_secret_appears_in_any_output() {
 #[test]
 fn example_shows_every_key_with_its_default_and_loads() {
     let example: toml::Table = EXAMPLE.parse().unwrap();
-    for key in KEYS.iter().filter(|key| key.kind != Kind::Tables) {
+    for key in KEYS.iter().filter(|key| !key.value_type.is_tables()) {
         let shown =
             key.path.split('.').try_fold(&toml::Value::Table(example.clone()), |value, part| value.get(part)).cloned();
         let default: toml::Table = format!("x = {}", key.default).parse().unwrap();
@@ -515,7 +576,7 @@ fn example_shows_every_key_with_its_default_and_loads() {
     }
     let directory = Directory::new("example");
     let path = directory.write("config.toml", EXAMPLE);
-    let (code, stdout, stderr) = check(&path, &[("THROUGHWAY_AUTH__SECRET", "x")]);
+    let (code, stdout, stderr) = check(&path, &[("THROUGHWAY_AUTH__SECRET", "north-of-everything")]);
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.contains("udp 0.0.0.0:3478") && !stdout.contains("warning"), "{stdout}");
 }
@@ -529,6 +590,10 @@ fn examples_in_the_example_load_when_their_mark_is_removed() {
         text += example.unwrap_or(line);
         text.push('\n');
     }
+    // What stands there asks for a secret, and is refused as one (F-A13).
+    let error = Config::from_toml("config.toml", &text).unwrap_err().to_string();
+    assert!(error.contains("auth.secrets[0].value") && error.contains("guides print"), "{error}");
+    let text = text.replace("\"the output of `openssl rand -hex 32`\"", "\"north-of-everything\"");
     let config = Config::from_toml("config.toml", &text).unwrap();
     assert_eq!((config.auth.users.len(), config.auth.secrets.len()), (1, 1));
 }
@@ -544,7 +609,7 @@ fn check_config_says_what_the_server_will_do() {
     let (code, stdout, stderr) = check(&path, &[]);
     assert_eq!((code, stderr.as_str()), (0, ""));
     for part in [
-        "is right. The server will do this:",
+        "is valid. The server will do this:",
         "realm       throughway: a 401 answer has 72 bytes",
         "workers     3",
         "listen      udp 10.0.0.5:3478",

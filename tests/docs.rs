@@ -5,9 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use throughway::api::rest::refused::IssueRefused;
-use throughway::config::KEYS;
-use throughway::config::diff::restart_reason;
-use throughway::protocol::border::{DropReason, EndReason};
+use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
 
 fn root() -> PathBuf {
@@ -129,7 +127,16 @@ fn every_name_in_the_packet_walks_exists_at_that_path() {
     assert!(names.len() > 80, "the walks name only {} things", names.len());
     let missing: Vec<String> = names.iter().filter_map(|name| missing(name)).collect();
     assert!(missing.is_empty(), "docs/architecture.md names what does not exist:\n{}", missing.join("\n"));
-    assert_eq!(walks.matches("\n### ").count(), 5, "five walks");
+    let walks: Vec<&str> = walks.split("\n### ").skip(1).collect();
+    assert_eq!(walks.len(), 7, "seven walks");
+    for walk in walks {
+        let title = walk.lines().next().unwrap_or_default();
+        let steps: Vec<&str> =
+            walk.lines().skip(1).filter(|line| line.starts_with(|c: char| c.is_ascii_digit())).collect();
+        assert!((5..=8).contains(&steps.len()), "{title}: {} steps", steps.len());
+        let numbers = steps.iter().enumerate().all(|(at, step)| step.starts_with(&format!("{}. ", at + 1)));
+        assert!(numbers, "{title}: its steps are numbered in order");
+    }
 }
 
 #[test]
@@ -151,29 +158,6 @@ fn every_name_of_code_in_contributing_exists() {
     assert!(missing.is_empty(), "CONTRIBUTING.md names what does not exist:\n{}", missing.join("\n"));
 }
 
-#[test]
-fn every_key_of_the_configuration_is_in_operations_with_its_default() {
-    let operations = read("docs/operations.md");
-    let keys = section(&operations, "## Configuration");
-    for key in KEYS {
-        let row = format!("| `{}` | `{}` |", key.path, key.default);
-        assert!(keys.contains(&row), "docs/operations.md lacks the row {row}");
-    }
-    for key in KEYS {
-        let row = keys.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path))).unwrap();
-        let says_no = row.ends_with("| no |");
-        assert_eq!(says_no, restart_reason(key.path).is_some(), "does {} need a restart? {row}", key.path);
-    }
-    let rows = keys.lines().filter(|line| line.starts_with("| `")).count();
-    assert_eq!(rows, KEYS.len(), "docs/operations.md has rows of keys that do not exist");
-    // The example is the manual; its own test proves that it shows every key.
-    let example = read("config.example.toml");
-    for key in KEYS {
-        let name = key.path.rsplit('.').next().unwrap();
-        assert!(has_word(&example, name), "config.example.toml lacks {}", key.path);
-    }
-}
-
 /// First cells of the tables in a section, without their backticks.
 fn first_cells(section: &str) -> BTreeSet<String> {
     section
@@ -186,7 +170,10 @@ fn first_cells(section: &str) -> BTreeSet<String> {
 
 #[test]
 fn metrics_in_the_code_and_in_operations_are_the_same() {
-    let code = read("src/ops/metrics.rs") + &read("src/ops/metrics/process.rs");
+    // The last two register what they count.
+    let code: String = ["src/ops/metrics.rs", "src/ops/metrics/process.rs", "src/api/mod.rs", "src/api/rest/counts.rs"]
+        .map(read)
+        .concat();
     let is_metric = |text: &&str| text.starts_with("throughway_") || text.starts_with("process_");
     let in_code: BTreeSet<String> = code.split('"').filter(is_metric).map(ToOwned::to_owned).collect();
     assert!(in_code.len() >= 40, "{in_code:?}");
@@ -344,4 +331,92 @@ fn every_relative_link_leads_somewhere() {
         }
     }
     assert!(links >= 15, "only {links} links were found");
+}
+
+// F-B11
+#[test]
+fn samples_of_the_manual_can_be_read() {
+    let text = read("docs/app-server.md");
+    let mut blocks =
+        text.split("```").skip(1).step_by(2).filter(|block| block.starts_with("python") || block.starts_with("js"));
+    assert!(blocks.clone().count() >= 3, "the samples are there");
+    let golfed: Vec<&str> = blocks.by_ref().flat_map(str::lines).filter(|line| line.chars().count() > 100).collect();
+    assert!(golfed.is_empty(), "lines that nobody reads:\n{}", golfed.join("\n"));
+}
+
+// F-B11
+#[test]
+fn no_table_of_the_manual_is_cut_by_a_blank_line() {
+    for file in [
+        "docs/operations.md",
+        "docs/credentials.md",
+        "docs/scope.md",
+        "docs/architecture.md",
+        "docs/performance.md",
+        "SECURITY.md",
+    ] {
+        let text = read(file);
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, window) in lines.windows(3).enumerate() {
+            let is_cut = window[0].starts_with("| ") && window[1].is_empty() && window[2].starts_with("| ");
+            // A head has its rule below it.
+            let is_head = lines.get(at + 3).is_some_and(|line| line.starts_with("|---"));
+            assert!(!is_cut || is_head, "{file}:{}: a row without its table: {}", at + 3, window[2]);
+        }
+    }
+}
+
+// F-B11
+#[test]
+fn nothing_stands_in_the_changelog_twice() {
+    let text = read("CHANGELOG.md");
+    let mut seen = BTreeSet::new();
+    for line in text.lines().filter(|line| line.starts_with("* ")) {
+        let start: String = line.split(' ').take(6).collect::<Vec<_>>().join(" ");
+        assert!(seen.insert(start.clone()), "twice: {start}");
+    }
+}
+
+// F-D8
+#[test]
+fn a_comparison_says_with_whom() {
+    for file in ["README.md", "CHANGELOG.md", "docs/performance.md"] {
+        let text = read(file);
+        for (number, line) in text.lines().enumerate() {
+            for clause in line
+                .split(['.', ';', ':'])
+                .filter(|clause| clause.contains("times less") || clause.contains("times cheaper"))
+            {
+                let is_head_of_number = clause.trim().chars().next().is_none_or(|first| first.is_ascii_digit());
+                assert!(
+                    is_head_of_number || clause.contains("coturn") || line.contains("than coturn"),
+                    "{file}:{}: {clause}",
+                    number + 1
+                );
+            }
+        }
+    }
+}
+
+// Of the wishes in the findings of November 2026: an operator sees what an old phone lacks.
+#[test]
+fn the_manual_names_every_cipher_suite() {
+    let text = read("docs/operations.md");
+    let tls = section(&text, "\n## TLS");
+    let mut count = 0;
+    for suite in throughway::tls::provider().cipher_suites.iter().map(|suite| format!("{:?}", suite.suite())) {
+        let Some((exchange, cipher)) = suite.strip_prefix("TLS_").and_then(|name| name.split_once("_WITH_")) else {
+            continue;
+        };
+        let cipher = cipher.replace("AES_", "AES").replace('_', "-");
+        let cipher = cipher.strip_suffix("POLY1305-SHA256").map_or(cipher.clone(), |start| format!("{start}POLY1305"));
+        let name = format!("{}-{cipher}", exchange.replace('_', "-"));
+        count += 1;
+        let of_ecdsa = name.replace("ECDHE-RSA", "ECDHE-ECDSA");
+        assert!(
+            tls.contains(&name) || (tls.contains(&of_ecdsa) && tls.contains("with `ECDHE-RSA`")),
+            "{name} is not in the manual"
+        );
+    }
+    assert_eq!(count, 6, "and no other");
 }

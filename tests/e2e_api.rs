@@ -21,7 +21,7 @@ with_one_and_three_workers! {
     /// From the request to data through the relay; and the log has a line for it, without key or password.
     fn a_credential_from_the_endpoint_relays(workers: u8) {
         let server = settings_with_keys(workers, "public = [\"127.0.0.1:0\", \"[::1]:0\"]").start();
-        let public: Vec<SocketAddr> = server.log.events("credentials for everybody who has a key").iter()
+        let public: Vec<SocketAddr> = server.log.events("serving the credential API").iter()
             .map(|event| event["address"].as_str().unwrap().replace("http://", "").parse().unwrap()).collect();
         assert_eq!(public.len(), 2);
         let mut passwords = Vec::new();
@@ -71,7 +71,7 @@ with_one_and_three_workers! {
 
 /// The application server of docs/app-server.md, as it is printed there: who has logged in gets credentials that relay.
 #[test]
-fn an_application_server_in_twenty_lines_gets_credentials_for_its_users() {
+fn the_application_server_of_the_manual_gets_credentials_for_its_users() {
     let document = include_str!("../docs/app-server.md");
     let (_, code) = document.split_once("```python\n").unwrap();
     let (code, _) = code.split_once("```").unwrap();
@@ -106,8 +106,7 @@ fn an_application_server_in_twenty_lines_gets_credentials_for_its_users() {
 #[test]
 fn the_public_listener_has_credentials_and_healthz_and_nothing_else() {
     let server = settings_with_keys(1, "public = [\"127.0.0.1:0\"]\npublic_name = \"turn.example.org\"").start();
-    let public =
-        server.log.events("credentials for everybody who has a key")[0]["address"].as_str().unwrap().to_owned();
+    let public = server.log.events("serving the credential API")[0]["address"].as_str().unwrap().to_owned();
     let public: SocketAddr = public.replace("http://", "").parse().unwrap();
     let status = |path: &str| ask(public, "GET", path, &[], "").status;
     assert_eq!(status("/healthz"), 200);
@@ -135,7 +134,7 @@ fn sighup_rotates_keys_and_the_secret_that_mints() {
     next.tables = key_table("next", "next-key", "");
     next.secrets = vec![("second", "south-of-everything"), ("main", "north-of-everything")];
     let said = server.reload(next);
-    assert!(said.contains("are taken over") && !said.contains("next start"), "{said}");
+    assert!(said.contains("changes applied") && !said.contains("next start"), "{said}");
     wait_for("the new key", || (ask(http, "GET", "/ice", &[host, BEARER], "").status == 401).then_some(()));
     let answer = ask(http, "GET", "/v1/credentials?key=next-key&username=dave", &[host], "").json();
     let mut client =
@@ -151,10 +150,13 @@ fn sighup_rotates_keys_and_the_secret_that_mints() {
 
 #[test]
 fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
-    let secret = "[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n";
+    let secret = "[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n";
     let key = key_table("web", KEY, "");
     for (text, says) in [
-        (format!("http.public = [\"127.0.0.1:28001\"]\n{secret}"), "http.public = [\"127.0.0.1:28001\"]: would give"),
+        (
+            format!("http.public = [\"127.0.0.1:28001\"]\n{secret}"),
+            "http.public = [\"127.0.0.1:28001\"]: needs a way to authenticate callers",
+        ),
         (format!("http.public = [\"127.0.0.1:28001\"]\nhttp.unix_uids = [5]\n{secret}"), "add [[http.keys]]"),
         (format!("auth.users = {{ a = \"b\" }}\n{key}"), "there is none: add [[auth.secrets]]"),
         (format!("http.cors = [\"*\"]\n{secret}"), "any page on the web"),
@@ -162,7 +164,7 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
         (format!("http.identity_header = \"X-User\"\n{secret}"), "name the proxy's address in http.proxies"),
         (
             format!("http.jwt_keys = \"http://a.example/jwks\"\nhttp.jwt_audience = \"a\"\n{secret}"),
-            "whoever is on the way could put keys of their own there",
+            "an attacker on the way could put keys of their own there",
         ),
         (format!("http.jwt_keys = \"ftp://a/\"\nhttp.jwt_audience = \"a\"\n{secret}"), "begins with https://"),
         (
@@ -171,21 +173,21 @@ fn a_configuration_that_would_issue_to_anybody_or_from_nothing_is_refused() {
             ),
             "/nowhere can't be read",
         ),
-        (format!("http.jwt_keys = \"/nowhere\"\n{secret}"), "say which audience is ours"),
+        (format!("http.jwt_keys = \"/nowhere\"\n{secret}"), "must name the audience of this service"),
         (format!("http.jwt_keys = \"/nowhere\"\nhttp.jwt_audience = \"a\"\n{secret}"), "can't read /nowhere"),
         (format!("http.jwt_keys = \"/proc/version\"\nhttp.jwt_audience = \"a\"\n{secret}"), "is not JSON"),
-        (format!("http.proxies = [\"0.0.0.0/0\"]\n{secret}"), "everybody would be believed"),
+        (format!("http.proxies = [\"0.0.0.0/0\"]\n{secret}"), "any caller would be believed"),
         (format!("http.public_name = \"turn:example\"\n{secret}"), "without scheme"),
         (format!("http.unix_uids = [\"root\"]\n{secret}"), "id -u NAME"),
         (format!("http.public = [\"127.0.0.1:8080\"]\n{key}{secret}"), "is taken by http.listen"),
         (format!("http.public = [\"0.0.0.0:3478\"]\n{key}{secret}"), "is taken by listen.tcp"),
-        (format!("{key}{key}{secret}"), "http.keys[1]: the name \"web\" stands there twice"),
+        (format!("{key}{key}{secret}"), "http.keys[1]: the name \"web\" is used twice"),
         (format!("{key}{}{secret}", key_table("two", KEY, "")), "is the same key as \"web\""),
         (format!("{}{secret}", key_table("proxy", KEY, "")), "choose another"),
         (format!("{}{secret}", key_table("a b", KEY, "")), "letters, digits"),
         (format!("{}{secret}", key_table("web", KEY, "max_tll = \"1h\"")), "did you mean `max_ttl`?"),
-        (format!("{}{secret}", key_table("web", KEY, "max_ttl = \"0s\"")), "longer than nothing"),
-        (format!("{}{secret}", key_table("web", KEY, "from = []")), "leave it out for everywhere"),
+        (format!("{}{secret}", key_table("web", KEY, "max_ttl = \"0s\"")), "must be greater than 0"),
+        (format!("{}{secret}", key_table("web", KEY, "from = []")), "leave it out to allow all of them"),
         (format!("{}{secret}", key_table("web", KEY, "from = [\"10.0.0.1/8\"]")), "bits set after its prefix"),
     ] {
         let error = Config::from_toml("c.toml", &text).expect_err(&text).to_string();

@@ -14,7 +14,7 @@ use throughway::credentials::{Algorithm, Secret, SharedSecret, password};
 use throughway::wire::attribute::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
 };
-use throughway::wire::integrity::Key;
+use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
     AttrType, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, METHOD_ALLOCATE, METHOD_BINDING,
     METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_DATA, METHOD_REFRESH, METHOD_SEND, MessageType, Method,
@@ -65,7 +65,8 @@ fn from_strangers() -> Vec<(&'static str, Vec<u8>)> {
     let peer: SocketAddr = "127.0.0.1:9".parse().unwrap();
     vec![
         ("not_stun", Vec::new()),
-        ("not_stun", vec![0x50]),
+        ("not_stun", vec![0x80]),
+        ("bad_channel_data", vec![0x7F, 0xFF, 0, 0]),
         ("not_stun", vec![0xFF; 1200]),
         ("not_stun", [&[0x80, 0x60][..], &payload(1, 170)].concat()),
         ("not_stun", [&[0x16, 0x03, 0x01][..], &[0xFF; 200]].concat().into_iter().map(|byte| byte | 0x80).collect()),
@@ -80,7 +81,8 @@ fn from_strangers() -> Vec<(&'static str, Vec<u8>)> {
         ("malformed", with_length(allocate.clone(), 17)),
         ("malformed", wrong_cookie),
         ("malformed", long_attribute),
-        ("malformed", [&[0x00, 0x03][..], &[0; 65_505]].concat()),
+        ("malformed", [&[0x00, 0x03][..], &[0; 4_000]].concat()),
+        ("control_too_long", [&[0x00, 0x03][..], &[0; 65_505]].concat()),
         ("malformed", with_length(send_indication(peer, b"data"), 8)),
         ("bad_fingerprint", with_wrong_fingerprint(METHOD_BINDING)),
         ("bad_fingerprint", with_wrong_fingerprint(METHOD_ALLOCATE)),
@@ -188,7 +190,7 @@ with_one_and_three_workers! {
             refuse(&mut client, "peer_is_listener", 403, METHOD_CHANNEL_BIND, &[number(0x4001), listener]);
             let http = Wanted::peer(server.http());
             refuse(&mut client, "peer_is_listener", 403, METHOD_CHANNEL_BIND, &[number(0x4001), http]);
-            for wrong in [0, 0x3FFF, 0x5000, 0x7FFF, 0xFFFF] {
+            for wrong in [0, 0x3FFF, 0x7FFF, 0xFFFF] {
                 refuse(&mut client, "channel_range", 400, METHOD_CHANNEL_BIND, &[number(wrong), at(peer)]);
             }
             refuse(&mut client, "missing_attribute", 400, METHOD_CHANNEL_BIND, &[at(peer)]);
@@ -202,7 +204,7 @@ with_one_and_three_workers! {
             refuse(&mut client, "permission_limit", 508, METHOD_CREATE_PERMISSION, &[at("127.0.0.8:1")]);
             // Another user of the same five-tuple, who is somebody.
             let owner = client.login.clone().unwrap();
-            let key = Key::long_term(b"bob", &owner.realm, b"builder");
+            let key = IntegrityKey::long_term(b"bob", &owner.realm, b"builder");
             let bob = Login { username: "bob".to_owned(), key, ..owner.clone() };
             client.login = Some(bob);
             refuse(&mut client, "wrong_user", 441, METHOD_REFRESH, &[Wanted::lifetime(0)]);
@@ -322,7 +324,7 @@ fn before_an_allocation(server: &Server, connect: impl Fn() -> Client) {
     let allocate = |wanted: &[Wanted], login: &Login| request(METHOD_ALLOCATE, wanted, Some(login));
     let login = |username: &str, password: &str| Login {
         username: username.to_owned(),
-        key: Key::long_term(username.as_bytes(), &good.realm, password.as_bytes()),
+        key: IntegrityKey::long_term(username.as_bytes(), &good.realm, password.as_bytes()),
         ..good.clone()
     };
     let udp = [Wanted::udp()];

@@ -231,7 +231,7 @@ fn a_configuration_is_enough() {
     assert!(said.step("clock", "ok").contains("within 120 s"), "who can mint can tell the relay's clock");
     assert_eq!(server.live(), 0);
     // Another secret than the relay's: told apart from a clock, because one can mint for later too.
-    let text = fs::read_to_string(&file).unwrap().replace("north-of-everything", "south");
+    let text = fs::read_to_string(&file).unwrap().replace("north-of-everything", "south-of-everything");
     fs::write(&file, text).unwrap();
     let said = check(&["--config", file.to_str().unwrap()]);
     assert_eq!(said.code, 1);
@@ -370,7 +370,7 @@ fn a_closed_port_is_refused_and_a_silent_one_is_a_firewall() {
     assert_eq!(said.code, 1);
     for subject in said.subjects() {
         let step = &subject["steps"][0];
-        assert!(step["detail"].as_str().unwrap().contains("nobody listens"), "{step}");
+        assert!(step["detail"].as_str().unwrap().contains("no program listens"), "{step}");
         assert!(step["remedy"].as_str().unwrap().contains("start the server"), "{step}");
     }
     // UDP is swallowed while TCP answers on the same address.
@@ -548,7 +548,7 @@ fn turns_is_checked_and_each_fault_of_a_certificate_is_named() {
 fn bad_usage_ends_with_two_and_names_the_thing() {
     for (arguments, text) in [
         (vec![], "URL"),
-        (vec!["sip:x"], "none of turn, turns, stun, stuns"),
+        (vec!["sip:x"], "must be turn, turns, stun or stuns"),
         (vec!["turn:x", "--timeout", "0s"], "--timeout"),
         (vec!["turn:x", "--burst-rate", "1GB/s"], "--burst-rate"),
         (vec!["turn:x", "--username", "alice"], "--password"),

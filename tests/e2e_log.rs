@@ -259,7 +259,7 @@ with_one_and_three_workers! {
         assert_eq!(server.log.text().lines().count(), before, "{}", server.log.text());
         server.signal("TERM");
         assert!(server.wait().success());
-        let refused = server.log.events("requests refused in the last minute; at level debug each has a line");
+        let refused = server.log.events("requests refused in the last minute; set the level to debug for a line each");
         assert_eq!(refused.len(), 1, "one line, however many there were");
         assert!(refused[0]["reasons"].as_str().unwrap().contains("bad_integrity="), "{}", refused[0]);
         // It, and that the server was stopped.

@@ -30,14 +30,14 @@ with_one_and_three_workers! {
         let by_secret = Witness::start(Client::udp_on_worker(server.udp4(), 0, workers).minted("north-of-everything", "carol"));
         let by_name = Witness::start(Client::tcp(server.tcp4()));
         assert_eq!(allocate_code(Client::udp(server.udp4()).user("bob", "builder")), 401);
-        assert_eq!(allocate_code(Client::udp(server.udp4()).minted("south", "dave")), 401);
+        assert_eq!(allocate_code(Client::udp(server.udp4()).minted("south-of-everything", "dave")), 401);
         assert_eq!(allocate_code(Client::udp(server.udp4()).minted("north-of-everything", "carol")), 486);
         by_secret.see_progress();
         settings.users = vec![("bob", "builder")];
-        settings.secrets = vec![("new", "south")];
+        settings.secrets = vec![("new", "south-of-everything")];
         settings = settings.limit("allocations_per_user", "2");
         let said = server.reload(settings);
-        assert!(said.contains("are taken over"), "{said}");
+        assert!(said.contains("changes applied"), "{said}");
         by_secret.see_progress();
         by_name.see_progress();
         // The workers take it over one message later; each of them is asked.
@@ -48,8 +48,8 @@ with_one_and_three_workers! {
             });
             assert_eq!(allocate_code(on_worker()), 401, "alice is gone");
             assert_eq!(allocate_code(on_worker().minted("north-of-everything", "erin")), 401, "the secret is gone");
-            assert_eq!(allocate_code(on_worker().minted("south", "dave")), 0);
-            assert_eq!(allocate_code(on_worker().minted("south", "carol")), 0, "the second of carol's two");
+            assert_eq!(allocate_code(on_worker().minted("south-of-everything", "dave")), 0);
+            assert_eq!(allocate_code(on_worker().minted("south-of-everything", "carol")), 0, "the second of carol's two");
         }
         // The live ones of a removed user and of a removed secret go on, and may be refreshed.
         for witness in [by_secret, by_name] {
@@ -138,7 +138,7 @@ with_one_and_three_workers! {
             let deny = if round % 2 == 0 { vec!["127.0.0.44/32"] } else { Vec::new() };
             let settings = Settings { deny, ..server.settings.clone() };
             let said = server.reload(settings);
-            assert!(said.contains("are taken over"), "{said}");
+            assert!(said.contains("changes applied"), "{said}");
         }
         for witness in witnesses {
             witness.finish();

@@ -10,9 +10,9 @@ use base64::Engine as _;
 use e2e_support::tls::Authority;
 use e2e_support::{Client, Origin, Server, Settings, Wanted, Witness, client, payload, peer, receive, wait_for};
 use serde_json::Value;
+use throughway::address::Transport;
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint, password};
-use throughway::protocol::address::Transport;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_REFRESH, Method};
 
 const SECRET: &str = "north-of-everything";
@@ -107,6 +107,7 @@ fn ask_at_once(clients: &mut [Client], method: Method, wanted: &[Wanted]) -> Vec
 fn exactly_a_hundred_fit(workers: u8, key: &'static str, reason: &str, who: impl Fn(usize) -> (String, String)) {
     let (ports, _guard) = many_ports();
     let mut settings = with_tables(workers, "tenant = \"acme\"\n").limit("allocations_per_user", "0").limit(key, "100");
+    settings = settings.limit("allocations_per_user_per_minute", "0");
     settings.ports = Some(ports);
     let server = settings.start();
     let mut clients: Vec<Client> = (0..CROWD)
@@ -249,7 +250,8 @@ with_one_and_three_workers! {
             calling(Client::udp_on_worker(server.udp4(), worker, workers).minted(SECRET, "carol"), &far)
         });
         let witness = Witness::start(Client::udp_on_worker(server.udp4(), 0, workers).minted(SECRET, "dave"));
-        let per_second = 4_000_000 / 8 / 1000;
+        // With the heads of IPv4 and UDP.
+        let per_second = 4_000_000 / 8 / 1028;
         let flood = flood(&server, &mut clients, &far, 1000, per_second, 3 * per_second);
         flood.check(per_second);
         witness.see_progress();
@@ -307,8 +309,8 @@ with_one_and_three_workers! {
         all_pass(&mut clients);
         let wide = server.settings.clone();
         for (key, value, size, fits, reason) in [
-            ("bandwidth_per_user", "\"8kbit/s\"", 100, 10, "over_bandwidth"),
-            ("bandwidth_per_allocation", "\"8kbit/s\"", 250, 4, "over_bandwidth"),
+            ("bandwidth_per_user", "\"8kbit/s\"", 72, 10, "over_bandwidth"),
+            ("bandwidth_per_allocation", "\"8kbit/s\"", 222, 4, "over_bandwidth"),
             ("packet_rate_per_user", "5", 9, 5, "over_packets"),
             ("packet_rate_per_allocation", "7", 0, 7, "over_packets"),
         ] {
@@ -330,7 +332,8 @@ with_one_and_three_workers! {
                 }
                 far.set_read_timeout(Some(e2e_support::PATIENCE)).unwrap();
                 let most = fits as f64 * (1.0 + before.0.elapsed().as_secs_f64());
-                assert!(arrived >= fits && f64::from(arrived) <= most, "{key}: {arrived} of {fits} in {:?}", before.0.elapsed());
+                // The packets before may still be in the bucket: fifty are a hundredth of its second.
+                assert!(arrived + 1 >= fits && f64::from(arrived) <= most, "{key}: {arrived} of {fits} in {:?}", before.0.elapsed());
             }
             server.reload(wide.clone());
             all_pass(&mut clients);
@@ -348,7 +351,7 @@ with_one_and_three_workers! {
     /// A credential's bytes are spent to the byte, by its sessions on all workers together; then they end, and no
     /// other of it begins.
     fn a_budget_is_spent_to_the_byte_and_ends_the_sessions(workers: u8) {
-        let server = with_tables(workers, "").limit("bytes_per_credential", "\"100000B\"").start();
+        let server = with_tables(workers, "").limit("bytes_per_credential", "\"100112B\"").start();
         let far = peer(server.udp4());
         let (username, password) = minted("carol", 3600, Grant::default());
         let mut clients = [0, workers - 1].map(|worker| {
@@ -362,7 +365,7 @@ with_one_and_three_workers! {
         };
         let relayed = pass(&mut clients[0], 50_000);
         pass(&mut clients[1], 20_000);
-        // Both ways count together.
+        // Both ways count together, with 28 bytes for the heads of each of these four packets.
         far.send_to(&payload(2, 29_999), relayed).unwrap();
         clients[0].expect_data(Origin::Channel(CHANNEL), &payload(2, 29_999));
         pass(&mut clients[0], 1);
@@ -381,6 +384,8 @@ with_one_and_three_workers! {
         assert_eq!(fields.map(|field| count(1, field)), [20_002, 20_000, 0, 0]);
         assert_eq!([0, 1].map(|at| super::dropped(&stops[at], "over_budget")), [(1, 1), (1, 2)]);
         assert!(stops.iter().all(|stop| stop["reason"] == "budget"), "{stops:?}");
+        let charged = ["wire_bytes_to_peers", "wire_bytes_to_client"].map(|field| count(0, field) + count(1, field));
+        assert_eq!(charged.iter().sum::<u64>(), 100_112, "F-A3: records have what was charged");
         let ended = server.scrape().value("throughway_allocations_ended_total", &[("reason", "budget")]);
         assert_eq!(ended, 2);
         // Another credential of the same user has its own.
@@ -421,12 +426,12 @@ with_one_and_three_workers! {
             let near = "127.0.0.1/32".parse().unwrap();
             let scope = Grant { peers: vec![PeerScope::Prefixes([near].into())], ..Grant::default() };
             let user = transport.name();
-            let (username, password) = minted(user, 600, Grant { bytes: Some(1000), ..scope });
+            let (username, password) = minted(user, 600, Grant { bytes: Some(1028), ..scope });
             let mut client = calling(open(transport).user(&username, &password), &far);
             let elsewhere = "127.0.0.2:9".parse().unwrap();
             assert_eq!(server.expect_refused("peer_out_of_scope", 1, || client.try_permit(elsewhere)), 403);
             assert_eq!(server.expect_refused("peer_out_of_scope", 1, || client.try_bind(CHANNEL + 1, elsewhere)), 403);
-            // Of 1,000 bytes 999 pass; of two more none.
+            // Of 1,000 bytes behind the heads of a packet 999 pass; of two more none.
             client.send_channel(CHANNEL, &payload(1, 999));
             assert_eq!(receive(&far).0, payload(1, 999));
             let live = server.live();

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use e2e_support::client::request;
-use e2e_support::tls::{Authority, NAME};
+use e2e_support::tls::{Authority, NAME, VERSIONS};
 use e2e_support::{Client, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
 use serde_json::Value;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING};
@@ -71,6 +71,75 @@ fn descriptors(server: &Server) -> usize {
 }
 
 with_one_and_three_workers! {
+    // F-B3: each step of a reload that can fail, beside changes that could be taken over.
+    /// Ports that others have, a certificate that can't be used, no more files: all of the old configuration stays.
+    fn a_reload_that_fails_anywhere_changes_nothing(workers: u8) {
+        let authority = Authority::new();
+        let mut settings = authority.settings(workers);
+        (settings.udp, settings.tcp) = (vec!["127.0.0.1:0".to_owned()], vec!["127.0.0.1:0".to_owned()]);
+        let mut server = settings.clone().start();
+        let witness = Witness::start(Client::udp(server.udp4()));
+        let (udp, tcp) = (UdpSocket::bind("127.0.0.2:0").unwrap(), TcpListener::bind("127.0.0.2:0").unwrap());
+        let (udp, tcp) = ((udp.local_addr().unwrap().to_string(), udp), (tcp.local_addr().unwrap().to_string(), tcp));
+        let broken = authority.write("broken", &[NAME]);
+        fs::write(&broken.1, "nonsense").unwrap();
+        let mut new = settings.clone().limit("allocations_per_client", "7");
+        new.users = vec![("bob", "builder")];
+        (new.udp, new.tcp) = ([settings.udp.clone(), vec!["127.0.0.3:0".to_owned()]].concat(), [settings.tcp.clone(), vec!["127.0.0.3:0".to_owned()]].concat());
+        let with = |change: &dyn Fn(&mut Settings)| {
+            let mut new = new.clone();
+            change(&mut new);
+            new.text(&server.ports.range)
+        };
+        let steps = [
+            (with(&|new| new.udp.push(udp.0.clone())), "can't listen on udp 127.0.0.2"),
+            (with(&|new| new.tcp.push(tcp.0.clone())), "can't listen on tcp 127.0.0.2"),
+            (with(&|new| new.http_listen.clone_from(&tcp.0)), "http.listen"),
+            (with(&|new| new.certificates = vec![broken.clone()]), "broken"),
+            (with(&|_| {}), "Too many open files"),
+        ];
+        let (listening, descriptors_before) = (server.log.events("listening").len(), descriptors(&server));
+        let presented = |server: &Server| {
+            let client = authority.connector(VERSIONS[1], &[]);
+            let stream = e2e_support::tls::connect(&client, server.tls4(), NAME).unwrap();
+            e2e_support::tls::presented(&stream)
+        };
+        let certificate = presented(&server);
+        let limit = |files: &str| {
+            let pid = server.pid().to_string();
+            let done = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files}:")]).status();
+            assert!(done.unwrap().success());
+        };
+        for (text, why) in &steps {
+            let is_about_files = why.contains("files");
+            if is_about_files {
+                // Of connections that were just closed some are still open for a moment.
+                let mut settled = descriptors(&server);
+                wait_for("the descriptors to be as many as before", || {
+                    let last = std::mem::replace(&mut settled, descriptors(&server));
+                    std::thread::sleep(Duration::from_millis(100));
+                    (last == descriptors(&server) && last == settled).then_some(())
+                });
+                limit(&(settled + 2).to_string());
+            }
+            let said = server.reload_text(text);
+            limit("1024");
+            assert!(said.contains(why) && said.contains("the old settings stay"), "{why}: {said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert_eq!(allocate_code(Client::udp(server.udp4())), 0, "{why}: alice is a user as before");
+            assert_ne!(allocate_code(Client::udp(server.udp4()).user("bob", "wrong")), 0);
+            assert_eq!(server.log.events("listening").len(), listening, "{why}: nothing new listens");
+            assert_eq!(presented(&server), certificate, "{why}: the certificate is the old one");
+            wait_for("what was opened for nothing to be closed", || (descriptors(&server) <= descriptors_before).then_some(()));
+        }
+        witness.see_progress();
+        let line = told(&server.reload(new));
+        assert_eq!(line["message"], "reload: changes applied");
+        assert_ne!(allocate_code(Client::udp(server.udp4())), 0, "alice has gone");
+        assert_eq!(server.log.events("listening").len(), listening + 2);
+        witness.finish();
+    }
+
     /// The whole life of a listener under calls that number every packet: another is added, it goes, users, secrets and
     /// limits change, wrong files come, and it closes when the last session that came through it has ended.
     fn a_listener_that_goes_keeps_its_calls_and_one_that_comes_takes_new_ones(workers: u8) {
@@ -82,7 +151,7 @@ with_one_and_three_workers! {
 
         let both = on_two_addresses(&settings);
         let line = told(&server.reload(both.clone()));
-        assert_eq!(line["message"], "reload: the changes are taken over");
+        assert_eq!(line["message"], "reload: changes applied");
         assert_eq!(line["changed"], "listen.udp: added \"127.0.0.2:0\"; listen.tcp: added \"127.0.0.2:0\"");
         let (new_udp, new_tcp) = (listener(&server, "udp", "127.0.0.2"), listener(&server, "tcp", "127.0.0.2"));
         for worker in 0..workers {
@@ -105,7 +174,7 @@ with_one_and_three_workers! {
 
         let mut changed = without.clone().limit("allocations_per_client", "7");
         changed.users = vec![("bob", "builder")];
-        changed.secrets = vec![("main", "south"), ("next", "north")];
+        changed.secrets = vec![("main", "south-of-everything"), ("next", "north-of-everything")];
         let line = told(&server.reload(changed.clone()));
         assert_eq!(
             line["changed"],
@@ -189,6 +258,35 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
+    // A disk that hangs, or a named pipe without a writer: the reload gives up, and later ones say why until it is over.
+    fn a_file_that_can_not_be_read_in_time_stops_no_later_reload(workers: u8) {
+        let settings = on_one_address(workers);
+        let server = settings.clone().start();
+        let text = settings.text(&server.ports.range);
+        let mut pipe = None;
+        let said = server.reload_after(|file| {
+            fs::remove_file(file).unwrap();
+            assert!(std::process::Command::new("mkfifo").arg(file).status().unwrap().success());
+            pipe = Some(file.with_extension("pipe"));
+            // Under another name it can be written to when the file is there again.
+            fs::hard_link(file, pipe.as_ref().unwrap()).unwrap();
+        });
+        assert!(said.contains("could not be read within 5 s") && said.contains("the old settings stay"), "{said}");
+        let with_file = |file: &std::path::Path| {
+            fs::remove_file(file).unwrap();
+            fs::write(file, &text).unwrap();
+        };
+        let said = server.reload_after(with_file);
+        assert!(said.contains("an earlier reload is still reading"), "{said}");
+        assert_eq!(allocate_code(Client::udp(server.udp4())), 0, "the old settings hold");
+        // The pipe gets a writer and is over, so the thread that reads it comes back.
+        fs::write(pipe.unwrap(), "").unwrap();
+        wait_for("a reload that is done", || {
+            let said = server.reload_text(&text);
+            (!said.contains("an earlier reload")).then(|| assert!(said.contains("changes applied"), "{said}"))
+        });
+    }
+
     /// Fifty reloads that open and close a listener of each kind leave as many descriptors as there were.
     fn fifty_reloads_leak_no_descriptor(workers: u8) {
         let authority = Authority::new();
@@ -205,7 +303,7 @@ with_one_and_three_workers! {
         let settled = |server: &Server| {
             wait_for("the sockets to close", || {
                 let udp = server.log.events("listener closed: its last session has ended").len();
-                let gone = server.log.events("no new clients here any more");
+                let gone = server.log.events("listener removed");
                 (gone.iter().filter(|event| event["transport"] == "udp").count() == udp).then_some(())
             });
             // One connection of the scrape may be on its way out.
@@ -278,7 +376,7 @@ with_one_and_three_workers! {
         let server = settings.clone().start();
         let good = settings.text(&server.ports.range);
         let other = good.replace("workers = ", "realm = \"other\"\nauth.nonce_key_file = \"nonce\"\nworkers = 7 # ");
-        fs::write(server.directory().join("nonce"), "0123456789abcdef").unwrap();
+        fs::write(server.directory().join("nonce"), "nonce-key-of-a-fleet").unwrap();
         for round in 0..3 {
             let line = told(&server.reload_text(&other.replace("[limits]", &format!("[limits]\nallocations = {}", 10 + round))));
             assert_eq!(line["level"], "WARN");
@@ -303,7 +401,7 @@ with_one_and_three_workers! {
         more.http = "public = [\"127.0.0.1:0\"]\nproxies = [\"127.0.0.9\"]\nidentity_header = \"x-user\"\n".to_owned();
         server.reload(more);
         assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 200);
-        let public = server.log.events("credentials for everybody who has a key")[0]["address"].as_str().unwrap().replace("http://", "");
+        let public = server.log.events("serving the credential API")[0]["address"].as_str().unwrap().replace("http://", "");
         let public: SocketAddr = public.parse().unwrap();
         assert_eq!(http::get(public, "/healthz", "anybody").0, 200);
         let mut client = Client::udp(server.udp4());

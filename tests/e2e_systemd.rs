@@ -17,9 +17,9 @@ use e2e_support::server::{Directory, Slice, binary};
 use e2e_support::tls::Authority;
 use e2e_support::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
 use socket2::{Domain, Socket, Type};
+use throughway::clock::{monotonic_microseconds, unix_seconds};
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
-use throughway::net::clock::{monotonic_microseconds, unix_seconds};
 
 /// How often the watchdog wants to hear; short, so that the test is.
 const WATCHDOG: Duration = Duration::from_millis(600);
@@ -154,7 +154,7 @@ fn the_watchdog_is_fed_only_while_every_worker_answers() {
     while Instant::now() < until {
         assert_eq!(server.hear(), "STATUS=stuck: worker 1", "not fed any more");
     }
-    wait_for("the warning", || server.log.text().contains("the watchdog is not fed").then_some(()));
+    wait_for("the warning", || server.log.text().contains("systemd's watchdog gets no keep-alive").then_some(()));
     drop(stuck);
     wait_for("the watchdog to be fed again", || server.hear().starts_with("WATCHDOG=1\n").then_some(()));
 }
@@ -206,10 +206,11 @@ fn a_secret_comes_from_the_credentials_directory() {
 fn a_credential_may_stand_wherever_a_file_is_named() {
     let (directory, authority) = (Directory::new(), Authority::new());
     let (chain, key) = authority.issue(&["turn.example.org"], 2100);
-    let jwks = format!("{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"k\":\"{}\"}}]}}", "A".repeat(43));
+    let jwks = "{\"keys\":[{\"kty\":\"oct\",\"alg\":\"HS256\",\"k\":\"YS1rZXktb2YtdGhlLWxvZ2luLW9mLTMyLWJ5dGVzISE\"}]}"
+        .to_owned();
     let credentials = directory.path().join("credentials");
     fs::create_dir(&credentials).unwrap();
-    for (name, text) in [("chain", chain.as_str()), ("key", &key), ("jwks", &jwks), ("secret", "0123456789abcdef")] {
+    for (name, text) in [("chain", chain.as_str()), ("key", &key), ("jwks", &jwks), ("secret", "north-of-everything")] {
         fs::write(credentials.join(name), text).unwrap();
     }
     let config = directory.path().join("config.toml");
@@ -362,7 +363,7 @@ with_one_and_three_workers! {
         (settings.udp, settings.tcp) = (vec![udp.to_string()], vec![tcp.to_string()]);
         settings.http_listen = http.to_string();
         let server = Passed::start(&settings, &sockets);
-        assert_eq!(server.log.events("taking over sockets that were passed")[0]["sockets"], u64::from(workers) + 2);
+        assert_eq!(server.log.events("using the sockets that were passed by the service manager")[0]["sockets"], u64::from(workers) + 2);
         assert_eq!(server.sockets_at(udp), usize::from(workers), "none was opened besides");
         for worker in 0..workers {
             call(Client::udp_on_worker(udp, worker, workers));
@@ -428,5 +429,5 @@ fn a_passed_socket_that_fits_no_listener_is_refused() {
     let started = std::panic::catch_unwind(|| wait_for("ready", || (!log.events("ready").is_empty()).then_some(())));
     let _ = other.kill();
     let _ = other.wait();
-    assert!(started.is_ok() && log.events("taking over sockets that were passed").is_empty());
+    assert!(started.is_ok() && log.events("using the sockets that were passed by the service manager").is_empty());
 }

@@ -185,7 +185,8 @@ with_one_and_three_workers! {
 
     /// limits.tcp_queue: who does not read loses packets of his own, whole ones; nobody else notices.
     fn a_client_that_does_not_read_harms_only_itself(workers: u8) {
-        let server = Settings::new(workers).limit("tcp_queue", "\"128KiB\"").start();
+        let settings = Settings::new(workers).limit("tcp_queue", "\"128KiB\"").limit("packet_rate_per_allocation", "0");
+        let server = settings.start();
         let witness = Witness::start(Client::tcp(server.tcp4()));
         let mut slow = Client::tcp(server.tcp4()).user("bob", "builder");
         let relayed = slow.allocate();
@@ -231,7 +232,8 @@ with_one_and_three_workers! {
 
     /// What waits for a client that is cut off is not sent: its line says so to the packet.
     fn what_a_lost_client_did_not_get_is_not_counted_as_sent(workers: u8) {
-        let server = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").start();
+        let settings = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").limit("packet_rate_per_allocation", "0");
+        let server = settings.start();
         let mut slow = Client::tcp(server.tcp4()).user("bob", "builder");
         let relayed = slow.allocate();
         let peer = peer(relayed);
@@ -262,7 +264,8 @@ with_one_and_three_workers! {
 
     /// A stop does not wait for a slow client, and does not count as sent what was waiting for it.
     fn a_stop_does_not_wait_for_a_slow_client(workers: u8) {
-        let mut server = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").start();
+        let settings = Settings::new(workers).limit("tcp_queue", "\"1MiB\"").limit("packet_rate_per_allocation", "0");
+        let mut server = settings.start();
         let mut slow = Client::tcp(server.tcp4()).user("bob", "builder");
         let relayed = slow.allocate();
         let peer = peer(relayed);
@@ -370,8 +373,8 @@ with_one_and_three_workers! {
         let before = server.resident_bytes();
         let half = |address: SocketAddr| {
             let mut stream = TcpStream::connect(address).unwrap();
-            // It claims to be 65,000 bytes long and says 24.
-            stream.write_all(&[&[0x00, 0x03, 0xFD, 0xE8, 0x21, 0x12, 0xA4, 0x42][..], &[1; 16]].concat()).unwrap();
+            // It claims to be 1,000 bytes long and says 24.
+            stream.write_all(&[&[0x00, 0x03, 0x03, 0xE8, 0x21, 0x12, 0xA4, 0x42][..], &[1; 16]].concat()).unwrap();
             stream
         };
         let streams: Vec<TcpStream> = (0..300).map(|_| half(server.tcp4())).collect();
@@ -384,6 +387,50 @@ with_one_and_three_workers! {
             assert_eq!(read_to_the_end(&mut stream), b"");
         }
         assert_eq!(closed_streams(&server, "no_allocation"), 300);
+        witness.finish();
+    }
+
+    /// F-A9: without an allocation nothing is kept of a message that no request for one needs.
+    fn a_long_message_without_an_allocation_ends_its_stream(workers: u8) {
+        let server = Server::ordinary(workers);
+        for length in [2_032_u16, 4_096, 65_000] {
+            let before = closed_streams(&server, "not_stun");
+            let mut stream = TcpStream::connect(server.tcp4()).unwrap();
+            let head = [&[0x00, 0x03][..], &length.to_be_bytes(), &[0x21, 0x12, 0xA4, 0x42], &[1; 12]].concat();
+            stream.write_all(&head).unwrap();
+            assert_eq!(read_to_the_end(&mut stream), b"", "{length}");
+            assert_eq!(closed_streams(&server, "not_stun"), before + 1);
+        }
+    }
+
+    /// F-A1: requests without an allocation have a rate, and whoever passes it is closed and counted; the others notice nothing.
+    fn a_stream_that_only_asks_is_closed(workers: u8) {
+        let server = Server::ordinary(workers);
+        let witness = Witness::start(Client::tcp(server.tcp4()));
+        let binding = [&[0x00, 0x01, 0, 0, 0x21, 0x12, 0xA4, 0x42][..], &[7; 12]].concat();
+        let mut stream = TcpStream::connect(server.tcp4()).unwrap();
+        // It may be closed before all of it is written.
+        let _ = stream.write_all(&binding.repeat(6_000));
+        let answers = read_to_the_end(&mut stream).len() / 32;
+        assert!((1..400).contains(&answers), "{answers} of 6,000 requests were answered");
+        assert_eq!(closed_streams(&server, "asked_too_much"), 1);
+        witness.finish();
+    }
+
+    /// F-A1: a client with an allocation may send as many requests as it likes in one piece; all are answered, in order.
+    fn pipelined_requests_of_an_allocation_are_all_answered(workers: u8) {
+        let server = Server::ordinary(workers);
+        let witness = Witness::start(Client::tcp(server.tcp4()));
+        let mut client = Client::tcp(server.tcp4());
+        client.allocate();
+        let binding = |number: u32| {
+            [&[0x00, 0x01, 0, 0, 0x21, 0x12, 0xA4, 0x42][..], &[7; 8], &number.to_be_bytes()].concat()
+        };
+        let bindings: Vec<_> = (0..3_000).map(binding).collect();
+        client.send_raw(&bindings.concat());
+        for request in &bindings {
+            assert_eq!(client.answer_to(request).code(), 0);
+        }
         witness.finish();
     }
 }

@@ -12,13 +12,16 @@ use std::net::SocketAddr;
 
 use support::stun::{BINDING, SEND, allocate, indication, request};
 use support::{Client, Harness, addr, alice, bind, channel_data, user};
-use throughway::protocol::address::PeerAddress;
+use throughway::address::PeerAddress;
+use throughway::net::record::{Cut, Opened};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
-use throughway::protocol::border::{AllocationId, DropReason, PacketMeta, Relay, Way};
+use throughway::protocol::border::{PacketMeta, Relay};
+use throughway::protocol::ids::AllocationId;
 use throughway::protocol::meter::Rates;
-use throughway::protocol::time::Now;
+use throughway::protocol::reason::{Direction, DropReason};
+use throughway::time::{Now, Ticks};
 use throughway::wire::framing::cut;
-use throughway::wire::integrity::Key;
+use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::Message;
 
 struct Counting;
@@ -69,6 +72,11 @@ fn taken_by(mut work: impl FnMut()) -> u64 {
         work();
     }
     TAKEN.with(Cell::get) - before
+}
+
+/// A thousand packets at once, again and again: more than any allocation may by default.
+fn harness() -> Harness {
+    Harness::workers(1, |settings| settings.limits.allocation = Rates::default())
 }
 
 fn ready(h: &mut Harness) -> (Client, AllocationId) {
@@ -122,7 +130,7 @@ fn the_counter_counts() {
 
 #[test]
 fn packets_of_a_client_take_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let (client, _) = ready(&mut h);
     let stranger = h.add(alice().tcp());
     let send = |peer: &str| indication(SEND).peer(addr(peer)).data(&[7; 1200]);
@@ -147,7 +155,7 @@ fn packets_of_a_client_take_nothing_from_the_heap() {
 
 #[test]
 fn packets_between_own_relayed_addresses_take_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let (client, _) = ready(&mut h);
     let (_, other) = ready(&mut h);
     let relayed =
@@ -158,7 +166,7 @@ fn packets_between_own_relayed_addresses_take_nothing_from_the_heap() {
 
 #[test]
 fn packets_of_a_peer_take_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let (client, id) = ready(&mut h);
     let at = (h.now, id);
     for length in [0, 1, 160, 1200, 65_000] {
@@ -179,7 +187,7 @@ fn packets_of_a_peer_take_nothing_from_the_heap() {
 
 #[test]
 fn an_allocation_with_many_peers_takes_nothing_from_the_heap_either() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let client = h.client();
     h.allocate(client);
     let peers: Vec<SocketAddr> = (1..=60).map(|n| addr(&format!("8.8.8.{n}:9"))).collect();
@@ -224,21 +232,21 @@ fn metered_packets_take_nothing_from_the_heap() {
         client_packets_cost_nothing(&mut h, client, &data, expected);
         peer_packets_cost_nothing(&mut h, at, addr(PEER), &[7; 1200], expected);
         let server = h.first_server();
-        assert_eq!(taken_by(|| server.not_sent(at.1, Way::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
+        assert_eq!(taken_by(|| server.not_sent(at.1, Direction::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
     }
 }
 
 #[test]
 fn what_was_not_sent_takes_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let (_, id) = ready(&mut h);
     let server = h.first_server();
-    assert_eq!(taken_by(|| server.not_sent(id, Way::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
+    assert_eq!(taken_by(|| server.not_sent(id, Direction::ToPeer, 0, 0, DropReason::NoBuffers)), 0);
 }
 
 #[test]
 fn binding_takes_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let clients = [h.client(), h.add(alice().ipv6())];
     for client in clients {
         let via = h.via(client);
@@ -258,10 +266,10 @@ fn binding_takes_nothing_from_the_heap() {
 
 #[test]
 fn reading_and_verifying_an_authenticated_allocate_takes_nothing_from_the_heap() {
-    let mut h = Harness::workers(1, |_| {});
+    let mut h = harness();
     let client = h.add(user("bob"));
     let bytes = h.signed(client, &allocate().lifetime(600).fingerprint());
-    let key = Key::from_md5(h.key_of(client));
+    let key = IntegrityKey::from_md5(h.key_of(client));
     let taken = taken_by(|| {
         let message = Message::parse(black_box(&bytes)).expect("a message");
         assert!(black_box(key.verifies(&message)));
@@ -273,7 +281,7 @@ fn reading_and_verifying_an_authenticated_allocate_takes_nothing_from_the_heap()
     let taken = taken_by(|| {
         let message = Message::parse(black_box(&bytes)).expect("a message");
         let password = throughway::credentials::password(&secret, username.as_bytes());
-        let key = Key::long_term(username.as_bytes(), support::REALM.as_bytes(), password.as_bytes());
+        let key = IntegrityKey::long_term(username.as_bytes(), support::REALM.as_bytes(), password.as_bytes());
         assert!(black_box(key.verifies(&message)));
     });
     assert_eq!(taken, 0);
@@ -288,4 +296,29 @@ fn cutting_a_stream_takes_nothing_from_the_heap() {
         black_box(cut(black_box(&bytes)));
     });
     assert_eq!(taken, 0);
+}
+
+/// Of every suite, each way: a frame of a call, and a long one.
+#[test]
+fn records_of_tls_take_nothing_from_the_heap() {
+    for suite in [0x1301, 0x1302, 0x1303, 0xC02F, 0xC030, 0xCCA8] {
+        let (mut server, mut client) = support::records::pair(suite);
+        for len in [1, 176, 1204, 40_000] {
+            let (data, mut bytes) = (vec![7; len], vec![0; len + 1000]);
+            let (mut opened, mut sealed) = (0, 0);
+            let taken = taken_by(|| {
+                let end = client.seal(&[&data[..len / 3], &data[len / 3..]], &mut bytes).expect("room");
+                let mut start = 0;
+                while let Ok(Cut::Record(len)) = server.cut(&bytes[start..end]) {
+                    let record = &mut bytes[start..start + len];
+                    if let Opened::Data(data) = server.open(record, Ticks(0)).expect("a right record") {
+                        opened += data.len();
+                    }
+                    start += len;
+                }
+                sealed += len;
+            });
+            assert_eq!((taken, opened), (0, sealed), "{suite:#x} {len}");
+        }
+    }
 }

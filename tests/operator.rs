@@ -4,15 +4,16 @@ mod support;
 
 use support::stun::{REFRESH, allocate, request};
 use support::{Harness, START_UNIX, Went, addr, alice, carol, user};
-use throughway::protocol::border::{DropReason, EndReason, Selector};
+use throughway::protocol::border::Selector;
+use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
-use throughway::protocol::revocation::Whose;
-use throughway::protocol::time::UnixSeconds;
+use throughway::protocol::revocation::Subject;
+use throughway::time::UnixSeconds;
 
 const PEER: &str = "8.8.8.8:1000";
 
-fn whose_user(user: &str) -> Whose {
-    Whose::User { user: user.into(), tenant: None }
+fn whose_user(user: &str) -> Subject {
+    Subject::User { user: user.into(), tenant: None }
 }
 
 #[test]
@@ -40,7 +41,7 @@ fn a_revoked_user_loses_what_he_has_and_gets_nothing_new_until_the_end_of_it() {
     h.allocate(bob);
     h.allocate(eve);
     h.books.revoke(whose_user("bob"), UnixSeconds(START_UNIX + 100));
-    h.close(&Selector::Of(whose_user("bob")), EndReason::Revoked);
+    h.close(&Selector::Subject(whose_user("bob")), EndReason::Revoked);
     assert!(!h.is_alive(bob) && h.is_alive(eve));
     assert_eq!(h.ended.last().unwrap().reason, Some(EndReason::Revoked));
     let refused = h.refuses(again, allocate(), 403, Why::Revoked);
@@ -56,9 +57,9 @@ fn revoking_a_credential_leaves_the_users_other_credentials_alone() {
     let other = h.add(support::holder_of(&format!("{}:bob", START_UNIX + 1800)));
     h.allocate(one);
     h.allocate(other);
-    let credential = Whose::Credential(format!("{}:bob", START_UNIX + 3600).into());
+    let credential = Subject::Credential(format!("{}:bob", START_UNIX + 3600).into());
     h.books.revoke(credential.clone(), UnixSeconds(START_UNIX + 3630));
-    h.close(&Selector::Of(credential), EndReason::Revoked);
+    h.close(&Selector::Subject(credential), EndReason::Revoked);
     assert!(!h.is_alive(one) && h.is_alive(other));
     h.refuses(one, allocate(), 403, Why::Revoked);
 }
@@ -70,7 +71,7 @@ fn a_static_user_can_be_revoked_by_name() {
     h.allocate(one);
     h.allocate(two);
     h.books.revoke(whose_user("alice"), UnixSeconds(START_UNIX + 100));
-    h.close(&Selector::Of(whose_user("alice")), EndReason::Revoked);
+    h.close(&Selector::Subject(whose_user("alice")), EndReason::Revoked);
     assert!(!h.is_alive(one) && h.is_alive(two));
 }
 
@@ -83,7 +84,7 @@ fn an_allocation_that_is_just_being_opened_is_revoked_too() {
     let request = h.signed(bob, &allocate());
     assert!(h.tell(bob, &request).is_empty());
     h.books.revoke(whose_user("bob"), UnixSeconds(START_UNIX + 100));
-    h.close(&Selector::Of(whose_user("bob")), EndReason::Revoked);
+    h.close(&Selector::Subject(whose_user("bob")), EndReason::Revoked);
     let answers = h.let_opens_go(bob);
     assert_eq!(answers.iter().map(|answer| answer.code()).collect::<Vec<_>>(), [403]);
     assert!(!h.is_alive(bob));

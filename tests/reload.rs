@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use support::stun::{CREATE_PERMISSION, allocate, request};
-use support::{Harness, Went, addr, alice, bind, carol, holder_of, policy, secret, user};
+use support::{Client, Harness, Went, addr, alice, bind, carol, holder_of, policy, secret, user};
 use throughway::credentials::Algorithm;
-use throughway::protocol::border::DropReason;
+use throughway::protocol::peer_policy::{LocalAddresses, PeerPolicy};
+use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason as Why;
 
 const PEER: &str = "8.8.8.8:1000";
@@ -147,4 +150,73 @@ fn new_limits_and_lifetimes_hold_from_the_next_request_on() {
     h.refuses(client, request(CREATE_PERMISSION).peer(addr("8.8.1.1:1")), 508, Why::PermissionLimit);
     assert_eq!(h.refresh(client, 9999).lifetime(), 400);
     assert_eq!(h.refresh(client, 1).lifetime(), 300);
+}
+
+/// All on one worker; more permissions than one piece of a review may judge.
+fn forty_clients_with_sixty_permissions() -> (Harness, Vec<Client>, Vec<SocketAddr>) {
+    let mut h = Harness::new();
+    let peers: Vec<_> = (1..=60).map(|n| addr(&format!("8.8.8.{n}:9"))).collect();
+    let clients: Vec<_> = (0..40).map(|_| h.add(alice().on_worker(0))).collect();
+    for client in &clients {
+        h.allocate(*client);
+        assert_eq!(h.permit(*client, &peers), 0);
+    }
+    (h, clients, peers)
+}
+
+// F-E10: a reload judged every permission of a worker in one turn.
+#[test]
+fn many_permissions_are_judged_again_in_pieces() {
+    let (mut h, clients, peers) = forty_clients_with_sixty_permissions();
+    h.reconfigure(|settings| settings.peers = policy(&[], &["8.8.8.0/24"]));
+    let mut pieces = 0;
+    let mut open = Vec::new();
+    loop {
+        let mut pass = |client: &&Client| matches!(h.send(**client, peers[59], b"x"), Went::ToPeer { .. });
+        open.push(clients.iter().filter(|client| pass(client)).count());
+        let now = h.now;
+        let server = h.server_of(clients[0]);
+        if server.poll_timeout().is_none_or(|due| due > now.ticks) {
+            break;
+        }
+        server.handle_timeout(now);
+        pieces += 1;
+    }
+    assert!(pieces >= 2, "2,400 permissions in {} turns", pieces + 1);
+    assert!(open.is_sorted_by(|before, after| before > after), "each piece closes some: {open:?}");
+    assert_eq!(open.last(), Some(&0));
+    // A request in between is judged by the new policy at once, and what is fine stays.
+    h.refuses(clients[0], request(CREATE_PERMISSION).peers(&peers[..1]), 403, Why::PeerDenied);
+    assert_eq!(h.permit(clients[0], &[addr(OTHER)]), 0);
+}
+
+// F-E10: nothing is judged again that can't come out otherwise.
+#[test]
+fn what_does_not_change_is_not_looked_at_again() {
+    let (mut h, clients, _) = forty_clients_with_sixty_permissions();
+    h.reconfigure(|settings| {
+        settings.realm = "another".into();
+        settings.peers = policy(&[], &[]);
+    });
+    let now = h.now;
+    assert!(h.server_of(clients[0]).poll_timeout().is_some_and(|due| due > now.ticks), "nothing is left to do");
+}
+
+// F-E10: each judgement went through the lists from end to end.
+#[test]
+fn a_long_list_costs_a_judgement_no_more_than_a_short_one() {
+    let ip = |number: u32| std::net::IpAddr::V4(number.into());
+    let time = |count: u32| {
+        let deny: Vec<ipnet::IpNet> = (0..count).map(|n| ip(0x2D00_0000 + n * 2).into()).collect();
+        let policy = PeerPolicy::new(&[], &deny, LocalAddresses::default()).unwrap();
+        let once = || {
+            let begun = std::time::Instant::now();
+            assert_eq!((0..4_000).filter(|n| policy.judge(ip(0x2D10_0000 + n)).is_some()).count(), 4_000);
+            begun.elapsed()
+        };
+        (0..5).map(|_| once()).min().unwrap()
+    };
+    // Times of one run, and only their ratio.
+    let (short, long) = (time(10), time(20_000));
+    assert!(long < short * 20, "10 entries {short:?}, 20,000 entries {long:?}");
 }

@@ -4,9 +4,11 @@ mod support;
 
 use std::net::{IpAddr, SocketAddr};
 
-use support::stun::{ALLOCATE, Incoming, REFRESH, allocate, request};
+use support::stun::{
+    ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, Incoming, NONCE, REALM as REALM_ATTRIBUTE, REFRESH, allocate, request,
+};
 use support::{Harness, Went, addr, alice};
-use throughway::protocol::drain::{Alternates, Siblings};
+use throughway::protocol::alternates::{Alternates, Siblings};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::Settings;
 
@@ -65,14 +67,83 @@ fn a_family_without_a_sibling_is_486() {
     h.refuses(by_ipv6, allocate(), 300, Why::Redirected);
 }
 
-// RFC 8489 §10: nobody is sent anywhere by an answer that anybody could have forged
+// F-E2. RFC 8489 §10: the 300 may be unauthenticated, and browsers follow it only as the answer to the first Allocate
 #[test]
-fn only_who_is_known_is_sent_elsewhere() {
+fn the_first_allocate_is_sent_elsewhere_before_the_challenge() {
+    let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479", "[2001:db8::8]:3480"]));
+    let newcomers = [alice(), alice().tcp(), alice().ipv6(), alice().ipv6().tcp()];
+    let challenges: Vec<Incoming> = newcomers
+        .clone()
+        .into_iter()
+        .map(|spec| {
+            let client = h.add(spec);
+            h.ask_unsigned(client, allocate())
+        })
+        .collect();
+    h.drain_all();
+    let told = h.refused.len();
+    for (spec, challenge) in newcomers.into_iter().zip(challenges) {
+        let expected = addr(if spec.ipv6 { "[2001:db8::8]:3480" } else { "198.51.100.8:3479" });
+        let client = h.add(spec);
+        for message in [allocate(), request(ALLOCATE), allocate().fingerprint()] {
+            let reply = h.ask_unsigned(client, message);
+            assert_eq!(reply.code(), 300);
+            assert_eq!(alternate(&reply), expected);
+            // A nonce of this server would be stale at the sibling.
+            assert!(!reply.has(NONCE) && !reply.has(REALM_ATTRIBUTE) && !reply.has(ALTERNATE_DOMAIN));
+        }
+        // To a forged source it sends no more than the challenge did: a draining server amplifies less.
+        let reply = h.ask_unsigned(client, allocate());
+        let (redirect, challenge) = (reply.bytes.len(), challenge.bytes.len());
+        assert!(redirect < challenge, "{redirect} bytes instead of {challenge}");
+        assert!(redirect <= 52, "a head, ERROR-CODE without a phrase, one address: {redirect} bytes");
+    }
+    assert_eq!(h.refused.len(), told, "a first request names nobody, so there is no news of it");
+    assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
+}
+
+// F-E2. Only Allocate begins something, and only a newcomer can go elsewhere.
+#[test]
+fn a_client_with_an_allocation_and_every_other_request_are_challenged_as_ever() {
+    let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479"]));
+    let (kept, opening, newcomer) = (h.client(), h.client(), h.client());
+    let bytes = h.signed(kept, &allocate());
+    assert_eq!(h.tell(kept, &bytes)[0].code(), 0);
+    let late = h.signed(opening, &allocate());
+    h.hold_back_opens = true;
+    assert_eq!(h.tell(opening, &late), []);
+    h.drain_all();
+    for client in [kept, opening] {
+        let reply = h.ask_unsigned(client, allocate());
+        assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER), reply.has(NONCE)), (401, false, true));
+    }
+    for method in [REFRESH, CREATE_PERMISSION, CHANNEL_BIND] {
+        let reply = h.ask_unsigned(newcomer, request(method));
+        assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER)), (401, false), "{method:#x}");
+    }
+    assert_eq!(h.let_opens_go(opening)[0].code(), 0);
+    assert!(h.is_alive(kept) && h.is_alive(opening));
+}
+
+// F-E2. Without a sibling of its family a newcomer is challenged, and hears 486 once it is known.
+#[test]
+fn without_a_sibling_the_first_allocate_is_challenged() {
+    for addresses in [&[][..], &["[2001:db8::8]:3480"]] {
+        let mut h = Harness::with(|settings| sibling(settings, addresses));
+        h.drain_all();
+        let client = h.client();
+        let reply = h.ask_unsigned(client, allocate());
+        assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER)), (401, false));
+        h.refuses(client, allocate(), 486, Why::Draining);
+    }
+}
+
+// RFC 8489 §10: a client that signs has its answer signed, and one that signs wrongly is not sent anywhere
+#[test]
+fn a_signed_allocate_is_answered_by_a_signed_300() {
     let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479"]));
     h.drain_all();
     let client = h.client();
-    let challenge = h.ask_unsigned(client, allocate());
-    assert_eq!((challenge.code(), challenge.has(ALTERNATE_SERVER)), (401, false));
     let mallory = h.add(alice().named("alice", "looking-glass"));
     let refused = h.ask(mallory, allocate());
     assert_eq!((refused.code(), refused.has(ALTERNATE_SERVER)), (401, false));

@@ -8,7 +8,7 @@ use support::stun::{
 };
 use support::{Harness, alice};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
-use throughway::protocol::border::DropReason;
+use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason;
 
 // RFC 8489 §3, §14.2

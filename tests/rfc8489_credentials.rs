@@ -67,7 +67,7 @@ fn an_unsigned_request_changes_nothing() {
     assert!(h.is_alive(client));
     assert_eq!(
         h.from_peer(client, peer, b"x"),
-        support::Went::Dropped(throughway::protocol::border::DropReason::PeerNotPermitted)
+        support::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted)
     );
 }
 
@@ -278,9 +278,10 @@ fn a_nonce_from_before_a_restart_is_438() {
 // RFC 8489 §9.2.4: (3) and (4) come before (5), so a wrong key learns nothing from the nonce
 #[test]
 fn a_wrong_key_with_a_stale_nonce_is_401() {
-    let mut h = Harness::new();
+    let mut h = Harness::with(|settings| settings.auth.nonce_lifetime = 60);
     let client = h.client();
-    let stale = Signature { nonce: Some(b"stale".to_vec()), ..h.signature(client) };
+    let stale = h.signature(client);
+    h.advance(61);
     let wrong = Signature { key: [1; 16], ..stale.clone() };
     is_challenge(&h.ask_with(client, &wrong, allocate()), 401);
     let stranger = Signature { username: Some("mallory".into()), ..stale.clone() };
@@ -319,7 +320,7 @@ fn attributes_after_message_integrity_are_ignored() {
     assert_eq!(h.ask(client, injected).code(), 0);
     assert_eq!(h.from_peer(client, peer, b"x").data_indication(), (peer, b"x".to_vec()));
     let dropped = h.from_peer(client, addr("8.8.4.4:1"), b"x");
-    assert_eq!(dropped, support::Went::Dropped(throughway::protocol::border::DropReason::PeerNotPermitted));
+    assert_eq!(dropped, support::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted));
 }
 
 // RFC 8489 §14: the first occurrence counts

@@ -7,9 +7,12 @@ use support::stun::{
     REQUESTED_TRANSPORT, RESERVATION_TOKEN, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS, allocate, request,
 };
 use support::{Harness, alice, carol, holder_of, user};
-use throughway::protocol::address::{Family, RelayedTransportAddress};
+use throughway::address::{Family, RelayedTransportAddress};
+use throughway::protocol::border::Selector;
 use throughway::protocol::border::{Parity, RelayRefused, RelayRequest};
+use throughway::protocol::reason::EndReason;
 use throughway::protocol::reject::RejectReason as Why;
+use throughway::protocol::revocation::Subject;
 
 // RFC 8656 §7.2: what a success carries
 #[test]
@@ -39,6 +42,108 @@ fn no_answer_leaves_before_the_relayed_socket_is_open() {
     assert_eq!(replies.len(), 1);
     assert_eq!(replies[0].code(), 0);
     assert_eq!(h.allocations(), 1);
+}
+
+// RFC 8656 §7.2: a quota may be asked for wherever it is kept
+#[test]
+fn no_answer_leaves_before_the_quotas_have_answered() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.hold_back_admissions = true;
+    let bytes = h.signed(client, &allocate());
+    for _ in 0..3 {
+        assert_eq!(h.tell(client, &bytes), [], "a retransmission waits for the answer to the first");
+    }
+    h.refuses(client, allocate(), 437, Why::AllocationExists);
+    assert_eq!((h.allocations(), h.opens.len(), h.books.admitted()), (0, 0, 0));
+    let replies = h.let_admissions_go(client);
+    assert_eq!(replies.iter().map(|reply| reply.code()).collect::<Vec<_>>(), [0]);
+    assert_eq!((h.allocations(), h.opens.len(), h.books.admitted()), (1, 1, 1));
+}
+
+#[test]
+fn a_refusal_of_the_quotas_that_comes_late_is_a_signed_486() {
+    let mut h = Harness::with(|settings| settings.limits.allocations = Some(0));
+    let client = h.client();
+    h.nonce_of(client);
+    h.hold_back_admissions = true;
+    let bytes = h.signed(client, &allocate());
+    assert_eq!(h.tell(client, &bytes), []);
+    let replies = h.let_admissions_go(client);
+    assert_eq!(replies.len(), 1);
+    assert_eq!((replies[0].code(), h.rejects(Why::QuotaServer)), (486, 1));
+    assert_eq!((h.leftovers(), h.books.admitted(), h.opens.len()), (0, 0, 0));
+    // And the five-tuple is free.
+    h.reconfigure(|settings| settings.limits.allocations = None);
+    h.allocate(client);
+}
+
+// What the quotas count for a client that has gone is given back as soon as they answer.
+#[test]
+fn a_client_that_goes_while_the_quotas_are_asked_leaves_nothing_behind() {
+    for is_admitted in [true, false] {
+        for message in [allocate(), allocate().even_port(true)] {
+            let mut h = Harness::with(|settings| settings.limits.allocations = Some(if is_admitted { 5 } else { 0 }));
+            let client = h.add(alice().tcp());
+            h.nonce_of(client);
+            h.hold_back_admissions = true;
+            let bytes = h.signed(client, &message);
+            assert_eq!(h.tell(client, &bytes), []);
+            h.disconnect(client);
+            let via = h.via(client);
+            assert!(!h.server_of(client).has_allocation(&via), "nothing is under way for it any more");
+            assert_eq!(h.let_admissions_go(client), []);
+            assert_eq!((h.leftovers(), h.books.admitted(), h.opens.len()), (0, 0, 0), "admitted: {is_admitted}");
+        }
+    }
+}
+
+// The quotas may not answer: the client hears so in time, may ask again, and a late answer leaves nothing.
+#[test]
+fn a_client_does_not_wait_for_ever_for_the_quotas() {
+    for is_admitted in [true, false] {
+        let mut h = Harness::with(|settings| settings.limits.allocations = Some(if is_admitted { 5 } else { 0 }));
+        let client = h.client();
+        h.nonce_of(client);
+        h.hold_back_admissions = true;
+        let bytes = h.signed(client, &allocate());
+        assert_eq!(h.tell(client, &bytes), []);
+        h.advance(1);
+        assert_eq!(h.inbox(client), [], "they may take two seconds");
+        h.hand_over();
+        h.advance(1);
+        assert_eq!(h.inbox(client).iter().map(|reply| reply.code()).collect::<Vec<_>>(), [508]);
+        assert_eq!(h.rejects(Why::AdmissionOverdue), 1);
+        assert_eq!(h.let_admissions_go(client), [], "it was answered");
+        assert_eq!((h.leftovers(), h.books.admitted(), h.opens.len()), (0, 0, 0), "admitted: {is_admitted}");
+        h.reconfigure(|settings| settings.limits.allocations = None);
+        h.allocate(client);
+    }
+}
+
+// An operator and a shutdown do not wait for the quotas either.
+#[test]
+fn what_is_ended_while_the_quotas_are_asked_is_refused_once() {
+    type End = fn(&mut Harness);
+    let ends: [(End, u16); 2] = [
+        (
+            |h| h.close(&Selector::Subject(Subject::User { user: "alice".into(), tenant: None }), EndReason::Revoked),
+            403,
+        ),
+        (|h| h.close_all(EndReason::Shutdown), 486),
+    ];
+    for (end, code) in ends {
+        let mut h = Harness::new();
+        let client = h.client();
+        h.nonce_of(client);
+        h.hold_back_admissions = true;
+        let bytes = h.signed(client, &allocate());
+        assert_eq!(h.tell(client, &bytes), []);
+        end(&mut h);
+        assert_eq!(h.inbox(client).iter().map(|reply| reply.code()).collect::<Vec<_>>(), [code]);
+        assert_eq!(h.let_admissions_go(client), []);
+        assert_eq!((h.leftovers(), h.books.admitted(), h.opens.len()), (0, 0, 0));
+    }
 }
 
 // RFC 8656 §7.2 (2)
@@ -304,11 +409,17 @@ fn requests_on_an_allocation_that_is_being_opened_are_437() {
 // RFC 8656 §7.2 (8): 508 when no port can be had
 #[test]
 fn no_port_is_508_and_leaves_nothing_behind() {
-    for refused in [RelayRefused::NoPort, RelayRefused::NoFiles, RelayRefused::System] {
+    // F-E4: each has a reason of its own; all were no_port.
+    for (refused, why) in [
+        (RelayRefused::NoPort, Why::NoPort),
+        (RelayRefused::NoAddress, Why::NoRelayAddress),
+        (RelayRefused::NoFiles, Why::NoFiles),
+        (RelayRefused::System, Why::SystemRefused),
+    ] {
         let mut h = Harness::new();
         let client = h.client();
         h.ports.refuse = Some(refused);
-        h.refuses(client, allocate(), 508, Why::NoPort);
+        h.refuses(client, allocate(), 508, why);
         assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
         h.ports.refuse = None;
         h.allocate(client);

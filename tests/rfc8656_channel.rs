@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use support::stun::{CHANNEL_BIND, CHANNEL_NUMBER, MESSAGE_INTEGRITY, XOR_PEER_ADDRESS, allocate, request};
 use support::{Client, Harness, Went, addr, bind, channel_data, policy};
-use throughway::protocol::border::DropReason;
+use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason as Why;
 
 const PEER: &str = "8.8.8.8:1000";
@@ -38,12 +38,12 @@ fn channel_bind_binds_both_ways() {
     assert_eq!(h.from_peer(client, addr(PEER), b"back").to_client(), channel_data(0x4000, b"back"));
 }
 
-// RFC 8656 §12: 0x4000 to 0x4FFF
+// RFC 8656 §12 and RFC 5766 §11: 0x4000 to 0x7FFE, decision 0163
 #[test]
 fn channel_numbers_outside_their_range_are_400() {
     let mut h = Harness::new();
     let client = ready(&mut h);
-    for number in [0, 1, 0x3FFF, 0x5000, 0x7FFE, 0x7FFF, 0x8000, 0xFFFF] {
+    for number in [0, 1, 0x3FFF, 0x7FFF, 0x8000, 0xFFFF] {
         h.refuses(client, bind(number, addr(PEER)), 400, Why::ChannelRange);
     }
     for (number, peer) in [(0x4000, PEER), (0x4FFF, OTHER)] {
@@ -116,7 +116,7 @@ fn a_conflict_is_told_before_family_and_policy() {
     assert_eq!(h.bind(client, 0x4000, addr(PEER)), 0);
     h.refuses(client, bind(0x4000, addr("[2a00::1]:1")), 400, Why::ChannelConflict);
     h.refuses(client, bind(0x4000, addr("10.0.0.1:1")), 400, Why::ChannelConflict);
-    h.refuses(client, bind(0x5000, addr("10.0.0.1:1")), 400, Why::ChannelRange);
+    h.refuses(client, bind(0x7FFF, addr("10.0.0.1:1")), 400, Why::ChannelRange);
 }
 
 // RFC 8656 §12.2
@@ -140,6 +140,21 @@ fn a_denied_peer_is_403_and_gets_neither_channel_nor_permission() {
     h.refuses(client, bind(0x4000, addr("192.168.0.1:1")), 403, Why::PeerDenied);
     assert_eq!(leads_to(&mut h, client, 0x4000), None);
     assert_eq!(h.send(client, addr("192.168.0.1:1"), b"x"), Went::Dropped(DropReason::NoPermission));
+}
+
+// RFC 8656 §12.2: the server may restrict IP addresses and ports: 403. Nothing can be sent to port 0.
+#[test]
+fn a_channel_to_port_0_is_403_and_a_permission_needs_no_port() {
+    for tcp in [false, true] {
+        let mut h = Harness::new();
+        let client = h.add(if tcp { support::alice().tcp() } else { support::alice() });
+        h.allocate(client);
+        h.refuses(client, bind(0x4000, addr("8.8.8.8:0")), 403, Why::PeerPort);
+        assert_eq!(leads_to(&mut h, client, 0x4000), None);
+        assert_eq!(h.send(client, addr("8.8.8.8:1"), b"x"), Went::Dropped(DropReason::NoPermission));
+        assert_eq!(h.permit(client, &[addr("8.8.8.8:0")]), 0);
+        assert!(matches!(h.send(client, addr("8.8.8.8:1"), b"x"), Went::ToPeer { .. }));
+    }
 }
 
 // RFC 8656 §12: 600 seconds, exactly

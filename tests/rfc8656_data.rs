@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use support::stun::{DATA, DONT_FRAGMENT, REQUEST, SEND, XOR_PEER_ADDRESS, allocate, indication};
 use support::{Client, Harness, Spec, Went, addr, alice, channel_data, policy};
 use throughway::protocol::accounting::{Amount, Flow};
-use throughway::protocol::border::{DropReason, PacketMeta, Way};
+use throughway::protocol::border::PacketMeta;
+use throughway::protocol::reason::{Direction, DropReason};
 use throughway::protocol::relay::DATAGRAM_BYTES_MAX;
 
 const PEER: &str = "8.8.8.8:1000";
@@ -204,7 +205,7 @@ fn data_without_permission_is_dropped_both_ways() {
 fn channel_data_on_an_unbound_channel_is_dropped() {
     let mut h = Harness::new();
     let client = ready(&mut h, alice(), true);
-    for number in [0x4000, 0x4ABB, 0x4ABD, 0x4FFF] {
+    for number in [0x4000, 0x4ABB, 0x4ABD, 0x7FFE] {
         assert_eq!(h.channel_data(client, number, b"123"), Went::Dropped(DropReason::UnboundChannel));
     }
     assert_eq!(h.drops(DropReason::UnboundChannel), amount(4, 12));
@@ -231,10 +232,11 @@ fn channel_data_that_lies_is_dropped() {
         lost(&mut h, client, &lying, DropReason::BadChannelData);
         lying[2] = 0xFF;
         lost(&mut h, client, &lying, DropReason::BadChannelData);
+        lost(&mut h, client, &[0x7F, 0xFF, 0, 0], DropReason::BadChannelData);
         for short in [&[0x40][..], &[0x4A, 0xBC], &[0x4A, 0xBC, 0]] {
             lost(&mut h, client, short, DropReason::BadChannelData);
         }
-        for other in [&[0x50, 0, 0, 0][..], &[0x7F, 0xFF, 0, 0], &[0x80; 20], &[0xFF], &[]] {
+        for other in [&[0x80, 0, 0, 0][..], &[0x80; 20], &[0xFF], &[]] {
             lost(&mut h, client, other, DropReason::NotStun);
         }
     }
@@ -375,8 +377,8 @@ fn what_was_not_sent_is_taken_back_and_counted_by_its_reason() {
             h.channel_data(client, CHANNEL, b"1234567890").to_peer();
             h.from_peer(client, addr(PEER), b"1234").to_client();
         }
-        h.not_sent(client, Way::ToPeer, 2, 20, why);
-        h.not_sent(client, Way::ToClient, 1, 4, why);
+        h.not_sent(client, Direction::ToPeer, 2, 20, why);
+        h.not_sent(client, Direction::ToClient, 1, 4, why);
         assert_eq!(h.drops(why), amount(3, 24));
         let traffic = h.session(client).expect("the allocation lives on").traffic;
         assert_eq!(traffic.to_peers, Flow { received: amount(5, 50), dropped: amount(2, 20) });
@@ -398,8 +400,8 @@ fn what_was_not_sent_is_counted_after_the_allocation_ended_too() {
     h.channel_data(client, CHANNEL, b"12").to_peer();
     h.disconnect(client);
     let next = ready(&mut h, alice(), true);
-    h.not_sent(client, Way::ToClient, 1, 4, DropReason::StreamClosed);
-    h.not_sent(client, Way::ToPeer, 1, 2, DropReason::SendFailed);
+    h.not_sent(client, Direction::ToClient, 1, 4, DropReason::StreamClosed);
+    h.not_sent(client, Direction::ToPeer, 1, 2, DropReason::SendFailed);
     let counters = h.counters_of(client);
     assert_eq!((counters.to_clients.get(), counters.to_peers.get()), (amount(0, 0), amount(0, 0)));
     assert_eq!(h.drops(DropReason::StreamClosed), amount(1, 4));

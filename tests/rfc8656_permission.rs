@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use support::stun::{CREATE_PERMISSION, Outgoing, XOR_PEER_ADDRESS, allocate, request};
 use support::{Client, Harness, Went, addr, policy};
-use throughway::protocol::border::DropReason;
+use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason as Why;
 
 const PEER: &str = "8.8.8.8:1000";

@@ -6,9 +6,10 @@ use support::stun::{
     CREATE_PERMISSION, LIFETIME, MESSAGE_INTEGRITY, REFRESH, REQUESTED_ADDRESS_FAMILY, allocate, request,
 };
 use support::{Harness, Went, addr, alice, bind, carol, user};
+use throughway::address::{RelayedTransportAddress, Transport};
+use throughway::protocol::DEADLINES_PER_CALL;
 use throughway::protocol::accounting::Amount;
-use throughway::protocol::address::{RelayedTransportAddress, Transport};
-use throughway::protocol::border::{DropReason, EndReason};
+use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 
 // RFC 8656 §7.2, §8: exactly its lifetime
@@ -43,6 +44,27 @@ fn what_comes_at_the_end_of_the_lifetime_finds_no_allocation_even_before_the_tim
     assert_eq!(h.from_peer(client, peer, b"x"), Went::Dropped(DropReason::RelayClosed));
     h.refuses(client, request(REFRESH), 437, Why::NoAllocation);
     assert_eq!(h.leftovers(), 0);
+}
+
+// F-A1: clients that vanish together end together, and nobody waits for all of them
+#[test]
+fn the_end_of_many_is_worked_off_in_parts_and_none_is_served_after_its_lifetime() {
+    let mut h = Harness::new();
+    let spec = |number| user(&format!("user-{number}")).from(&format!("9.9.{number}.9:1000"));
+    let clients: Vec<_> = (0..200).map(|number| h.add(spec(number))).collect();
+    for client in &clients {
+        h.allocate(*client);
+    }
+    h.jump_ms(600_000);
+    let last = clients[199];
+    let before = h.allocations();
+    let now = h.now;
+    h.first_server().handle_timeout(now);
+    assert_eq!(before - h.allocations(), DEADLINES_PER_CALL);
+    h.refuses(last, request(REFRESH), 437, Why::NoAllocation);
+    assert!(h.allocations() > 0, "some of the others are still to be ended");
+    h.advance_ms(0);
+    assert_eq!((h.allocations(), h.leftovers()), (0, 0));
 }
 
 // RFC 8656 §8.2

@@ -162,11 +162,15 @@ fn a_newer_credential_of_the_same_user_may_fetch_the_port() {
 // RFC 8656 §7.2 (11): a refusal for quota does not use the token up
 #[test]
 fn a_quota_refusal_leaves_the_token_good() {
-    let mut h = Harness::with(|settings| settings.limits.allocations_per_user = Some(1));
-    let (one, two) = (h.add(user("bob")), h.add(user("bob")));
+    let mut h = Harness::with(|settings| settings.limits.allocations_per_client = Some(2));
+    let one = h.add(user("bob"));
+    let [two, three, four] = [1, 2, 3].map(|port| h.add(user("bob").from(&format!("12.0.0.1:{port}"))));
     let (relayed, token) = reserve(&mut h, one);
-    h.refuses(two, allocate().token(&token), 486, Why::QuotaUser);
-    h.refresh(one, 0);
+    h.allocate(three);
+    h.allocate(four);
+    // The reservation holds no place at this address.
+    h.refuses(two, allocate().token(&token), 486, Why::QuotaClient);
+    h.refresh(four, 0);
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }
 
@@ -254,7 +258,7 @@ fn a_held_socket_that_is_gone_is_508() {
 // RFC 8656 §18.10: tokens can't be guessed from one another
 #[test]
 fn tokens_differ() {
-    let mut h = Harness::new();
+    let mut h = Harness::with(|settings| settings.limits.reservations_per_user = None);
     let mut tokens: Vec<Vec<u8>> = (0..20)
         .map(|_| {
             let client = h.client();

@@ -4,14 +4,14 @@ mod support;
 
 use support::stun::{ALLOCATE, CREATE_PERMISSION, REFRESH, allocate, request};
 use support::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, holder_of, secret, user};
+use throughway::address::Transport;
 use throughway::credentials::claims::{Claim, ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, mint, password};
-use throughway::protocol::address::Transport;
-use throughway::protocol::border::{DropReason, EndReason, Way};
 use throughway::protocol::meter::{Allowance, Meter, Rates};
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::{OnExpiry, Settings};
-use throughway::protocol::time::{Now, Ticks, UnixSeconds};
+use throughway::time::{Now, Ticks, UnixSeconds};
 
 const PEER: &str = "8.8.8.8:1000";
 const OTHER: &str = "8.8.4.4:1000";
@@ -38,10 +38,14 @@ fn calling(h: &mut Harness, spec: Spec) -> Client {
     client
 }
 
-/// Sends until something is dropped, at most so often; tells how many went out and why the next did not.
+/// What a packet's IPv4 and UDP heads are charged with.
+const HEADS: usize = 28;
+
+/// Sends packets of this size, heads included, until something is dropped, at most so often; tells how many went out and
+/// why the next did not.
 fn send_until_dropped(h: &mut Harness, client: Client, size: usize, most: usize) -> (usize, Option<DropReason>) {
     for sent in 0..most {
-        if let Went::Dropped(why) = h.channel_data(client, 0x4000, &vec![7; size]) {
+        if let Went::Dropped(why) = h.channel_data(client, 0x4000, &vec![7; size.saturating_sub(HEADS)]) {
             return (sent, Some(why));
         }
     }
@@ -80,7 +84,7 @@ fn claims_that_are_not_understood_are_refused_and_the_answer_is_signed() {
         let refused = h.refuses(client, allocate(), 403, Why::BadClaims);
         assert!(refused.is_signed_with(&h.key_of(client)), "{text}");
     }
-    assert_eq!(h.books.genuine().by_secret[&Some("main".into())].refused["bad_claims"], 5);
+    assert_eq!(h.books.authenticated().by_secret[&Some("main".into())].refused["bad_claims"], 5);
     // Whoever has no password hears nothing of claims.
     let stranger = h.add(alice().named(&format!("{}:bob~x", START_UNIX + 3600), "wrong"));
     h.refuses(stranger, allocate(), 401, Why::BadIntegrity);
@@ -265,9 +269,9 @@ fn over_a_bandwidth_packets_are_dropped_and_counted_and_the_call_goes_on() {
     assert_eq!(send_until_dropped(&mut h, client, 100, 20), (10, Some(DropReason::OverBandwidth)));
     // The other way has a bucket of its own.
     for _ in 0..10 {
-        h.from_peer(client, addr(PEER), &[1; 100]).to_client();
+        h.from_peer(client, addr(PEER), &[1; 100 - HEADS]).to_client();
     }
-    assert_eq!(h.from_peer(client, addr(PEER), &[1; 100]), Went::Dropped(DropReason::OverBandwidth));
+    assert_eq!(h.from_peer(client, addr(PEER), &[1; 100 - HEADS]), Went::Dropped(DropReason::OverBandwidth));
     h.advance_ms(500);
     assert_eq!(send_until_dropped(&mut h, client, 100, 20), (5, Some(DropReason::OverBandwidth)));
     assert!(h.is_alive(client));
@@ -307,13 +311,14 @@ fn a_budget_that_is_used_up_ends_the_call_and_refuses_the_next_with_the_same_cre
     let mut h = Harness::with(|settings| settings.limits.bytes_per_credential = Some(1_000));
     let client = calling(&mut h, user("bob"));
     let idle = calling(&mut h, user("bob"));
-    h.from_peer(client, addr(PEER), &[1; 600]).to_client();
+    h.from_peer(client, addr(PEER), &[1; 600 - HEADS]).to_client();
     assert_eq!(send_until_dropped(&mut h, client, 100, 20), (4, Some(DropReason::OverBudget)));
     h.advance_ms(1);
     assert!(!h.is_alive(client));
     let record = h.ended.last().unwrap();
     assert_eq!(record.reason, Some(EndReason::Budget));
-    assert_eq!((record.traffic.to_peers.sent().bytes, record.traffic.to_client.sent().bytes), (400, 600));
+    assert_eq!((record.wire_sent(Direction::ToPeer), record.wire_sent(Direction::ToClient)), (400, 600));
+    assert_eq!((record.traffic.to_peers.sent().bytes, record.traffic.to_client.sent().bytes), (400 - 4 * 28, 600 - 28));
     assert!(h.is_alive(idle), "an idle session of it ends with its next packet");
     assert_eq!(h.channel_data(idle, 0x4000, b"x"), Went::Dropped(DropReason::OverBudget));
     h.advance_ms(1);
@@ -327,8 +332,8 @@ fn a_budget_that_is_used_up_ends_the_call_and_refuses_the_next_with_the_same_cre
 fn what_the_kernel_did_not_take_is_given_back_to_the_budget() {
     let mut h = Harness::with(|settings| settings.limits.bytes_per_credential = Some(1_000));
     let client = calling(&mut h, user("bob"));
-    h.channel_data(client, 0x4000, &[1; 1000]).to_peer();
-    h.not_sent(client, Way::ToPeer, 1, 1000, DropReason::NoBuffers);
+    h.channel_data(client, 0x4000, &[1; 1000 - HEADS]).to_peer();
+    h.not_sent(client, Direction::ToPeer, 1, 1000 - HEADS as u64, DropReason::NoBuffers);
     assert_eq!(send_until_dropped(&mut h, client, 500, 9), (2, Some(DropReason::OverBudget)));
 }
 
@@ -518,13 +523,13 @@ fn a_secret_for_verifying_lets_in_and_its_last_use_is_noted() {
     h.allocate(new);
     let late = h.add(holder_of(&format!("{}:eve", START_UNIX - 100)));
     h.refuses(late, allocate(), 401, Why::Expired);
-    let genuine = h.books.genuine();
-    let of = |id: &str| &genuine.by_secret[&Some(id.into())];
+    let authenticated = h.books.authenticated();
+    let of = |id: &str| &authenticated.by_secret[&Some(id.into())];
     assert_eq!((of("main").granted, of("main").last_used.unwrap().0), (1, START_UNIX));
     assert_eq!((of("new").granted, of("new").last_used.unwrap().0), (1, START_UNIX + 5));
     assert_eq!(of("main").refused["expired"], 1);
-    assert_eq!(genuine.remaining.iter().sum::<u64>(), 3);
-    assert_eq!(genuine.remaining[0], 1, "one had nothing left");
+    assert_eq!(authenticated.remaining.iter().sum::<u64>(), 3);
+    assert_eq!(authenticated.remaining[0], 1, "one had nothing left");
 }
 
 // ---- many workers at once ----
@@ -537,7 +542,7 @@ fn many_threads_spend_a_budget_exactly() {
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let meter = meter.clone();
-            let sent = move || (0..50_000).filter(|_| meter.charge(now, Way::ToPeer, 1).is_ok()).count();
+            let sent = move || (0..50_000).filter(|_| meter.charge(now, Direction::ToPeer, 1).is_ok()).count();
             std::thread::spawn(sent)
         })
         .collect();

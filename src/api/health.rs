@@ -9,6 +9,7 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
 use super::host::AllowedHosts;
+use crate::net::NO_RELAY_ADDRESS;
 use crate::ops::metrics::Metrics;
 use crate::ops::status::{Phase, Status};
 
@@ -22,6 +23,9 @@ pub struct Health {
     /// Which Host headers are answered.
     pub hosts: AllowedHosts,
 }
+
+/// Of `http.listen`, and the first of them of `http.public`.
+pub const PATHS: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 
 /// The routes of `http.listen`.
 pub fn router(health: Health) -> Router {
@@ -42,7 +46,7 @@ fn refused(health: &Health, headers: &HeaderMap) -> Option<Response> {
     if health.hosts.check(headers).is_some() {
         return None;
     }
-    let text = "this Host is not answered here; use 127.0.0.1 or localhost, or list the name in http.hosts\n";
+    let text = "this Host is not allowed; use 127.0.0.1 or localhost, or list the name in http.hosts\n";
     Some((StatusCode::FORBIDDEN, text).into_response())
 }
 
@@ -52,6 +56,9 @@ async fn healthz(State(health): State<Arc<Health>>, headers: HeaderMap) -> Respo
 
 async fn readyz(State(health): State<Arc<Health>>, headers: HeaderMap) -> Response {
     refused(&health, &headers).unwrap_or_else(|| match health.status.get() {
+        Phase::Ready if health.status.lacks_relay_address() => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{NO_RELAY_ADDRESS}\n")).into_response()
+        }
         Phase::Ready => "ready\n".into_response(),
         other @ (Phase::Starting | Phase::Draining) => {
             (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", other.name())).into_response()

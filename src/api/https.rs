@@ -5,38 +5,45 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::serve::{BOUNDS, Bounds, Peer, REST, admit};
-use crate::tls::half_open::{HalfOpen, Place};
-use crate::tls::{Handshakes, Tls};
+use super::serve::{BOUNDS, Bounds, ConnectionSlot, Peer, REST, connection};
+use crate::net::fair_limit::FairLimit;
+use crate::net::files;
+use crate::net::tls_resumption::ResumableSessions;
+use crate::tls::{HANDSHAKE_PROTECTED, Handshakes, Tls};
 
 pub(super) async fn serve(listener: TcpListener, router: Router, tls: Arc<Tls>) -> io::Result<()> {
     serve_within(listener, router, tls, BOUNDS).await
 }
 
 async fn serve_within(listener: TcpListener, router: Router, tls: Arc<Tls>, bounds: Bounds) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(bounds.connections));
-    let half_open = Arc::new(HalfOpen::default());
+    let places = Arc::default();
+    let under_way = Arc::default();
+    let sessions = ResumableSessions::default();
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
                 let _ = stream.set_nodelay(true);
-                let place = half_open.place(|| bounds.half_open).await;
-                let (router, places, tls) = (router.clone(), Arc::clone(&places), Arc::clone(&tls));
-                tokio::spawn(async move {
-                    if let Some(stream) = handshake(stream, address, &tls, place, bounds.handshake).await {
-                        admit(stream, Peer::Tcp(address), &router, &places, bounds);
+                let place = ConnectionSlot::take(&places, &stream, Peer::Tcp(address), bounds);
+                let (router, tls, under_way) = (router.clone(), Arc::clone(&tls), Arc::clone(&under_way));
+                let config = sessions.config_for(&tls.http(), address.ip().into());
+                let permit = place.permit();
+                tokio::spawn(place.hold(async move {
+                    if let Some(stream) =
+                        handshake(stream, address, (&tls.http_handshakes, config), &under_way, bounds).await
+                    {
+                        connection(stream, Peer::Tcp(address), router, permit, bounds).await;
                     }
-                });
+                }));
             }
+            Err(error) if files::is_of_one_connection(&error) => {}
             Err(_) => tokio::time::sleep(REST).await,
         }
     }
@@ -46,43 +53,40 @@ async fn serve_within(listener: TcpListener, router: Router, tls: Arc<Tls>, boun
 async fn handshake(
     mut stream: TcpStream,
     address: SocketAddr,
-    tls: &Tls,
-    mut place: Place,
-    within: Duration,
+    (counts, config): (&Handshakes, Arc<ServerConfig>),
+    under_way: &Arc<FairLimit>,
+    bounds: Bounds,
 ) -> Option<TlsStream<TcpStream>> {
-    let counts = &tls.http_handshakes;
     let establish = async {
         let mut first = [0];
+        // Who says nothing waits here, where it takes no place of a handshake.
         if stream.peek(&mut first).await? > 0 && first[0].is_ascii_alphabetic() {
             explain(&mut stream).await;
             return Err(io::Error::new(io::ErrorKind::InvalidData, "plain HTTP"));
         }
-        TlsAcceptor::from(tls.http()).accept(stream).await
-    };
-    tokio::select! {
-        result = tokio::time::timeout(within, establish) => match result {
-            Ok(Ok(stream)) => {
-                Handshakes::count(&counts.ok);
-                if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-                    Handshakes::count(&counts.resumed);
-                }
-                Some(stream)
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(client = %address, %error, "TLS handshake on http.public failed");
-                Handshakes::count(&counts.failed);
-                None
-            }
-            Err(_) => {
-                Handshakes::count(&counts.timeout);
-                None
-            }
-        },
-        Ok(()) = &mut place.give_way => {
-            Handshakes::count(&counts.refused);
-            None
+        let max = || bounds.half_open;
+        let (_place, mut give_way) = under_way.admit_patiently(max, address.ip().into(), HANDSHAKE_PROTECTED).await;
+        tokio::select! {
+            established = TlsAcceptor::from(config).accept(stream) => established.map(Some),
+            Ok(()) = &mut give_way => Ok(None),
         }
+    };
+    match tokio::time::timeout(bounds.handshake, establish).await {
+        Ok(Ok(Some(stream))) => {
+            Handshakes::count(&counts.ok);
+            if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                Handshakes::count(&counts.resumed);
+            }
+            return Some(stream);
+        }
+        Ok(Ok(None)) => Handshakes::count(&counts.refused),
+        Ok(Err(error)) => {
+            tracing::debug!(client = %address, %error, "TLS handshake on http.public failed");
+            Handshakes::count(&counts.failed);
+        }
+        Err(_) => Handshakes::count(&counts.timeout),
     }
+    None
 }
 
 /// Tells a client without TLS what is wrong, in its own words.
@@ -106,7 +110,10 @@ mod tests {
     use rustls::{ClientConfig, RootCertStore};
     use tokio_rustls::TlsConnector;
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::tls::HANDSHAKE;
     use crate::tls::certificates::Files;
 
     const SHORT: Bounds = Bounds {
@@ -115,6 +122,7 @@ mod tests {
         handshake: Duration::from_millis(400),
         headers: Duration::from_millis(400),
         request: Duration::from_millis(400),
+        reader: Duration::from_millis(400),
         connection: Duration::from_secs(2),
     };
 
@@ -228,15 +236,22 @@ mod tests {
         assert_eq!(server.counts()[2], ("timeout", 2));
     }
 
+    // F-A8
     #[tokio::test]
-    async fn silent_connections_do_not_keep_others_out() {
-        let server = server(Bounds { handshake: Duration::from_secs(60), ..SHORT }).await;
+    async fn silent_connections_and_begun_handshakes_do_not_keep_others_out() {
+        let server = server(Bounds { handshake: Duration::from_secs(60), connections: 64, ..SHORT }).await;
         let mut silent = Vec::new();
-        for _ in 0..SHORT.half_open {
+        for _ in 0..2 * SHORT.half_open {
             silent.push(TcpStream::connect(server.address).await.unwrap());
         }
+        assert!(server.get(&[]).await.unwrap().ends_with("here\n"));
+        assert_eq!(server.counts()[3], ("refused", 0), "who says nothing takes no place of a handshake");
+        for stream in &mut silent {
+            stream.write_all(&[HANDSHAKE]).await.unwrap();
+        }
+        // From their own address; another one would not have to wait.
         let answer = tokio::time::timeout(Duration::from_secs(10), server.get(&[])).await.expect("a place within 2 s");
         assert!(answer.unwrap().ends_with("here\n"));
-        assert_eq!(server.counts()[3], ("refused", 1));
+        assert!(server.counts()[3].1 > 0);
     }
 }

@@ -3,11 +3,14 @@
 pub mod admin;
 pub mod health;
 pub mod host;
+pub mod not_found;
 pub mod rest;
 pub mod uris;
 
+mod failed_logins;
 mod https;
 mod serve;
+mod slow_reader;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -21,9 +24,19 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::{HttpListen, PublicListen};
 use crate::net::passed::Passed;
+use crate::ops::metrics::Text;
 use crate::tls::Tls;
 
-pub use serve::{Peer, turned_away};
+pub use serve::Peer;
+
+/// Shows what the listeners and the admin API count; registered with
+/// [`Metrics::with`](crate::ops::metrics::Metrics::with).
+pub fn publish(text: &mut Text) {
+    text.counter("throughway_http_connections_refused_total", "HTTP connections closed to make room for others")
+        .value(serve::gave_way());
+    text.counter("throughway_admin_refused_total", "Admin calls that were refused or failed, by reason")
+        .each("reason", admin::refused::counts());
+}
 
 /// A bound HTTP listener; requests are served once [`Bound::serve`] runs.
 #[derive(Debug)]
@@ -56,9 +69,9 @@ impl Drop for SocketFile {
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: can't listen on {place}: {cause}; free it, choose another or leave it out")]
 pub struct BindError {
-    key: &'static str,
-    place: String,
-    cause: io::Error,
+    pub(crate) key: &'static str,
+    pub(crate) place: String,
+    pub(crate) cause: io::Error,
 }
 
 impl Bound {
@@ -94,6 +107,15 @@ impl Bound {
             }
         };
         found.map_or_else(|| Self::bind(listen), Ok)
+    }
+
+    /// The same for `http.admin_socket`.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open_admin(path: &Path, passed: &Passed) -> Result<Self, BindError> {
+        Self::open(&HttpListen::Unix(path.to_owned()), passed)
+            .map_err(|error| BindError { key: "http.admin_socket", ..error })
     }
 
     /// The same for one of `http.public`.
@@ -140,15 +162,64 @@ impl Bound {
     /// Serves until the task is dropped; `tls` has the certificates for a listener that needs them.
     ///
     /// # Errors
-    /// When the listener itself can't be used.
+    /// As [`Bound::register`] and [`Registered::serve`].
     pub async fn serve(self, router: Router, tls: Option<Arc<Tls>>) -> io::Result<()> {
-        match self {
-            Self::Https(listener) => {
+        self.register()?.serve(router, tls).await
+    }
+
+    /// Lets the runtime watch it, which is the last thing that can fail. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system has no room for it.
+    pub fn register(self) -> io::Result<Registered> {
+        let (address, name) = (self.address(), self.name());
+        let listener = match self {
+            Self::Https(listener) => Listener::Https(tokio::net::TcpListener::from_std(listener)?),
+            Self::Tcp(listener) => Listener::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Self::Unix(listener, file) => Listener::Unix(tokio::net::UnixListener::from_std(listener)?, file),
+        };
+        Ok(Registered { listener, address, name })
+    }
+}
+
+/// A listener that the runtime watches.
+pub struct Registered {
+    listener: Listener,
+    address: Option<SocketAddr>,
+    name: String,
+}
+
+enum Listener {
+    Tcp(tokio::net::TcpListener),
+    Https(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener, SocketFile),
+}
+
+impl Registered {
+    /// The address, for listeners that have one.
+    #[must_use]
+    pub const fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// How a person reaches it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Serves until the task is dropped; `tls` has the certificates for a listener that needs them.
+    ///
+    /// # Errors
+    /// When there are no certificates for a listener that needs them.
+    pub async fn serve(self, router: Router, tls: Option<Arc<Tls>>) -> io::Result<()> {
+        match self.listener {
+            Listener::Https(listener) => {
                 let tls = tls.ok_or_else(|| io::Error::other("https without certificates"))?;
-                https::serve(tokio::net::TcpListener::from_std(listener)?, router, tls).await
+                https::serve(listener, router, tls).await
             }
-            Self::Tcp(listener) => serve::tcp(tokio::net::TcpListener::from_std(listener)?, router).await,
-            Self::Unix(listener, _file) => serve::unix(tokio::net::UnixListener::from_std(listener)?, router).await,
+            Listener::Tcp(listener) => serve::tcp(listener, router).await,
+            Listener::Unix(listener, _file) => serve::unix(listener, router).await,
         }
     }
 }
@@ -161,7 +232,7 @@ fn bind_tcp(address: SocketAddr, key: &'static str) -> Result<TcpListener, BindE
             socket.set_only_v6(true)?;
         }
         socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
+        crate::net::bind_early(&socket, address, key)?;
         socket.listen(1024)?;
         socket.set_nonblocking(true)?;
         Ok(socket.into())

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, Version, header};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -18,7 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
+
+use super::slow_reader::SlowReaderLimit;
+use crate::net::fair_limit::{FairLimit, Permit, Source};
+use crate::net::files;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,9 +37,9 @@ pub enum Peer {
 /// What one listener takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// At a time; more are closed at once.
-    pub(super) connections: usize,
-    /// TLS handshakes under way at a time, which have no place among the connections yet.
+    /// At a time; then the longest idle one of the fullest source gives way.
+    pub(super) connections: u64,
+    /// TLS handshakes under way at a time; more connections wait for one.
     pub(super) half_open: u64,
     /// For one of them.
     pub(super) handshake: Duration,
@@ -42,7 +47,9 @@ pub(super) struct Bounds {
     pub(super) headers: Duration,
     /// For the rest: body and answer.
     pub(super) request: Duration,
-    /// For a connection on the whole, so that nobody keeps one by not reading.
+    /// For the reader of an answer to take it.
+    pub(super) reader: Duration,
+    /// For a connection on the whole, so that a client that does not read can't keep one.
     pub(super) connection: Duration,
 }
 
@@ -52,6 +59,7 @@ pub(super) const BOUNDS: Bounds = Bounds {
     handshake: Duration::from_secs(10),
     headers: Duration::from_secs(10),
     request: Duration::from_secs(10),
+    reader: Duration::from_secs(20),
     connection: Duration::from_secs(300),
 };
 
@@ -59,12 +67,15 @@ pub(super) const BOUNDS: Bounds = Bounds {
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
-/// Connections closed for want of a place, on all listeners together.
-static TURNED_AWAY: AtomicU64 = AtomicU64::new(0);
+/// How many connections a listener may have while files are scarce; then each new one takes the place of another.
+const CONNECTIONS_WITHOUT_FILES: u64 = 16;
 
-/// How many connections were closed at once because too many were open.
-pub fn turned_away() -> u64 {
-    TURNED_AWAY.load(Ordering::Relaxed)
+/// Connections closed for want of a place, on all listeners together.
+static GAVE_WAY: AtomicU64 = AtomicU64::new(0);
+
+/// How many connections were closed for others because too many were open.
+pub(super) fn gave_way() -> u64 {
+    GAVE_WAY.load(Ordering::Relaxed)
 }
 
 /// How long accepting rests when the system has no more files.
@@ -75,50 +86,81 @@ pub(super) async fn tcp(listener: TcpListener, router: Router) -> io::Result<()>
 }
 
 async fn tcp_within(listener: TcpListener, router: Router, bounds: Bounds) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(bounds.connections));
+    let places = Arc::default();
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
                 // Answers are small and whole; waiting for more of them would only make them late.
                 let _ = stream.set_nodelay(true);
-                admit(stream, Peer::Tcp(address), &router, &places, bounds);
+                let place = ConnectionSlot::take(&places, &stream, Peer::Tcp(address), bounds);
+                let (permit, router) = (place.permit(), router.clone());
+                tokio::spawn(place.hold(connection(stream, Peer::Tcp(address), router, permit, bounds)));
             }
+            Err(error) if files::is_of_one_connection(&error) => {}
             Err(_) => tokio::time::sleep(REST).await,
         }
     }
 }
 
 pub(super) async fn unix(listener: UnixListener, router: Router) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(BOUNDS.connections));
+    let places = Arc::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let peer = Peer::Unix(stream.peer_cred().ok().map(|process| process.uid()));
-                admit(stream, peer, &router, &places, BOUNDS);
+                let place = ConnectionSlot::take(&places, &stream, peer, BOUNDS);
+                let (permit, router) = (place.permit(), router.clone());
+                tokio::spawn(place.hold(connection(stream, peer, router, permit, BOUNDS)));
             }
+            Err(error) if files::is_of_one_connection(&error) => {}
             Err(_) => tokio::time::sleep(REST).await,
         }
     }
 }
 
-/// Serves a connection if there is a place for it, else closes it.
-pub(super) fn admit<S>(stream: S, peer: Peer, router: &Router, places: &Arc<Semaphore>, bounds: Bounds)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    if let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        tokio::spawn(connection(stream, peer, router.clone(), place, bounds));
-    } else {
-        TURNED_AWAY.fetch_add(1, Ordering::Relaxed);
+/// A connection's place on a listener, from the accept on.
+pub(super) struct ConnectionSlot {
+    permit: Arc<Permit>,
+    give_way: oneshot::Receiver<()>,
+}
+
+impl ConnectionSlot {
+    pub(super) fn take(places: &Arc<FairLimit>, stream: &impl AsFd, peer: Peer, bounds: Bounds) -> Self {
+        let source = match peer {
+            Peer::Tcp(address) => address.ip().into(),
+            Peer::Unix(user) => Source::User(user),
+        };
+        let max = if files::is_reserved(stream) {
+            places.count().clamp(CONNECTIONS_WITHOUT_FILES.min(bounds.connections), bounds.connections)
+        } else {
+            bounds.connections
+        };
+        let (permit, give_way) = places.admit_task(max, source);
+        Self { permit: Arc::new(permit), give_way }
+    }
+
+    /// For those who tell when the connection did something.
+    pub(super) fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
+
+    /// Serves until that is over, or until the place is another's.
+    pub(super) async fn hold(mut self, serving: impl Future<Output = ()>) {
+        tokio::select! {
+            () = serving => {}
+            Ok(()) = &mut self.give_way => drop(GAVE_WAY.fetch_add(1, Ordering::Relaxed)),
+        }
     }
 }
 
-async fn connection<S>(stream: S, peer: Peer, router: Router, place: OwnedSemaphorePermit, bounds: Bounds)
+pub(super) async fn connection<S>(stream: S, peer: Peer, router: Router, permit: Arc<Permit>, bounds: Bounds)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
+        permit.touch();
+        name_host(&mut request, peer);
         request.extensions_mut().insert(peer);
         let answer = router.call(request);
         async move {
@@ -135,7 +177,7 @@ where
         .header_read_timeout(bounds.headers)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(SlowReaderLimit::new(stream, bounds.reader)), service);
     let mut serving = std::pin::pin!(serving);
     // What goes wrong on a client's connection is the client's affair: it is closed, and that is all.
     tokio::select! {
@@ -145,7 +187,18 @@ where
             let _ = tokio::time::timeout(bounds.request, serving).await;
         }
     }
-    drop(place);
+}
+
+/// HTTP/1.0 has no Host. A client of this machine that speaks it means this machine; a browser, which a page of another
+/// site could use, always sends one.
+fn name_host<B>(request: &mut Request<B>, peer: Peer) {
+    let is_local = match peer {
+        Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Peer::Unix(_) => true,
+    };
+    if is_local && request.version() == Version::HTTP_10 && !request.headers().contains_key(header::HOST) {
+        request.headers_mut().insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
 }
 
 #[cfg(test)]
@@ -162,17 +215,26 @@ mod tests {
         handshake: Duration::from_millis(300),
         headers: Duration::from_millis(150),
         request: Duration::from_millis(150),
+        reader: Duration::from_millis(300),
         connection: Duration::from_millis(600),
     };
 
+    /// More than the buffers of both sides take.
+    const LARGE: usize = 64 << 20;
+
     async fn server() -> SocketAddr {
+        server_within(SHORT).await
+    }
+
+    async fn server_within(bounds: Bounds) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new()
             .route("/", get(|| async { "here\n" }))
             .route("/body", post(|body: axum::body::Bytes| async move { format!("{}\n", body.len()) }))
+            .route("/large", get(|| async { vec![b'x'; LARGE] }))
             .route("/never", get(std::future::pending::<&'static str>));
-        tokio::spawn(tcp_within(listener, router, SHORT));
+        tokio::spawn(tcp_within(listener, router, bounds));
         address
     }
 
@@ -223,27 +285,66 @@ mod tests {
         assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 4"), "{refused}");
     }
 
+    // F-A7
     #[tokio::test]
-    async fn more_connections_than_places_are_closed_and_the_places_come_back() {
-        let address = server().await;
+    async fn when_all_places_are_taken_the_longest_idle_connection_gives_way() {
+        let address = server_within(Bounds { headers: Duration::from_secs(60), ..SHORT }).await;
         let mut held = Vec::new();
         for _ in 0..SHORT.connections {
             held.push(TcpStream::connect(address).await.unwrap());
         }
-        let before = turned_away();
-        assert_eq!(answer_to(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await, "");
-        assert!(turned_away() > before);
-        for stream in &mut held {
-            rest_of(stream).await;
-        }
-        let mut answer = String::new();
-        for _ in 0..100 {
-            answer = answer_to(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-            if !answer.is_empty() {
-                break;
+        let before = gave_way();
+        let answer = answer_to(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(rest_of(&mut held[0]).await, "");
+        assert!(gave_way() > before);
+    }
+
+    // F-A7
+    #[tokio::test]
+    async fn a_reader_that_does_not_take_its_answer_is_closed_long_before_its_connection_would_end() {
+        let bounds = Bounds { connection: Duration::from_secs(600), headers: Duration::from_secs(600), ..SHORT };
+        let address = server_within(bounds).await;
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        tokio::time::sleep(4 * bounds.reader).await;
+        let taken = rest_of(&mut slow).await.len();
+        assert!(taken < LARGE, "{taken} bytes: the rest was given up");
+    }
+
+    // F-A7
+    #[tokio::test]
+    async fn each_answer_has_its_own_time_and_a_slow_reader_that_takes_all_of_it_is_served_on() {
+        let bounds = Bounds { reader: Duration::from_secs(60), connection: Duration::from_secs(600), ..SHORT };
+        let address = server_within(Bounds { headers: Duration::from_secs(60), ..bounds }).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        for _ in 0..2 {
+            stream.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+            let mut left = LARGE;
+            while left > 0 {
+                left = left.saturating_sub(stream.read(&mut buffer).await.unwrap());
             }
         }
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    // The wish "HTTP/1.0 without Host on loopback is answered".
+    #[test]
+    fn a_missing_host_of_http_1_0_is_this_machine_for_clients_of_this_machine() {
+        let host = |version, peer: &str, host: Option<&'static str>| {
+            let mut request = Request::new(());
+            *request.version_mut() = version;
+            if let Some(host) = host {
+                request.headers_mut().insert(header::HOST, HeaderValue::from_static(host));
+            }
+            name_host(&mut request, Peer::Tcp(peer.parse().unwrap()));
+            request.headers().get(header::HOST).map(|host| host.to_str().unwrap().to_owned())
+        };
+        assert_eq!(host(Version::HTTP_10, "127.0.0.1:9", None).as_deref(), Some("localhost"));
+        assert_eq!(host(Version::HTTP_10, "[::ffff:127.0.0.1]:9", None).as_deref(), Some("localhost"));
+        assert_eq!(host(Version::HTTP_10, "192.0.2.1:9", None), None);
+        assert_eq!(host(Version::HTTP_11, "127.0.0.1:9", None), None);
+        assert_eq!(host(Version::HTTP_10, "127.0.0.1:9", Some("evil.example")).as_deref(), Some("evil.example"));
     }
 
     #[tokio::test]

@@ -1,60 +1,17 @@
 //! The URIs that clients are given (RFC 7064, RFC 7065): made from listeners, so that none can be wrong.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
+use crate::address::Transport;
 use crate::config::Config;
-use crate::protocol::address::Transport;
+use crate::turn_uri::{Scheme, TurnUri};
 
 /// Browsers are slow to gather, and warn, with five servers or more.
 const URIS_MAX: usize = 4;
 
-/// One way to reach a listener.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Uri {
-    /// A host name, or an address without brackets.
-    pub host: Box<str>,
-    /// Its port.
-    pub port: u16,
-    /// What carries the messages.
-    pub transport: Transport,
-}
-
-impl Uri {
-    /// `turn:` or `turns:` with its transport, which is never left out.
-    #[must_use]
-    pub fn turn(&self) -> String {
-        match self.transport {
-            Transport::Udp => format!("turn:{self}?transport=udp"),
-            Transport::Tcp => format!("turn:{self}?transport=tcp"),
-            Transport::Tls => format!("turns:{self}?transport=tcp"),
-        }
-    }
-
-    /// `stun:`, for UDP only; it takes no transport.
-    #[must_use]
-    pub fn stun(&self) -> Option<String> {
-        match self.transport {
-            Transport::Udp => Some(format!("stun:{self}")),
-            Transport::Tcp | Transport::Tls => None,
-        }
-    }
-}
-
-/// Host and port; IPv6 in brackets.
-impl fmt::Display for Uri {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.parse::<Ipv6Addr>().is_ok() {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
 /// What clients must be told instead of an address.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Names<'a> {
+pub struct UriNames<'a> {
     /// `http.public_name`.
     pub public: Option<&'a str>,
     /// A name in the certificate: a client checks it against what it was told, and hardly one holds an address.
@@ -63,8 +20,8 @@ pub struct Names<'a> {
 
 /// The names of a configuration.
 #[must_use]
-pub fn names(config: &Config) -> Names<'_> {
-    Names { public: config.http.issuing.public_name.as_deref(), certificate: config.tls.name.as_deref() }
+pub fn names(config: &Config) -> UriNames<'_> {
+    UriNames { public: config.http.issuing.public_name.as_deref(), certificate: config.tls.name.as_deref() }
 }
 
 /// Each listener once: UDP first, TLS last, within a transport IPv4 first, else in the order given.
@@ -73,15 +30,15 @@ pub fn names(config: &Config) -> Names<'_> {
 /// or for the unspecified one of a family; a loopback listener is left out if there are others.
 pub fn of_listeners(
     listeners: impl IntoIterator<Item = (Transport, SocketAddr)>,
-    names: &Names<'_>,
+    names: &UriNames<'_>,
     told: impl Fn(IpAddr) -> Option<IpAddr>,
-) -> Vec<Uri> {
+) -> Vec<TurnUri> {
     let mut listeners: Vec<_> = listeners.into_iter().filter(|(_, address)| address.port() != 0).collect();
     if listeners.iter().any(|(_, address)| !address.ip().is_loopback()) {
         listeners.retain(|(_, address)| !address.ip().is_loopback());
     }
     listeners.sort_by_key(|(transport, address)| (*transport, address.is_ipv6()));
-    let mut uris: Vec<Uri> = Vec::new();
+    let mut uris: Vec<TurnUri> = Vec::new();
     for (transport, address) in listeners {
         let name = match transport {
             Transport::Udp | Transport::Tcp => names.public,
@@ -89,7 +46,7 @@ pub fn of_listeners(
         };
         let host = name.map(Box::from).or_else(|| told(address.ip()).map(|ip| ip.to_string().into()));
         let Some(host) = host else { continue };
-        let uri = Uri { host, port: address.port(), transport };
+        let uri = TurnUri { scheme: Scheme::Turn, host, port: address.port(), transport };
         if !uris.contains(&uri) {
             uris.push(uri);
         }
@@ -99,7 +56,7 @@ pub fn of_listeners(
 
 /// At most four of them: the first of each transport, and then whichever come first.
 #[must_use]
-pub fn few(uris: Vec<Uri>) -> Vec<Uri> {
+pub fn few(uris: Vec<TurnUri>) -> Vec<TurnUri> {
     let is_first = |at: usize| !uris[..at].iter().any(|other| other.transport == uris[at].transport);
     let (mut kept, others): (Vec<usize>, Vec<usize>) = (0..uris.len()).partition(|at| is_first(*at));
     kept.truncate(URIS_MAX);
@@ -119,9 +76,9 @@ mod tests {
             IpAddr::V6(v6) if v6.is_unspecified() => None,
             IpAddr::V4(_) | IpAddr::V6(_) => Some(ip),
         };
-        of_listeners(listeners, &Names { public: name, certificate: Some("turn.example.net") }, told)
+        of_listeners(listeners, &UriNames { public: name, certificate: Some("turn.example.net") }, told)
             .iter()
-            .map(Uri::turn)
+            .map(ToString::to_string)
             .collect()
     }
 
@@ -168,17 +125,10 @@ mod tests {
 
     #[test]
     fn of_many_the_first_of_each_transport_stays() {
-        let uri = |port, transport| Uri { host: "h".into(), port, transport };
-        let mut many: Vec<Uri> = (1..=5).map(|port| uri(port, Transport::Udp)).collect();
+        let uri = |port, transport| TurnUri { scheme: Scheme::Turn, host: "h".into(), port, transport };
+        let mut many: Vec<TurnUri> = (1..=5).map(|port| uri(port, Transport::Udp)).collect();
         many.push(uri(9, Transport::Tcp));
         let ports: Vec<u16> = few(many).iter().map(|uri| uri.port).collect();
         assert_eq!(ports, [1, 2, 3, 9]);
-    }
-
-    #[test]
-    fn stun_is_udp_without_a_transport() {
-        let uri = |transport| Uri { host: "2001:db8::7".into(), port: 3478, transport };
-        assert_eq!(uri(Transport::Udp).stun().unwrap(), "stun:[2001:db8::7]:3478");
-        assert_eq!(uri(Transport::Tcp).stun(), None);
     }
 }

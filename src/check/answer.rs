@@ -28,7 +28,7 @@ pub struct IceServer {
 
 /// An answer, whatever its shape was.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct EndpointAnswer {
     /// Which shape it was, for the report.
     pub shape: &'static str,
     /// In its order.
@@ -41,7 +41,7 @@ pub struct Answer {
 ///
 /// # Errors
 /// What it lacks.
-pub fn read(body: &str) -> Result<Answer, String> {
+pub fn read(body: &str) -> Result<EndpointAnswer, String> {
     let json: Value = serde_json::from_str(body).map_err(|error| format!("not JSON: {error}"))?;
     let ttl = ["ttl", "Ttl"].iter().find_map(|key| number(json.get(key)?));
     let (shape, servers) = if let Some(list) = json.as_array() {
@@ -63,9 +63,9 @@ pub fn read(body: &str) -> Result<Answer, String> {
     };
     let ttl = ttl.or_else(|| json.get("IceServerList")?.get(0)?.get("Ttl").and_then(number));
     if servers.iter().all(|server| server.urls.is_empty()) {
-        return Err("it names no server".to_owned());
+        return Err("it lists no server".to_owned());
     }
-    Ok(Answer { shape, servers, ttl })
+    Ok(EndpointAnswer { shape, servers, ttl })
 }
 
 /// Some write it as text.
@@ -128,7 +128,7 @@ mod tests {
             login: Some(Login { username: "u".into(), password: "p".into() }),
         };
         for (body, shape, ttl) in rows {
-            assert_eq!(read(body).unwrap(), Answer { shape, servers: vec![server.clone()], ttl }, "{body}");
+            assert_eq!(read(body).unwrap(), EndpointAnswer { shape, servers: vec![server.clone()], ttl }, "{body}");
         }
         let stun = read(r#"[{"urls":["stun:a"]}]"#).unwrap();
         assert_eq!(stun.servers[0].login, None);

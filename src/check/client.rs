@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::address::{Address, Family};
 use crate::check::answer::Login;
 use crate::check::link::{Arrival, Link, NoAnswer, Origin};
-use crate::protocol::address::{Address, Family};
 use crate::wire::attribute::{
     ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM,
     ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_SOFTWARE, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
     ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, ChannelNumber, PROTO_UDP, plain_address, xor_address,
 };
 use crate::wire::channel_data;
-use crate::wire::integrity::Key;
+use crate::wire::integrity::IntegrityKey;
 use crate::wire::message::{
     AttrType, CLASS_ERROR_RESPONSE, CLASS_INDICATION, CLASS_REQUEST, Known, METHOD_ALLOCATE, METHOD_BINDING,
     METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, METHOD_SEND, Message, MessageType, Method,
@@ -26,7 +26,7 @@ use crate::wire::writer::Writer;
 const NONCES_MAX: usize = 3;
 
 /// An attribute of a request.
-enum Wanted {
+enum RequestAttribute {
     Bytes(AttrType, Vec<u8>),
     Address(AttrType, SocketAddr),
 }
@@ -57,7 +57,7 @@ impl From<NoAnswer> for Failed {
 
 /// The parts of an answer that steps look at.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(super) struct ServerAnswer {
     pub(super) refused: Option<Refused>,
     pub(super) mapped: Option<SocketAddr>,
     pub(super) relayed: Option<SocketAddr>,
@@ -76,7 +76,7 @@ fn random_id() -> TransactionId {
     TransactionId(id)
 }
 
-fn read(bytes: &[u8], key: Option<&Key>) -> Result<Answer, Failed> {
+fn read(bytes: &[u8], key: Option<&IntegrityKey>) -> Result<ServerAnswer, Failed> {
     let message = Message::parse(bytes).map_err(|_| Failed::Strange("the answer is malformed"))?;
     let address = |attribute| {
         let value = message.all(attribute).next()?;
@@ -95,7 +95,7 @@ fn read(bytes: &[u8], key: Option<&Key>) -> Result<Answer, Failed> {
         (CLASS_ERROR_RESPONSE, _) => return Err(Failed::Strange("an error response without an error code")),
         _ => None,
     };
-    Ok(Answer {
+    Ok(ServerAnswer {
         refused,
         mapped: address(ATTR_XORMAPPED_ADDRESS),
         relayed: address(ATTR_XOR_RELAYED_ADDRESS),
@@ -111,7 +111,7 @@ fn read(bytes: &[u8], key: Option<&Key>) -> Result<Answer, Failed> {
 struct Challenge {
     realm: Vec<u8>,
     nonce: Vec<u8>,
-    key: Key,
+    key: IntegrityKey,
 }
 
 /// One client of the server.
@@ -131,17 +131,19 @@ impl Client {
         &self,
         message_type: MessageType,
         id: TransactionId,
-        wanted: &[Wanted],
+        wanted: &[RequestAttribute],
         is_signed: bool,
     ) -> Result<Vec<u8>, Failed> {
-        let payload: usize =
-            wanted.iter().map(|wanted| if let Wanted::Bytes(_, bytes) = wanted { bytes.len() + 8 } else { 32 }).sum();
+        let payload: usize = wanted
+            .iter()
+            .map(|wanted| if let RequestAttribute::Bytes(_, bytes) = wanted { bytes.len() + 8 } else { 32 })
+            .sum();
         let mut bytes = vec![0; payload + 4096];
         let mut writer = Writer::new(&mut bytes, message_type, id);
         for attribute in wanted {
             match attribute {
-                Wanted::Bytes(name, value) => writer.attribute(*name, value),
-                Wanted::Address(name, address) => writer.xor_address(*name, Address::from(*address)),
+                RequestAttribute::Bytes(name, value) => writer.attribute(*name, value),
+                RequestAttribute::Address(name, address) => writer.xor_address(*name, Address::from(*address)),
             };
         }
         if let (Some(challenge), true) = (&self.challenge, is_signed) {
@@ -158,7 +160,7 @@ impl Client {
         Ok(bytes)
     }
 
-    async fn ask(&self, method: Method, wanted: &[Wanted], is_signed: bool) -> Result<Answer, Failed> {
+    async fn ask(&self, method: Method, wanted: &[RequestAttribute], is_signed: bool) -> Result<ServerAnswer, Failed> {
         let id = random_id();
         let request = self.write(MessageType { method, class: CLASS_REQUEST }, id, wanted, is_signed)?;
         let response = self.link.ask(id, &request).await?;
@@ -167,7 +169,7 @@ impl Client {
     }
 
     /// Asks, signed; a stale nonce is replaced.
-    async fn request(&mut self, method: Method, wanted: &[Wanted]) -> Result<Answer, Failed> {
+    async fn request(&mut self, method: Method, wanted: &[RequestAttribute]) -> Result<ServerAnswer, Failed> {
         let mut tries = 0;
         loop {
             let answer = self.ask(method, wanted, true).await?;
@@ -181,9 +183,9 @@ impl Client {
     }
 
     /// Takes realm and nonce over; whether both were there.
-    pub(super) fn accept_challenge(&mut self, answer: &Answer) -> bool {
+    pub(super) fn accept_challenge(&mut self, answer: &ServerAnswer) -> bool {
         let (Some(realm), Some(nonce)) = (answer.realm.clone(), answer.nonce.clone()) else { return false };
-        let key = Key::long_term(self.login.username.as_bytes(), &realm, self.login.password.as_bytes());
+        let key = IntegrityKey::long_term(self.login.username.as_bytes(), &realm, self.login.password.as_bytes());
         self.challenge = Some(Challenge { realm, nonce, key });
         true
     }
@@ -196,29 +198,29 @@ impl Client {
         self.link.ask_once(id, &request, within).await.ok().map(|_| asked.elapsed())
     }
 
-    pub(super) async fn binding(&self) -> Result<Answer, Failed> {
+    pub(super) async fn binding(&self) -> Result<ServerAnswer, Failed> {
         self.ask(METHOD_BINDING, &[], false).await
     }
 
-    fn allocate_attributes(family: Option<Family>) -> Vec<Wanted> {
-        let mut wanted = vec![Wanted::Bytes(ATTR_REQUESTED_TRANSPORT, vec![PROTO_UDP.0, 0, 0, 0])];
+    fn allocate_attributes(family: Option<Family>) -> Vec<RequestAttribute> {
+        let mut wanted = vec![RequestAttribute::Bytes(ATTR_REQUESTED_TRANSPORT, vec![PROTO_UDP.0, 0, 0, 0])];
         if let Some(family) = family {
             let number = match family {
                 Family::V4 => 1,
                 Family::V6 => 2,
             };
-            wanted.push(Wanted::Bytes(ATTR_REQUESTED_ADDRESS_FAMILY, vec![number, 0, 0, 0]));
+            wanted.push(RequestAttribute::Bytes(ATTR_REQUESTED_ADDRESS_FAMILY, vec![number, 0, 0, 0]));
         }
         wanted
     }
 
     /// Allocate without credentials, which must be refused.
-    pub(super) async fn allocate_unsigned(&self) -> Result<Answer, Failed> {
+    pub(super) async fn allocate_unsigned(&self) -> Result<ServerAnswer, Failed> {
         self.ask(METHOD_ALLOCATE, &Self::allocate_attributes(None), false).await
     }
 
     /// Allocate with credentials.
-    pub(super) async fn allocate(&mut self, family: Option<Family>) -> Result<Answer, Failed> {
+    pub(super) async fn allocate(&mut self, family: Option<Family>) -> Result<ServerAnswer, Failed> {
         if self.challenge.is_none() {
             let challenge = self.allocate_unsigned().await?;
             if !self.accept_challenge(&challenge) {
@@ -232,19 +234,23 @@ impl Client {
     }
 
     pub(super) async fn permit(&mut self, peer: SocketAddr) -> Result<(), Failed> {
-        self.request(METHOD_CREATE_PERMISSION, &[Wanted::Address(ATTR_XOR_PEER_ADDRESS, peer)]).await.map(|_| ())
+        self.request(METHOD_CREATE_PERMISSION, &[RequestAttribute::Address(ATTR_XOR_PEER_ADDRESS, peer)])
+            .await
+            .map(|_| ())
     }
 
     pub(super) async fn bind(&mut self, number: u16, peer: SocketAddr) -> Result<(), Failed> {
         let [high, low] = number.to_be_bytes();
-        let channel = Wanted::Bytes(ATTR_CHANNEL_NUMBER, vec![high, low, 0, 0]);
-        self.request(METHOD_CHANNEL_BIND, &[channel, Wanted::Address(ATTR_XOR_PEER_ADDRESS, peer)]).await.map(|_| ())
+        let channel = RequestAttribute::Bytes(ATTR_CHANNEL_NUMBER, vec![high, low, 0, 0]);
+        self.request(METHOD_CHANNEL_BIND, &[channel, RequestAttribute::Address(ATTR_XOR_PEER_ADDRESS, peer)])
+            .await
+            .map(|_| ())
     }
 
     /// Ends the allocation.
     pub(super) async fn release(&mut self) -> Result<(), Failed> {
         self.relayed = None;
-        self.request(METHOD_REFRESH, &[Wanted::Bytes(ATTR_LIFETIME, vec![0; 4])]).await.map(|_| ())
+        self.request(METHOD_REFRESH, &[RequestAttribute::Bytes(ATTR_LIFETIME, vec![0; 4])]).await.map(|_| ())
     }
 
     pub(super) async fn refresh(&mut self) -> Result<u32, Failed> {
@@ -253,7 +259,10 @@ impl Client {
     }
 
     pub(super) async fn send_indication(&self, peer: SocketAddr, payload: &[u8]) -> Result<(), Failed> {
-        let wanted = [Wanted::Address(ATTR_XOR_PEER_ADDRESS, peer), Wanted::Bytes(ATTR_DATA, payload.to_vec())];
+        let wanted = [
+            RequestAttribute::Address(ATTR_XOR_PEER_ADDRESS, peer),
+            RequestAttribute::Bytes(ATTR_DATA, payload.to_vec()),
+        ];
         let message_type = MessageType { method: METHOD_SEND, class: CLASS_INDICATION };
         let bytes = self.write(message_type, random_id(), &wanted, false)?;
         Ok(self.link.send(&bytes).await?)

@@ -1,111 +1,87 @@
-//! One GET of a credential endpoint, by hand: no redirects, no cookies, bounded in size and time.
+//! One GET of a credential endpoint, over an address that is chosen here, so that the report can name it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
-use crate::calendar;
 use crate::check::link::Link;
 use crate::check::report::Step;
 use crate::check::tls::{self, BadCertificate, Trust};
-use crate::check::uri::split_port;
+use crate::fetch::{self, FetchError, HttpRequest, HttpResponse, Url, UrlError};
 
 /// The longest answer that is read.
-const ANSWER_BYTES_MAX: u64 = 256 * 1024;
-
-/// Where to ask.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Url {
-    /// Over TLS.
-    pub is_https: bool,
-    /// Name or address, without brackets.
-    pub host: String,
-    /// 80, 443 or as given.
-    pub port: u16,
-    /// Path and query.
-    pub path: String,
-}
+const RESPONSE_BYTES_MAX: usize = 256 * 1024;
 
 /// Takes an http or https URL apart; `None` if it is another scheme.
 pub fn parse_url(text: &str) -> Option<Result<Url, String>> {
-    let (scheme, rest) = text.split_once("://")?;
-    let is_https = match scheme.to_ascii_lowercase().as_str() {
-        "http" => false,
-        "https" => true,
-        _ => return None,
+    let url = match Url::parse(text.split('#').next().unwrap_or_default()) {
+        Err(UrlError::Scheme) => return None,
+        Err(UrlError::Login) => {
+            Err(format!("{text}: {}; give it with --header \"Authorization: ...\"", UrlError::Login))
+        }
+        Err(error) => Err(format!("{text}: {error}")),
+        Ok(url) => Ok(url),
     };
-    let wrong = |why: &str| Some(Err(format!("{text}: {why}")));
-    let rest = rest.split('#').next().unwrap_or_default();
-    let (authority, path) = match rest.find(['/', '?']) {
-        Some(at) => rest.split_at(at),
-        None => (rest, "/"),
-    };
-    if authority.contains('@') {
-        return wrong("a login can't stand in the URL; give it with --header \"Authorization: ...\"");
-    }
-    if path.bytes().any(|b| b <= b' ' || b == 0x7F) {
-        return wrong("there is a blank or control character in it");
-    }
-    let Some((host, port)) = split_port(authority) else { return wrong("host or port is not right") };
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let port = port.unwrap_or(if is_https { 443 } else { 80 });
-    Some(Ok(Url { is_https, host: host.to_owned(), port, path }))
+    Some(url)
 }
 
-/// An HTTP answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    headers: Vec<(String, String)>,
-    pub(crate) body: String,
+/// Reads a header line as --header has it.
+pub(super) fn parse_header(line: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = line.split_once(':')?;
+    Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
 }
 
-impl Reply {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
-    }
-
-    /// Its clock, seconds since 1970.
-    pub(super) fn date(&self) -> Option<u64> {
-        unix_of_date(self.header("date")?)
-    }
+/// The clock of who answered, in seconds since 1970.
+pub(super) fn date(headers: &HeaderMap) -> Option<u64> {
+    let date = httpdate::parse_http_date(text_of(headers, header::DATE)?).ok()?;
+    date.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// Asks one address; the steps tell what went wrong where there is no reply.
+fn text_of(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Asks one address; the steps tell what went wrong where there is no answer.
 pub(super) async fn get(
     url: &Url,
     address: SocketAddr,
-    headers: &[String],
+    headers: &[(HeaderName, HeaderValue)],
     trust: &Trust,
     within: Duration,
     now: u64,
-) -> (Option<Reply>, Vec<Step>) {
+) -> (Option<HttpResponse>, Vec<Step>) {
     let stream = match Link::connect(address, within).await {
         Ok(stream) => stream,
         Err(error) => {
-            let remedy = format!("check that the endpoint runs and that TCP port {} is open", url.port);
+            let remedy = format!("check that the endpoint runs and that TCP port {} is open", url.port());
             return (None, vec![Step::fail("reach", error.text(), remedy)]);
         }
     };
     let mut steps = vec![Step::ok("reach", "connected")];
-    let asked = if url.is_https {
+    let usual = [
+        (header::ACCEPT, HeaderValue::from_static("application/json")),
+        (header::USER_AGENT, HeaderValue::from_static("throughway-check")),
+    ];
+    let request = HttpRequest {
+        method: Method::GET,
+        headers: usual.into_iter().chain(headers.iter().cloned()).collect(),
+        body: Vec::new(),
+        response_bytes_max: RESPONSE_BYTES_MAX,
+    };
+    let response = if url.is_https() {
         // A header may hold a key, so a certificate that is not right ends it here.
         let (stream, mut seen) =
-            tls::handshake(stream, &url.host, trust, BadCertificate::Ends, &["http/1.1"], within, now).await;
+            tls::handshake(stream, url.host(), trust, BadCertificate::Ends, &["http/1.1"], within, now).await;
         steps.append(&mut seen);
         let Some(stream) = stream else { return (None, steps) };
-        tokio::time::timeout(within, exchange(stream, url, headers)).await
+        fetch::ask_over(stream, url, request, within).await
     } else {
-        tokio::time::timeout(within, exchange(stream, url, headers)).await
+        fetch::ask_over(stream, url, request, within).await
     };
-    let reply = match asked {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) => {
-            steps.push(Step::fail("http", error, "check that an HTTP server answers on this port"));
-            return (None, steps);
-        }
-        Err(_) => {
+    let response = match response {
+        Ok(response) => response,
+        Err(FetchError::Timeout(_)) => {
             let text = format!("no answer within {} ms", within.as_millis());
             steps.push(Step::fail(
                 "http",
@@ -114,123 +90,41 @@ pub(super) async fn get(
             ));
             return (None, steps);
         }
+        Err(error) => {
+            steps.push(Step::fail("http", error.to_string(), "check that an HTTP server answers on this port"));
+            return (None, steps);
+        }
     };
-    steps.push(status(&reply));
-    ((reply.status / 100 == 2).then_some(reply), steps)
+    steps.push(status(&response));
+    (response.status.is_success().then_some(response), steps)
 }
 
-fn status(reply: &Reply) -> Step {
-    let detail = format!("status {}", reply.status);
-    match reply.status {
+fn status(response: &HttpResponse) -> Step {
+    let detail = format!("status {}", response.status.as_u16());
+    match response.status.as_u16() {
         200..=299 => Step::ok("http", detail),
         300..=399 => {
-            let to = reply.header("location").unwrap_or("?");
+            let to = text_of(&response.headers, header::LOCATION).unwrap_or("?");
             Step::fail(
                 "http",
                 format!("{detail}: it sends us to {}", crate::check::remedy::printable(to)),
                 "check that URL instead",
             )
         }
-        400 => Step::fail("http", detail, "the endpoint wants other parameters, such as ?service=turn or a username"),
+        400 => Step::fail("http", detail, "the endpoint needs other parameters, such as ?service=turn or a username"),
         401 | 403 => Step::fail(
             "http",
             detail,
-            "give the key that the endpoint wants, such as --header \"Authorization: Bearer KEY\"",
+            "give the key that the endpoint needs, such as --header \"Authorization: Bearer KEY\"",
         ),
         404 | 405 => Step::fail("http", detail, "check the path: throughway answers GET /v1/credentials"),
         429 => {
-            let after = reply.header("retry-after").map(|after| format!(" (Retry-After: {after})")).unwrap_or_default();
+            let after = text_of(&response.headers, header::RETRY_AFTER);
+            let after = after.map(|after| format!(" (Retry-After: {after})")).unwrap_or_default();
             Step::fail("http", detail, format!("asked too often: wait{after}, or raise the rate limit"))
         }
         _ => Step::fail("http", detail, "look at the endpoint's log"),
     }
-}
-
-async fn exchange(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    url: &Url,
-    headers: &[String],
-) -> Result<Reply, String> {
-    let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
-    let mut request = format!("GET {} HTTP/1.1\r\nHost: {host}", url.path);
-    if url.port != if url.is_https { 443 } else { 80 } {
-        request.push_str(&format!(":{}", url.port));
-    }
-    request.push_str("\r\nAccept: application/json\r\nUser-Agent: throughway-check\r\nConnection: close\r\n");
-    for header in headers {
-        request.push_str(header);
-        request.push_str("\r\n");
-    }
-    request.push_str("\r\n");
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
-    stream.flush().await.map_err(|error| error.to_string())?;
-    let mut bytes = Vec::new();
-    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes).await;
-    // A peer that ends TLS without saying goodbye has still answered.
-    match (read, parse_reply(&bytes)) {
-        (_, Ok(reply)) => Ok(reply),
-        (Err(error), Err(_)) => Err(error.to_string()),
-        (Ok(_), Err(error)) => Err(error),
-    }
-}
-
-/// Takes an answer apart that is here as a whole.
-pub(crate) fn parse_reply(bytes: &[u8]) -> Result<Reply, String> {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").ok_or("no HTTP header came")?;
-    let head = String::from_utf8_lossy(&bytes[..end]);
-    let mut lines = head.split("\r\n");
-    let first = lines.next().unwrap_or_default();
-    let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
-    let status = status.ok_or("what came is not HTTP")?;
-    let headers = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
-        .collect();
-    let mut reply = Reply { status, headers, body: String::new() };
-    let body = &bytes[end + 4..];
-    let is_chunked = reply.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"));
-    let body = if is_chunked {
-        unchunk(body).ok_or("the chunked answer is cut off")?
-    } else if let Some(length) = reply.header("content-length").and_then(|text| text.parse::<usize>().ok()) {
-        body.get(..length).ok_or("the answer is cut off")?.to_vec()
-    } else {
-        body.to_vec()
-    };
-    reply.body = String::from_utf8_lossy(&body).into_owned();
-    Ok(reply)
-}
-
-fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let end = bytes.windows(2).position(|window| window == b"\r\n")?;
-        let size = std::str::from_utf8(&bytes[..end]).ok()?.split(';').next()?.trim();
-        let size = usize::from_str_radix(size, 16).ok()?;
-        bytes = &bytes[end + 2..];
-        if size == 0 {
-            return Some(body);
-        }
-        body.extend_from_slice(bytes.get(..size)?);
-        bytes = bytes.get(size.checked_add(2)?..)?;
-    }
-}
-
-/// Seconds since 1970 of an HTTP date such as "Sun, 06 Nov 1994 08:49:37 GMT" (RFC 9110 section 5.6.7).
-fn unix_of_date(text: &str) -> Option<u64> {
-    let (_, rest) = text.split_once(", ")?;
-    let mut parts = rest.split(' ');
-    let mut next = || parts.next();
-    let day: u64 = next()?.parse().ok()?;
-    let name = next()?;
-    let month = calendar::MONTHS.iter().position(|month| *month == name)? as u64 + 1;
-    let year: u64 = next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
-    let clock: Vec<u64> = next()?.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
-    let [hour, minute, second] = clock[..] else { return None };
-    if next()? != "GMT" || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
-        return None;
-    }
-    let days = calendar::days(year, month, day)?;
-    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 #[cfg(test)]
@@ -240,12 +134,12 @@ mod tests {
     #[test]
     fn urls_are_taken_apart() {
         let url = |text| parse_url(text).unwrap().unwrap();
-        assert_eq!(
-            url("http://t.example/ice?service=turn#x"),
-            Url { is_https: false, host: "t.example".into(), port: 80, path: "/ice?service=turn".into() }
-        );
-        assert_eq!(url("HTTPS://[2001:db8::7]:8443").port, 8443);
-        assert_eq!(url("https://t.example?service=turn").path, "/?service=turn");
+        let whole = url("http://t.example/ice?service=turn#x");
+        assert_eq!((whole.is_https(), whole.host(), whole.port()), (false, "t.example", 80));
+        assert_eq!(whole.target(), "/ice?service=turn");
+        let v6 = url("HTTPS://[2001:db8::7]:8443");
+        assert_eq!((v6.is_https(), v6.host(), v6.port(), v6.target()), (true, "2001:db8::7", 8443, "/"));
+        assert_eq!(url("https://t.example?service=turn").target(), "/?service=turn");
         assert_eq!(parse_url("turn:t.example"), None);
         assert_eq!(parse_url("ftp://t.example"), None);
         for (text, why) in
@@ -257,41 +151,40 @@ mod tests {
     }
 
     #[test]
-    fn dates_become_seconds() {
-        assert_eq!(unix_of_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(unix_of_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
-        assert_eq!(unix_of_date("Thu, 29 Feb 2024 23:59:59 GMT"), Some(1_709_251_199));
-        for wrong in
-            ["", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun, 06 Nov 1994 25:49:37 GMT", "Sun, 06 Nov 1994 08:49 GMT"]
-        {
-            assert_eq!(unix_of_date(wrong), None, "{wrong}");
+    fn the_header_date_is_the_clock_of_who_answered() {
+        let date = |text: &str| super::date(&HeaderMap::from_iter([(header::DATE, text.parse().unwrap())]));
+        assert_eq!(date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+        assert_eq!(date("Thu, 29 Feb 2024 23:59:59 GMT"), Some(1_709_251_199));
+        for wrong in ["", "yesterday", "Sun, 06 Nov 1994 25:49:37 GMT", "Sun, 06 Nov 1994 08:49 GMT"] {
+            assert_eq!(date(wrong), None, "{wrong}");
         }
+        assert_eq!(super::date(&HeaderMap::new()), None);
     }
 
     #[test]
-    fn replies_end_where_their_header_says() {
-        let plain = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nDate: Thu, 01 Jan 1970 00:00:09 GMT\r\n\r\n{}junk";
-        let reply = parse_reply(plain).unwrap();
-        assert_eq!((reply.status, reply.body.as_str(), reply.date()), (200, "{}", Some(9)));
-        let chunked = b"HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2;x=y\r\n2]\r\n0\r\n\r\n";
-        assert_eq!(parse_reply(chunked).unwrap().body, "[1,2]");
-        for cut in [&plain[..76], &chunked[..60], b"hello\r\n\r\n", b""] {
-            assert!(parse_reply(cut).is_err());
+    fn a_header_line_is_a_name_and_a_value() {
+        let (name, value) = parse_header("Authorization: Bearer a:b").unwrap();
+        assert_eq!((name.as_str(), value.as_bytes()), ("authorization", &b"Bearer a:b"[..]));
+        for wrong in ["Authorization", ": x", "A B: x", "A: x\r\nB: y"] {
+            assert!(parse_header(wrong).is_none(), "{wrong}");
         }
     }
 
     #[test]
     fn a_status_has_its_remedy() {
-        let step =
-            |status_line: &str| status(&parse_reply(format!("HTTP/1.1 {status_line}\r\n\r\n").as_bytes()).unwrap());
-        for (line, remedy) in [
-            ("401 x", "--header"),
-            ("404 x", "/v1/credentials"),
-            ("429 x\r\nRetry-After: 7", "Retry-After: 7"),
-            ("302 x\r\nLocation: /y", "that URL"),
-            ("500 x", "log"),
+        let step = |status_code: u16, more: Option<(HeaderName, &'static str)>| {
+            let headers = more.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+            status(&HttpResponse { status: status_code.try_into().unwrap(), headers, body: Vec::new() })
+        };
+        for (code, more, remedy) in [
+            (401, None, "--header"),
+            (404, None, "/v1/credentials"),
+            (429, Some((header::RETRY_AFTER, "7")), "Retry-After: 7"),
+            (302, Some((header::LOCATION, "/y")), "that URL"),
+            (500, None, "log"),
         ] {
-            assert!(step(line).remedy.unwrap().contains(remedy), "{line}");
+            assert!(step(code, more).remedy.unwrap().contains(remedy), "{code}");
         }
     }
 }

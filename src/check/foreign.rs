@@ -20,7 +20,7 @@ const TRIES: u32 = 3;
 
 /// One step; the first client must hold its allocation at `relayed`.
 pub(super) async fn meet(server: &Server<'_>, first: &mut Client, relayed: SocketAddr) -> Step {
-    // Its requests are repeated for a minute; nobody waits that long here.
+    // Its requests are repeated for a minute; that is too long here.
     let within = server.options.timeout * 3;
     match tokio::time::timeout(within, try_meet(server, first, relayed)).await {
         Ok(Ok(detail)) => Step::ok(NAME, detail),
@@ -85,7 +85,7 @@ async fn both_ways(
         }
     }
     if !heard {
-        return Err(format!("what it sends from {at} to {relayed} does not arrive"));
+        return Err(format!("packets from {at} to {relayed} do not arrive"));
     }
     let payload = mark("to turn::client");
     let mut buffer = vec![0; 65_536];
@@ -99,5 +99,5 @@ async fn both_ways(
             Ok(Err(error)) => return Err(error.to_string()),
         }
     }
-    Err(format!("what is sent from {relayed} to {at} does not arrive"))
+    Err(format!("packets from {relayed} to {at} do not arrive"))
 }

@@ -44,7 +44,7 @@ pub(super) struct Arrival {
 pub(super) enum NoAnswer {
     /// Nothing came in time.
     Silence,
-    /// The machine answered that nobody listens there.
+    /// The machine answered that no program listens there.
     Refused,
     /// This machine has no way to that address.
     NoRoute,
@@ -68,7 +68,7 @@ impl NoAnswer {
     pub(super) fn text(&self) -> String {
         match self {
             Self::Silence => "no answer".to_owned(),
-            Self::Refused => "refused: nobody listens on that port".to_owned(),
+            Self::Refused => "refused: no program listens on that port".to_owned(),
             Self::NoRoute => "this machine has no route there".to_owned(),
             Self::Closed(why) => format!("the connection ended: {why}"),
         }
@@ -94,7 +94,7 @@ impl Shared {
 
     fn take_in(&self, bytes: &[u8], arrivals: &mpsc::Sender<Arrival>) {
         if let Some(data) = ChannelData::parse(bytes) {
-            // A full queue is a lost packet, and is counted as one by whoever waits for it.
+            // A full queue is a lost packet, and the waiting side counts it as one.
             let from = Origin::Channel(data.number.0);
             let _ = arrivals.try_send(Arrival { from, payload: data.payload.to_vec() });
             return;

@@ -15,23 +15,24 @@ mod server;
 pub mod skew;
 mod tls;
 pub mod traffic;
-pub mod uri;
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::protocol::address::Family;
+use axum::http::{HeaderName, HeaderValue};
+
+use crate::address::{Family, Transport};
+use crate::fetch::Url;
+use crate::turn_uri::{self, TurnUri};
 
 use answer::Login;
-use endpoint::Url;
 use report::{Outcome, Report, Section, Step};
 use server::{Server, unix_now};
 use skew::Minter;
 use tls::Trust;
 use traffic::Burst;
-use uri::{Transport, Uri};
 
 /// How many servers, each URI at each of its addresses, are looked at; an endpoint must not send us further.
 const SERVERS_MAX: usize = 24;
@@ -84,15 +85,15 @@ impl Progress {
     }
 }
 
-enum Subject {
+enum CheckSubject {
     Endpoint(String, Url),
-    Server(Uri),
+    Server(TurnUri),
 }
 
-fn parse(text: &str) -> Result<Subject, String> {
+fn parse(text: &str) -> Result<CheckSubject, String> {
     match endpoint::parse_url(text) {
-        Some(url) => Ok(Subject::Endpoint(text.to_owned(), url?)),
-        None => Ok(Subject::Server(uri::parse(text)?)),
+        Some(url) => Ok(CheckSubject::Endpoint(text.to_owned(), url?)),
+        None => Ok(CheckSubject::Server(turn_uri::parse(text)?)),
     }
 }
 
@@ -101,37 +102,46 @@ fn parse(text: &str) -> Result<Subject, String> {
 /// # Errors
 /// What is wrong with the options, or that this machine gives no runtime.
 pub fn run(options: &Options) -> Result<Report, String> {
+    if options.subjects.is_empty() {
+        return Err(
+            "nothing to check: name a server, such as turn:turn.example.org:3478, or a credential endpoint".to_owned()
+        );
+    }
     let subjects = options.subjects.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     let trust = Trust::new(options.ca.as_deref())?;
-    for header in &options.headers {
-        if !header.contains(':') || header.chars().any(char::is_control) {
-            return Err(format!("--header {header:?}: expected \"Name: value\""));
-        }
-    }
+    let header = |line: &String| {
+        endpoint::parse_header(line).ok_or_else(|| format!("--header {line:?}: expected \"Name: value\""))
+    };
+    let headers = options.headers.iter().map(header).collect::<Result<Vec<_>, _>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("no runtime: {error}"))?;
-    Ok(runtime.block_on(look(options, subjects, &trust)))
+    Ok(runtime.block_on(look(options, subjects, &headers, &trust)))
 }
 
-async fn look(options: &Options, subjects: Vec<Subject>, trust: &Trust) -> Report {
+async fn look(
+    options: &Options,
+    subjects: Vec<CheckSubject>,
+    headers: &[(HeaderName, HeaderValue)],
+    trust: &Trust,
+) -> Report {
     let mut report = Report::default();
     let mut progress = Progress { is_shown: options.is_progress_shown, subject: String::new() };
-    let mut wanted: Vec<(Uri, Option<Login>)> = Vec::new();
+    let mut wanted: Vec<(TurnUri, Option<Login>)> = Vec::new();
     for subject in subjects {
         match subject {
-            Subject::Endpoint(text, url) => {
+            CheckSubject::Endpoint(text, url) => {
                 progress.start(text.clone());
                 progress.show("credentials");
-                let (section, mut found) = ask_endpoint(&text, &url, options, trust).await;
+                let (section, mut found) = ask_endpoint(&text, &url, options, headers, trust).await;
                 report.sections.push(section);
                 wanted.append(&mut found);
             }
-            Subject::Server(uri) => wanted.push((uri, options.login.clone())),
+            CheckSubject::Server(uri) => wanted.push((uri, options.login.clone())),
         }
     }
-    let mut unique: Vec<(Uri, Option<Login>)> = Vec::new();
+    let mut unique: Vec<(TurnUri, Option<Login>)> = Vec::new();
     for one in wanted {
         if !unique.contains(&one) {
             unique.push(one);
@@ -199,19 +209,29 @@ async fn resolve(host: &str, port: u16, family: Option<Family>) -> (Option<Step>
     };
     let step = step.with("addresses", all.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>());
     all.retain(|address| family.is_none_or(|family| family == Family::of(address.ip())));
+    if all.is_empty() {
+        // A report in which nothing was tried must not look fine.
+        return (Some(Step::fail(NAME, format!("{host} is {names}: no address of the family asked for"), remedy)), all);
+    }
     (Some(step), all)
 }
 
 /// A credential endpoint: its answer, its clock, and the servers that it names.
-async fn ask_endpoint(text: &str, url: &Url, options: &Options, trust: &Trust) -> (Section, Vec<(Uri, Option<Login>)>) {
-    let mut section = Section::new(text, None, if url.is_https { "https" } else { "http" });
-    let (step, addresses) = resolve(&url.host, url.port, options.family).await;
+async fn ask_endpoint(
+    text: &str,
+    url: &Url,
+    options: &Options,
+    headers: &[(HeaderName, HeaderValue)],
+    trust: &Trust,
+) -> (Section, Vec<(TurnUri, Option<Login>)>) {
+    let mut section = Section::new(text, None, if url.is_https() { "https" } else { "http" });
+    let (step, addresses) = resolve(url.host(), url.port(), options.family).await;
     section.steps.extend(step);
     let mut reply = None;
     let mut tried = Vec::new();
     for address in addresses.into_iter().take(4) {
         section.address = Some(address);
-        let (got, steps) = endpoint::get(url, address, &options.headers, trust, options.timeout, unix_now()).await;
+        let (got, steps) = endpoint::get(url, address, headers, trust, options.timeout, unix_now()).await;
         tried = steps;
         reply = got;
         if reply.is_some() {
@@ -221,7 +241,7 @@ async fn ask_endpoint(text: &str, url: &Url, options: &Options, trust: &Trust) -
     section.steps.append(&mut tried);
     let Some(reply) = reply else { return (section, Vec::new()) };
     let now = unix_now();
-    let answer = match answer::read(&reply.body) {
+    let answer = match answer::read(&String::from_utf8_lossy(&reply.body)) {
         Ok(answer) => answer,
         Err(error) => {
             let remedy =
@@ -236,11 +256,11 @@ async fn ask_endpoint(text: &str, url: &Url, options: &Options, trust: &Trust) -
         format!("shape {}, ttl {}", answer.shape, answer.ttl.map_or("not given".into(), |ttl| format!("{ttl} s"))),
     );
     section.steps.push(step);
-    section.steps.push(judge_clock(reply.date(), login, answer.ttl, now));
+    section.steps.push(judge_clock(endpoint::date(&reply.headers), login, answer.ttl, now));
     let mut found = Vec::new();
     for server in &answer.servers {
         for text in &server.urls {
-            match uri::parse(text) {
+            match turn_uri::parse(text) {
                 Ok(uri) => found.push((uri, server.login.clone())),
                 Err(error) => {
                     let remedy =
@@ -259,7 +279,10 @@ fn judge_clock(date: Option<u64>, login: Option<&Login>, ttl: Option<u64>, now: 
     let by_date = date.and_then(|date| i64::try_from(date).ok()?.checked_sub(i64::try_from(now).ok()?));
     let by_expiry = login.zip(ttl).and_then(|(login, ttl)| remedy::issuer_ahead(&login.username, ttl, now));
     let Some(ahead) = by_expiry.or(by_date) else {
-        return Step::skip(NAME, "neither a Date nor an expiry with a ttl tells the issuer's clock");
+        return Step::skip(
+            NAME,
+            "the answer has neither a Date nor an expiry with a ttl, so the issuer's clock is unknown",
+        );
     };
     let remedy =
         "synchronise the clocks of issuer and relay (NTP): a credential's expiry is judged by the relay's clock";

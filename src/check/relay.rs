@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 
+use crate::address::Family;
 use crate::check::answer::Login;
 use crate::check::client::{Client, Failed};
 use crate::check::link::{Origin, udp_socket};
 use crate::check::remedy;
 use crate::check::report::{Outcome, Step};
 use crate::check::server::{Server, failed};
-use crate::protocol::address::Family;
 
 /// The channel that the first client binds to the far end, and the far end to the first client.
 pub(super) const CHANNEL: u16 = 0x4001;
@@ -20,14 +20,14 @@ pub(super) const CHANNEL: u16 = 0x4001;
 const TRIES: u32 = 3;
 
 /// The other end of what the first client relays.
-pub(super) enum Far<'a> {
+pub(super) enum FarEnd<'a> {
     /// A second allocation; what it sends goes to the first one's relayed address.
     Client { client: &'a mut Client, address: SocketAddr, to: SocketAddr },
     /// A plain socket, and the address that the relay sees it under.
     Socket { socket: UdpSocket, address: SocketAddr, to: SocketAddr },
 }
 
-impl Far<'_> {
+impl FarEnd<'_> {
     /// What the first client calls it.
     pub(super) const fn address(&self) -> SocketAddr {
         match self {
@@ -68,7 +68,7 @@ async fn receive(socket: &UdpSocket, within: Duration) -> Option<(Vec<u8>, Socke
     }
 }
 
-/// Bytes that nobody else sends.
+/// Bytes that no other program sends.
 pub(super) fn mark(text: &str) -> Vec<u8> {
     let mut random = [0; 8];
     // Were there no random bytes, the text would still tell the steps apart.
@@ -146,7 +146,7 @@ pub(super) async fn hairpin(server: &Server<'_>, first: &mut Client, family: Opt
 }
 
 fn own_address_remedy() -> &'static str {
-    "two clients of this server can't meet when both must relay: the server must reach its own relayed addresses (coturn: allowed-peer-ip, external-ip=PUBLIC/PRIVATE; a NAT before the server must loop packets back)"
+    "two clients of this server can't meet when both must relay: the server must reach its own relayed addresses (throughway: relay.external must be the public address, and peers.deny must not cover it; list it in peers.allow if it is private. coturn: external-ip=PUBLIC/PRIVATE, allowed-peer-ip. A NAT before the server must loop packets back)"
 }
 
 /// The hairpin is worse where nothing else works either.
@@ -190,7 +190,7 @@ pub(super) async fn plain_peer(
     relayed: SocketAddr,
     mapped: SocketAddr,
     hairpin_works: bool,
-) -> (Option<Far<'static>>, Step) {
+) -> (Option<FarEnd<'static>>, Step) {
     const NAME: &str = "peer";
     if mapped.is_ipv4() != relayed.is_ipv4() {
         return (None, Step::skip(NAME, "this machine's address is of another family than the relayed one"));
@@ -230,7 +230,7 @@ pub(super) async fn plain_peer(
             return (None, Step::skip(NAME, own_machine(mapped.ip(), "drops what it sends")));
         }
         let remedy = remedy::relay_unreachable(&relayed.to_string(), hairpin_works);
-        return (None, Step::fail(NAME, format!("what a peer sends to {relayed} does not arrive"), remedy));
+        return (None, Step::fail(NAME, format!("packets from a peer to {relayed} do not arrive"), remedy));
     };
     let payload = mark("to a peer");
     for _ in 0..TRIES {
@@ -247,22 +247,21 @@ pub(super) async fn plain_peer(
                 return (None, Step::fail(NAME, detail, remedy));
             }
             let step = Step::ok(NAME, format!("a plain socket at {address} is reached both ways"));
-            return (Some(Far::Socket { socket, address, to: relayed }), step);
+            return (Some(FarEnd::Socket { socket, address, to: relayed }), step);
         }
     }
-    let remedy =
-        "let the server send UDP from its relay ports to anybody; a firewall before this machine may also be to blame";
-    (None, Step::fail(NAME, format!("what is sent to the peer {address} does not arrive"), remedy))
+    let remedy = "allow the server to send UDP from its relay ports to any address; a firewall in front of this machine can also be the cause";
+    (None, Step::fail(NAME, format!("packets to the peer {address} do not arrive"), remedy))
 }
 
 /// ChannelBind, and ChannelData both ways.
-pub(super) async fn channels(server: &Server<'_>, first: &mut Client, far: &mut Far<'_>) -> Step {
+pub(super) async fn channels(server: &Server<'_>, first: &mut Client, far: &mut FarEnd<'_>) -> Step {
     const NAME: &str = "channels";
     let peer = far.address();
     if let Err(error) = first.bind(CHANNEL, peer).await {
         return failed(NAME, &format!("ChannelBind to {peer}"), &error, server.login);
     }
-    if let Far::Client { client, to, .. } = far
+    if let FarEnd::Client { client, to, .. } = far
         && let Err(error) = client.bind(CHANNEL, *to).await
     {
         return failed(NAME, &format!("ChannelBind to {to}"), &error, server.login);
@@ -317,6 +316,13 @@ pub(super) async fn channels(server: &Server<'_>, first: &mut Client, far: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_remedy_of_a_hairpin_names_the_keys_of_both_servers() {
+        for key in ["relay.external", "peers.allow", "peers.deny", "external-ip", "allowed-peer-ip"] {
+            assert!(own_address_remedy().contains(key), "{key}");
+        }
+    }
 
     #[test]
     fn a_hairpin_that_fails_alone_is_a_warning_and_with_the_peer_a_failure() {

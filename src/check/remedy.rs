@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use crate::check::answer::Login;
 use crate::credentials::parse_username;
+use crate::printable::is_printable;
+use crate::protocol::peer_policy::LocalAddresses;
 use crate::protocol::peer_policy::PeerPolicy;
-use crate::protocol::settings::LocalAddresses;
 
 /// How far two clocks may be apart before it is said; servers forgive about as much.
 pub const SKEW_SECONDS_MAX: u64 = 30;
@@ -48,7 +49,7 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
             Some(login) => unauthorized(login, now),
             None => (String::new(), "give --username and --password, or the URL of a credential endpoint".to_owned()),
         },
-        300 => (String::new(), "the server lets nobody new in, most likely because it drains before a restart: check the server that it names, and this one afterwards".to_owned()),
+        300 => (String::new(), "the server accepts no new clients, most likely because it drains before a restart: check the server that it names, and this one afterwards".to_owned()),
         403 => (
             String::new(),
             "the server's peer policy denies this address: peers.allow and peers.deny in throughway, allowed-peer-ip and denied-peer-ip in coturn".to_owned(),
@@ -63,7 +64,7 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
         442 => (String::new(), "the server relays no UDP: enable it there".to_owned()),
         486 if reason.contains("draining") => (
             String::new(),
-            "the server lets nobody new in because it drains before a restart: check again afterwards".to_owned(),
+            "the server accepts no new clients because it drains before a restart: check again afterwards".to_owned(),
         ),
         486 => (
             String::new(),
@@ -84,7 +85,7 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
 /// A text of the network's, made fit for a terminal.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    text.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect()
+    text.chars().take(120).map(|c| if is_printable(c) { c } else { '?' }).collect()
 }
 
 /// Why a login may be refused, as far as the outside can tell.
@@ -190,16 +191,18 @@ pub fn silent_udp(port: u16, others_answer: bool) -> String {
     }
 }
 
-/// What to do when nobody reaches the relayed addresses.
+/// What to do when the relayed addresses are unreachable.
 #[must_use]
 pub fn relay_unreachable(relayed: &str, hairpin_works: bool) -> String {
     let ports = "open the relay ports (relay.ports, UDP 49152 to 65535 by default) in the firewall of the server and of its provider";
     if hairpin_works {
         format!(
-            "inside the server it works, from outside nobody reaches {relayed}: {ports}, and check that relay.external (coturn: external-ip) is the address that leads to this server"
+            "{relayed} is reachable inside the server, but not from outside: {ports}, and check that relay.external (coturn: external-ip) is the address that leads to this server"
         )
     } else {
-        format!("nobody reaches {relayed}: {ports}, and check relay.external (coturn: external-ip) and relay.addresses")
+        format!(
+            "{relayed} is not reachable: {ports}, and check relay.external (coturn: external-ip) and relay.addresses"
+        )
     }
 }
 

@@ -3,23 +3,23 @@
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::address::{Family, Transport};
 use crate::check::answer::Login;
-use crate::check::client::{Answer, Client, Failed, Refused};
+use crate::check::client::{Client, Failed, Refused, ServerAnswer};
 use crate::check::link::{Link, NoAnswer};
-use crate::check::relay::{self, Far};
+use crate::check::relay::{self, FarEnd};
 use crate::check::remedy::{self, RelayedLook};
 use crate::check::report::{Outcome, Section, Step};
 use crate::check::skew::{self, Minter};
 use crate::check::tls::{self, BadCertificate, Trust};
-use crate::check::uri::{Transport, Uri};
 use crate::check::{Options, Progress, foreign, traffic};
 use crate::credentials::parse_username;
-use crate::protocol::address::Family;
+use crate::turn_uri::{Scheme, TurnUri};
 
 /// What is looked at, and with what.
 #[derive(Clone, Copy)]
 pub(super) struct Server<'a> {
-    pub(super) uri: &'a Uri,
+    pub(super) uri: &'a TurnUri,
     pub(super) address: SocketAddr,
     pub(super) login: Option<&'a Login>,
     pub(super) options: &'a Options,
@@ -74,7 +74,7 @@ impl Server<'_> {
         let Some(mapped) = self.binding(&client, steps).await else { return };
         progress.show("round-trip time");
         steps.push(traffic::round_trips(&client).await);
-        if !self.uri.is_turn {
+        if self.uri.scheme == Scheme::Stun {
             return;
         }
         progress.show("allocate");
@@ -129,7 +129,7 @@ impl Server<'_> {
         if self.uri.transport == Transport::Tcp {
             return (Some(Link::stream(stream, local, within)), steps);
         }
-        let alpn = if self.uri.is_turn { "stun.turn" } else { "stun.nat-discovery" };
+        let alpn = if self.uri.scheme == Scheme::Turn { "stun.turn" } else { "stun.nat-discovery" };
         let on_bad = BadCertificate::IsNoted;
         let (stream, mut seen) =
             tls::handshake(stream, &self.uri.host, self.trust, on_bad, &[alpn], within, unix_now()).await;
@@ -274,7 +274,7 @@ impl Server<'_> {
         let mut second = second;
         let far = match (&mut second, plain) {
             (Some(second), _) if hairpin_works => {
-                second.relayed.map(|address| Far::Client { address, client: second, to: relayed })
+                second.relayed.map(|address| FarEnd::Client { address, client: second, to: relayed })
             }
             (_, Some(plain)) if peer_works => Some(plain),
             _ => None,
@@ -372,14 +372,14 @@ impl Server<'_> {
 }
 
 /// Judges the answer to an Allocate without credentials; whether the check can go on.
-fn judge_challenge(answer: &Answer) -> (Step, bool) {
+fn judge_challenge(answer: &ServerAnswer) -> (Step, bool) {
     let software = answer.software.as_deref().map(|name| format!(", software {}", remedy::printable(name)));
     match (&answer.refused, &answer.realm, &answer.nonce) {
         (None, _, _) => (
             Step::fail(
                 "challenge",
                 "granted without any credentials: this is an open relay",
-                "demand credentials at once: anybody sends traffic in this server's name (coturn: lt-cred-mech or use-auth-secret)",
+                "require credentials at once: anyone can send traffic through this server (coturn: lt-cred-mech or use-auth-secret)",
             ),
             false,
         ),
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_open_relay_is_a_failure_and_a_challenge_is_not() {
-        let answer = |code: Option<u16>, realm: Option<&str>| Answer {
+        let answer = |code: Option<u16>, realm: Option<&str>| ServerAnswer {
             refused: code.map(|code| Refused { code, reason: String::new(), alternate: None }),
             mapped: None,
             relayed: None,

@@ -135,7 +135,7 @@ pub(super) async fn look(server: &Server<'_>, minter: &Minter, ttl: u64) -> Step
     let (side, effect) = if ahead > 0 {
         ("ahead of", "credentials end too early")
     } else {
-        ("behind", "credentials are good for longer than they say")
+        ("behind", "credentials are valid for longer than they say")
     };
     let detail = format!("the relay's clock is {} {side} this machine's: {effect}", about(ahead));
     Step::fail(NAME, detail, REMEDY).with("seconds_ahead", ahead)

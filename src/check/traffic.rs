@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::check::client::Client;
-use crate::check::relay::{CHANNEL, Far};
+use crate::check::relay::{CHANNEL, FarEnd};
 use crate::check::report::Step;
 
 /// Payload of the burst's packets, as a call's video has them.
@@ -111,7 +111,7 @@ fn sized(number: usize, size: usize) -> Vec<u8> {
 }
 
 /// Sends each size and says which ones passed, there and back.
-pub(super) async fn sizes(client: &mut Client, far: &mut Far<'_>, within: Duration) -> Step {
+pub(super) async fn sizes(client: &mut Client, far: &mut FarEnd<'_>, within: Duration) -> Step {
     let mut there = [false; SIZES.len()];
     let mut back = [false; SIZES.len()];
     let pause = within / 5;
@@ -186,7 +186,7 @@ struct Tally {
 }
 
 /// Packets at a steady rate from the client to the far end.
-pub(super) async fn burst(client: &Client, far: &mut Far<'_>, burst: &Burst) -> Step {
+pub(super) async fn burst(client: &Client, far: &mut FarEnd<'_>, burst: &Burst) -> Step {
     let packets = burst.packets();
     if packets == 0 {
         return Step::skip("burst", "so little time and rate make no packet");

@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use self::client::Server;
-use super::Failure;
+use self::client::ServerOptions;
+use crate::failure::Failure;
+use crate::printable::{json_line, printable};
 
 /// Sessions asked for at once.
 const PAGE: u64 = 1000;
@@ -17,19 +18,19 @@ const PAGE: u64 = 1000;
 /// Options of `sessions`.
 #[derive(Args, Debug)]
 pub(super) struct SessionsOptions {
-    /// One session, by its name in log and records
+    /// One session, by its name in the log and in usage records
     #[arg(value_name = "SESSION", conflicts_with_all = ["user", "tenant", "client", "refused"])]
     session: Option<String>,
-    /// Those of this user id
+    /// Sessions of this user id
     #[arg(long, value_name = "ID")]
     user: Option<String>,
-    /// Those of this tenant
+    /// Sessions of this tenant
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// Those of clients at this address or in this prefix
+    /// Sessions of clients at this address or in this prefix
     #[arg(long, value_name = "ADDRESS")]
     client: Option<String>,
-    /// Instead: the last requests of this user or address that were refused, and what to do about it
+    /// Instead show the latest refused requests of this user or address, with a remedy for each
     #[arg(long, value_name = "USER|ADDRESS", conflicts_with_all = ["user", "tenant", "client"])]
     refused: Option<String>,
     /// At most so many
@@ -39,7 +40,7 @@ pub(super) struct SessionsOptions {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 /// Options of `kick`.
@@ -49,35 +50,35 @@ pub(super) struct KickOptions {
     #[arg(value_name = "SESSION", conflicts_with_all = ["user", "credential", "tenant"])]
     session: Option<String>,
     #[command(flatten)]
-    whose: Whose,
+    whose: SubjectOptions,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 /// Options of `revoke`.
 #[derive(Args, Debug)]
 pub(super) struct RevokeOptions {
     #[command(flatten)]
-    whose: Whose,
-    /// Let them in again
+    whose: SubjectOptions,
+    /// Remove the block
     #[arg(long)]
     undo: bool,
-    /// Show who is revoked, and until when
+    /// Show what is blocked, and until when
     #[arg(long, conflicts_with_all = ["user", "credential", "tenant", "undo"])]
     list: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 /// Whose sessions or credentials are meant.
 #[derive(Args, Debug)]
-struct Whose {
+struct SubjectOptions {
     /// A user id; with --tenant, of that tenant only
     #[arg(long, value_name = "ID", conflicts_with = "credential")]
     user: Option<String>,
@@ -96,20 +97,20 @@ pub(super) struct PlainOptions {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 /// Options of `log-level`.
 #[derive(Args, Debug)]
 pub(super) struct LogLevelOptions {
-    /// From now on, until the next reload
+    /// The level to use until the next reload
     #[arg(value_enum)]
     level: Level,
     /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -121,7 +122,7 @@ enum Level {
     Trace,
 }
 
-impl Whose {
+impl SubjectOptions {
     fn body(&self) -> Map<String, Value> {
         let fields = [("user", &self.user), ("credential", &self.credential), ("tenant", &self.tenant)];
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?)))).collect()
@@ -201,7 +202,7 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
             None => writeln!(out, "that credential has expired already; ended {ended}")?,
         }
         if answer["file"].is_null() && answer["until"].is_string() {
-            writeln!(out, "kept in memory only: a restart forgets it, unless auth.revocations_file is set")?;
+            writeln!(out, "kept in memory only: a restart removes it, unless auth.revocations_file is set")?;
         }
         Ok(())
     })
@@ -232,7 +233,8 @@ pub(super) fn log_level(options: &LogLevelOptions) -> Result<(), Failure> {
 fn print(json: bool, answer: &Value, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{answer}")?;
+        // The same JSON, which a terminal can show: a user's name must not steer it.
+        writeln!(out, "{}", json_line(&answer.to_string()))?;
     } else {
         write(&mut out)?;
     }
@@ -252,18 +254,13 @@ fn check_session(session: &str) -> Result<(), Failure> {
 }
 
 fn query(parameters: &[(&str, &str)]) -> String {
-    form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish()
-}
-
-/// Who reads this reads it on a terminal, which a user's name must not steer.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "?")
+    url::form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish()
 }
 
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
-        Value::String(text) => printable(text),
+        Value::String(text) => printable(text).into_owned(),
         Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
     }
 }
@@ -354,8 +351,7 @@ fn refusals(out: &mut dyn Write, of: &str, answer: &Value) -> io::Result<()> {
     if all.is_empty() {
         return writeln!(
             out,
-            "nothing of {} was refused since the server started, as far as it remembers; if the client can't connect, its \
-             requests do not get here: see `throughway check`",
+            "the server remembers no refused request of {}; if the client can't connect, its requests do not reach the server: see `throughway check`",
             printable(of)
         );
     }
@@ -393,12 +389,12 @@ fn revocations(out: &mut dyn Write, answer: &Value) -> io::Result<()> {
         vec![kind.to_owned(), text(name), of, text(&entry["until"])]
     });
     if all.is_empty() {
-        writeln!(out, "nobody is revoked")?;
+        writeln!(out, "nothing is revoked")?;
     } else {
         table(out, &["KIND", "NAME", "OF TENANT", "UNTIL"], &rows.collect::<Vec<_>>())?;
     }
     if answer["file"].is_null() {
-        writeln!(out, "kept in memory only: a restart forgets them, unless auth.revocations_file is set")?;
+        writeln!(out, "kept in memory only: a restart removes them, unless auth.revocations_file is set")?;
     }
     Ok(())
 }
@@ -428,7 +424,7 @@ mod tests {
         };
         let all = [session("a\u{1b}[2Jb", Value::Null), session("bob", Value::Null)];
         let text = written(|out| sessions_table(out, &all, true));
-        assert!(!text.contains('\u{1b}') && text.contains("a?[2Jb") && text.ends_with("--client\n"), "{text}");
+        assert!(!text.contains('\u{1b}') && text.contains("a\\u{1b}[2Jb") && text.ends_with("--client\n"), "{text}");
         let column = |line: &str| line.find("192.0.2.1").or_else(|| line.find("CLIENT"));
         assert!(
             text.lines().take(3).map(column).collect::<Vec<_>>().windows(2).all(|pair| pair[0] == pair[1]),

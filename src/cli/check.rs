@@ -2,17 +2,19 @@
 
 use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::address::Family;
 use crate::check::answer::Login;
 use crate::check::traffic::Burst;
 use crate::check::{self, Options};
-use crate::cli::{Failure, credentials, load_existing};
-use crate::config::parse_duration;
-use crate::protocol::address::Family;
+use crate::cli::{credentials, first_line, load_existing};
+use crate::config::DURATION;
+use crate::failure::Failure;
+use crate::printable::{json_line, printable_lines};
 
 /// The user id of credentials minted for a check.
 const USER: &str = "check";
@@ -20,9 +22,7 @@ const USER: &str = "check";
 /// How long they are good for, in seconds.
 const TTL: u64 = 600;
 
-pub(super) const HELP: &str = "URL is a credential endpoint (http or https), whose answer names servers and \
-credentials, or a server: turn:HOST:PORT?transport=udp|tcp, turns:HOST:PORT, stun:HOST:PORT. Each is checked at every \
-address that its name has. The exit code is 0 if nothing failed, 1 if something did, 2 for bad usage.\n\
+pub(super) const HELP: &str = "URL is a server (turn:HOST:PORT?transport=udp|tcp, turns:HOST:PORT, stun:HOST:PORT) or a credential endpoint (http or https) that returns servers and credentials. Every address of a name is checked. The exit code is 0 if nothing failed, 1 if something did, 2 for bad usage.\n\
 With --config alone, the listeners of that configuration are checked.";
 
 /// Options of `check`.
@@ -34,25 +34,30 @@ pub(super) struct CheckOptions {
     /// Username for servers given as turn: and turns:
     #[arg(long, value_name = "NAME", conflicts_with = "config")]
     username: Option<String>,
-    /// Its password; other users of this machine can see it in the list of processes
+    /// Its password; other users of this machine can see it in the process list
     #[arg(long, value_name = "PASSWORD", requires = "username", conflicts_with = "password_file")]
     password: Option<String>,
-    /// Its password, the first line of a file; - is standard input
+    /// Read its password from the first line of this file; - is standard input
     #[arg(long, value_name = "FILE", requires = "username")]
     password_file: Option<PathBuf>,
     /// Mint the credential from the first secret of this configuration
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Header for the endpoint, such as "Authorization: Bearer KEY"; may be repeated
+    /// Header for the endpoint, such as "Accept-Language: en"; can be repeated. Other users of this machine can see it
+    /// in the process list
     #[arg(long, value_name = "HEADER")]
     header: Vec<String>,
-    /// Trust the certificates of this PEM file too
+    /// Read headers for the endpoint from this file, one a line, such as "Authorization: Bearer KEY"; - is standard
+    /// input
+    #[arg(long, value_name = "FILE")]
+    header_file: Option<PathBuf>,
+    /// Also trust the certificates in this PEM file
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// How long each answer may take
     #[arg(long, default_value = "3s", value_name = "DURATION")]
     timeout: String,
-    /// How long the burst lasts, for each server; 0s for none
+    /// Length of the data burst for each server; 0s for none
     #[arg(long, default_value = "2s", value_name = "DURATION")]
     burst_time: String,
     /// How fast it is
@@ -75,16 +80,17 @@ pub(super) fn run(given: CheckOptions) -> Result<(), Failure> {
     let report = check::run(&options).map_err(Failure::Usage)?;
     let mut out = io::stdout().lock();
     if json {
-        writeln!(out, "{}", report.json())?;
+        writeln!(out, "{}", json_line(&report.json().to_string()))?;
     } else {
-        write!(out, "{}", report.text())?;
+        // Most of it is what a server said.
+        write!(out, "{}", printable_lines(&report.text()))?;
     }
-    if report.is_ok() { Ok(()) } else { Err(Failure::Said(1)) }
+    if report.is_ok() { Ok(()) } else { Err(Failure::Reported(1)) }
 }
 
 fn options(given: CheckOptions) -> Result<Options, Failure> {
     let duration = |key: &str, text: &str, max: u64| {
-        let seconds = parse_duration(text).map_err(|message| Failure::Usage(format!("{key} {text}: {message}")))?;
+        let seconds = DURATION.parse(text).map_err(|message| Failure::Usage(format!("{key} {text}: {message}")))?;
         if seconds > max {
             return Err(Failure::Usage(format!("{key} {text}: at most {max}s")));
         }
@@ -97,20 +103,37 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     let burst_time = duration("--burst-time", &given.burst_time, 60)?;
     let rate = rate(&given.burst_rate)
         .map_err(|message| Failure::Usage(format!("--burst-rate {}: {message}", given.burst_rate)))?;
+    let mut headers = given.header;
+    if let Some(file) = &given.header_file {
+        headers.append(&mut headers_of(file)?);
+    }
     let mut subjects = given.urls;
     let (mut login, mut minter) = (None, None);
     if let Some(file) = &given.config {
         let config = load_existing(Some(file))?;
+        super::warn_of_reach(&config);
         let (minted, with, urls) = credentials::mint_for_check(&config, USER, TTL).map_err(Failure::Usage)?;
         (login, minter) = (Some(minted), Some(with));
         if subjects.is_empty() {
             subjects = urls;
         }
+        if subjects.is_empty() && config.listen.is_empty() {
+            let message = "it has no listener, so there is nothing to check; name a server besides --config";
+            return Err(Failure::Usage(format!("--config {}: {message}", file.display())));
+        }
+        if subjects.is_empty() {
+            return Err(Failure::Usage(format!(
+                "--config {}: no address to check: its listeners are on every address, and this machine has no route to the \
+                 world that would tell which one clients use. Name the server, such as turn:turn.example.org:3478, besides \
+                 --config; or set relay.external or http.public_name in it",
+                file.display()
+            )));
+        }
     }
     if let Some(username) = given.username {
         let password = match (given.password, given.password_file) {
             (Some(password), _) => password,
-            (None, Some(file)) => read_password(&file)?,
+            (None, Some(file)) => first_line("--password-file", &file)?,
             (None, None) => return Err(Failure::Usage("--username needs --password or --password-file".to_owned())),
         };
         login = Some(Login { username, password });
@@ -124,7 +147,7 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
         subjects,
         login,
         minter,
-        headers: given.header,
+        headers,
         ca: given.ca,
         timeout,
         burst: Burst::new(burst_time, rate),
@@ -133,13 +156,19 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     })
 }
 
-fn read_password(file: &PathBuf) -> Result<String, Failure> {
-    let text = if file.as_os_str() == "-" { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
-    let text = text.map_err(|error| Failure::Usage(format!("--password-file {}: {error}", file.display())))?;
-    match text.lines().next() {
-        Some(line) if !line.is_empty() => Ok(line.to_owned()),
-        Some(_) | None => Err(Failure::Usage(format!("--password-file {}: its first line is empty", file.display()))),
+/// The lines of a file that are not empty.
+fn headers_of(file: &Path) -> Result<Vec<String>, Failure> {
+    let is_stdin = file.as_os_str() == "-";
+    let text = if is_stdin { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
+    let text = text.map_err(|error| Failure::Usage(format!("--header-file {}: {error}", file.display())))?;
+    let lines = text.trim_start_matches('\u{FEFF}').lines().map(str::trim).filter(|line| !line.is_empty());
+    let headers: Vec<String> = lines.map(ToOwned::to_owned).collect();
+    // The line is not shown: it may hold a key.
+    if headers.is_empty() || headers.iter().any(|line| !line.contains(':') || line.chars().any(char::is_control)) {
+        let message = format!("--header-file {}: expected lines such as \"Authorization: Bearer KEY\"", file.display());
+        return Err(Failure::Usage(message));
     }
+    Ok(headers)
 }
 
 /// Bits per second from "500kbit/s" or "1Mbit/s"; at most 100 Mbit/s, because a check must not be a flood.

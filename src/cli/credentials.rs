@@ -4,28 +4,39 @@ use std::io::{self, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
+use crate::address::{Family, Transport};
 use crate::api::rest::limits::in_words;
-use crate::api::uris::{self, Uri};
+use crate::api::uris;
 use crate::check::answer::Login;
 use crate::check::skew::Minter;
-use crate::cli::{Failure, LimitOptions, MintOptions, VerifyOptions, load_existing};
-use crate::config::{Config, parse_duration, parse_instant, parse_rate, parse_size};
-use crate::credentials::claims::{Claims, Grant, PeerScope, Transports};
+use crate::cli::{LimitOptions, MintOptions, VerifyOptions, first_line, load_existing};
+use crate::config::{Config, DURATION, RATE, SIZE, parse_instant};
+use crate::credentials::claims::{Claim, Claims, Grant};
+use crate::credentials::limits::{LimitRefused, LimitValue, PrefixForm};
 use crate::credentials::{self, CredentialRefused, MintRefused, USERNAME_BYTES_MAX};
-use crate::protocol::address::{Family, Transport};
+use crate::failure::Failure;
+use crate::printable::{json_line, printable_lines};
 use crate::protocol::settings::StaticKey;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
-    let ttl =
-        parse_duration(&options.ttl).map_err(|message| Failure::Usage(format!("--ttl {}: {message}", options.ttl)))?;
     let config = load_existing(options.config.as_deref())?;
+    let ttl = ttl_of(&options.ttl, config.auth.max_ttl).map_err(Failure::Usage)?;
+    super::warn_of_reach(&config);
     let now = unix_now()?;
     let claims = claims_of(&options.limits).map_err(Failure::Usage)?;
     let answer = mint_with(&config, &options.user, ttl, now, &claims, address_to_the_world).map_err(Failure::Usage)?;
+    for family in guessed(&config) {
+        // On standard error: the answer is for programs.
+        if let Some(ip) = address_to_the_world(family) {
+            eprintln!(
+                "{ip} in the URLs is an address of this machine, found from its routes: the configuration does not say which \
+                 one clients use. If the server runs elsewhere, or behind NAT, set relay.external or http.public_name"
+            );
+        }
+    }
     let text = if options.json { answer.to_string() } else { format!("{answer:#}") };
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
@@ -38,13 +49,25 @@ pub(super) fn mint_for_check(
 ) -> Result<(Login, Minter, Vec<String>), String> {
     let now = unix_now().map_err(|error| error.to_string())?;
     let secret = credentials::minting(&config.auth.secrets, now).ok_or(
-        "no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
+        "there is no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
     )?;
     let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl), &Claims::default());
     let minted = minted.map_err(|error| error.to_string())?;
     let login = Login { username: minted.username, password: minted.password };
     let minter = Minter { secret: secret.clone(), user, ttl_max: config.auth.max_ttl };
     Ok((login, minter, urls(config, address_to_the_world)))
+}
+
+/// Seconds that the server accepts; its own sentence for a number without a unit, which tells the unit.
+fn ttl_of(text: &str, max: u64) -> Result<u64, String> {
+    let allowed = || format!("--ttl {text}: must be from 1s to {}, which auth.max_ttl allows", DURATION.show(max));
+    match DURATION.parse(text) {
+        Ok(ttl) if (1..=max).contains(&ttl) => Ok(ttl),
+        Ok(_) => Err(allowed()),
+        Err(_) if text.parse::<u64>() == Ok(0) => Err(allowed()),
+        Err(message) if message.starts_with("is too large") => Err(allowed()),
+        Err(message) => Err(format!("--ttl {text}: {message}")),
+    }
 }
 
 fn mint_with(
@@ -55,13 +78,18 @@ fn mint_with(
     claims: &Claims,
     local: impl Fn(Family) -> Option<IpAddr>,
 ) -> Result<Value, String> {
-    let secret = credentials::minting(&config.auth.secrets, now)
-        .ok_or("no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET")?;
-    if ttl == 0 || ttl > config.auth.max_ttl {
-        return Err(format!(
-            "--ttl: {ttl} s is refused by the server: auth.max_ttl allows 1 s to {} s",
-            config.auth.max_ttl
-        ));
+    if user.is_empty() {
+        return Err(
+            "--user: must not be empty; quotas, usage records and `throughway revoke --user` need a user id".to_owned()
+        );
+    }
+    let secret = credentials::minting(&config.auth.secrets, now).ok_or(
+        "there is no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET",
+    )?;
+    if claims.grant.closes_at.is_some_and(|at| at <= now) {
+        return Err(
+            "--close-at: this time has passed, so the credential would be refused; give a time to come".to_owned()
+        );
     }
     // What the secret says of the tenant need not be said again.
     let tenant = claims.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
@@ -77,13 +105,11 @@ fn mint_with(
         ));
     }
     if config.auth.users.contains_key(minted.username.as_str()) {
-        return Err(
-            "auth.users has an entry of this very name, which is looked up first; mint again in a second".to_owned()
-        );
+        return Err("auth.users has the same name, and it is looked up first; mint again in a second".to_owned());
     }
     let urls = urls(config, local);
     if urls.is_empty() {
-        return Err("no URL to give: no listener has an address that clients could reach; set relay.external to the public one, or name an address in listen.udp".to_owned());
+        return Err("there is no URL to give, because no listener has an address that clients can reach; set relay.external to the public address, or give an address in listen.udp".to_owned());
     }
     Ok(json!({
         "iceServers": [{ "urls": urls, "username": minted.username, "credential": minted.password }],
@@ -95,60 +121,47 @@ fn mint_with(
 
 /// What the options say; each value as the configuration has it.
 fn claims_of(options: &LimitOptions) -> Result<Claims, String> {
-    let some =
-        |number: u64, flag: &str| if number > 0 { Ok(number) } else { Err(format!("--{flag} 0 would allow nothing")) };
-    let read = |text: &Option<String>, flag: &str, parse: fn(&str) -> Result<u64, String>| match text {
-        None => Ok(None),
-        Some(text) => {
-            let number = parse(text).map_err(|message| format!("--{flag} {text}: {message}"))?;
-            some(number, flag).map(Some)
-        }
+    let number = |flag: &str, text: &Option<String>, parse: fn(&str) -> Result<u64, String>| {
+        let number =
+            text.as_ref().map(|text| parse(text).map_err(|message| format!("--{flag} {text}: {message}"))).transpose();
+        number.map(|number| number.map(LimitValue::Number))
+    };
+    let instant = |text: &str| {
+        let expected = "expected a day such as 2026-12-31, or a time such as 2026-12-31T12:00:00Z (UTC)";
+        parse_instant(text).ok_or_else(|| expected.to_owned())
     };
     let peers = match options.peers.as_slice() {
-        [] => Vec::new(),
-        [word] if word == "relay" => vec![PeerScope::Relay],
-        list => {
-            let net = |text: &String| {
-                let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
-                let wrong = || format!("--peers {text}: expected \"relay\", or prefixes such as 198.51.100.0/24");
-                text.parse::<IpNet>().ok().or_else(one).map(|net| net.trunc()).ok_or_else(wrong)
-            };
-            vec![PeerScope::Prefixes(list.iter().map(net).collect::<Result<_, _>>()?)]
-        }
+        [word] if word == "relay" => Some(LimitValue::Text(word)),
+        items => texts(items),
     };
-    let transport = |text: &String| {
-        let known = Transport::ALL.into_iter().find(|transport| transport.name() == text);
-        known.ok_or_else(|| format!("--transports {text}: expected udp, tcp or tls"))
-    };
-    let transports = options.transports.iter().map(transport).collect::<Result<Vec<_>, _>>()?;
-    let closes_at = match &options.close_at {
-        None => None,
-        Some(text) => Some(parse_instant(text).ok_or_else(|| {
-            format!(
-                "--close-at {text}: expected a day such as 2026-12-31, or a time such as 2026-12-31T12:00:00Z (UTC)"
-            )
-        })?),
-    };
+    let mut grant = Grant::default();
+    for (limit, flag, value) in [
+        (Claim::Bytes, "bytes", number("bytes", &options.bytes, |text| SIZE.parse(text))?),
+        (Claim::Bitrate, "bitrate", number("bitrate", &options.bitrate, |text| RATE.parse(text))?),
+        (Claim::Allocations, "allocations", options.allocations.map(|count| LimitValue::Number(count.into()))),
+        (Claim::Peers, "peers", peers),
+        (Claim::Transports, "transports", texts(&options.transports)),
+        (Claim::ClosesAt, "close-at", number("close-at", &options.close_at, instant)?),
+    ] {
+        let Some(value) = value else { continue };
+        grant.set(limit, &value, PrefixForm::OrAddress).map_err(|refused| match (refused, limit) {
+            (LimitRefused::Item(item), Claim::Peers) => {
+                format!("--{flag} {item}: expected \"relay\", or prefixes such as 198.51.100.0/24")
+            }
+            (LimitRefused::Item(item), _) => format!("--{flag} {item}: expected udp, tcp or tls"),
+            (LimitRefused::Empty | LimitRefused::Kind, _) => format!("--{flag} 0 would allow nothing"),
+        })?;
+    }
     let tenant = options.tenant.as_deref();
     if tenant.is_some_and(|name| name.is_empty() || name.len() > 64 || name.chars().any(char::is_control)) {
         return Err("--tenant: a tenant's name has 1 to 64 bytes and no control characters".to_owned());
     }
-    Ok(Claims {
-        grant: Grant {
-            bytes: read(&options.bytes, "bytes", parse_size)?,
-            bits_per_second: read(&options.bitrate, "bitrate", parse_rate)?,
-            allocations: match options.allocations {
-                Some(0) => return Err("--allocations 0 would allow nothing".to_owned()),
-                count => count,
-            },
-            peers,
-            transports: (!transports.is_empty()).then(|| Transports::of(&transports)),
-            closes_at,
-            ..Grant::default()
-        },
-        tenant: tenant.map(Into::into),
-        nonce: None,
-    })
+    Ok(Claims { grant, tenant: tenant.map(Into::into), nonce: None })
+}
+
+/// A list, unless it is empty.
+fn texts(items: &[String]) -> Option<LimitValue<'_>> {
+    (!items.is_empty()).then(|| LimitValue::List(items.iter().map(String::as_str).collect()))
 }
 
 /// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
@@ -163,7 +176,26 @@ fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String
         let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
         public.or_else(relay).or_else(|| local(family))
     });
-    uris::few(uris).iter().map(Uri::turn).collect()
+    uris::few(uris).iter().map(ToString::to_string).collect()
+}
+
+/// Families whose address in the URLs is the one of the machine that runs this command.
+fn guessed(config: &Config) -> Vec<Family> {
+    let is_told = |family| {
+        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+        config.relay.external.public().iter().any(of_family) || config.relay.addresses.iter().any(of_family)
+    };
+    let listens = |family| {
+        config.listen.iter().any(|listen| {
+            let ip = listen.address.ip();
+            let is_named = listen.transport == Transport::Tls && config.tls.name.is_some();
+            ip.is_unspecified() && Family::of(ip) == family && !is_named
+        })
+    };
+    if config.http.issuing.public_name.is_some() {
+        return Vec::new();
+    }
+    [Family::V4, Family::V6].into_iter().filter(|family| listens(*family) && !is_told(*family)).collect()
 }
 
 /// The address of ours that the route to the world starts from; connecting a UDP socket sends nothing.
@@ -179,7 +211,7 @@ fn address_to_the_world(family: Family) -> Option<IpAddr> {
 
 /// What `verify` found.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict<'a> {
+enum CredentialVerdict<'a> {
     Static,
     Secret { id: &'a str, algorithm: &'static str, user_id: &'a str, expires_at: u64, may: Claims },
     Refused(CredentialRefused),
@@ -188,21 +220,42 @@ enum Verdict<'a> {
 pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
     let config = load_existing(options.config.as_deref())?;
     let now = unix_now()?;
-    let verdict = verdict(&config, &options.username, &options.password, now);
+    let password = match (&options.password, &options.password_file) {
+        (Some(password), _) => password.clone(),
+        (None, Some(file)) => first_line("--password-file", file)?,
+        (None, None) => return Err(Failure::Usage("give the password, or --password-file FILE".to_owned())),
+    };
+    let verdict = verdict(&config, &options.username, &password, now);
     let mut out = io::stdout().lock();
     if options.json {
-        writeln!(out, "{}", verdict_json(&verdict))?;
+        writeln!(out, "{}", json_line(&verdict_json(&verdict).to_string()))?;
     } else {
-        writeln!(out, "{}", verdict_text(&verdict, now))?;
+        writeln!(out, "{}", printable_lines(&verdict_text(&verdict, now)))?;
+        if let Some(hint) = milliseconds(&options.username, &verdict) {
+            writeln!(out, "{hint}")?;
+        }
     }
     match verdict {
-        Verdict::Refused(_) => Err(Failure::Said(1)),
-        Verdict::Static | Verdict::Secret { .. } => Ok(()),
+        CredentialVerdict::Refused(_) => Err(Failure::Reported(1)),
+        CredentialVerdict::Static | CredentialVerdict::Secret { .. } => Ok(()),
     }
 }
 
+/// A hint for an expiry that is too far ahead by a factor of a thousand: JavaScript counts milliseconds.
+fn milliseconds(username: &str, verdict: &CredentialVerdict<'_>) -> Option<String> {
+    let expiry = username.split(':').next().unwrap_or_default();
+    let is_refused = matches!(verdict, CredentialVerdict::Refused(_));
+    (is_refused && expiry.len() == 13 && expiry.bytes().all(|byte| byte.is_ascii_digit())).then(|| {
+        format!(
+            "is it in milliseconds? The expiry {expiry} has 13 digits, but it must be in seconds since 1970, {} (in JavaScript \
+             Math.floor(Date.now() / 1000) + ttl)",
+            &expiry[..10]
+        )
+    })
+}
+
 /// Judges as the server does: static users by exact name first, then `digits[:id]`.
-fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> Verdict<'a> {
+fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> CredentialVerdict<'a> {
     if let Some(user) = config.auth.users.get(username) {
         let fits = match &user.key {
             StaticKey::Password(known) => bool::from(known.expose().ct_eq(password.as_bytes())),
@@ -212,24 +265,28 @@ fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) 
                 bool::from(known.expose().ct_eq(digest.as_slice()))
             }
         };
-        return if fits { Verdict::Static } else { Verdict::Refused(CredentialRefused::BadIntegrity) };
+        return if fits {
+            CredentialVerdict::Static
+        } else {
+            CredentialVerdict::Refused(CredentialRefused::BadIntegrity)
+        };
     }
     match credentials::verify(&config.auth.secrets, now, config.auth.max_ttl, username, password.as_bytes()) {
-        Ok(good) => Verdict::Secret {
+        Ok(good) => CredentialVerdict::Secret {
             id: &good.secret.id,
             algorithm: good.secret.algorithm.name(),
             user_id: good.holder.user_id,
             expires_at: good.expires_at,
             may: Claims { grant: good.holder.grant, tenant: good.holder.tenant, nonce: None },
         },
-        Err(refused) => Verdict::Refused(refused),
+        Err(refused) => CredentialVerdict::Refused(refused),
     }
 }
 
-fn verdict_text(verdict: &Verdict<'_>, now: u64) -> String {
+fn verdict_text(verdict: &CredentialVerdict<'_>, now: u64) -> String {
     match verdict {
-        Verdict::Static => "good: a static user of auth.users".to_owned(),
-        Verdict::Secret { id, algorithm, user_id, expires_at, may } => {
+        CredentialVerdict::Static => "good: a static user of auth.users".to_owned(),
+        CredentialVerdict::Secret { id, algorithm, user_id, expires_at, may } => {
             let left = match expires_at.checked_sub(now) {
                 Some(left) => format!("ends in {left} s"),
                 None => "ended just now, within the tolerance for clocks that differ".to_owned(),
@@ -237,18 +294,18 @@ fn verdict_text(verdict: &Verdict<'_>, now: u64) -> String {
             let may = if may.is_empty() { String::new() } else { format!("; {}", in_words(may)) };
             format!("good: secret \"{id}\" ({algorithm}), user id \"{user_id}\", {left}{may}")
         }
-        Verdict::Refused(refused) => format!("refused: {refused}"),
+        CredentialVerdict::Refused(refused) => format!("refused: {refused}"),
     }
 }
 
-fn verdict_json(verdict: &Verdict<'_>) -> Value {
+fn verdict_json(verdict: &CredentialVerdict<'_>) -> Value {
     match verdict {
-        Verdict::Static => json!({ "valid": true, "static": true }),
-        Verdict::Secret { id, algorithm, user_id, expires_at, may } => json!({
+        CredentialVerdict::Static => json!({ "valid": true, "static": true }),
+        CredentialVerdict::Secret { id, algorithm, user_id, expires_at, may } => json!({
             "valid": true, "static": false, "secret": id, "algorithm": algorithm,
             "user": user_id, "expires_at": expires_at, "tenant": may.tenant, "limits": in_words(&Claims { tenant: None, ..may.clone() }),
         }),
-        Verdict::Refused(refused) => {
+        CredentialVerdict::Refused(refused) => {
             let text = refused.to_string();
             let remedy = text.strip_prefix(refused.reason()).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&text);
             json!({ "valid": false, "reason": refused.reason(), "remedy": remedy })
@@ -258,13 +315,13 @@ fn verdict_json(verdict: &Verdict<'_>) -> Value {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "a command reads the clock once; the core and the workers get theirs from net::clock"
+    reason = "a command reads the clock once; the core and the workers get theirs from clock"
 )]
 fn unix_now() -> Result<u64, Failure> {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map(|since| since.as_secs())
-        .map_err(|_| Failure::Run("the clock of this machine stands before 1970; set it".to_owned()))
+        .map_err(|_| Failure::Run("this machine's clock is before 1970; set it".to_owned()))
 }
 
 #[cfg(test)]
@@ -273,7 +330,7 @@ mod tests {
     use crate::config::checked::Listen;
 
     fn config(text: &str) -> Config {
-        Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n")).unwrap()
+        Config::with_a_secret(text).unwrap()
     }
 
     fn urls_of(text: &str) -> Vec<String> {
@@ -305,7 +362,7 @@ mod tests {
         let address = config.listen[0].address;
         // As listen.auto stands in a configuration: one address, once for each transport.
         config.listen[0].is_auto = true;
-        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true });
+        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true, is_default: false });
         let plain = "turn:192.0.2.7:3478?transport=tcp";
         assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
         config.tls.name = Some("turn.example.org".into());
@@ -322,14 +379,24 @@ mod tests {
         let password = server["credential"].as_str().unwrap();
         assert_eq!(
             verdict(&config, "1060:bob", password, 1000),
-            Verdict::Secret { id: "s", algorithm: "sha1", user_id: "bob", expires_at: 1060, may: Claims::default() }
+            CredentialVerdict::Secret {
+                id: "s",
+                algorithm: "sha1",
+                user_id: "bob",
+                expires_at: 1060,
+                may: Claims::default()
+            }
         );
-        assert_eq!(verdict(&config, "1060:bob", "wrong", 1000), Verdict::Refused(CredentialRefused::BadIntegrity));
-        assert!(
-            mint_with(&config, "bob", 172_801, 1000, &Claims::default(), |_| None)
-                .unwrap_err()
-                .contains("auth.max_ttl")
+        assert_eq!(
+            verdict(&config, "1060:bob", "wrong", 1000),
+            CredentialVerdict::Refused(CredentialRefused::BadIntegrity)
         );
+        for wrong in ["0", "0s", "3d", "172801s", "9999999999999999999d"] {
+            let said = ttl_of(wrong, config.auth.max_ttl);
+            assert_eq!(said, Err(format!("--ttl {wrong}: must be from 1s to 2d, which auth.max_ttl allows")));
+        }
+        assert!(ttl_of("60", config.auth.max_ttl).unwrap_err().contains("would be \"60s\""));
+        assert_eq!((ttl_of("1s", 172_800), ttl_of("2d", 172_800)), (Ok(1), Ok(172_800)));
         assert!(
             mint_with(&config, &"x".repeat(600), 60, 1000, &Claims::default(), |_| None)
                 .unwrap_err()
@@ -341,7 +408,7 @@ mod tests {
     fn limits_go_into_the_credential_and_are_said_in_words() {
         let config = Config::from_toml(
             "c.toml",
-            "listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\nclaims = true\ntenant = \"acme\"\n\
+            "listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\nclaims = true\ntenant = \"acme\"\n\
              limits = { bytes_per_day = \"2GiB\" }",
         )
         .unwrap();
@@ -390,12 +457,12 @@ mod tests {
         let config = config(
             "auth.users = { \"1700000000:alice\" = \"wonderland\", bob = { key_md5 = \"7f11bf08db16e05f1a0a2e97e4f3f1c0\" } }",
         );
-        assert_eq!(verdict(&config, "1700000000:alice", "wonderland", 9_000_000_000), Verdict::Static);
+        assert_eq!(verdict(&config, "1700000000:alice", "wonderland", 9_000_000_000), CredentialVerdict::Static);
         assert_eq!(
             verdict(&config, "1700000000:alice", "Cd/49soE35ICqcJF/bCTn8Z4OyE=", 1_700_000_000),
-            Verdict::Refused(CredentialRefused::BadIntegrity)
+            CredentialVerdict::Refused(CredentialRefused::BadIntegrity)
         );
-        assert_eq!(verdict(&config, "bob", "no", 0), Verdict::Refused(CredentialRefused::BadIntegrity));
-        assert_eq!(verdict(&config, "carol", "no", 0), Verdict::Refused(CredentialRefused::UnknownUser));
+        assert_eq!(verdict(&config, "bob", "no", 0), CredentialVerdict::Refused(CredentialRefused::BadIntegrity));
+        assert_eq!(verdict(&config, "carol", "no", 0), CredentialVerdict::Refused(CredentialRefused::UnknownUser));
     }
 }

@@ -7,9 +7,16 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::Failure;
 use crate::credentials::Secret;
-use crate::ops::usage::report::{By, Reader, Report, Row, Totals};
+use crate::failure::Failure;
+use crate::ops::usage::report::{By, Reader, Remark, Report, ReportRow, Totals};
+use crate::printable::{json_line, printable, printable_lines};
+
+/// What a formula begins with, in any spreadsheet; the last four are what East Asian keyboards give.
+const FORMULA: [char; 10] = ['=', '+', '-', '@', '\t', '\r', '＝', '＋', '－', '＠'];
+
+/// So many lines about each kind of thing: a file of something else would fill the terminal.
+const REMARKS_MAX: usize = 20;
 
 /// Commands about usage records.
 #[derive(Subcommand, Debug)]
@@ -70,7 +77,7 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
             File::open(path).and_then(|file| reader.read(&name, BufReader::new(file)))
         };
         if let Err(error) = read {
-            eprintln!("{name}: can't be read: {error}");
+            eprintln!("{}: can't be read: {error}", printable(&name));
             unread = true;
         }
     }
@@ -78,15 +85,15 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
     let report = reader.finish(By { day: has(Part::Day), tenant: has(Part::Tenant), user: has(Part::User) });
     let mut out = io::stdout().lock();
     if options.json {
-        writeln!(out, "{}", to_json(&report, options.price_per_gb))?;
+        writeln!(out, "{}", json_line(&to_json(&report, options.price_per_gb).to_string()))?;
     } else if options.csv {
         write!(out, "{}", to_csv(&report, &options.by, options.price_per_gb))?;
     } else {
         write!(out, "{}", to_table(&report, &options.by, options.price_per_gb))?;
     }
     out.flush()?;
-    remarks(&report);
-    if unread || !report.problems.is_empty() { Err(Failure::Said(1)) } else { Ok(()) }
+    remarks(&report).iter().for_each(|line| eprintln!("{line}"));
+    if unread || !report.problems.is_empty() { Err(Failure::Reported(1)) } else { Ok(()) }
 }
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
@@ -102,27 +109,35 @@ fn read_key(path: &Path) -> Result<Secret, Failure> {
     Ok(Secret::new(key))
 }
 
-/// What people should know besides the numbers.
-fn remarks(report: &Report) {
-    for problem in &report.problems {
-        eprintln!("{}:{}: {}", problem.file, problem.line, problem.message);
-    }
-    for note in &report.notes {
-        eprintln!("note: {}:{}: {}", note.file, note.line, note.message);
-    }
-    for gap in &report.gaps {
+/// What people should know besides the numbers; the first of each kind, and how many more there are.
+fn remarks(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    let at =
+        |remark: &Remark| format!("{}:{}: {}", printable(&remark.file), remark.line, printable_lines(&remark.message));
+    few(&mut lines, &report.problems, "lines are wrong", at);
+    few(&mut lines, &report.notes, "such notes", |note| format!("note: {}", at(note)));
+    few(&mut lines, &report.gaps, "gaps", |gap| {
         let which =
             if gap.first == gap.last { gap.first.to_string() } else { format!("{} to {}", gap.first, gap.last) };
-        eprintln!("note: session {}: no record {which}; the one after it counts what was before", gap.session);
-    }
+        let session = printable(&gap.session);
+        format!("note: session {session}: no record {which}; the one after it counts what was before")
+    });
     if report.duplicates > 0 {
-        eprintln!("note: {} records came more than once and count once", report.duplicates);
+        lines.push(format!("note: {} duplicate records were counted once", report.duplicates));
     }
     if report.unfinished > 0 {
-        eprintln!(
-            "note: {} sessions have no stop: they live, or were cut off; they count up to their last record",
+        lines.push(format!(
+            "note: {} sessions have no stop record: they are live or were cut off, and are counted up to their last record",
             report.unfinished
-        );
+        ));
+    }
+    lines
+}
+
+fn few<T>(lines: &mut Vec<String>, all: &[T], what: &str, line: impl Fn(&T) -> String) {
+    lines.extend(all.iter().take(REMARKS_MAX).map(line));
+    if all.len() > REMARKS_MAX {
+        lines.push(format!("and {} more {what}; --json shows all of them", all.len() - REMARKS_MAX));
     }
 }
 
@@ -130,19 +145,21 @@ fn cost(totals: &Totals, price: f64) -> f64 {
     totals.bytes_sent() as f64 / 1e9 * price
 }
 
-const COUNTS: [&str; 5] = ["bytes_from_client", "bytes_to_client", "bytes_from_peers", "bytes_to_peers", "bytes_sent"];
+const COUNTS: [&str; 6] =
+    ["bytes_from_client", "bytes_to_client", "bytes_from_peers", "bytes_to_peers", "bytes_sent", "wire_bytes_sent"];
 
-fn counts(totals: &Totals) -> [i128; 5] {
+fn counts(totals: &Totals) -> [i128; 6] {
     [
         totals.bytes_from_client,
         totals.bytes_to_client,
         totals.bytes_from_peers,
         totals.bytes_to_peers,
         totals.bytes_sent(),
+        totals.wire_bytes_sent(),
     ]
 }
 
-fn cells(row: &Row, by: &[Part]) -> Vec<String> {
+fn cells(row: &ReportRow, by: &[Part]) -> Vec<String> {
     let text = |part: &Option<String>| part.clone().unwrap_or_default();
     let parts = [(Part::Day, &row.day), (Part::Tenant, &row.tenant), (Part::User, &row.user)];
     let mut cells: Vec<String> =
@@ -161,8 +178,10 @@ fn heads(by: &[Part], price: Option<f64>) -> Vec<&'static str> {
     heads
 }
 
+/// A name's control characters are escaped as in the table: `cat` shows a CSV file on a terminal.
 fn to_csv(report: &Report, by: &[Part], price: Option<f64>) -> String {
-    let line = |cells: Vec<String>| cells.iter().map(|cell| quoted(cell)).collect::<Vec<_>>().join(",") + "\r\n";
+    let line =
+        |cells: Vec<String>| cells.iter().map(|cell| quoted(&printable(cell))).collect::<Vec<_>>().join(",") + "\r\n";
     let mut text = line(heads(by, price).iter().map(ToString::to_string).collect());
     for row in &report.rows {
         let mut cells = cells(row, by);
@@ -173,7 +192,15 @@ fn to_csv(report: &Report, by: &[Part], price: Option<f64>) -> String {
 }
 
 /// RFC 4180: a cell with a comma, a quote or a line's end is quoted, and quotes in it are doubled.
+///
+/// Spreadsheets take a cell that begins with one of [`FORMULA`] for a formula and carry it out. A user chooses names,
+/// so
+/// such a cell gets an apostrophe before it, which spreadsheets read as "this is text".
 fn quoted(cell: &str) -> String {
+    let is_number = cell.parse::<f64>().is_ok_and(f64::is_finite);
+    if cell.starts_with(FORMULA) && !is_number {
+        return format!("\"'{}\"", cell.replace('"', "\"\""));
+    }
     if cell.contains([',', '"', '\r', '\n']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
@@ -182,8 +209,8 @@ fn to_table(report: &Report, by: &[Part], price: Option<f64>) -> String {
     for row in report.rows.iter().chain([&report.total]) {
         let mut cells = cells(row, by);
         cells.extend(price.map(|price| format!("{:.2}", cost(&row.totals, price))));
-        // Who reads this reads it on a terminal, which a user's name must not steer.
-        lines.push(cells.into_iter().map(|cell| cell.replace(char::is_control, "?")).collect());
+        // This is read on a terminal, which a user's name must not steer.
+        lines.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());
     }
     if let Some(total) = lines.last_mut()
         && !by.is_empty()
@@ -209,6 +236,7 @@ fn to_json(report: &Report, price: Option<f64>) -> Value {
     let mut value = json!(report);
     let add = |place: &mut Value, totals: &Totals| {
         place["bytes_sent"] = json!(totals.bytes_sent());
+        place["wire_bytes_sent"] = json!(totals.wire_bytes_sent());
         if let Some(price) = price {
             place["cost"] = json!((cost(totals, price) * 1e6).round() / 1e6);
         }
@@ -225,8 +253,14 @@ mod tests {
     use super::*;
 
     fn example() -> Report {
-        let totals = Totals { bytes_to_client: 1_500_000_000, bytes_to_peers: 500_000_000, ..Totals::default() };
-        let row = |user: &str| Row {
+        let totals = Totals {
+            bytes_to_client: 1_500_000_000,
+            bytes_to_peers: 500_000_000,
+            wire_bytes_to_client: 1_550_000_000,
+            wire_bytes_to_peers: 550_000_000,
+            ..Totals::default()
+        };
+        let row = |user: &str| ReportRow {
             day: Some("2026-11-21".into()),
             tenant: None,
             user: Some(user.into()),
@@ -235,7 +269,7 @@ mod tests {
         };
         Report {
             rows: vec![row("a,\"b\""), row("ev\u{1b}e")],
-            total: Row { day: None, tenant: None, user: None, sessions: 4, totals },
+            total: ReportRow { day: None, tenant: None, user: None, sessions: 4, totals },
             records: 4,
             duplicates: 0,
             unfinished: 0,
@@ -251,17 +285,44 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "user,sessions,bytes_from_client,bytes_to_client,bytes_from_peers,bytes_to_peers,bytes_sent,cost"
+            "user,sessions,bytes_from_client,bytes_to_client,bytes_from_peers,bytes_to_peers,bytes_sent,wire_bytes_sent,cost"
         );
-        assert_eq!(lines[1], "\"a,\"\"b\"\"\",2,0,1500000000,0,500000000,2000000000,0.100000");
+        assert_eq!(lines[1], "\"a,\"\"b\"\"\",2,0,1500000000,0,500000000,2000000000,2100000000,0.100000");
         assert_eq!(lines.len(), 3);
+        assert!(lines[2].starts_with("ev\\u{1b}e,2,"), "{text}");
+        assert!(text.chars().all(|c| crate::printable::is_printable(c) || "\r\n".contains(c)), "{text:?}");
+    }
+
+    #[test]
+    fn a_file_of_something_else_gives_twenty_lines_and_a_count() {
+        let remark = |line| Remark { file: "x\u{1b}.log".into(), line, message: "is not a usage record".into() };
+        let mut report = Report { problems: (1..=20).map(remark).collect(), ..example() };
+        assert_eq!(remarks(&report).len(), 20);
+        report.problems = (1..=70_000).map(remark).collect();
+        report.notes = (1..=30).map(remark).collect();
+        let lines = remarks(&report);
+        assert_eq!(lines.len(), 42);
+        assert_eq!(lines[0], "x\\u{1b}.log:1: is not a usage record");
+        assert_eq!(lines[20], "and 69980 more lines are wrong; --json shows all of them");
+        assert_eq!(lines[41], "and 10 more such notes; --json shows all of them");
+    }
+
+    // F-A15: `=cmd` in a name, as a spreadsheet would carry it out.
+    #[test]
+    fn no_cell_is_a_formula_and_numbers_stay_numbers() {
+        for name in ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "＝1"] {
+            assert!(quoted(name).starts_with("\"'"), "{}", quoted(name));
+        }
+        for plain in ["-5", "0.5", "alice", "a=b", ""] {
+            assert_eq!(quoted(plain), plain);
+        }
     }
 
     #[test]
     fn the_table_has_a_total_and_no_control_characters() {
         let text = to_table(&example(), &[Part::Day, Part::User], Some(0.5));
         assert!(text.lines().last().unwrap().starts_with("total"), "{text}");
-        assert!(text.contains("ev?e") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.contains("ev\\u{1b}e") && !text.contains('\u{1b}'), "{text}");
         assert!(text.lines().next_back().unwrap().ends_with("  1.00"), "{text}");
         let widths: Vec<usize> = text.lines().map(|line| line.chars().count()).collect();
         assert!(widths.iter().all(|width| *width == widths[0]), "{text}");

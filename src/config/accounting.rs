@@ -2,18 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::config::check::{Check, is_zero};
-use crate::config::check_auth::read_at_most;
-use crate::config::document::{Node, Value};
-use crate::config::units;
+use crate::config::auth::read_at_most;
+use crate::config::check::Check;
+use crate::config::units::{DURATION, SIZE};
 use crate::credentials::Secret;
 use crate::fetch::{Authorities, Url};
-
-/// The least that a signing key may hold, in bytes.
-const SIGN_KEY_BYTES_MIN: usize = 16;
-
-/// A spool below this could not hold one batch.
-const SPOOL_BYTES_MIN: u64 = 1 << 20;
 
 /// The system's whole list has a fifth of that.
 const CA_BYTES_MAX: u64 = 1 << 20;
@@ -49,7 +42,7 @@ pub struct UsageFileConfig {
 pub struct WebhookConfig {
     /// Where it is.
     pub url: Url,
-    /// `accounting.webhook_ca_file`: whom it must be certified by, in place of those that the system trusts.
+    /// `accounting.webhook_ca_file`: the authorities that must certify it, in place of those that the system trusts.
     pub authorities: Option<Authorities>,
     /// Sent as a bearer token.
     pub token: Option<Secret>,
@@ -82,7 +75,7 @@ impl AccountingConfig {
         if let Some(file) = &self.file {
             let rotated = file.rotate_bytes.map_or_else(String::new, |bytes| {
                 let kept = file.rotate_count.map_or_else(|| "all".to_owned(), |count| count.to_string());
-                format!(" (a new one beyond {}, {kept} kept)", units::show_bytes(bytes))
+                format!(" (a new one beyond {}, {kept} kept)", SIZE.show(bytes))
             });
             parts.push(format!("file {}{rotated}", file.path.display()));
         }
@@ -94,7 +87,7 @@ impl AccountingConfig {
                 "webhook {} by {} (at most {})",
                 webhook.url,
                 webhook.spool.display(),
-                units::show_bytes(webhook.spool_bytes)
+                SIZE.show(webhook.spool_bytes)
             ));
         }
         if self.sign_key.is_some() {
@@ -102,7 +95,7 @@ impl AccountingConfig {
         }
         let interim = match self.interval {
             0 => "at start and stop only".to_owned(),
-            seconds => format!("at start, stop and every {}", units::show_seconds(seconds.into())),
+            seconds => format!("at start, stop and every {}", DURATION.show(seconds.into())),
         };
         format!("{interim}; {}", parts.join("; "))
     }
@@ -110,128 +103,46 @@ impl AccountingConfig {
 
 impl Check {
     pub(crate) fn accounting(&mut self) -> AccountingConfig {
-        let interval = self.get("accounting.interval");
-        let interval = if is_zero(&interval) {
-            0
-        } else {
-            u32::try_from(self.seconds("accounting.interval", 1..=86_400)).unwrap_or(0)
-        };
-        let rotate_bytes = self.bytes("accounting.rotate_size", 4096);
-        let rotate_count = self.count("accounting.rotate_count", u32::MAX);
-        let file = self.place("accounting.file").map(|(_, path)| UsageFileConfig {
+        let file = self.path_of("accounting.file").map(|path| UsageFileConfig {
             path,
-            rotate_bytes,
-            rotate_count: (rotate_count != 0).then_some(rotate_count),
+            rotate_bytes: self.limit("accounting.rotate_size"),
+            rotate_count: self.limit("accounting.rotate_count"),
         });
         AccountingConfig {
-            interval,
+            interval: self.number("accounting.interval"),
             file,
-            journal: self.place("accounting.journal").map(|(_, path)| path),
+            journal: self.path_of("accounting.journal"),
             webhook: self.webhook(),
-            sign_key: self.sign_key(),
+            sign_key: self.secret_of("accounting.sign_key_file"),
         }
-    }
-
-    /// A path, unless it is empty.
-    pub(super) fn place(&mut self, key: &'static str) -> Option<(Node, PathBuf)> {
-        let node = self.get(key);
-        let path = self.text(&node, key).filter(|path| !path.is_empty())?;
-        let path = self.beside(&node.place, &path);
-        Some((node, path))
-    }
-
-    fn bytes(&mut self, path: &'static str, min: u64) -> Option<u64> {
-        let node = self.get(path);
-        if is_zero(&node) {
-            return None;
-        }
-        let message = match &node.value {
-            Value::Text(text) => match units::size(text) {
-                Ok(bytes) if bytes >= min => return Some(bytes),
-                Ok(_) => format!("allowed are {} and more, or 0 for no limit", units::show_bytes(min)),
-                Err(message) => message,
-            },
-            Value::Integer(_, text) => units::size(text).err().unwrap_or_default(),
-            Value::Other(_) | Value::List(_) | Value::Table(_) => {
-                format!("expected a size such as \"64MiB\", found {}", node.kind())
-            }
-        };
-        self.wrong(&node, path, message);
-        None
     }
 
     fn webhook(&mut self) -> Option<WebhookConfig> {
-        let spool_bytes = self.bytes("accounting.spool_max", SPOOL_BYTES_MIN);
-        let spool = self.place("accounting.spool").map(|(_, path)| path);
-        let token_key = "accounting.webhook_token_file";
-        let token_node = self.get(token_key);
-        let token = self
-            .text(&token_node, token_key)
-            .filter(|path| !path.is_empty())
-            .and_then(|path| self.secret_file(&token_node, token_key, &path));
-        if token.as_ref().is_some_and(|token| !token.expose().iter().all(u8::is_ascii_graphic)) {
-            self.wrong(&token_node, token_key, "holds something else than printable ASCII characters");
-        }
-        let key = "accounting.webhook";
-        let node = self.get(key);
-        let url = self.text(&node, key).filter(|url| !url.is_empty())?;
-        let url = match Url::parse(&url) {
-            Ok(url) => url,
-            Err(message) => {
-                self.wrong(&node, key, message);
-                return None;
-            }
-        };
-        let authorities = self.authorities("accounting.webhook_ca_file", &url, key);
-        let Some(spool) = spool else {
-            self.wrong(&node, key, "needs accounting.spool, the directory in which records wait for it");
-            return None;
-        };
-        let spool_bytes = spool_bytes.unwrap_or_else(|| {
-            if !self.has_problem_with("accounting.spool_max") {
-                self.wrong(
-                    &self.get("accounting.spool_max"),
-                    "accounting.spool_max",
-                    "must not be 0: the spool is bounded",
-                );
-            }
-            SPOOL_BYTES_MIN
+        let token = self.text_of("accounting.webhook_token_file").and_then(|(path, node)| {
+            let token = self.secret_file(&node, &path)?;
+            let is_printable = token.expose().iter().all(u8::is_ascii_graphic);
+            self.ok(&node, is_printable.then_some(token).ok_or("holds characters that are not printable ASCII"))
         });
-        Some(WebhookConfig { url, authorities, token, spool, spool_bytes })
+        let (text, node) = self.text_of("accounting.webhook")?;
+        let url = self.ok(&node, Url::parse(&text))?;
+        let authorities = self.authorities("accounting.webhook_ca_file", &url, &node.key);
+        let spool = self.path_of("accounting.spool");
+        let spool =
+            self.ok(&node, spool.ok_or("needs accounting.spool, the directory in which records wait for it"))?;
+        Some(WebhookConfig { url, authorities, token, spool, spool_bytes: self.number("accounting.spool_max") })
     }
 
     /// A file of the certificates that the server behind a URL must be certified by.
-    pub(crate) fn authorities(&mut self, key: &'static str, url: &Url, url_key: &str) -> Option<Authorities> {
-        let node = self.get(key);
-        let path = self.text(&node, key).filter(|path| !path.is_empty())?;
-        if !url.is_https {
-            self.wrong(&node, key, format!("certifies nobody: {url_key} is not https"));
+    pub(crate) fn authorities(&mut self, path: &str, url: &Url, url_key: &str) -> Option<Authorities> {
+        let (text, node) = self.text_of(path)?;
+        if !url.is_https() {
+            self.wrong(&node, format!("has no effect: {url_key} is not an https URL"));
             return None;
         }
-        let path = self.beside(&node.place, &path);
+        let path = self.beside(&node, &text);
         let read = read_at_most(&path, CA_BYTES_MAX).map_err(|error| format!("can't be read: {error}"));
-        match read.and_then(|pem| Authorities::parse(&pem)) {
-            Ok(authorities) => Some(authorities),
-            Err(what) => {
-                self.wrong(&node, key, format!("{} {what}", path.display()));
-                None
-            }
-        }
-    }
-
-    fn sign_key(&mut self) -> Option<Secret> {
-        let key = "accounting.sign_key_file";
-        let node = self.get(key);
-        let path = self.text(&node, key).filter(|path| !path.is_empty())?;
-        let secret = self.secret_file(&node, key, &path)?;
-        if secret.expose().len() < SIGN_KEY_BYTES_MIN {
-            let message = format!(
-                "holds {} bytes; at least {SIGN_KEY_BYTES_MIN} are needed, `openssl rand -hex 32` makes a good one",
-                secret.expose().len()
-            );
-            self.wrong(&node, key, message);
-        }
-        Some(secret)
+        let authorities = read.and_then(|pem| Authorities::parse(&pem));
+        self.ok(&node, authorities.map_err(|what| format!("{} {what}", path.display())))
     }
 }
 
@@ -241,7 +152,7 @@ mod tests {
     use crate::config::Config;
 
     fn check(text: &str) -> Result<AccountingConfig, String> {
-        let text = format!("[accounting]\n{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n");
+        let text = format!("[accounting]\n{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n");
         Config::from_toml("/etc/t/c.toml", &text).map(|config| config.accounting).map_err(|error| error.to_string())
     }
 
@@ -270,15 +181,15 @@ mod tests {
         let webhook = config.webhook.unwrap();
         assert_eq!((&*webhook.url.to_string(), webhook.spool_bytes), ("http://[::1]/u", 64 << 20));
         let webhook = check("webhook = \"https://bill.example/u\"\nspool = \"/s\"").unwrap().webhook.unwrap();
-        assert!(webhook.url.is_https && webhook.authorities.is_none());
+        assert!(webhook.url.is_https() && webhook.authorities.is_none());
         for (text, word) in [
             ("webhook = \"http://a/\"", "needs accounting.spool"),
             ("webhook = \"https://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/nowhere\"", "/nowhere can't be read"),
             ("webhook = \"https://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/etc/hostname\"", "holds no certificate"),
-            ("webhook = \"http://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/nowhere\"", "is not https"),
+            ("webhook = \"http://a/\"\nspool = \"/s\"\nwebhook_ca_file = \"/nowhere\"", "is not an https URL"),
             ("webhook = \"ftp://a/\"\nspool = \"/s\"", "expected a URL"),
-            ("webhook = \"http://a:b/\"\nspool = \"/s\"", "is no port"),
-            ("webhook = \"http://a/\"\nspool = \"/s\"\nspool_max = \"0B\"", "must not be 0"),
+            ("webhook = \"http://a:b/\"\nspool = \"/s\"", "invalid port"),
+            ("webhook = \"http://a/\"\nspool = \"/s\"\nspool_max = \"0B\"", "1MiB and more"),
             ("spool_max = \"1KiB\"", "1MiB and more"),
             ("rotate_size = \"1B\"", "4KiB and more"),
             ("interval = \"2d\"", "allowed are 1s to 1d"),

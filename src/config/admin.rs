@@ -2,11 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::checked::HttpListen;
+use crate::config::check::Check;
 use crate::config::environment::Environment;
 use crate::config::error::ConfigError;
-use crate::config::{Config, DEFAULT_PATH, check};
+use crate::config::http::HttpListen;
+use crate::config::{Config, DEFAULT_PATH, check, keys};
 use crate::credentials::Secret;
+
+/// Its name in the runtime directory.
+const ADMIN_SOCKET: &str = "admin.sock";
+
+/// Where the unit has it.
+const DEFAULT_ADMIN_SOCKET: &str = "/run/throughway/admin.sock";
+
+const TOKEN_FILE: &str = "http.admin_token_file";
+const TOKEN_CREDENTIAL: &str = "http.admin_token_credential";
+const SOCKET: &str = "http.admin_socket";
 
 /// The part of `[http]` about the admin API, and where revocations are kept. A reload takes the first part over.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -19,11 +30,22 @@ pub struct AdminConfig {
     pub revocations_file: Option<PathBuf>,
 }
 
+/// Where a unix socket of the admin API may be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AdminSocket {
+    /// Where the configuration says.
+    Configured(PathBuf),
+    /// Where the unit has it; there may be none.
+    Default(PathBuf),
+}
+
 /// What a configuration says about reaching its server, for the commands that talk to one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reach {
     /// `http.listen`.
     pub listen: Option<HttpListen>,
+    /// `http.admin_socket`.
+    pub admin_socket: Option<AdminSocket>,
     /// The file that holds the token, readable or not.
     pub token_file: Option<PathBuf>,
     /// Where this was read, for messages.
@@ -50,23 +72,91 @@ impl Reach {
     }
 }
 
+// No message here shows a token.
+impl Check {
+    pub(crate) fn admin(&mut self) -> AdminConfig {
+        AdminConfig {
+            token: self.admin_token(),
+            uids: self.uids("http.admin_uids"),
+            revocations_file: self.path_of("auth.revocations_file"),
+        }
+    }
+
+    fn admin_token(&mut self) -> Option<Secret> {
+        let (node, token) = match (self.text_of(TOKEN_FILE), self.text_of(TOKEN_CREDENTIAL)) {
+            (None, None) => return None,
+            (Some(_), Some((_, node))) => {
+                self.wrong(&node, format!("{TOKEN_FILE} names a token already; leave one of them out"));
+                return None;
+            }
+            (Some((path, node)), None) => {
+                let token = self.secret_file(&node, &path)?;
+                (node, token)
+            }
+            (None, Some((_, node))) => {
+                let token = self.credential(&node)?;
+                (node, token)
+            }
+        };
+        let token = self.unguessable(&node, token)?;
+        let is_printable = token.expose().iter().all(u8::is_ascii_graphic);
+        let message = "holds a blank, a second line or a letter that is not ASCII, which no header can carry; \
+             `openssl rand -hex 32` makes a good one";
+        self.ok(&node, is_printable.then_some(token).ok_or(message))
+    }
+
+    /// `http.admin_socket`: a path, "none", or by itself where systemd gives the server a directory for sockets.
+    pub(crate) fn admin_socket(&mut self) -> Option<PathBuf> {
+        match self.text_of(SOCKET) {
+            None => self.runtime_directory.as_ref().map(|directory| directory.join(ADMIN_SOCKET)),
+            Some((text, _)) if text == "none" => None,
+            Some((text, node)) => {
+                let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
+                let is_good = path.is_absolute() && path.file_name().is_some();
+                let message = "expected an absolute path, such as \"/run/throughway/admin.sock\", or \"none\"";
+                self.ok(&node, is_good.then_some(path).ok_or(message))
+            }
+        }
+    }
+
+    /// What `Reach::find` gives.
+    pub(crate) fn reach(mut self, environment: &Environment, source: String) -> Result<Reach, ConfigError> {
+        for path in ["http.listen", SOCKET, TOKEN_FILE, TOKEN_CREDENTIAL] {
+            keys::find(path).into_iter().for_each(|key| self.check_key(key));
+        }
+        let listen = self.http_listen(&[]);
+        let admin_socket = match self.text_of(SOCKET) {
+            // The server's environment is not the command's: it may have a runtime directory, and then this is the one.
+            None => {
+                let path = self.admin_socket().unwrap_or_else(|| PathBuf::from(DEFAULT_ADMIN_SOCKET));
+                Some(AdminSocket::Default(path))
+            }
+            Some(_) => self.admin_socket().map(AdminSocket::Configured),
+        };
+        let credential = self.text_of(TOKEN_CREDENTIAL).map(|(name, _)| name);
+        let directory = environment.credentials_directory();
+        let token_file = self.path_of(TOKEN_FILE).or_else(|| Some(PathBuf::from(directory?).join(credential?)));
+        if self.problems.is_empty() {
+            Ok(Reach { listen, admin_socket, token_file, source })
+        } else {
+            Err(ConfigError { problems: self.problems })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(text: &str) -> Result<Config, ConfigError> {
-        Config::from_toml("c.toml", &format!("{text}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n"))
-    }
-
     #[test]
-    fn a_token_is_a_word_that_nobody_guesses() {
+    fn a_token_is_a_word_that_can_t_be_guessed() {
         let path = std::env::temp_dir().join(format!("throughway-token-{}", std::process::id()));
         let with = |token: &str| {
             std::fs::write(&path, token).unwrap();
-            config(&format!("http.admin_token_file = {path:?}"))
+            Config::with_a_secret(&format!("http.admin_token_file = {path:?}"))
         };
-        let good = with("0123456789abcdef0123456789abcdef\n").unwrap();
-        assert_eq!(good.admin.token.unwrap().expose(), b"0123456789abcdef0123456789abcdef");
+        let good = with("0123456789abcdef-0123456789abcde\n").unwrap();
+        assert_eq!(good.admin.token.unwrap().expose(), b"0123456789abcdef-0123456789abcde");
         for (token, why) in [("short\n", "at least 16"), ("0123456789abcdef 0123456789", "blank"), ("", "is empty")] {
             let error = with(token).unwrap_err().to_string();
             assert!(error.contains("http.admin_token_file") && error.contains(why), "{error}");
@@ -75,18 +165,20 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let error = with_both();
         assert!(error.contains("leave one of them out"), "{error}");
-        let error = config("http.admin_token_credential = \"token\"").unwrap_err().to_string();
+        let error = Config::with_a_secret("http.admin_token_credential = \"token\"").unwrap_err().to_string();
         assert!(error.contains("LoadCredential=token"), "{error}");
     }
 
     fn with_both() -> String {
-        config("http.admin_token_file = \"a\"\nhttp.admin_token_credential = \"b\"").unwrap_err().to_string()
+        Config::with_a_secret("http.admin_token_file = \"a\"\nhttp.admin_token_credential = \"b\"")
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
     fn users_are_numbers() {
-        assert_eq!(config("http.admin_uids = [\"33\", \"0\"]").unwrap().admin.uids, [33, 0]);
-        let error = config("http.admin_uids = [\"www-data\"]").unwrap_err().to_string();
+        assert_eq!(Config::with_a_secret("http.admin_uids = [\"33\", \"0\"]").unwrap().admin.uids, [33, 0]);
+        let error = Config::with_a_secret("http.admin_uids = [\"www-data\"]").unwrap_err().to_string();
         assert!(error.contains("http.admin_uids") && error.contains("id -u NAME"), "{error}");
     }
 

@@ -1,26 +1,24 @@
-//! From a document to a [`Config`]: the plain values and the order of it all.
+//! From a document to a [`Config`]: the values by path, the words of the errors, and the order of it all.
 //!
-//! Every check goes on after an error with a harmless value, so that one run shows all of them;
-//! [`check`] returns a `Config` only if there was none.
+//! Type and range of every key are checked first, by its row in `keys`. The sections then read values that have the right
+//! type, or a harmless one in place of a wrong value, so that one run shows all errors; [`check`] returns a `Config` only
+//! if there was none.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use crate::address::Transport;
 use crate::config::admin::Reach;
-use crate::config::checked::{Config, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Source, Workers};
-use crate::config::diff::Written;
-use crate::config::document::{self, Entry, Node, Value};
+use crate::config::checked::{Config, Source};
+use crate::config::diff::Snapshot;
+use crate::config::document::{self, Node, TableEntry, Value};
 use crate::config::environment::{self, Environment};
-use crate::config::error::{ConfigError, Note, Place, Problem};
-use crate::config::{KEYS, units};
+use crate::config::error::{ConfigError, Note, Problem, SourceLocation};
+use crate::config::keys::{ConfigKey, KEYS, LATER_FIELDS, ValueType, fields, find};
 use crate::credentials::SharedSecret;
-use crate::protocol::address::Transport;
-use crate::protocol::peer_policy::PeerPolicy;
-use crate::protocol::settings::LocalAddresses;
-
-/// RFC 8489 section 14.9: a realm has fewer than 128 characters.
-const REALM_CHARACTERS_MAX: usize = 127;
 
 /// What stands before the name of a credential where a file could be named.
 pub(crate) const CREDENTIAL: &str = "credential:";
@@ -31,37 +29,24 @@ pub(crate) fn check(
     environment: &Environment,
     initial_secret: Option<SharedSecret>,
 ) -> Result<Config, ConfigError> {
-    let mut problems = Vec::new();
-    let root = match file.map(|(path, text)| document::parse(path, text)) {
-        None => Vec::new(),
-        Some(Ok(root)) => root,
-        Some(Err(problems)) => return Err(ConfigError { problems }),
-    };
-    document::check_keys(&root, &mut problems);
-    let overlay = environment.nodes(&mut problems);
-    let path = file.map(|(path, _)| path.to_owned());
-    let mut check = Check {
-        root,
-        overlay,
-        path,
-        problems,
-        notes: Vec::new(),
-        contents: Vec::new(),
-        holds_secrets: false,
-        credentials_directory: environment.credentials_directory().map(PathBuf::from),
-    };
+    let mut check = Check::new(file, environment)?;
+    document::check_keys(&check.root, &mut check.problems);
+    KEYS.iter().for_each(|key| check.check_key(key));
 
     let realm = check.realm();
     let workers = check.workers();
     let mut listen = check.listen(Transport::Udp, "listen.udp");
     listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
     check.listen_tls(&mut listen);
+    check.note_no_listener(&listen);
     let tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen, &tls);
+    check.public_name_needs_a_certificate(&listen, &http, &tls);
     let admin = check.admin();
     let lifetimes = check.lifetimes();
     let auth = check.auth(environment, initial_secret.as_ref());
+    let nonce_key = check.secret_of("auth.nonce_key_file");
     check.issuing_needs_a_secret(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);
     let peers = check.peers();
@@ -70,16 +55,16 @@ pub(crate) fn check(
     let drain = check.drain(&listen);
     let log = check.log();
 
-    let written = Written::of(&check);
+    let snapshot = Snapshot::of(&check);
     let Check { path, mut problems, notes, holds_secrets, .. } = check;
     if !problems.is_empty() {
-        problems.sort_by_key(|problem| match &problem.place {
-            Place::File(_, line) => *line,
-            Place::WholeFile(_) | Place::Variable(_) | Place::Nowhere => usize::MAX,
+        problems.sort_by_key(|problem| match &problem.location {
+            SourceLocation::File(_, line) => *line,
+            SourceLocation::WholeFile(_) | SourceLocation::Variable(_) | SourceLocation::Nowhere => usize::MAX,
         });
         return Err(ConfigError { problems });
     }
-    let mut config = Config {
+    Ok(Config {
         realm,
         workers,
         listen: listen.into_iter().map(|(listen, _)| listen).collect(),
@@ -87,6 +72,7 @@ pub(crate) fn check(
         relay,
         lifetimes,
         auth,
+        nonce_key,
         peers,
         limits,
         http,
@@ -100,98 +86,205 @@ pub(crate) fn check(
             holds_secrets,
             initial_secret,
         },
-        written,
+        snapshot,
         warnings: notes,
-    };
-    if config.challenge_bytes() > 72 {
-        let message = format!(
-            "makes the 401 answer {} bytes long; up to 12 bytes of realm keep it at 72, of little use to those who forge addresses",
-            config.challenge_bytes()
-        );
-        config.warnings.push(Problem::new(Place::Nowhere, "realm", message));
-    }
-    Ok(config)
+    })
 }
 
-/// The few keys that tell how a server is reached; all others may be wrong.
+/// The few keys that tell how a server is reached; all others may be wrong, variables too.
 pub(crate) fn reach(file: Option<(&Path, &str)>, environment: &Environment) -> Result<Reach, ConfigError> {
-    let root = match file.map(|(path, text)| document::parse(path, text)) {
-        None => Vec::new(),
-        Some(Ok(root)) => root,
-        Some(Err(problems)) => return Err(ConfigError { problems }),
-    };
-    // A variable that is wrong is the server's affair, unless it is one of these.
-    let overlay = environment.nodes(&mut Vec::new());
-    let path = file.map(|(path, _)| path.to_owned());
-    let source = path.as_ref().map_or_else(|| "the built-in defaults".to_owned(), |path| path.display().to_string());
-    let check = Check {
-        root,
-        overlay,
-        path,
-        problems: Vec::new(),
-        notes: Vec::new(),
-        contents: Vec::new(),
-        holds_secrets: false,
-        credentials_directory: environment.credentials_directory().map(PathBuf::from),
-    };
+    let source = file.map_or_else(|| "the built-in defaults".to_owned(), |(path, _)| path.display().to_string());
+    let mut check = Check::new(file, environment)?;
+    check.problems.clear();
     check.reach(environment, source)
 }
 
 /// The document under check, and what was found.
 pub(crate) struct Check {
-    root: Vec<Entry>,
-    overlay: Vec<(&'static str, Node)>,
+    root: Vec<TableEntry>,
+    overlay: Vec<Node>,
     path: Option<PathBuf>,
-    problems: Vec<Problem>,
+    pub(crate) problems: Vec<Problem>,
     pub(crate) notes: Vec<Note>,
     /// Digests of what is in the files that hold secrets, each under its key.
-    pub(crate) contents: Vec<(String, u64)>,
+    pub(crate) contents: BTreeMap<String, u64>,
     /// Whether the file itself holds a password or a secret.
     pub(crate) holds_secrets: bool,
     /// Where the service manager put what LoadCredential= names.
     credentials_directory: Option<PathBuf>,
+    /// Where the service manager lets us put sockets.
+    pub(crate) runtime_directory: Option<PathBuf>,
+}
+
+/// An error about a value, which it shows unless that is a user's or a secret's.
+pub(crate) fn problem(node: &Node, message: impl Into<String>) -> Problem {
+    let problem = Problem::new(node.location.clone(), &node.key, message);
+    let is_secret = ["auth.users", "auth.secret", "http.keys"].iter().any(|start| node.key.starts_with(start));
+    let is_name =
+        node.key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| node.key.ends_with(end));
+    if is_secret && !is_name { problem } else { problem.with_value(node.render()) }
+}
+
+/// The error for a word that is none of these.
+pub(crate) fn or_nearest(node: &Node, word: &str, words: &[&str]) -> Option<Problem> {
+    if words.contains(&word) {
+        return None;
+    }
+    let nearest = document::nearest(&word.to_lowercase(), words.iter().copied());
+    let problem = problem(node, format!("allowed are {}", quoted(words)));
+    Some(problem.with_suggestion(nearest.map(|word| document::quote(&word))))
+}
+
+/// Words as a sentence lists them.
+pub(crate) fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| document::quote(word)).collect::<Vec<_>>().join(", ")
+}
+
+/// A table whose fields are known and have the types of their rows: what is not so was reported and left out.
+pub(crate) struct Table<'n> {
+    pub(crate) node: &'n Node,
+    fields: Vec<(&'n Node, &'static ConfigKey)>,
+    /// Nothing was left out: a field that is missing was never written.
+    is_whole: bool,
+}
+
+impl<'n> Table<'n> {
+    fn field(&self, name: &str) -> Option<(&'n Node, &'static ConfigKey)> {
+        let is_it = |row: &ConfigKey| row.path.rsplit('.').next() == Some(name);
+        self.fields.iter().copied().find(|(_, row)| is_it(row))
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&'n Node> {
+        self.field(name).map(|(node, _)| node)
+    }
+
+    /// A text, with its node.
+    pub(crate) fn text(&self, name: &str) -> Option<(&'n Node, &'n str)> {
+        let node = self.get(name)?;
+        Some((node, node.text()?))
+    }
+
+    /// A number in the unit of the row's type.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        let (node, row) = self.field(name)?;
+        row.value_type.number(node, None).ok()
+    }
+
+    /// true; what is left out is false.
+    pub(crate) fn flag(&self, name: &str) -> bool {
+        self.get(name).and_then(Node::flag).unwrap_or(false)
+    }
 }
 
 impl Check {
+    fn new(file: Option<(&Path, &str)>, environment: &Environment) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let root = file.map_or(Ok(Vec::new()), |(path, text)| document::parse(path, text));
+        Ok(Self {
+            root: root.map_err(|problems| ConfigError { problems })?,
+            overlay: environment.nodes(&mut problems),
+            path: file.map(|(path, _)| path.to_owned()),
+            problems,
+            notes: Vec::new(),
+            contents: BTreeMap::new(),
+            holds_secrets: false,
+            credentials_directory: environment.credentials_directory().map(PathBuf::from),
+            runtime_directory: environment.runtime_directory().map(PathBuf::from),
+        })
+    }
+
+    /// Type and range of one key, and the warning if 0 is a dangerous value for it.
+    pub(crate) fn check_key(&mut self, key: &ConfigKey) {
+        let node = self.get(key.path);
+        self.problems.extend(key.check(&node));
+        if let (Some(zero), Some(warning)) = (key.zero, key.zero_warning)
+            && key.value_type.number(&node, key.zero) == Ok(0)
+        {
+            self.note(&node, format!("{zero}: {warning}"));
+        }
+    }
+
     /// The value of a key: the environment's, else the file's, else the default.
-    pub(crate) fn get(&self, path: &'static str) -> Node {
-        if let Some((_, node)) = self.overlay.iter().find(|(key, _)| *key == path) {
+    pub(crate) fn get(&self, path: &str) -> Node {
+        if let Some(node) = self.overlay.iter().find(|node| node.key == path) {
             return node.clone();
         }
-        let mut entries = self.root.as_slice();
-        let mut found = None;
-        for part in path.split('.') {
-            found = entries.iter().find(|entry| entry.key == part);
-            entries = match found.map(|entry| &entry.node.value) {
-                Some(Value::Table(fields)) => fields,
-                Some(Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::List(_)) | None => &[],
-            };
+        let (section, name) = path.split_once('.').unwrap_or(("", path));
+        let fields: &[TableEntry] = match document::field(&self.root, section).map(|node| &node.value) {
+            Some(Value::Table(fields)) => fields,
+            Some(Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::List(_)) => &[],
+            None if section.is_empty() => &self.root,
+            None => &[],
+        };
+        document::field(fields, name).cloned().unwrap_or_else(|| row(path).default_node())
+    }
+
+    /// A number in the unit of the key's type; 0 if it is wrong, which is reported already.
+    pub(crate) fn number<N: TryFrom<u64> + Default>(&self, path: &str) -> N {
+        let key = row(path);
+        let number = key.value_type.number(&self.get(path), key.zero).unwrap_or(0);
+        N::try_from(number).unwrap_or_default()
+    }
+
+    /// The same where 0 has a meaning: `None`.
+    pub(crate) fn limit<N: TryFrom<u64> + Default + PartialEq>(&self, path: &str) -> Option<N> {
+        Some(self.number(path)).filter(|number| *number != N::default())
+    }
+
+    /// true or false.
+    pub(crate) fn flag_of(&self, path: &str) -> bool {
+        self.get(path).flag().unwrap_or(false)
+    }
+
+    /// One of the key's words.
+    pub(crate) fn word_of(&self, path: &str) -> &'static str {
+        let ValueType::Word(words) = row(path).value_type else { panic!("{path} is no word") };
+        let node = self.get(path);
+        words.iter().find(|word| node.text() == Some(word)).unwrap_or(&words[0])
+    }
+
+    /// A text, unless it is empty.
+    pub(crate) fn text_of(&self, path: &str) -> Option<(String, Node)> {
+        let node = self.get(path);
+        Some((node.text().filter(|text| !text.is_empty())?.to_owned(), node))
+    }
+
+    /// A path, beside the configuration file, unless it is empty.
+    pub(crate) fn path_of(&self, path: &str) -> Option<PathBuf> {
+        self.text_of(path).map(|(text, node)| self.beside(&node, &text))
+    }
+
+    /// The items of a list.
+    pub(crate) fn list(&self, path: &str) -> Vec<Node> {
+        match self.get(path).value {
+            Value::List(items) => items,
+            Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::Table(_) => Vec::new(),
         }
-        match found {
-            Some(entry) => entry.node.clone(),
-            None => {
-                let key = KEYS.iter().find(|key| key.path == path).expect("only keys of the list are read");
-                document::parse_default(key.default)
-            }
-        }
     }
 
-    /// Reports a value; those of users and secrets are never shown.
-    pub(crate) fn wrong(&mut self, node: &Node, key: &str, message: impl Into<String>) {
-        let problem = Problem::new(node.place.clone(), key, message);
-        let secret = ["auth.users", "auth.secret", "http.keys"].iter().any(|start| key.starts_with(start));
-        let shown =
-            !secret || (key.starts_with("auth.secrets[") && [".id", ".algorithm"].iter().any(|end| key.ends_with(end)));
-        self.problems.push(if shown { problem.with_value(node.render()) } else { problem });
+    /// What is read of each item of a list; those that are wrong are left out after a report.
+    pub(crate) fn each<T>(&mut self, path: &str, read: impl Fn(&mut Self, &Node) -> Option<T>) -> Vec<T> {
+        self.list(path).iter().filter_map(|item| read(self, item)).collect()
     }
 
-    pub(crate) fn report(&mut self, problem: Problem) {
-        self.problems.push(problem);
+    /// Reports a mistake in a value.
+    pub(crate) fn wrong(&mut self, node: &Node, message: impl Into<String>) {
+        self.problems.push(problem(node, message));
     }
 
-    /// What was found, if anything.
-    pub(crate) fn into_problems(self) -> Option<ConfigError> {
-        (!self.problems.is_empty()).then_some(ConfigError { problems: self.problems })
+    /// What was read of a value, or `None` after a report.
+    pub(crate) fn ok<T>(&mut self, node: &Node, result: Result<T, impl Display>) -> Option<T> {
+        result.map_err(|message| self.wrong(node, message.to_string())).ok()
+    }
+
+    /// Something to look at that stops nothing.
+    pub(crate) fn note(&mut self, node: &Node, message: impl Into<String>) {
+        self.notes.push(Problem::new(node.location.clone(), &node.key, message).with_value(node.render()));
+    }
+
+    /// The same about a value that must not be shown.
+    pub(crate) fn note_of_secret(&mut self, node: &Node, message: impl Into<String>) {
+        self.notes.push(Problem::new(node.location.clone(), &node.key, message));
     }
 
     pub(crate) fn has_problem_with(&self, prefix: &str) -> bool {
@@ -199,25 +292,24 @@ impl Check {
     }
 
     /// The file as a place, for what is missing from it.
-    pub(crate) fn whole(&self) -> Place {
-        self.path.clone().map_or(Place::Nowhere, Place::WholeFile)
+    pub(crate) fn whole(&self) -> SourceLocation {
+        self.path.clone().map_or(SourceLocation::Nowhere, SourceLocation::WholeFile)
     }
 
     /// A path beside the configuration file, so that both can move together.
-    pub(crate) fn beside(&self, place: &Place, path: &str) -> PathBuf {
-        match (place, self.path.as_deref().and_then(Path::parent)) {
-            (Place::File(..), Some(directory)) => directory.join(path),
+    pub(crate) fn beside(&self, node: &Node, path: &str) -> PathBuf {
+        match (&node.location, self.path.as_deref().and_then(Path::parent)) {
+            (SourceLocation::File(..), Some(directory)) => directory.join(path),
             _ => PathBuf::from(path),
         }
     }
 
     /// The file that a value names, to be read: beside the configuration, or `credential:NAME` for what the service
     /// manager gave us under a name. Nothing else in the configuration names a file to be read.
-    pub(crate) fn file(&mut self, node: &Node, key: &str, path: &str) -> Option<PathBuf> {
-        let Some(name) = path.strip_prefix(CREDENTIAL) else { return Some(self.beside(&node.place, path)) };
+    pub(crate) fn file(&mut self, node: &Node, path: &str) -> Option<PathBuf> {
+        let Some(name) = path.strip_prefix(CREDENTIAL) else { return Some(self.beside(node, path)) };
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            let message = "expected the name of a credential, as it stands before the colon of LoadCredential=";
-            self.wrong(node, key, message);
+            self.wrong(node, "expected the name of a credential, as it stands before the colon of LoadCredential=");
             return None;
         }
         let Some(directory) = &self.credentials_directory else {
@@ -225,198 +317,102 @@ impl Check {
                 "{} is not set: start the server by systemd, with LoadCredential={name}:/path/of/the/file in its unit",
                 environment::CREDENTIALS_DIRECTORY
             );
-            self.wrong(node, key, message);
+            self.wrong(node, message);
             return None;
         };
         Some(directory.join(name))
     }
 
-    pub(crate) fn text(&mut self, node: &Node, key: &str) -> Option<String> {
-        if let Value::Text(text) = &node.value {
-            return Some(text.clone());
-        }
-        self.wrong(node, key, format!("expected a string in quotes, found {}", node.kind()));
-        None
+    /// The text of a field or of an item.
+    pub(crate) fn text(&mut self, node: &Node) -> Option<String> {
+        let missing = || format!("expected a string in quotes, found {}", node.kind());
+        self.ok(node, node.text().map(ToOwned::to_owned).ok_or_else(missing))
     }
 
-    /// Items of a list of strings with their places.
-    pub(crate) fn list(&mut self, path: &'static str) -> Vec<Node> {
-        let node = self.get(path);
-        match node.value {
-            Value::List(items) => items,
-            Value::Text(_) => {
-                let message = format!("expected a list of strings; write [{}]", node.render());
-                self.wrong(&node, path, message);
-                Vec::new()
-            }
-            Value::Integer(..) | Value::Other(_) | Value::Table(_) => {
-                self.wrong(&node, path, format!("expected a list of strings, found {}", node.kind()));
-                Vec::new()
-            }
-        }
-    }
-
-    /// One of a few words.
-    pub(crate) fn word<T: Copy>(&mut self, node: &Node, key: &str, words: &[(&str, T)]) -> T {
-        let fallback = words[0].1;
-        let Some(text) = self.text(node, key) else { return fallback };
-        if let Some((_, found)) = words.iter().find(|(word, _)| *word == text) {
-            return *found;
-        }
-        let allowed: Vec<_> = words.iter().map(|(word, _)| document::quote(word)).collect();
-        let nearest = document::nearest(&text.to_lowercase(), words.iter().map(|(word, _)| *word));
-        self.wrong(node, key, format!("allowed are {}", allowed.join(", ")));
-        if let Some(problem) = self.problems.last_mut() {
-            problem.suggestion = nearest.map(|word| document::quote(&word));
-        }
-        fallback
-    }
-
-    pub(crate) fn seconds(&mut self, path: &'static str, allowed: std::ops::RangeInclusive<u64>) -> u64 {
-        let node = self.get(path);
-        let message = match &node.value {
-            Value::Text(text) => match units::duration(text) {
-                Ok(seconds) if allowed.contains(&seconds) => return seconds,
-                Ok(_) => format!(
-                    "allowed are {} to {}",
-                    units::show_seconds(*allowed.start()),
-                    units::show_seconds(*allowed.end())
-                ),
-                Err(message) => message,
-            },
-            Value::Integer(_, text) => units::duration(text).err().unwrap_or_default(),
-            Value::Other(_) | Value::List(_) | Value::Table(_) => {
-                format!("expected a duration such as \"30s\", found {}", node.kind())
-            }
-        };
-        self.wrong(&node, path, message);
-        *allowed.start()
-    }
-
-    fn realm(&mut self) -> Box<str> {
-        let node = self.get("realm");
-        let Some(realm) = self.text(&node, "realm") else { return Box::default() };
-        let characters = realm.chars().count();
-        if realm.is_empty() {
-            self.wrong(&node, "realm", "must not be empty; the host name of this server is a good realm");
-        } else if characters > REALM_CHARACTERS_MAX {
-            let message = format!(
-                "has {characters} characters; at most {REALM_CHARACTERS_MAX} are allowed (RFC 8489 section 14.9)"
-            );
-            self.wrong(&node, "realm", message);
-        } else if realm.chars().any(|c| c.is_control() || c == '"' || c == '\\') {
-            self.wrong(
-                &node,
-                "realm",
-                "must not contain control characters, quotes or backslashes (RFC 8489 section 14.9)",
-            );
-        }
-        realm.into()
-    }
-
-    fn workers(&mut self) -> Workers {
-        let node = self.get("workers");
-        match &node.value {
-            Value::Text(text) if text == "auto" => return Workers::Auto,
-            Value::Integer(Some(count @ 1..=256), _) => return Workers::Count(u16::try_from(*count).unwrap_or(1)),
-            Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::List(_) | Value::Table(_) => {}
-        }
-        self.wrong(&node, "workers", "allowed are \"auto\" and a number from 1 to 256");
-        Workers::Auto
-    }
-
-    fn lifetimes(&mut self) -> Lifetimes {
-        let allowed = 1..=u64::from(u32::MAX);
-        let default = self.seconds("turn.default_lifetime", allowed.clone());
-        let max = self.seconds("turn.max_lifetime", allowed);
-        if default > max && !self.has_problem_with("turn.") {
-            // The line to blame is the one that was written.
-            let (default_node, max_node) = (self.get("turn.default_lifetime"), self.get("turn.max_lifetime"));
-            if default_node.place == Place::Nowhere {
-                self.wrong(
-                    &max_node,
-                    "turn.max_lifetime",
-                    format!("is below turn.default_lifetime = {}", default_node.render()),
-                );
-            } else {
-                self.wrong(
-                    &default_node,
-                    "turn.default_lifetime",
-                    format!("is above turn.max_lifetime = {}", max_node.render()),
-                );
-            }
-        }
-        let narrow = |seconds| u32::try_from(seconds).unwrap_or(u32::MAX);
-        Lifetimes { default: narrow(default), max: narrow(max) }
-    }
-
-    fn peers(&mut self) -> PeersConfig {
-        let allow = self.nets("peers.allow");
-        let deny = self.nets("peers.deny");
-        for (net, node) in &allow {
-            if let Err(error) = PeerPolicy::new(&[*net], &[], LocalAddresses::default()) {
-                self.wrong(node, "peers.allow", error.to_string());
-            }
-        }
-        let bare = |nets: Vec<(IpNet, Node)>| nets.into_iter().map(|(net, _)| net).collect();
-        PeersConfig { allow: bare(allow), deny: bare(deny) }
-    }
-
-    fn nets(&mut self, path: &'static str) -> Vec<(IpNet, Node)> {
-        let mut nets = Vec::new();
-        for node in self.list(path) {
-            nets.extend(self.net(&node, path).map(|net| (net, node)));
-        }
-        nets
+    /// One of a few words in a field or an item; the first one if it is wrong.
+    pub(crate) fn word<T: Copy>(&mut self, node: &Node, words: &[(&str, T)]) -> T {
+        let Some(text) = self.text(node) else { return words[0].1 };
+        let names: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        self.problems.extend(or_nearest(node, &text, &names));
+        words.iter().find(|(word, _)| *word == text).unwrap_or(&words[0]).1
     }
 
     /// A prefix; a single address is its own.
-    pub(crate) fn net(&mut self, node: &Node, path: &str) -> Option<IpNet> {
-        let text = self.text(node, path)?;
+    pub(crate) fn net(&mut self, node: &Node) -> Option<IpNet> {
+        let text = self.text(node)?;
         let net = text.parse::<IpNet>().ok().or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| IpNet::from(ip)));
-        match net {
+        let net = match net {
             Some(net) if net.trunc() != net => {
-                let message =
-                    format!("has bits set after its prefix; write \"{}\" or a /{}", net.trunc(), net.max_prefix_len());
-                self.wrong(node, path, message);
-                None
+                Err(format!("has bits set after its prefix; write \"{}\" or a /{}", net.trunc(), net.max_prefix_len()))
             }
-            Some(net) => Some(net),
-            None => {
-                let message = "expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address";
-                self.wrong(node, path, message);
-                None
-            }
-        }
+            Some(net) => Ok(net),
+            None => Err("expected a prefix such as \"10.0.0.0/8\" or \"2001:db8::/32\", or an address".to_owned()),
+        };
+        self.ok(node, net)
     }
 
-    fn log(&mut self) -> LogConfig {
-        let format = self.get("log.format");
-        let level = self.get("log.level");
-        let formats = [
-            ("auto", LogFormat::Auto),
-            ("text", LogFormat::Text),
-            ("json", LogFormat::Json),
-            ("journal", LogFormat::Journal),
-        ];
-        let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
-        let node = format;
-        let (format, journal) = (self.word(&node, "log.format", &formats), self.place("log.journal"));
-        if format == LogFormat::Journal && journal.is_none() {
-            self.wrong(&node, "log.format", "needs the journal's socket in log.journal, which is empty");
+    /// The table that a value is, with the rows below `path`.
+    pub(crate) fn table<'n>(&mut self, node: &'n Node, path: &str) -> Option<Table<'n>> {
+        let names: Vec<_> = fields(path).map(|(name, _)| name).collect();
+        let Value::Table(entries) = &node.value else {
+            self.wrong(node, format!("expected a table of {}, found {}", names.join(", "), node.kind()));
+            return None;
+        };
+        let mut table = Table { node, fields: Vec::new(), is_whole: self.fields(entries, node, &names) };
+        for (name, row) in fields(path) {
+            let Some(node) = document::field(entries, name) else { continue };
+            match row.check(node) {
+                Some(problem) => {
+                    table.is_whole = false;
+                    self.problems.push(problem);
+                }
+                None => table.fields.push((node, row)),
+            }
         }
-        LogConfig {
-            format,
-            journal: journal.map(|(_, path)| path),
-            level: self.word(&level, "log.level", &levels.map(|level| (level.name(), level))),
+        Some(table)
+    }
+
+    /// Reports that a table lacks something, unless the reason is reported already.
+    pub(crate) fn lacks<T>(&mut self, table: &Table<'_>, message: &str) -> Option<T> {
+        if table.is_whole {
+            self.wrong(table.node, message);
         }
+        None
+    }
+
+    /// Reports fields that a table does not have.
+    ///
+    /// Returns whether all are known; if not, a field that seems missing was probably misspelt.
+    pub(crate) fn fields(&mut self, fields: &[TableEntry], table: &Node, known: &[&str]) -> bool {
+        let mut all_known = true;
+        for field in fields.iter().filter(|field| !known.contains(&field.name.as_str())) {
+            let problem = |message| Problem::new(field.location.clone(), &field.node.key, message);
+            self.problems.push(if table.key.starts_with("listen.") && LATER_FIELDS.contains(&field.name.as_str()) {
+                problem("not in this version; leave it out".to_owned()).with_value(field.node.render())
+            } else {
+                all_known = false;
+                let message = match elsewhere(&table.key, &field.name) {
+                    Some(belongs) => format!("unknown field; {belongs}"),
+                    None => format!("unknown field; known are {}", known.join(", ")),
+                };
+                let nearest = document::nearest(&field.name, known.iter().copied());
+                problem(message).with_suggestion(nearest.map(|name| format!("`{name}`")))
+            });
+        }
+        all_known
     }
 }
 
-pub(crate) fn is_zero(node: &Node) -> bool {
-    match &node.value {
-        Value::Integer(number, _) => *number == Some(0),
-        Value::Text(text) => text == "0" || units::duration(text) == Ok(0) || units::size(text) == Ok(0),
-        Value::Other(_) | Value::List(_) | Value::Table(_) => false,
+fn row(path: &str) -> &'static ConfigKey {
+    find(path).unwrap_or_else(|| panic!("{path} has no row in config::keys"))
+}
+
+/// Where a key belongs that stands below the head of a table, such as `[[auth.secrets]]`, by mistake.
+fn elsewhere(table: &str, field: &str) -> Option<String> {
+    if find(field).is_some() {
+        return Some(format!("`{field}` belongs above the first [section] of the file"));
     }
+    let (section, _) = table.split_once('.')?;
+    let path = format!("{section}.{field}");
+    find(&path).map(|_| format!("`{path}` belongs to [{section}], above the tables of it"))
 }

@@ -1,180 +1,178 @@
 //! What a server will do, in lines for people and in JSON; never with a secret in it.
 
-use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::fmt::{Display, Write as _};
 
 use serde_json::{Value, json};
 
+use crate::address::Transport;
 use crate::config::checked::{Config, External, HttpListen, Workers};
-use crate::config::error::{ConfigError, Place, Problem};
-use crate::config::units::{show_bytes, show_rate, show_seconds};
-use crate::protocol::address::Transport;
+use crate::config::error::{ConfigError, Problem, SourceLocation};
+use crate::config::units::{DURATION, RATE, SIZE};
 use crate::protocol::meter::Rates;
 use crate::protocol::settings::Limits;
+use crate::tls::certificates::{Summary, days_until};
+
+/// Lines of a name and a text.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, name: &str, text: impl Display) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "{name:<11} {text}");
+    }
+}
 
 impl Config {
     /// What `check-config` says about a right configuration.
     #[must_use]
     pub fn describe(&self) -> String {
-        let mut text = String::new();
-        let mut line = |name: &str, value: String| {
-            // Writing to a String does not fail.
-            let _ = writeln!(text, "{name:<11} {value}");
-        };
-        let size = self.challenge_bytes();
-        line("realm", format!("{}: a 401 answer has {size} bytes", self.realm));
-        line(
-            "workers",
-            match self.workers {
-                Workers::Auto => "one up to two cores, else one per core".to_owned(),
-                Workers::Count(count) => count.to_string(),
-            },
-        );
+        let mut lines = Lines::default();
+        lines.add("realm", format!("{}: a 401 answer has {} bytes", self.realm, self.challenge_bytes()));
+        match self.workers {
+            Workers::Auto => lines.add("workers", "one up to two cores, else one per core"),
+            Workers::Count(count) => lines.add("workers", count),
+        }
+        self.describe_listeners(&mut lines);
+        self.describe_relay(&mut lines);
+        self.describe_auth(&mut lines);
+        lines.add("peers", "every special-purpose range is denied");
+        self.peers.allow.iter().for_each(|net| lines.add("", format!("allowed: {net}")));
+        self.peers.deny.iter().for_each(|net| lines.add("", format!("denied: {net}")));
+        self.describe_limits(&mut lines);
+        self.describe_http(&mut lines);
+        lines.add("admin", self.admin_text());
+        lines.add("accounting", self.accounting.describe());
+        lines.add("drain", self.drain.describe());
+        let per_user = self.log.session_lines_per_user;
+        let per_user =
+            per_user.map_or_else(String::new, |max| format!("; {max} lines of sessions a minute for each user"));
+        let format = format!("{:?}", self.log.format).to_lowercase();
+        lines.add("log", format!("{format}, from {} on{per_user}", self.log.level.name()));
+        if !self.source.variables.is_empty() {
+            lines.add("environment", self.source.variables.join(", "));
+        }
+        // Each key that differs from its default as it was understood, also those that no line above is about.
+        for (at, state) in self.snapshot.keys().filter(|state| !state.is_default).enumerate() {
+            let between = if state.key.value_type.is_tables() { ":" } else { " =" };
+            lines.add(if at == 0 { "set" } else { "" }, format!("{}{between} {}", state.key.path, state.shown()));
+        }
+        self.warnings.iter().for_each(|warning| lines.add("warning", warning));
+        lines.0
+    }
+
+    fn describe_listeners(&self, lines: &mut Lines) {
         for listen in &self.listen {
             match (listen.is_auto, listen.transport) {
-                (true, Transport::Tls) => line("listen", format!("tls and tcp {}", listen.address)),
+                (true, Transport::Tls) => lines.add("listen", format!("tls and tcp {}", listen.address)),
                 (true, Transport::Tcp | Transport::Udp) => {}
-                (false, _) => line("listen", format!("{} {}", listen.transport.name(), listen.address)),
+                (false, _) => lines.add("listen", format!("{} {}", listen.transport.name(), listen.address)),
             }
         }
         if self.listen.is_empty() {
-            line("listen", "nowhere: every list of [listen] is empty".to_owned());
+            lines.add("listen", "nowhere: every list of [listen] is empty");
         }
-        for files in &self.tls.files {
-            line("certificate", format!("{} with {}", files.certificate.display(), files.private_key.display()));
+        for (files, certificate) in self.tls.files.iter().zip(&self.tls.certificates) {
+            lines.add("certificate", format!("{} with {}", files.certificate.display(), files.private_key.display()));
+            lines.add("", certificate_text(certificate));
         }
+    }
+
+    fn describe_relay(&self, lines: &mut Lines) {
         let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
-        if self.relay.addresses.is_empty() {
-            line("relay", format!("from one address per family, found from the routes; {ports}"));
-        }
         for address in &self.relay.addresses {
             let public = self.relay.external.advertised(*address);
             let told = if public == *address { String::new() } else { format!(", told to clients as {public}") };
-            line("relay", format!("from {address}{told}; {ports}"));
+            lines.add("relay", format!("from {address}{told}; {ports}"));
         }
         if self.relay.addresses.is_empty() {
+            lines.add("relay", format!("from one address per family, found from the routes; {ports}"));
             match &self.relay.external {
                 External::Same => {}
                 External::PerFamily { .. } => {
-                    line("external", format!("clients are told {}", join(self.relay.external.public())));
+                    lines.add("external", format!("clients are told {}", join(self.relay.external.public(), " and ")));
                 }
                 External::PerAddress(pairs) => {
                     for (local, public) in pairs {
-                        line("external", format!("{local} is told to clients as {public}"));
+                        lines.add("external", format!("{local} is told to clients as {public}"));
                     }
                 }
             }
         }
-        line(
-            "lifetimes",
-            format!(
-                "{} by default, at most {}",
-                show_seconds(self.lifetimes.default.into()),
-                show_seconds(self.lifetimes.max.into())
-            ),
-        );
-        line("users", self.auth.users.len().to_string());
+        let (default, max) = (DURATION.show(self.lifetimes.default.into()), DURATION.show(self.lifetimes.max.into()));
+        lines.add("lifetimes", format!("{default} by default, at most {max}"));
+    }
+
+    fn describe_auth(&self, lines: &mut Lines) {
+        lines.add("users", self.auth.users.len());
         for (index, secret) in self.auth.secrets.iter().enumerate() {
             let mints = if index == 0 { ", mints" } else { "" };
-            line("secret", format!("{} ({}{mints})", secret.id, secret.algorithm.name()));
+            lines.add("secret", format!("{} ({}{mints})", secret.id, secret.algorithm.name()));
         }
-        line(
-            "credentials",
-            format!(
-                "end at most {} ahead; a nonce is good for {}{}",
-                show_seconds(self.auth.max_ttl),
-                show_seconds(self.auth.nonce_lifetime),
-                if self.auth.nonce_key.is_some() { ", keyed by auth.nonce_key_file" } else { "" }
-            ),
-        );
-        line("peers", "every special-purpose range is denied".to_owned());
-        for net in &self.peers.allow {
-            line("", format!("allowed: {net}"));
-        }
-        for net in &self.peers.deny {
-            line("", format!("denied: {net}"));
-        }
+        let (ttl, nonce) = (DURATION.show(self.auth.max_ttl), DURATION.show(self.auth.nonce_lifetime));
+        let keyed = if self.nonce_key.is_some() { ", keyed by auth.nonce_key_file" } else { "" };
+        lines.add("credentials", format!("end at most {ttl} ahead; a nonce is good for {nonce}{keyed}"));
+    }
+
+    fn describe_limits(&self, lines: &mut Lines) {
         let tables = &self.limits.tables;
-        let count = |limit: Option<u32>| limit.map_or_else(|| "no limit".to_owned(), |limit| limit.to_string());
-        line(
-            "limits",
-            format!(
-                "allocations: {} in all, {} per user id, {} per client address",
-                count(tables.allocations),
-                count(tables.allocations_per_user),
-                count(tables.allocations_per_client)
-            ),
+        let per_user = count(tables.allocations_per_user);
+        let per_client = count(tables.allocations_per_client);
+        let text = format!(
+            "allocations: {} in all, {per_user} per user id, {per_client} per client address",
+            count(tables.allocations)
         );
+        lines.add("limits", text);
+        let per_minute = count(tables.allocations_per_user_per_minute);
+        let reserved = count(tables.reservations_per_user);
+        lines.add("", format!("per user id: {per_minute} allocations a minute, {reserved} reserved ports"));
+        let per_minute = count(tables.allocations_per_client_per_minute);
+        lines.add("", format!("per client address: {per_minute} allocations a minute"));
         for (scope, max) in
             [("credential", tables.allocations_per_credential), ("tenant", tables.allocations_per_tenant)]
         {
-            if let Some(max) = max {
-                line("", format!("allocations: {max} per {scope}"));
-            }
+            max.into_iter().for_each(|max| lines.add("", format!("allocations: {max} per {scope}")));
         }
         for (scope, rates) in scopes(tables) {
             if let Some(text) = rates_text(rates) {
-                line("", format!("{scope}: {text}, each way, {} ms ahead at most", tables.burst_ms));
+                lines.add("", format!("{scope}: {text}, each way, {} ms ahead at most", tables.burst_ms));
             }
         }
         for (scope, bytes) in
             [("credential", tables.bytes_per_credential), ("user and day (UTC)", tables.bytes_per_user_per_day)]
         {
-            if let Some(bytes) = bytes {
-                line("", format!("payload: {} per {scope}, both ways together", show_bytes(bytes)));
-            }
+            let Some(bytes) = bytes.map(|bytes| SIZE.show(bytes)) else { continue };
+            lines.add("", format!("bytes: {bytes} per {scope}, both ways together, IP and UDP heads included"));
         }
-        line(
-            "",
-            format!(
-                "per allocation: {} permissions, {} channels",
-                count(Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX)),
-                tables.channels_per_allocation
-            ),
-        );
-        line(
-            "",
-            format!(
-                "per TCP client: {} queued, {} without authentication",
-                self.limits.tcp_queue.map_or_else(|| "no limit".to_owned(), |bytes| show_bytes(bytes as u64)),
-                self.limits
-                    .tcp_unauthenticated
-                    .map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()))
-            ),
-        );
+        let permissions = count(Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX));
+        let channels = tables.channels_per_allocation;
+        lines.add("", format!("per allocation: {permissions} permissions, {channels} channels"));
+        let queued = self.limits.tcp_queue.map_or_else(no_limit, |bytes| SIZE.show(bytes as u64));
+        let waits = self.limits.tcp_unauthenticated.map_or_else(no_limit, |time| DURATION.show(time.as_secs()));
+        lines.add("", format!("per TCP client: {queued} queued, {waits} without authentication"));
+        let half_open = count(self.limits.tcp_half_open);
+        lines.add("", format!("TCP connections without an allocation: {half_open} at once"));
         if !self.tls.files.is_empty() {
             let half_open = count(self.limits.tls_half_open);
-            let time =
-                self.limits.tls_handshake.map_or_else(|| "no limit".to_owned(), |time| show_seconds(time.as_secs()));
-            line("", format!("TLS handshakes: {half_open} at once, {time} each"));
+            let time = self.limits.tls_handshake.map_or_else(no_limit, |time| DURATION.show(time.as_secs()));
+            lines.add("", format!("TLS handshakes: {half_open} at once, {time} each"));
         }
-        let hosts =
-            if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
-        line("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
-        for listen in &self.http.public {
-            line("", format!("{listen}, for everybody who has a key: credentials and /healthz"));
-        }
-        for text in self.issuing_text() {
-            line("issues", text);
-        }
-        line("admin", self.admin_text());
-        line("accounting", self.accounting.describe());
-        line("drain", self.drain.describe());
-        line("log", format!("{}, from {} on", format!("{:?}", self.log.format).to_lowercase(), self.log.level.name()));
-        if !self.source.variables.is_empty() {
-            line("environment", self.source.variables.join(", "));
-        }
-        for warning in &self.warnings {
-            line("warning", warning.to_string());
-        }
-        text
     }
 
-    /// The same for machines.
+    fn describe_http(&self, lines: &mut Lines) {
+        let hosts =
+            if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
+        lines.add("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
+        for listen in &self.http.public {
+            lines.add("", format!("{listen}, for other machines: credentials and /healthz"));
+        }
+        self.issuing_text().iter().for_each(|text| lines.add("issues", text));
+    }
+
+    /// The same for machines: every number, word and flag by its row, and what has a form of its own.
     #[must_use]
     pub fn describe_json(&self) -> Value {
-        let tables = &self.limits.tables;
-        json!({
+        let mut all = json!({
             "ok": true,
             "realm": &*self.realm,
             "challenge_bytes": self.challenge_bytes(),
@@ -182,12 +180,7 @@ impl Config {
             "listen": self.listen.iter().map(|listen| json!({
                 "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
             })).collect::<Vec<_>>(),
-            "tls": {
-                "certificates": self.tls.files.iter().map(|files| json!({
-                    "certificate": files.certificate, "private_key": files.private_key,
-                })).collect::<Vec<_>>(),
-                "name": self.tls.name.as_deref(),
-            },
+            "tls": self.tls_json(),
             "relay": {
                 "addresses": self.relay.addresses.iter().map(|local| json!({
                     "local": local, "advertised": self.relay.external.advertised(*local),
@@ -195,62 +188,24 @@ impl Config {
                 "external": self.relay.external.public(),
                 "ports": [self.relay.ports.start(), self.relay.ports.end()],
             },
-            "turn": { "default_lifetime": self.lifetimes.default, "max_lifetime": self.lifetimes.max },
             "auth": {
                 "users": self.auth.users.len(),
                 "secrets": self.auth.secrets.iter().map(|secret| json!({
                     "id": &*secret.id, "algorithm": secret.algorithm.name(),
                 })).collect::<Vec<_>>(),
-                "max_ttl": self.auth.max_ttl,
-                "nonce_lifetime": self.auth.nonce_lifetime,
-                "nonce_key_file": self.auth.nonce_key.is_some(),
+                "nonce_key_file": self.nonce_key.is_some(),
             },
-            "peers": {
-                "allow": self.peers.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "deny": self.peers.deny.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            },
+            "peers": { "allow": strings(&self.peers.allow), "deny": strings(&self.peers.deny) },
             "limits": {
-                "allocations": tables.allocations,
-                "allocations_per_user": tables.allocations_per_user,
-                "allocations_per_credential": tables.allocations_per_credential,
-                "allocations_per_tenant": tables.allocations_per_tenant,
-                "allocations_per_client": tables.allocations_per_client,
-                "rates": scopes(tables).map(|(scope, rates)| json!({
+                "rates": scopes(&self.limits.tables).map(|(scope, rates)| json!({
                     "scope": scope,
                     "bits_per_second": rates.bits_per_second,
                     "packets_per_second": rates.packets_per_second,
                 })),
-                "burst_ms": tables.burst_ms,
-                "bytes_per_credential": tables.bytes_per_credential,
-                "bytes_per_user_per_day": tables.bytes_per_user_per_day,
-                "permissions_per_allocation": Some(tables.permissions_per_allocation).filter(|count| *count != u32::MAX),
-                "channels_per_allocation": tables.channels_per_allocation,
-                "tcp_queue": self.limits.tcp_queue,
-                "tcp_unauthenticated": self.limits.tcp_unauthenticated.map(|time| time.as_secs()),
-                "tls_handshake": self.limits.tls_handshake.map(|time| time.as_secs()),
-                "tls_half_open": self.limits.tls_half_open,
+                "burst_ms": self.limits.tables.burst_ms,
+                "channels_per_allocation": self.limits.tables.channels_per_allocation,
             },
-            "http": {
-                "listen": self.http_text(),
-                "hosts": self.http.hosts.iter().map(|host| &**host).collect::<Vec<_>>(),
-                "public": self.http.public.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "public_name": self.http.issuing.public_name,
-                "ttl": self.http.issuing.ttl,
-                "keys": self.http.issuing.keys.iter().map(|key| json!({
-                    "name": &*key.name, "max_ttl": key.max_ttl,
-                    "from": key.from.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                })).collect::<Vec<_>>(),
-                "unix_uids": self.http.issuing.unix_uids,
-                "proxies": self.http.issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "identity_header": self.http.issuing.identity_header,
-                "jwt": self.http.issuing.jwt.as_ref().map(|jwt| json!({
-                    "keys": jwt.source.describe(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
-                    "user_claim": jwt.expected.user_claim,
-                })),
-                "cors": self.http.issuing.cors,
-                "admin_token": self.admin.token.is_some(),
-                "admin_uids": self.admin.uids,
-            },
+            "http": self.http_json(),
             "drain": self.drain.describe_json(),
             "accounting": {
                 "interval": self.accounting.interval,
@@ -259,28 +214,75 @@ impl Config {
                 "webhook": self.accounting.webhook.as_ref().map(|hook| hook.url.to_string()),
                 "signed": self.accounting.sign_key.is_some(),
             },
-            "log": { "format": format!("{:?}", self.log.format).to_lowercase(), "level": self.log.level.name() },
             "environment": self.source.variables,
+            "settings": self.snapshot.keys().map(|state| {
+                (state.key.path.to_owned(), json!({ "value": state.shown(), "default": state.is_default }))
+            }).collect::<serde_json::Map<_, _>>(),
             "warnings": self.warnings.iter().map(problem_json).collect::<Vec<_>>(),
+        });
+        for state in self.snapshot.keys() {
+            if let (Some(value), Some((section, name))) = (&state.json, state.key.path.split_once('.'))
+                && all[section].get(name).is_none()
+            {
+                all[section][name] = value.clone();
+            }
+        }
+        all
+    }
+
+    fn tls_json(&self) -> Value {
+        json!({
+            "certificates": self.tls.files.iter().zip(&self.tls.certificates).map(|(files, of)| json!({
+                "certificate": files.certificate, "private_key": files.private_key,
+                "names": of.names, "days": days_until(of.not_after),
+                "chain": of.chain.iter().map(|link| json!({
+                    "subject": link.subject, "issuer": link.issuer, "days": days_until(link.not_after),
+                })).collect::<Vec<_>>(),
+            })).collect::<Vec<_>>(),
+            "name": self.tls.name.as_deref(),
         })
     }
 
-    /// Who gets credentials over HTTP.
+    fn http_json(&self) -> Value {
+        let issuing = &self.http.issuing;
+        json!({
+            "listen": self.http_text(),
+            "hosts": strings(&self.http.hosts),
+            "public": strings(&self.http.public),
+            "public_name": issuing.public_name,
+            "keys": issuing.keys.iter().map(|key| json!({
+                "name": &*key.name, "max_ttl": key.max_ttl, "from": strings(&key.from),
+            })).collect::<Vec<_>>(),
+            "unix_uids": issuing.unix_uids,
+            "proxies": strings(&issuing.proxies),
+            "identity_header": issuing.identity_header,
+            "jwt": issuing.jwt.as_ref().map(|jwt| json!({
+                "keys": jwt.source.describe(), "audience": jwt.expected.audience, "issuer": jwt.expected.issuer,
+                "user_claim": jwt.expected.user_claim,
+            })),
+            "cors": issuing.cors,
+            "admin_socket": self.http.admin_socket,
+            "admin_token": self.admin.token.is_some(),
+            "admin_uids": self.admin.uids,
+        })
+    }
+
+    /// Which callers get credentials over HTTP.
     fn issuing_text(&self) -> Vec<String> {
         let issuing = &self.http.issuing;
         let mut lines = Vec::new();
         for key in &issuing.keys {
             let mut text = format!("credentials to key {}", key.name);
             if let Some(ttl) = key.max_ttl {
-                text += &format!(", for up to {}", show_seconds(ttl));
+                text += &format!(", for up to {}", DURATION.show(ttl));
             }
             if !key.from.is_empty() {
-                text += &format!(", from {}", key.from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+                text += &format!(", from {}", join(&key.from, ", "));
             }
             lines.push(text);
         }
         if !issuing.unix_uids.is_empty() {
-            let uids = issuing.unix_uids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let uids = join(&issuing.unix_uids, ", ");
             lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
         }
         if let Some(jwt) = &issuing.jwt {
@@ -295,11 +297,11 @@ impl Config {
             }
         }
         if let Some(header) = &issuing.identity_header {
-            let proxies = issuing.proxies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            lines.push(format!("credentials to whom the header {header} of the proxies {proxies} names"));
+            let proxies = join(&issuing.proxies, ", ");
+            lines.push(format!("credentials to the user that the header {header} of the proxies {proxies} names"));
         }
         if lines.is_empty() {
-            lines.push("no credentials over HTTP: there are no http.keys".to_owned());
+            lines.push("credentials over HTTP: off (no http.keys)".to_owned());
         }
         lines
     }
@@ -307,14 +309,29 @@ impl Config {
     fn admin_text(&self) -> String {
         let mut who = Vec::new();
         if self.admin.token.is_some() {
-            who.push("whoever has the token".to_owned());
+            who.push("callers with the token".to_owned());
         }
-        if let Some(HttpListen::Unix(_)) = self.http.listen {
-            let uids: Vec<_> = self.admin.uids.iter().map(ToString::to_string).collect();
-            let more = if uids.is_empty() { String::new() } else { format!(", user ids {}", uids.join(", ")) };
-            who.push(format!("root and the server's own user{more} over the unix socket"));
+        let uids = &self.admin.uids;
+        let more = if uids.is_empty() { String::new() } else { format!(", user ids {}", join(uids, ", ")) };
+        let over = |path: &std::path::Path| format!("root and the server's own user{more} over {}", path.display());
+        if let Some(HttpListen::Unix(path)) = &self.http.listen {
+            who.push(over(path));
         }
-        let who = if who.is_empty() { "nobody: http.admin_token_file is not set".to_owned() } else { who.join("; ") };
+        if let Some(path) = &self.http.admin_socket {
+            who.push(over(path));
+        }
+        // Which keys say so is here; the unit's runtime directory is known to the server alone.
+        let is_by_default = self.snapshot.keys().any(|state| state.key.path == "http.admin_socket" && state.is_default);
+        if self.http.admin_socket.is_none() && is_by_default {
+            who.push(format!(
+                "under systemd root and the server's own user{more} over admin.sock in the runtime directory"
+            ));
+        }
+        let who = if who.is_empty() {
+            "off: neither http.admin_socket nor http.admin_token_file is set".to_owned()
+        } else {
+            who.join("; ")
+        };
         let file = match &self.admin.revocations_file {
             Some(path) => path.display().to_string(),
             None => "the state directory of the unit, if there is one".to_owned(),
@@ -339,11 +356,11 @@ impl ConfigError {
 }
 
 fn problem_json(problem: &Problem) -> Value {
-    let (file, line, variable) = match &problem.place {
-        Place::File(path, line) => (Some(path.display().to_string()), Some(*line), None),
-        Place::WholeFile(path) => (Some(path.display().to_string()), None, None),
-        Place::Variable(name) => (None, None, Some(&**name)),
-        Place::Nowhere => (None, None, None),
+    let (file, line, variable) = match &problem.location {
+        SourceLocation::File(path, line) => (Some(path.display().to_string()), Some(*line), None),
+        SourceLocation::WholeFile(path) => (Some(path.display().to_string()), None, None),
+        SourceLocation::Variable(name) => (None, None, Some(&**name)),
+        SourceLocation::Nowhere => (None, None, None),
     };
     json!({
         "file": file, "line": line, "variable": variable, "key": problem.key, "value": problem.value,
@@ -351,9 +368,39 @@ fn problem_json(problem: &Problem) -> Value {
     })
 }
 
-fn join(addresses: Vec<IpAddr>) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+/// Names, days and chain of a certificate.
+fn certificate_text(of: &Summary) -> String {
+    let ends = |seconds: u64| match days_until(seconds) {
+        days if days < 0 => format!("ended {} days ago", -days),
+        days => format!("ends in {days} days"),
+    };
+    let names = if of.names.is_empty() { "no host name".to_owned() } else { of.names.join(", ") };
+    let mut text = format!("for {names}; {}", ends(of.not_after));
+    let chain: Vec<String> =
+        of.chain.iter().skip(1).map(|link| format!("{} ({})", link.subject, ends(link.not_after))).collect();
+    match (of.chain.first(), chain.as_slice()) {
+        (Some(own), []) => text += &format!("; issued by {}, and nothing else in the file", own.issuer),
+        (_, chain) => text += &format!("; chain: {}", chain.join(", ")),
+    }
+    text
 }
+
+fn strings<T: Display>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
+}
+
+fn join<T: Display>(items: impl IntoIterator<Item = T>, between: &str) -> String {
+    strings(items).join(between)
+}
+
+fn no_limit() -> String {
+    "no limit".to_owned()
+}
+
+fn count(limit: Option<u32>) -> String {
+    limit.map_or_else(no_limit, |limit| limit.to_string())
+}
+
 /// The scopes that have rates, the widest first.
 const fn scopes(limits: &Limits) -> [(&'static str, Rates); 6] {
     [
@@ -367,7 +414,7 @@ const fn scopes(limits: &Limits) -> [(&'static str, Rates); 6] {
 }
 
 fn rates_text(rates: Rates) -> Option<String> {
-    let bits = rates.bits_per_second.map(show_rate);
+    let bits = rates.bits_per_second.map(|rate| RATE.show(rate));
     let packets = rates.packets_per_second.map(|rate| format!("{rate} packets/s"));
     let both: Vec<String> = bits.into_iter().chain(packets).collect();
     (!both.is_empty()).then(|| both.join(" and "))

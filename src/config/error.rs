@@ -4,9 +4,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::failure::Failure;
+
 /// Where a value stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Place {
+pub enum SourceLocation {
     /// In a file; line 1 is the first.
     File(Arc<Path>, usize),
     /// In a file as a whole.
@@ -17,7 +19,7 @@ pub enum Place {
     Nowhere,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for SourceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path, line) => write!(f, "{}:{line}", path.display()),
@@ -32,7 +34,7 @@ impl fmt::Display for Place {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
     /// Where it stands.
-    pub place: Place,
+    pub location: SourceLocation,
     /// The key as a dotted path, such as `listen.udp`; empty where there is none.
     pub key: String,
     /// The value as TOML text; never one that is a secret.
@@ -46,8 +48,8 @@ pub struct Problem {
 impl Problem {
     /// A mistake that shows no value.
     #[must_use]
-    pub fn new(place: Place, key: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { place, key: key.into(), value: None, message: message.into(), suggestion: None }
+    pub fn new(location: SourceLocation, key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { location, key: key.into(), value: None, message: message.into(), suggestion: None }
     }
 
     /// The same with the offending value.
@@ -67,7 +69,7 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        write!(f, "{}: ", self.location)?;
         match (self.key.is_empty(), &self.value) {
             (true, _) => {}
             (false, Some(value)) => write!(f, "{} = {value}: ", self.key)?,
@@ -110,3 +112,9 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
+}

@@ -1,11 +1,12 @@
-//! The secret of a server that nobody configured: kept in the state directory, or shown once.
+//! The secret of a server without a configuration: kept in the state directory, or shown once.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::error::{ConfigError, Place, Problem};
+use crate::config::auth::weakness;
+use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::credentials::{Algorithm, Secret, SharedSecret};
 
 /// Its name in logs and metrics.
@@ -33,12 +34,10 @@ pub fn initial_secret(
     state_directory: Option<&str>,
     terminal: Option<&mut dyn Write>,
 ) -> Result<(SharedSecret, Kept), ConfigError> {
-    let directory = state_directory.and_then(|list| list.split(':').next()).filter(|first| !first.is_empty());
-    if let Some(directory) = directory {
-        let path = Path::new(directory).join("secret");
+    if let Some(path) = path_in(state_directory) {
         return in_file(&path).map_err(|error| {
             Problem::new(
-                Place::WholeFile(path),
+                SourceLocation::WholeFile(path),
                 "",
                 format!("can't keep the secret here: {error}; check $STATE_DIRECTORY"),
             )
@@ -47,7 +46,7 @@ pub fn initial_secret(
     }
     let Some(terminal) = terminal else {
         return Err(Problem::new(
-            Place::Nowhere,
+            SourceLocation::Nowhere,
             "auth",
             "no configuration, and nowhere to keep a secret: start with --config FILE, \
              set THROUGHWAY_AUTH__SECRET or THROUGHWAY_AUTH__SECRET_FILE, \
@@ -57,7 +56,7 @@ pub fn initial_secret(
     };
     let text = random_text();
     writeln!(terminal, "No configuration: this secret mints credentials until the server ends.\n\n  {text}\n")
-        .map_err(|error| Problem::new(Place::Nowhere, "auth", format!("can't show the secret: {error}")))?;
+        .map_err(|error| Problem::new(SourceLocation::Nowhere, "auth", format!("can't show the secret: {error}")))?;
     Ok((shared(text.as_bytes()), Kept::Shown))
 }
 
@@ -66,22 +65,26 @@ pub fn initial_secret(
 /// # Errors
 /// When there is none, with the remedy.
 pub fn existing_secret(state_directory: Option<&str>) -> Result<SharedSecret, ConfigError> {
-    let directory = state_directory.and_then(|list| list.split(':').next()).filter(|first| !first.is_empty());
-    let Some(directory) = directory else {
+    let Some(path) = path_in(state_directory) else {
         return Err(Problem::new(
-            Place::Nowhere,
+            SourceLocation::Nowhere,
             "auth",
             "no configuration and no secret: give --config FILE, or set THROUGHWAY_AUTH__SECRET, or set \
              STATE_DIRECTORY to the directory in which the server keeps its secret, such as /var/lib/throughway",
         )
         .into());
     };
-    let path = Path::new(directory).join("secret");
     read(&path).map_err(|error| {
         let message =
             format!("can't read the secret: {error}; the server makes it when it starts without a configuration");
-        Problem::new(Place::WholeFile(path), "", message).into()
+        Problem::new(SourceLocation::WholeFile(path), "", message).into()
     })
+}
+
+/// The file of the secret in the first of these directories.
+fn path_in(state_directory: Option<&str>) -> Option<PathBuf> {
+    let directory = state_directory?.split(':').next().filter(|first| !first.is_empty())?;
+    Some(Path::new(directory).join("secret"))
 }
 
 /// Whether every user of this machine may read a file.
@@ -95,7 +98,7 @@ fn in_file(path: &Path) -> io::Result<(SharedSecret, Kept)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         found => return Ok((found?, Kept::Found(path.to_owned()))),
     }
-    // Written aside and linked into place: whoever finds the name finds the whole secret, and of
+    // Written aside and linked into place: a reader that finds the name finds the whole secret, and of
     // two processes that start at once one makes it and both use it.
     let aside = path.with_file_name(format!("secret.{}.new", std::process::id()));
     let text = random_text();
@@ -117,6 +120,9 @@ fn read(path: &Path) -> io::Result<SharedSecret> {
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     if bytes.is_empty() {
         return Err(io::Error::other("the file is empty; remove it"));
+    }
+    if let Some(message) = weakness(bytes) {
+        return Err(io::Error::other(format!("the file {message}; or remove it, and the server makes one")));
     }
     Ok(shared(bytes))
 }

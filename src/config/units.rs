@@ -4,66 +4,76 @@ use std::ops::RangeInclusive;
 
 use crate::calendar;
 
-/// Seconds from "30s", "10m", "1h" or "2d".
-pub(crate) fn duration(text: &str) -> Result<u64, String> {
-    let allowed = "a duration is a whole number and s, m, h or d, such as \"30s\", \"10m\", \"1h\" or \"2d\"";
-    let (number, unit) = split(text);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        "" if !number.is_empty() => {
-            return Err(format!("the unit is missing: {allowed}; seconds would be \"{number}s\""));
-        }
-        _ => return Err(allowed.to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
-    number.checked_mul(seconds).ok_or_else(|| "longer than can be counted".to_owned())
+/// A whole number with a unit: what it is called, an example, the smallest unit in words, and all units, the largest
+/// first.
+pub(crate) struct Quantity {
+    name: &'static str,
+    example: &'static str,
+    smallest: &'static str,
+    units: &'static [(&'static str, u64)],
 }
 
-/// Bytes from "65556B", "64KiB", "1MiB" or "1GiB".
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    let allowed = "a size is a whole number and B, KiB, MiB or GiB, such as \"64KiB\"";
-    let (number, unit) = split(text);
-    let shift = match unit {
-        "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        "" if !number.is_empty() => {
-            return Err(format!("the unit is missing: {allowed}; bytes would be \"{number}B\""));
-        }
-        _ => return Err(allowed.to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
-    number.checked_mul(1 << shift).ok_or_else(|| "larger than can be counted".to_owned())
-}
+/// Seconds.
+pub(crate) const DURATION: Quantity = Quantity {
+    name: "a duration",
+    example: "\"30s\", \"10m\", \"1h\" or \"2d\"",
+    smallest: "seconds",
+    units: &[("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)],
+};
 
-/// Bits per second from "64kbit/s", "3Mbit/s" or "1Gbit/s".
-pub(crate) fn rate(text: &str) -> Result<u64, String> {
-    let allowed = "a rate is a whole number and bit/s, kbit/s, Mbit/s or Gbit/s, such as \"3Mbit/s\"";
-    let (number, unit) = split(text);
-    let scale = match unit {
-        "bit/s" => 1,
-        "kbit/s" => 1_000,
-        "Mbit/s" => 1_000_000,
-        "Gbit/s" => 1_000_000_000,
-        "" if !number.is_empty() => {
-            return Err(format!("the unit is missing: {allowed}; bits per second would be \"{number}bit/s\""));
-        }
-        _ => return Err(allowed.to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| allowed.to_owned())?;
-    number.checked_mul(scale).ok_or_else(|| "faster than can be counted".to_owned())
-}
+/// Bytes.
+pub(crate) const SIZE: Quantity = Quantity {
+    name: "a size",
+    example: "\"64KiB\"",
+    smallest: "bytes",
+    units: &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)],
+};
 
-/// Bits per second in the form that the configuration takes.
-pub(crate) fn show_rate(rate: u64) -> String {
-    [(1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")]
-        .into_iter()
-        .find(|(scale, _)| rate != 0 && rate.is_multiple_of(*scale))
-        .map_or_else(|| format!("{rate}bit/s"), |(scale, unit)| format!("{}{unit}", rate / scale))
+/// Bits per second.
+pub(crate) const RATE: Quantity = Quantity {
+    name: "a rate",
+    example: "\"3Mbit/s\"",
+    smallest: "bits per second",
+    units: &[("Gbit/s", 1_000_000_000), ("Mbit/s", 1_000_000), ("kbit/s", 1000), ("bit/s", 1)],
+};
+
+impl Quantity {
+    /// For "expected ...".
+    pub(crate) fn example(&self) -> String {
+        format!("{} such as {}", self.name, self.example)
+    }
+
+    /// The number in the smallest unit.
+    pub(crate) fn parse(&self, text: &str) -> Result<u64, String> {
+        let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
+        let names: Vec<&str> = self.units.iter().rev().map(|(name, _)| *name).collect();
+        let [names @ .., last] = names.as_slice() else { return Err("has no units".to_owned()) };
+        let names = names.join(", ");
+        let allowed = format!("{} is a whole number and {names} or {last}, such as {}", self.name, self.example);
+        if unit.is_empty() && !number.is_empty() {
+            let unit = self.units.last().map_or("", |(unit, _)| unit);
+            return Err(format!("the unit is missing: {allowed}; {} would be \"{number}{unit}\"", self.smallest));
+        }
+        let scale = self.units.iter().find(|(known, _)| *known == unit).map(|(_, scale)| *scale);
+        match (number.parse::<u64>(), scale) {
+            (Ok(number), Some(scale)) => number.checked_mul(scale).ok_or_else(|| self.too_large()),
+            // Digits that are no number are too many of them.
+            (Err(_), Some(_)) if !number.is_empty() => Err(self.too_large()),
+            (_, _) => Err(allowed),
+        }
+    }
+
+    fn too_large(&self) -> String {
+        let (unit, scale) = self.units.first().copied().unwrap_or(("", 1));
+        format!("is too large: {} goes up to {}{unit}", self.name, u64::MAX / scale)
+    }
+
+    /// In the largest unit that gives a whole number.
+    pub(crate) fn show(&self, value: u64) -> String {
+        let fits = |scale: u64| scale == 1 || (value != 0 && value.is_multiple_of(scale));
+        let (unit, scale) = self.units.iter().find(|(_, scale)| fits(*scale)).unwrap_or(&("", 1));
+        format!("{}{unit}", value / scale)
+    }
 }
 
 /// Seconds since 1970 of "2026-12-31", at its end, or of "2026-12-31T12:00:00Z" (RFC 3339, any offset).
@@ -81,14 +91,10 @@ pub(crate) fn instant(text: &str) -> Option<u64> {
             let second = i64::from(time.second.unwrap_or(0));
             i64::from(time.hour) * 3600 + i64::from(time.minute) * 60 + second - minutes * 60
         }
-        // Without an offset nobody knows when it is.
+        // Without an offset the time is not known.
         (None, Some(_)) | (Some(_), None) => return None,
     };
     (days * 86_400).checked_add_signed(seconds)
-}
-
-fn split(text: &str) -> (&str, &str) {
-    text.split_at(text.bytes().take_while(u8::is_ascii_digit).count())
 }
 
 /// A range from "49152-65535".
@@ -103,38 +109,31 @@ pub(crate) fn ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     Ok(first..=last)
 }
 
-/// Seconds in words, in the form that the configuration takes.
-pub(crate) fn show_seconds(seconds: u64) -> String {
-    match seconds {
-        0 => "0s".to_owned(),
-        s if s % 86_400 == 0 => format!("{}d", s / 86_400),
-        s if s % 3600 == 0 => format!("{}h", s / 3600),
-        s if s % 60 == 0 => format!("{}m", s / 60),
-        s => format!("{s}s"),
-    }
-}
-
-/// Bytes in the form that the configuration takes.
-pub(crate) fn show_bytes(bytes: u64) -> String {
-    [(30, "GiB"), (20, "MiB"), (10, "KiB")]
-        .into_iter()
-        .find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift))
-        .map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn what_can_not_be_counted_is_told_with_the_most_that_can() {
+        for text in ["18446744074Gbit/s", "99999999999999999999999bit/s"] {
+            assert_eq!(RATE.parse(text), Err("is too large: a rate goes up to 18446744073Gbit/s".to_owned()), "{text}");
+        }
+        assert_eq!(
+            DURATION.parse("999999999999999999d"),
+            Err("is too large: a duration goes up to 213503982334601d".to_owned())
+        );
+        assert!(DURATION.parse("d").unwrap_err().starts_with("a duration is a whole number and"));
+    }
+
+    #[test]
     fn rates_have_units_and_come_back() {
         for (text, bits) in [("1bit/s", 1), ("64kbit/s", 64_000), ("3Mbit/s", 3_000_000), ("10Gbit/s", 10_000_000_000)]
         {
-            assert_eq!(rate(text), Ok(bits));
-            assert_eq!(show_rate(bits), text);
+            assert_eq!(RATE.parse(text), Ok(bits));
+            assert_eq!(RATE.show(bits), text);
         }
         for text in ["", "3", "3Mb", "3 Mbit/s", "3MBit/s", "-1bit/s", "1.5Mbit/s", "99999999999999Gbit/s"] {
-            assert!(rate(text).is_err(), "{text}");
+            assert!(RATE.parse(text).is_err(), "{text}");
         }
     }
 
@@ -157,23 +156,23 @@ mod tests {
     #[test]
     fn durations_need_their_unit() {
         for (text, seconds) in [("0s", 0), ("30s", 30), ("10m", 600), ("1h", 3600), ("2d", 172_800)] {
-            assert_eq!(duration(text), Ok(seconds), "{text}");
+            assert_eq!(DURATION.parse(text), Ok(seconds), "{text}");
         }
-        assert!(duration("600").unwrap_err().contains("\"600s\""));
+        assert!(DURATION.parse("600").unwrap_err().contains("\"600s\""));
         for text in ["", "s", "1 h", "1w", "-1s", "1.5h", "1h30m", "99999999999999999999s", "9999999999999999999d"] {
-            assert!(duration(text).is_err(), "{text}");
+            assert!(DURATION.parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
     fn sizes_count_in_powers_of_two() {
         for (text, bytes) in [("65556B", 65_556), ("64KiB", 65_536), ("1MiB", 1 << 20), ("2GiB", 2 << 30)] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-            assert_eq!(show_bytes(bytes), text);
+            assert_eq!(SIZE.parse(text), Ok(bytes), "{text}");
+            assert_eq!(SIZE.show(bytes), text);
         }
-        assert!(size("65556").unwrap_err().contains("\"65556B\""));
+        assert!(SIZE.parse("65556").unwrap_err().contains("\"65556B\""));
         for text in ["", "64KB", "64k", "KiB", "-1B", "99999999999999GiB"] {
-            assert!(size(text).is_err(), "{text}");
+            assert!(SIZE.parse(text).is_err(), "{text}");
         }
     }
 
@@ -190,7 +189,7 @@ mod tests {
     #[test]
     fn seconds_show_in_the_largest_unit_that_fits() {
         for (seconds, text) in [(0, "0s"), (59, "59s"), (600, "10m"), (3600, "1h"), (172_800, "2d"), (3601, "3601s")] {
-            assert_eq!(show_seconds(seconds), text);
+            assert_eq!(DURATION.show(seconds), text);
         }
     }
 }

@@ -9,9 +9,12 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use ipnet::IpNet;
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::protocol::address::Transport;
+use super::limits::{LimitRefused, PrefixForm};
+use crate::address::Transport;
 
 /// Stands between user id and claims.
 pub const SEPARATOR: char = '~';
@@ -20,38 +23,80 @@ pub const SEPARATOR: char = '~';
 pub const CLAIMS_BYTES_MAX: usize = 300;
 
 /// What one credential, one user or one secret may at most; `None` means that nothing is said.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
 pub struct Grant {
     /// Payload bytes, both ways together, as long as the credential lives.
+    #[n(0)]
     pub bytes: Option<u64>,
     /// Payload bytes, both ways together, of the user and a day (UTC).
+    #[n(1)]
     pub bytes_per_day: Option<u64>,
     /// Payload bits per second, each way.
+    #[n(2)]
     pub bits_per_second: Option<u64>,
     /// Packets per second, each way.
+    #[n(3)]
     pub packets_per_second: Option<u64>,
-    /// Allocations at a time.
+    /// Allocations at the same time.
+    #[n(4)]
     pub allocations: Option<u32>,
     /// Which peers may be reached, each of these standing for itself; empty means all that the policy allows.
+    #[n(5)]
     pub peers: Vec<PeerScope>,
     /// How the client may come.
+    #[n(6)]
     pub transports: Option<Transports>,
     /// Sessions are closed then, in seconds since 1970.
+    #[n(7)]
     pub closes_at: Option<u64>,
 }
 
 /// Which peers may be reached.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub enum PeerScope {
     /// Relayed addresses of this server only: both ends use the relay.
+    #[n(0)]
     Relay,
     /// Addresses under these prefixes.
-    Prefixes(Box<[IpNet]>),
+    #[n(1)]
+    Prefixes(
+        #[n(0)]
+        #[cbor(with = "prefixes")]
+        Box<[IpNet]>,
+    ),
+}
+
+/// Prefixes in a state for another process: address and length each.
+mod prefixes {
+    use std::net::IpAddr;
+
+    use ipnet::IpNet;
+    use minicbor::{Decoder, Encoder, decode::Error, encode::Write};
+
+    pub(super) fn encode<C, W: Write>(
+        prefixes: &[IpNet],
+        e: &mut Encoder<W>,
+        ctx: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        e.array(prefixes.len() as u64)?;
+        for prefix in prefixes {
+            e.encode_with((prefix.addr(), prefix.prefix_len()), ctx)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn decode<'b, C>(d: &mut Decoder<'b>, ctx: &mut C) -> Result<Box<[IpNet]>, Error> {
+        let read: Vec<(IpAddr, u8)> = d.decode_with(ctx)?;
+        let prefix = |(ip, length)| IpNet::new(ip, length).map_err(Error::custom);
+        read.into_iter().map(prefix).collect()
+    }
 }
 
 /// A set of transports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Transports(u8);
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Transports(#[n(0)] u8);
 
 impl Transports {
     /// These, and no other.
@@ -191,7 +236,7 @@ impl ClaimSet {
 pub struct Claims {
     /// Limits.
     pub grant: Grant,
-    /// Whose user it is.
+    /// The tenant that the user belongs to.
     pub tenant: Option<Box<str>>,
     /// Anything, to make two credentials of one user and second differ.
     pub nonce: Option<Box<str>>,
@@ -213,13 +258,13 @@ pub enum ClaimsRefused {
 impl fmt::Display for ClaimsRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotBase64Url => f.write_str("what follows ~ is not base64url without padding"),
+            Self::NotBase64Url => f.write_str("the text after ~ must be base64url without padding"),
             Self::Unknown => f.write_str(
-                "what follows ~ is not a JSON object of q, b, a, p, r, x, t and n with values of their kinds",
+                "the text after ~ must be a JSON object with the members q, b, a, p, r, x, t and n, each with a valid value",
             ),
             Self::Empty(claim) => write!(
                 f,
-                "{} is 0, empty or holds control characters; leave a claim out that shall not limit",
+                "{} is 0, empty or contains control characters; leave out a claim that sets no limit",
                 claim.name()
             ),
             Self::NotRead(claim) => {
@@ -232,52 +277,35 @@ impl fmt::Display for ClaimsRefused {
 /// The JSON object.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct ClaimsJson {
     #[serde(skip_serializing_if = "Option::is_none")]
-    q: Option<u64>,
+    q: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    b: Option<u64>,
+    b: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    a: Option<u32>,
+    a: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    p: Option<WrittenPeers>,
+    p: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    r: Option<Vec<WrittenTransport>>,
+    r: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<u64>,
+    x: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    t: Option<Box<str>>,
+    t: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     n: Option<Box<str>>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum WrittenPeers {
-    Word(WrittenScope),
-    Prefixes(Box<[IpNet]>),
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum WrittenScope {
-    Relay,
-}
-
-#[derive(Serialize, Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
-enum WrittenTransport {
-    Udp,
-    Tcp,
-    Tls,
-}
-
-impl From<WrittenTransport> for Transport {
-    fn from(written: WrittenTransport) -> Self {
-        match written {
-            WrittenTransport::Udp => Self::Udp,
-            WrittenTransport::Tcp => Self::Tcp,
-            WrittenTransport::Tls => Self::Tls,
+impl ClaimsJson {
+    const fn of(&mut self, claim: Claim) -> &mut Option<Value> {
+        match claim {
+            Claim::Bytes => &mut self.q,
+            Claim::Bitrate => &mut self.b,
+            Claim::Allocations => &mut self.a,
+            Claim::Peers => &mut self.p,
+            Claim::Transports => &mut self.r,
+            Claim::ClosesAt => &mut self.x,
+            Claim::Tenant => &mut self.t,
         }
     }
 }
@@ -291,48 +319,18 @@ impl Claims {
 
     /// The claims that say something.
     pub fn named(&self) -> impl Iterator<Item = Claim> {
-        let grant = &self.grant;
-        [
-            (grant.bytes.is_some(), Claim::Bytes),
-            (grant.bits_per_second.is_some(), Claim::Bitrate),
-            (grant.allocations.is_some(), Claim::Allocations),
-            (!grant.peers.is_empty(), Claim::Peers),
-            (grant.transports.is_some(), Claim::Transports),
-            (grant.closes_at.is_some(), Claim::ClosesAt),
-            (self.tenant.is_some(), Claim::Tenant),
-        ]
-        .into_iter()
-        .filter_map(|(is_there, claim)| is_there.then_some(claim))
+        self.grant.limits().map(|(claim, _)| claim).chain(self.tenant.is_some().then_some(Claim::Tenant))
     }
 
-    /// The text after `~`: base64url of JSON.
-    ///
-    /// What no claim can say is not in it: [`Grant::bytes_per_day`], [`Grant::packets_per_second`], and of
-    /// several peer scopes all but the first.
+    /// The text after `~`: base64url of JSON, with what [`Grant::limits`] has.
     #[must_use]
     pub fn encode(&self) -> String {
-        let grant = &self.grant;
-        let transports = grant.transports.map(|set| {
-            [WrittenTransport::Udp, WrittenTransport::Tcp, WrittenTransport::Tls]
-                .into_iter()
-                .filter(|transport| set.has((*transport).into()))
-                .collect()
-        });
-        let written = Written {
-            q: grant.bytes,
-            b: grant.bits_per_second,
-            a: grant.allocations,
-            p: grant.peers.first().map(|scope| match scope {
-                PeerScope::Relay => WrittenPeers::Word(WrittenScope::Relay),
-                PeerScope::Prefixes(prefixes) => WrittenPeers::Prefixes(prefixes.clone()),
-            }),
-            r: transports,
-            x: grant.closes_at,
-            t: self.tenant.clone(),
-            n: self.nonce.clone(),
-        };
-        let json = serde_json::to_vec(&written).expect("numbers and texts are JSON");
-        BASE64URL.encode(json)
+        let mut json = ClaimsJson { n: self.nonce.clone(), ..ClaimsJson::default() };
+        let tenant = self.tenant.as_deref().map(|tenant| (Claim::Tenant, Value::from(tenant)));
+        for (claim, value) in self.grant.limits().chain(tenant) {
+            *json.of(claim) = Some(value);
+        }
+        BASE64URL.encode(serde_json::to_vec(&json).expect("numbers and texts are JSON"))
     }
 
     /// Reads what follows `~`, under a secret that reads these claims.
@@ -340,56 +338,32 @@ impl Claims {
     /// # Errors
     /// [`ClaimsRefused`], for everything that is not understood to the last.
     pub fn decode(text: &str, read: ClaimSet) -> Result<Self, ClaimsRefused> {
-        let json = BASE64URL.decode(text).map_err(|_| ClaimsRefused::NotBase64Url)?;
-        let written: Written = serde_json::from_slice(&json).map_err(|_| ClaimsRefused::Unknown)?;
-        let peers = match written.p {
-            None => Vec::new(),
-            Some(WrittenPeers::Word(WrittenScope::Relay)) => vec![PeerScope::Relay],
-            Some(WrittenPeers::Prefixes(prefixes)) if prefixes.is_empty() => {
-                return Err(ClaimsRefused::Empty(Claim::Peers));
+        let bytes = BASE64URL.decode(text).map_err(|_| ClaimsRefused::NotBase64Url)?;
+        let mut json: ClaimsJson = serde_json::from_slice(&bytes).map_err(|_| ClaimsRefused::Unknown)?;
+        let mut claims = Self { nonce: json.n.take(), ..Self::default() };
+        let mut empty = None;
+        for claim in Claim::ALL {
+            let Some(value) = json.of(claim) else { continue };
+            let taken = match (claim, &*value) {
+                (Claim::Tenant, Value::String(name)) => {
+                    claims.tenant = Some(name.as_str().into());
+                    // It stands in logs, and in the names of quotas, where a zero byte ends it.
+                    let is_empty = name.is_empty() || name.contains(char::is_control);
+                    if is_empty { Err(LimitRefused::Empty) } else { Ok(()) }
+                }
+                (_, value) => claims.grant.set(claim, &value.into(), PrefixForm::Truncated),
+            };
+            match taken {
+                Ok(()) => {}
+                Err(LimitRefused::Empty) => empty = empty.or(Some(claim)),
+                Err(LimitRefused::Kind | LimitRefused::Item(_)) => return Err(ClaimsRefused::Unknown),
             }
-            Some(WrittenPeers::Prefixes(prefixes)) => {
-                vec![PeerScope::Prefixes(prefixes.iter().map(IpNet::trunc).collect())]
-            }
-        };
-        let transports = written.r.map(|list| Transports::of(&list.into_iter().map(Into::into).collect::<Vec<_>>()));
-        let claims = Self {
-            grant: Grant {
-                bytes: written.q,
-                bytes_per_day: None,
-                bits_per_second: written.b,
-                packets_per_second: None,
-                allocations: written.a,
-                peers,
-                transports,
-                closes_at: written.x,
-            },
-            tenant: written.t,
-            nonce: written.n,
-        };
-        claims.check_empty()?;
+        }
+        if let Some(claim) = empty {
+            return Err(ClaimsRefused::Empty(claim));
+        }
         let other = claims.named().find(|claim| !read.has(*claim));
         other.map_or(Ok(claims), |claim| Err(ClaimsRefused::NotRead(claim)))
-    }
-
-    fn check_empty(&self) -> Result<(), ClaimsRefused> {
-        let grant = &self.grant;
-        let empty = [
-            (grant.bytes == Some(0), Claim::Bytes),
-            (grant.bits_per_second == Some(0), Claim::Bitrate),
-            (grant.allocations == Some(0), Claim::Allocations),
-            (grant.transports == Some(Transports(0)), Claim::Transports),
-            (grant.closes_at == Some(0), Claim::ClosesAt),
-            // It stands in logs, and in the names of quotas, where a zero byte ends it.
-            (
-                self.tenant.as_deref().is_some_and(|name| name.is_empty() || name.contains(char::is_control)),
-                Claim::Tenant,
-            ),
-        ];
-        match empty.into_iter().find(|(is_empty, _)| *is_empty) {
-            Some((_, claim)) => Err(ClaimsRefused::Empty(claim)),
-            None => Ok(()),
-        }
     }
 }
 

@@ -21,14 +21,14 @@ pub struct Lan {
     /// The IPv4 address to relay from; 127.0.0.1 if there is no other.
     pub ipv4: Ipv4Addr,
     /// How `ipv4` was found.
-    pub found: Found,
+    pub found: AddressOrigin,
     /// A global or unique local IPv6 address, if there is one.
     pub ipv6: Option<Ipv6Addr>,
 }
 
 /// How the IPv4 address was found; browsers differ in what they make of each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum AddressOrigin {
     /// The default route leaves from it: works in every browser that was tried.
     Route,
     /// An interface has it, but there is no default route: Firefox considers itself offline.
@@ -48,8 +48,8 @@ impl Lan {
 
     fn choose(routed: Option<IpAddr>, routed_v6: Option<IpAddr>, interfaces: &[InterfaceAddress]) -> Self {
         let (ipv4, found) = match routed.and_then(usable_v4) {
-            Some(address) => (address, Found::Route),
-            None => first_interface(interfaces).unwrap_or((Ipv4Addr::LOCALHOST, Found::LoopbackOnly)),
+            Some(address) => (address, AddressOrigin::Route),
+            None => first_interface(interfaces).unwrap_or((Ipv4Addr::LOCALHOST, AddressOrigin::LoopbackOnly)),
         };
         let ipv6 = routed_v6.and_then(usable_v6).or_else(|| {
             interfaces.iter().filter(|entry| entry.up && !entry.loopback).find_map(|entry| usable_v6(entry.address))
@@ -60,16 +60,13 @@ impl Lan {
     /// What the user must know before wondering why a browser does not connect.
     pub fn warning(&self) -> Option<String> {
         match &self.found {
-            Found::Route => None,
-            Found::Interface(name) => Some(format!(
-                "there is no default route; {} of interface {name} is used. Chromium works, Firefox takes the \
-                 machine for offline. Remedy: connect to a network, or use Chromium.",
+            AddressOrigin::Route => None,
+            AddressOrigin::Interface(name) => Some(format!(
+                "there is no default route, so {} of interface {name} is used. Chromium works, but Firefox thinks that the machine is offline. Connect to a network, or use Chromium.",
                 self.ipv4
             )),
-            Found::LoopbackOnly => Some(
-                "this machine has no network interface that is up except loopback, and neither Chromium nor Firefox \
-                 makes a relayed call over loopback alone. Remedy: connect to any network (it needs no internet); in a \
-                 container, give it a network other than none. Then start the demo again."
+            AddressOrigin::LoopbackOnly => Some(
+                "this machine has no active network interface except loopback, and browsers make no relayed call over loopback alone. Connect to any network (internet is not needed), or give the container a network. Then start the demo again."
                     .to_owned(),
             ),
         }
@@ -99,7 +96,7 @@ fn route_lookup(towards: SocketAddr) -> io::Result<IpAddr> {
 }
 
 /// The first IPv4 address of an interface that is up, those with a carrier before idle ones.
-fn first_interface(interfaces: &[InterfaceAddress]) -> Option<(Ipv4Addr, Found)> {
+fn first_interface(interfaces: &[InterfaceAddress]) -> Option<(Ipv4Addr, AddressOrigin)> {
     let candidates = || {
         interfaces
             .iter()
@@ -109,7 +106,7 @@ fn first_interface(interfaces: &[InterfaceAddress]) -> Option<(Ipv4Addr, Found)>
     candidates()
         .find(|(entry, _)| entry.running)
         .or_else(|| candidates().next())
-        .map(|(entry, address)| (address, Found::Interface(entry.interface.clone())))
+        .map(|(entry, address)| (address, AddressOrigin::Interface(entry.interface.clone())))
 }
 
 fn usable_v4(address: IpAddr) -> Option<Ipv4Addr> {
@@ -149,7 +146,7 @@ mod tests {
         );
 
         assert_eq!(lan.ipv4, Ipv4Addr::new(192, 0, 2, 7));
-        assert_eq!(lan.found, Found::Route);
+        assert_eq!(lan.found, AddressOrigin::Route);
         assert_eq!(lan.warning(), None);
     }
 
@@ -166,7 +163,7 @@ mod tests {
         );
 
         assert_eq!(lan.ipv4, Ipv4Addr::new(192, 168, 1, 20));
-        assert_eq!(lan.found, Found::Interface("wlan0".to_owned()));
+        assert_eq!(lan.found, AddressOrigin::Interface("wlan0".to_owned()));
         assert!(lan.warning().expect("warning").contains("wlan0"));
     }
 
@@ -178,15 +175,15 @@ mod tests {
         let lan = Lan::choose(None, None, &[entry("lo", "127.0.0.1", true), down]);
 
         assert_eq!(lan.ipv4, Ipv4Addr::LOCALHOST);
-        assert_eq!(lan.found, Found::LoopbackOnly);
-        assert!(lan.warning().expect("warning").contains("Remedy"));
+        assert_eq!(lan.found, AddressOrigin::LoopbackOnly);
+        assert!(lan.warning().expect("warning").contains("Connect to any network"));
     }
 
     #[test]
     fn a_loopback_route_counts_as_no_route() {
         let lan = Lan::choose(Some("127.0.0.1".parse().unwrap()), None, &[]);
 
-        assert_eq!(lan.found, Found::LoopbackOnly);
+        assert_eq!(lan.found, AddressOrigin::LoopbackOnly);
     }
 
     #[test]

@@ -15,13 +15,16 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, media type, content.
-const FILES: [(&str, &str, &str); 11] = [
+const FILES: [(&str, &str, &str); 14] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/style.css", STYLE, include_str!("page/style.css")),
     ("/icon.svg", SVG, include_str!("page/icon.svg")),
     ("/app.js", SCRIPT, include_str!("page/app.js")),
+    ("/cards.js", SCRIPT, include_str!("page/cards.js")),
     ("/call.js", SCRIPT, include_str!("page/call.js")),
+    ("/diagnosis.js", SCRIPT, include_str!("page/diagnosis.js")),
     ("/files.js", SCRIPT, include_str!("page/files.js")),
+    ("/format.js", SCRIPT, include_str!("page/format.js")),
     ("/picture.js", SCRIPT, include_str!("page/picture.js")),
     ("/sha256.js", SCRIPT, include_str!("page/sha256.js")),
     ("/signalling.js", SCRIPT, include_str!("page/signalling.js")),

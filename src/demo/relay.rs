@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hashbrown::HashMap;
 
 use super::{BoxFuture, Count, Counted, DemoBackend, IceServer, IceServers, Session, Transport, Usage, turn_urls};
+use crate::clock;
 use crate::credentials::claims::Claims;
 use crate::credentials::{self, SharedSecret};
-use crate::net::{Running, clock};
+use crate::net::Running;
 use crate::protocol::accounting::{Amount, SessionRecord, Traffic};
 
 /// How long a tab's credentials are good for; the page asks for new ones with each ICE restart.

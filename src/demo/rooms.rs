@@ -36,8 +36,11 @@ pub(super) enum Notice {
         /// Whether you make the offers.
         caller: bool,
     },
-    /// The other one is gone; their signalling may come back.
-    PeerLeft,
+    /// The other one is not connected any more.
+    PeerLeft {
+        /// They said goodbye. Else their connection broke off, and they may come back.
+        goodbye: bool,
+    },
     /// The other one says.
     Message {
         /// What they sent, unchanged.
@@ -67,11 +70,11 @@ pub(super) enum JoinError {
 /// All rooms.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
-    inner: Mutex<Inner>,
+    inner: Mutex<RoomTable>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct RoomTable {
     rooms: HashMap<String, Vec<Member>>,
     joined: u64,
 }
@@ -129,18 +132,46 @@ impl Rooms {
         Ok((membership, notices))
     }
 
+    /// `member` says goodbye to `room`; their connection ends with it.
+    pub(super) fn leave(&self, room: &str, member: &str) {
+        self.remove(room, true, |other| other.name == member);
+    }
+
+    /// Takes a member out, and tells the other one.
+    fn remove(&self, room: &str, goodbye: bool, is_meant: impl Fn(&Member) -> bool) {
+        let mut inner = self.lock();
+        let Some(members) = inner.rooms.get_mut(room) else {
+            return;
+        };
+        let before = members.len();
+        members.retain(|member| !is_meant(member));
+        if members.len() < before {
+            for member in members.iter() {
+                member.tell(Notice::PeerLeft { goodbye });
+            }
+        }
+        if members.is_empty() {
+            inner.rooms.remove(room);
+        }
+    }
+
     #[cfg(test)]
     fn count(&self) -> usize {
         self.lock().rooms.len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, RoomTable> {
         // Nothing under this lock panics half-way through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Membership {
+    /// The connection was closed in form, as browsers do for a page that goes away.
+    pub(super) fn say_goodbye(&self) {
+        self.rooms.remove(&self.room, true, |member| member.connection == self.connection);
+    }
+
     /// Passes `data` to the other member, if there is one. A member whose queue is full loses
     /// their place: their connection ends, and the page opens a new one.
     pub(super) fn say(&self, data: Value) {
@@ -159,7 +190,7 @@ impl Membership {
         if let Some(overrun) = overrun {
             members.retain(|member| member.connection != overrun);
             for member in members.iter() {
-                member.tell(Notice::PeerLeft);
+                member.tell(Notice::PeerLeft { goodbye: false });
             }
         }
     }
@@ -167,20 +198,7 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let mut inner = self.rooms.lock();
-        let Some(members) = inner.rooms.get_mut(&self.room) else {
-            return;
-        };
-        let before = members.len();
-        members.retain(|member| member.connection != self.connection);
-        if members.len() < before {
-            for member in members.iter() {
-                member.tell(Notice::PeerLeft);
-            }
-        }
-        if members.is_empty() {
-            inner.rooms.remove(&self.room);
-        }
+        self.rooms.remove(&self.room, false, |member| member.connection == self.connection);
     }
 }
 
@@ -292,10 +310,38 @@ mod tests {
         heard(&mut b_notices);
 
         drop(a);
-        assert_eq!(heard(&mut b_notices), [Notice::PeerLeft]);
+        assert_eq!(heard(&mut b_notices), [Notice::PeerLeft { goodbye: false }]);
         assert_eq!(rooms.count(), 1);
 
         drop(b);
+        assert_eq!(rooms.count(), 0);
+    }
+
+    // F-C1: closing a tab is told apart from a connection that broke off.
+    #[test]
+    fn a_goodbye_is_told_as_such_and_once() {
+        let rooms = Arc::new(Rooms::default());
+        let (a, mut a_notices) = rooms.join("r", "a", "b1").unwrap();
+        let (_b, mut b_notices) = rooms.join("r", "b", "b1").unwrap();
+        heard(&mut b_notices);
+
+        for (room, member) in [("r", "c"), ("other", "a")] {
+            rooms.leave(room, member);
+        }
+        assert_eq!(heard(&mut b_notices), []);
+        rooms.leave("r", "a");
+        assert_eq!(heard(&mut b_notices), [Notice::PeerLeft { goodbye: true }]);
+        heard(&mut a_notices);
+        assert!(matches!(a_notices.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
+        drop(a);
+        assert_eq!(heard(&mut b_notices), [], "the end of the connection is no news after it");
+        let (c, mut c_notices) = rooms.join("r", "c", "b1").unwrap();
+        heard(&mut b_notices);
+        heard(&mut c_notices);
+        c.say_goodbye();
+        drop(c);
+        assert_eq!(heard(&mut b_notices), [Notice::PeerLeft { goodbye: true }]);
+        rooms.leave("r", "b");
         assert_eq!(rooms.count(), 0);
     }
 
@@ -313,7 +359,7 @@ mod tests {
 
         assert_eq!(heard(&mut b_notices).len(), QUEUE_MESSAGES_MAX);
         assert!(matches!(b_notices.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
-        assert_eq!(heard(&mut a_notices), [Notice::PeerLeft]);
+        assert_eq!(heard(&mut a_notices), [Notice::PeerLeft { goodbye: false }]);
     }
 
     #[test]

@@ -66,6 +66,20 @@ pub(super) async fn connect(
     })
 }
 
+/// `POST /leave?room=R&member=M`: a tab says goodbye while it closes (`navigator.sendBeacon`), so that the other one need
+/// not wait for it to come back.
+pub(super) async fn leave(
+    State(state): State<Arc<DemoState>>,
+    Query(join): Query<Join>,
+    headers: HeaderMap,
+) -> StatusCode {
+    if !same_origin(&headers) {
+        return StatusCode::FORBIDDEN;
+    }
+    state.rooms.leave(&join.room, &join.member);
+    StatusCode::NO_CONTENT
+}
+
 async fn serve(state: &DemoState, mut socket: WebSocket, join: &Join) {
     let (membership, mut notices) = match state.rooms.join(&join.room, &join.member, &state.boot) {
         Ok(joined) => joined,
@@ -85,7 +99,7 @@ async fn serve(state: &DemoState, mut socket: WebSocket, join: &Join) {
         tokio::select! {
             notice = notices.recv() => {
                 let Some(notice) = notice else {
-                    close(&mut socket, "your place was taken over, or you read too slowly".to_owned()).await;
+                    close(&mut socket, "another connection took your place, or you read too slowly".to_owned()).await;
                     return;
                 };
                 if send(&mut socket, &notice).await.is_err() {
@@ -97,6 +111,10 @@ async fn serve(state: &DemoState, mut socket: WebSocket, join: &Join) {
                     return;
                 };
                 heard_at = Instant::now();
+                if matches!(message, Message::Close(_)) {
+                    membership.say_goodbye();
+                    return;
+                }
                 if hear(&membership, message).is_err() {
                     close(&mut socket, "a signalling message is a JSON object in a text frame".to_owned()).await;
                     return;

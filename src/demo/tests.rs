@@ -28,16 +28,40 @@ impl DemoBackend for Scripted {
 }
 
 async fn demo() -> SocketAddr {
-    let state = DemoState::new(Arc::new(Scripted), AllowedHosts::default(), vec!["a note".to_owned()]).unwrap();
+    let (listener, address) = listener().await;
+    tokio::spawn(serve::serve(listener, routes(Access::new(None))));
+    address
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(async move { axum::serve(listener, router(state)).await });
+    (listener, address)
+}
+
+fn routes(access: Access) -> Router {
+    let state = DemoState::new(Arc::new(Scripted), access, vec!["a note".to_owned()]).unwrap();
+    router(state, Router::new().route("/metrics", axum::routing::get(|| async { "numbers\n" })))
+}
+
+/// As [`demo`], for a client at 192.0.2.9: the outermost layer replaces the address that the socket told.
+async fn demo_from_afar(access: Access) -> SocketAddr {
+    let (listener, address) = listener().await;
+    let afar = Peer::Tcp("192.0.2.9:4711".parse().unwrap());
+    let routes = routes(access).layer(middleware::from_fn(move |mut request: Request, next: Next| {
+        request.extensions_mut().insert(afar);
+        next.run(request)
+    }));
+    tokio::spawn(serve::serve(listener, routes));
     address
 }
 
 async fn get(address: SocketAddr, path: &str, host: &str) -> String {
+    ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await
+}
+
+async fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -155,6 +179,86 @@ async fn a_rebound_host_name_gets_nothing() {
     }
 }
 
+const PATHS: [&str; 7] = [
+    "/",
+    "/app.js",
+    "/config?user=a&transport=udp",
+    "/usage?user=a",
+    "/signal?room=r&member=a",
+    "/qr.svg?room=r",
+    "/metrics",
+];
+
+// F-C2: a loopback Host header from another machine got a credential.
+#[tokio::test]
+async fn another_machine_gets_nothing_without_the_token() {
+    let lan: SocketAddr = "192.0.2.7:8080".parse().unwrap();
+    for access in [Access::new(None), Access::new(Some(Shared::new(lan).unwrap()))] {
+        let address = demo_from_afar(access).await;
+        for host in ["127.0.0.1:8080", "localhost", "192.0.2.7:8080"] {
+            for path in PATHS {
+                let answer = get(address, path, host).await;
+                assert!(answer.starts_with("HTTP/1.1 403"), "{path} {host}: {answer}");
+                assert!(!answer.contains("password") && !answer.contains("token="), "{path}");
+            }
+        }
+    }
+}
+
+// F-C2
+#[tokio::test]
+async fn another_machine_with_the_link_gets_a_cookie_and_then_the_page() {
+    let shared = Shared::new("192.0.2.7:8080".parse().unwrap()).unwrap();
+    let link = shared.link();
+    let address = demo_from_afar(Access::new(Some(shared))).await;
+    let (_, token) = link.split_once("/?").unwrap();
+
+    let opened = get(address, &format!("/?{token}"), "192.0.2.7:8080").await;
+
+    assert!(opened.starts_with("HTTP/1.1 303"), "{opened}");
+    let line = |name: &str| {
+        let mut lines = opened.lines();
+        lines.find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name} in {opened}")).to_owned()
+    };
+    assert_eq!(line("location: "), "/", "the token leaves the address bar");
+    let cookie = line("set-cookie: ");
+    let host = format!("192.0.2.7:8080\r\nCookie: {}", cookie.split(';').next().unwrap());
+    let config = get(address, "/config?user=a&transport=udp", &host).await;
+    assert!(config.starts_with("HTTP/1.1 200") && config.contains("password"), "{config}");
+    assert!(config.contains(&link), "the page can show the link");
+    let code = get(address, "/qr.svg?room=r", &host).await;
+    assert!(code.starts_with("HTTP/1.1 200") && code.contains("<svg"), "{code}");
+    assert!(get(address, "/qr.svg?room=%20", &host).await.starts_with("HTTP/1.1 400"));
+}
+
+// F-C1
+#[tokio::test]
+async fn a_tab_that_says_goodbye_is_told_from_one_that_breaks_off() {
+    let address = demo().await;
+    let mut a = Tab::join(address, "r", "a").await;
+    assert_eq!(a.hear().await.unwrap()["type"], "welcome");
+    for goodbye in [true, false] {
+        let mut b = Tab::join(address, "r", "b").await;
+        assert_eq!(b.hear().await.unwrap()["type"], "welcome");
+        assert_eq!(a.hear().await.unwrap()["type"], "paired");
+        if goodbye {
+            let beacon = |origin: &str| {
+                format!(
+                    "POST /leave?room=r&member=b HTTP/1.1\r\nHost: {address}\r\nOrigin: {origin}\r\n\
+                         Content-Length: 0\r\nConnection: close\r\n\r\n"
+                )
+            };
+            let foreign = ask(address, &beacon("http://attacker.example")).await;
+            assert!(foreign.starts_with("HTTP/1.1 403"), "{foreign}");
+            let said = ask(address, &beacon(&format!("http://{address}"))).await;
+            assert!(said.starts_with("HTTP/1.1 204"), "{said}");
+        }
+        drop(b);
+        let told = a.hear().await.unwrap();
+        assert_eq!(told, serde_json::json!({"type": "peer-left", "goodbye": goodbye}));
+    }
+}
+
 #[tokio::test]
 async fn config_names_the_servers_of_the_chosen_transport_for_this_tab() {
     let address = demo().await;
@@ -191,6 +295,15 @@ async fn wrong_questions_are_answered_with_4xx_and_missing_counts_with_503() {
     ] {
         let answer = get(address, path, "127.0.0.1").await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+    }
+    for (path, expected) in [
+        ("/config?user=a&transport=sctp", "/config?user=TAB&transport=udp, or tcp"),
+        ("/config", "/config?user=TAB"),
+        ("/usage", "/usage?user=TAB"),
+        ("/qr.svg", "/qr.svg?room=ROOM"),
+    ] {
+        let answer = get(address, path, "127.0.0.1").await;
+        assert!(answer.contains(&format!("ask {expected}")) && !answer.contains("eserialize"), "{path}: {answer}");
     }
 }
 

@@ -2,32 +2,45 @@
 //!
 //! A plain stream is handed over at once. TLS handshakes and the first byte on a port for both take place
 //! here, so that neither a signature nor a client that says nothing costs a worker anything: each with a time
-//! limit, and so many at once (`tls::half_open`).
+//! limit, and so many at once (`net::half_open`, `net::fair_limit`). The loop that accepts never waits for a place.
 
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustls::ServerConnection;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
-use tokio_rustls::TlsAcceptor;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::counters::NetCounters;
+use super::fair_limit::{FairLimit, Permit, Source};
+use super::files;
+use super::half_open::HalfOpenStreams;
+use super::handshake::{Handshake, handshake};
 use super::overflow::Watched;
-use super::worker::{Mailbox, Message};
+use super::tls_resumption::ResumableSessions;
+use super::tls_session::TlsSession;
+use super::worker::{Adopted, Mailbox};
+use crate::address::{FiveTuple, Transport};
 use crate::config::checked::Config;
-use crate::protocol::address::{FiveTuple, Transport};
-use crate::tls::half_open::{HalfOpen, Place};
-use crate::tls::{HANDSHAKE, Handshakes, Tls};
+use crate::tls::{HANDSHAKE, HANDSHAKE_PROTECTED, Handshakes, Tls};
 
 /// How long accepting rests when the system is out of files: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// The five-tuple of a stream, which sends at once from now on.
+fn five_tuple(stream: &TcpStream, from: SocketAddr) -> io::Result<FiveTuple> {
+    stream.set_nodelay(true)?;
+    Ok(FiveTuple { client: from.into(), server: stream.local_addr()?.into(), transport: Transport::Tcp })
+}
+
 /// What a listener takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Takes {
+pub(super) enum StreamKind {
     Plain,
     Tls,
     /// Either, told by the first byte.
@@ -39,17 +52,10 @@ pub(super) enum Takes {
 pub(super) struct Limits {
     handshake_ms: AtomicU64,
     silent_ms: AtomicU64,
-    half_open: AtomicU64,
+    handshakes: AtomicU64,
 }
 
 impl Limits {
-    pub(super) fn set(&self, config: &Config) {
-        let ms = |time: Option<Duration>| time.map_or(0, |time| time.as_millis() as u64);
-        self.handshake_ms.store(ms(config.limits.tls_handshake), Ordering::Relaxed);
-        self.silent_ms.store(ms(config.limits.tcp_unauthenticated), Ordering::Relaxed);
-        self.half_open.store(config.limits.tls_half_open.map_or(u64::MAX, u64::from), Ordering::Relaxed);
-    }
-
     /// 0 is no limit; nothing waits for a century.
     fn time(of: &AtomicU64) -> Duration {
         match of.load(Ordering::Relaxed) {
@@ -60,19 +66,23 @@ impl Limits {
 }
 
 /// Everything that the listeners share.
-pub(super) struct Reception {
-    pub(super) limits: Limits,
+pub(super) struct Acceptor {
+    limits: Limits,
     pub(super) handshakes: Handshakes,
     /// Connections on a port for both that said nothing in time.
     pub(super) silent: AtomicU64,
-    /// Streams that could not be accepted, or that no worker could take.
-    pub(super) refused: AtomicU64,
+    /// Streams that could not be accepted.
+    refused: AtomicU64,
     pub(super) tls: ArcSwapOption<Tls>,
-    workers: Vec<(Mailbox, Arc<NetCounters>, AtomicU64)>,
-    half_open: Arc<HalfOpen>,
+    /// Streams without an allocation, here and at the workers.
+    pub(super) half_open: Arc<HalfOpenStreams>,
+    workers: Vec<(Mailbox, Arc<NetCounters>)>,
+    under_way: Arc<FairLimit>,
+    /// Not of one [`Tls`]: they survive a change of certificates.
+    sessions: ResumableSessions,
 }
 
-impl Reception {
+impl Acceptor {
     pub(super) fn new(tls: Option<Arc<Tls>>, workers: impl Iterator<Item = (Mailbox, Arc<NetCounters>)>) -> Self {
         Self {
             limits: Limits::default(),
@@ -80,21 +90,39 @@ impl Reception {
             silent: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             tls: ArcSwapOption::new(tls),
-            workers: workers.map(|(mailbox, net)| (mailbox, net, AtomicU64::new(0))).collect(),
             half_open: Arc::default(),
+            workers: workers.collect(),
+            under_way: Arc::default(),
+            sessions: ResumableSessions::default(),
         }
     }
 
-    /// Handshakes under way, and connections on a port for both that have said nothing yet.
-    pub(super) fn half_open(&self) -> u64 {
-        self.half_open.count()
+    /// Follows a configuration.
+    pub(super) fn set_limits(&self, config: &Config) {
+        let ms = |time: Option<Duration>| time.map_or(0, |time| time.as_millis() as u64);
+        let limits = &config.limits;
+        self.limits.handshake_ms.store(ms(limits.tls_handshake), Ordering::Relaxed);
+        self.limits.silent_ms.store(ms(limits.tcp_unauthenticated), Ordering::Relaxed);
+        self.limits.handshakes.store(limits.tls_half_open.map_or(u64::MAX, u64::from), Ordering::Relaxed);
+        self.half_open.set_max(limits.tcp_half_open);
+    }
+
+    /// Streams that could not be accepted, or that gave way to others before their worker took them.
+    pub(super) fn refused(&self) -> u64 {
+        let gave_way: u64 = self.workers.iter().map(|(mailbox, _)| mailbox.stream_counts().1).sum();
+        self.refused.load(Ordering::Relaxed) + gave_way
+    }
+
+    /// TLS handshakes whose first byte has come.
+    pub(super) fn handshakes_under_way(&self) -> u64 {
+        self.under_way.count()
     }
 
     /// Runs until it is told to stop; whom it has accepted by then is served.
     pub(super) async fn accept(
         self: Arc<Self>,
         listener: Arc<Watched<TcpListener>>,
-        takes: Takes,
+        takes: StreamKind,
         mut stop: oneshot::Receiver<()>,
     ) {
         loop {
@@ -103,79 +131,107 @@ impl Reception {
                 _ = &mut stop => return,
                 accepted = listener.accept() => accepted,
             };
-            let accepted = accepted.and_then(|(stream, from)| {
-                stream.set_nodelay(true)?;
-                let (client, server) = (from.into(), stream.local_addr()?.into());
-                Ok((stream, FiveTuple { client, server, transport: Transport::Tcp }))
-            });
             match accepted {
-                Ok((stream, five_tuple)) if takes == Takes::Plain => self.hand_over(stream, five_tuple, None),
-                Ok((stream, five_tuple)) => {
-                    let place = self.half_open.place(|| self.limits.half_open.load(Ordering::Relaxed)).await;
-                    tokio::spawn(Arc::clone(&self).receive(stream, five_tuple, takes, place));
-                }
-                // Out of files or memory, or a client that was gone already: don't spin.
-                Err(_) => {
+                Ok((stream, from)) => match five_tuple(&stream, from) {
+                    Ok(five_tuple) => self.receive(stream, five_tuple, takes),
+                    // Gone already.
+                    Err(_) => Handshakes::count(&self.refused),
+                },
+                Err(error) => {
                     Handshakes::count(&self.refused);
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    if !files::is_of_one_connection(&error) {
+                        // Out of files or memory: don't spin.
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
         }
     }
 
-    async fn receive(self: Arc<Self>, stream: TcpStream, five_tuple: FiveTuple, takes: Takes, mut place: Place) {
-        tokio::select! {
-            () = self.establish(stream, five_tuple, takes) => {}
-            Ok(()) = &mut place.give_way => Handshakes::count(&self.handshakes.refused),
+    /// Counts a stream in, and goes on with it elsewhere if something must be waited for.
+    fn receive(self: &Arc<Self>, stream: TcpStream, five_tuple: FiveTuple, takes: StreamKind) {
+        let Some((permit, mut give_way)) = self.half_open.accept(&stream.as_fd(), five_tuple.client) else {
+            // The last files are for HTTP.
+            return Handshakes::count(&self.refused);
+        };
+        if takes == StreamKind::Plain {
+            return self.hand_over(stream, five_tuple, None, permit);
         }
+        let acceptor = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = acceptor.establish(stream, five_tuple, takes, permit) => {}
+                // Counted where the places are.
+                Ok(()) = &mut give_way => {}
+            }
+        });
     }
 
-    async fn establish(&self, stream: TcpStream, five_tuple: FiveTuple, takes: Takes) {
-        if takes == Takes::Both {
-            let mut first = [0];
-            match tokio::time::timeout(Limits::time(&self.limits.silent_ms), stream.peek(&mut first)).await {
-                Ok(Ok(1..)) if first[0] == HANDSHAKE => {}
-                // STUN, ChannelData, or noise, which the worker knows how to count.
-                Ok(Ok(1..)) => return self.hand_over(stream, five_tuple, None),
-                Ok(Ok(0) | Err(_)) => return,
-                Err(_) => return Handshakes::count(&self.silent),
-            }
+    /// Waits for the first byte, which a client without anything to say never sends, then does what it asks for.
+    async fn establish(&self, stream: TcpStream, five_tuple: FiveTuple, takes: StreamKind, permit: Permit) {
+        let (handshake, silent) = (Limits::time(&self.limits.handshake_ms), Limits::time(&self.limits.silent_ms));
+        let mut until = Instant::now() + handshake;
+        let is_tls_only = takes == StreamKind::Tls;
+        let mut first = [0];
+        match timeout(if is_tls_only { handshake } else { silent }, stream.peek(&mut first)).await {
+            Ok(Ok(1..)) if is_tls_only => {}
+            Ok(Ok(1..)) if first[0] == HANDSHAKE => until = Instant::now() + handshake,
+            // STUN, ChannelData, or noise, which the worker knows how to count.
+            Ok(Ok(1..)) => return self.hand_over(stream, five_tuple, None, permit),
+            Ok(Ok(0) | Err(_)) if is_tls_only => return Handshakes::count(&self.handshakes.failed),
+            Ok(Ok(0) | Err(_)) => return,
+            Err(_) => return Handshakes::count(if is_tls_only { &self.handshakes.timeout } else { &self.silent }),
         }
-        let Some(tls) = self.tls.load_full() else { return };
-        let accepting = TlsAcceptor::from(tls.server()).accept(stream);
-        match tokio::time::timeout(Limits::time(&self.limits.handshake_ms), accepting).await {
-            Ok(Ok(established)) => {
-                let (stream, connection) = established.into_inner();
-                Handshakes::count(&self.handshakes.ok);
-                if connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-                    Handshakes::count(&self.handshakes.resumed);
-                }
+        match timeout_at(until, self.handshake(stream, five_tuple)).await {
+            Ok(Some((stream, tls))) => {
                 let five_tuple = FiveTuple { transport: Transport::Tls, ..five_tuple };
-                self.hand_over(stream, five_tuple, Some(Box::new(connection)));
+                self.hand_over(stream, five_tuple, Some(tls), permit);
             }
-            Ok(Err(error)) => {
-                tracing::debug!(client = %five_tuple.client, %error, "TLS handshake failed");
-                Handshakes::count(&self.handshakes.failed);
-            }
+            Ok(None) => {}
             Err(_) => Handshakes::count(&self.handshakes.timeout),
         }
     }
 
-    /// To the worker with the fewest streams.
-    fn hand_over(&self, stream: TcpStream, five_tuple: FiveTuple, tls: Option<Box<ServerConnection>>) {
-        let Ok(socket) = stream.into_std() else { return Handshakes::count(&self.refused) };
-        let fewest = self.workers.iter().min_by_key(|(_, net, given)| {
-            // Those on their way count too, or a crowd would all go to one worker.
-            let closed = net.streams_adopted.get().saturating_sub(net.streams_open.get());
-            given.load(Ordering::Relaxed).saturating_sub(closed)
-        });
-        if let Some((mailbox, _, given)) = fewest {
-            given.fetch_add(1, Ordering::Relaxed);
-            if mailbox.send(Message::Adopt { socket, five_tuple, tls }).is_err() {
-                // A worker whose inbox is full can't serve one more; the client sees a closed connection.
-                given.fetch_sub(1, Ordering::Relaxed);
-                Handshakes::count(&self.refused);
+    /// The handshake, once there is a place for it; nothing if it failed or had to give way.
+    async fn handshake(&self, mut stream: TcpStream, five_tuple: FiveTuple) -> Option<(TcpStream, Box<TlsSession>)> {
+        let max = || self.limits.handshakes.load(Ordering::Relaxed);
+        let source = Source::from(five_tuple.client.ip());
+        let (_place, mut give_way) = self.under_way.admit_patiently(max, source, HANDSHAKE_PROTECTED).await;
+        let config = self.sessions.config_for(&self.tls.load_full()?.server(), source);
+        let established = tokio::select! {
+            established = handshake(&mut stream, &config) => established,
+            Ok(()) = &mut give_way => {
+                Handshakes::count(&self.handshakes.refused);
+                return None;
             }
+        };
+        match established {
+            Ok(Handshake { established, rest, is_resumed }) => {
+                Handshakes::count(&self.handshakes.ok);
+                if is_resumed {
+                    Handshakes::count(&self.handshakes.resumed);
+                }
+                Some((stream, Box::new(TlsSession::new(established, rest))))
+            }
+            Err(error) => {
+                tracing::debug!(client = %five_tuple.client, %error, "TLS handshake failed");
+                Handshakes::count(&self.handshakes.failed);
+                None
+            }
+        }
+    }
+
+    /// To the worker with the fewest streams.
+    fn hand_over(&self, stream: TcpStream, five_tuple: FiveTuple, tls: Option<Box<TlsSession>>, permit: Permit) {
+        let Ok(socket) = stream.into_std() else { return Handshakes::count(&self.refused) };
+        let fewest = self.workers.iter().min_by_key(|(mailbox, net)| {
+            // Those on their way count too, or a crowd would all go to one worker.
+            let (left, gave_way) = mailbox.stream_counts();
+            let closed = net.streams_adopted.get().saturating_sub(net.streams_open.get());
+            left.saturating_sub(gave_way).saturating_sub(closed)
+        });
+        if let Some((mailbox, _)) = fewest {
+            mailbox.adopt(Adopted { socket, five_tuple, tls, permit });
         }
     }
 }

@@ -55,10 +55,14 @@ pub struct NetCounters {
     pub segmented: Cell,
     /// Messages of several datagrams that it refused; they were sent one by one.
     pub segmented_refused: Cell,
+    /// Replies to clients that the kernel refused to send.
+    pub replies_lost: Cell,
     /// Payloads that went from one relayed address to another without the kernel.
     pub handed_over: Cell,
     /// Messages taken from the inbox.
     pub messages: Cell,
+    /// Panics after which the worker's server was made anew of its state.
+    pub core_restarts: Cell,
     /// Streams that are open now.
     pub streams_open: Cell,
     /// Streams ever adopted.
@@ -69,16 +73,25 @@ pub struct NetCounters {
     pub streams_tls_broken: Cell,
     /// Streams closed because they got no allocation in time.
     pub streams_overdue: Cell,
+    /// Streams closed because they asked too much without an allocation.
+    pub streams_cut_off: Cell,
+    /// Bytes of streams that were read and wait to be handled, or for the rest of their message.
+    pub stream_input_bytes: Cell,
     /// Payload in the queues of streams: judged, but not taken by the kernel yet.
     pub waiting: AmountCell,
     /// Session events that the log could not take.
     pub events_lost: Cell,
+    /// Events for usage records that could not be taken: records that no sink got.
+    pub records_lost: Cell,
+    /// Events of refused requests that the log and the memory of refusals could not take.
+    pub refusal_events_lost: Cell,
 }
 
 impl NetCounters {
     pub(super) fn note_sent(&self, report: SendReport) {
         self.segmented.add(report.segmented as u64);
         self.segmented_refused.add(report.refused as u64);
+        self.replies_lost.add(report.replies_lost as u64);
     }
 
     /// A stream's queue holds another amount now than before.

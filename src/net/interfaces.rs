@@ -38,7 +38,7 @@ pub fn addresses() -> io::Result<Vec<InterfaceAddress>> {
     let mut found = Vec::new();
     let mut entry = list.0;
     while !entry.is_null() {
-        // SAFETY: `entry` is a node of the list that `list` keeps alive, and nobody writes to it.
+        // SAFETY: `entry` is a node of the list that `list` keeps alive, and nothing writes to it.
         let node = unsafe { &*entry };
         entry = node.ifa_next;
         // SAFETY: `ifa_addr` is null or points to a socket address inside the same list.

@@ -1,4 +1,4 @@
-//! What the kernel counts about us and tells whoever asks: drops at a socket, processor time.
+//! What the kernel counts about us: drops at a socket, processor time.
 //!
 //! Asked at a scrape, by the thread that scrapes; no packet pays for it.
 
@@ -73,11 +73,6 @@ impl ThreadClock {
     }
 }
 
-/// Nanoseconds of processor time of the whole process.
-pub(super) fn process_nanoseconds() -> u64 {
-    nanoseconds(libc::CLOCK_PROCESS_CPUTIME_ID).unwrap_or_default()
-}
-
 fn nanoseconds(clock: libc::clockid_t) -> Option<u64> {
     let mut time = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the kernel fills `time` on success, and it is read only then; a clock that is none is an error.
@@ -115,7 +110,7 @@ mod tests {
         is_done.recv().unwrap();
         let worked = clock.nanoseconds().unwrap();
         assert!(worked >= 20_000_000, "{worked}");
-        assert!(process_nanoseconds() >= worked);
+        assert!(crate::clock::processor_nanoseconds() >= worked);
         std::thread::sleep(std::time::Duration::from_millis(60));
         let slept = clock.nanoseconds().unwrap();
         assert!(slept < worked + 30_000_000, "a thread that sleeps takes no processor time: {worked}, {slept}");

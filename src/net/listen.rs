@@ -1,4 +1,5 @@
-//! Binds the listeners: first alone, so that two processes never share a port by accident, then once per worker.
+//! Binds the listeners: the first socket of each alone, so that two processes never share a port by accident, then the
+//! others of its group beside it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -8,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::passed::Passed;
 use super::sys;
-use crate::protocol::address::Transport;
+use crate::address::Transport;
 
 /// What a listener asks the kernel to buffer, in bytes; the system's limit may hold it lower.
 pub(super) const RECEIVE_BUFFER: usize = 4 << 20;
@@ -60,9 +61,38 @@ fn remedy(cause: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE, which the systemd unit grants: use it, or a higher port"
         }
+        _ if lacks_family(cause) => {
+            "; this kernel has no IPv6: take the IPv6 addresses out of [listen] and [http], or boot without ipv6.disable=1"
+        }
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
         _ => "",
     }
+}
+
+/// Whether the kernel does not have the address's family at all.
+pub(super) fn lacks_family(cause: &io::Error) -> bool {
+    cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+/// Binds, and where no interface has the address yet, binds for the time when one will: at a boot the network may be late.
+pub(crate) fn bind_early(socket: &Socket, address: SocketAddr, key: &str) -> io::Result<()> {
+    let Err(error) = socket.bind(&address.into()) else { return Ok(()) };
+    if error.kind() != io::ErrorKind::AddrNotAvailable {
+        return Err(error);
+    }
+    // Neither needs a privilege.
+    if address.is_ipv4() {
+        socket.set_freebind_v4(true)?
+    } else {
+        socket.set_freebind_v6(true)?
+    };
+    // The first error says more where this does not help, as with an address of a link that it does not name.
+    socket.bind(&address.into()).map_err(|_| error)?;
+    tracing::warn!(
+        %address,
+        "{key}: no interface of this machine has this address yet; clients can connect once one has it. Correct the address if it is wrong"
+    );
+    Ok(())
 }
 
 fn socket(transport: Transport, address: SocketAddr) -> io::Result<Socket> {
@@ -128,6 +158,11 @@ fn passed_sockets(address: SocketAddr, passed: Vec<Socket>, workers: usize) -> i
 fn bind_shared(address: SocketAddr) -> io::Result<Socket> {
     let shared = socket(Transport::Udp, address)?;
     shared.set_reuse_port(true)?;
+    if address.is_ipv4() {
+        shared.set_freebind_v4(true)?
+    } else {
+        shared.set_freebind_v6(true)?
+    };
     shared.bind(&address.into())?;
     Ok(shared)
 }
@@ -143,29 +178,24 @@ fn steer(first: BorrowedFd<'_>, address: SocketAddr, workers: usize, by_kind: bo
 }
 
 fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSockets>> {
-    let alone = socket(Transport::Udp, address)?;
-    alone.bind(&address.into())?;
+    // The first one binds alone, and is let into a group only when the port is its own. The port is held from then on, so
+    // of two servers that start in the same moment one is refused.
+    let first = socket(Transport::Udp, address)?;
+    bind_early(&first, address, "listen.udp")?;
     // Port 0 was chosen by the kernel; the others must have the same.
-    let address = alone.local_addr()?.as_socket().unwrap_or(address);
-    drop(alone);
-    let bound = |at: usize, sockets: &mut Vec<UdpSocket>| -> io::Result<bool> {
-        let shared = bind_shared(address)?;
-        let steered = at > 0 || steer(shared.as_fd(), address, workers, true);
-        sockets.push(prepare(shared, address)?);
-        Ok(steered)
-    };
-    let (mut data, mut control) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
-    let mut steered = true;
-    // The kernel numbers the sockets of a group in the order in which they join it.
-    for worker in 0..workers {
-        steered &= bound(worker, &mut data)?;
+    let address = first.local_addr()?.as_socket().unwrap_or(address);
+    first.set_reuse_port(true)?;
+    // The kernel numbers the sockets of a group in the order in which they join it: those for data, those for all else.
+    // There is no group, and nothing to steer, before the second one.
+    let mut sockets = vec![first, bind_shared(address)?];
+    let steered = sockets.first().is_some_and(|first| steer(first.as_fd(), address, workers, true));
+    let count = if steered { 2 * workers } else { workers };
+    sockets.truncate(count);
+    while sockets.len() < count {
+        sockets.push(bind_shared(address)?);
     }
-    if steered {
-        for worker in 0..workers {
-            bound(workers + worker, &mut control)?;
-        }
-    }
-    let mut control = control.into_iter();
+    let mut data = sockets.into_iter().map(|socket| prepare(socket, address)).collect::<io::Result<Vec<_>>>()?;
+    let mut control = data.split_off(workers).into_iter();
     Ok(data.into_iter().map(|data| UdpSockets { data, control: control.next() }).collect())
 }
 
@@ -182,7 +212,7 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds one TCP address; whoever accepts hands the streams to the workers.
+/// Binds one TCP address; the acceptor hands the streams to the workers.
 pub(super) fn tcp(transport: Transport, address: SocketAddr, passed: &Passed) -> Result<TcpListener, BindError> {
     let bind = || {
         if let Some(socket) = passed.stream(address)? {
@@ -191,7 +221,7 @@ pub(super) fn tcp(transport: Transport, address: SocketAddr, passed: &Passed) ->
         let socket = socket(transport, address)?;
         // Old connections in TIME-WAIT must not keep a restart from binding.
         socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
+        bind_early(&socket, address, &format!("listen.{}", transport.name()))?;
         socket.listen(1024)?;
         Ok(socket.into())
     };
@@ -216,6 +246,38 @@ mod tests {
         }
     }
 
+    // F-A15: the port was free for a moment between the socket that tried it and the group.
+    #[test]
+    fn of_two_that_start_in_the_same_moment_one_gets_the_port() {
+        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for round in 0..300 {
+            let ip = if round % 2 == 0 { "127.0.0.1" } else { "0.0.0.0" };
+            let both = std::sync::Barrier::new(2);
+            let start = |ip: &str, workers| {
+                let address = SocketAddr::new(ip.parse().unwrap(), port);
+                both.wait();
+                udp(address, workers, &Passed::default())
+            };
+            let (one, other) = std::thread::scope(|scope| {
+                let other = scope.spawn(|| start(ip, 2));
+                (start("127.0.0.1", 1), other.join().unwrap())
+            });
+            assert!(one.is_err() || other.is_err(), "both got the port in round {round}");
+        }
+    }
+
+    // F-E3: an address that a boot brings late.
+    #[test]
+    fn an_address_that_no_interface_has_yet_is_bound_all_the_same() {
+        for address in ["192.0.2.77:0", "[2001:db8::77]:0"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let sockets = udp(address, 2, &Passed::default()).unwrap();
+            assert_eq!(sockets[1].data.local_addr().unwrap().ip(), address.ip());
+            let listener = tcp(Transport::Tcp, address, &Passed::default()).unwrap();
+            assert_eq!(listener.local_addr().unwrap().ip(), address.ip());
+        }
+    }
+
     #[test]
     fn steering_sends_a_client_to_the_worker_that_its_address_names() {
         for ip in ["127.0.0.1", "::1"] {
@@ -230,12 +292,12 @@ mod tests {
                     // ChannelData and Send indications one way; requests, other STUN and what is none the other.
                     let kinds: [(&[u8], bool); 8] = [
                         (&[0x40, 0, 0, 0], true),
-                        (&[0x4F, 0xFF], true),
+                        (&[0x7F, 0xFE], true),
                         (&[0x00, 0x16, 0, 0], true),
                         (&[0x00, 0x01, 0, 0], false),
                         (&[0x01, 0x16], false),
                         (&[0x3F, 0x16], false),
-                        (&[0x50], false),
+                        (&[0x80], false),
                         (&[0xFF, 0x16], false),
                     ];
                     for (bytes, is_data) in kinds {

@@ -1,56 +1,49 @@
-//! The listeners of a running server, and how a reload changes them.
+//! The listeners of a running server, and how a reload changes them (`net::reconfigure` drives it).
 //!
 //! A reload binds everything first: what can't be bound leaves the old state whole. A stream listener that goes stops
-//! accepting; a UDP listener that goes is *leaving*: it serves the sessions that came through it and nobody else, and
+//! accepting; a UDP listener that goes is *leaving*: it serves the sessions that came through it and no others, and
 //! its sockets close together when the last session has ended, because the kernel steers by their number.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::accept::{Reception, Takes};
+use super::accept::{Acceptor, StreamKind};
 use super::listen::{self, BindError, UdpSockets};
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::passed::Passed;
-use super::worker::{Listener, ListenerChange, ListenerId, Message, ShellSettings, Users};
-use super::{Running, shell_settings};
+use super::worker::{Listener, ListenerChange, ListenerId, Users};
+use crate::address::Transport;
 use crate::config::checked::{Config, Listen};
-use crate::protocol::address::Transport;
-use crate::protocol::settings::Settings;
-use crate::tls::Tls;
-
-/// How long a worker may take for a reload; one that is stuck longer is the watchdog's.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long they may take to show that they live, before anything is changed.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// One socket that the configuration asks for, one per worker for UDP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Wanted {
+struct WantedListener {
     address: SocketAddr,
     /// What its streams may be; `None` for UDP.
-    takes: Option<Takes>,
+    takes: Option<StreamKind>,
+    /// It need not be: without IPv6 in the kernel it is left out.
+    is_default: bool,
 }
 
-impl Wanted {
+impl WantedListener {
     const fn transport(self) -> Transport {
         match self.takes {
             None => Transport::Udp,
-            Some(Takes::Plain) => Transport::Tcp,
-            Some(Takes::Tls | Takes::Both) => Transport::Tls,
+            Some(StreamKind::Plain) => Transport::Tcp,
+            Some(StreamKind::Tls | StreamKind::Both) => Transport::Tls,
         }
     }
 
     const fn key(self) -> &'static str {
         match self.takes {
             None => "listen.udp",
-            Some(Takes::Plain) => "listen.tcp",
-            Some(Takes::Tls) => "listen.tls",
-            Some(Takes::Both) => "listen.auto",
+            Some(StreamKind::Plain) => "listen.tcp",
+            Some(StreamKind::Tls) => "listen.tls",
+            Some(StreamKind::Both) => "listen.auto",
         }
     }
 
@@ -65,16 +58,16 @@ impl Wanted {
 }
 
 /// The sockets of a configuration; what takes both transports stands there twice and is bound once.
-fn wanted(config: &Config) -> Vec<Wanted> {
+fn wanted(config: &Config) -> Vec<WantedListener> {
     let socket = |listen: &Listen| {
         let takes = match (listen.is_auto, listen.transport) {
             (true, Transport::Tcp) => return None,
-            (true, Transport::Tls | Transport::Udp) => Some(Takes::Both),
+            (true, Transport::Tls | Transport::Udp) => Some(StreamKind::Both),
             (false, Transport::Udp) => None,
-            (false, Transport::Tcp) => Some(Takes::Plain),
-            (false, Transport::Tls) => Some(Takes::Tls),
+            (false, Transport::Tcp) => Some(StreamKind::Plain),
+            (false, Transport::Tls) => Some(StreamKind::Tls),
         };
-        Some(Wanted { address: listen.address, takes })
+        Some(WantedListener { address: listen.address, takes, is_default: listen.is_default })
     };
     config.listen.iter().filter_map(socket).collect()
 }
@@ -84,17 +77,17 @@ pub(super) fn needs_tls(config: &Config) -> bool {
     config.http.has_https() || config.listen.iter().any(|listen| listen.transport == Transport::Tls)
 }
 
-struct Open {
+pub(super) struct Open {
     id: ListenerId,
-    wanted: Wanted,
+    wanted: WantedListener,
     /// As it is bound: port 0 has become a number.
     address: SocketAddr,
-    kind: Kind,
+    kind: ListenerKind,
 }
 
-enum Kind {
+enum ListenerKind {
     Udp { users: Arc<Users>, is_leaving: bool },
-    Stream { listener: Arc<Watched<tokio::net::TcpListener>>, accepting: Accepting },
+    Stream { listener: Arc<Watched<TcpListener>>, accepting: Accepting },
 }
 
 /// A task that accepts until this is dropped; what it has accepted by then is not lost.
@@ -104,26 +97,40 @@ struct Accepting {
 }
 
 impl Accepting {
-    fn start(reception: &Arc<Reception>, listener: &Arc<Watched<tokio::net::TcpListener>>, takes: Takes) -> Self {
+    fn start(acceptor: &Arc<Acceptor>, listener: &Arc<Watched<TcpListener>>, takes: StreamKind) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let accepting = Arc::clone(reception).accept(Arc::clone(listener), takes, stopped);
+        let accepting = Arc::clone(acceptor).accept(Arc::clone(listener), takes, stopped);
         Self { _stop: stop, task: tokio::spawn(accepting).abort_handle() }
     }
 }
 
-/// Sockets that are bound and serve nobody yet.
-enum Bound {
+/// Sockets that are bound, and what can fail later is done; they serve no client yet.
+pub(super) enum Bound {
     Udp(Vec<UdpSockets>),
     Stream(TcpListener),
 }
 
 /// What a configuration changes; making it binds, dropping it changes nothing.
 pub(super) struct Plan {
-    added: Vec<(Wanted, SocketAddr, Bound)>,
+    added: Vec<(WantedListener, SocketAddr, Bound)>,
     /// What is told apart in another way from now on: plain, TLS or both.
-    retaken: Vec<(ListenerId, Wanted)>,
+    retaken: Vec<(ListenerId, WantedListener)>,
     returning: Vec<ListenerId>,
     removed: Vec<ListenerId>,
+}
+
+impl Plan {
+    /// One that opens UDP sockets that are bound already, one for each worker.
+    #[cfg(test)]
+    pub(super) fn adding(address: SocketAddr, sockets: Vec<UdpSockets>) -> Self {
+        let added = vec![(WantedListener { address, takes: None, is_default: false }, address, Bound::Udp(sockets))];
+        Self { added, ..Self::nothing() }
+    }
+
+    /// One that changes nothing.
+    pub(super) const fn nothing() -> Self {
+        Self { added: Vec::new(), retaken: Vec::new(), returning: Vec::new(), removed: Vec::new() }
+    }
 }
 
 /// What is left to do when a plan was carried out.
@@ -131,7 +138,7 @@ pub(super) struct CarriedOut {
     /// For each worker.
     pub(super) changes: Vec<Vec<ListenerChange>>,
     /// UDP listeners that leave from now on.
-    leaving: Vec<(ListenerId, Arc<Users>)>,
+    pub(super) leaving: Vec<(ListenerId, Arc<Users>)>,
 }
 
 /// Every open listener.
@@ -145,10 +152,11 @@ impl Listening {
     /// Compares what is open with what is wanted, and binds what is new.
     pub(super) fn plan(&self, config: &Config, workers: usize, passed: &Passed) -> Result<Plan, BindError> {
         let mut left: Vec<&Open> = self.open.iter().collect();
-        let mut plan = Plan { added: Vec::new(), retaken: Vec::new(), returning: Vec::new(), removed: Vec::new() };
+        let mut plan = Plan::nothing();
         let mut missing = Vec::new();
         for wanted in wanted(config) {
-            let found = left.iter().position(|open| open.wanted == wanted).or_else(|| {
+            let is_it = |open: &&Open| (open.wanted.address, open.wanted.takes) == (wanted.address, wanted.takes);
+            let found = left.iter().position(is_it).or_else(|| {
                 let same_socket = |open: &&Open| {
                     open.wanted.takes.is_some() == wanted.takes.is_some() && open.wanted.address == wanted.address
                 };
@@ -158,9 +166,9 @@ impl Listening {
                 missing.push(wanted);
                 continue;
             };
-            if open.wanted != wanted {
+            if open.wanted.takes != wanted.takes {
                 plan.retaken.push((open.id, wanted));
-            } else if matches!(open.kind, Kind::Udp { is_leaving: true, .. }) {
+            } else if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
                 plan.returning.push(open.id);
             }
         }
@@ -176,7 +184,13 @@ impl Listening {
                     open.address,
                 ));
             }
-            plan.added.push(bind(wanted, workers, passed)?);
+            match bind(wanted, workers, passed) {
+                Ok(added) => plan.added.push(added),
+                Err(error) if wanted.is_default && wanted.address.is_ipv6() && listen::lacks_family(&error.cause) => {
+                    tracing::info!(address = %wanted.address, "{}: left out, because this kernel has no IPv6", wanted.key());
+                }
+                Err(error) => return Err(error),
+            }
         }
         Ok(plan)
     }
@@ -188,49 +202,83 @@ impl Listening {
         staying.chain(plan.added.iter().map(|(_, address, _)| *address)).collect()
     }
 
-    /// Carries a plan out; gives what each worker must do, and the listeners that are leaving from now on.
-    pub(super) fn carry_out(
+    /// Every address that is ours now, leaving ones included.
+    pub(super) fn addresses_now(&self) -> Vec<SocketAddr> {
+        self.open.iter().map(|open| open.address).collect()
+    }
+
+    /// Takes the UDP listeners out of a plan: what each worker must open, and what is open then. Nothing of it is among
+    /// the open ones until [`Listening::commit`].
+    pub(super) fn opening(
         &mut self,
-        plan: Plan,
+        plan: &mut Plan,
         workers: usize,
-        reception: &Arc<Reception>,
         overflow: &Arc<Overflow>,
-    ) -> std::io::Result<CarriedOut> {
+    ) -> (Vec<Vec<ListenerChange>>, Vec<Open>) {
         let mut changes: Vec<Vec<ListenerChange>> = (0..workers).map(|_| Vec::new()).collect();
-        let mut leaving = Vec::new();
-        for (wanted, address, bound) in plan.added {
-            let id = ListenerId(self.next);
-            self.next += 1;
-            let kind = match bound {
-                Bound::Udp(sockets) => {
-                    let users = Arc::new(Users::default());
-                    for (changes, UdpSockets { data, control }) in changes.iter_mut().zip(sockets) {
-                        let watch = |socket| overflow.watch(SocketKind::Listener, socket);
-                        let listener = Listener::new(id, watch(data), control.map(watch), address, Arc::clone(&users));
-                        changes.push(ListenerChange::Open(Box::new(listener)));
-                    }
-                    Kind::Udp { users, is_leaving: false }
-                }
-                Bound::Stream(listener) => {
-                    let listener = tokio::net::TcpListener::from_std(listener)?;
-                    let listener = Arc::new(overflow.watch(SocketKind::Stream, listener));
-                    let takes = wanted.takes.unwrap_or(Takes::Plain);
-                    let accepting = Accepting::start(reception, &listener, takes);
-                    Kind::Stream { listener, accepting }
+        let (mut opened, mut streams) = (Vec::new(), Vec::new());
+        for (wanted, address, bound) in std::mem::take(&mut plan.added) {
+            let sockets = match bound {
+                Bound::Udp(sockets) => sockets,
+                Bound::Stream(_) => {
+                    streams.push((wanted, address, bound));
+                    continue;
                 }
             };
-            self.open.push(Open { id, wanted, address, kind });
+            let id = self.next_id();
+            let users = Arc::new(Users::default());
+            for (changes, UdpSockets { data, control }) in changes.iter_mut().zip(sockets) {
+                let watch = |socket| overflow.watch(SocketKind::Listener, socket);
+                let listener = Listener::new(id, watch(data), control.map(watch), address, Arc::clone(&users));
+                changes.push(ListenerChange::Open(Box::new(listener)));
+            }
+            opened.push(Open { id, wanted, address, kind: ListenerKind::Udp { users, is_leaving: false } });
+        }
+        plan.added = streams;
+        (changes, opened)
+    }
+
+    fn next_id(&mut self) -> ListenerId {
+        let id = ListenerId(self.next);
+        self.next += 1;
+        id
+    }
+
+    /// Every address that will be ours once this listener is closed.
+    pub(super) fn addresses_without(&self, id: ListenerId) -> Vec<SocketAddr> {
+        self.open.iter().filter(|open| open.id != id).map(|open| open.address).collect()
+    }
+
+    /// Carries out what is left of a plan, which can't fail; gives what each worker must do, and the listeners that are
+    /// leaving from now on.
+    pub(super) fn commit(
+        &mut self,
+        plan: Plan,
+        opened: Vec<Open>,
+        workers: usize,
+        acceptor: &Arc<Acceptor>,
+        overflow: &Arc<Overflow>,
+    ) -> CarriedOut {
+        let mut changes: Vec<Vec<ListenerChange>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut leaving = Vec::new();
+        self.open.extend(opened);
+        for (wanted, address, bound) in plan.added {
+            let Bound::Stream(listener) = bound else { continue };
+            let id = self.next_id();
+            let listener = Arc::new(overflow.watch(SocketKind::Stream, listener));
+            let accepting = Accepting::start(acceptor, &listener, wanted.takes.unwrap_or(StreamKind::Plain));
+            self.open.push(Open { id, wanted, address, kind: ListenerKind::Stream { listener, accepting } });
         }
         for (id, wanted) in plan.retaken {
             let Some(open) = self.open.iter_mut().find(|open| open.id == id) else { continue };
             open.wanted = wanted;
-            if let (Kind::Stream { listener, accepting }, Some(takes)) = (&mut open.kind, wanted.takes) {
-                *accepting = Accepting::start(reception, listener, takes);
+            if let (ListenerKind::Stream { listener, accepting }, Some(takes)) = (&mut open.kind, wanted.takes) {
+                *accepting = Accepting::start(acceptor, listener, takes);
             }
         }
         let mut tell = |change: &dyn Fn() -> ListenerChange| changes.iter_mut().for_each(|of| of.push(change()));
         for open in &mut self.open {
-            let Kind::Udp { users, is_leaving } = &mut open.kind else { continue };
+            let ListenerKind::Udp { users, is_leaving } = &mut open.kind else { continue };
             let id = open.id;
             if plan.returning.contains(&id) {
                 *is_leaving = false;
@@ -243,14 +291,30 @@ impl Listening {
             }
         }
         self.open.retain(|open| !(plan.removed.contains(&open.id) && open.wanted.takes.is_some()));
-        Ok(CarriedOut { changes, leaving })
+        CarriedOut { changes, leaving }
+    }
+
+    /// All of a plan at once, where no worker runs yet.
+    pub(super) fn carry_out(
+        &mut self,
+        mut plan: Plan,
+        workers: usize,
+        acceptor: &Arc<Acceptor>,
+        overflow: &Arc<Overflow>,
+    ) -> CarriedOut {
+        let (mut changes, opened) = self.opening(&mut plan, workers, overflow);
+        let carried_out = self.commit(plan, opened, workers, acceptor, overflow);
+        for (changes, more) in changes.iter_mut().zip(carried_out.changes) {
+            changes.extend(more);
+        }
+        CarriedOut { changes, leaving: carried_out.leaving }
     }
 
     /// What new clients find: transport and address, UDP first.
     pub(super) fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
         let mut listeners = Vec::new();
         for open in self.open.iter().filter(|open| !open.is_leaving()) {
-            if open.wanted.takes == Some(Takes::Both) {
+            if open.wanted.takes == Some(StreamKind::Both) {
                 listeners.push((Transport::Tcp, open.address));
             }
             listeners.push((open.wanted.transport(), open.address));
@@ -260,21 +324,21 @@ impl Listening {
     }
 
     /// Takes a listener out if it is leaving and empty; gives its address.
-    fn take_empty(&mut self, id: ListenerId) -> Option<SocketAddr> {
+    pub(super) fn take_empty(&mut self, id: ListenerId) -> Option<SocketAddr> {
         let at = self.open.iter().position(|open| {
-            open.id == id && matches!(&open.kind, Kind::Udp { users, is_leaving: true } if users.count() == 0)
+            open.id == id && matches!(&open.kind, ListenerKind::Udp { users, is_leaving: true } if users.count() == 0)
         })?;
         Some(self.open.remove(at).address)
     }
 
-    fn is_leaving(&self, id: ListenerId) -> bool {
+    pub(super) fn is_leaving(&self, id: ListenerId) -> bool {
         self.open.iter().any(|open| open.id == id && open.is_leaving())
     }
 
     /// Nothing is accepted any more.
     pub(super) fn stop(&self) {
         for open in &self.open {
-            if let Kind::Stream { accepting, .. } = &open.kind {
+            if let ListenerKind::Stream { accepting, .. } = &open.kind {
                 accepting.task.abort();
             }
         }
@@ -282,12 +346,20 @@ impl Listening {
 }
 
 impl Open {
+    pub(super) const fn id(&self) -> ListenerId {
+        self.id
+    }
+
     const fn is_leaving(&self) -> bool {
-        matches!(self.kind, Kind::Udp { is_leaving: true, .. })
+        matches!(self.kind, ListenerKind::Udp { is_leaving: true, .. })
     }
 }
 
-fn bind(wanted: Wanted, workers: usize, passed: &Passed) -> Result<(Wanted, SocketAddr, Bound), BindError> {
+fn bind(
+    wanted: WantedListener,
+    workers: usize,
+    passed: &Passed,
+) -> Result<(WantedListener, SocketAddr, Bound), BindError> {
     let failed = |cause| BindError { transport: wanted.transport().name(), address: wanted.address, cause };
     Ok(if wanted.takes.is_none() {
         let sockets = listen::udp(wanted.address, workers, passed)?;
@@ -296,15 +368,9 @@ fn bind(wanted: Wanted, workers: usize, passed: &Passed) -> Result<(Wanted, Sock
     } else {
         let listener = listen::tcp(wanted.transport(), wanted.address, passed)?;
         let bound = listener.local_addr().map_err(failed)?;
-        (wanted, bound, Bound::Stream(listener))
+        // The runtime has to watch it, which can fail as binding can.
+        (wanted, bound, Bound::Stream(TcpListener::from_std(listener).map_err(failed)?))
     })
-}
-
-/// What holds now.
-pub(super) struct Current {
-    pub(super) config: Config,
-    /// Our HTTP listeners, which are never peers either.
-    pub(super) http: Vec<SocketAddr>,
 }
 
 pub(super) fn lock(listening: &Mutex<Listening>) -> MutexGuard<'_, Listening> {
@@ -312,144 +378,22 @@ pub(super) fn lock(listening: &Mutex<Listening>) -> MutexGuard<'_, Listening> {
     listening.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Running {
-    /// Takes over a configuration: settings, limits, listeners and relay ports. No call is lost.
-    ///
-    /// # Errors
-    /// Says what can't be bound or which key contradicts which, and nothing has changed then; or that a worker did
-    /// not take it.
-    pub async fn reconfigure(self: &Arc<Self>, config: &Config, http: &[SocketAddr]) -> Result<(), String> {
-        let mut current = self.current.lock().await;
-        let stuck = self.silent_workers(SIGN_OF_LIFE).await;
-        if !stuck.is_empty() {
-            return Err(format!("worker {stuck:?} does not answer, so nothing was begun; try again"));
-        }
-        let plan = lock(&self.listening).plan(config, self.workers.len(), &self.passed).map_err(|e| e.to_string())?;
-        let first_tls = if needs_tls(config) && self.tls().is_none() {
-            Some(Arc::new(Tls::new(&config.tls.files).map_err(|error| format!("tls: {error}"))?))
-        } else {
-            None
-        };
-        let mut addresses = lock(&self.listening).addresses(&plan);
-        addresses.extend(http);
-        let settings = Arc::new(self.settings(config, &addresses)?);
-        // Nothing is refused from here on.
-        if let Some(tls) = first_tls {
-            self.watch(&tls);
-            self.reception.tls.store(Some(tls));
-        }
-        self.reception.limits.set(config);
-        self.pools.set_range(&config.relay.ports);
-        let before = self.listeners();
-        let carried_out = lock(&self.listening).carry_out(plan, self.workers.len(), &self.reception, &self.overflow);
-        let CarriedOut { changes, leaving } = carried_out.map_err(|error| format!("can't accept: {error}"))?;
-        *current = Current { config: config.clone(), http: http.to_vec() };
-        self.deliver(settings, shell_settings(config), changes).await?;
-        drop(current);
-        let now = self.listeners();
-        for (transport, address) in now.iter().filter(|listener| !before.contains(listener)) {
-            tracing::info!(%address, transport = transport.name(), "listening");
-        }
-        for (transport, address) in before.iter().filter(|listener| !now.contains(listener)) {
-            tracing::info!(%address, transport = transport.name(), "no new clients here any more");
-        }
-        for (id, users) in leaving {
-            self.close_when_empty(id, users);
-        }
-        Ok(())
-    }
-
-    /// One message to each worker, and its answer.
-    async fn deliver(
-        &self,
-        settings: Arc<Settings>,
-        shell: ShellSettings,
-        changes: Vec<Vec<ListenerChange>>,
-    ) -> Result<(), String> {
-        let mut answers = Vec::with_capacity(changes.len());
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        for ((number, worker), listeners) in self.workers.iter().enumerate().zip(changes) {
-            let (done, answer) = oneshot::channel();
-            let mut message = Message::Reconfigure { settings: Arc::clone(&settings), shell, listeners, done };
-            while let Err(back) = worker.mailbox.send(message) {
-                if tokio::time::Instant::now() > deadline {
-                    return Err(format!(
-                        "the inbox of worker {number} stays full; restart the server if it does not recover"
-                    ));
-                }
-                message = back;
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            answers.push((number, answer));
-        }
-        for (number, answer) in answers {
-            match tokio::time::timeout_at(deadline + PATIENCE, answer).await {
-                Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => return Err(format!("worker {number} can't wait for a new listener: {error}")),
-                Ok(Err(_)) | Err(_) => {
-                    return Err(format!("worker {number} does not answer; restart the server if it does not recover"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn close_when_empty(self: &Arc<Self>, id: ListenerId, users: Arc<Users>) {
-        let running = Arc::downgrade(self);
-        tokio::spawn(async move {
-            loop {
-                let mut look = std::pin::pin!(users.look.notified());
-                // Whoever goes between this look and the next wakes us.
-                look.as_mut().enable();
-                let Some(running) = running.upgrade() else { return };
-                if !lock(&running.listening).is_leaving(id) {
-                    return;
-                }
-                if users.count() == 0 {
-                    return running.close_listener(id).await;
-                }
-                drop(running);
-                look.await;
-            }
-        });
-    }
-
-    /// Closes the sockets of a listener that nobody uses any more, on every worker.
-    async fn close_listener(&self, id: ListenerId) {
-        let current = self.current.lock().await;
-        let Some(address) = lock(&self.listening).take_empty(id) else { return };
-        let nothing = Plan { added: Vec::new(), retaken: Vec::new(), returning: Vec::new(), removed: Vec::new() };
-        let mut addresses = lock(&self.listening).addresses(&nothing);
-        addresses.extend(&current.http);
-        let changes = self.workers.iter().map(|_| vec![ListenerChange::Close(id)]).collect();
-        let result = match self.settings(&current.config, &addresses) {
-            Ok(settings) => self.deliver(Arc::new(settings), shell_settings(&current.config), changes).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => tracing::info!(%address, "listener closed: its last session has ended"),
-            Err(error) => tracing::warn!(%address, error, "can't close a listener that is not used any more"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn config(listen: &str) -> Config {
-        let text = format!("[listen]\n{listen}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n");
-        Config::from_toml("c.toml", &text).unwrap()
+        Config::with_a_secret(&format!("[listen]\n{listen}")).unwrap()
     }
 
-    fn reception() -> Arc<Reception> {
-        Arc::new(Reception::new(None, std::iter::empty()))
+    fn acceptor() -> Arc<Acceptor> {
+        Arc::new(Acceptor::new(None, std::iter::empty()))
     }
 
     /// Carries out what a configuration wants; gives the changes for the first of two workers, and who leaves.
     fn apply(listening: &mut Listening, text: &str) -> (Vec<ListenerChange>, Vec<(ListenerId, Arc<Users>)>) {
         let plan = listening.plan(&config(text), 2, &Passed::default()).unwrap();
-        let CarriedOut { mut changes, leaving } = listening.carry_out(plan, 2, &reception(), &Arc::default()).unwrap();
+        let CarriedOut { mut changes, leaving } = listening.carry_out(plan, 2, &acceptor(), &Arc::default());
         assert_eq!(changes[0].len(), changes[1].len(), "every worker does the same");
         (changes.remove(0), leaving)
     }
@@ -482,7 +426,7 @@ mod tests {
     async fn what_can_not_be_bound_leaves_everything_as_it_was() {
         let mut listening = Listening::default();
         apply(&mut listening, "udp = []\ntcp = [\"127.0.0.1:22003\"]");
-        let taken = TcpListener::bind("127.0.0.1:22004").unwrap();
+        let taken = std::net::TcpListener::bind("127.0.0.1:22004").unwrap();
         for (text, why) in [
             ("udp = [\"127.0.0.1:22005\"]\ntcp = [\"127.0.0.1:22004\"]", "another process has it"),
             ("udp = []\ntcp = [\"0.0.0.0:22003\"]", "listen.tcp 127.0.0.1:22003"),

@@ -8,22 +8,26 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use super::{Running, kernel};
+use super::kernel;
+use super::running::Running;
 
 /// How often the number of allocations is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks after which it is done once more: by then what told of the ends, lines and records, is gone as well.
+const ONCE_MORE_AFTER: u32 = 3;
 
 /// Fewer allocations than this are not worth a walk.
 const FEWER: u32 = 1000;
 
 /// How many allocations there were, and when it pays to give back what they had.
 #[derive(Debug, Default)]
-struct Ebb {
+struct TrimPolicy {
     high: u32,
     last: u32,
 }
 
-impl Ebb {
+impl TrimPolicy {
     /// Whether many are gone since the last time, and no more are going.
     fn is_over(&mut self, (live, peak): (u32, u32)) -> bool {
         let is_falling = live < self.last;
@@ -42,12 +46,19 @@ impl Ebb {
 pub(crate) async fn follow(running: Weak<Running>) {
     let mut looks = tokio::time::interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut ebb = Ebb::default();
+    let mut ebb = TrimPolicy::default();
+    let mut once_more = None;
     loop {
         looks.tick().await;
         let Some(seen) = running.upgrade().map(|running| running.process.take_peak()) else { return };
         if ebb.is_over(seen) {
             kernel::give_back_memory();
+            once_more = Some(ONCE_MORE_AFTER);
+        } else if let Some(looks) = once_more {
+            once_more = (looks > 1).then(|| looks - 1);
+            if once_more.is_none() {
+                kernel::give_back_memory();
+            }
         }
     }
 }
@@ -58,7 +69,7 @@ mod tests {
 
     #[test]
     fn memory_is_given_back_once_after_each_ebb() {
-        let mut ebb = Ebb::default();
+        let mut ebb = TrimPolicy::default();
         let seen =
             [0, 10_000, 10_000, 9_500, 9_500, 8_000, 7_000, 3_000, 3_000, 3_000, 2_500, 2_500, 1_400, 1_400, 0, 0, 0];
         let given: Vec<usize> =

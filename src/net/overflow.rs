@@ -1,8 +1,8 @@
 //! Packets that the kernel dropped at our sockets before we could read them.
 //!
 //! The kernel counts per socket and forgets the count when the socket closes. So every socket is entered here as
-//! long as it is open: [`Overflow::watch`] wraps it, and the end of the wrapper takes the last count. Whoever
-//! wants the sum asks each open socket then; workers come here only to open and to close.
+//! long as it is open: [`Overflow::watch`] wraps it, and the end of the wrapper takes the last count. A scrape
+//! asks each open socket for the sum; workers come here only to open and to close.
 
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
@@ -112,7 +112,7 @@ impl Overflow {
     }
 }
 
-/// A socket whose drops are counted. It goes under the number of its descriptor, which nobody else has until its end.
+/// A socket whose drops are counted. It goes under the number of its descriptor, which no other socket has until its end.
 pub(super) struct Watched<S: AsRawFd> {
     overflow: Arc<Overflow>,
     socket: S,
@@ -170,7 +170,7 @@ mod tests {
                 assert!((1..100).contains(&read), "{read} of 100 fit");
                 lost += 100 - read;
             }
-            // Nobody asked before this one was closed.
+            // It was closed before the first look at it.
             drop(first);
             assert_eq!(overflow.dropped(SocketKind::Relayed), lost);
         }

@@ -66,7 +66,7 @@ impl Passed {
         }
         let count = match (count, pid) {
             (Some(count), Some(pid)) if pid.parse() == Ok(std::process::id()) => count,
-            // Meant for another process, or for nobody.
+            // Meant for another process, or for none.
             _ => return Ok(Self::default()),
         };
         let count = count.parse::<i32>().ok().filter(|count| (0..=MOST).contains(count));
@@ -127,7 +127,7 @@ impl Passed {
             let most = if item.is_udp { workers } else { 1 };
             if alike.count() > most {
                 return Err(format!(
-                    "{} was passed more than {most} times, and nobody would read the rest: the socket unit needs one line for each of the {most}",
+                    "{} was passed more than {most} times, and the rest would not be read: the socket unit needs one line for each of the {most}",
                     item.describe()
                 ));
             }

@@ -7,12 +7,14 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use minicbor::{Decode, Encode};
+
 use crate::protocol::border::Parity;
 use crate::protocol::random::Random;
-use crate::protocol::time::Ticks;
+use crate::time::Ticks;
 
 /// How long a port rests before another client gets it, in seconds: two minutes, one maximum segment
-/// lifetime, so that stray packets of the old session reach nobody. Less if there is no other.
+/// lifetime, so that stray packets of the old session reach no new client. Less if there is no other.
 pub(super) const REST_SECONDS: u64 = 120;
 
 /// Among how many of those that have rested longest one is chosen when nothing is free.
@@ -22,16 +24,22 @@ const NOT_FREE: u32 = u32::MAX;
 const RESTS: u32 = u32::MAX - 1;
 
 /// A port after its use.
-#[derive(Debug)]
-struct Resting {
-    until: Ticks,
-    port: u16,
-    client: Option<IpAddr>,
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct RestingPort {
+    /// When another client may get it.
+    #[n(0)]
+    pub until: Ticks,
+    /// Its number.
+    #[n(1)]
+    pub port: u16,
+    /// The client that used it, which may get it before.
+    #[n(2)]
+    pub client: Option<IpAddr>,
 }
 
 /// What the ports of one relay address do; together they are its range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Census {
+pub struct PortCounts {
     /// Held for an allocation or a reservation.
     pub used: usize,
     /// To be had at once.
@@ -49,7 +57,7 @@ pub(super) struct Ports {
     /// Even ports that are free together with the next, and where each stands, by half the distance from the first.
     pairs: Vec<u16>,
     place_of_pair: Vec<u32>,
-    resting: VecDeque<Resting>,
+    resting: VecDeque<RestingPort>,
     random: Random,
 }
 
@@ -139,11 +147,27 @@ impl Ports {
         }
     }
 
+    /// The ports at rest, the one that has rested longest first.
+    pub(super) fn resting(&self) -> Vec<RestingPort> {
+        self.resting.iter().copied().collect()
+    }
+
+    /// Lets free ports rest that rested in another process; those outside the range or in use are left alone.
+    pub(super) fn restore(&mut self, resting: &[RestingPort]) {
+        for resting in resting {
+            if self.is_free(resting.port) {
+                self.remove(resting.port);
+                self.place[usize::from(resting.port - self.first)] = RESTS;
+                self.resting.push_back(*resting);
+            }
+        }
+    }
+
     /// How many are in use, free and at rest.
-    pub(super) fn census(&mut self, now: Ticks) -> Census {
+    pub(super) fn port_counts(&mut self, now: Ticks) -> PortCounts {
         self.wake(now);
         let (free, resting) = (self.free.iter().map(Vec::len).sum(), self.resting.len());
-        Census { used: self.place.len() - free - resting, free, resting }
+        PortCounts { used: self.place.len() - free - resting, free, resting }
     }
 
     /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
@@ -202,7 +226,7 @@ impl Ports {
             return;
         }
         self.place[usize::from(port - self.first)] = RESTS;
-        self.resting.push_back(Resting { until: now.plus_seconds(REST_SECONDS), port, client });
+        self.resting.push_back(RestingPort { until: now.plus_seconds(REST_SECONDS), port, client });
     }
 
     /// Gives a port back that was never used.
@@ -275,14 +299,32 @@ mod tests {
     #[test]
     fn every_port_is_in_use_free_or_at_rest() {
         let mut ports = ports(50_000..=50_009);
-        let census = |used, free, resting| Census { used, free, resting };
-        assert_eq!(ports.census(Ticks(0)), census(0, 10, 0));
+        let port_counts = |used, free, resting| PortCounts { used, free, resting };
+        assert_eq!(ports.port_counts(Ticks(0)), port_counts(0, 10, 0));
         let pair = ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).unwrap();
-        assert_eq!(ports.census(Ticks(0)), census(2, 8, 0));
+        assert_eq!(ports.port_counts(Ticks(0)), port_counts(2, 8, 0));
         ports.rest(pair, Some(CLIENT), Ticks(1000));
         ports.give_back(pair + 1);
-        assert_eq!(ports.census(Ticks(120_999)), census(0, 9, 1));
-        assert_eq!(ports.census(Ticks(121_000)), census(0, 10, 0));
+        assert_eq!(ports.port_counts(Ticks(120_999)), port_counts(0, 9, 1));
+        assert_eq!(ports.port_counts(Ticks(121_000)), port_counts(0, 10, 0));
+    }
+
+    #[test]
+    fn what_rests_in_one_process_rests_in_the_next() {
+        let mut old = ports(50_000..=50_009);
+        for at in [1000, 2000] {
+            let port = old.take(Parity::Any, CLIENT, Ticks(at)).unwrap();
+            old.rest(port, Some(CLIENT), Ticks(at));
+        }
+        let mut new = ports(50_000..=50_009);
+        let mut state = old.resting();
+        // Neither a port of another range nor one that is listed twice does any harm.
+        state.extend([RestingPort { port: 40_000, ..state[0] }, state[0]]);
+        new.restore(&state);
+        assert_eq!(new.resting(), old.resting());
+        for now in [Ticks(3000), Ticks(121_500), Ticks(122_000)] {
+            assert_eq!(new.port_counts(now), old.port_counts(now));
+        }
     }
 
     #[test]

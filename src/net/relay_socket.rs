@@ -5,74 +5,29 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::files;
 use super::overflow::{Overflow, SocketKind, Watched};
-use super::ports::{Census, Ports};
-use super::shared::{Process, RelayAddress, RelayOwner};
-use super::sys::{self, Segmentation};
-use super::udp::Place;
-use super::worker::{Appetite, Roominess};
-use crate::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
-use crate::protocol::border::{AllocationId, OpenedRelay, Parity, RelayRefused, RelayRequest, WorkerId};
-use crate::protocol::random::Random;
+use super::relay_addresses::{RelayAddressEntry, RelayAddresses, RelayOwner};
+use super::sys::{self, RelaySegmentation};
+use super::udp::ChainPlace;
+use super::worker::{ReadBudget, ReceiveBufferState};
+use crate::address::{Family, PeerAddress, RelayedTransportAddress};
+use crate::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest};
+use crate::protocol::ids::{AllocationId, WorkerId};
 use crate::protocol::slots::Slots;
-use crate::protocol::time::Ticks;
+use crate::time::Ticks;
 
 /// How many ports that some other process holds are stepped over for one request.
 const BIND_TRIES: usize = 64;
 
 /// What a relayed socket asks the kernel to buffer, in bytes; the default overflowed under bursts of 1,200 bytes.
 pub(super) const RECEIVE_BUFFER: usize = 1 << 20;
-
-/// The free ports of every relay address, and what was dropped at relayed sockets; shared by all workers.
-pub(super) struct Pools {
-    pools: Vec<(RelayAddress, Mutex<Ports>)>,
-    overflow: Arc<Overflow>,
-}
-
-impl Pools {
-    pub(super) fn new(
-        addresses: &[RelayAddress],
-        range: &RangeInclusive<u16>,
-        random: &mut Random,
-        overflow: Arc<Overflow>,
-    ) -> Self {
-        let mut ports = || {
-            let mut seed = [0; 32];
-            random.fill(&mut seed);
-            Mutex::new(Ports::new(range, Random::new(seed)))
-        };
-        Self { pools: addresses.iter().map(|address| (*address, ports())).collect(), overflow }
-    }
-
-    /// The range of every address from now on.
-    pub(super) fn set_range(&self, range: &RangeInclusive<u16>) {
-        for (_, ports) in &self.pools {
-            lock(ports).set_range(range);
-        }
-    }
-
-    fn by_advertised(&self, ip: IpAddr) -> Option<(&RelayAddress, MutexGuard<'_, Ports>)> {
-        let (address, ports) = self.pools.iter().find(|(address, _)| address.advertised == ip)?;
-        Some((address, lock(ports)))
-    }
-
-    /// What the ports of each relay address do.
-    pub(super) fn census(&self, now: Ticks) -> impl Iterator<Item = (RelayAddress, Census)> {
-        self.pools.iter().map(move |(address, ports)| (*address, lock(ports).census(now)))
-    }
-}
-
-fn lock(ports: &Mutex<Ports>) -> MutexGuard<'_, Ports> {
-    // A list of ports is whole between calls whatever became of the caller.
-    ports.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The socket of a relayed transport address. There is one per allocation, so it is kept small: the core knows the rest.
 pub(super) struct RelaySocket {
@@ -81,12 +36,12 @@ pub(super) struct RelaySocket {
     /// The relayed port, at the address with this number.
     port: u16,
     address: u16,
-    pub(super) appetite: Appetite,
-    pub(super) roominess: Roominess,
-    pub(super) segmentation: Segmentation,
+    pub(super) read_budget: ReadBudget,
+    pub(super) buffer_state: ReceiveBufferState,
+    pub(super) segmentation: RelaySegmentation,
     /// Where its payload stands among what waits for peers, and for its client.
-    pub(super) to_peer: Place,
-    pub(super) to_client: Place,
+    pub(super) to_peer: ChainPlace,
+    pub(super) to_client: ChainPlace,
 }
 
 const _: () = assert!(size_of::<Option<RelaySocket>>() == 48);
@@ -94,18 +49,16 @@ const _: () = assert!(size_of::<Option<RelaySocket>>() == 48);
 /// The relayed sockets of one worker.
 pub(super) struct Relays {
     worker: WorkerId,
-    process: Arc<Process>,
-    pools: Arc<Pools>,
+    addresses: Arc<RelayAddresses>,
+    overflow: Arc<Overflow>,
     sockets: Slots<RelaySocket>,
     held: HashMap<RelayedTransportAddress, Watched<UdpSocket>>,
     turn: usize,
-    translates: bool,
 }
 
 impl Relays {
-    pub(super) fn new(worker: WorkerId, process: Arc<Process>, pools: Arc<Pools>) -> Self {
-        let translates = process.addresses().any(|address| address.local != address.advertised);
-        Self { worker, process, pools, sockets: Slots::default(), held: HashMap::new(), turn: 0, translates }
+    pub(super) fn new(worker: WorkerId, addresses: Arc<RelayAddresses>, overflow: Arc<Overflow>) -> Self {
+        Self { worker, addresses, overflow, sockets: Slots::default(), held: HashMap::new(), turn: 0 }
     }
 
     #[inline]
@@ -121,21 +74,15 @@ impl Relays {
     /// Who has a relayed address of this server now, whichever worker.
     #[inline]
     pub(super) fn owner(&self, address: PeerAddress) -> Option<RelayOwner> {
-        self.process.relay_owner(address)
+        self.addresses.relay_owner(address)
     }
 
     /// The allocation in a slot of this worker, if that address is still its own.
     #[inline]
     pub(super) fn id_at(&self, index: u32, address: PeerAddress) -> Option<AllocationId> {
         let socket = self.sockets.get(index)?;
-        let is_it = socket.port == address.port() && self.is_ours(socket.address, address.ip());
+        let is_it = socket.port == address.port() && self.addresses.is(socket.address, address.ip());
         is_it.then_some(socket.id)
-    }
-
-    /// Whether a relay address goes by this IP address too: its own, or its local one.
-    fn is_ours(&self, address: u16, ip: IpAddr) -> bool {
-        let address = self.process.addresses().nth(usize::from(address));
-        address.is_some_and(|address| address.local == ip || address.advertised == ip)
     }
 
     /// The socket behind an epoll token.
@@ -168,45 +115,49 @@ impl Relays {
         client: IpAddr,
         now: Ticks,
     ) -> Result<OpenedRelay, RelayRefused> {
-        let pools = Arc::clone(&self.pools);
+        let all = self.addresses.all();
         let of_family: Vec<_> =
-            pools.pools.iter().filter(|(address, _)| Family::of(address.advertised) == family).collect();
+            all.iter().filter(|of| of.is_serving && Family::of(of.address.advertised) == family).collect();
         self.turn = self.turn.wrapping_add(1);
+        let mut refused = RelayRefused::NoAddress;
         for offset in 0..of_family.len() {
-            let (address, ports) = of_family[(self.turn + offset) % of_family.len()];
-            match bind_free(*address, ports, parity, client, now) {
+            let entry = of_family[(self.turn + offset) % of_family.len()];
+            match bind_free(entry, parity, client, now) {
                 Ok((port, socket, held)) => {
-                    let relayed = RelayedTransportAddress::new(address.advertised, port);
-                    let socket = pools.overflow.watch(SocketKind::Relayed, socket);
+                    let advertised = entry.address.advertised;
+                    let relayed = RelayedTransportAddress::new(advertised, port);
+                    let socket = self.overflow.watch(SocketKind::Relayed, socket);
                     let held = held.map(|socket| {
-                        let socket = pools.overflow.watch(SocketKind::Relayed, socket);
-                        let next = RelayedTransportAddress::new(address.advertised, port + 1);
+                        let socket = self.overflow.watch(SocketKind::Relayed, socket);
+                        let next = RelayedTransportAddress::new(advertised, port + 1);
                         self.held.insert(next, socket);
                         next
                     });
                     self.keep(id, socket, relayed);
                     return Ok(OpenedRelay { relayed, held });
                 }
-                Err(RelayRefused::NoPort) => {}
+                // Another address may do; if none does, full ones are the reason that an operator can mend.
+                Err(RelayRefused::NoAddress) => {}
+                Err(RelayRefused::NoPort) => refused = RelayRefused::NoPort,
                 Err(other) => return Err(other),
             }
         }
-        Err(RelayRefused::NoPort)
+        Err(refused)
     }
 
     fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress) {
-        self.process.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: id.index }));
-        let address = self.process.addresses().position(|address| address.advertised == relayed.ip());
+        self.addresses.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: id.index }));
+        let address = self.addresses.with(relayed.ip(), |entry| entry.number);
         let socket = RelaySocket {
             id,
             socket,
             port: relayed.port(),
-            address: address.unwrap_or_default() as u16,
-            appetite: Appetite::default(),
-            roominess: Roominess::default(),
-            segmentation: Segmentation::ON,
-            to_peer: Place::default(),
-            to_client: Place::default(),
+            address: address.unwrap_or_default(),
+            read_budget: ReadBudget::default(),
+            buffer_state: ReceiveBufferState::default(),
+            segmentation: RelaySegmentation::default(),
+            to_peer: ChainPlace::default(),
+            to_client: ChainPlace::default(),
         };
         self.sockets.insert(id.index, socket);
     }
@@ -220,14 +171,26 @@ impl Relays {
         now: Ticks,
     ) {
         if self.get(id).is_some() {
-            self.process.set_relayed(relayed, None);
+            self.addresses.set_relayed(relayed, None);
             // The socket closes here, before another can get its port.
             self.sockets.remove(id.index);
             self.rest(relayed, client, now);
         }
     }
 
-    /// Closes a held socket that nobody came for.
+    /// Closes the sockets of all allocations but these.
+    pub(super) fn close_others(&mut self, owned: &HashSet<AllocationId>, now: Ticks) {
+        let others = self.sockets.iter().filter(|socket| !owned.contains(&socket.id));
+        let others: Vec<_> = others.map(|socket| (socket.id, socket.address, socket.port)).collect();
+        for (id, address, port) in others {
+            let entry = self.addresses.all().iter().find(|entry| entry.number == address).cloned();
+            if let Some(entry) = entry {
+                self.close(id, RelayedTransportAddress::new(entry.address.advertised, port), None, now);
+            }
+        }
+    }
+
+    /// Closes a held socket whose token was never used.
     pub(super) fn close_held(&mut self, relayed: RelayedTransportAddress, now: Ticks) {
         if self.held.remove(&relayed).is_some() {
             self.rest(relayed, None, now);
@@ -235,9 +198,7 @@ impl Relays {
     }
 
     fn rest(&self, relayed: RelayedTransportAddress, client: Option<IpAddr>, now: Ticks) {
-        if let Some((_, mut ports)) = self.pools.by_advertised(relayed.ip()) {
-            ports.rest(relayed.port(), client, now);
-        }
+        self.addresses.with(relayed.ip(), |entry| entry.ports().rest(relayed.port(), client, now));
     }
 
     /// Takes a held socket out, for the worker that asked for it.
@@ -250,50 +211,39 @@ impl Relays {
         self.held.insert(relayed, socket);
     }
 
-    /// Where to send what goes to a peer: an advertised address of ours is reached under its local form,
-    /// because clouds rarely hairpin.
+    /// Where the kernel finds a relayed address of ours.
     #[inline]
     pub(super) fn to_local(&self, peer: PeerAddress) -> SocketAddr {
-        if self.translates
-            && let Some(address) = self.process.addresses().find(|address| address.advertised == peer.ip())
-        {
-            return SocketAddr::new(address.local, peer.port());
-        }
-        peer.into()
+        self.addresses.to_local(peer).unwrap_or(peer).into()
     }
 
     /// Under which address a peer is judged and reported: a local relayed address under its advertised form.
     #[inline]
     pub(super) fn to_advertised(&self, from: SocketAddr) -> PeerAddress {
-        if self.translates
-            && let Some(address) = self.process.addresses().find(|address| address.local == from.ip())
-        {
-            return PeerAddress::new(address.advertised, from.port());
-        }
-        from.into()
+        let from = PeerAddress::from(from);
+        self.addresses.to_advertised(from).unwrap_or(from)
     }
 }
 
 type Bound = (u16, UdpSocket, Option<UdpSocket>);
 
 /// Takes free ports until one can be bound; those that another process holds rest like used ones.
-fn bind_free(
-    address: RelayAddress,
-    ports: &Mutex<Ports>,
-    parity: Parity,
-    client: IpAddr,
-    now: Ticks,
-) -> Result<Bound, RelayRefused> {
+fn bind_free(entry: &RelayAddressEntry, parity: Parity, client: IpAddr, now: Ticks) -> Result<Bound, RelayRefused> {
     for _ in 0..BIND_TRIES {
-        let port = lock(ports).take(parity, client, now).ok_or(RelayRefused::NoPort)?;
+        let local = entry.address.local;
+        let port = entry.ports().take(parity, client, now).ok_or(RelayRefused::NoPort)?;
         let pair = parity == Parity::EvenAndHoldNext;
-        let bound = bind(address.local, port)
-            .and_then(|socket| Ok((socket, if pair { Some(bind(address.local, port + 1)?) } else { None })));
+        let bound =
+            bind(local, port).and_then(|socket| Ok((socket, if pair { Some(bind(local, port + 1)?) } else { None })));
+        let bound = bound.and_then(|(socket, held)| {
+            let takes_reserve = files::is_reserved(&socket) || held.as_ref().is_some_and(files::is_reserved);
+            if takes_reserve { Err(io::Error::from_raw_os_error(libc::EMFILE)) } else { Ok((socket, held)) }
+        });
         let error = match bound {
             Ok((socket, held)) => return Ok((port, socket, held)),
             Err(error) => error,
         };
-        let mut ports = lock(ports);
+        let mut ports = entry.ports();
         let taken = error.kind() == io::ErrorKind::AddrInUse;
         for port in [Some(port), pair.then(|| port + 1)].into_iter().flatten() {
             if taken {
@@ -305,6 +255,8 @@ fn bind_free(
         match error.raw_os_error() {
             _ if taken => {}
             Some(libc::EMFILE | libc::ENFILE) => return Err(RelayRefused::NoFiles),
+            // The address went this very moment, or the notice of it is under way.
+            Some(libc::EADDRNOTAVAIL) => return Err(RelayRefused::NoAddress),
             _ => return Err(RelayRefused::System),
         }
     }

@@ -4,9 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-
-use super::Running;
+use super::ask::{NoAnswer, Patience};
+use super::running::Running;
 use super::worker::Message;
 use crate::protocol::accounting::SessionRecord;
 
@@ -36,6 +35,18 @@ impl FromStr for Cursor {
 }
 
 impl Running {
+    /// Every live session; of a worker that does not answer, none.
+    pub async fn sessions(&self) -> Vec<SessionRecord> {
+        let mut sessions = Vec::new();
+        let _ = self
+            .walk_sessions(Cursor::default(), |session, _| {
+                sessions.push(session);
+                true
+            })
+            .await;
+        sessions
+    }
+
     /// Gives each live session to `see`, with the place after it, until that has enough or all were seen.
     ///
     /// A session that lives all the while is seen exactly once; one that begins or ends meanwhile may be missed.
@@ -48,12 +59,11 @@ impl Running {
         mut see: impl FnMut(SessionRecord, Cursor) -> bool,
     ) -> Result<(), usize> {
         let mut slot = Some(from.slot);
-        for (worker, handle) in self.workers.iter().enumerate().skip(from.worker) {
+        for worker in from.worker..self.workers.len() {
             while let Some(first) = slot {
-                let (sender, answer) = oneshot::channel();
-                handle.mailbox.send(Message::InspectFrom(first, sender)).map_err(|_| worker)?;
-                let answer = tokio::time::timeout(ANSWER_TIME, answer).await;
-                let (sessions, next) = answer.map_err(|_| worker)?.map_err(|_| worker)?;
+                let patience = Patience::Within(ANSWER_TIME);
+                let answer = self.ask(worker, patience, |done| Message::InspectFrom(first, done)).await;
+                let (sessions, next) = answer.map_err(|NoAnswer| worker)?;
                 for session in sessions {
                     let after = Cursor { worker, slot: session.allocation.index as usize + 1 };
                     if !see(session, after) {

@@ -2,105 +2,87 @@
 //!
 //! Admission takes a lock, once per allocation. The data lanes read one word of a table, without.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::protocol::address::{PeerAddress, RelayedTransportAddress};
-use crate::protocol::border::{Genuine, Shared, WorkerId};
-use crate::protocol::genuine::GenuineCounts;
+use minicbor::{Decode, Encode};
+
+use super::ports::RestingPort;
+use super::relay_addresses::RelayAddresses;
+use super::suspects::Suspects;
+use crate::address::PeerAddress;
+use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
+use crate::protocol::border::Shared;
 use crate::protocol::meter::Meters;
-use crate::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
+use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas, QuotasState};
 use crate::protocol::reject::RejectReason;
-use crate::protocol::revocation::{Party, Revocations};
+use crate::protocol::revocation::{RevocationState, Revocations, SessionSubject};
 use crate::protocol::settings::Limits;
-use crate::protocol::time::{Now, UnixSeconds};
+use crate::state::{Features, Kind, State};
+use crate::time::{Now, Ticks, UnixSeconds};
+use crate::wire::attribute::ReservationToken;
 
-/// A local address to relay from, and what clients are told instead.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RelayAddress {
-    /// What sockets bind to.
-    pub local: IpAddr,
-    /// What clients are told; the same without NAT.
-    pub advertised: IpAddr,
+/// What the workers of a process share, as plain values that another process can take over.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+pub struct SharedState {
+    /// Who has how many allocations, and what they used.
+    #[n(0)]
+    pub quotas: QuotasState,
+    /// Who is shut out.
+    #[n(1)]
+    pub revocations: Vec<RevocationState>,
+    /// What became of those who proved to hold a credential.
+    #[n(2)]
+    pub authenticated: AuthenticatedCountsState,
+    /// The ports at rest, by advertised address.
+    #[n(3)]
+    pub resting_ports: Vec<(IpAddr, Vec<RestingPort>)>,
 }
 
-/// Where the allocation of a relayed address lives.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct RelayOwner {
-    /// Whose it is.
-    pub(super) worker: WorkerId,
-    /// Its slot there; whoever looks there checks that the address is still the same.
-    pub(super) index: u32,
+impl State for SharedState {
+    const KIND: Kind = Kind::Process;
+
+    fn add_features(&self, _: &mut Features) {}
+
+    // Nothing of it came after the first format.
+    fn keep_for(&mut self, _: u32) {}
 }
 
-/// The owner of each port of a relay address, 0 for those that are no relayed ports now.
-///
-/// Zeroed by the kernel, page by page as ports are used.
-struct Ports(Box<[AtomicU32]>);
-
-impl Ports {
-    fn new() -> Self {
-        Self(std::iter::repeat_with(AtomicU32::default).take(1 << 16).collect())
-    }
-
-    fn set(&self, port: u16, owner: Option<RelayOwner>) {
-        // A slot that does not fit is told as one that nobody has: the packet then takes the way through the kernel.
-        let slot = |index: u32| index.saturating_add(1).min(SLOT_MAX);
-        let value = owner.map_or(0, |owner| u32::from(owner.worker.0) << SLOT_BITS | slot(owner.index));
-        self.0[usize::from(port)].store(value, Ordering::Relaxed);
-    }
-
-    #[inline]
-    fn get(&self, port: u16) -> Option<RelayOwner> {
-        let value = self.0[usize::from(port)].load(Ordering::Relaxed);
-        let index = (value & SLOT_MAX).checked_sub(1)?;
-        Some(RelayOwner { worker: WorkerId((value >> SLOT_BITS) as u8), index })
-    }
-}
-
-const SLOT_BITS: u32 = 24;
-const SLOT_MAX: u32 = (1 << SLOT_BITS) - 1;
+/// Panics of all workers within [`PANICS_WITHIN`] milliseconds that are too many to go on: something is broken for good.
+const PANICS_MAX: usize = 3;
+const PANICS_WITHIN: u64 = 60_000;
 
 /// The one instance that all workers of a process share.
 pub struct Process {
-    addresses: Vec<(RelayAddress, Ports)>,
+    addresses: Arc<RelayAddresses>,
     quotas: Mutex<Quotas>,
-    genuine: Mutex<GenuineCounts>,
+    authenticated: Mutex<AuthenticatedCounts>,
     revocations: Mutex<Revocations>,
+    /// When workers panicked, within the last minute.
+    panics: Mutex<VecDeque<Ticks>>,
+    /// Over whose packets.
+    pub(super) suspects: Suspects,
 }
 
 impl Process {
     /// For these relay addresses.
     #[must_use]
-    pub fn new(addresses: &[RelayAddress]) -> Self {
+    pub(super) fn new(addresses: Arc<RelayAddresses>) -> Self {
         Self {
-            addresses: addresses.iter().map(|address| (*address, Ports::new())).collect(),
+            addresses,
             quotas: Mutex::default(),
-            genuine: Mutex::default(),
+            authenticated: Mutex::default(),
             revocations: Mutex::default(),
+            panics: Mutex::default(),
+            suspects: Suspects::default(),
         }
     }
 
-    /// The addresses that are relayed from.
-    pub fn addresses(&self) -> impl Iterator<Item = RelayAddress> {
-        self.addresses.iter().map(|(address, _)| *address)
-    }
-
-    /// Notes that a relayed address was opened or closed.
-    pub(super) fn set_relayed(&self, relayed: RelayedTransportAddress, owner: Option<RelayOwner>) {
-        if let Some((_, ports)) = self.addresses.iter().find(|(address, _)| address.advertised == relayed.ip()) {
-            ports.set(relayed.port(), owner);
-        }
-    }
-
-    /// Who has a relayed address at this moment, in either of its forms.
-    #[inline]
-    pub(super) fn relay_owner(&self, address: PeerAddress) -> Option<RelayOwner> {
-        let of = |(relay, ports): &(RelayAddress, Ports)| {
-            (relay.advertised == address.ip() || relay.local == address.ip()).then(|| ports.get(address.port()))?
-        };
-        self.addresses.iter().find_map(of)
+    /// Without any relay address, for who drives a core without sockets.
+    #[must_use]
+    pub fn without_addresses() -> Self {
+        Self::new(Arc::new(RelayAddresses::new(&(0..=0), [0; 32])))
     }
 
     fn quotas(&self) -> MutexGuard<'_, Quotas> {
@@ -109,10 +91,38 @@ impl Process {
         self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Everything, as plain values.
+    pub(super) fn export(&self) -> SharedState {
+        SharedState {
+            quotas: self.quotas().to_state(),
+            revocations: self.revocations().to_state(),
+            authenticated: self.authenticated().to_state(),
+            resting_ports: self.addresses.resting(),
+        }
+    }
+
+    /// Notes that a worker panicked; `false` if it was one too many within a minute.
+    pub(super) fn may_go_on(&self, now: Ticks) -> bool {
+        let mut panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
+        panics.retain(|at| now.since(*at) < PANICS_WITHIN);
+        panics.push_back(now);
+        panics.len() < PANICS_MAX
+    }
+
+    /// Takes over what [`Process::export`] gave in another process, in place of all that is here.
+    pub(super) fn import(&self, state: SharedState) {
+        let SharedState { quotas, revocations, authenticated, resting_ports } = state;
+        *self.quotas() = Quotas::from_state(quotas);
+        *self.revocations() = Revocations::from_state(revocations);
+        let mut counts = self.authenticated.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts = AuthenticatedCounts::from_state(&authenticated);
+        self.addresses.restore(&resting_ports);
+    }
+
     /// Who proved to hold a credential, by secret and result.
     #[must_use]
-    pub fn genuine(&self) -> GenuineCounts {
-        self.genuine.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn authenticated(&self) -> AuthenticatedCounts {
+        self.authenticated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Who is shut out.
@@ -121,10 +131,32 @@ impl Process {
         self.revocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts one allocation in, or says which limit stands against it: the answer to
+    /// [`Output::Admit`](crate::protocol::border::Output::Admit).
+    ///
+    /// # Errors
+    /// The quota that is full; nothing was counted then.
+    pub fn admit(
+        &self,
+        now: Now,
+        claim: &QuotaClaim<'_>,
+        limits: &Limits,
+        purpose: Purpose,
+    ) -> Result<Admitted, RejectReason> {
+        self.quotas().admit(now, claim, limits, purpose)
+    }
+
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
         self.quotas().usage()
+    }
+
+    /// How many ports are held for a RESERVATION-TOKEN, and how many scopes were forgotten before their time.
+    #[must_use]
+    pub fn reservations(&self) -> (usize, u64) {
+        let quotas = self.quotas();
+        (quotas.reserved(), quotas.forgotten())
     }
 
     /// How many allocations are counted now, and the most that were since the last call.
@@ -140,47 +172,27 @@ impl Process {
 }
 
 impl Shared for Process {
-    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
-        self.quotas().admit(now, claim, limits)
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits, old: &Meters) -> Meters {
+        self.quotas().meters(claim, counted, limits, old)
     }
 
-    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
-        self.quotas().meters(claim, counted, limits)
+    fn release_reservation(&self, now: Now, token: ReservationToken) {
+        self.quotas().release_reservation(now, token);
     }
 
     fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
         self.quotas().release(now, claim, counted);
     }
 
-    fn authenticated(&self, now: Now, note: &Genuine<'_>) {
-        self.genuine.lock().unwrap_or_else(PoisonError::into_inner).note(now, note);
+    fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>) {
+        self.authenticated.lock().unwrap_or_else(PoisonError::into_inner).note(now, note);
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
-        self.relay_owner(address).is_some()
+        self.addresses.relay_owner(address).is_some()
     }
 
-    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
-        self.revocations().includes(party, now)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_relayed_port_is_known_under_both_its_addresses() {
-        let (local, advertised): (IpAddr, IpAddr) = ([10, 0, 0, 5].into(), [9, 9, 9, 9].into());
-        let process = Process::new(&[RelayAddress { local, advertised }]);
-        let relayed = RelayedTransportAddress::new(advertised, 50_000);
-        let known = |ip, port| process.is_relayed(PeerAddress::new(ip, port));
-        assert!(!known(advertised, 50_000));
-        let owner = RelayOwner { worker: WorkerId(255), index: 70_000 };
-        process.set_relayed(relayed, Some(owner));
-        assert_eq!(process.relay_owner(PeerAddress::new(local, 50_000)), Some(owner));
-        assert!(known(advertised, 50_000) && known(local, 50_000) && !known(local, 50_001));
-        process.set_relayed(relayed, None);
-        assert!(!known(advertised, 50_000));
+    fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
+        self.revocations().includes(subject, now)
     }
 }

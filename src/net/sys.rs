@@ -1,26 +1,38 @@
 //! The system calls that the standard library does not offer, each behind a safe face.
 //!
-//! epoll, eventfd, batched receive and send with the address that was asked, a few socket options.
-//! Everything unsafe of the data path is in this file, in those below it and in `interfaces`.
+//! epoll, eventfd and timerfd (through rustix), batched receive and send with the address that was asked, a few socket
+//! options. Everything unsafe of the data path is in this file, in those below it and in `interfaces`.
 
 #![allow(unsafe_code)]
 
 mod address;
 mod arena;
+mod netlink;
 mod receive;
+mod segmentation;
 mod send;
+pub(super) mod user;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use libc::{c_int, c_void};
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
-use crate::protocol::time::Ticks;
+use crate::time::Ticks;
 
 pub(super) use self::arena::{Arena, Part};
+pub(super) use self::netlink::{netlink, strict};
 pub(super) use self::receive::{ReceiveBatch, Received};
-pub(super) use self::send::{Letters, Outgoing, Segmentation, SendBatch, SendReport};
+pub(super) use self::segmentation::{ListenerSegmentation, RelaySegmentation, Segmentation, Unsegmented};
+pub(super) use self::send::{PreparedBatch, SendBatch, SendReport, Transmit};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -32,50 +44,44 @@ pub(super) struct Epoll(OwnedFd);
 
 impl Epoll {
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the descriptor that comes back belongs to nobody else.
-        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        // SAFETY: as above.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    fn control(&self, operation: c_int, fd: RawFd, events: u32, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events, u64: token };
-        // SAFETY: `event` lives across the call.
-        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), operation, fd, &mut event) }).map(drop)
+        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
     /// Waits for `fd` to be readable, level-triggered. Closing the descriptor ends it.
     pub(super) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        self.control(libc::EPOLL_CTL_ADD, fd.as_raw_fd(), libc::EPOLLIN as u32, token)
+        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)?)
     }
 
-    /// Waits for `fd` to be readable, and writable if `write`.
+    /// Waits for `fd` no more; needed where closing it does not close what it stands for, because there is a duplicate.
+    pub(super) fn remove(&self, fd: BorrowedFd<'_>) {
+        // One that was never added is not there either.
+        let _ = epoll::delete(&self.0, fd);
+    }
+
+    /// Waits for `fd` to be readable if `read`, and writable if `write`.
     pub(super) fn modify(&self, fd: BorrowedFd<'_>, token: u64, read: bool, write: bool) -> io::Result<()> {
-        let read = if read { libc::EPOLLIN as u32 } else { 0 };
-        let write = if write { libc::EPOLLOUT as u32 } else { 0 };
-        self.control(libc::EPOLL_CTL_MOD, fd.as_raw_fd(), read | write, token)
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, read);
+        flags.set(epoll::EventFlags::OUT, write);
+        Ok(epoll::modify(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
     }
 
-    /// Sleeps until something is ready.
-    pub(super) fn wait(&self, ready: &mut Ready) -> io::Result<()> {
+    /// Finds what is ready; if that is nothing and it `may_sleep`, sleeps until something is.
+    pub(super) fn wait(&self, ready: &mut Ready, may_sleep: bool) -> io::Result<()> {
+        const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
         ready.count = 0;
-        let capacity = ready.events.len() as c_int;
-        // SAFETY: the kernel writes at most `capacity` events into the array.
-        let count = unsafe { libc::epoll_wait(self.0.as_raw_fd(), ready.events.as_mut_ptr(), capacity, -1) };
-        match check(count) {
-            Ok(count) => {
-                ready.count = count as usize;
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) => Err(error),
+        match epoll::wait(&self.0, &mut *ready.events, if may_sleep { None } else { Some(&AT_ONCE) }) {
+            Ok(count) => ready.count = count,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
+        Ok(())
     }
 }
 
 /// What [`Epoll::wait`] found.
 pub(super) struct Ready {
-    events: Box<[libc::epoll_event]>,
+    events: Box<[epoll::Event]>,
     count: usize,
 }
 
@@ -89,7 +95,8 @@ pub(super) struct Readiness {
 
 impl Ready {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { events: vec![libc::epoll_event { events: 0, u64: 0 }; capacity].into(), count: 0 }
+        let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+        Self { events: vec![none; capacity].into(), count: 0 }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -97,10 +104,10 @@ impl Ready {
     }
 
     pub(super) fn get(&self, index: usize) -> Option<Readiness> {
-        let event = *self.events[..self.count].get(index)?;
-        let (events, token) = (event.events, event.u64);
-        let hangup = (libc::EPOLLIN | libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP) as u32;
-        Some(Readiness { token, readable: events & hangup != 0, writable: events & libc::EPOLLOUT as u32 != 0 })
+        use epoll::EventFlags as Flags;
+        let epoll::Event { flags, data } = *self.events[..self.count].get(index)?;
+        let readable = flags.intersects(Flags::IN | Flags::HUP | Flags::ERR | Flags::RDHUP);
+        Some(Readiness { token: data.u64(), readable, writable: flags.contains(Flags::OUT) })
     }
 }
 
@@ -110,32 +117,30 @@ pub(super) struct Waker(OwnedFd);
 
 impl Waker {
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the descriptor that comes back belongs to nobody else.
-        let fd = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: as above.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd as _;
         self.0.as_fd()
     }
 
     pub(super) fn wake(&self) {
-        let one = 1_u64;
-        // SAFETY: eight bytes are read from `one`. A full counter means that a wake-up is under way already.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+        // A full counter means that a wake-up is under way already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
     pub(super) fn clear(&self) {
-        let mut count = 0_u64;
-        // SAFETY: eight bytes are written to `count`. EAGAIN means that nobody woke us.
-        unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
+        // EAGAIN means that there was no wake-up.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
     }
 }
 
-/// Wakes a worker at a point in time. A timeout of [`Epoll::wait`] would do the same, but the kernel would set it up and
-/// take it down for each packet that comes before.
+/// Milliseconds of a tick: alarms within one ring together, so that thousands of deadlines, none of which must be met
+/// to the millisecond, don't wake an idle worker one by one.
+const ALARM_TICK: u64 = 256;
+
+/// Wakes a worker at a point in time, or up to a tick later. A timeout of [`Epoll::wait`] would do the same, but the kernel
+/// would set it up and take it down for each packet that comes before.
 #[derive(Debug)]
 pub(super) struct Alarm {
     timer: OwnedFd,
@@ -144,49 +149,35 @@ pub(super) struct Alarm {
 
 impl Alarm {
     pub(super) fn new() -> io::Result<Self> {
-        // SAFETY: no pointers; the descriptor that comes back belongs to nobody else.
-        let timer =
-            check(unsafe { libc::timerfd_create(libc::CLOCK_BOOTTIME, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) })?;
-        // SAFETY: as above.
-        Ok(Self { timer: unsafe { OwnedFd::from_raw_fd(timer) }, at: None })
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self { timer: timerfd_create(TimerfdClockId::Boottime, flags)?, at: None })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd as _;
         self.timer.as_fd()
     }
 
-    /// Rings at `next` or before: a deadline that moved away is found out when it rings.
+    /// Rings in the tick after `next` or before: a deadline that moved away is found out when it rings.
     pub(super) fn set(&mut self, next: Option<Ticks>) {
-        let Some(next) = next else { return };
+        let Some(next) = next.map(|next| Ticks(next.0.next_multiple_of(ALARM_TICK))) else { return };
         if self.at.is_some_and(|at| at <= next) {
             return;
         }
         self.at = Some(next);
         // All zero would switch it off.
         let milliseconds = next.0.max(1);
-        let value = libc::timespec {
-            tv_sec: (milliseconds / 1000) as libc::time_t,
-            tv_nsec: (milliseconds % 1000 * 1_000_000) as libc::c_long,
-        };
-        let timer = libc::itimerspec { it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
-        // SAFETY: the kernel reads `timer` during the call; nothing is asked back.
-        unsafe {
-            libc::timerfd_settime(
-                self.timer.as_raw_fd(),
-                libc::TFD_TIMER_ABSTIME,
-                &raw const timer,
-                std::ptr::null_mut(),
-            );
-        }
+        let it_value =
+            Timespec { tv_sec: (milliseconds / 1000) as i64, tv_nsec: (milliseconds % 1000 * 1_000_000) as i64 };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+        // A timer of ours takes any time.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once);
     }
 
     /// It rang.
     pub(super) fn clear(&mut self) {
         self.at = None;
-        let mut count = 0_u64;
-        // SAFETY: eight bytes are written to `count`. EAGAIN means that it was set anew in the meantime.
-        unsafe { libc::read(self.timer.as_raw_fd(), (&raw mut count).cast(), 8) };
+        // EAGAIN means that it was set anew in the meantime.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
     }
 }
 
@@ -242,8 +233,8 @@ pub(super) fn sleep(microseconds: u32) {
 
 /// Sleeps that short are not made longer by the kernel, on this thread.
 pub(super) fn sleep_exactly() {
-    // SAFETY: no pointers; concerns this thread only.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_000_u64) };
+    // A kernel that refuses makes sleeps longer, no more.
+    let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
 }
 
 /// Makes the kernel choose among the sockets of a reuse-port group: by the client's address and port,
@@ -265,14 +256,14 @@ pub(super) fn steer(fd: BorrowedFd<'_>, ipv6: bool, workers: u32, by_kind: bool)
     let others = if by_kind { workers } else { 0 };
     let mut program = [
         step(byte, 0),
-        jump(at_least, 0x50, 3, 0),
+        jump(at_least, 0x80, 3, 0),
         jump(at_least, 0x40, 4, 0),
         step(half, 0),
         jump(equal, 0x0016, 2, 0),
         // All else.
         step(libc::BPF_LD | libc::BPF_IMM, others),
         jump(always, 1, 0, 0),
-        // ChannelData (0x40 to 0x4F) and Send indications.
+        // ChannelData (0x40 to 0x7F) and Send indications.
         step(libc::BPF_LD | libc::BPF_IMM, 0),
         step(libc::BPF_ST, 0),
         step(word, NET + address),
@@ -290,37 +281,11 @@ pub(super) fn steer(fd: BorrowedFd<'_>, ipv6: bool, workers: u32, by_kind: bool)
 }
 
 /// Raises the limit of open files to its hard maximum; gives the limit that holds now.
-pub fn raise_file_limit() -> io::Result<u64> {
-    let mut limit = MaybeUninit::<libc::rlimit>::uninit();
-    // SAFETY: the kernel fills `limit`, which is read only after success, and reads it back in `setrlimit`.
-    unsafe {
-        check(libc::getrlimit(libc::RLIMIT_NOFILE, limit.as_mut_ptr()))?;
-        let mut limit = limit.assume_init();
-        if limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit))?;
-        }
-        Ok(limit.rlim_cur)
+pub(super) fn raise_file_limit() -> io::Result<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(u64::MAX);
+    if limit.current.is_some_and(|current| current < most) {
+        setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?;
     }
-}
-
-/// Milliseconds since the machine started, sleep included: the same clock in every process.
-pub(super) fn boot_milliseconds() -> u64 {
-    let time = read_clock(libc::CLOCK_BOOTTIME);
-    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
-}
-
-/// Microseconds since the machine started, sleep excluded.
-pub(super) fn monotonic_microseconds() -> u64 {
-    let time = read_clock(libc::CLOCK_MONOTONIC);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
-}
-
-fn read_clock(clock: libc::clockid_t) -> libc::timespec {
-    let mut time = MaybeUninit::<libc::timespec>::zeroed();
-    // SAFETY: the kernel fills `time`; both clocks exist on every Linux that we run on, and zero is a valid value.
-    unsafe {
-        libc::clock_gettime(clock, time.as_mut_ptr());
-        time.assume_init()
-    }
+    Ok(most)
 }

@@ -7,8 +7,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 
-use super::sys::{Arena, Letters, Outgoing, Part, Segmentation, SendBatch, SendReport};
-use crate::protocol::border::{AllocationId, DropReason, Head};
+use super::sys::{Arena, Part, PreparedBatch, Segmentation, SendBatch, SendReport, Transmit};
+use crate::protocol::border::Head;
+use crate::protocol::ids::AllocationId;
+use crate::protocol::reason::DropReason;
 
 /// Why a send that the kernel refused counts as lost. It never ends an allocation.
 pub(super) fn drop_reason(error: &io::Error) -> DropReason {
@@ -24,18 +26,18 @@ pub(super) fn drop_reason(error: &io::Error) -> DropReason {
 
 /// A payload in the arena.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum InPlace {
+pub(super) enum PayloadPart {
     /// Its head stands right before it and is part of this.
     WithHead(Part),
     /// Its head is to be sent before it.
     Bare(Part),
 }
 
-/// Where the datagrams of one allocation stand in a [`Queue`]; kept beside its relayed socket.
+/// Where the datagrams of one allocation stand in a [`DatagramQueue`]; kept beside its relayed socket.
 ///
 /// A stale one does no harm: it is believed only if that chain is this allocation's.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place(u32);
+pub(super) struct ChainPlace(u32);
 
 /// Datagrams that leave one behind the other.
 #[derive(Clone, Copy, Debug)]
@@ -51,9 +53,9 @@ const END: u32 = u32::MAX;
 /// Datagrams that may wait; what a few coalesced buffers hold.
 const LONG: usize = 1_024;
 
-/// What stands beside each [`Outgoing`].
+/// What stands beside each [`Transmit`].
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct QueueLink {
     of: Option<AllocationId>,
     /// Of the payload alone.
     bytes: u32,
@@ -63,9 +65,9 @@ struct Link {
 /// Datagrams that wait to be sent, those of one allocation chained in their order, so that each of its destinations
 /// gets them together.
 #[derive(Default)]
-pub(super) struct Queue {
-    packets: Vec<Outgoing>,
-    links: Vec<Link>,
+pub(super) struct DatagramQueue {
+    packets: Vec<Transmit>,
+    links: Vec<QueueLink>,
     chains: Vec<Chain>,
     /// The packets of the chains that are being sent.
     order: Vec<u32>,
@@ -73,7 +75,7 @@ pub(super) struct Queue {
     payloads: usize,
 }
 
-impl Queue {
+impl DatagramQueue {
     /// Whether so much waits that it should be sent before more is added: a stream can bring thousands of tiny frames.
     pub(super) const fn is_long(&self) -> bool {
         self.packets.len() >= LONG
@@ -89,16 +91,16 @@ impl Queue {
     }
 
     fn remember(&mut self, bytes: &[u8]) -> Part {
-        let part = Part { start: self.scratch.len(), len: bytes.len() };
+        let part = Part::of_scratch(self.scratch.len(), bytes.len());
         self.scratch.extend_from_slice(bytes);
         part
     }
 
     #[inline]
-    fn push(&mut self, packet: Outgoing, of: Option<AllocationId>, bytes: usize, place: &mut Place) {
+    fn push(&mut self, packet: Transmit, of: Option<AllocationId>, bytes: usize, place: &mut ChainPlace) {
         let at = self.packets.len() as u32;
         self.packets.push(packet);
-        self.links.push(Link { of, bytes: bytes as u32, next: END });
+        self.links.push(QueueLink { of, bytes: bytes as u32, next: END });
         match self.chains.get_mut(place.0 as usize) {
             Some(chain) if chain.of == of => {
                 if let Some(last) = self.links.get_mut(chain.last as usize) {
@@ -107,7 +109,7 @@ impl Queue {
                 chain.last = at;
             }
             _ => {
-                *place = Place(self.chains.len() as u32);
+                *place = ChainPlace(self.chains.len() as u32);
                 self.chains.push(Chain { of, first: at, last: at });
             }
         }
@@ -116,9 +118,9 @@ impl Queue {
     /// A reply of ours.
     pub(super) fn push_reply(&mut self, to: SocketAddr, from: Option<IpAddr>, bytes: &[u8]) {
         let head = self.remember(bytes);
-        let packet = Outgoing { to, from, head, payload: Part::default(), padding: 0 };
+        let packet = Transmit { to, from, head, payload: Part::default(), padding: 0 };
         // Behind the last one, if that is a reply too.
-        let mut place = Place((self.chains.len() as u32).wrapping_sub(1));
+        let mut place = ChainPlace((self.chains.len() as u32).wrapping_sub(1));
         self.push(packet, None, 0, &mut place);
     }
 
@@ -128,23 +130,29 @@ impl Queue {
         &mut self,
         (to, from): (SocketAddr, Option<IpAddr>),
         head: &Head,
-        payload: InPlace,
+        payload: PayloadPart,
         allocation: AllocationId,
-        place: &mut Place,
+        place: &mut ChainPlace,
     ) {
         let padding = head.padding();
         let (bytes, head, payload) = match payload {
-            InPlace::WithHead(part) => (part.len - head.bytes().len(), Part::default(), part),
-            InPlace::Bare(part) => (part.len, self.remember(head.bytes()), part),
+            PayloadPart::WithHead(part) => (part.len - head.bytes().len(), Part::default(), part),
+            PayloadPart::Bare(part) => (part.len, self.remember(head.bytes()), part),
         };
-        self.push(Outgoing { to, from, head, payload, padding }, Some(allocation), bytes, place);
+        self.push(Transmit { to, from, head, payload, padding }, Some(allocation), bytes, place);
         self.payloads += 1;
     }
 
     /// A client's payload, bare.
     #[inline]
-    pub(super) fn push_to_peer(&mut self, to: SocketAddr, payload: Part, allocation: AllocationId, place: &mut Place) {
-        let packet = Outgoing { to, from: None, head: Part::default(), payload, padding: 0 };
+    pub(super) fn push_to_peer(
+        &mut self,
+        to: SocketAddr,
+        payload: Part,
+        allocation: AllocationId,
+        place: &mut ChainPlace,
+    ) {
+        let packet = Transmit { to, from: None, head: Part::default(), payload, padding: 0 };
         self.push(packet, Some(allocation), payload.len, place);
         self.payloads += 1;
     }
@@ -197,22 +205,23 @@ impl Queue {
         socket: &UdpSocket,
         batch: &mut SendBatch,
         arena: &Arena,
-        segmentation: &mut Segmentation,
+        segmentation: &mut impl Segmentation,
         mut not_sent: impl FnMut(AllocationId, u64, DropReason),
     ) -> SendReport {
-        let mut refused = |at: u32, error: &io::Error| {
-            if let Link { of: Some(allocation), bytes, .. } = self.links[at as usize] {
-                not_sent(allocation, u64::from(bytes), drop_reason(error));
-            }
+        let mut replies_lost = 0;
+        let mut refused = |at: u32, error: &io::Error| match self.links[at as usize] {
+            QueueLink { of: Some(allocation), bytes, .. } => not_sent(allocation, u64::from(bytes), drop_reason(error)),
+            QueueLink { of: None, .. } => replies_lost += 1,
         };
         if let Some((to, bytes)) = self.single(arena) {
             if let Err(error) = socket.send_to(bytes, to) {
                 refused(self.order[0], &error);
             }
-            return SendReport::default();
+            return SendReport { replies_lost, ..SendReport::default() };
         }
-        let letters = Letters { packets: &self.packets, order: &self.order, scratch: &self.scratch, arena };
-        batch.send(socket.as_fd(), letters, segmentation, refused)
+        let prepared = PreparedBatch { packets: &self.packets, order: &self.order, scratch: &self.scratch, arena };
+        let report = batch.send(socket.as_fd(), prepared, segmentation, refused);
+        SendReport { replies_lost, ..report }
     }
 
     /// Whose payload the selected are, and its bytes.
@@ -243,6 +252,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::net::sys::{ListenerSegmentation, Unsegmented};
 
     #[derive(Clone, Copy, Debug)]
     enum Push {
@@ -271,8 +281,8 @@ mod tests {
         arena
     }
 
-    fn payload_of(number: usize, len: usize) -> Part {
-        Arena::part_of(number % 2, number / 2 * LEN_MAX, len)
+    fn payload_of(arena: &Arena, number: usize, len: usize) -> Part {
+        arena.part_of(number % 2, number / 2 * LEN_MAX, len)
     }
 
     fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
@@ -286,9 +296,9 @@ mod tests {
 
     /// Pushes all of it, looks at the order in which it would leave, sends it and looks at what comes.
     fn check(
-        queue: &mut Queue,
-        places: &mut [Place; 4],
-        segmentation: Segmentation,
+        queue: &mut DatagramQueue,
+        places: &mut [ChainPlace; 4],
+        is_on: bool,
         pushes: &[Push],
     ) -> Result<(), TestCaseError> {
         let arena = arena();
@@ -302,7 +312,7 @@ mod tests {
         for (number, push) in pushes.iter().enumerate() {
             match *push {
                 Push::Payload { of, to: at, len } => {
-                    let part = payload_of(number, len);
+                    let part = payload_of(&arena, number, len);
                     bytes.push((at, Some(id(of)), arena.part(part).to_vec()));
                     queue.push_to_peer(to[at], part, id(of), &mut places[of as usize]);
                 }
@@ -340,7 +350,12 @@ mod tests {
         }
 
         let mut batch = SendBatch::new(16);
-        queue.send(&sockets[2], &mut batch, &arena, &mut segmentation.clone(), |_, _, why| panic!("{why:?}"));
+        let refused = |_, _, why| panic!("{why:?}");
+        if is_on {
+            queue.send(&sockets[2], &mut batch, &arena, &mut ListenerSegmentation::default(), refused);
+        } else {
+            queue.send(&sockets[2], &mut batch, &arena, &mut Unsegmented, refused);
+        }
         for (at, socket) in sockets[..2].iter().enumerate() {
             let due: Vec<_> =
                 by_chain.iter().map(|number| &bytes[*number as usize]).filter(|due| due.0 == at).collect();
@@ -364,10 +379,9 @@ mod tests {
             rounds in prop::collection::vec(pushes(), 1..4),
             is_on in any::<bool>(),
         ) {
-            let (mut queue, mut places) = (Queue::default(), [Place::default(); 4]);
-            let segmentation = if is_on { Segmentation::ON } else { Segmentation::OFF };
+            let (mut queue, mut places) = (DatagramQueue::default(), [ChainPlace::default(); 4]);
             for pushes in rounds {
-                check(&mut queue, &mut places, segmentation, &pushes)?;
+                check(&mut queue, &mut places, is_on, &pushes)?;
             }
         }
     }

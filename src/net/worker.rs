@@ -4,50 +4,53 @@
 //! send in batches, drain the core, sleep until the next deadline. Level-triggered, so a descriptor that was
 //! not emptied comes again, after the others had their turn.
 
+mod budget;
 mod datagrams;
 mod inbox;
 mod listeners;
 mod pace;
-mod room;
+mod receive_buffers;
+mod recovery;
 mod stream;
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Barrier};
 
-use tokio::sync::mpsc;
-use tracing::level_filters::LevelFilter;
-
-pub(super) use self::inbox::{Mailbox, Message};
+use self::budget::{Budget, STREAMS_PER_TURN};
+use self::datagrams::Datagrams;
+use self::inbox::Closing;
+pub(super) use self::inbox::{Adopted, AdoptedStreams, Mailbox, Message, NotSent};
 use self::listeners::Listeners;
 pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
-pub(super) use self::pace::Appetite;
-use self::pace::Pace;
-use self::room::Room;
-pub(super) use self::room::Roominess;
+pub(super) use self::pace::ReadBudget;
+use self::pace::{Pace, PacketsSoFar};
+use self::receive_buffers::ReceiveBufferPolicy;
+pub(super) use self::receive_buffers::ReceiveBufferState;
 
-use super::clock;
 use super::counters::NetCounters;
-use super::handover::{Givers, Takers};
+use super::events::Events;
+use super::half_open::{EvictedStreams, HalfOpenStreams};
+use super::payload_rings::{Consumers, Producers};
 use super::relay_socket::Relays;
+use super::shared::Process;
 use super::streams::Streams;
-use super::sys::{self, Alarm, Arena, Epoll, Ready, ReceiveBatch, SendBatch, Waker};
-use super::tls_session::CIPHER_BYTES;
-use super::udp::Queue;
+use super::sys::{self, Alarm, Epoll, Ready, Waker};
+use crate::address::{StreamId, Via};
+use crate::clock;
 use crate::protocol::Server;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::address::{RelayedTransportAddress, Via};
-use crate::protocol::border::{AllocationId, Answer, AskId, DropReason, Event, Input, Output, Question, WorkerId};
+use crate::protocol::border::{Answer, Event, Input, OpenedRelay, Output, Question, RelayRefused, RelayRequest};
 use crate::protocol::counters::Counters;
-use crate::protocol::time::{Now, Ticks};
+use crate::protocol::ids::{AllocationId, QuestionId, WorkerId};
+use crate::protocol::reason::DropReason;
+use crate::time::{Now, Ticks};
 
 /// Datagrams of one batch: after so many, listeners, TCP, timers and messages get their turn.
 pub(super) const BATCH: usize = 64;
-
-/// Datagrams handed to the kernel in one call: a burst's worth of segments.
-const SEND_BATCH: usize = 256;
 
 /// The arena: a batch from relayed sockets and other workers, one from a listener, and where streams are read, room
 /// for the longest message and as much again.
@@ -95,47 +98,32 @@ pub struct ShellSettings {
     pub datagrams: DatagramSettings,
 }
 
-/// Where events go: two bounded channels, so that a flood of refusals can't push out a session's record.
-#[derive(Clone)]
-pub(super) struct Events {
-    pub(super) sessions: mpsc::Sender<Event>,
-    pub(super) refusals: mpsc::Sender<Event>,
-    /// Whether records of sessions go anywhere but to the log.
-    pub(super) is_kept: Arc<AtomicBool>,
-}
-
-impl Events {
-    /// Whether anybody will read it: each one wakes another thread.
-    fn is_wanted(&self, event: &Event) -> bool {
-        let of_log = match event {
-            Event::AllocationEnded(_) => LevelFilter::INFO,
-            Event::AllocationCreated(_) | Event::Refused { .. } => LevelFilter::DEBUG,
-            Event::AllocationGoesOn(_) => return self.is_kept.load(Ordering::Relaxed),
-        };
-        LevelFilter::current() >= of_log || self.is_kept.load(Ordering::Relaxed)
-    }
-}
-
 /// What a worker is made of.
 pub(super) struct Setup {
     pub(super) id: WorkerId,
     pub(super) server: Server,
+    pub(super) process: Arc<Process>,
     pub(super) counters: Arc<Counters>,
     pub(super) net: Arc<NetCounters>,
     pub(super) listeners: Vec<ListenerChange>,
     pub(super) relays: Relays,
+    pub(super) half_open: Arc<HalfOpenStreams>,
     pub(super) inbox: Receiver<Message>,
+    pub(super) adopted: Arc<AdoptedStreams>,
     pub(super) waker: Arc<Waker>,
     pub(super) mailboxes: Arc<Vec<Mailbox>>,
     pub(super) events: Events,
     pub(super) shell: ShellSettings,
-    pub(super) givers: Givers,
-    pub(super) takers: Takers,
+    pub(super) producers: Producers,
+    pub(super) consumers: Consumers,
+    /// Where all workers, and who started them, meet before their loops begin.
+    pub(super) begun: Arc<Barrier>,
 }
 
 pub(super) struct Worker {
     id: WorkerId,
     server: Server,
+    process: Arc<Process>,
     counters: Arc<Counters>,
     net: Arc<NetCounters>,
     epoll: Epoll,
@@ -144,27 +132,29 @@ pub(super) struct Worker {
     relays: Relays,
     streams: Streams,
     inbox: Receiver<Message>,
+    adopted: Arc<AdoptedStreams>,
+    /// What operators want closed, one after the other.
+    closing: VecDeque<Closing>,
+    /// Answers that the core waits for.
+    answers: VecDeque<Input<'static>>,
     waker: Arc<Waker>,
     mailboxes: Arc<Vec<Mailbox>>,
     events: Events,
-    arena: Arena,
-    /// What TLS streams are read to.
-    cipher: Box<[u8]>,
-    receive: ReceiveBatch,
-    send: SendBatch,
-    next_slot: usize,
-    to_peer: Queue,
-    /// Whether what waits for a client lies where listeners or streams are read to.
-    pinned: bool,
-    /// Datagrams read since the listeners had their turn.
-    since_listeners: usize,
+    datagrams: Datagrams,
+    budget: Budget,
+    /// All frames that ever came over streams.
+    frames: u64,
+    /// What the clock said at the start of this turn.
+    now: Ticks,
     loops: u32,
     settings: DatagramSettings,
     pace: Pace,
-    room: Room,
-    givers: Givers,
-    takers: Takers,
+    receive_buffers: ReceiveBufferPolicy,
+    producers: Producers,
+    consumers: Consumers,
     stopping: bool,
+    /// The stream whose bytes are being handled.
+    visited: Option<StreamId>,
 }
 
 impl Worker {
@@ -182,26 +172,27 @@ impl Worker {
             alarm,
             listeners: Listeners::default(),
             relays: setup.relays,
-            streams: Streams::new(setup.shell.tcp),
+            streams: Streams::new(setup.shell.tcp, setup.half_open, EvictedStreams::new(Arc::clone(&setup.waker))),
             inbox: setup.inbox,
+            adopted: setup.adopted,
+            closing: VecDeque::new(),
+            answers: VecDeque::new(),
+            process: setup.process,
             waker: setup.waker,
             mailboxes: setup.mailboxes,
             events: setup.events,
-            arena: Arena::new(STREAM_SLOT + STREAM_SLOTS),
-            cipher: vec![0; CIPHER_BYTES].into(),
-            receive: ReceiveBatch::new(BATCH),
-            send: SendBatch::new(SEND_BATCH),
-            next_slot: 0,
-            to_peer: Queue::default(),
-            pinned: false,
-            since_listeners: 0,
+            datagrams: Datagrams::new(),
+            budget: Budget::new(),
+            frames: 0,
+            now: clock::now().ticks,
             loops: 0,
             settings: setup.shell.datagrams,
             pace: Pace::default(),
-            room: Room::new(clock::now().ticks),
-            givers: setup.givers,
-            takers: setup.takers,
+            receive_buffers: ReceiveBufferPolicy::new(clock::now().ticks),
+            producers: setup.producers,
+            consumers: setup.consumers,
             stopping: false,
+            visited: None,
         };
         for change in setup.listeners {
             worker.change_listener(change)?;
@@ -210,52 +201,81 @@ impl Worker {
     }
 
     /// Runs until [`Message::Stop`].
-    pub(super) fn run(mut self) -> io::Result<()> {
+    pub(super) fn run(mut self, begun: &Barrier) -> io::Result<()> {
         let mut ready = Ready::new(BATCH);
         self.net.processor.adopt();
         sys::sleep_exactly();
+        begun.wait();
         while !self.stopping {
-            self.alarm.set(self.next_deadline());
-            self.epoll.wait(&mut ready)?;
-            let now = clock::now();
-            self.loops = self.loops.wrapping_add(1);
-            self.net.loops.add(1);
-            self.on_deadlines(now);
-            for index in 0..ready.len() {
-                let Some(event) = ready.get(index) else { break };
-                let at = (event.token & ((1 << KIND_BITS) - 1)) as usize;
-                match event.token >> KIND_BITS {
-                    LISTENER => self.on_listener(now, at),
-                    RELAY => self.on_relay(now, at),
-                    STREAM => self.on_stream(now, at, event.readable, event.writable),
-                    CONTROL => self.on_control(now, at),
-                    // What is due is done at the start of each turn.
-                    ALARM => self.alarm.clear(),
-                    _ => self.on_inbox(now),
-                }
-                if self.since_listeners >= BATCH && index + 1 < ready.len() {
-                    self.visit_listeners(now);
+            // A broken assumption about one packet must not end everybody's calls.
+            match catch_unwind(AssertUnwindSafe(|| self.turn(&mut ready))) {
+                Ok(turned) => turned?,
+                Err(panic) => {
+                    if let Err(why) = self.recover() {
+                        tracing::error!(worker = self.id.0, why, "a panic can't be recovered from");
+                        resume_unwind(panic);
+                    }
                 }
             }
-            self.flush();
-            self.givers.wake();
-            self.gather(now, ready.len());
-            self.room.on_turn(now.ticks, self.datagrams());
         }
         self.net.processor.give_up();
         Ok(())
     }
 
+    /// Waits, and does what there is to do.
+    fn turn(&mut self, ready: &mut Ready) -> io::Result<()> {
+        if self.datagrams.has_batch() {
+            self.finish_batch(clock::now());
+        }
+        self.alarm.set(self.next_deadline());
+        self.epoll.wait(ready, self.streams.ready() == 0)?;
+        let now = clock::now();
+        self.now = now.ticks;
+        self.loops = self.loops.wrapping_add(1);
+        self.net.loops.add(1);
+        self.budget.begin_turn();
+        self.on_deadlines(now);
+        self.visit_ready_streams(now);
+        for index in 0..ready.len() {
+            let Some(event) = ready.get(index) else { break };
+            let at = (event.token & ((1 << KIND_BITS) - 1)) as usize;
+            match event.token >> KIND_BITS {
+                LISTENER => self.on_listener(now, at),
+                RELAY => self.on_relay(now, at),
+                STREAM => self.on_stream(now, at, event.readable, event.writable),
+                CONTROL => self.on_control(now, at),
+                // What is due is done at the start of each turn.
+                ALARM => self.alarm.clear(),
+                _ => self.on_inbox(now),
+            }
+            self.server.put_down();
+            if self.datagrams.since_listeners >= BATCH && index + 1 < ready.len() {
+                self.visit_listeners(now);
+            }
+        }
+        self.flush();
+        self.flush_streams(now);
+        self.flush();
+        self.producers.wake();
+        self.gather(now, ready.len());
+        self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
+        Ok(())
+    }
+
     /// All datagrams that were ever received.
-    fn datagrams(&self) -> u64 {
+    fn datagrams_received(&self) -> u64 {
         self.net.listener_batches.datagrams() + self.net.relayed_batches.datagrams()
     }
 
     /// Lets packets gather for a moment, if there are so many that the next ones are sure to come.
     fn gather(&mut self, now: Now, ready: usize) {
         // Where much is waiting already there is nothing to gather.
-        let pays = self.settings.coalesce_microseconds > 0 && ready < BATCH / 2;
-        if pays && self.pace.is_fast(now.ticks, self.datagrams()) {
+        let may_wait = self.settings.coalesce_microseconds > 0 && ready < BATCH / 2;
+        let packets = PacketsSoFar {
+            all: self.datagrams_received() + self.frames,
+            in_rows: self.datagrams.in_rows + self.frames,
+        };
+        if may_wait && self.pace.pays_to_wait(now.ticks, packets) {
             sys::sleep(self.settings.coalesce_microseconds);
         }
     }
@@ -271,35 +291,46 @@ impl Worker {
             self.server.handle_timeout(now);
             self.drain(now);
         }
-        while let Some(at) = self.streams.pop_overdue(now.ticks) {
+        // Those that are left have their turn at once: the next deadline is past.
+        for _ in 0..STREAMS_PER_TURN {
+            let Some(at) = self.streams.pop_overdue(now.ticks) else { return };
             self.net.streams_overdue.add(1);
             self.close_stream(now, at);
         }
     }
 
-    // ---- the core's wishes
+    // ---- what the core wants done
 
     fn drain(&mut self, now: Now) {
-        while let Some(output) = self.server.poll_output() {
-            match output {
-                Output::Reply { via, bytes } => self.reply(now, via, &bytes),
-                Output::OpenRelay { allocation, request } => {
-                    let result = self.open_relay(now, allocation, request);
-                    // What else the core wants comes first: one input, then drain.
-                    self.streams.opened.push((allocation, result));
-                }
-                Output::CloseRelay { allocation, relayed, client } => {
-                    self.relays.close(allocation, relayed, client, now.ticks)
-                }
-                Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
-                Output::Ask { worker, ticket, question } => self.ask(now, worker, ticket, question),
-                Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
-                Output::Happened(event) => self.tell(now, event),
+        loop {
+            while let Some(output) = self.server.poll_output() {
+                self.on_output(now, output);
             }
+            // The driving rule: one input, then everything that it led to, then the next input.
+            let Some(answer) = self.answers.pop_front() else { return };
+            self.server.handle_input(now, answer);
         }
-        if let Some((allocation, result)) = self.streams.opened.pop() {
-            self.server.handle_input(now, Input::RelayOpened { allocation, result });
-            self.drain(now);
+    }
+
+    fn on_output(&mut self, now: Now, output: Output) {
+        match output {
+            Output::Reply { via, bytes } => self.reply(via, &bytes),
+            Output::Admit { allocation, purpose } => {
+                let claim = self.server.quota_claim(allocation);
+                let result = claim.map(|(claim, limits)| self.process.admit(now, &claim, limits, purpose));
+                self.answers.extend(result.map(|result| Input::Admission { allocation, result }));
+            }
+            Output::OpenRelay { allocation, request } => {
+                let result = self.open_relay(now, allocation, request);
+                self.answers.push_back(Input::RelayOpened { allocation, result });
+            }
+            Output::CloseRelay { allocation, relayed, client } => {
+                self.relays.close(allocation, relayed, client, now.ticks)
+            }
+            Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
+            Output::Ask { worker, ticket, question } => self.ask(worker, ticket, question),
+            Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
+            Output::Happened(event) => self.tell(now, event),
         }
     }
 
@@ -307,9 +338,8 @@ impl Worker {
         &mut self,
         now: Now,
         allocation: AllocationId,
-        request: crate::protocol::border::RelayRequest,
-    ) -> Result<crate::protocol::border::OpenedRelay, crate::protocol::border::RelayRefused> {
-        use crate::protocol::border::RelayRefused;
+        request: RelayRequest,
+    ) -> Result<OpenedRelay, RelayRefused> {
         let opened = self.relays.open(allocation, request, now.ticks)?;
         let registered = self.relays.get(allocation).ok_or(RelayRefused::System).and_then(|relay| {
             let token = token(RELAY, allocation.index as usize);
@@ -327,32 +357,27 @@ impl Worker {
         }
     }
 
-    fn ask(&mut self, now: Now, worker: WorkerId, ticket: AskId, question: Question) {
-        let sent = self
-            .mailboxes
-            .get(usize::from(worker.0))
-            .is_some_and(|mailbox| mailbox.send(Message::Ask { ticket, question }).is_ok());
-        if !sent {
+    fn ask(&mut self, worker: WorkerId, ticket: QuestionId, question: Question) {
+        let mailbox = self.mailboxes.get(usize::from(worker.0));
+        if mailbox.is_none_or(|mailbox| mailbox.send(Message::Ask { ticket, question }).is_err()) {
             self.counters.dropped(DropReason::InboxFull, 1, 0);
-            self.server.handle_input(now, Input::Answered { ticket, answer: Answer::Reservation(None) });
+            self.answers.push_back(Input::Answered { ticket, answer: Answer::Reservation(None) });
         }
     }
 
-    fn answer(&mut self, now: Now, ticket: AskId, answer: Answer) {
+    fn answer(&mut self, now: Now, ticket: QuestionId, answer: Answer) {
         let Answer::Reservation(relayed) = answer;
         let socket = relayed.and_then(|relayed| self.relays.take_held(relayed));
         let Some(mailbox) = self.mailboxes.get(usize::from(ticket.worker.0)) else { return };
-        if let Err(message) = mailbox.send(Message::Answer { ticket, answer, socket }) {
+        if let Err(NotSent::Full(message) | NotSent::Gone(message)) =
+            mailbox.send(Message::Answer { ticket, answer, socket })
+        {
             self.counters.dropped(DropReason::InboxFull, 1, 0);
-            self.take_back(now, relayed, message);
-        }
-    }
-
-    /// An answer that could not be delivered: the held socket is closed here.
-    fn take_back(&mut self, now: Now, relayed: Option<RelayedTransportAddress>, message: Message) {
-        if let (Some(relayed), Message::Answer { socket: Some(socket), .. }) = (relayed, message) {
-            self.relays.put_held(relayed, socket);
-            self.relays.close_held(relayed, now.ticks);
+            // The held socket that came along is closed here.
+            if let (Some(relayed), Message::Answer { socket: Some(socket), .. }) = (relayed, message) {
+                self.relays.put_held(relayed, socket);
+                self.relays.close_held(relayed, now.ticks);
+            }
         }
     }
 
@@ -365,12 +390,9 @@ impl Worker {
                 }
                 self.tell_session(Event::AllocationCreated(record));
             }
-            Event::AllocationGoesOn(_) => self.tell_session(event),
+            Event::AllocationInterim(_) => self.tell_session(event),
             Event::AllocationEnded(record) => self.tell_end(now, record),
-            Event::Refused { .. } => {
-                // Lost first in a flood; the counters have them all.
-                let _ = self.events.refusals.try_send(event);
-            }
+            Event::Refused { .. } => self.events.tell_refusal(event, &self.net),
         }
     }
 
@@ -392,9 +414,7 @@ impl Worker {
     }
 
     fn tell_session(&self, event: Event) {
-        if self.events.is_wanted(&event) && self.events.sessions.try_send(event).is_err() {
-            self.net.events_lost.add(1);
-        }
+        self.events.tell_session(event, &self.net);
     }
 
     /// Tells of the ends that waited for a stream's queue.

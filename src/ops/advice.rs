@@ -1,17 +1,69 @@
-//! Settings of the machine that a relay suffers from: looked at once at the start, told as warnings.
+//! What a relay suffers from though nothing is wrong with its configuration: settings of the machine, and addresses that
+//! clients can't reach. Told as warnings.
 
-use std::fs;
-use std::ops::RangeInclusive;
+use std::net::IpAddr;
+
+use crate::config::Config;
+use crate::net::RelayAddress;
 
 /// Each thing to look at, as a sentence with its remedy.
+///
+/// Only what costs packets: relay ports that lie in `net.ipv4.ip_local_port_range` break nothing, since a port that another
+/// program has is stepped over, and every stock Linux has them there.
 #[must_use]
-pub fn machine(relay_ports: &RangeInclusive<u16>, receive_buffer: Option<usize>, wanted: usize) -> Vec<String> {
-    // A sandbox may hide these (ProcSubset=pid); then there is nothing to say about them.
-    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+pub fn machine(receive_buffer: Option<usize>, wanted: usize) -> Vec<String> {
+    buffers(receive_buffer, wanted).into_iter().collect()
+}
+
+/// Each reason why clients will not reach these relay addresses: the key that mends it, and a sentence with the remedy.
+///
+/// The one place that knows of it, for `serve`, `check-config`, `credentials mint` and `check`.
+#[must_use]
+pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, String)> {
     let mut advice = Vec::new();
-    advice.extend(buffers(receive_buffer, wanted));
-    advice.extend(ports(relay_ports, &read("ip_local_port_range"), &read("ip_local_reserved_ports")));
+    let private = |ips: Vec<IpAddr>| -> Vec<String> {
+        ips.into_iter().filter(|ip| is_private(*ip)).map(|ip| ip.to_string()).collect()
+    };
+    let external = private(config.relay.external.public());
+    // Somebody who relays from loopback is alone with it, and knows.
+    let told: Vec<IpAddr> = relays.iter().map(|of| of.advertised).filter(|ip| !ip.is_loopback()).collect();
+    let unreached = private(told.clone());
+    if !external.is_empty() {
+        advice.push((
+            "relay.external",
+            format!(
+                "{} is a private address, so clients on the internet get relayed addresses that no peer can reach; write the public address of this machine, or of its NAT",
+                external.join(", ")
+            ),
+        ));
+    } else if !told.is_empty() && unreached.len() == told.len() {
+        advice.push((
+            "relay.external",
+            format!(
+                "every relay address is private ({}), so clients on the internet get relayed addresses that no peer can reach; if this machine has a public address, as cloud machines have, set relay.external to it",
+                unreached.join(", ")
+            ),
+        ));
+    }
+    if !relays.is_empty() && relays.iter().all(|of| of.advertised.is_ipv6()) {
+        advice.push((
+            "relay.addresses",
+            "there is no IPv4 address to relay from, so clients that ask for no address family, as most do, get 440; give this machine an IPv4 address, or clients that ask for IPv6".to_owned(),
+        ));
+    }
     advice
+}
+
+/// Whether an address means something inside one network only: private use (RFC 1918), shared address space (RFC 6598),
+/// link-local, unique local (RFC 4193).
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            v4.is_private() || v4.is_link_local() || (first == 100 && second & 0xC0 == 64)
+        }
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
 }
 
 fn buffers(granted: Option<usize>, wanted: usize) -> Option<String> {
@@ -21,46 +73,43 @@ fn buffers(granted: Option<usize>, wanted: usize) -> Option<String> {
     ))
 }
 
-/// Warns when the system may take relay ports for its own outgoing connections.
-fn ports(relay: &RangeInclusive<u16>, local: &str, reserved: &str) -> Option<String> {
-    let mut bounds = local.split_whitespace().map(str::parse::<u16>);
-    let (Some(Ok(first)), Some(Ok(last))) = (bounds.next(), bounds.next()) else { return None };
-    let (from, to) = ((*relay.start()).max(first), (*relay.end()).min(last));
-    let is_reserved = |port: u16| {
-        reserved.trim().split(',').any(|range| {
-            let (start, end) = range.split_once('-').unwrap_or((range, range));
-            matches!((start.parse::<u16>(), end.parse::<u16>()), (Ok(start), Ok(end)) if (start..=end).contains(&port))
-        })
-    };
-    let taken = (from..=to).filter(|port| !is_reserved(*port)).count();
-    (from <= to && taken > 0).then(|| {
-        format!(
-            "net.ipv4.ip_local_port_range: {first}-{last} overlaps relay.ports in {taken} ports, which other programs may then hold; sysctl net.ipv4.ip_local_reserved_ports={}-{}",
-            relay.start(),
-            relay.end()
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_overlap_is_told_unless_the_ports_are_reserved() {
-        let told = |local, reserved| ports(&(49_152..=65_535), local, reserved);
-        let advice = told("32768\t60999\n", "\n").unwrap();
-        assert!(advice.contains("11848 ports") && advice.contains("ip_local_reserved_ports=49152-65535"), "{advice}");
-        assert!(told("32768 60999", "1,50000-65535").unwrap().contains("848 ports"));
-        for (local, reserved) in [("32768 49151", ""), ("32768 60999", "49152-65535"), ("", ""), ("x y", "")] {
-            assert_eq!(told(local, reserved), None, "{local} {reserved}");
-        }
+    fn reach_of(external: &str, relays: &[&str]) -> Vec<&'static str> {
+        let config = Config::with_a_secret(&format!("relay.external = {external}")).unwrap();
+        let relays = relays.iter().map(|local| {
+            let local = local.parse().unwrap();
+            RelayAddress { local, advertised: config.relay.external.advertised(local) }
+        });
+        reach(&config, &relays.collect::<Vec<_>>()).into_iter().map(|(key, _)| key).collect()
     }
 
+    // F-B1
     #[test]
-    fn a_small_buffer_is_told() {
+    fn relay_addresses_that_no_peer_can_reach_are_told() {
+        let (none, external, family) = (reach_of("\"\"", &[]), ["relay.external"], ["relay.addresses"]);
+        assert!(none.is_empty(), "a server that waits for its address says so itself");
+        for local in ["10.0.0.5", "172.16.9.9", "192.168.1.2", "100.64.0.1", "169.254.7.7"] {
+            assert_eq!(reach_of("\"\"", &[local]), external, "{local}");
+        }
+        assert_eq!(reach_of("\"10.1.2.3\"", &["10.0.0.5"]), external);
+        assert_eq!(reach_of("\"\"", &["fd00::5"]), ["relay.external", "relay.addresses"]);
+        assert_eq!(reach_of("\"\"", &["2a00::5"]), family);
+        assert_eq!(reach_of("[\"45.0.0.7\", \"fd00::7\"]", &["10.0.0.5", "fd00::5"]), external);
+        for fine in [&["45.0.0.7"][..], &["10.0.0.5", "2a00::5"], &["127.0.0.1"], &["100.128.0.1"]] {
+            assert!(reach_of("\"\"", fine).is_empty(), "{fine:?}");
+        }
+        assert!(reach_of("\"45.0.0.7\"", &["10.0.0.5"]).is_empty());
+    }
+
+    // F-B10
+    #[test]
+    fn a_small_buffer_is_told_and_nothing_else() {
         assert!(buffers(Some(212_992), 4 << 20).unwrap().contains("rmem_max=4194304"));
         assert_eq!(buffers(Some(4 << 20), 4 << 20), None);
         assert_eq!(buffers(None, 4 << 20), None);
+        assert_eq!(machine(Some(4 << 20), 4 << 20), Vec::<String>::new());
     }
 }

@@ -33,7 +33,7 @@ pub struct DrainAnswer {
     pub is_already_under_way: bool,
     /// How many sessions still live.
     pub sessions: u64,
-    /// How long until those that are left are ended; `None` if they may last as long as they like.
+    /// How long until those that are left are ended; `None` without a time limit.
     pub ends_in_s: Option<u64>,
 }
 
@@ -41,7 +41,7 @@ pub struct DrainAnswer {
 #[derive(Clone, Debug)]
 pub struct Commands(mpsc::Sender<Command>);
 
-/// Both ends; the second is read by whoever handles signals.
+/// Both ends; the loop that handles signals reads the second.
 #[must_use]
 pub fn channel() -> (Commands, mpsc::Receiver<Command>) {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);

@@ -1,7 +1,7 @@
-//! The drain of a server: nobody new is let in, calls end by themselves, and then the process does.
+//! The drain of a server: no new sessions; calls end by themselves, and then the process does.
 //!
 //! Owns how it begins, what is told while it goes on, and when it is over. What a draining server answers is the
-//! core's (`protocol::drain`). Begun by `run` for SIGTERM, and by whoever else holds a [`Drain`].
+//! core's (`protocol::drain`). Begun by `run` for SIGTERM, and by other holders of a [`Drain`].
 
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,7 @@ pub enum Over {
 pub struct Progress {
     /// Allocations that still live.
     pub allocations: u32,
-    /// How long until those that are left are ended; `None` if they may last as long as they like.
+    /// How long until those that are left are ended; `None` without a time limit.
     pub ends_in: Option<Duration>,
 }
 
@@ -62,7 +62,7 @@ impl Progress {
         };
         match self.seconds_left() {
             Some(seconds) => format!("draining: {allocations} left, at most {seconds} s more"),
-            None => format!("draining: {allocations} left, however long they last"),
+            None => format!("draining: {allocations} left, without a time limit"),
         }
     }
 }
@@ -100,7 +100,7 @@ impl Drain {
         lock(&self.config).on_term
     }
 
-    /// Lets nobody new in from when this returns; `false` if it was begun before. `by` is for the log.
+    /// No new sessions from when this returns; `false` if it was begun before. `by` is for the log.
     pub async fn begin(self: &Arc<Self>, by: &str) -> bool {
         if lock(&self.began_at).is_some() {
             return false;
@@ -168,7 +168,7 @@ impl Drain {
         match over {
             Over::Empty => tracing::info!("drained: the last allocation has ended"),
             Over::Deadline(allocations) => {
-                tracing::warn!(allocations, "drain.deadline: the allocations that are left are ended");
+                tracing::warn!(allocations, "drain.deadline reached: ending the remaining allocations");
             }
         }
         self.over.send_replace(Some(over));
@@ -183,7 +183,7 @@ mod tests {
     fn progress_is_a_sentence() {
         let text = |allocations, ends_in| Progress { allocations, ends_in }.text();
         assert_eq!(text(1, Some(Duration::from_millis(61_500))), "draining: 1 allocation left, at most 62 s more");
-        assert_eq!(text(20, None), "draining: 20 allocations left, however long they last");
+        assert_eq!(text(20, None), "draining: 20 allocations left, without a time limit");
         assert_eq!(Progress { allocations: 1, ends_in: Some(Duration::from_secs(5)) }.seconds_left(), Some(5));
     }
 }

@@ -1,54 +1,74 @@
 //! The journal's own datagram protocol: one entry per datagram, with fields that `journalctl` can search by.
 //!
-//! [`Layer`] writes log lines this way; usage records go the same way from `ops::usage`.
+//! [`Layer`] makes entries of log lines, which the log's thread hands over; usage records go the same way from `ops::usage`.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use socket2::{SockAddr, SockRef};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::Context;
+
+use super::log::output::{LineClass, Queue};
+use crate::printable::{is_printable, printable_lines};
 
 /// A journal that takes nothing for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The journal's socket.
 #[derive(Debug)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     path: PathBuf,
     socket: UnixDatagram,
+    /// It did not take the last entry: the next one does not wait for it, or each would cost the whole patience.
+    is_failing: bool,
 }
 
 impl Journal {
-    pub(super) fn new(path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn new(path: PathBuf) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { path, socket })
+        Ok(Self { path, socket, is_failing: false })
     }
 
     /// One that somebody listens on: an empty entry, which the journal ignores, arrives.
-    pub(super) fn reach(path: &Path) -> io::Result<Self> {
-        let journal = Self::new(path.to_owned())?;
-        journal.send(&Entry::default())?;
+    pub(crate) fn reach(path: &Path) -> io::Result<Self> {
+        let mut journal = Self::new(path.to_owned())?;
+        journal.hand_over(&JournalEntry::default())?;
         Ok(journal)
     }
 
-    /// Hands an entry over. The path is looked up anew each time: the journal may have been restarted.
-    pub(super) fn send(&self, entry: &Entry) -> io::Result<()> {
-        self.socket.send_to(&entry.0, &self.path).map(drop)
+    /// Hands an entry over; blocks for [`PATIENCE`] at most, and not at all after a failure.
+    ///
+    /// The path is looked up anew each time: the journal may have been restarted.
+    pub(crate) fn hand_over(&mut self, entry: &JournalEntry) -> io::Result<()> {
+        let result = if self.is_failing {
+            let to = SockAddr::unix(&self.path)?;
+            SockRef::from(&self.socket).send_to_with_flags(&entry.0, &to, libc::MSG_DONTWAIT).map(drop)
+        } else {
+            self.socket.send_to(&entry.0, &self.path).map(drop)
+        };
+        self.is_failing = result.is_err();
+        result
     }
 }
 
 /// The fields of one entry.
 #[derive(Debug, Default)]
-pub(super) struct Entry(Vec<u8>);
+pub(crate) struct JournalEntry(Vec<u8>);
 
-impl Entry {
+impl JournalEntry {
+    /// Bytes of the datagram.
+    pub(crate) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds a field. A value of several lines goes with its length, so that no value can make a field of its own.
-    pub(super) fn field(&mut self, name: &str, value: &str) {
+    pub(crate) fn field(&mut self, name: &str, value: &str) {
         self.0.extend_from_slice(name.as_bytes());
         if value.contains('\n') {
             self.0.push(b'\n');
@@ -61,31 +81,31 @@ impl Entry {
     }
 }
 
-/// Writes each log line as an entry: the text with all its fields as MESSAGE, and each field as one of its own.
-pub(super) struct Layer(Journal);
+/// Makes an entry of each log line: the text with all its fields as MESSAGE, and each field as one of its own.
+pub(crate) struct Layer(&'static Queue);
 
 impl Layer {
-    pub(super) const fn new(journal: Journal) -> Self {
-        Self(journal)
+    /// Leaves the entries in this queue.
+    pub(crate) const fn new(queue: &'static Queue) -> Self {
+        Self(queue)
     }
 }
 
 impl<S: Subscriber> tracing_subscriber::Layer<S> for Layer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut line = Line::default();
+        let mut line = JournalFields::default();
         event.record(&mut line);
-        let text = line.message + &line.shown;
-        let mut entry = Entry::default();
+        // Fields stay exact, for those who search; what is shown by itself must show as itself.
+        let text = printable_lines(&line.message).into_owned() + &line.shown;
+        let mut entry = JournalEntry::default();
         entry.field("MESSAGE", &text);
         entry.field("PRIORITY", priority(*event.metadata().level()));
         entry.field("SYSLOG_IDENTIFIER", "throughway");
         for (name, value) in &line.fields {
             entry.field(&format!("THROUGHWAY_{}", name.to_uppercase()), value);
         }
-        if self.0.send(&entry).is_err() {
-            // Better a line without fields than none; who does not read standard error either has chosen so.
-            let _ = writeln!(io::stderr(), "{} {text}", event.metadata().level());
-        }
+        let metadata = event.metadata();
+        self.0.push_entry(LineClass::of(metadata), entry, format!("{} {text}", metadata.level()));
     }
 }
 
@@ -101,22 +121,22 @@ const fn priority(level: Level) -> &'static str {
 
 /// A log line taken apart.
 #[derive(Default)]
-struct Line {
+struct JournalFields {
     message: String,
     /// The fields as text behind the message.
     shown: String,
     fields: Vec<(&'static str, String)>,
 }
 
-impl Line {
+impl JournalFields {
     fn take(&mut self, field: &Field, value: String) {
         if field.name() == "message" {
             self.message = value;
             return;
         }
         let is_plain =
-            !value.is_empty() && value.chars().all(|c| c != '"' && c != '\\' && !c.is_whitespace() && !c.is_control());
-        // Nobody can fail to write to a string.
+            !value.is_empty() && value.chars().all(|c| c != '"' && c != '\\' && !c.is_whitespace() && is_printable(c));
+        // Writing to a string can't fail.
         let _ = if is_plain {
             write!(self.shown, " {}={value}", field.name())
         } else {
@@ -126,7 +146,7 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for JournalFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.take(field, value.to_owned());
     }
@@ -143,6 +163,7 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
+    use crate::ops::log::output::Output;
     use crate::ops::usage::tests::Directory;
 
     /// What the journal makes of a datagram.
@@ -175,7 +196,9 @@ mod tests {
         let journal = Journal::reach(&path).unwrap();
         let mut buffer = [0; 4096];
         assert_eq!(socket.recv(&mut buffer).unwrap(), 0);
-        let subscriber = tracing_subscriber::registry().with(Layer::new(journal));
+        let queue: &'static Queue = Box::leak(Box::default());
+        std::thread::spawn(|| queue.write_to(Output::new(Some(journal), io::sink())));
+        let subscriber = tracing_subscriber::registry().with(Layer::new(queue));
         tracing::subscriber::with_default(subscriber, || {
             let user = "bob\nPRIORITY=0\nTHROUGHWAY_CLIENT=forged";
             let none = None::<&str>;

@@ -1,8 +1,12 @@
-//! The log: one line per ended session, one summary line per window for refusals.
+//! The log: a line per ended session, within a user's limit; one summary line per window for refusals.
 //!
-//! Written on the control runtime, so that a slow terminal never stops a worker.
+//! Lines are made where something happens and written by a thread of their own ([`output`]): neither a worker nor the
+//! control runtime ever waits for a terminal, a pipe or the journal.
 
-use std::io::{self, IsTerminal as _, Stderr, Write as _};
+pub(super) mod output;
+mod sessions;
+
+use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +19,19 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
+pub use self::sessions::left_out as session_lines_left_out;
+
+use self::output::{LineClass, LineMaker, Output, Queue, SESSION_TARGET};
+use self::sessions::Minute;
+use crate::clock;
 use crate::config::checked::{LogConfig, LogFormat, LogLevel};
-use crate::net::{EventReceivers, Running, clock};
+use crate::failure;
+use crate::net::{EventReceivers, Running};
 use crate::ops::journal::{self, Journal};
 use crate::ops::refusals::Refusals;
-use crate::ops::usage::Feed;
 use crate::protocol::accounting::{Amount, SessionRecord};
-use crate::protocol::border::{DropReason, EndReason, Event};
+use crate::protocol::border::Event;
+use crate::protocol::reason::{DropReason, EndReason};
 use crate::protocol::reject::RejectReason;
 
 /// How often refusals are summed up in one line.
@@ -79,14 +89,80 @@ pub fn start(config: &LogConfig) -> Result<Level, String> {
         LogFormat::Auto | LogFormat::Text | LogFormat::Json => None,
     };
     let is_text = config.format == LogFormat::Text || (config.format == LogFormat::Auto && terminal);
-    let lines = match journal {
-        Some(journal) => journal::Layer::new(journal).boxed(),
-        None if is_text => fmt::layer().with_ansi(terminal).with_target(false).with_writer(below_progress).boxed(),
-        None => fmt::layer().json().flatten_event(true).with_target(false).with_writer(below_progress).boxed(),
+    let is_json = journal.is_none() && !is_text;
+    let writer = LineMaker { queue: &QUEUE, is_json };
+    let lines = if journal.is_some() {
+        journal::Layer::new(&QUEUE).boxed()
+    } else if is_text {
+        fmt::layer().with_ansi(terminal).with_target(false).log_internal_errors(false).with_writer(writer).boxed()
+    } else {
+        fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_target(false)
+            .log_internal_errors(false)
+            .with_writer(writer)
+            .boxed()
     };
+    sessions::configure(config);
     // A second start in one process (tests) keeps the first log.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    if tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().is_ok() {
+        let output = Output::new(journal, io::stderr());
+        let thread = std::thread::Builder::new().name("log".to_owned()).spawn(|| QUEUE.write_to(output));
+        thread.map_err(|error| format!("log: can't start a thread: {error}"))?;
+        HAS_BEGUN.store(true, Ordering::Relaxed);
+        std::panic::set_hook(Box::new(log_panic));
+        failure::before_exit(flush);
+    }
     Ok(Level(level))
+}
+
+/// What waits for the log's thread, from everywhere in the process.
+static QUEUE: Queue = Queue::new();
+
+/// Whether the log's thread runs.
+static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
+
+/// Takes over what a reload may change besides the level.
+pub fn reconfigure(config: &LogConfig) {
+    sessions::configure(config);
+}
+
+/// Lines that were lost since the start, by reason: no room in the queue, or the output refused them.
+#[must_use]
+pub fn lines_lost() -> [(&'static str, u64); 2] {
+    let [overflowed, refused] = QUEUE.lost();
+    [("queue_full", overflowed), ("output_failed", refused)]
+}
+
+/// Why the process ends, on standard error as it stands; `false` if there is no log yet, so that the caller writes it.
+#[must_use]
+pub fn write_last(text: &str) -> bool {
+    let has_begun = HAS_BEGUN.load(Ordering::Relaxed);
+    if has_begun {
+        QUEUE.push_text(LineClass::Urgent, format!("{text}\n"));
+        flush();
+    }
+    has_begun
+}
+
+/// Waits for the lines that were logged up to now, but not for an output that takes none: the last thing that a
+/// process does.
+pub fn flush() {
+    QUEUE.flush();
+}
+
+/// A panic's message takes the same way as every other line: standard error may be a pipe without a reader, and
+/// a panicking thread must not wait for it.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let location = panic.location().map(ToString::to_string);
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text");
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string());
+    tracing::error!(thread = thread.name(), location, panic = text, backtrace, "a part of the server panicked");
 }
 
 /// Whether standard error is the stream that systemd names in $JOURNAL_STREAM, and not one that it was inherited beside.
@@ -95,48 +171,29 @@ fn is_standard_error(stream: &str) -> bool {
     file.is_ok_and(|file| stream == format!("{}:{}", file.dev(), file.ino()))
 }
 
-/// Whether the last line on the terminal is one of progress, which the next line takes the place of.
-static IS_PROGRESS_SHOWN: AtomicBool = AtomicBool::new(false);
-
-const ERASE_LINE: &[u8] = b"\r\x1b[K";
-
 /// A line of progress on a terminal, in the place of the last one.
 pub fn show_progress(text: &str) {
-    let mut terminal = io::stderr().lock();
-    // A terminal that went away changes nothing.
-    let _ = terminal.write_all(ERASE_LINE).and_then(|()| terminal.write_all(text.as_bytes()));
-    IS_PROGRESS_SHOWN.store(true, Ordering::Relaxed);
-}
-
-/// Where log lines go.
-fn below_progress() -> Stderr {
-    if IS_PROGRESS_SHOWN.swap(false, Ordering::Relaxed) {
-        let _ = io::stderr().write_all(ERASE_LINE);
-    }
-    io::stderr()
+    QUEUE.push_progress(text);
 }
 
 /// Hears of each ended session besides the log.
 pub type OnEnded = Box<dyn Fn(&SessionRecord) + Send + Sync>;
 
-/// Writes what the workers tell until they are gone.
+/// Makes lines of what the workers tell until they are gone.
 pub async fn follow(
     mut events: EventReceivers,
     running: Weak<Running>,
     on_ended: Option<OnEnded>,
-    usage: Option<Feed>,
     memory: Arc<Refusals>,
 ) {
     let mut window = tokio::time::interval(WINDOW);
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
-    let mut refusals = Window::default();
-    let of_session = |event: &Event| {
-        // The record first: a log that hangs must not hold it up.
-        if let Some(usage) = &usage {
-            usage.take(event);
+    let (mut refusals, mut minute) = (Window::default(), Minute::new());
+    let of_session = |minute: &mut Minute, event: &Event| {
+        if !matches!(event, Event::AllocationEnded(record) if !minute.admit(record)) {
+            write(event);
         }
-        write(event);
         if let (Event::AllocationEnded(record), Some(on_ended)) = (event, &on_ended) {
             on_ended(record);
         }
@@ -151,29 +208,31 @@ pub async fn follow(
             biased;
             _ = window.tick() => {
                 refusals.write();
+                minute.write();
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
                 }
                 continue;
             }
             event = events.sessions.recv() => match event {
-                Some(event) => of_session(&event),
+                Some(event) => of_session(&mut minute, &event),
                 None => break,
             },
             Some(event) = events.refusals.recv() => of_refusal(&mut refusals, &event),
         }
         for _ in 0..AT_ONCE {
             let Ok(event) = events.sessions.try_recv() else { break };
-            of_session(&event);
+            of_session(&mut minute, &event);
         }
         for _ in 0..AT_ONCE {
             let Ok(event) = events.refusals.try_recv() else { break };
             of_refusal(&mut refusals, &event);
         }
-        // Whoever tells something meanwhile wakes nobody.
+        // Events that come meanwhile wake no thread.
         tokio::time::sleep(REST).await;
     }
     refusals.write();
+    minute.write();
 }
 
 fn write(event: &Event) {
@@ -181,6 +240,7 @@ fn write(event: &Event) {
         Event::AllocationCreated(record) => {
             let five_tuple = record.via.five_tuple();
             tracing::debug!(
+                target: SESSION_TARGET,
                 session = %record.session,
                 user = &*record.identity,
                 client = %five_tuple.client,
@@ -190,11 +250,11 @@ fn write(event: &Event) {
             );
         }
         // The usage file has these; a line per minute and session would bury the others.
-        Event::AllocationGoesOn(_) => {}
+        Event::AllocationInterim(_) => {}
         Event::AllocationEnded(record) => write_session(record),
         Event::Refused { via, reason, username } => {
             let client = via.five_tuple().client;
-            tracing::debug!(%client, reason = reason.name(), code = reason.code().0, username = username.as_deref(), "request refused");
+            tracing::debug!(target: SESSION_TARGET, %client, reason = reason.name(), code = reason.code().0, username = username.as_deref(), "request refused");
         }
     }
 }
@@ -203,6 +263,7 @@ fn write_session(record: &SessionRecord) {
     let (to_peers, to_client) = (record.traffic.to_peers, record.traffic.to_client);
     let five_tuple = record.via.five_tuple();
     tracing::info!(
+        target: SESSION_TARGET,
         session = %record.session,
         user = &*record.identity,
         username = &*record.username,
@@ -270,7 +331,7 @@ impl Window {
             reasons = reasons.join(" "),
             quota_user = user.as_deref(),
             quota_key = key,
-            "requests refused in the last minute; at level debug each has a line"
+            "requests refused in the last minute; set the level to debug for a line each"
         );
         *self = Self::default();
     }
@@ -288,7 +349,7 @@ fn warn_of_one_address(running: &Running) {
                 %client,
                 allocations = of_client,
                 of = total,
-                "over 90 % of the allocations come from one address; if a proxy stands before this server, limits.allocations_per_client counts all its clients as one"
+                "over 90 % of the allocations come from one address; behind a proxy limits.allocations_per_client counts all its clients as one"
             );
         });
     }
@@ -297,12 +358,12 @@ fn warn_of_one_address(running: &Running) {
 /// Says at the start how much fits.
 pub fn file_limit(limit: std::io::Result<u64>) {
     match limit {
-        // Some descriptors are listeners, HTTP and the runtime's own.
+        // Those that are kept back are for listeners, HTTP and the runtime's own.
         Ok(limit) => tracing::info!(
             open_files = limit,
             allocations_udp = limit.saturating_sub(64),
             allocations_tcp = limit.saturating_sub(64) / 2,
-            "so many allocations fit under the limit of open files"
+            "room for this many allocations under the limit of open files"
         ),
         Err(error) => tracing::warn!(%error, "can't raise the limit of open files"),
     }

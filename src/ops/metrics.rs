@@ -1,7 +1,7 @@
 //! Every counter, as Prometheus reads it.
 //!
 //! The workers count in plain cells; a scrape sums the cells and asks the kernel for what it counts, so a scrape is
-//! exact and a packet never pays for a metric. Every reason has its line from the start, at 0. No label has values
+//! exact and a packet never pays for a metric. Parts above this one register what they count ([`Metrics::with`]). Every reason has its line from the start, at 0. No label has values
 //! that users choose.
 
 mod process;
@@ -10,37 +10,45 @@ mod text;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use self::text::Text;
-use crate::api::admin::refused::counts as admin_refused;
-use crate::api::rest::counts::Counts;
-use crate::api::rest::refused::IssueRefused;
-use crate::api::turned_away;
+use crate::address::{Family, Transport};
+use crate::clock;
 use crate::net::counters::{Batches, NetCounters};
-use crate::net::{Running, SocketKind, clock};
-use crate::ops::revocations;
+use crate::net::{Running, SocketKind};
 use crate::ops::status::{Phase, Status};
 use crate::ops::usage::UsageMetrics;
+use crate::ops::{log, revocations};
 use crate::protocol::accounting::Amount;
-use crate::protocol::address::{Family, Transport};
-use crate::protocol::border::{DropReason, EndReason};
+use crate::protocol::authenticated::{AuthenticatedCounts, REMAINING_BOUNDS};
 use crate::protocol::counters::{Counters, METHODS};
-use crate::protocol::genuine::{GenuineCounts, REMAINING_BOUNDS};
+use crate::protocol::reason::{DropReason, EndReason};
 use crate::protocol::reject::RejectReason;
+
+pub use self::text::Text;
 
 /// Renders the counters of a running relay.
 pub struct Metrics {
     running: Arc<Running>,
     status: Arc<Status>,
-    issuing: Arc<Counts>,
     usage: Option<UsageMetrics>,
+    others: Vec<Source>,
     started: u64,
 }
 
+/// Writes what another part of the server counts; called at each scrape.
+type Source = Box<dyn Fn(&mut Text) + Send + Sync>;
+
 impl Metrics {
-    /// For this relay and the credentials that are issued for it. Made when the process starts.
+    /// For this relay. Made when the process starts.
     #[must_use]
-    pub fn new(running: Arc<Running>, status: Arc<Status>, issuing: Arc<Counts>, usage: Option<UsageMetrics>) -> Self {
-        Self { running, status, issuing, usage, started: clock::unix_seconds().0 }
+    pub fn new(running: Arc<Running>, status: Arc<Status>, usage: Option<UsageMetrics>) -> Self {
+        Self { running, status, usage, others: Vec::new(), started: clock::unix_seconds().0 }
+    }
+
+    /// Registers another part of the server, which shows what it counts itself.
+    #[must_use]
+    pub fn with(mut self, source: impl Fn(&mut Text) + Send + Sync + 'static) -> Self {
+        self.others.push(Box::new(source));
+        self
     }
 
     /// The text of `/metrics`.
@@ -48,24 +56,26 @@ impl Metrics {
     pub fn render(&self) -> String {
         let workers = Workers(self.running.counters().collect());
         let mut text = Text::default();
-        text.gauge("throughway_build_info", "Always 1; the version is its label")
+        text.gauge("throughway_build_info", "Always 1; the label is the version")
             .each("version", [(env!("CARGO_PKG_VERSION"), 1)]);
-        text.gauge("throughway_ready", "1 while new allocations are welcome, as /readyz tells")
-            .value(u8::from(self.status.get() == Phase::Ready));
+        text.gauge("throughway_ready", "1 while new allocations are accepted, as in /readyz")
+            .value(u8::from(self.status.get() == Phase::Ready && !self.status.lacks_relay_address()));
         publish_allocations(&mut text, &workers);
         publish_requests(&mut text, &workers);
-        publish_genuine(&mut text, &self.running.genuine());
+        publish_authenticated(&mut text, &self.running.authenticated());
         publish_traffic(&mut text, &workers);
         self.publish_workers(&mut text, &workers);
         self.publish_sockets(&mut text);
         Self::publish_pieces(&mut text, &workers);
         self.publish_streams(&mut text, &workers);
         self.publish_tls(&mut text);
-        self.publish_credentials(&mut text);
-        text.counter("throughway_events_lost_total", "Session events that the log could not take in time")
-            .value(workers.net(|net| net.events_lost.get()));
+        self.publish_revocations(&mut text);
+        for source in &self.others {
+            source(&mut text);
+        }
+        publish_log(&mut text, &workers);
         if let Some(usage) = &self.usage {
-            publish_usage(&mut text, usage);
+            publish_usage(&mut text, usage, workers.net(|net| net.records_lost.get()));
         }
         process::publish(&mut text, self.started);
         text.into_string()
@@ -73,17 +83,17 @@ impl Metrics {
 
     fn publish_workers(&self, text: &mut Text, workers: &Workers<'_>) {
         let of_net = |of: fn(&NetCounters) -> u64| workers.numbered(move |(_, net)| of(net));
-        text.counter("throughway_worker_loops_total", "Turns of a worker's loop")
+        text.counter("throughway_worker_loops_total", "Iterations of a worker's loop")
             .each("worker", of_net(|net| net.loops.get()));
         let threads: Vec<_> = self.running.workers().enumerate().map(|(at, of)| (at.to_string(), of)).collect();
         text.real_counter(
             "throughway_worker_cpu_seconds_total",
-            "Processor time of a worker's thread; one second per second is all there is",
+            "Processor time of a worker's thread; one second per second is full load",
         )
         .each("worker", threads.iter().filter_map(|(at, (busy, ..))| Some((at, (*busy)? as f64 / 1e9))));
-        text.gauge("throughway_worker_inbox_messages", "Messages that wait for a worker")
+        text.gauge("throughway_worker_inbox_messages", "Messages waiting in a worker's inbox")
             .each("worker", threads.iter().map(|(at, (_, waiting, _))| (at, waiting)));
-        text.counter("throughway_worker_inbox_refused_total", "Messages that found a worker's inbox full")
+        text.counter("throughway_worker_inbox_refused_total", "Messages refused because a worker's inbox was full")
             .each("worker", threads.iter().map(|(at, (.., refused))| (at, refused)));
         text.counter("throughway_listener_datagrams_total", "Datagrams received on UDP listeners")
             .each("worker", of_net(|net| net.listener_batches.datagrams()));
@@ -108,9 +118,9 @@ impl Metrics {
     }
 
     fn publish_pieces(text: &mut Text, workers: &Workers<'_>) {
-        text.counter("throughway_coalesced_datagrams_total", "Datagrams that came behind another one in one piece")
+        text.counter("throughway_coalesced_datagrams_total", "Datagrams that the kernel coalesced with the one before")
             .value(workers.net(|net| net.coalesced.get()));
-        text.counter("throughway_segmented_messages_total", "Messages of several datagrams, by what the kernel said")
+        text.counter("throughway_segmented_messages_total", "Messages of several datagrams, by the kernel's result")
             .each(
                 "result",
                 [
@@ -118,6 +128,8 @@ impl Metrics {
                     ("refused", workers.net(|net| net.segmented_refused.get())),
                 ],
             );
+        text.counter("throughway_replies_lost_total", "Replies to clients that the kernel refused to send")
+            .value(workers.net(|net| net.replies_lost.get()));
         text.counter(
             "throughway_inside_packets_total",
             "Payload packets from one relayed address to another without the kernel",
@@ -128,45 +140,62 @@ impl Metrics {
     fn publish_sockets(&self, text: &mut Text) {
         text.counter("throughway_kernel_drops_total", "Packets that the kernel dropped at our sockets, by socket")
             .each("socket", SocketKind::ALL.map(|kind| (kind.name(), self.running.kernel_drops(kind))));
-        let ports = self.running.relay_ports().flat_map(|(address, census)| {
-            [("used", census.used), ("free", census.free), ("resting", census.resting)]
+        let ports = self.running.relay_ports().flat_map(|(address, census, reserved)| {
+            let used = census.used - reserved;
+            [("used", used), ("reserved", reserved), ("free", census.free), ("resting", census.resting)]
                 .map(|(state, ports)| ([address.advertised.to_string()], [state], ports))
         });
-        text.gauge("throughway_relay_ports", "Ports of relay.ports by relay address and what they do")
+        text.gauge("throughway_relay_ports", "Ports of relay.ports, by relay address and state")
             .each_of_two(["address", "state"], ports);
+        let (reserved, forgotten) = self.running.reservations();
+        text.gauge("throughway_reservations", "Ports held for a RESERVATION-TOKEN").value(reserved as u64);
+        text.counter("throughway_quota_forgotten_total", "Users and credentials whose counts were dropped too early")
+            .value(forgotten);
     }
 
     fn publish_streams(&self, text: &mut Text, workers: &Workers<'_>) {
         text.gauge("throughway_streams", "Open client streams").value(workers.net(|net| net.streams_open.get()));
-        text.counter("throughway_streams_accepted_total", "Client streams ever adopted")
+        text.counter("throughway_streams_accepted_total", "Client streams accepted since the start")
             .value(workers.net(|net| net.streams_adopted.get()));
+        let (half_open, gave_way) = self.running.streams_half_open();
+        text.gauge("throughway_streams_half_open", "Client streams without an allocation, handshakes included")
+            .value(half_open);
         text.counter("throughway_streams_refused_total", "Client streams that could not be accepted or served")
             .value(self.running.streams_refused());
+        text.counter(
+            "throughway_core_restarts_total",
+            "Panics after which a worker's server was made anew of its state",
+        )
+        .value(workers.net(|net| net.core_restarts.get()));
+        text.gauge(
+            "throughway_stream_input_bytes",
+            "Bytes of client streams waiting for their turn or for the rest of a message",
+        )
+        .value(workers.net(|net| net.stream_input_bytes.get()));
         text.counter("throughway_streams_closed_total", "Client streams that we closed, by reason").each(
             "reason",
             [
                 ("not_stun", workers.net(|net| net.streams_broken.get())),
                 ("no_allocation", workers.net(|net| net.streams_overdue.get())),
+                ("asked_too_much", workers.net(|net| net.streams_cut_off.get())),
                 ("tls_broken", workers.net(|net| net.streams_tls_broken.get())),
                 ("silent", self.running.streams_silent()),
+                ("gave_way", gave_way),
             ],
         );
     }
 
     fn publish_tls(&self, text: &mut Text) {
         let handshakes = self.running.handshakes();
-        text.counter("throughway_tls_handshakes_total", "TLS handshakes by what became of them")
+        text.counter("throughway_tls_handshakes_total", "TLS handshakes, by result")
             .each("result", handshakes.results());
         text.counter("throughway_tls_resumptions_total", "Finished TLS handshakes that resumed a session")
             .value(handshakes.resumed.load(Ordering::Relaxed));
-        text.gauge("throughway_tls_handshakes_under_way", "TLS handshakes that have not finished")
+        text.gauge("throughway_tls_handshakes_under_way", "Unfinished TLS handshakes")
             .value(self.running.handshakes_under_way());
         if let Some(tls) = self.running.tls() {
-            text.counter(
-                "throughway_http_tls_handshakes_total",
-                "TLS handshakes on http.public by what became of them",
-            )
-            .each("result", tls.http_handshakes.results());
+            text.counter("throughway_http_tls_handshakes_total", "TLS handshakes on http.public, by result")
+                .each("result", tls.http_handshakes.results());
         }
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
         let days = certificates.iter().enumerate().map(|(position, of)| (position.to_string(), of.days_left()));
@@ -174,26 +203,7 @@ impl Metrics {
             .each("certificate", days);
     }
 
-    fn publish_credentials(&self, text: &mut Text) {
-        text.counter("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked")
-            .each("key", self.issuing.issued());
-        text.counter("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason")
-            .each("reason", IssueRefused::ALL.iter().map(|refused| (refused.name(), self.issuing.refused(refused))));
-        let fetches = &self.issuing.fetches;
-        if fetches.is_on.load(Ordering::Relaxed) {
-            let results = [("ok", &fetches.ok), ("failed", &fetches.failed)];
-            text.counter("throughway_jwt_key_fetches_total", "Fetches of the keys that check tokens, by result")
-                .each("result", results.map(|(result, count)| (result, count.load(Ordering::Relaxed))));
-            text.gauge("throughway_jwt_keys", "Fetched keys that check tokens")
-                .value(fetches.keys.load(Ordering::Relaxed));
-            if let Some(age) = fetches.age() {
-                text.gauge("throughway_jwt_keys_age_seconds", "How long ago they came").value(age);
-            }
-        }
-        text.counter("throughway_http_connections_refused_total", "HTTP connections closed because too many were open")
-            .value(turned_away());
-        text.counter("throughway_admin_refused_total", "Admin calls that were refused or failed, by reason")
-            .each("reason", admin_refused());
+    fn publish_revocations(&self, text: &mut Text) {
         text.gauge("throughway_revocations", "Credentials, users and tenants that are revoked")
             .value(self.running.revocations().len());
         text.counter("throughway_revocation_write_failures_total", "Revocations that could not be written to disk")
@@ -230,12 +240,12 @@ fn publish_allocations(text: &mut Text, workers: &Workers<'_>) {
             ([transport.name()], [family.name()], live)
         })
     });
-    text.gauge("throughway_allocations", "Live allocations by client transport and relayed family")
+    text.gauge("throughway_allocations", "Live allocations, by client transport and relayed family")
         .each_of_two(["transport", "family"], live);
-    text.counter("throughway_allocations_created_total", "Allocations ever made")
+    text.counter("throughway_allocations_created_total", "Allocations created since the start")
         .value(workers.core(|core| core.created.get()));
     let ended = |reason: &EndReason| workers.core(|core| core.ended[*reason as usize].get());
-    text.counter("throughway_allocations_ended_total", "Ended allocations by reason")
+    text.counter("throughway_allocations_ended_total", "Ended allocations, by reason")
         .each("reason", EndReason::ALL.iter().map(|reason| (reason.name(), ended(reason))));
 }
 
@@ -250,35 +260,38 @@ fn publish_requests(text: &mut Text, workers: &Workers<'_>) {
         .each_of_two(["reason", "code"], refused);
 }
 
-/// Whoever proved to hold a credential; the ids of secrets are the operator's own words.
-fn publish_genuine(text: &mut Text, genuine: &GenuineCounts) {
+/// Clients that proved to hold a credential; the ids of secrets are the operator's own words.
+fn publish_authenticated(text: &mut Text, authenticated: &AuthenticatedCounts) {
     let name = |secret: &Option<Box<str>>| secret.as_deref().unwrap_or("(users)").to_owned();
-    let results = genuine.by_secret.iter().flat_map(|(secret, of)| {
+    let results = authenticated.by_secret.iter().flat_map(|(secret, of)| {
         let refused = of.refused.iter().map(|(reason, count)| (*reason, *count));
         std::iter::once(("ok", of.granted)).chain(refused).map(|(result, count)| ([name(secret)], [result], count))
     });
     text.counter(
         "throughway_authenticated_total",
-        "Requests for an allocation that proved to hold a credential, by the id of its secret and by result",
+        "Allocate requests with a valid credential, by the id of its secret and by result",
     )
     .each_of_two(["secret", "result"], results.collect::<Vec<_>>());
-    let used = genuine.by_secret.iter().filter_map(|(secret, of)| Some((name(secret), of.last_used?.0)));
-    text.gauge("throughway_secret_last_used_timestamp_seconds", "When a secret last let somebody in")
-        .each("secret", used);
-    let (&beyond, within) = genuine.remaining.split_last().expect("there is one bucket more than bounds");
+    let used = authenticated.by_secret.iter().filter_map(|(secret, of)| Some((name(secret), of.last_used?.0)));
+    text.gauge(
+        "throughway_secret_last_used_timestamp_seconds",
+        "Time at which a credential of this secret was last accepted",
+    )
+    .each("secret", used);
+    let (&beyond, within) = authenticated.remaining.split_last().expect("there is one bucket more than bounds");
     text.histogram(
         "throughway_credential_remaining_seconds",
-        "What was left of the lifetime of time-limited credentials at their Allocate; below 0 they were over",
+        "Remaining lifetime of time-limited credentials at Allocate; negative if expired",
     )
-    .plain_buckets(REMAINING_BOUNDS.into_iter().zip(within.iter().copied()), beyond, genuine.remaining_sum);
+    .plain_buckets(REMAINING_BOUNDS.into_iter().zip(within.iter().copied()), beyond, authenticated.remaining_sum);
 }
 
 fn publish_traffic(text: &mut Text, workers: &Workers<'_>) {
     let dropped: Vec<_> =
         DropReason::ALL.iter().map(|why| (why.name(), workers.amount(|core| core.drops_of(*why)))).collect();
-    text.counter("throughway_dropped_packets_total", "Packets that went nowhere, by reason")
+    text.counter("throughway_dropped_packets_total", "Dropped packets, by reason")
         .each("reason", dropped.iter().map(|(why, amount)| (why, amount.packets)));
-    text.counter("throughway_dropped_bytes_total", "Bytes that went nowhere, by reason; payload where it is known")
+    text.counter("throughway_dropped_bytes_total", "Dropped bytes, by reason; payload bytes where known")
         .each("reason", dropped.iter().map(|(why, amount)| (why, amount.bytes)));
     // What waits in a stream's queue is not sent yet, and may never be.
     let waiting = workers.0.iter().map(|(_, net)| net.waiting.get());
@@ -300,21 +313,43 @@ fn publish_traffic(text: &mut Text, workers: &Workers<'_>) {
         .each_of_two(["way", "side"], flows.map(|(way, side, amount)| ([way], [side], amount.bytes)));
 }
 
-fn publish_usage(text: &mut Text, usage: &UsageMetrics) {
+fn publish_log(text: &mut Text, workers: &Workers<'_>) {
+    text.counter(
+        "throughway_log_lines_lost_total",
+        "Log lines lost because standard error or the journal was too slow",
+    )
+    .each("reason", log::lines_lost());
+    text.counter(
+        "throughway_log_session_lines_left_out_total",
+        "Ended sessions left out of the log: log.session_lines_per_user",
+    )
+    .value(log::session_lines_left_out());
+    let events = [
+        ("session", workers.net(|net| net.events_lost.get())),
+        ("refusal", workers.net(|net| net.refusal_events_lost.get())),
+    ];
+    text.counter("throughway_events_lost_total", "Events lost because the log was too slow").each("event", events);
+}
+
+fn publish_usage(text: &mut Text, usage: &UsageMetrics, overload: u64) {
     text.counter("throughway_accounting_records_total", "Usage records written or delivered, by sink")
-        .each("sink", usage.sinks().map(|(sink, written, _)| (sink, written)));
-    text.counter("throughway_accounting_lost_total", "Usage records that a sink lost")
-        .each("sink", usage.sinks().map(|(sink, _, lost)| (sink, lost)));
+        .each("sink", usage.written());
+    text.counter("throughway_accounting_lost_total", "Usage records that a sink lost, by reason")
+        .each_of_two(["sink", "reason"], usage.lost(overload).map(|(sink, why, lost)| ([sink], [why.name()], lost)));
     if let Some((failures, backlog)) = usage.webhook() {
         text.counter(
             "throughway_accounting_webhook_failures_total",
-            "Deliveries to the webhook that failed and are tried again",
+            "Failed deliveries to the webhook; they are tried again",
         )
         .value(failures);
         text.gauge("throughway_accounting_spool_records", "Usage records that wait for the webhook")
             .value(backlog.records);
-        text.gauge("throughway_accounting_spool_bytes", "Their bytes on disk").value(backlog.bytes);
-        text.gauge("throughway_accounting_webhook_lag_seconds", "How long the oldest of them waits")
-            .value(backlog.lag_seconds);
+        text.gauge("throughway_accounting_spool_bytes", "Bytes of the usage records that wait for the webhook")
+            .value(backlog.bytes);
+        text.gauge(
+            "throughway_accounting_webhook_lag_seconds",
+            "Waiting time of the oldest usage record for the webhook",
+        )
+        .value(backlog.lag_seconds);
     }
 }

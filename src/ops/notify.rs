@@ -12,10 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::net::{Running, clock};
+use crate::clock;
+use crate::net::Running;
 
 /// How often the status is renewed where no watchdog wants to hear more often.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+
+/// What the status says while there is no address to relay from.
+pub const WAITS: &str = "; waiting for an address to relay from";
 
 /// The service manager's socket, if there is one.
 #[derive(Debug, Default)]
@@ -66,7 +70,7 @@ impl Notifier {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=reloading", clock::monotonic_microseconds()));
     }
 
-    /// Calls end by themselves while nobody new is let in. systemd would kill the server after TimeoutStopSec, so each
+    /// Calls end by themselves while no new sessions begin. systemd would kill the server after TimeoutStopSec, so each
     /// message asks for more time; one that hangs sends none and is killed.
     pub fn draining(&self, status: &str, until_next: Duration) {
         self.is_draining.store(true, Ordering::Relaxed);
@@ -78,7 +82,7 @@ impl Notifier {
         self.send("STOPPING=1\nSTATUS=ending every session");
     }
 
-    /// Renews the status and, while every worker answers, feeds the watchdog; never returns.
+    /// Renews the status and, while every worker's loop turns, feeds the watchdog; never returns.
     pub(crate) async fn follow(self: Arc<Self>, running: Arc<Running>, watchdog: Option<Duration>) {
         if self.manager.is_none() {
             return;
@@ -95,11 +99,12 @@ impl Notifier {
                 if self.is_draining.load(Ordering::Relaxed) {
                     self.send(fed.trim_end());
                 } else {
-                    self.send(&format!("{fed}STATUS={} allocations", running.usage().0));
+                    let waits = if running.has_relay_address() { "" } else { WAITS };
+                    self.send(&format!("{fed}STATUS={} allocations{waits}", running.usage().0));
                 }
             } else {
                 let workers = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                tracing::warn!(workers, "stuck: these workers don't answer, so the watchdog is not fed");
+                tracing::warn!(workers, "stuck: these workers don't answer, so systemd's watchdog gets no keep-alive");
                 self.send(&format!("STATUS=stuck: worker {workers}"));
             }
         }

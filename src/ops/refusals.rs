@@ -28,15 +28,15 @@ const ENTRIES_PER_NAME: usize = 64;
 
 /// What refusals have in common to be one entry.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Key {
+struct RefusalKey {
     client: IpAddr,
     username: Option<Box<str>>,
     reason: usize,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
-    key: Key,
+struct RefusalEntry {
+    key: RefusalKey,
     port: u16,
     times: u64,
     first: u64,
@@ -45,23 +45,23 @@ struct Entry {
 
 /// Entries of one kind, by the number of their last refusal.
 #[derive(Default)]
-struct Ring {
-    entries: BTreeMap<u64, Entry>,
-    numbers: BTreeMap<Key, u64>,
+struct RefusalRing {
+    entries: BTreeMap<u64, RefusalEntry>,
+    numbers: BTreeMap<RefusalKey, u64>,
     by_client: BTreeMap<IpAddr, BTreeSet<u64>>,
     by_name: BTreeMap<Box<str>, BTreeSet<u64>>,
 }
 
 #[derive(Default)]
-struct Rings {
+struct RefusalRings {
     number: u64,
-    strangers: Ring,
-    known: Ring,
+    strangers: RefusalRing,
+    known: RefusalRing,
 }
 
 /// The memory.
 #[derive(Default)]
-pub struct Refusals(Mutex<Rings>);
+pub struct Refusals(Mutex<RefusalRings>);
 
 /// Refusals of one client for one reason, as the API shows them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub struct Refusal {
 
 /// What was found, newest first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Found {
+pub struct FoundRefusals {
     /// At most as many as were asked for.
     pub refusals: Vec<Refusal>,
     /// Whether there are more.
@@ -117,8 +117,8 @@ fn prefix(client: IpAddr) -> IpAddr {
     }
 }
 
-impl Ring {
-    fn add(&mut self, number: u64, key: Key, port: u16, unix: u64) {
+impl RefusalRing {
+    fn add(&mut self, number: u64, key: RefusalKey, port: u16, unix: u64) {
         let before = self.numbers.get(&key).copied().and_then(|before| self.remove(before));
         let (times, first) = before.map_or((1, unix), |before| (before.times.saturating_add(1), before.first));
         self.make_room(&key);
@@ -127,11 +127,11 @@ impl Ring {
         if let Some(name) = &key.username {
             self.by_name.entry(name.clone()).or_default().insert(number);
         }
-        self.entries.insert(number, Entry { key, port, times, first, last: unix });
+        self.entries.insert(number, RefusalEntry { key, port, times, first, last: unix });
     }
 
-    /// Forgets the oldest of whoever has a full share.
-    fn make_room(&mut self, key: &Key) {
+    /// Forgets the oldest of a source that has a full share.
+    fn make_room(&mut self, key: &RefusalKey) {
         let full = |numbers: Option<&BTreeSet<u64>>, max: usize| {
             numbers.filter(|numbers| numbers.len() >= max).and_then(BTreeSet::first).copied()
         };
@@ -150,7 +150,7 @@ impl Ring {
         }
     }
 
-    fn remove(&mut self, number: u64) -> Option<Entry> {
+    fn remove(&mut self, number: u64) -> Option<RefusalEntry> {
         let entry = self.entries.remove(&number)?;
         self.numbers.remove(&entry.key);
         take(&mut self.by_client, &prefix(entry.key.client), number);
@@ -176,7 +176,7 @@ impl Refusals {
         let Event::Refused { via, reason, username } = event else { return };
         let client = via.five_tuple().client;
         let username = username.as_deref().map(|name| {
-            // A longer one is nobody's.
+            // A longer one belongs to no client.
             let end = (0..=USERNAME_BYTES_MAX.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
             Box::from(&name[..end.unwrap_or(0)])
         });
@@ -184,14 +184,14 @@ impl Refusals {
         rings.number += 1;
         let number = rings.number;
         let ring = if is_after_verification(*reason) { &mut rings.known } else { &mut rings.strangers };
-        ring.add(number, Key { client: client.ip(), username, reason: *reason as usize }, client.port(), unix);
+        ring.add(number, RefusalKey { client: client.ip(), username, reason: *reason as usize }, client.port(), unix);
     }
 
     /// Those of a user id, a USERNAME or an address; of everybody without one. At most `limit`.
     #[must_use]
-    pub fn find(&self, of: Option<&str>, limit: usize) -> Found {
+    pub fn find(&self, of: Option<&str>, limit: usize) -> FoundRefusals {
         let address = of.and_then(address);
-        let fits = |entry: &Entry| match (of, address) {
+        let fits = |entry: &RefusalEntry| match (of, address) {
             (None, _) => true,
             (Some(_), Some(address)) => entry.key.client == address,
             (Some(user), None) => {
@@ -201,11 +201,11 @@ impl Refusals {
         };
         let rings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let both = rings.strangers.entries.iter().chain(&rings.known.entries);
-        let mut found: Vec<(u64, &Entry)> =
+        let mut found: Vec<(u64, &RefusalEntry)> =
             both.map(|(number, entry)| (*number, entry)).filter(|(_, entry)| fits(entry)).collect();
         found.sort_unstable_by_key(|(number, _)| std::cmp::Reverse(*number));
         let more = found.len() > limit;
-        Found { refusals: found.into_iter().take(limit).map(|(_, entry)| entry.show()).collect(), more }
+        FoundRefusals { refusals: found.into_iter().take(limit).map(|(_, entry)| entry.show()).collect(), more }
     }
 }
 
@@ -221,7 +221,7 @@ fn address(text: &str) -> Option<IpAddr> {
     Some(IpAddr::to_canonical(&ip))
 }
 
-impl Entry {
+impl RefusalEntry {
     fn show(&self) -> Refusal {
         let reason = RejectReason::ALL[self.key.reason];
         Refusal {
@@ -241,7 +241,7 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::address::{FiveTuple, Transport, Via};
+    use crate::address::{FiveTuple, Transport, Via};
 
     fn event(client: &str, username: Option<&str>, reason: RejectReason) -> Event {
         let client: std::net::SocketAddr = client.parse().unwrap();
@@ -250,7 +250,7 @@ mod tests {
         Event::Refused { via: Via::Datagram(five_tuple), reason, username: username.map(Into::into) }
     }
 
-    fn check(ring: &Ring) {
+    fn check(ring: &RefusalRing) {
         assert_eq!(ring.entries.len(), ring.numbers.len());
         assert_eq!(ring.entries.len(), ring.by_client.values().map(BTreeSet::len).sum::<usize>());
         let named = ring.entries.values().filter(|entry| entry.key.username.is_some()).count();

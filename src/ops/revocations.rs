@@ -2,21 +2,23 @@
 //!
 //! The set itself belongs to `protocol::revocation`. Here is what makes it last: each change is followed by a new file
 //! beside the old one, synced and renamed over it, so that a crash leaves the one or the other. The set changes first: what
-//! can't be written holds all the same until the process ends, and whoever asked hears of it.
+//! can't be written holds all the same until the process ends, and the caller is told.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::clock;
 use crate::credentials::{EXPIRY_SKEW_SECONDS, USERNAME_BYTES_MAX, parse_username};
 use crate::net::Running;
-use crate::protocol::revocation::{Revocations, Whose};
-use crate::protocol::time::UnixSeconds;
+use crate::protocol::revocation::{Revocations, Subject};
+use crate::time::{Now, UnixSeconds};
 
 /// Entries at a time: each costs memory and a line in a file that is written whole.
 pub const ENTRIES_MAX: usize = 100_000;
@@ -42,19 +44,21 @@ pub fn write_failures() -> u64 {
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct RevocationLine {
     until: u64,
-    whose: Whose,
+    whose: Subject,
 }
 
 /// Why a change was not made, or not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRevoked {
     /// The set is full.
-    #[error("{ENTRIES_MAX} revocations are held and none has run out: undo some, or change the secret")]
+    #[error(
+        "there are {ENTRIES_MAX} revocations, each kept until a day after its end: undo some, or change the secret"
+    )]
     Full,
     /// It holds, but not beyond the end of this process.
-    #[error("it holds, but can't be written to {path}, so a restart would forget it: {cause}")]
+    #[error("it is in effect, but can't be written to {path}, so a restart removes it: {cause}")]
     NotSaved {
         /// Where to.
         path: PathBuf,
@@ -74,12 +78,24 @@ pub fn path_of(configured: Option<&Path>, state_directory: Option<&str>) -> Opti
 
 /// What the file holds, read before anybody can come in; nothing if there is none.
 ///
+/// What is over is kept for now: after a start nothing is known yet of how right the clock is.
+///
 /// # Errors
 /// File, line and remedy, when it can't be read or is not what this wrote.
-pub fn load(file: Option<&Path>, now: UnixSeconds) -> Result<Revocations, String> {
-    let mut revocations = file.map(read).transpose()?.unwrap_or_default();
-    revocations.sweep(now);
-    Ok(revocations)
+pub fn load(file: Option<&Path>) -> Result<Revocations, String> {
+    Ok(file.map(read).transpose()?.unwrap_or_default())
+}
+
+/// How often those that are over are looked at.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+
+/// Forgets what has been over for long, as long as there is a store.
+pub async fn sweep_now_and_then(store: Weak<Store>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(store) = store.upgrade() else { return };
+        store.sweep(&mut store.set(), clock::now());
+    }
 }
 
 /// The revocations of a running relay.
@@ -89,12 +105,17 @@ pub fn load(file: Option<&Path>, now: UnixSeconds) -> Result<Revocations, String
 pub struct Store {
     running: Arc<Running>,
     file: Option<PathBuf>,
-    set: Mutex<Set>,
+    set: Mutex<RevocationSet>,
     /// The last change that the file has.
     written: Mutex<u64>,
 }
 
-struct Set {
+/// A change that holds and is not written yet.
+#[must_use = "a restart would forget it"]
+#[derive(Clone, Copy, Debug)]
+pub struct Change(u64);
+
+struct RevocationSet {
     revocations: Revocations,
     /// Counts changes.
     changes: u64,
@@ -105,7 +126,7 @@ impl Store {
     #[must_use]
     pub fn new(running: Arc<Running>, file: Option<PathBuf>) -> Self {
         let revocations = running.revocations().clone();
-        Self { running, file, set: Mutex::new(Set { revocations, changes: 0 }), written: Mutex::new(0) }
+        Self { running, file, set: Mutex::new(RevocationSet { revocations, changes: 0 }), written: Mutex::new(0) }
     }
 
     /// Where the entries are kept; nowhere if they are lost with the process.
@@ -114,15 +135,15 @@ impl Store {
         self.file.as_deref()
     }
 
-    fn set(&self) -> MutexGuard<'_, Set> {
+    fn set(&self) -> MutexGuard<'_, RevocationSet> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shuts somebody out until then. Blocks while the file is written.
+    /// Shuts somebody out until then, at once and in memory; the change is for [`Store::save`].
     ///
     /// # Errors
-    /// [`NotRevoked`]: in the second case it holds nevertheless.
-    pub fn revoke(&self, whose: Whose, until: UnixSeconds, now: UnixSeconds) -> Result<(), NotRevoked> {
+    /// [`NotRevoked::Full`].
+    pub fn revoke(&self, whose: Subject, until: UnixSeconds, now: Now) -> Result<Change, NotRevoked> {
         let change = {
             let mut set = self.set();
             if set.revocations.len() >= ENTRIES_MAX {
@@ -138,14 +159,14 @@ impl Store {
             set.changes += 1;
             set.changes
         };
-        self.save(change, now)
+        Ok(Change(change))
     }
 
-    /// Lets somebody in again; tells whether he was shut out. Blocks while the file is written.
+    /// Removes a revocation; tells whether there was one. Blocks while the file is written.
     ///
     /// # Errors
-    /// [`NotRevoked::NotSaved`]: he is in, but a restart would shut him out again.
-    pub fn undo(&self, whose: &Whose, now: UnixSeconds) -> Result<bool, NotRevoked> {
+    /// [`NotRevoked::NotSaved`]: it is removed, but a restart would bring it back.
+    pub fn undo(&self, whose: &Subject, now: Now) -> Result<bool, NotRevoked> {
         let change = {
             let mut set = self.set();
             if !set.revocations.remove(whose) {
@@ -155,25 +176,28 @@ impl Store {
             set.changes += 1;
             set.changes
         };
-        self.save(change, now).map(|()| true)
+        self.save(Change(change), now).map(|()| true)
     }
 
     /// Everybody who is shut out, with the end of it.
     #[must_use]
-    pub fn list(&self, now: UnixSeconds) -> Vec<(Whose, UnixSeconds)> {
+    pub fn list(&self, now: Now) -> Vec<(Subject, UnixSeconds)> {
         let mut set = self.set();
         self.sweep(&mut set, now);
-        set.revocations.list()
+        set.revocations.list().into_iter().filter(|(_, until)| now.unix < *until).collect()
     }
 
-    fn sweep(&self, set: &mut Set, now: UnixSeconds) {
-        if set.revocations.sweep(now) > 0 {
-            self.running.revocations().sweep(now);
+    fn sweep(&self, set: &mut RevocationSet, now: Now) {
+        for whose in set.revocations.sweep(now) {
+            self.running.revocations().remove(&whose);
         }
     }
 
-    /// Writes the set as it is, unless somebody else has done that since our change.
-    fn save(&self, change: u64, now: UnixSeconds) -> Result<(), NotRevoked> {
+    /// Writes the set as it is, unless somebody else has done that since this change. Blocks while the file is written.
+    ///
+    /// # Errors
+    /// [`NotRevoked::NotSaved`]: the change holds nevertheless.
+    pub fn save(&self, Change(change): Change, now: Now) -> Result<(), NotRevoked> {
         let Some(path) = &self.file else { return Ok(()) };
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if *written >= change {
@@ -199,10 +223,10 @@ impl Store {
 
 /// How long an entry must be kept so that no credential of today outlives it; nothing if none can.
 #[must_use]
-pub fn until(whose: &Whose, now: UnixSeconds, max_ttl: u64) -> Option<UnixSeconds> {
+pub fn until(whose: &Subject, now: UnixSeconds, max_ttl: u64) -> Option<UnixSeconds> {
     let last = match whose {
-        Whose::Credential(username) => parse_username(username).map(|parts| parts.expires_at),
-        Whose::User { .. } | Whose::Tenant(_) => None,
+        Subject::Credential(username) => parse_username(username).map(|parts| parts.expires_at),
+        Subject::User { .. } | Subject::Tenant(_) => None,
     };
     let last = last.unwrap_or_else(|| now.0.saturating_add(max_ttl));
     // A credential is good up to its last second and the skew, that second included.
@@ -210,7 +234,7 @@ pub fn until(whose: &Whose, now: UnixSeconds, max_ttl: u64) -> Option<UnixSecond
     (until > now.0).then_some(UnixSeconds(until))
 }
 
-/// Why a name can be nobody's.
+/// Why a name can belong to no client.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -219,7 +243,7 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
         return Err("must not be empty");
     }
     if name.len() > USERNAME_BYTES_MAX {
-        return Err("is longer than 508 bytes, which no username is");
+        return Err("is longer than any username (508 bytes)");
     }
     if name.chars().any(char::is_control) {
         return Err("has control characters");
@@ -230,8 +254,7 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 fn read(path: &Path) -> Result<Revocations, String> {
     let wrong = |line: usize, what: &str| {
         format!(
-            "auth.revocations_file: {}:{line}: {what}; mend or remove that line, or move the file away if everybody may \
-             come in again",
+            "auth.revocations_file: {}:{line}: {what}; correct or remove that line, or move the file away to remove all blocks",
             path.display()
         )
     };
@@ -279,20 +302,20 @@ fn read(path: &Path) -> Result<Revocations, String> {
         if revocations.len() >= ENTRIES_MAX {
             return Err(wrong(number, &format!("is more than {ENTRIES_MAX} revocations")));
         }
-        let line: Line =
-            serde_json::from_slice(text).map_err(|error| wrong(number, &format!("is no revocation ({error})")))?;
+        let line: RevocationLine =
+            serde_json::from_slice(text).map_err(|error| wrong(number, &format!("is not a revocation ({error})")))?;
         revocations.insert(line.whose, UnixSeconds(line.until));
     }
     Ok(revocations)
 }
 
-fn write(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
+fn write(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = PathBuf::from(beside);
     let result = write_to(&beside, all).and_then(|()| fs::rename(&beside, path));
     if result.is_err() {
-        // Half a file helps nobody; if it can't be removed, the next write replaces it.
+        // Half a file is of no use; if it can't be removed, the next write replaces it.
         let _ = fs::remove_file(&beside);
         return result;
     }
@@ -301,12 +324,12 @@ fn write(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn write_to(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
+fn write_to(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let mut out = BufWriter::new(file);
     writeln!(out, "{HEAD}")?;
     for (whose, until) in all {
-        serde_json::to_writer(&mut out, &Line { until: until.0, whose: whose.clone() })?;
+        serde_json::to_writer(&mut out, &RevocationLine { until: until.0, whose: whose.clone() })?;
         out.write_all(b"\n")?;
     }
     out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
@@ -316,14 +339,17 @@ fn write_to(path: &Path, all: &[(Whose, UnixSeconds)]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::ops::usage::tests::Directory;
+    use crate::protocol::revocation::KEPT_AFTER_END;
+    use crate::time::Ticks;
 
-    fn entries() -> Vec<(Whose, UnixSeconds)> {
-        let user = |user: &str, tenant: Option<&str>| Whose::User { user: user.into(), tenant: tenant.map(Into::into) };
+    fn entries() -> Vec<(Subject, UnixSeconds)> {
+        let user =
+            |user: &str, tenant: Option<&str>| Subject::User { user: user.into(), tenant: tenant.map(Into::into) };
         vec![
-            (Whose::Credential("1900000000:bo\"b\n".into()), UnixSeconds(1_900_000_031)),
+            (Subject::Credential("1900000000:bo\"b\n".into()), UnixSeconds(1_900_000_031)),
             (user("bob", None), UnixSeconds(5)),
             (user("bob", Some("acme")), UnixSeconds(u64::MAX)),
-            (Whose::Tenant("acme".into()), UnixSeconds(7)),
+            (Subject::Tenant("acme".into()), UnixSeconds(7)),
         ]
     }
 
@@ -352,15 +378,15 @@ mod tests {
             (HEAD.to_owned(), 1, "cut off"),
             (format!("{HEAD}\n{good}\n{{\"until\":9"), 3, "cut off"),
             (format!("{HEAD}\n{good}\n{{\"until\":9}}\n"), 3, "missing field `whose`"),
-            (format!("{HEAD}\n{good}\n\n"), 3, "is no revocation"),
-            (format!("{HEAD}\n{{\"until\":-9,\"whose\":{{\"tenant\":\"a\"}}}}\n"), 2, "is no revocation"),
+            (format!("{HEAD}\n{good}\n\n"), 3, "is not a revocation"),
+            (format!("{HEAD}\n{{\"until\":-9,\"whose\":{{\"tenant\":\"a\"}}}}\n"), 2, "is not a revocation"),
             (format!("{HEAD}\n{{\"until\":9,\"whose\":{{\"tenant\":\"a\"}},\"x\":1}}\n"), 2, "unknown field `x`"),
             (format!("{HEAD}\n{}\n", "x".repeat(20_000)), 2, "far too long"),
         ] {
             fs::write(&path, &text).unwrap();
             let error = read(&path).unwrap_err();
             assert!(error.contains(&format!("revocations:{line}: ")), "{error}");
-            assert!(error.contains(why) && error.contains("mend or remove that line"), "{error}");
+            assert!(error.contains(why) && error.contains("correct or remove that line"), "{error}");
         }
         let nowhere = directory.path().join("no").join("revocations");
         assert!(read(&nowhere).unwrap_err().contains("there is no directory"));
@@ -381,10 +407,10 @@ mod tests {
     #[test]
     fn an_entry_lasts_as_long_as_any_credential_that_it_concerns() {
         let now = UnixSeconds(1_000_000_000);
-        let user = Whose::User { user: "a".into(), tenant: None };
+        let user = Subject::User { user: "a".into(), tenant: None };
         assert_eq!(until(&user, now, 3600), Some(UnixSeconds(1_000_003_631)));
-        assert_eq!(until(&Whose::Tenant("a".into()), now, 3600), Some(UnixSeconds(1_000_003_631)));
-        let credential = |name: &str| Whose::Credential(name.into());
+        assert_eq!(until(&Subject::Tenant("a".into()), now, 3600), Some(UnixSeconds(1_000_003_631)));
+        let credential = |name: &str| Subject::Credential(name.into());
         assert_eq!(until(&credential("1000000500:a"), now, 3600), Some(UnixSeconds(1_000_000_531)));
         assert_eq!(until(&credential("999999970:a"), now, 3600), Some(UnixSeconds(1_000_000_001)), "its last second");
         assert_eq!(until(&credential("999999969:a"), now, 3600), None, "it is over");
@@ -419,41 +445,70 @@ mod tests {
         (Store::new(Arc::new(running), file), runtime)
     }
 
+    fn revoke(store: &Store, whose: Subject, until: UnixSeconds, now: Now) {
+        let change = store.revoke(whose, until, now).unwrap();
+        store.save(change, now).unwrap();
+    }
+
     #[test]
     fn what_is_revoked_reaches_the_workers_and_the_file_until_it_is_undone_or_over() {
         let directory = Directory::new();
         let path = directory.path().join("revocations");
         write(&path, &entries()).unwrap();
-        let now = UnixSeconds(5);
-        let kept = load(Some(&path), now).unwrap();
-        assert_eq!(kept.len(), 3, "one is over");
+        let at = |unix| Now { ticks: Ticks(unix * 1000), unix: UnixSeconds(unix) };
+        let now = at(5);
+        let kept = load(Some(&path)).unwrap();
         let (store, _runtime) = store(Some(path.clone()), kept);
-        let bob = |tenant| crate::protocol::revocation::Party { username: "9:bob", user: "bob", tenant };
-        let is_out = |tenant, now| store.running.revocations().includes(&bob(tenant), now);
+        let bob = |tenant| crate::protocol::revocation::SessionSubject { username: "9:bob", user: "bob", tenant };
+        let is_out = |tenant, now: Now| store.running.revocations().includes(&bob(tenant), now.unix);
         assert!(is_out(Some("acme"), now) && !is_out(None, now));
-        store.revoke(Whose::User { user: "bob".into(), tenant: None }, UnixSeconds(20), now).unwrap();
-        assert!(is_out(None, now) && !is_out(None, UnixSeconds(20)));
-        assert_eq!(read(&path).unwrap().list(), store.list(now));
-        assert!(store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
-        assert!(!store.undo(&Whose::User { user: "bob".into(), tenant: None }, now).unwrap());
+        revoke(&store, Subject::User { user: "bob".into(), tenant: None }, UnixSeconds(20), now);
+        assert!(is_out(None, now) && !is_out(None, at(20)));
+        assert_eq!((read(&path).unwrap().len(), store.list(now).len()), (4, 4));
+        assert!(store.undo(&Subject::User { user: "bob".into(), tenant: None }, now).unwrap());
+        assert!(!store.undo(&Subject::User { user: "bob".into(), tenant: None }, now).unwrap());
         assert!(!is_out(None, now) && is_out(Some("acme"), now));
-        // The tenant's time is over: the next change forgets it everywhere.
-        store.revoke(Whose::Tenant("other".into()), UnixSeconds(30), UnixSeconds(8)).unwrap();
-        assert_eq!(read(&path).unwrap().list(), store.list(UnixSeconds(8)));
-        assert_eq!((store.list(UnixSeconds(8)).len(), store.running.revocations().len()), (3, 3));
+        // The tenant's time is over: it is listed no more, and forgotten everywhere after a day.
+        revoke(&store, Subject::Tenant("other".into()), UnixSeconds(30), at(8));
+        assert_eq!((read(&path).unwrap().len(), store.list(at(8)).len()), (4, 3));
+        revoke(&store, Subject::Tenant("third".into()), UnixSeconds(900_000), at(40 + KEPT_AFTER_END));
+        revoke(&store, Subject::Tenant("last".into()), UnixSeconds(900_000), at(40 + 2 * KEPT_AFTER_END));
+        let left = read(&path).unwrap().len();
+        assert_eq!((left, store.running.revocations().len()), (store.list(at(40 + 2 * KEPT_AFTER_END)).len(), left));
+    }
+
+    // F-A15: a clock that is days ahead for a moment forgets revocations for good.
+    #[test]
+    fn a_clock_that_was_ahead_for_a_moment_has_forgotten_nobody() {
+        let directory = Directory::new();
+        let path = directory.path().join("revocations");
+        let (store, _runtime) = store(Some(path.clone()), Revocations::default());
+        let bob = Subject::User { user: "bob".into(), tenant: None };
+        let at = |seconds, ahead| Now { ticks: Ticks(seconds * 1000), unix: UnixSeconds(seconds + ahead) };
+        revoke(&store, bob.clone(), UnixSeconds(1_000), at(5, 0));
+        let ahead = 10 * KEPT_AFTER_END;
+        assert!(store.list(at(6, ahead)).is_empty(), "over, as far as that clock knows");
+        revoke(&store, Subject::Tenant("t".into()), UnixSeconds(2_000), at(7, ahead));
+        assert!(store.list(at(8, 0)).iter().any(|(whose, _)| *whose == bob));
+        let of_bob = crate::protocol::revocation::SessionSubject { username: "9:bob", user: "bob", tenant: None };
+        assert!(store.running.revocations().includes(&of_bob, UnixSeconds(8)));
+        assert!(load(Some(&path)).unwrap().includes(&of_bob, UnixSeconds(8)), "also after a restart");
     }
 
     #[test]
     fn a_full_set_takes_only_those_that_it_has_until_some_are_over() {
-        let user = |number: usize| Whose::User { user: number.to_string().into(), tenant: None };
+        let user = |number: usize| Subject::User { user: number.to_string().into(), tenant: None };
         let (first, last) = (UnixSeconds(10), UnixSeconds(20));
         let kept = (0..ENTRIES_MAX).map(|number| (user(number), if number == 7 { first } else { last }));
         let (store, _runtime) = store(None, kept.collect());
-        let now = UnixSeconds(9);
+        let at = |unix| Now { ticks: Ticks(unix * 1000), unix: UnixSeconds(unix) };
+        let now = at(9);
         assert!(matches!(store.revoke(user(ENTRIES_MAX), last, now), Err(NotRevoked::Full)));
-        store.revoke(user(8), UnixSeconds(30), now).unwrap();
+        revoke(&store, user(8), UnixSeconds(30), now);
         assert_eq!((store.list(now).len(), store.running.revocations().len()), (ENTRIES_MAX, ENTRIES_MAX));
-        store.revoke(user(ENTRIES_MAX), last, first).unwrap();
-        assert!(matches!(store.revoke(user(7), last, first), Err(NotRevoked::Full)));
+        store.sweep(&mut store.set(), at(first.0));
+        let later = at(first.0 + KEPT_AFTER_END);
+        revoke(&store, user(ENTRIES_MAX), last, later);
+        assert!(matches!(store.revoke(user(7), last, later), Err(NotRevoked::Full)));
     }
 }

@@ -1,7 +1,10 @@
 //! Usage records: a line for each session's start, interims and stop, to a file, the journal and a webhook.
 //!
-//! The log task turns events into records ([`Feed::take`]); a thread of its own signs and writes them; the webhook
-//! is fed from a spool on disk. Every hand-over is bounded, and whatever is lost is counted and leaves a gap in `seq`.
+//! The workers tell of sessions on a channel of its own, which neither log lines nor refusals can fill. One thread makes
+//! records of that, signs them and hands them to the sinks; each sink has a thread and a bounded queue of its own
+//! ([`writer`], [`waiting`]), and the webhook is fed from a spool on disk. Whatever is lost all the same is counted by
+//! sink and reason, and leaves a gap in `seq`.
+//! Decision: docs/decisions/0156-each-sink-of-usage-records-has-its-own-thread.md.
 
 pub mod chain;
 mod file;
@@ -9,50 +12,95 @@ mod journal;
 pub mod record;
 pub mod report;
 mod spool;
+mod waiting;
 mod webhook;
 mod writer;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
 
 use self::chain::{Chain, Code};
 use self::file::UsageFile;
-use self::record::Record;
 use self::spool::Spool;
-use self::writer::{Message, State, Writer};
+use self::waiting::RecordQueue;
+use self::writer::{Feeder, Rotation, Signer, Sink, give_up};
+use crate::clock;
 use crate::config::accounting::AccountingConfig;
 use crate::fetch::Client;
-use crate::net::clock;
 use crate::ops::journal::Journal;
 use crate::protocol::border::Event;
 
-/// Records that may wait for the writer.
-const RECORDS: usize = 16_384;
-
 /// At the end the webhook gets so long for what still waits.
 const LAST_DELIVERY: Duration = Duration::from_secs(2);
+
+/// At the end a disk, or a journal, gets so long; one that hangs must not keep the process.
+const LAST_WRITE: Duration = Duration::from_secs(5);
+
+/// Why a sink has not got a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Loss {
+    /// Records came faster than they can be signed.
+    Overload,
+    /// The sink took nothing for so long that no more could wait, or none of this user.
+    QueueFull,
+    /// The journal takes no datagram of this size.
+    TooLarge,
+    /// A batch of the spool could not be read back.
+    Unreadable,
+    /// The process ended first.
+    Shutdown,
+}
+
+impl Loss {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 5] = [Self::Overload, Self::QueueFull, Self::TooLarge, Self::Unreadable, Self::Shutdown];
+
+    /// For metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Overload => "overload",
+            Self::QueueFull => "queue_full",
+            Self::TooLarge => "too_large",
+            Self::Unreadable => "unreadable",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
 
 /// What became of the records of one sink.
 #[derive(Debug, Default)]
 pub struct SinkCounters {
     /// Written, or delivered.
     pub written: AtomicU64,
-    /// Lost for good.
-    pub lost: AtomicU64,
+    /// Lost for good, by reason.
+    lost: [AtomicU64; Loss::ALL.len()],
+}
+
+impl SinkCounters {
+    fn lose(&self, why: Loss, records: u64) {
+        self.lost[why as usize].fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// Lost for good, whatever the reason.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost.iter().map(|lost| lost.load(Ordering::Relaxed)).sum()
+    }
 }
 
 /// What became of all records.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// `accounting.file`.
-    pub file: SinkCounters,
+    pub file: Arc<SinkCounters>,
     /// `accounting.journal`.
-    pub journal: SinkCounters,
+    pub journal: Arc<SinkCounters>,
     /// `accounting.webhook`.
-    pub webhook: SinkCounters,
+    pub webhook: Arc<SinkCounters>,
     /// Deliveries that failed; they are tried again.
     pub webhook_failures: AtomicU64,
     webhook_failing: AtomicBool,
@@ -69,35 +117,30 @@ pub struct Backlog {
     pub lag_seconds: u64,
 }
 
-/// Where records go in.
-#[derive(Clone)]
-pub struct Feed {
-    sender: SyncSender<Message>,
+/// Every sink, opened before anything else happens.
+pub struct Sinks {
+    open: Vec<Sink>,
+    chain: Option<Chain>,
+    spool: Option<Arc<Spool>>,
+    webhook: Option<(crate::config::accounting::WebhookConfig, Client)>,
     realm: Arc<str>,
-    counters: Arc<Counters>,
-    sinks: [bool; 3],
 }
 
-impl Feed {
-    /// Takes what an event says about a session; never waits.
-    pub fn take(&self, event: &Event) {
-        let Some(record) = Record::of_event(event, &self.realm) else { return };
-        if self.sender.try_send(Message::Record(Box::new(record))).is_err() {
-            let [file, journal, webhook] = self.sinks;
-            let sinks =
-                [(file, &self.counters.file), (journal, &self.counters.journal), (webhook, &self.counters.webhook)];
-            for (_, sink) in sinks.into_iter().filter(|(is_on, _)| *is_on) {
-                sink.lost.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
+/// A sink's thread.
+struct Working {
+    name: &'static str,
+    waiting: Arc<RecordQueue>,
+    counters: Arc<SinkCounters>,
+    is_awaited: Arc<AtomicBool>,
+    /// Closed when the thread has ended.
+    ended: oneshot::Receiver<()>,
 }
 
 /// Everybody who works on records.
 pub struct Usage {
-    feed: Feed,
+    counters: Arc<Counters>,
+    working: Vec<Working>,
     spool: Option<Arc<Spool>>,
-    thread: JoinHandle<()>,
     webhook: Option<tokio::task::JoinHandle<()>>,
 }
 
@@ -106,18 +149,30 @@ pub struct Usage {
 pub struct UsageMetrics {
     counters: Arc<Counters>,
     spool: Option<Arc<Spool>>,
-    sinks: [bool; 3],
+    sinks: Vec<&'static str>,
 }
 
 impl UsageMetrics {
-    /// Every sink that is on: its name, records written and records lost.
-    pub fn sinks(&self) -> impl Iterator<Item = (&'static str, u64, u64)> {
+    fn on(&self) -> impl Iterator<Item = (&'static str, &SinkCounters)> {
         let Counters { file, journal, webhook, .. } = &*self.counters;
-        [("file", file), ("journal", journal), ("webhook", webhook)]
+        [("file", &**file), ("journal", journal), ("webhook", webhook)]
             .into_iter()
-            .zip(self.sinks)
-            .filter(|(_, is_on)| *is_on)
-            .map(|((name, sink), _)| (name, sink.written.load(Ordering::Relaxed), sink.lost.load(Ordering::Relaxed)))
+            .filter(|(name, _)| self.sinks.contains(name))
+    }
+
+    /// Every sink that is on, and the records that were written to it.
+    pub fn written(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.on().map(|(name, sink)| (name, sink.written.load(Ordering::Relaxed)))
+    }
+
+    /// Every sink that is on, and the records that it lost by each reason; `overload` are those that no sink got.
+    pub fn lost(&self, overload: u64) -> impl Iterator<Item = (&'static str, Loss, u64)> {
+        self.on().flat_map(move |(name, sink)| {
+            Loss::ALL.into_iter().map(move |why| {
+                let of_sink = sink.lost[why as usize].load(Ordering::Relaxed);
+                (name, why, of_sink + if why == Loss::Overload { overload } else { 0 })
+            })
+        })
     }
 
     /// Failed deliveries, and what waits; `None` without a webhook.
@@ -129,88 +184,116 @@ impl UsageMetrics {
     }
 }
 
-/// Opens every sink and starts the writer; `None` when nothing is to be recorded. Must be called in a tokio runtime.
+/// Opens every sink; `None` when nothing is to be recorded.
 ///
 /// # Errors
 /// What can't be opened, by its key.
-pub fn start(config: &AccountingConfig, realm: &str) -> Result<Option<Usage>, String> {
+pub fn open(config: &AccountingConfig, realm: &str) -> Result<Option<Sinks>, String> {
     if !config.is_on() {
         return Ok(None);
     }
     let mut last = None;
-    let mut file = None;
+    let mut open = Vec::new();
     if let Some(wanted) = &config.file {
         let path = wanted.path.display().to_string();
         let (opened, line) = UsageFile::open(wanted.clone()).map_err(|error| {
             format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user")
         })?;
-        file = Some(opened);
+        open.push(Sink::File(opened, Rotation::default()));
         last = line;
     }
-    let journal = config.journal.clone().map(Journal::new).transpose();
-    let journal = journal.map_err(|error| format!("accounting.journal: can't make a socket: {error}"))?;
-    let counters = Arc::new(Counters::default());
-    let mut spool = None;
-    if let Some(webhook) = &config.webhook {
-        let path = webhook.spool.display().to_string();
-        let opened = Spool::open(webhook.spool.clone(), webhook.spool_bytes).map_err(|error| {
+    if let Some(path) = &config.journal {
+        let journal = Journal::new(path.clone());
+        open.push(Sink::Journal(journal.map_err(|error| format!("accounting.journal: can't make a socket: {error}"))?));
+    }
+    let (mut spool, mut webhook) = (None, None);
+    if let Some(config) = &config.webhook {
+        let path = config.spool.display().to_string();
+        let opened = Spool::open(config.spool.clone(), config.spool_bytes).map_err(|error| {
             format!("accounting.spool: can't use {path}: {error}; it must be a directory of the server's user")
         })?;
-        spool = Some(Arc::new(opened));
+        let opened = Arc::new(opened);
+        open.push(Sink::Spool(Arc::clone(&opened)));
+        spool = Some(opened);
+        let client = Client::new(config.authorities.as_ref(), webhook::PATIENCE);
+        webhook = Some((config.clone(), client.map_err(|error| format!("accounting.webhook: {error}"))?));
     }
     let chain = config.sign_key.clone().map(|key| {
         let last = last.as_deref().and_then(chain::link).map_or(Code::NONE, |link| link.mac);
         Chain::new(key, last)
     });
-    let (sender, receiver) = sync_channel(RECORDS);
-    let sinks = [file.is_some(), journal.is_some(), spool.is_some()];
-    let writer = Writer {
-        receiver,
-        chain,
-        file,
-        journal,
-        spool: spool.clone(),
-        counters: Arc::clone(&counters),
-        state: State::default(),
-    };
-    let thread = std::thread::Builder::new().name("usage".to_owned()).spawn(move || writer.run());
-    let thread = thread.map_err(|error| format!("accounting: can't start a thread: {error}"))?;
-    let mut webhook = None;
-    if let Some((config, spool)) = config.webhook.clone().zip(spool.clone()) {
-        let client = Client::new(config.authorities.as_ref(), webhook::PATIENCE);
-        let client = client.map_err(|error| format!("accounting.webhook: {error}"))?;
-        webhook = Some(tokio::spawn(webhook::deliver(config, client, spool, Arc::clone(&counters))));
-    }
     tracing::info!(to = %config.describe(), "recording usage");
-    Ok(Some(Usage { feed: Feed { sender, realm: realm.into(), counters, sinks }, spool, thread, webhook }))
+    Ok(Some(Sinks { open, chain, spool, webhook, realm: realm.into() }))
+}
+
+impl Sinks {
+    /// Starts the threads; they end when every sender of events is gone. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system has no more threads.
+    pub fn follow(self, events: mpsc::Receiver<Event>) -> Result<Usage, String> {
+        let counters = Arc::new(Counters::default());
+        let (mut working, mut sinks) = (Vec::new(), Vec::new());
+        for sink in self.open {
+            let of_sink = Arc::clone(match sink {
+                Sink::File(..) => &counters.file,
+                Sink::Journal(_) => &counters.journal,
+                Sink::Spool(_) => &counters.webhook,
+            });
+            let (waiting, is_awaited) = (Arc::new(RecordQueue::default()), Arc::new(AtomicBool::new(true)));
+            let (name, (end, ended)) = (sink.name(), oneshot::channel());
+            sinks.push((Arc::clone(&waiting), Arc::clone(&of_sink)));
+            let feeder = Feeder {
+                sink,
+                waiting: Arc::clone(&waiting),
+                counters: Arc::clone(&of_sink),
+                is_awaited: Arc::clone(&is_awaited),
+            };
+            spawn(format!("usage-{name}"), move || {
+                let _end = end;
+                feeder.run();
+            })?;
+            working.push(Working { name, waiting, counters: of_sink, is_awaited, ended });
+        }
+        let signer = Signer { events, realm: self.realm, chain: self.chain, sinks };
+        spawn("usage".to_owned(), move || signer.run())?;
+        let webhook = self.webhook.zip(self.spool.clone()).map(|((config, client), spool)| {
+            tokio::spawn(webhook::deliver(config, client, spool, Arc::clone(&counters)))
+        });
+        Ok(Usage { counters, working, spool: self.spool, webhook })
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let thread = std::thread::Builder::new().name(name).spawn(run);
+    thread.map(drop).map_err(|error| format!("accounting: can't start a thread: {error}"))
 }
 
 impl Usage {
-    /// Where records go in; the writer ends when every feed is gone.
-    #[must_use]
-    pub fn feed(&self) -> Feed {
-        self.feed.clone()
-    }
-
     /// What `/metrics` asks for.
     #[must_use]
     pub fn metrics(&self) -> UsageMetrics {
-        UsageMetrics { counters: Arc::clone(&self.feed.counters), spool: self.spool.clone(), sinks: self.feed.sinks }
+        let sinks = self.working.iter().map(|working| working.name).collect();
+        UsageMetrics { counters: Arc::clone(&self.counters), spool: self.spool.clone(), sinks }
     }
 
     /// Writes to the file that has the name now, if another program renamed the one before.
     pub fn reopen(&self) {
-        // A full queue is an overload; the file it is written to can wait for the next signal.
-        let _ = self.feed.sender.try_send(Message::Reopen);
+        for working in self.working.iter().filter(|working| working.name == "file") {
+            working.waiting.reopen();
+        }
     }
 
-    /// Writes what waits and gives the webhook a moment; every other feed must be gone.
+    /// Writes what waits and gives the webhook a moment; every sender of events must be gone.
     pub async fn finish(self) {
-        let Self { feed, spool, thread, webhook } = self;
-        let counters = Arc::clone(&feed.counters);
-        drop(feed);
-        // Joining blocks; a writer that panicked has said so already.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        let Self { counters, working, spool, webhook } = self;
+        let deadline = tokio::time::Instant::now() + LAST_WRITE;
+        for Working { name, waiting, counters, is_awaited, ended } in working {
+            if tokio::time::timeout_at(deadline, ended).await.is_err() {
+                is_awaited.store(false, Ordering::Relaxed);
+                give_up(name, &waiting, &counters);
+            }
+        }
         let (Some(spool), Some(webhook)) = (spool, webhook) else { return };
         if !counters.webhook_failing.load(Ordering::Relaxed) {
             let _ = tokio::time::timeout(LAST_DELIVERY, spool.emptied()).await;

@@ -1,33 +1,34 @@
 //! Who used what: counters of one allocation, and the records of its life.
 //!
-//! All counts are payload, without STUN, ChannelData or IP headers. For each way what came in is what went
+//! All counts are payload, without STUN, ChannelData or IP headers; what limits charge is [`SessionRecord::wire_sent`]. For each way what came in is what went
 //! out plus what was dropped, exactly: [`Flow::offered`] counts both, [`Flow::not_sent`] moves over, and
 //! [`Drops`] tells why.
 
-use std::fmt;
-use std::sync::Arc;
+use minicbor::{Decode, Encode};
 
-use serde::{Deserialize, Serialize};
-
-use super::address::{RelayedTransportAddress, Via};
-use super::border::{AllocationId, DropReason, EndReason, Way};
-use super::time::{Ticks, UnixSeconds};
+use super::ids::{AllocationId, SessionId};
+use super::reason::{Direction, DropReason, EndReason};
+use crate::address::{Family, RelayedTransportAddress, Via};
+use crate::credentials::SecretId;
+use crate::time::{Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
 
 /// Packets and payload bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct Amount {
     /// Datagrams.
+    #[n(0)]
     pub packets: u64,
     /// Payload bytes.
+    #[n(1)]
     pub bytes: u64,
 }
 
 impl Amount {
     #[inline]
     pub(super) fn add(&mut self, packets: u64, bytes: u64) {
-        self.packets += packets;
-        self.bytes += bytes;
+        self.packets = self.packets.wrapping_add(packets);
+        self.bytes = self.bytes.wrapping_add(bytes);
     }
 }
 
@@ -41,16 +42,33 @@ impl std::ops::Add for Amount {
 impl std::ops::Sub for Amount {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self { packets: self.packets - other.packets, bytes: self.bytes - other.bytes }
+        Self { packets: self.packets.wrapping_sub(other.packets), bytes: self.bytes.wrapping_sub(other.bytes) }
     }
 }
 
+/// What a payload takes of the network that it leaves by, in bytes: itself and the heads of UDP (RFC 768) and of IPv4
+/// (RFC 791) or IPv6 (RFC 8200).
+///
+/// TURN's own heads towards a client are not in it, nor are those of TCP and TLS, so that packets and payload bytes
+/// alone tell the sum.
+#[must_use]
+#[inline]
+pub const fn wire_bytes(family: Family, packets: u64, payload: u64) -> u64 {
+    let heads = match family {
+        Family::V4 => 20 + 8,
+        Family::V6 => 40 + 8,
+    };
+    payload.saturating_add(packets.saturating_mul(heads))
+}
+
 /// One way through an allocation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct Flow {
     /// What came in.
+    #[n(0)]
     pub received: Amount,
     /// What went nowhere, for whatever reason.
+    #[n(1)]
     pub dropped: Amount,
 }
 
@@ -72,45 +90,32 @@ impl Flow {
 }
 
 /// Both ways.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct Traffic {
     /// Received from the client, sent to peers.
+    #[n(0)]
     pub to_peers: Flow,
     /// Received from peers, sent to the client.
+    #[n(1)]
     pub to_client: Flow,
 }
 
 impl Traffic {
     /// One way of it.
     #[inline]
-    pub const fn flow_mut(&mut self, way: Way) -> &mut Flow {
-        match way {
-            Way::ToPeer => &mut self.to_peers,
-            Way::ToClient => &mut self.to_client,
+    pub const fn flow_mut(&mut self, direction: Direction) -> &mut Flow {
+        match direction {
+            Direction::ToPeer => &mut self.to_peers,
+            Direction::ToClient => &mut self.to_client,
         }
-    }
-}
-
-/// Names a session for good: no other worker, process or machine gives the same name.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
-pub struct SessionId {
-    /// Drawn by each worker when it starts.
-    pub instance: u64,
-    /// Counts that worker's sessions from 1.
-    pub number: u64,
-}
-
-impl fmt::Display for SessionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}-{:x}", self.instance, self.number)
     }
 }
 
 /// What few allocations have: drops, and a token that was given out.
 ///
-/// Nearly no allocation drops anything, so this is taken from [`SpareAsides`] at the first drop.
+/// Nearly no allocation drops anything, so this is taken from [`ColdStatePool`] at the first drop.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Aside {
+pub(super) struct ColdState {
     pub(super) token: Option<ReservationToken>,
     /// What went nowhere, each way.
     pub(super) dropped: [Amount; 2],
@@ -118,19 +123,19 @@ pub(super) struct Aside {
     by_reason: [Amount; DropReason::ALL.len()],
 }
 
-impl Default for Aside {
+impl Default for ColdState {
     fn default() -> Self {
         Self { token: None, dropped: Default::default(), by_reason: [Amount::default(); DropReason::ALL.len()] }
     }
 }
 
-impl Aside {
+impl ColdState {
     pub(super) fn with_token(token: ReservationToken) -> Self {
         Self { token: Some(token), ..Self::default() }
     }
 
-    pub(super) fn not_sent(&mut self, way: Way, why: DropReason, packets: u64, bytes: u64) {
-        self.dropped[way as usize].add(packets, bytes);
+    pub(super) fn not_sent(&mut self, direction: Direction, why: DropReason, packets: u64, bytes: u64) {
+        self.dropped[direction as usize].add(packets, bytes);
         self.by_reason[why as usize].add(packets, bytes);
     }
 
@@ -154,12 +159,12 @@ impl Aside {
 /// on the spot; that happens at most once in the life of an allocation.
 #[derive(Default)]
 #[allow(clippy::vec_box, reason = "it is handed over where no memory may be asked for")]
-pub(super) struct SpareAsides(Vec<Box<Aside>>);
+pub(super) struct ColdStatePool(Vec<Box<ColdState>>);
 
-impl SpareAsides {
+impl ColdStatePool {
     const MAX: usize = 32;
 
-    pub(super) fn take(&mut self) -> Box<Aside> {
+    pub(super) fn take(&mut self) -> Box<ColdState> {
         self.0.pop().unwrap_or_default()
     }
 
@@ -171,56 +176,83 @@ impl SpareAsides {
     }
 
     /// An allocation is over.
-    pub(super) fn take_back(&mut self, aside: Option<Box<Aside>>) {
-        if let Some(mut aside) = aside
+    pub(super) fn take_back(&mut self, cold: Option<Box<ColdState>>) {
+        if let Some(mut cold) = cold
             && self.0.len() < Self::MAX
         {
-            *aside = Aside::default();
-            self.0.push(aside);
+            *cold = ColdState::default();
+            self.0.push(cold);
         }
     }
 }
 
 /// One session, alive or ended.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
 pub struct SessionRecord {
     /// Its name, the same in each of its records.
+    #[n(0)]
     pub session: SessionId,
     /// Counts the records of this session from 0, its start; the next one to come for a session that was asked for.
+    #[n(1)]
     pub seq: u32,
     /// The wall clock when this was written down.
+    #[n(2)]
     pub unix: UnixSeconds,
     /// The allocation within its worker.
+    #[n(3)]
     pub allocation: AllocationId,
     /// The full USERNAME.
+    #[n(4)]
     pub username: Box<str>,
     /// Whom quotas count for: the user id.
+    #[n(5)]
     pub identity: Box<str>,
     /// Whose user it is, if the users of this server belong to tenants.
+    #[n(6)]
     pub tenant: Option<Box<str>>,
     /// The secret that the credential was made with; `None` for a static user.
-    #[serde(with = "super::owner::shared_text")]
-    pub secret: Option<Arc<str>>,
+    #[n(7)]
+    pub secret: Option<SecretId>,
     /// How the client came.
+    #[n(8)]
     pub via: Via,
     /// What it got.
+    #[n(9)]
     pub relayed: RelayedTransportAddress,
     /// When the allocation was made.
+    #[n(10)]
     pub created_at: Ticks,
     /// When it ended, or the time of asking.
+    #[n(11)]
     pub ended_at: Ticks,
     /// Why it ended; `None` while it lives.
+    #[n(12)]
     pub reason: Option<EndReason>,
     /// What it relayed.
+    #[n(13)]
     pub traffic: Traffic,
     /// What of it was dropped, by reason; the reasons that occurred only.
+    #[n(14)]
     pub dropped: Box<[(DropReason, Amount)]>,
 }
 
 impl SessionRecord {
+    /// What was sent one way as bytes of the network, which is what limits and budgets charge: payload, and the heads
+    /// of IP and UDP of each packet, [`wire_bytes`].
+    #[must_use]
+    pub fn wire_sent(&self, direction: Direction) -> u64 {
+        let (flow, family) = match direction {
+            Direction::ToPeer => (&self.traffic.to_peers, self.relayed.family()),
+            Direction::ToClient => (&self.traffic.to_client, self.via.five_tuple().client.family()),
+        };
+        let Amount { packets, bytes } = flow.sent();
+        wire_bytes(family, packets, bytes)
+    }
+
     /// Takes back what a queue still held when the allocation ended and that will never leave.
-    pub fn not_sent(&mut self, way: Way, packets: u64, bytes: u64, why: DropReason) {
-        self.traffic.flow_mut(way).not_sent(packets, bytes);
+    pub fn not_sent(&mut self, direction: Direction, packets: u64, bytes: u64, why: DropReason) {
+        self.traffic.flow_mut(direction).not_sent(packets, bytes);
         if let Some((_, amount)) = self.dropped.iter_mut().find(|(reason, _)| *reason == why) {
             amount.add(packets, bytes);
             return;
@@ -238,36 +270,38 @@ mod tests {
 
     #[test]
     fn what_a_queue_held_at_the_end_is_taken_back_under_its_reason() {
-        let mut spare = SpareAsides::default();
+        let mut spare = ColdStatePool::default();
         spare.prepare();
-        let mut aside = spare.take();
+        let mut cold = spare.take();
         assert!(spare.0.is_empty(), "the room that was prepared is used");
-        assert_eq!(aside.list().len(), 0);
-        aside.not_sent(Way::ToClient, DropReason::SlowClient, 1, 10);
-        assert_eq!(aside.dropped, [Amount::default(), Amount { packets: 1, bytes: 10 }]);
-        let list = aside.list();
-        let mut copy = Aside::default();
-        copy.set(aside.dropped, &list);
-        assert_eq!(copy, *aside);
-        spare.take_back(Some(aside));
-        assert!(spare.0.iter().all(|aside| **aside == Aside::default()));
+        assert_eq!(cold.list().len(), 0);
+        cold.not_sent(Direction::ToClient, DropReason::SlowClient, 1, 10);
+        assert_eq!(cold.dropped, [Amount::default(), Amount { packets: 1, bytes: 10 }]);
+        let list = cold.list();
+        let mut copy = ColdState::default();
+        copy.set(cold.dropped, &list);
+        assert_eq!(copy, *cold);
+        spare.take_back(Some(cold));
+        assert!(spare.0.iter().all(|cold| **cold == ColdState::default()));
         let mut record = crate::protocol::allocation::tests::allocation().record(
             0,
-            crate::protocol::time::Now { ticks: Ticks(0), unix: UnixSeconds(0) },
+            crate::time::Now { ticks: Ticks(0), unix: UnixSeconds(0) },
             None,
         );
         record.dropped = list;
         record.traffic.to_client.offered(10);
         record.traffic.to_client.offered(7);
         record.traffic.to_client.not_sent(1, 10);
-        record.not_sent(Way::ToClient, 1, 7, DropReason::StreamClosed);
+        record.not_sent(Direction::ToClient, 1, 7, DropReason::StreamClosed);
         assert_eq!(record.traffic.to_client.sent(), Amount::default());
         let due = |bytes| Amount { packets: 1, bytes };
         assert_eq!(*record.dropped, [(DropReason::SlowClient, due(10)), (DropReason::StreamClosed, due(7))]);
     }
 
     #[test]
-    fn a_session_has_a_short_name() {
-        assert_eq!(SessionId { instance: 0x1f, number: 17 }.to_string(), "000000000000001f-11");
+    fn an_empty_payload_takes_its_heads_of_the_network() {
+        assert_eq!([Family::V4, Family::V6].map(|family| wire_bytes(family, 1, 0)), [28, 48]);
+        assert_eq!(wire_bytes(Family::V4, 3, 100), 184);
+        assert_eq!(wire_bytes(Family::V6, u64::MAX, u64::MAX), u64::MAX);
     }
 }

@@ -1,66 +1,37 @@
 //! Allocate (RFC 8656 section 7.2): one function per check, in the RFC's order.
 //!
-//! No success before the relayed socket is bound: the request waits in [`Opening`] until the shell has
-//! answered. A port that another worker holds is asked for first ([`Asking`]).
+//! No success before the relayed socket is bound: the request waits in [`Openings`](super::opening::Openings) until the
+//! quotas have admitted it, until the worker that holds the port of its token has answered, and until the shell has
+//! opened the socket. Each of them is an [`Output`] and comes back as an [`Input`](super::border::Input).
 
 use super::Server;
-use super::accounting::SessionId;
-use super::address::{Family, RelayedTransportAddress, Via};
 use super::allocation::{Allocation, Origin};
 use super::auth::Authenticated;
-use super::border::{
-    AllocationId, Answer, AskId, Event, OpenedRelay, Output, Parity, Question, RelayRefused, RelayRequest, WorkerId,
-};
+use super::border::{Answer, Event, OpenedRelay, Output, Parity, Question, RelayRefused, RelayRequest};
+use super::ids::QuestionId;
+use super::ids::{AllocationId, SessionId, WorkerId};
+use super::opening::{Opening, RequestedAllocation, Stage};
 use super::owner::Owner;
+use super::quota::{Admitted, Purpose, QuotaClaim};
 use super::reject::RejectReason;
-use super::revocation::Whose;
+use super::reservation::{RESERVATION_LIFETIME, Reservation};
+use super::revocation::Subject;
 use super::settings::Limits;
-use super::time::{Now, Ticks};
 use super::timer::Due;
+use crate::address::{Family, RelayedTransportAddress, Via};
+use crate::time::{Now, Ticks};
 use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
-use crate::wire::message::{METHOD_ALLOCATE, Message, TransactionId};
+use crate::wire::message::{METHOD_ALLOCATE, Message};
 
-/// How long a port is held for a RESERVATION-TOKEN, in seconds (RFC 8656 section 7.2).
-pub(super) const RESERVATION_LIFETIME: u64 = 30;
-
-/// How long another worker may take to answer, in milliseconds.
+/// How long another worker, or the quotas, may take to answer, in milliseconds.
 const ANSWER_WITHIN: u64 = 2_000;
-
-/// What an Allocate request was found to want.
-#[derive(Clone, Debug)]
-struct Wanted {
-    lifetime: u32,
-    family: Family,
-    parity: Parity,
-    token: Option<ReservationToken>,
-}
-
-/// An Allocate that waits for its relayed socket.
-#[derive(Debug)]
-pub(super) struct Opening {
-    via: Via,
-    owner: Owner,
-    transaction_id: TransactionId,
-    fingerprint: bool,
-    lifetime: u32,
-    /// A question to another worker that must be answered first.
-    asking: Option<u64>,
-}
-
-/// A port held for whoever brings its token.
-#[derive(Debug)]
-pub(super) struct Reservation {
-    relayed: RelayedTransportAddress,
-    expires_at: Ticks,
-    identity: Box<str>,
-}
 
 impl Server {
     pub(super) fn on_allocate(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         let message = request.message();
-        if let Some(opening) = self.opening_of.get(&via).and_then(|id| self.openings.get(id)) {
+        if let Some(opening) = self.openings.of_client(&via).and_then(|id| self.openings.get(id)) {
             // A retransmission that came before the answer to the first: that answer is on its way. Another
-            // request must hear something, since nobody repeats it over a stream.
+            // request must hear something, since it is not repeated over a stream.
             if opening.transaction_id != message.transaction_id() {
                 self.reject(via, message, RejectReason::AllocationExists, Some(request.key()));
             }
@@ -69,13 +40,13 @@ impl Server {
         if self.answer_retransmission(&via, request) {
             return;
         }
-        let wanted = match self.check_allocate(&via, message) {
-            Ok(wanted) => wanted,
+        let requested = match self.check_allocate(&via, message) {
+            Ok(requested) => requested,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),
         };
         let owner = request.owner();
         if owner.is_over(&self.settings.auth, now) {
-            // The tolerance for clocks that differ lets nobody in whose session would be closed at once.
+            // The tolerance for clocks that differ admits no session that would be closed at once.
             return self.reject_unauthenticated(now, via, message, &RejectReason::Expired.into());
         }
         if let Err(reason) = self.check_terms(now, &via, &owner) {
@@ -84,34 +55,93 @@ impl Server {
         if self.draining {
             return self.send_elsewhere(via, request);
         }
-        let owner = match self.check_quota(now, &via, owner) {
-            Ok(owner) => owner,
-            Err(reason) => return self.reject(via, message, reason, Some(request.key())),
-        };
+        let holds = (requested.parity == Parity::EvenAndHoldNext).then(|| self.fresh_token());
+        if holds.is_some() && self.reservations.is_holder(&via) {
+            return self.reject(via, message, RejectReason::QuotaReservations, Some(request.key()));
+        }
         let id = self.table.reserve();
+        let overdue_at = Ticks(now.ticks.0 + ANSWER_WITHIN);
+        self.timers.arm(overdue_at, Due::Admission(id));
         let opening = Opening {
             via,
             owner,
             transaction_id: message.transaction_id(),
             fingerprint: self.mirrors_fingerprint(message),
-            lifetime: wanted.lifetime,
-            asking: None,
+            requested,
+            holds,
+            stage: Stage::Admission { overdue_at: Some(overdue_at) },
+            is_abandoned: false,
         };
-        let identity = opening.owner.full_identity();
-        self.opening_of.insert(via, id);
         self.openings.insert(id, opening);
-        match wanted.token {
+        // A port that is to be held counts as an allocation from now on; one that is fetched was counted when it was held.
+        let purpose = match (holds, requested.token) {
+            (Some(token), _) => Purpose::WithReservation(token),
+            (None, Some(token)) => Purpose::InPlaceOf(token),
+            (None, None) => Purpose::Allocation,
+        };
+        self.outputs.push_back(Output::Admit { allocation: id, purpose });
+    }
+
+    /// What an Allocate request that waits for [`Output::Admit`] would count for, and the limits that hold for it; `None`
+    /// for any other.
+    #[must_use]
+    pub fn quota_claim(&self, allocation: AllocationId) -> Option<(QuotaClaim<'_>, &Limits)> {
+        let opening = self.openings.get(allocation).filter(|opening| opening.stage.is_admission())?;
+        Some((opening.owner.claim(&opening.via), &self.settings.limits))
+    }
+
+    /// RFC 8656 §7.2: "the server ... can choose to reject with 486" at any point before the port is opened.
+    pub(super) fn on_admission(&mut self, now: Now, id: AllocationId, result: Result<Admitted, RejectReason>) {
+        let Some((opening, overdue_at)) = self.openings.get_mut(id).and_then(|opening| match opening.stage {
+            Stage::Admission { overdue_at } => Some((opening, overdue_at)),
+            Stage::Reservation { .. } | Stage::Relay => None,
+        }) else {
+            debug_assert!(false, "one answer to each question about an admission");
+            return;
+        };
+        overdue_at.into_iter().for_each(|at| self.timers.disarm(at, Due::Admission(id)));
+        let admitted = match result {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                if !opening.is_abandoned {
+                    self.answer_failed_opening(id, reason);
+                }
+                // Nothing was counted.
+                self.openings.remove(id);
+                return self.table.unreserve(id);
+            }
+        };
+        opening.owner.admitted(admitted);
+        opening.stage = Stage::Relay;
+        if opening.is_abandoned {
+            self.forget_opening(now, id);
+            return;
+        }
+        let RequestedAllocation { family, parity, token, .. } = opening.requested;
+        let client = opening.via.five_tuple().client.ip();
+        match token {
             None => {
-                let client = via.five_tuple().client.ip();
-                let request = RelayRequest::Fresh { family: wanted.family, parity: wanted.parity, client };
+                let request = RelayRequest::Fresh { family, parity, client };
                 self.outputs.push_back(Output::OpenRelay { allocation: id, request });
             }
-            Some(token) => self.claim_reservation(now, id, token, identity),
+            Some(token) => {
+                let identity = opening.owner.full_identity();
+                self.claim_reservation(now, id, token, identity);
+            }
+        }
+    }
+
+    /// The quotas did not answer: the client hears so and may ask again. The slot waits for their answer, since they may
+    /// have counted the allocation.
+    pub(super) fn on_admission_overdue(&mut self, id: AllocationId) {
+        if self.openings.get(id).is_some_and(|opening| opening.stage.is_admission() && !opening.is_abandoned) {
+            self.answer_failed_opening(id, RejectReason::AdmissionOverdue);
+            self.openings.abandon(id);
         }
     }
 
     /// RFC 8656 §7.2 (2) to (9), in order.
-    fn check_allocate(&self, via: &Via, message: &Message<'_>) -> Result<Wanted, RejectReason> {
+    fn check_allocate(&self, via: &Via, message: &Message<'_>) -> Result<RequestedAllocation, RejectReason> {
         self.check_five_tuple(via)?;
         check_transport(message)?;
         let dont_fragment = message.dont_fragment();
@@ -139,7 +169,7 @@ impl Server {
             Some(EvenPort::Even) => Parity::Even,
             Some(EvenPort::EvenAndReserveNext) => Parity::EvenAndHoldNext,
         };
-        Ok(Wanted { lifetime: self.grant(lifetime), family, parity, token })
+        Ok(RequestedAllocation { lifetime: self.grant(lifetime), family, parity, token })
     }
 
     /// (2): one allocation per five-tuple.
@@ -147,16 +177,17 @@ impl Server {
         if self.table.by_via(via).is_some() { Err(RejectReason::AllocationExists) } else { Ok(()) }
     }
 
-    /// RFC 8656 §7.2: "the server ... can choose to reject with 486" at any point before the port is opened.
-    fn check_quota(&self, now: Now, via: &Via, mut owner: Owner) -> Result<Owner, RejectReason> {
-        let admitted = self.shared.admit(now, &owner.claim(via), &self.settings.limits)?;
-        owner.admitted(admitted);
-        Ok(owner)
+    /// A token whose first byte names this worker; the rest can't be guessed.
+    fn fresh_token(&mut self) -> ReservationToken {
+        let mut token = ReservationToken([0; 8]);
+        self.random.fill(&mut token.0);
+        token.0[0] = self.worker.0;
+        token
     }
 
     /// What the credential itself says, and what an operator said of it.
     fn check_terms(&self, now: Now, via: &Via, owner: &Owner) -> Result<(), RejectReason> {
-        if self.shared.is_revoked(&owner.party(), now.unix) {
+        if self.shared.is_revoked(&owner.subject(), now.unix) {
             return Err(RejectReason::Revoked);
         }
         let Some(grant) = owner.grant() else { return Ok(()) };
@@ -201,17 +232,13 @@ impl Server {
     fn claim_reservation(&mut self, now: Now, id: AllocationId, token: ReservationToken, identity: Box<str>) {
         let owner = WorkerId(token.0[0]);
         if owner == self.worker {
-            let relayed = self.take_reservation(token, &identity);
+            let relayed = self.take_reservation(now, token, &identity);
             self.open_reserved(now, id, relayed);
         } else if usize::from(owner.0) < self.workers {
-            self.questions += 1;
-            let number = self.questions;
-            if let Some(opening) = self.openings.get_mut(&id) {
-                opening.asking = Some(number);
-            }
-            self.asked.insert(number, id);
-            self.timers.arm(Ticks(now.ticks.0 + ANSWER_WITHIN), Due::Question(number));
-            let ticket = AskId { worker: self.worker, number };
+            let overdue_at = Ticks(now.ticks.0 + ANSWER_WITHIN);
+            let number = self.openings.ask(id, overdue_at);
+            self.timers.arm(overdue_at, Due::Question(number));
+            let ticket = QuestionId { worker: self.worker, number };
             let question = Question::Reservation { token, identity };
             self.outputs.push_back(Output::Ask { worker: owner, ticket, question });
         } else {
@@ -220,9 +247,12 @@ impl Server {
     }
 
     fn open_reserved(&mut self, now: Now, id: AllocationId, relayed: Option<RelayedTransportAddress>) {
-        let client = self.openings.get(&id).map(|opening| opening.via.five_tuple().client.ip());
+        let client = self.openings.get(id).map(|opening| opening.via.five_tuple().client.ip());
         match relayed.zip(client) {
             Some((relayed, client)) => {
+                if let Some(opening) = self.openings.get_mut(id) {
+                    opening.stage = Stage::Relay;
+                }
                 let request = RelayRequest::Reserved { relayed, client };
                 self.outputs.push_back(Output::OpenRelay { allocation: id, request });
             }
@@ -230,60 +260,68 @@ impl Server {
         }
     }
 
-    fn take_reservation(&mut self, token: ReservationToken, identity: &str) -> Option<RelayedTransportAddress> {
-        // Whoever did not reserve must not be able to take it away either.
-        if *self.reservations.get(&token)?.identity != *identity {
-            return None;
-        }
-        let reservation = self.reservations.remove(&token)?;
+    fn take_reservation(
+        &mut self,
+        now: Now,
+        token: ReservationToken,
+        identity: &str,
+    ) -> Option<RelayedTransportAddress> {
+        // Another user must not be able to take it away either; and what is over stays over while its
+        // deadline waits behind others.
+        self.reservations.is_for(token, identity, now.ticks).then(|| self.end_reservation(now, token))?
+    }
+
+    /// A held port is fetched or closed: it counts no longer.
+    fn end_reservation(&mut self, now: Now, token: ReservationToken) -> Option<RelayedTransportAddress> {
+        let reservation = self.reservations.remove(token)?;
         self.timers.disarm(reservation.expires_at, token.into());
+        self.shared.release_reservation(now, token);
         Some(reservation.relayed)
     }
 
-    pub(super) fn on_asked(&mut self, ticket: AskId, question: &Question) {
+    pub(super) fn on_asked(&mut self, now: Now, ticket: QuestionId, question: &Question) {
         let Question::Reservation { token, identity } = question;
-        let answer = Answer::Reservation(self.take_reservation(*token, identity));
+        let answer = Answer::Reservation(self.take_reservation(now, *token, identity));
         self.outputs.push_back(Output::Answer { ticket, answer });
     }
 
-    pub(super) fn on_answered(&mut self, now: Now, ticket: AskId, answer: Answer) {
+    pub(super) fn on_answered(&mut self, now: Now, ticket: QuestionId, answer: Answer) {
         let Answer::Reservation(relayed) = answer;
-        match self.asked.remove(&ticket.number) {
+        match self.openings.answered(ticket.number) {
             Some(id) => self.open_reserved(now, id, relayed),
-            // Whoever asked gave up; the port came along and has no owner any more.
+            // The request that asked is over; the port came along and has no owner any more.
             None => self.outputs.extend(relayed.map(|relayed| Output::CloseReserved { relayed })),
         }
     }
 
     pub(super) fn on_question_overdue(&mut self, now: Now, number: u64) {
-        if let Some(id) = self.asked.remove(&number) {
+        if let Some(id) = self.openings.answered(number) {
             self.fail_opening(now, id, RejectReason::BadReservation);
         }
     }
 
-    pub(super) fn on_reservation_expired(&mut self, token: ReservationToken) {
-        if let Some(reservation) = self.reservations.remove(&token) {
-            self.outputs.push_back(Output::CloseReserved { relayed: reservation.relayed });
-        }
+    pub(super) fn on_reservation_expired(&mut self, now: Now, token: ReservationToken) {
+        let relayed = self.end_reservation(now, token);
+        self.outputs.extend(relayed.map(|relayed| Output::CloseReserved { relayed }));
     }
 
     pub(super) fn on_relay_opened(&mut self, now: Now, id: AllocationId, result: Result<OpenedRelay, RelayRefused>) {
         let opened = match result {
             Ok(opened) => opened,
             Err(RelayRefused::NotHeld) => return self.fail_opening(now, id, RejectReason::BadReservation),
-            Err(RelayRefused::NoPort | RelayRefused::NoFiles | RelayRefused::System) => {
-                return self.fail_opening(now, id, RejectReason::NoPort);
-            }
+            Err(RelayRefused::NoPort) => return self.fail_opening(now, id, RejectReason::NoPort),
+            Err(RelayRefused::NoAddress) => return self.fail_opening(now, id, RejectReason::NoRelayAddress),
+            Err(RelayRefused::NoFiles) => return self.fail_opening(now, id, RejectReason::NoFiles),
+            Err(RelayRefused::System) => return self.fail_opening(now, id, RejectReason::SystemRefused),
         };
-        let Some(opening) = self.openings.remove(&id) else {
+        let Some(opening) = self.openings.remove(id) else {
             // The client's stream closed while the socket was being opened.
             self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: opened.relayed, client: None });
             self.outputs.extend(opened.held.map(|relayed| Output::CloseReserved { relayed }));
             return;
         };
-        self.opening_of.remove(&opening.via);
-        let token = opened.held.map(|held| self.hold(now, held, &opening.owner.full_identity()));
-        let origin = Origin { transaction_id: opening.transaction_id, lifetime: opening.lifetime, token };
+        let token = self.hold(now, &opening, opened.held);
+        let origin = Origin { transaction_id: opening.transaction_id, lifetime: opening.requested.lifetime, token };
         let key = opening.owner.key.clone();
         self.sessions += 1;
         let session = SessionId { instance: self.instance, number: self.sessions };
@@ -293,7 +331,7 @@ impl Server {
         allocation.plan_close(&self.settings.auth, now);
         allocation.armed_at = allocation.wakes_at();
         self.timers.arm(allocation.armed_at, Due::Allocation(id.index));
-        self.spare.prepare();
+        self.cold_pool.prepare();
         let created = Event::AllocationCreated(allocation.write_record(now, None));
         self.table.insert(allocation);
         let via = opening.via;
@@ -303,80 +341,77 @@ impl Server {
         self.outputs.push_back(Output::Happened(created));
     }
 
-    /// Keeps the next port for 30 seconds under a token whose first byte names this worker.
-    fn hold(&mut self, now: Now, relayed: RelayedTransportAddress, identity: &str) -> ReservationToken {
-        let mut token = ReservationToken([0; 8]);
-        loop {
-            self.random.fill(&mut token.0);
-            token.0[0] = self.worker.0;
-            if !self.reservations.contains_key(&token) {
-                break;
+    /// Keeps the next port for 30 seconds under the token that was drawn for it.
+    fn hold(&mut self, now: Now, opening: &Opening, held: Option<RelayedTransportAddress>) -> Option<ReservationToken> {
+        let (token, relayed) = match (opening.holds, held) {
+            (Some(token), Some(relayed)) => (token, relayed),
+            (holds, held) => {
+                // The shell opened something else than it was asked for.
+                holds.into_iter().for_each(|token| self.shared.release_reservation(now, token));
+                self.outputs.extend(held.map(|relayed| Output::CloseReserved { relayed }));
+                return None;
             }
-        }
+        };
         let expires_at = now.ticks.plus_seconds(RESERVATION_LIFETIME);
         self.timers.arm(expires_at, token.into());
-        self.reservations.insert(token, Reservation { relayed, expires_at, identity: identity.into() });
-        token
+        let reservation =
+            Reservation { relayed, expires_at, identity: opening.owner.full_identity(), via: opening.via };
+        self.reservations.insert(token, reservation);
+        Some(token)
     }
 
     /// Ends an opening that came to nothing, and tells the client.
     pub(super) fn fail_opening(&mut self, now: Now, id: AllocationId, reason: RejectReason) {
-        let Some(opening) = self.forget_opening(now, id) else { return };
-        self.counters.rejected(reason);
-        let key = opening.owner.key.clone();
+        self.answer_failed_opening(id, reason);
+        self.forget_opening(now, id);
+    }
+
+    fn answer_failed_opening(&mut self, id: AllocationId, reason: RejectReason) {
+        let Some(opening) = self.openings.get(id) else { return };
+        let (via, fingerprint, key) = (opening.via, opening.fingerprint, opening.owner.key.clone());
         let head = (METHOD_ALLOCATE, opening.transaction_id);
-        self.reply_error(opening.via, head, opening.fingerprint, reason, &[], Some(&key));
-        let refused = Event::Refused { via: opening.via, reason, username: Some(opening.owner.username().into()) };
-        self.outputs.push_back(Output::Happened(refused));
+        let username = Some(opening.owner.username().into());
+        self.counters.rejected(reason);
+        self.reply_error(via, head, fingerprint, reason, &[], Some(&key));
+        self.outputs.push_back(Output::Happened(Event::Refused { via, reason, username }));
     }
 
     /// New limits hold for those too who were let in under the old ones and have no relayed address yet.
-    #[allow(clippy::disallowed_methods, reason = "each gets its meters for itself, in any order")]
     pub(super) fn meter_openings_anew(&mut self, limits: &Limits) {
-        for opening in self.openings.values_mut() {
+        for opening in self.openings.iter_mut().filter(|opening| !opening.stage.is_admission()) {
             let claim = opening.owner.claim(&opening.via);
-            let meters = self.shared.meters(&claim, opening.owner.counted(), limits);
+            let meters = self.shared.meters(&claim, opening.owner.counted(), limits, &opening.owner.meters());
             opening.owner.set_meters(meters);
         }
     }
 
     /// Refuses what these were about to begin.
-    #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
-    pub(super) fn give_up_openings_of(&mut self, now: Now, whose: &Whose) {
-        let theirs = self.openings.iter().filter(|(_, opening)| whose.includes(&opening.owner.party()));
-        let mut ids: Vec<AllocationId> = theirs.map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        for id in ids {
+    pub(super) fn give_up_openings_of(&mut self, now: Now, subject: &Subject) {
+        for id in self.openings.ids(|opening| subject.includes(&opening.owner.subject())) {
             self.fail_opening(now, id, RejectReason::Revoked);
         }
     }
 
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
-    #[allow(clippy::disallowed_methods, reason = "what comes out of the maps is sorted at once")]
     pub(super) fn give_up_openings(&mut self, now: Now) {
-        // Sorted, because the order of a hash map must not decide what happens first.
-        let mut ids: Vec<AllocationId> = self.openings.keys().copied().collect();
-        ids.sort_unstable();
-        for id in ids {
+        for id in self.openings.ids(|_| true) {
             self.fail_opening(now, id, RejectReason::Draining);
         }
-        let mut tokens: Vec<ReservationToken> = self.reservations.keys().copied().collect();
-        tokens.sort_unstable_by_key(|token| token.0);
-        for token in tokens {
-            if let Some(reservation) = self.reservations.remove(&token) {
-                self.timers.disarm(reservation.expires_at, token.into());
-                self.outputs.push_back(Output::CloseReserved { relayed: reservation.relayed });
-            }
+        for token in self.reservations.tokens() {
+            self.on_reservation_expired(now, token);
         }
     }
 
-    pub(super) fn forget_opening(&mut self, now: Now, id: AllocationId) -> Option<Opening> {
-        let opening = self.openings.remove(&id)?;
-        self.opening_of.remove(&opening.via);
-        self.asked.retain(|_, waiting| *waiting != id);
+    /// Ends an opening and gives back what was counted for it: now, or when the quotas have answered.
+    pub(super) fn forget_opening(&mut self, now: Now, id: AllocationId) {
+        let Some(opening) = self.openings.get(id) else { return };
+        if opening.stage.is_admission() {
+            return self.openings.abandon(id);
+        }
+        let Some(opening) = self.openings.remove(id) else { return };
         self.table.unreserve(id);
         self.shared.release(now, &opening.owner.claim(&opening.via), opening.owner.counted());
-        Some(opening)
+        opening.holds.into_iter().for_each(|token| self.shared.release_reservation(now, token));
     }
 }
 

@@ -6,56 +6,36 @@
 use std::mem::offset_of;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
-use super::accounting::{Amount, Aside, Flow, SessionId, SessionRecord, SpareAsides, Traffic};
-use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
-use super::border::{AllocationId, DropReason, EndReason, Way};
-use super::ends::Ends;
-use super::meter::Meters;
-use super::owner::{NEVER, Owner, Terms, TimeLimit};
+use super::accounting::wire_bytes;
+use super::accounting::{Amount, ColdState, ColdStatePool, Flow, SessionRecord, Traffic};
+use super::channel::{CHANNEL_LIFETIME, ChannelBinding, Channels};
+use super::endpoint_addresses::EndpointAddresses;
+use super::ids::AllocationId;
+use super::ids::SessionId;
+use super::owner::{NEVER, Owner, OwnerState, Terms};
+use super::packet_bucket::PacketBucket;
 use super::peer_policy::PeerClass;
-use super::reach::{Channels, Permissions};
+use super::permission::{PERMISSION_LIFETIME, Permission, Permissions};
+use super::reason::{Direction, DropReason, EndReason};
 use super::settings::AuthSettings;
-use super::time::{Now, Ticks};
+use crate::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use crate::time::{Now, Ticks};
 use crate::wire::attribute::ReservationToken;
-use crate::wire::integrity::Key;
 use crate::wire::message::TransactionId;
 
-/// How long a permission lives, in seconds (RFC 8656 section 9).
-pub const PERMISSION_LIFETIME: u64 = 300;
-
-/// How long a channel stays bound, in seconds (RFC 8656 section 12).
-pub const CHANNEL_LIFETIME: u64 = 600;
-
-/// Which peer address may send, and be sent to; the port does not matter (RFC 8656 section 9).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Permission {
-    /// From then on it is void.
-    pub expires_at: Ticks,
-    /// What the policy found the address to be.
-    pub class: PeerClass,
-}
-
-/// A channel number and the peer behind it (RFC 8656 section 12).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct ChannelBinding {
-    /// The peer.
-    pub peer: PeerAddress,
-    /// What the policy found its address to be.
-    pub class: PeerClass,
-    /// From then on it is void.
-    pub expires_at: Ticks,
-}
-
 /// Which request made the allocation, so that its retransmission gets the same answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Origin {
     /// Of the Allocate request.
+    #[n(0)]
     pub transaction_id: TransactionId,
     /// The LIFETIME that was granted, in seconds.
+    #[n(1)]
     pub lifetime: u32,
     /// The token that was given out, if one was.
+    #[n(2)]
     pub token: Option<ReservationToken>,
 }
 
@@ -70,26 +50,28 @@ struct Request {
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct Allocation {
-    ends: Ends,
+    endpoints: EndpointAddresses,
     /// What came in, each way.
     received: [Amount; 2],
     pub(super) expires_at: Ticks,
     permissions: Permissions,
     channels: Channels,
     pub(super) id: AllocationId,
+    /// How many packets may still pass.
+    pub(super) packets: PacketBucket,
+    /// Its first field is the last one that packets look at.
+    pub(super) owner: Owner,
+    pub(super) session: SessionId,
     /// Records written so far.
     pub(super) records: u32,
     /// When the next interim record is due, in seconds since its creation; 0 without them.
     interim_after: u32,
-    /// Its first field is the last one that packets look at.
-    pub(super) owner: Owner,
-    pub(super) session: SessionId,
     /// When its timer wakes: never later than `expires_at` and `interim_at`, and checked again then.
     pub(super) armed_at: Ticks,
     pub(super) created_at: Ticks,
     request: Request,
     /// What was dropped, and the token that was given out.
-    aside: Option<Box<Aside>>,
+    cold: Option<Box<ColdState>>,
 }
 
 /// What a cache reads at once.
@@ -113,84 +95,104 @@ impl Allocation {
     ) -> Self {
         let expires_at = now.plus_seconds(u64::from(origin.lifetime));
         Self {
-            ends: Ends::new(via, relayed),
+            endpoints: EndpointAddresses::new(via, relayed),
             received: [Amount::default(); 2],
             expires_at,
             permissions: Permissions::default(),
             channels: Channels::default(),
             id,
-            records: 0,
-            interim_after: 0,
+            packets: PacketBucket::new(now),
             owner,
             session,
+            records: 0,
+            interim_after: 0,
             armed_at: expires_at,
             created_at: now,
             request: Request { transaction_id: origin.transaction_id, lifetime: origin.lifetime },
-            aside: origin.token.map(|token| Box::new(Aside::with_token(token))),
+            cold: origin.token.map(|token| Box::new(ColdState::with_token(token))),
         }
     }
 
     /// How the client comes.
     #[inline]
     pub(super) fn via(&self) -> Via {
-        self.ends.via()
+        self.endpoints.via()
     }
 
     /// Whether the client comes this way.
     #[inline]
     pub(super) fn comes(&self, via: &Via) -> bool {
-        self.ends.comes(via)
+        self.endpoints.comes(via)
     }
 
     /// Whether the client comes over a byte stream.
     #[inline]
     pub(super) fn is_stream(&self) -> bool {
-        self.ends.is_stream()
+        self.endpoints.is_stream()
     }
 
     /// The relayed address, advertised form.
     #[inline]
     pub(super) fn relayed(&self) -> RelayedTransportAddress {
-        self.ends.relayed()
+        self.endpoints.relayed()
     }
 
     /// The family of its relayed address, and of all its peers.
     #[inline]
     pub(super) fn family(&self) -> Family {
-        self.ends.family()
+        self.endpoints.family()
+    }
+
+    /// What packets of this way take of the network that they leave by: the client's, or that of the peers.
+    pub(super) fn wire_bytes(&self, direction: Direction, packets: u64, payload: u64) -> u64 {
+        let family = match direction {
+            Direction::ToPeer => self.endpoints.family(),
+            Direction::ToClient => self.endpoints.client_family(),
+        };
+        wire_bytes(family, packets, payload)
     }
 
     /// Which request made it, and what was answered.
     pub(super) fn origin(&self) -> Origin {
         let Request { transaction_id, lifetime } = self.request;
-        Origin { transaction_id, lifetime, token: self.aside.as_ref().and_then(|aside| aside.token) }
+        Origin { transaction_id, lifetime, token: self.cold.as_ref().and_then(|cold| cold.token) }
     }
 
     /// A packet came in.
     #[inline]
-    pub(super) fn offered(&mut self, way: Way, bytes: usize) {
-        self.received[way as usize].add(1, bytes as u64);
+    pub(super) fn offered(&mut self, direction: Direction, bytes: usize) {
+        self.received[direction as usize].add(1, bytes as u64);
     }
 
     /// Packets that came in go nowhere.
-    pub(super) fn not_sent(&mut self, spare: &mut SpareAsides, way: Way, why: DropReason, packets: u64, bytes: u64) {
-        self.aside.get_or_insert_with(|| spare.take()).not_sent(way, why, packets, bytes);
+    pub(super) fn not_sent(
+        &mut self,
+        cold_pool: &mut ColdStatePool,
+        direction: Direction,
+        why: DropReason,
+        packets: u64,
+        bytes: u64,
+    ) {
+        self.cold.get_or_insert_with(|| cold_pool.take()).not_sent(direction, why, packets, bytes);
     }
 
     /// What it relayed.
     pub(super) fn traffic(&self) -> Traffic {
-        let dropped = self.aside.as_ref().map(|aside| aside.dropped).unwrap_or_default();
-        let flow = |way: Way| Flow { received: self.received[way as usize], dropped: dropped[way as usize] };
-        Traffic { to_peers: flow(Way::ToPeer), to_client: flow(Way::ToClient) }
+        let dropped = self.cold.as_ref().map(|cold| cold.dropped).unwrap_or_default();
+        let flow = |direction: Direction| Flow {
+            received: self.received[direction as usize],
+            dropped: dropped[direction as usize],
+        };
+        Traffic { to_peers: flow(Direction::ToPeer), to_client: flow(Direction::ToClient) }
     }
 
     fn drops(&self) -> Box<[(DropReason, Amount)]> {
-        self.aside.as_ref().map(|aside| aside.list()).unwrap_or_default()
+        self.cold.as_ref().map(|cold| cold.list()).unwrap_or_default()
     }
 
     /// What it leaves behind for another to use.
-    pub(super) fn into_aside(self) -> Option<Box<Aside>> {
-        self.aside
+    pub(super) fn into_aside(self) -> Option<Box<ColdState>> {
+        self.cold
     }
 
     /// The live permission for a peer's address.
@@ -212,61 +214,71 @@ impl Allocation {
         (now < binding.expires_at).then_some(number)
     }
 
-    /// Whether these addresses fit beside the live permissions.
-    pub(super) fn has_room_for_permissions(&mut self, ips: &[IpAddr], max: u32, now: Ticks) -> bool {
-        let after = |permissions: &Permissions| {
-            let is_new = |at: usize| permissions.get(ips[at]).is_none() && !ips[..at].contains(&ips[at]);
-            permissions.len() + (0..ips.len()).filter(|at| is_new(*at)).count()
-        };
+    /// Whether these addresses, each listed once, fit beside the live permissions.
+    pub(super) fn has_room_for_permissions(&mut self, ips: &[IpAddr], max: u32, now: Ticks, secret: u64) -> bool {
+        let new = ips.iter().filter(|ip| self.permissions.get(**ip).is_none()).count();
         let max = max as usize;
-        if after(&self.permissions) <= max {
+        if self.permissions.len() + new <= max {
             return true;
         }
-        self.permissions.retain(seed(self.id), |_, permission| now < permission.expires_at);
-        after(&self.permissions) <= max
+        // Over: those whose time is over give their places up. Looked for first, because all is laid out anew then.
+        if self.permissions.iter().any(|(_, permission)| permission.expires_at <= now) {
+            self.permissions.retain(self.seed(secret), |_, permission| now < permission.expires_at);
+        }
+        let new = ips.iter().filter(|ip| self.permissions.get(**ip).is_none()).count();
+        self.permissions.len() + new <= max
     }
 
     /// Installs or refreshes a permission for 300 seconds.
-    pub(super) fn permit(&mut self, ip: IpAddr, class: PeerClass, now: Ticks) {
+    pub(super) fn permit(&mut self, ip: IpAddr, class: PeerClass, now: Ticks, secret: u64) {
         let permission = Permission { expires_at: now.plus_seconds(PERMISSION_LIFETIME), class };
-        self.permissions.insert(ip, permission, seed(self.id));
+        self.permissions.insert(ip, permission, now, self.seed(secret));
+        self.packets.settle(now);
     }
 
     /// Whether one more channel fits beside the live ones.
-    pub(super) fn has_room_for_channel(&mut self, number: u16, max: u32, now: Ticks) -> bool {
+    pub(super) fn has_room_for_channel(&mut self, number: u16, max: u32, now: Ticks, secret: u64) -> bool {
         let max = max as usize;
         if self.channels.get(number).is_some() || self.channels.len() < max {
             return true;
         }
-        self.channels.retain(seed(self.id), |binding| now < binding.expires_at);
+        if self.channels.iter().any(|(_, binding)| binding.expires_at <= now) {
+            self.channels.retain(self.seed(secret), |binding| now < binding.expires_at);
+        }
         self.channels.len() < max
     }
 
     /// Binds or refreshes a channel for 600 seconds, and its peer's permission.
-    pub(super) fn bind(&mut self, number: u16, peer: PeerAddress, class: PeerClass, now: Ticks) {
-        if self.channels.get(number).is_some_and(|old| old.peer != peer)
-            || self.channels.to(peer).is_some_and(|(old, _)| old != number)
-        {
-            // Left over from bindings whose time is over: the conflict rules let nothing else pass.
-            self.channels.retain(seed(self.id), |binding| now < binding.expires_at);
-        }
+    pub(super) fn bind(&mut self, number: u16, peer: PeerAddress, class: PeerClass, now: Ticks, secret: u64) {
         let binding = ChannelBinding { peer, class, expires_at: now.plus_seconds(CHANNEL_LIFETIME) };
-        self.channels.insert(number, binding, seed(self.id));
-        self.permit(peer.ip(), class, now);
+        // Left over from bindings whose time is over: the conflict rules let nothing else pass.
+        self.channels.insert(number, binding, now, self.seed(secret));
+        self.permit(peer.ip(), class, now, secret);
+    }
+
+    /// Keys the indexes of this allocation: clients know the keys that are looked up, and must not know where.
+    fn seed(&self, secret: u64) -> u64 {
+        seed(self.id, secret)
+    }
+
+    /// How many permissions and channels it has, dead ones included.
+    pub(super) fn reaches(&self) -> usize {
+        self.permissions.len() + self.channels.len()
     }
 
     /// Judges every permission and channel again: `None` closes it.
-    pub(super) fn rejudge(&mut self, judge: impl Fn(IpAddr) -> Option<PeerClass>) {
+    pub(super) fn rejudge(&mut self, secret: u64, judge: impl Fn(IpAddr) -> Option<PeerClass>) {
+        let seed = self.seed(secret);
         let owner = &self.owner;
         let judge = |ip| owner.narrow(ip, judge(ip)?);
-        self.permissions.retain(seed(self.id), |ip, permission| match judge(ip) {
+        self.permissions.retain(seed, |ip, permission| match judge(ip) {
             Some(class) => {
                 permission.class = class;
                 true
             }
             None => false,
         });
-        self.channels.retain(seed(self.id), |binding| match judge(binding.peer.ip()) {
+        self.channels.retain(seed, |binding| match judge(binding.peer.ip()) {
             Some(class) => {
                 binding.class = class;
                 true
@@ -350,26 +362,22 @@ impl Allocation {
             interim_at: self.interim_at(),
             permissions: self.permissions.iter().collect(),
             channels: self.channels.iter().collect(),
-            username: self.owner.username().into(),
-            identity: self.owner.identity().into(),
-            key: *self.owner.key.expose(),
-            time_limited: self.owner.time_limited.clone(),
-            terms: self.owner.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
+            owner: self.owner.to_state(),
+            packets: self.packets.to_state(),
             origin: self.origin(),
             created_at: self.created_at,
         }
     }
 
-    /// The allocation that [`Allocation::to_state`] described.
+    /// The allocation that [`Allocation::to_state`] described; `secret` keys its indexes.
     #[must_use]
-    pub fn from_state(state: AllocationState) -> Self {
-        let seed = seed(state.id);
-        let (username, identity) = (&*state.username, &*state.identity);
-        let key = Key::from_md5(state.key);
-        let owner = Owner::new(username, identity, key, state.time_limited, state.terms.map(Box::new));
+    pub fn from_state(state: AllocationState, secret: u64) -> Self {
+        let seed = seed(state.id, secret);
+        let owner = Owner::from_state(state.owner);
         let mut allocation =
             Self::new(state.id, state.session, state.via, state.relayed, owner, state.origin, state.created_at);
         allocation.expires_at = state.expires_at;
+        allocation.packets = PacketBucket::from_state(state.packets);
         allocation.set_interim_at(state.interim_at);
         allocation.records = state.records;
         allocation.armed_at = allocation.wakes_at();
@@ -377,13 +385,13 @@ impl Allocation {
         allocation.received = [to_peers.received, to_client.received];
         let dropped = [to_peers.dropped, to_client.dropped];
         if dropped != <[Amount; 2]>::default() || !state.dropped.is_empty() {
-            allocation.aside.get_or_insert_default().set(dropped, &state.dropped);
+            allocation.cold.get_or_insert_default().set(dropped, &state.dropped);
         }
         for (ip, permission) in state.permissions {
-            allocation.permissions.insert(ip, permission, seed);
+            allocation.permissions.insert(ip, permission, Ticks(0), seed);
         }
         for (number, binding) in state.channels {
-            allocation.channels.insert(number, binding, seed);
+            allocation.channels.insert(number, binding, Ticks(0), seed);
         }
         allocation
     }
@@ -399,49 +407,59 @@ impl Allocation {
     }
 }
 
-/// Keys the indexes of one allocation: differs between allocations, the same in every run.
-const fn seed(id: AllocationId) -> u64 {
-    (id.generation as u64) << 32 | id.index as u64
+/// Keys the indexes of one allocation: `secret` is the worker's own, and differs between allocations.
+const fn seed(id: AllocationId, secret: u64) -> u64 {
+    secret ^ ((id.generation as u64) << 32 | id.index as u64)
 }
 
 /// An [`Allocation`] as plain values.
-#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
 pub struct AllocationState {
     /// Slot and generation.
+    #[n(0)]
     pub id: AllocationId,
     /// How the client comes.
+    #[n(1)]
     pub via: Via,
     /// The relayed address, advertised form.
+    #[n(2)]
     pub relayed: RelayedTransportAddress,
     /// End of its lifetime.
+    #[n(3)]
     pub expires_at: Ticks,
     /// Counters.
+    #[n(4)]
     pub traffic: Traffic,
     /// What was dropped, by reason.
+    #[n(5)]
     pub dropped: Box<[(DropReason, Amount)]>,
     /// The session's name.
+    #[n(6)]
     pub session: SessionId,
     /// Records written so far.
+    #[n(7)]
     pub records: u32,
     /// When the next interim record is due.
+    #[n(8)]
     pub interim_at: Ticks,
     /// Permissions by address.
+    #[n(9)]
     pub permissions: Vec<(IpAddr, Permission)>,
     /// Channels by number.
+    #[n(10)]
     pub channels: Vec<(u16, ChannelBinding)>,
-    /// Full USERNAME.
-    pub username: Box<str>,
-    /// Quota identity.
-    pub identity: Box<str>,
-    /// The verified long-term key.
-    pub key: [u8; 16],
-    /// Secret and expiry of a time-limited credential.
-    pub time_limited: Option<TimeLimit>,
-    /// What limits it; the meters are asked for again.
-    pub terms: Option<Terms>,
+    /// Whose it is.
+    #[n(11)]
+    pub owner: OwnerState,
+    /// Its buckets of packets, each way.
+    #[n(12)]
+    pub packets: [u32; 2],
     /// The request that made it.
+    #[n(13)]
     pub origin: Origin,
     /// When it was made.
+    #[n(14)]
     pub created_at: Ticks,
 }
 
@@ -454,7 +472,9 @@ impl std::fmt::Debug for AllocationState {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::protocol::address::{ClientAddress, FiveTuple, ServerAddress, Transport};
+    use crate::address::{ClientAddress, FiveTuple, ServerAddress, Transport};
+    use crate::protocol::owner::TimeLimit;
+    use crate::wire::integrity::IntegrityKey;
 
     fn peer(port: u16) -> PeerAddress {
         PeerAddress::new([8, 8, 8, 8].into(), port)
@@ -474,7 +494,7 @@ pub(super) mod tests {
             Owner::new(
                 "99:bob",
                 "bob",
-                Key::from_md5([5; 16]),
+                IntegrityKey::from_md5([5; 16]),
                 Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
                 Some(Box::new(Terms { tenant: Some("acme".into()), ..Terms::default() })),
             ),
@@ -487,17 +507,17 @@ pub(super) mod tests {
     fn state_round_trips_through_plain_values() {
         let mut allocation = allocation();
         for port in 1..20 {
-            allocation.bind(0x4000 + port, peer(port), PeerClass::Remote, Ticks(2000));
+            allocation.bind(0x4000 + port, peer(port), PeerClass::Remote, Ticks(2000), 5);
         }
-        allocation.permit([1, 1, 1, 1].into(), PeerClass::Own, Ticks(5));
-        allocation.offered(Way::ToPeer, 77);
-        allocation.not_sent(&mut SpareAsides::default(), Way::ToPeer, DropReason::NoPermission, 1, 9);
+        allocation.permit([1, 1, 1, 1].into(), PeerClass::Own, Ticks(5), 5);
+        allocation.offered(Direction::ToPeer, 77);
+        allocation.not_sent(&mut ColdStatePool::default(), Direction::ToPeer, DropReason::NoPermission, 1, 9);
         allocation.plan_interim(60, Ticks(1000));
-        allocation.write_record(Now { ticks: Ticks(1), unix: crate::protocol::time::UnixSeconds(1) }, None);
+        allocation.write_record(Now { ticks: Ticks(1), unix: crate::time::UnixSeconds(1) }, None);
         let state = allocation.to_state();
-        let text = serde_json::to_string(&state).unwrap();
-        let read: AllocationState = serde_json::from_str(&text).unwrap();
-        let back = Allocation::from_state(read);
+        let bytes = minicbor::to_vec(&state).unwrap();
+        let read: AllocationState = minicbor::decode(&bytes).unwrap();
+        let back = Allocation::from_state(read, 9);
         assert_eq!(back.to_state(), state);
         assert_eq!(back.channel_to(peer(7), Ticks(3000)), Some(0x4007));
         back.check_invariants();
@@ -506,7 +526,7 @@ pub(super) mod tests {
     #[test]
     fn permissions_and_channels_end_at_their_time_and_not_before() {
         let mut allocation = allocation();
-        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0));
+        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0), 5);
         assert!(allocation.permission(peer(9).ip(), Ticks(299_999)).is_some());
         assert!(allocation.permission(peer(9).ip(), Ticks(300_000)).is_none());
         assert!(allocation.binding(0x4001, Ticks(599_999)).is_some());
@@ -517,13 +537,13 @@ pub(super) mod tests {
     #[test]
     fn an_expired_channel_may_be_bound_anew() {
         let mut allocation = allocation();
-        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0));
+        allocation.bind(0x4001, peer(1), PeerClass::Remote, Ticks(0), 5);
         let later = Ticks(700_000);
-        allocation.bind(0x4001, peer(2), PeerClass::Remote, later);
+        allocation.bind(0x4001, peer(2), PeerClass::Remote, later, 5);
         allocation.check_invariants();
         assert_eq!(allocation.channel_to(peer(2), later), Some(0x4001));
         assert_eq!(allocation.channel_to(peer(1), later), None);
-        allocation.bind(0x4002, peer(1), PeerClass::Remote, later);
+        allocation.bind(0x4002, peer(1), PeerClass::Remote, later, 5);
         allocation.check_invariants();
         assert_eq!(allocation.channel_to(peer(1), later), Some(0x4002));
     }
@@ -532,14 +552,45 @@ pub(super) mod tests {
     fn limits_count_live_entries_only() {
         let mut allocation = allocation();
         let ips: Vec<IpAddr> = (1..=4).map(|n| [10, 0, 0, n].into()).collect();
-        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(0)));
-        assert!(!allocation.has_room_for_permissions(&ips, 3, Ticks(0)));
+        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(0), 5));
+        assert!(!allocation.has_room_for_permissions(&ips, 3, Ticks(0), 5));
         for ip in &ips {
-            allocation.permit(*ip, PeerClass::Remote, Ticks(0));
+            allocation.permit(*ip, PeerClass::Remote, Ticks(0), 5);
         }
         let other: [IpAddr; 1] = [[10, 0, 0, 9].into()];
-        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(1)), "a refresh needs no room");
-        assert!(!allocation.has_room_for_permissions(&other, 4, Ticks(1)));
-        assert!(allocation.has_room_for_permissions(&other, 4, Ticks(300_000)), "the old ones are over");
+        assert!(allocation.has_room_for_permissions(&ips, 4, Ticks(1), 5), "a refresh needs no room");
+        assert!(!allocation.has_room_for_permissions(&other, 4, Ticks(1), 5));
+        assert!(allocation.has_room_for_permissions(&other, 4, Ticks(300_000), 5), "the old ones are over");
+    }
+
+    // Without a limit of permissions those that are over must leave by themselves.
+    #[test]
+    fn what_is_over_leaves_where_nothing_limits_how_many_there_are() {
+        let mut allocation = allocation();
+        let mut most = 0;
+        for number in 0..100_000_u32 {
+            // 3,000 live at a time.
+            let now = Ticks(u64::from(number) * 100);
+            allocation.permit(std::net::Ipv4Addr::from(0x0900_0000 + number).into(), PeerClass::Remote, now, 5);
+            most = most.max(allocation.permissions.len());
+        }
+        assert!(most < 6_500, "{most}");
+        allocation.check_invariants();
+        let now = Ticks(9_999_900);
+        let live = (0..100_000_u32)
+            .filter(|number| {
+                let ip = std::net::Ipv4Addr::from(0x0900_0000 + number).into();
+                allocation.permission(ip, now).is_some()
+            })
+            .count();
+        assert_eq!(live, 3_000);
+    }
+
+    // Two workers, or two runs, lay out the same addresses differently: who knows one knows nothing of the other.
+    #[test]
+    fn indexes_are_keyed_by_a_secret() {
+        let id = AllocationId { index: 3, generation: 4 };
+        assert_ne!(seed(id, 1), seed(id, 2));
+        assert_ne!(seed(id, 1), seed(AllocationId { index: 4, generation: 4 }, 1));
     }
 }

@@ -3,26 +3,25 @@
 //! [`Authenticated`] can be had from [`authenticate`] alone, so a handler that takes one can't be
 //! reached without a verified MESSAGE-INTEGRITY. No state is made for anybody here.
 
-use std::sync::Arc;
-
-use super::address::Via;
 use super::allocation::Allocation;
-use super::border::Genuine;
-use super::nonce::Nonces;
+use super::authenticated::AuthenticatedClient;
+use super::nonce::{Nonces, Verdict};
 use super::owner::{Owner, Terms, TimeLimit};
 use super::reject::RejectReason;
 use super::settings::{Settings, StaticKey};
-use super::time::{Now, UnixSeconds};
+use crate::address::Via;
 use crate::credentials;
+use crate::credentials::SecretId;
 use crate::credentials::claims::Grant;
-use crate::wire::integrity::Key;
+use crate::time::{Now, UnixSeconds};
+use crate::wire::integrity::IntegrityKey;
 use crate::wire::message::{Known, Message};
 
 /// A request whose MESSAGE-INTEGRITY and NONCE were verified.
 #[derive(Debug)]
 pub(super) struct Authenticated<'m> {
     message: &'m Message<'m>,
-    key: Key,
+    key: IntegrityKey,
     username: &'m str,
     proof: Proof<'m>,
 }
@@ -35,14 +34,14 @@ enum Proof<'m> {
     /// `auth.users`.
     Static(Option<Box<Terms>>),
     /// One of `auth.secrets`.
-    TimeLimited { secret: Arc<str>, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
+    TimeLimited { secret: SecretId, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
 }
 
 /// A refusal on the way to [`Authenticated`], with the key if the request was verified.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) reason: RejectReason,
-    pub(super) key: Option<Key>,
+    pub(super) key: Option<IntegrityKey>,
     /// The secret that the request was genuine under, by its place in the list, and the credential's expiry.
     pub(super) of: Option<(usize, u64)>,
 }
@@ -83,15 +82,22 @@ pub(super) fn authenticate<'m>(
         .ok()
         .filter(|username| username.len() <= credentials::USERNAME_BYTES_MAX)
         .ok_or(RejectReason::UnknownUser)?;
+    // A nonce that we never gave to this address costs a guess nothing, so nothing is spent on it: no key, and no
+    // MAC over the message. Its 438 is not signed (RFC 8489 §9.2.4); see decision 0160.
+    let nonce = nonces.check(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce);
+    if nonce == Verdict::Foreign {
+        return Err(RejectReason::StaleNonce.into());
+    }
     // (4): MESSAGE-INTEGRITY, with the owner's key as long as the allocation lives: rotation, reload and
-    // expiry never drop a call.
-    let (key, proof) = match allocation.filter(|allocation| allocation.owner.username() == username) {
-        Some(allocation) if allocation.owner.key.verifies(message) => (allocation.owner.key.clone(), Proof::Owner),
-        Some(_) => return Err(RejectReason::BadIntegrity.into()),
+    // expiry never drop a call. The same user with another key, after a change of password, is as genuine as
+    // anybody; what follows is RFC 8656's to say (sections 5 and 7.2).
+    let of_owner = allocation.filter(|allocation| allocation.owner.username() == username);
+    let (key, proof) = match of_owner.map(|allocation| &allocation.owner.key).filter(|key| key.verifies(message)) {
+        Some(key) => (key.clone(), Proof::Owner),
         None => find_key(message, username, realm, settings, now)?,
     };
-    // (5): the nonce, last, so that whoever holds no key learns nothing from it.
-    if !nonces.is_fresh(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce) {
+    // (5): whether it is too old comes last, so that a stranger without the key learns nothing from it.
+    if nonce == Verdict::Old {
         return Err(Refused { reason: RejectReason::StaleNonce, key: Some(key), of: None });
     }
     Ok(Authenticated { message, key, username, proof })
@@ -104,15 +110,17 @@ fn find_key<'m>(
     realm: &[u8],
     settings: &Settings,
     now: Now,
-) -> Result<(Key, Proof<'m>), Refused> {
+) -> Result<(IntegrityKey, Proof<'m>), Refused> {
     if realm != settings.realm.as_bytes() {
         return Err(RejectReason::WrongRealm.into());
     }
-    let key_of = |password: &[u8]| Key::long_term(username.as_bytes(), realm, password);
+    let key_of = |password: &[u8]| IntegrityKey::long_term(username.as_bytes(), realm, password);
     if let Some(user) = settings.auth.users.get(username) {
         let key = match &user.key {
             StaticKey::Password(password) => key_of(password.expose()),
-            StaticKey::KeyMd5(key) => Key::from_md5(key.expose().try_into().map_err(|_| RejectReason::UnknownUser)?),
+            StaticKey::KeyMd5(key) => {
+                IntegrityKey::from_md5(key.expose().try_into().map_err(|_| RejectReason::UnknownUser)?)
+            }
         };
         if !key.verifies(message) {
             return Err(RejectReason::BadIntegrity.into());
@@ -130,7 +138,7 @@ fn find_key<'m>(
     let good = verified.map_err(|(refused, secret)| {
         let at = secret.and_then(|secret| secrets.iter().position(|other| std::ptr::eq(other, secret)));
         let end = credentials::parse_username(username).map(|parts| parts.expires_at);
-        // Whoever is genuine may know that it is not his password: what is no 401 is signed.
+        // A client with the right key may learn that its password is not the reason: any other answer than 401 is signed.
         let reason = RejectReason::from(refused);
         let key = found.clone().filter(|_| reason.code() != RejectReason::BadIntegrity.code());
         Refused { reason, key, of: at.zip(end) }
@@ -146,7 +154,7 @@ impl<'m> Authenticated<'m> {
         self.message
     }
 
-    pub(super) const fn key(&self) -> &Key {
+    pub(super) const fn key(&self) -> &IntegrityKey {
         &self.key
     }
 
@@ -164,12 +172,12 @@ impl<'m> Authenticated<'m> {
     }
 
     /// What is noted of somebody who is let in.
-    pub(super) fn note(&self) -> Genuine<'_> {
+    pub(super) fn note(&self) -> AuthenticatedClient<'_> {
         match &self.proof {
             Proof::TimeLimited { secret, expires_at, .. } => {
-                Genuine { secret: Some(secret), expires_at: Some(UnixSeconds(*expires_at)), refused: None }
+                AuthenticatedClient { secret: Some(secret), expires_at: Some(UnixSeconds(*expires_at)), refused: None }
             }
-            Proof::Owner | Proof::Static(_) => Genuine { secret: None, expires_at: None, refused: None },
+            Proof::Owner | Proof::Static(_) => AuthenticatedClient { secret: None, expires_at: None, refused: None },
         }
     }
 

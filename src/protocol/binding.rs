@@ -1,8 +1,8 @@
 //! STUN Binding (RFC 8489 sections 3, 12): never authenticated, stateless, as small as can be.
 
-use super::address::ClientAddress;
-use super::border::DropReason;
+use super::reason::DropReason;
 use super::reject::RejectReason;
+use crate::address::ClientAddress;
 use crate::wire::attribute::ATTR_XORMAPPED_ADDRESS;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
@@ -15,7 +15,7 @@ pub const ANSWER_BYTES_MAX: usize = 96;
 
 /// What became of a message that looked like Binding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Answered {
+pub enum BindingAnswer {
     /// So many bytes of answer.
     Success(usize),
     /// So many bytes of 420.
@@ -29,34 +29,34 @@ pub enum Answered {
 /// Answers a Binding request into `out`.
 #[must_use]
 #[inline]
-pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWER_BYTES_MAX]) -> Answered {
+pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWER_BYTES_MAX]) -> BindingAnswer {
     let MessageType { method, class } = message.message_type();
     if method != METHOD_BINDING {
-        return Answered::NotBinding;
+        return BindingAnswer::NotBinding;
     }
     match class {
         CLASS_REQUEST => {}
         // A keep-alive (RFC 8489 section 6.3.2): nothing to do and nothing wrong.
-        CLASS_INDICATION => return Answered::Silence(None),
-        _ => return Answered::Silence(Some(DropReason::UnexpectedClass)),
+        CLASS_INDICATION => return BindingAnswer::Silence(None),
+        _ => return BindingAnswer::Silence(Some(DropReason::UnexpectedClass)),
     }
     let fingerprint = check_fingerprint(message);
     if fingerprint == Fingerprint::Wrong {
-        return Answered::Silence(Some(DropReason::BadFingerprint));
+        return BindingAnswer::Silence(Some(DropReason::BadFingerprint));
     }
     let reject = (!message.unknown().is_empty()).then_some(RejectReason::UnknownAttributes);
     let class = if reject.is_some() { CLASS_ERROR_RESPONSE } else { CLASS_SUCCESS_RESPONSE };
     let mut writer = Writer::new(out, MessageType { method: METHOD_BINDING, class }, message.transaction_id());
     match reject {
-        None => writer.xor_address(ATTR_XORMAPPED_ADDRESS, client.0),
+        None => writer.xor_address(ATTR_XORMAPPED_ADDRESS, client.address()),
         Some(reason) => writer.error_code(reason.code(), "").unknown_attributes(message.unknown()),
     };
     if fingerprint == Fingerprint::Right {
         writer.fingerprint();
     }
-    let Some(len) = writer.finish() else { return Answered::Silence(Some(DropReason::TooBig)) };
+    let Some(len) = writer.finish() else { return BindingAnswer::Silence(Some(DropReason::TooBig)) };
     match reject {
-        None => Answered::Success(len),
-        Some(reason) => Answered::Error(len, reason),
+        None => BindingAnswer::Success(len),
+        Some(reason) => BindingAnswer::Error(len, reason),
     }
 }

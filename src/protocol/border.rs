@@ -9,40 +9,21 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
-use super::accounting::{SessionId, SessionRecord};
-use super::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use super::accounting::SessionRecord;
+use super::authenticated::AuthenticatedClient;
+use super::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use super::meter::Meters;
-use super::quota::{Admitted, Counted, QuotaClaim};
+use super::quota::{Admitted, Counted, Purpose, QuotaClaim};
+use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
-use super::revocation::{Party, Whose};
+use super::revocation::{SessionSubject, Subject};
 use super::settings::{Limits, Settings};
-use super::time::{Now, UnixSeconds};
+use crate::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use crate::time::{Now, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
-
-/// Names an allocation of one worker; the generation makes a stale id harmless.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct AllocationId {
-    /// The slot in the worker's table; small numbers, reused.
-    pub index: u32,
-    /// Counts up with each allocation of this worker.
-    pub generation: u32,
-}
-
-/// Names a worker; it stands in the first byte of every token that needs its owner.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct WorkerId(pub u8);
-
-/// Matches an answer of another worker to our question.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct AskId {
-    /// Who asked.
-    pub worker: WorkerId,
-    /// The asker's own number.
-    pub number: u64,
-}
 
 /// What the IP header said or shall say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -56,6 +37,7 @@ pub struct PacketMeta {
 }
 
 /// What comes in from outside the core.
+#[non_exhaustive]
 #[derive(Debug)]
 pub enum Input<'a> {
     /// A STUN message of the control lane.
@@ -64,6 +46,13 @@ pub enum Input<'a> {
         via: Via,
         /// Exactly one message.
         bytes: &'a [u8],
+    },
+    /// The answer to [`Output::Admit`].
+    Admission {
+        /// Whose.
+        allocation: AllocationId,
+        /// What was counted, or the limit that stands against it: then nothing was counted.
+        result: Result<Admitted, RejectReason>,
     },
     /// The answer to [`Output::OpenRelay`].
     RelayOpened {
@@ -80,14 +69,14 @@ pub enum Input<'a> {
     /// Another worker asks for something that this one owns.
     Asked {
         /// Where the answer goes.
-        ticket: AskId,
+        ticket: QuestionId,
         /// What it asks.
         question: Question,
     },
     /// The answer to [`Output::Ask`].
     Answered {
         /// Our question.
-        ticket: AskId,
+        ticket: QuestionId,
         /// What the owner says.
         answer: Answer,
     },
@@ -104,6 +93,12 @@ pub enum Input<'a> {
     },
     /// An operator or a shutdown ends every allocation.
     CloseAll(EndReason),
+    /// What was done for this client panicked, and this server was made of what was left: its allocation ends, and a request
+    /// that waits is refused.
+    Failed {
+        /// Whose.
+        via: Via,
+    },
 }
 
 /// Which allocations an operator means.
@@ -112,10 +107,52 @@ pub enum Selector {
     /// One session.
     Session(SessionId),
     /// All of a credential, a user or a tenant.
-    Of(Whose),
+    Subject(Subject),
+}
+
+/// What a server is doing at the moment, for a shell that finds out that it panicked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InHand {
+    /// Nothing that belongs to one client.
+    Nothing,
+    /// A STUN message of the control lane.
+    Message(Via),
+    /// Data from a client.
+    DataFromClient(Via),
+    /// Data from a peer.
+    DataFromPeer(AllocationId),
+    /// Something that an allocation's deadline asks for.
+    Deadline(AllocationId),
+    /// The answer to what an Allocate request waits for.
+    Answer(AllocationId),
+}
+
+impl InHand {
+    #[allow(clippy::wildcard_enum_match_arm, reason = "all else belongs to no client")]
+    pub(super) const fn of(input: &Input<'_>) -> Self {
+        match input {
+            Input::Message { via, .. } => Self::Message(*via),
+            Input::Admission { allocation, .. } | Input::RelayOpened { allocation, .. } => Self::Answer(*allocation),
+            _ => Self::Nothing,
+        }
+    }
+
+    /// What it is, in a word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Message(_) => "message",
+            Self::DataFromClient(_) => "data_from_client",
+            Self::DataFromPeer(_) => "data_from_peer",
+            Self::Deadline(_) => "deadline",
+            Self::Answer(_) => "answer",
+        }
+    }
 }
 
 /// What the core wants done.
+#[non_exhaustive]
 #[derive(Debug)]
 pub enum Output {
     /// Send these bytes to a client.
@@ -124,6 +161,14 @@ pub enum Output {
         via: Via,
         /// One whole STUN message.
         bytes: Vec<u8>,
+    },
+    /// Ask the quotas for one more allocation and answer with [`Input::Admission`], now or later. The user that it counts for and
+    /// under which limits: [`quota_claim`](super::Server::quota_claim).
+    Admit {
+        /// For whom.
+        allocation: AllocationId,
+        /// What is to be counted.
+        purpose: Purpose,
     },
     /// Open a relayed transport address and answer with [`Input::RelayOpened`].
     OpenRelay {
@@ -138,7 +183,7 @@ pub enum Output {
         allocation: AllocationId,
         /// Which address.
         relayed: RelayedTransportAddress,
-        /// Who used it: it may come back to him before its rest is over.
+        /// The client that used it: it may get the port back before its rest is over.
         client: Option<std::net::IpAddr>,
     },
     /// A held port was never asked for; close it.
@@ -151,14 +196,14 @@ pub enum Output {
         /// The owner.
         worker: WorkerId,
         /// Our number for the question.
-        ticket: AskId,
+        ticket: QuestionId,
         /// The question.
         question: Question,
     },
     /// Answer a worker; a relayed address in the answer takes its socket along.
     Answer {
         /// The asker's number.
-        ticket: AskId,
+        ticket: QuestionId,
         /// The answer.
         answer: Answer,
     },
@@ -265,13 +310,17 @@ pub enum RelayRequest {
 }
 
 /// EVEN-PORT's wishes (RFC 8656 section 18.6).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(index_only)]
 pub enum Parity {
     /// Any port.
+    #[n(0)]
     Any,
     /// An even port.
+    #[n(1)]
     Even,
     /// An even port, with the next higher one held open.
+    #[n(2)]
     EvenAndHoldNext,
 }
 
@@ -289,6 +338,8 @@ pub struct OpenedRelay {
 pub enum RelayRefused {
     /// Every port of the range is taken or rests.
     NoPort,
+    /// There is no address of the family to relay from at this moment.
+    NoAddress,
     /// The process may not open more files.
     NoFiles,
     /// The system refused for another reason.
@@ -298,6 +349,7 @@ pub enum RelayRefused {
 }
 
 /// What one worker asks another.
+#[non_exhaustive]
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Question {
     /// Hand over the port held under this token, if this user reserved it.
@@ -310,28 +362,20 @@ pub enum Question {
 }
 
 /// What the owner answers.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// The held address, whose socket comes along; `None` when the token is not valid.
     Reservation(Option<RelayedTransportAddress>),
 }
 
-/// Which way a packet went.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Way {
-    /// From a client to a peer.
-    ToPeer,
-    /// From a peer to a client.
-    ToClient,
-}
-
 /// What happened; metrics, log and accounting derive from it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Event {
     /// A client got its relayed address; nothing has been relayed yet.
     AllocationCreated(Box<SessionRecord>),
     /// What an allocation relayed up to now, every [`Settings::interim_seconds`].
-    AllocationGoesOn(Box<SessionRecord>),
+    AllocationInterim(Box<SessionRecord>),
     /// An allocation is over.
     AllocationEnded(Box<SessionRecord>),
     /// A request was answered with an error.
@@ -345,181 +389,23 @@ pub enum Event {
     },
 }
 
-/// Why an allocation ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
-pub enum EndReason {
-    /// Refresh with lifetime 0.
-    Refreshed,
-    /// Its lifetime ran out.
-    Expired,
-    /// The client's stream closed.
-    ClientClosed,
-    /// The server stopped.
-    Shutdown,
-    /// An operator ended it.
-    Kicked,
-    /// Its credential, user or tenant was revoked.
-    Revoked,
-    /// Its credential expired, and `auth.on_expiry` closes then.
-    CredentialExpired,
-    /// It lived as long as `auth.max_session` allows.
-    MaxSession,
-    /// The closing time inside its credential came.
-    ClosingTime,
-    /// A byte budget was used up.
-    Budget,
-}
-
-impl EndReason {
-    /// Every reason.
-    pub const ALL: [Self; 10] = [
-        Self::Refreshed,
-        Self::Expired,
-        Self::ClientClosed,
-        Self::Shutdown,
-        Self::Kicked,
-        Self::Revoked,
-        Self::CredentialExpired,
-        Self::MaxSession,
-        Self::ClosingTime,
-        Self::Budget,
-    ];
-
-    /// The word in logs and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Refreshed => "refreshed",
-            Self::Expired => "expired",
-            Self::ClientClosed => "client_closed",
-            Self::Shutdown => "shutdown",
-            Self::Kicked => "kicked",
-            Self::Revoked => "revoked",
-            Self::CredentialExpired => "credential_expired",
-            Self::MaxSession => "max_session",
-            Self::ClosingTime => "closing_time",
-            Self::Budget => "budget",
-        }
-    }
-}
-
-macro_rules! drop_reasons {
-    ($($(#[$doc:meta])* $name:ident = $text:literal),+ $(,)?) => {
-        /// Why a packet went nowhere: silence towards strangers, a counter towards the operator.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        #[repr(usize)]
-        pub enum DropReason {
-            $($(#[$doc])* $name),+
-        }
-
-        impl DropReason {
-            /// Every reason, in the order of their numbers.
-            pub const ALL: &'static [Self] = &[$(Self::$name),+];
-
-            /// The label of the counter.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$name => $text),+
-                }
-            }
-        }
-    };
-}
-
-drop_reasons! {
-    /// The first byte is neither STUN's nor ChannelData's.
-    NotStun = "not_stun",
-    /// Looks like STUN, but header, length or attributes are wrong.
-    Malformed = "malformed",
-    /// FINGERPRINT does not fit.
-    BadFingerprint = "bad_fingerprint",
-    /// A method that this server does not speak.
-    UnknownMethod = "unknown_method",
-    /// A response, or an indication other than Send.
-    UnexpectedClass = "unexpected_class",
-    /// ChannelData with a wrong number or a length beyond the end.
-    BadChannelData = "bad_channel_data",
-    /// Data of a five-tuple without allocation.
-    NoAllocation = "no_allocation",
-    /// ChannelData on a channel that is not bound.
-    UnboundChannel = "unbound_channel",
-    /// A Send indication without DATA or XOR-PEER-ADDRESS, or with attributes that we must but don't understand.
-    BadSend = "bad_send",
-    /// A Send indication to a peer of the other family.
-    PeerFamily = "peer_family",
-    /// A Send indication to a peer without permission.
-    NoPermission = "no_permission",
-    /// A peer without permission sent to a relayed address.
-    PeerNotPermitted = "peer_not_permitted",
-    /// An own address whose port is not a relayed port at this moment.
-    NotRelayedPort = "not_relayed_port",
-    /// One of our own listeners as a peer.
-    PeerIsListener = "peer_is_listener",
-    /// More bits than a bandwidth limit lets pass.
-    OverBandwidth = "over_bandwidth",
-    /// More packets than a limit lets pass.
-    OverPackets = "over_packets",
-    /// A byte budget is used up; the allocation ends.
-    OverBudget = "over_budget",
-    /// Too big for the client's framing.
-    TooBig = "too_big",
-    /// A client without allocation at a listener that a reload removed, and that lives for its last sessions.
-    ListenerLeaving = "listener_leaving",
-    /// The system said ENETUNREACH or EHOSTUNREACH.
-    Unreachable = "unreachable",
-    /// The system said ECONNREFUSED.
-    Refused = "refused",
-    /// The system said EPERM or EACCES: a firewall of this machine.
-    Forbidden = "forbidden",
-    /// The system said EMSGSIZE.
-    MessageSize = "message_size",
-    /// The system said ENOBUFS, ENOMEM or EAGAIN: its send buffer is full.
-    NoBuffers = "no_buffers",
-    /// The system refused to send for another reason.
-    SendFailed = "send_failed",
-    /// The client's TCP queue is full.
-    SlowClient = "slow_client",
-    /// Queued for a stream that closed first.
-    StreamClosed = "stream_closed",
-    /// The relayed socket or the stream is gone.
-    RelayClosed = "relay_closed",
-    /// Another worker's inbox is full.
-    InboxFull = "inbox_full",
-}
-
 /// What spans the workers: read from atomics, or under a lock that no packet ever takes.
 pub trait Shared: Send + Sync {
-    /// Counts one allocation in, or says which limit stands against it.
-    ///
-    /// # Errors
-    /// The quota that is full; nothing was counted then.
-    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason>;
-
-    /// What an allocation that was let in passes under these limits.
-    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters;
+    /// What an allocation that was let in passes under these limits, given what it passes now.
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits, old: &Meters) -> Meters;
 
     /// Counts one allocation out; the claim equals the one that was admitted.
     fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted);
 
+    /// Counts out a port that was held under this token; nothing if that was done before.
+    fn release_reservation(&self, now: Now, token: ReservationToken);
+
     /// Notes that somebody was found genuine, and what came of it.
-    fn authenticated(&self, now: Now, note: &Genuine<'_>);
+    fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>);
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
 
-    /// Whether an operator has shut this party out; asked once per Allocate.
-    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool;
-}
-
-/// Somebody who proved to hold a credential.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Genuine<'a> {
-    /// The id of the secret it was minted with; `None` for a static user.
-    pub secret: Option<&'a str>,
-    /// When the credential ends; `None` for a static user.
-    pub expires_at: Option<UnixSeconds>,
-    /// Why he is refused all the same.
-    pub refused: Option<RejectReason>,
+    /// Whether an operator has revoked this subject; asked once per Allocate.
+    fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool;
 }

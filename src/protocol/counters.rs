@@ -2,12 +2,13 @@
 //!
 //! Plain relaxed cells: one writer needs no atomic addition, so that counting costs an ordinary store.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::accounting::Amount;
-use super::address::{Family, Transport};
-use super::border::{DropReason, EndReason, Way};
+use super::reason::{Direction, DropReason, EndReason};
 use super::reject::RejectReason;
+use crate::address::{Family, Transport};
 use crate::wire::message::{
     METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Method,
 };
@@ -111,6 +112,52 @@ impl Default for Counters {
 }
 
 impl Counters {
+    /// Every cell with its name.
+    fn cells(&self) -> impl Iterator<Item = (String, &Cell)> {
+        fn amount(name: String, AmountCell { packets, bytes }: &AmountCell) -> [(String, &Cell); 2] {
+            [(format!("{name}.packets"), packets), (format!("{name}.bytes"), bytes)]
+        }
+        let successes = METHODS.iter().zip(&self.successes).map(|((_, name), cell)| (format!("success.{name}"), cell));
+        let rejects =
+            RejectReason::ALL.iter().zip(&self.rejects).map(|(why, cell)| (format!("reject.{}", why.name()), cell));
+        let drops =
+            DropReason::ALL.iter().zip(&self.drops).map(|(why, cell)| amount(format!("drop.{}", why.name()), cell));
+        let payload = [
+            ("from_clients", &self.from_clients),
+            ("to_peers", &self.to_peers),
+            ("from_peers", &self.from_peers),
+            ("to_clients", &self.to_clients),
+        ];
+        let live = Transport::ALL.iter().zip(&self.live).flat_map(|(transport, [ipv4, ipv6])| {
+            let name = transport.name();
+            [(format!("live.{name}.ipv4"), ipv4), (format!("live.{name}.ipv6"), ipv6)]
+        });
+        let ended = EndReason::ALL.iter().zip(&self.ended).map(|(why, cell)| (format!("ended.{}", why.name()), cell));
+        successes
+            .chain(rejects)
+            .chain(drops.flatten())
+            .chain(payload.into_iter().flat_map(|(name, cell)| amount(name.to_owned(), cell)))
+            .chain(live)
+            .chain([("created".to_owned(), &self.created)])
+            .chain(ended)
+    }
+
+    /// Every counter that is not 0, by name: a release with other counters reads what it knows.
+    #[must_use]
+    pub fn to_state(&self) -> BTreeMap<String, u64> {
+        self.cells().map(|(name, cell)| (name, cell.get())).filter(|(_, value)| *value != 0).collect()
+    }
+
+    /// The counters that [`Counters::to_state`] described.
+    #[must_use]
+    pub fn from_state(state: &BTreeMap<String, u64>) -> Self {
+        let counters = Self::default();
+        for (name, cell) in counters.cells() {
+            cell.add(state.get(&name).copied().unwrap_or(0));
+        }
+        counters
+    }
+
     /// Counts packets that go nowhere and belong to no allocation, or whose payload is unknown.
     #[inline]
     pub fn dropped(&self, why: DropReason, packets: u64, bytes: u64) {
@@ -132,25 +179,25 @@ impl Counters {
     }
 
     #[inline]
-    pub(super) fn received(&self, way: Way, bytes: usize) {
-        match way {
-            Way::ToPeer => self.from_clients.add(1, bytes as u64),
-            Way::ToClient => self.from_peers.add(1, bytes as u64),
+    pub(super) fn received(&self, direction: Direction, bytes: usize) {
+        match direction {
+            Direction::ToPeer => self.from_clients.add(1, bytes as u64),
+            Direction::ToClient => self.from_peers.add(1, bytes as u64),
         }
     }
 
     #[inline]
-    pub(super) fn sent(&self, way: Way, bytes: usize) {
-        match way {
-            Way::ToPeer => self.to_peers.add(1, bytes as u64),
-            Way::ToClient => self.to_clients.add(1, bytes as u64),
+    pub(super) fn sent(&self, direction: Direction, bytes: usize) {
+        match direction {
+            Direction::ToPeer => self.to_peers.add(1, bytes as u64),
+            Direction::ToClient => self.to_clients.add(1, bytes as u64),
         }
     }
 
-    pub(super) fn take_back(&self, way: Way, packets: u64, bytes: u64) {
-        let cell = match way {
-            Way::ToPeer => &self.to_peers,
-            Way::ToClient => &self.to_clients,
+    pub(super) fn take_back(&self, direction: Direction, packets: u64, bytes: u64) {
+        let cell = match direction {
+            Direction::ToPeer => &self.to_peers,
+            Direction::ToClient => &self.to_clients,
         };
         cell.packets.sub(packets);
         cell.bytes.sub(bytes);

@@ -2,40 +2,48 @@
 //!
 //! One [`Meter`] stands for one scope (an allocation, a credential, a user, a tenant, a client prefix, the
 //! server) and is shared by its allocations on all workers. All of it is atomics: a charge never waits, and a
-//! limit is exact whoever charges at the same time.
+//! limit is exact however many charge at the same time.
+//!
+//! What is charged is what a packet takes of the network, [`wire_bytes`]: an empty payload is a packet too. Packets of
+//! one allocation are counted in the allocation itself, [`PacketBucket`](super::packet_bucket::PacketBucket): all of them are, so that it must cost little.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::border::{DropReason, Way};
-use super::time::{Now, Ticks, UnixSeconds};
+use minicbor::{Decode, Encode};
+
+use super::day_bytes::{DAYS, DayBytes, SECONDS_PER_DAY, day_of};
+use super::reason::{Direction, DropReason};
+use super::token_bucket::TokenBucket;
+use crate::time::{Now, Ticks, UnixSeconds};
 
 const NANOSECONDS: u64 = 1_000_000_000;
-const SECONDS_PER_DAY: u64 = 86_400;
-
-/// The bytes of a day fill the low bits of a word, the day the high ones: 256 TiB a day, until the year 2149.
-const DAY_SHIFT: u32 = 48;
-const DAY_BYTES: u64 = (1 << DAY_SHIFT) - 1;
 
 /// Limits of one scope; `None` means no limit.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct Rates {
-    /// Payload bits per second, each way.
+    /// Bits per second, heads of IP and UDP included, each way.
+    #[n(0)]
     pub bits_per_second: Option<u64>,
     /// Packets per second, each way.
+    #[n(1)]
     pub packets_per_second: Option<u64>,
 }
 
 /// All that a meter limits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
 pub struct Allowance {
     /// Rates.
+    #[n(0)]
     pub rates: Rates,
     /// How long a flow may run ahead of its rate, in milliseconds.
+    #[n(1)]
     pub burst_ms: u64,
-    /// Payload bytes, both ways together, as long as the meter lives.
+    /// Bytes, heads of IP and UDP included, both ways together, as long as the meter lives.
+    #[n(2)]
     pub bytes: Option<u64>,
-    /// Payload bytes, both ways together, of a day (UTC).
+    /// Bytes, heads of IP and UDP included, both ways together, of a day (UTC).
+    #[n(3)]
     pub bytes_per_day: Option<u64>,
 }
 
@@ -47,21 +55,15 @@ impl Allowance {
     }
 }
 
-/// A token bucket as the time at which it will be full again: one word, so one exchange decides.
+/// A [`TokenBucket`] that several threads use, in nanoseconds of the ticks: one word, so one exchange decides.
 #[derive(Debug, Default)]
-struct Bucket(AtomicU64);
+struct SharedBucket(AtomicU64);
 
-impl Bucket {
+impl SharedBucket {
     /// Takes what costs so many nanoseconds of the rate, if the bucket then is at most `burst` ahead of `now`.
     fn take(&self, now: u64, cost: u64, burst: u64) -> bool {
-        // What is larger than the burst passes a bucket that is full, or it never would.
-        let limit = now.saturating_add(burst.max(cost));
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let next = full_at.max(now).saturating_add(cost);
-                (next <= limit).then_some(next)
-            })
-            .is_ok()
+        let after = |full_at| TokenBucket::full_at(full_at).after(now, cost, burst).ok().map(TokenBucket::time);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after).is_ok()
     }
 
     fn give_back(&self, cost: u64) {
@@ -95,76 +97,159 @@ impl Limit {
 pub struct Meter {
     bits_per_second: Limit,
     packets_per_second: Limit,
+    /// In milliseconds.
     burst: AtomicU64,
-    bits: [Bucket; 2],
-    packets: [Bucket; 2],
+    bits: [SharedBucket; 2],
+    packets: [SharedBucket; 2],
     bytes_max: Limit,
     bytes: AtomicU64,
     day_max: Limit,
-    day: AtomicU64,
+    days: DayBytes,
+    /// Since its scope has no allocations: until when it is remembered whatever the wall clock says, in ticks.
+    kept_until: AtomicU64,
+    /// It belongs to one allocation and goes with it.
+    is_own: bool,
+}
+
+/// A [`Meter`] as plain values: what is allowed and what was used.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct MeterState {
+    /// What everybody in the scope is allowed.
+    #[n(0)]
+    pub allowance: Allowance,
+    /// When the bucket of bits is full again, each way, in nanoseconds of the ticks.
+    #[n(1)]
+    pub bits_full_at: [u64; 2],
+    /// When the bucket of packets is full again, each way, in nanoseconds of the ticks.
+    #[n(2)]
+    pub packets_full_at: [u64; 2],
+    /// Bytes used as long as the meter lives.
+    #[n(3)]
+    pub bytes: u64,
+    /// Bytes used by day: the words of [`DayBytes`], and which of them was changed last.
+    #[n(4)]
+    pub days: ([u64; DAYS], u8),
+    /// Until when it is kept whatever the wall clock says, in ticks.
+    #[n(5)]
+    pub kept_until: u64,
+    /// It belongs to one allocation.
+    #[n(6)]
+    pub is_own: bool,
 }
 
 /// What one packet costs in nanoseconds at a rate.
 const fn cost(amount: u64, per_second: u64) -> u64 {
     // 65,507 bytes are 5.3e14 here: far from the end of the word.
-    match (amount * NANOSECONDS).checked_div(per_second) {
+    match amount.saturating_mul(NANOSECONDS).checked_div(per_second) {
         Some(cost) => cost,
         None => u64::MAX,
     }
 }
 
 const fn nanoseconds(ticks: Ticks) -> u64 {
-    ticks.0 * 1_000_000
-}
-
-const fn day_of(unix: UnixSeconds) -> u64 {
-    unix.0 / SECONDS_PER_DAY
+    ticks.0.saturating_mul(1_000_000)
 }
 
 impl Meter {
+    /// Everything, as plain values; what others charge meanwhile may be in it or not.
+    #[must_use]
+    pub fn to_state(&self) -> MeterState {
+        let words = |buckets: &[SharedBucket; 2]| buckets.each_ref().map(|bucket| bucket.0.load(Ordering::Relaxed));
+        MeterState {
+            allowance: self.allowance(),
+            bits_full_at: words(&self.bits),
+            packets_full_at: words(&self.packets),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            days: self.days.to_state(),
+            kept_until: self.kept_until.load(Ordering::Relaxed),
+            is_own: self.is_own,
+        }
+    }
+
+    /// The meter that [`Meter::to_state`] described.
+    #[must_use]
+    pub fn from_state(state: &MeterState) -> Self {
+        let buckets = |words: [u64; 2]| words.map(|word| SharedBucket(AtomicU64::new(word)));
+        let meter = Self {
+            bits: buckets(state.bits_full_at),
+            packets: buckets(state.packets_full_at),
+            bytes: AtomicU64::new(state.bytes),
+            days: DayBytes::from_state(state.days),
+            kept_until: AtomicU64::new(state.kept_until),
+            is_own: state.is_own,
+            ..Self::default()
+        };
+        meter.allow(&state.allowance);
+        meter
+    }
+
     /// Sets what is allowed from now on; what was used stays used.
     pub fn allow(&self, allowance: &Allowance) {
         self.bits_per_second.set(allowance.rates.bits_per_second);
         self.packets_per_second.set(allowance.rates.packets_per_second);
-        self.burst.store(allowance.burst_ms * 1_000_000, Ordering::Relaxed);
+        self.burst.store(allowance.burst_ms, Ordering::Relaxed);
         self.bytes_max.set(allowance.bytes);
         self.day_max.set(allowance.bytes_per_day);
     }
 
-    /// Lets a packet pass, or says what stands against it; nothing was taken then.
+    /// The meter of a single allocation.
+    #[must_use]
+    pub fn of_one_allocation() -> Self {
+        Self { is_own: true, ..Self::default() }
+    }
+
+    /// What everybody in the scope is allowed.
+    fn allowance(&self) -> Allowance {
+        Allowance {
+            rates: Rates {
+                bits_per_second: self.bits_per_second.get(),
+                packets_per_second: self.packets_per_second.get(),
+            },
+            burst_ms: self.burst.load(Ordering::Relaxed),
+            bytes: self.bytes_max.get(),
+            bytes_per_day: self.day_max.get(),
+        }
+    }
+
+    /// Lets a packet pass under what everybody in the scope is allowed, or says what stands against it; nothing was
+    /// taken then.
     ///
     /// # Errors
     /// [`DropReason::OverBandwidth`], [`DropReason::OverPackets`], or [`DropReason::OverBudget`].
-    pub fn charge(&self, now: Now, way: Way, bytes: u64) -> Result<(), DropReason> {
+    pub fn charge(&self, now: Now, direction: Direction, bytes: u64) -> Result<(), DropReason> {
+        self.charge_under(&self.allowance(), now, direction, bytes)
+    }
+
+    fn charge_under(&self, allowed: &Allowance, now: Now, direction: Direction, bytes: u64) -> Result<(), DropReason> {
         let at = nanoseconds(now.ticks);
-        let burst = self.burst.load(Ordering::Relaxed);
-        let packet = self.packets_per_second.get().map(|rate| cost(1, rate));
-        if packet.is_some_and(|cost| !self.packets[way as usize].take(at, cost, burst)) {
+        let burst = allowed.burst_ms.saturating_mul(1_000_000);
+        let (packet, bits) = costs(allowed, bytes);
+        if packet.is_some_and(|cost| !self.packets[direction as usize].take(at, cost, burst)) {
             return Err(DropReason::OverPackets);
         }
-        let bits = self.bits_per_second.get().map(|rate| cost(bytes * 8, rate));
-        if bits.is_some_and(|cost| !self.bits[way as usize].take(at, cost, burst)) {
-            self.give_back(way, packet, None);
+        if bits.is_some_and(|cost| !self.bits[direction as usize].take(at, cost, burst)) {
+            self.give_back(direction, packet, None);
             return Err(DropReason::OverBandwidth);
         }
-        if !self.spend(now.unix, bytes) {
-            self.give_back(way, packet, bits);
+        if !self.spend(allowed, now.unix, bytes) {
+            self.give_back(direction, packet, bits);
             return Err(DropReason::OverBudget);
         }
         Ok(())
     }
 
-    fn give_back(&self, way: Way, packet: Option<u64>, bits: Option<u64>) {
+    fn give_back(&self, direction: Direction, packet: Option<u64>, bits: Option<u64>) {
         if let Some(cost) = packet {
-            self.packets[way as usize].give_back(cost);
+            self.packets[direction as usize].give_back(cost);
         }
         if let Some(cost) = bits {
-            self.bits[way as usize].give_back(cost);
+            self.bits[direction as usize].give_back(cost);
         }
     }
 
-    fn spend(&self, unix: UnixSeconds, bytes: u64) -> bool {
-        if let Some(max) = self.bytes_max.get() {
+    fn spend(&self, allowed: &Allowance, unix: UnixSeconds, bytes: u64) -> bool {
+        if let Some(max) = allowed.bytes {
             let spent = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|used| *used <= max)
             });
@@ -172,69 +257,52 @@ impl Meter {
                 return false;
             }
         }
-        let Some(max) = self.day_max.get() else { return true };
-        let today = day_of(unix);
-        let spent = self.day.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-            let used = if word >> DAY_SHIFT == today { word & DAY_BYTES } else { 0 };
-            let used = used.checked_add(bytes).filter(|used| *used <= max.min(DAY_BYTES))?;
-            Some(today << DAY_SHIFT | used)
-        });
-        if spent.is_err() && self.bytes_max.get().is_some() {
+        let Some(max) = allowed.bytes_per_day else { return true };
+        let spent = self.days.change(unix, |used| used.checked_add(bytes).filter(|used| *used <= max));
+        if !spent && allowed.bytes.is_some() {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
-        spent.is_ok()
+        spent
     }
 
     /// Takes a charge back: the packet was stopped elsewhere.
-    fn uncharge(&self, way: Way, bytes: u64) {
-        let packet = self.packets_per_second.get().map(|rate| cost(1, rate));
-        self.give_back(way, packet, self.bits_per_second.get().map(|rate| cost(bytes * 8, rate)));
-        self.refund(bytes);
+    fn uncharge(&self, allowed: &Allowance, direction: Direction, bytes: u64) {
+        let (packet, bits) = costs(allowed, bytes);
+        self.give_back(direction, packet, bits);
+        self.refund(allowed, bytes);
     }
 
     /// Gives bytes of the budgets back: they were charged and could not be sent.
-    fn refund(&self, bytes: u64) {
+    fn refund(&self, allowed: &Allowance, bytes: u64) {
         let less = |used: u64| Some(used.saturating_sub(bytes));
-        if self.bytes_max.get().is_some() {
+        if allowed.bytes.is_some() {
             // The closure always has an answer.
             let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
-        if self.day_max.get().is_some() {
-            // What was charged a moment before midnight may be given back to the day after: never more than it spent.
-            let _ = self
-                .day
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| Some(word - (word & DAY_BYTES).min(bytes)));
+        if allowed.bytes_per_day.is_some() {
+            self.days.give_back(bytes);
         }
     }
 
     /// A session ends for want of so many bytes: the rest of that budget is forfeited, or a few bytes would let the
     /// next session in, which would end for the same reason.
-    fn forfeit(&self, unix: UnixSeconds, bytes: u64) {
-        if let Some(max) = self.bytes_max.get() {
+    fn forfeit(&self, allowed: &Allowance, unix: UnixSeconds, bytes: u64) {
+        if let Some(max) = allowed.bytes {
             // Without enough left nothing changes by being late.
             let _ = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 (used.saturating_add(bytes) > max).then(|| used.max(max))
             });
         }
-        if let Some(max) = self.day_max.get() {
-            let today = day_of(unix);
-            let _ = self.day.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| {
-                let used = if word >> DAY_SHIFT == today { word & DAY_BYTES } else { 0 };
-                let max = max.min(DAY_BYTES);
-                (used.saturating_add(bytes) > max).then(|| today << DAY_SHIFT | used.max(max))
-            });
+        if let Some(max) = allowed.bytes_per_day {
+            let _ = self.days.change(unix, |used| (used.saturating_add(bytes) > max).then(|| used.max(max)));
         }
     }
 
-    /// Whether a budget has nothing left for even one byte more.
+    /// Whether a budget of this allowance has nothing left for even one byte more.
     #[must_use]
-    pub fn is_spent(&self, unix: UnixSeconds) -> bool {
-        let total = self.bytes_max.get().is_some_and(|max| self.bytes.load(Ordering::Relaxed) >= max);
-        total
-            || self.day_max.get().is_some_and(|max| {
-                let word = self.day.load(Ordering::Relaxed);
-                word >> DAY_SHIFT == day_of(unix) && word & DAY_BYTES >= max
-            })
+    pub fn is_spent(&self, unix: UnixSeconds, allowed: &Allowance) -> bool {
+        let total = allowed.bytes.is_some_and(|max| self.bytes.load(Ordering::Relaxed) >= max);
+        total || allowed.bytes_per_day.is_some_and(|max| self.days.used(unix) >= max)
     }
 
     /// When everything it remembers will be forgotten or of no account; the past if it is so already.
@@ -251,33 +319,73 @@ impl Meter {
         if self.bytes.load(Ordering::Relaxed) > 0 {
             until = until.max(expires_at);
         }
-        let word = self.day.load(Ordering::Relaxed);
-        if word & DAY_BYTES > 0 && word >> DAY_SHIFT == day_of(now.unix) {
+        if self.days.used(now.unix) > 0 {
             until = until.max(UnixSeconds((day_of(now.unix) + 1) * SECONDS_PER_DAY));
         }
         until
     }
+
+    /// The last allocation of its scope is over: its budgets are remembered by the clock that no time server moves, too,
+    /// so that a wall clock that is days ahead for a moment does not make them be forgotten.
+    pub(super) fn keep(&self, now: Now, expires_at: UnixSeconds) {
+        let mut seconds = 0;
+        if self.bytes.load(Ordering::Relaxed) > 0 {
+            seconds = expires_at.0.saturating_sub(now.unix.0);
+        }
+        if self.days.used(now.unix) > 0 {
+            seconds = seconds.max(SECONDS_PER_DAY - now.unix.0 % SECONDS_PER_DAY);
+        } else if self.days.is_used() {
+            // Used on another day, as far as the wall clock knows now.
+            seconds = seconds.max(SECONDS_PER_DAY);
+        }
+        let until = if seconds == 0 { Ticks(0) } else { now.ticks.plus_seconds(seconds) };
+        self.kept_until.store(until.0, Ordering::Relaxed);
+    }
+
+    /// Whether [`Meter::keep`] still holds it.
+    pub(super) fn is_kept(&self, now: Now) -> bool {
+        now.ticks.0 < self.kept_until.load(Ordering::Relaxed)
+    }
+}
+
+/// What a packet costs of both buckets, in nanoseconds; `None` where there is no limit.
+fn costs(allowed: &Allowance, bytes: u64) -> (Option<u64>, Option<u64>) {
+    let Rates { bits_per_second, packets_per_second } = allowed.rates;
+    let bits = bits_per_second.map(|rate| cost(bytes.saturating_mul(8), rate));
+    (packets_per_second.map(|rate| cost(1, rate)), bits)
+}
+
+/// A meter that an allocation passes.
+#[derive(Clone, Debug)]
+pub struct Passage {
+    /// The scope's.
+    pub meter: Arc<Meter>,
+    /// What this allocation is allowed, where its credential is granted less than the scope; what it uses is charged
+    /// to the scope all the same.
+    pub narrow: Option<Box<Allowance>>,
+}
+
+impl Passage {
+    fn allowed(&self) -> Allowance {
+        self.narrow.as_ref().map_or_else(|| self.meter.allowance(), |narrow| **narrow)
+    }
+}
+
+impl PartialEq for Passage {
+    /// Whether they are the very same meter.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.meter, &other.meter) && self.narrow == other.narrow
+    }
 }
 
 /// The meters that an allocation passes, the narrowest scope first, so that who floods takes nothing from others.
-#[derive(Clone, Debug, Default)]
-pub struct Meters(Option<Box<[Arc<Meter>]>>);
-
-impl PartialEq for Meters {
-    /// Whether they are the very same meters.
-    fn eq(&self, other: &Self) -> bool {
-        match (&self.0, &other.0) {
-            (None, None) => true,
-            (Some(one), Some(two)) => one.len() == two.len() && one.iter().zip(two).all(|(a, b)| Arc::ptr_eq(a, b)),
-            (None, Some(_)) | (Some(_), None) => false,
-        }
-    }
-}
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meters(Option<Box<[Passage]>>);
 
 impl Meters {
     /// These, in this order.
     #[must_use]
-    pub fn new(meters: Vec<Arc<Meter>>) -> Self {
+    pub fn new(meters: Vec<Passage>) -> Self {
         Self((!meters.is_empty()).then(|| meters.into()))
     }
 
@@ -287,34 +395,47 @@ impl Meters {
         self.0.is_none()
     }
 
+    /// Only the meter that is an allocation's own, as a [`Quotas`](super::quota::Quotas) takes it over.
+    pub(super) fn of_own(own: Option<&MeterState>) -> Self {
+        let passage = |state| Passage { meter: Arc::new(Meter::from_state(state)), narrow: None };
+        Self::new(own.map(passage).into_iter().collect())
+    }
+
+    /// The one that is the allocation's own.
+    pub(super) fn own(&self) -> Option<Arc<Meter>> {
+        let first = self.0.as_ref()?.first()?;
+        first.meter.is_own.then(|| Arc::clone(&first.meter))
+    }
+
     /// Charges all of them, or none.
     ///
     /// # Errors
     /// The first that stands against it.
     #[inline]
-    pub(super) fn charge(&self, now: Now, way: Way, bytes: usize) -> Result<(), DropReason> {
+    pub(super) fn charge(&self, now: Now, direction: Direction, bytes: u64) -> Result<(), DropReason> {
         match &self.0 {
             None => Ok(()),
-            Some(meters) => charge_all(meters, now, way, bytes as u64),
+            Some(meters) => charge_all(meters, now, direction, bytes),
         }
     }
 
     /// Gives bytes back that were charged and not sent.
     pub(super) fn refund(&self, bytes: u64) {
-        for meter in self.0.iter().flatten() {
-            meter.refund(bytes);
+        for passage in self.0.iter().flatten() {
+            passage.meter.refund(&passage.allowed(), bytes);
         }
     }
 }
 
-fn charge_all(meters: &[Arc<Meter>], now: Now, way: Way, bytes: u64) -> Result<(), DropReason> {
-    for (at, meter) in meters.iter().enumerate() {
-        if let Err(why) = meter.charge(now, way, bytes) {
-            for charged in &meters[..at] {
-                charged.uncharge(way, bytes);
+fn charge_all(meters: &[Passage], now: Now, direction: Direction, bytes: u64) -> Result<(), DropReason> {
+    for (at, passage) in meters.iter().enumerate() {
+        let allowed = passage.allowed();
+        if let Err(why) = passage.meter.charge_under(&allowed, now, direction, bytes) {
+            for charged in meters.iter().take(at) {
+                charged.meter.uncharge(&charged.allowed(), direction, bytes);
             }
             if why == DropReason::OverBudget {
-                meter.forfeit(now.unix, bytes);
+                passage.meter.forfeit(&allowed, now.unix, bytes);
             }
             return Err(why);
         }
@@ -346,13 +467,13 @@ mod tests {
     #[test]
     fn a_bucket_lets_the_burst_pass_and_then_the_rate_each_way_for_itself() {
         let meter = meter(bits(80_000));
-        let sent = |ms, way| (0..1000).filter(|_| meter.charge(at(ms), way, 100).is_ok()).count();
-        assert_eq!(sent(0, Way::ToPeer), 100, "one second of 10,000 bytes");
-        assert_eq!(sent(0, Way::ToClient), 100, "the other way has its own");
-        assert_eq!(sent(10, Way::ToPeer), 1, "100 bytes every 10 ms");
-        assert_eq!(sent(510, Way::ToPeer), 50);
-        assert_eq!(sent(60_000, Way::ToPeer), 100, "no more than the burst is saved up");
-        assert_eq!(meter.charge(at(60_000), Way::ToPeer, 1), Err(DropReason::OverBandwidth));
+        let sent = |ms, direction| (0..1000).filter(|_| meter.charge(at(ms), direction, 100).is_ok()).count();
+        assert_eq!(sent(0, Direction::ToPeer), 100, "one second of 10,000 bytes");
+        assert_eq!(sent(0, Direction::ToClient), 100, "the other way has its own");
+        assert_eq!(sent(10, Direction::ToPeer), 1, "100 bytes every 10 ms");
+        assert_eq!(sent(510, Direction::ToPeer), 50);
+        assert_eq!(sent(60_000, Direction::ToPeer), 100, "no more than the burst is saved up");
+        assert_eq!(meter.charge(at(60_000), Direction::ToPeer, 1), Err(DropReason::OverBandwidth));
     }
 
     #[test]
@@ -361,7 +482,7 @@ mod tests {
         let mut sent = 0;
         for ms in 0..60_000 {
             for size in [40, 160, 1200] {
-                if meter.charge(at(ms), Way::ToClient, size).is_ok() {
+                if meter.charge(at(ms), Direction::ToClient, size).is_ok() {
                     sent += size;
                 }
             }
@@ -376,35 +497,35 @@ mod tests {
         allowance.rates.packets_per_second = Some(10);
         let meter = meter(allowance);
         for _ in 0..5 {
-            assert_eq!(meter.charge(at(0), Way::ToPeer, 200), Ok(()));
+            assert_eq!(meter.charge(at(0), Direction::ToPeer, 200), Ok(()));
         }
         for _ in 0..100 {
-            assert_eq!(meter.charge(at(0), Way::ToPeer, 200), Err(DropReason::OverBandwidth));
+            assert_eq!(meter.charge(at(0), Direction::ToPeer, 200), Err(DropReason::OverBandwidth));
         }
         for _ in 0..5 {
-            assert_eq!(meter.charge(at(0), Way::ToPeer, 0), Ok(()), "packets were given back");
+            assert_eq!(meter.charge(at(0), Direction::ToPeer, 0), Ok(()), "packets were given back");
         }
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 0), Err(DropReason::OverPackets));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 0), Err(DropReason::OverPackets));
     }
 
     #[test]
     fn what_is_larger_than_the_burst_passes_a_full_bucket() {
         let meter = meter(bits(800));
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 1000), Ok(()));
-        assert_eq!(meter.charge(at(5_000), Way::ToPeer, 1000), Err(DropReason::OverBandwidth));
-        assert_eq!(meter.charge(at(10_000), Way::ToPeer, 1000), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 1000), Ok(()));
+        assert_eq!(meter.charge(at(5_000), Direction::ToPeer, 1000), Err(DropReason::OverBandwidth));
+        assert_eq!(meter.charge(at(10_000), Direction::ToPeer, 1000), Ok(()));
     }
 
     #[test]
     fn a_budget_is_spent_to_the_byte_both_ways_together_and_what_was_not_sent_comes_back() {
         let meter = meter(Allowance { bytes: Some(1000), ..Allowance::default() });
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 600), Ok(()));
-        assert_eq!(meter.charge(at(0), Way::ToClient, 401), Err(DropReason::OverBudget));
-        assert_eq!(meter.charge(at(0), Way::ToClient, 400), Ok(()));
-        assert!(meter.is_spent(at(0).unix));
-        meter.refund(100);
-        assert!(!meter.is_spent(at(0).unix));
-        assert_eq!(meter.charge(at(0), Way::ToClient, 100), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 600), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToClient, 401), Err(DropReason::OverBudget));
+        assert_eq!(meter.charge(at(0), Direction::ToClient, 400), Ok(()));
+        assert!(meter.is_spent(at(0).unix, &meter.allowance()));
+        meter.refund(&meter.allowance(), 100);
+        assert!(!meter.is_spent(at(0).unix, &meter.allowance()));
+        assert_eq!(meter.charge(at(0), Direction::ToClient, 100), Ok(()));
         assert_eq!(meter.matters_until(at(0), UnixSeconds(NOON + 77)), UnixSeconds(NOON + 77));
     }
 
@@ -412,34 +533,38 @@ mod tests {
     fn a_day_has_its_own_bytes() {
         let meter = meter(Allowance { bytes_per_day: Some(1000), bytes: Some(1500), ..Allowance::default() });
         let tomorrow = at(SECONDS_PER_DAY / 2 * 1000);
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 1000), Ok(()));
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 1), Err(DropReason::OverBudget));
-        assert!(meter.is_spent(at(0).unix) && !meter.is_spent(tomorrow.unix));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 1000), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 1), Err(DropReason::OverBudget));
+        assert!(meter.is_spent(at(0).unix, &meter.allowance()) && !meter.is_spent(tomorrow.unix, &meter.allowance()));
         assert_eq!(meter.matters_until(at(0), UnixSeconds(0)), tomorrow.unix);
-        assert_eq!(meter.charge(tomorrow, Way::ToPeer, 501), Err(DropReason::OverBudget), "500 of the whole are left");
-        assert_eq!(meter.charge(tomorrow, Way::ToPeer, 500), Ok(()));
+        assert_eq!(
+            meter.charge(tomorrow, Direction::ToPeer, 501),
+            Err(DropReason::OverBudget),
+            "500 of the whole are left"
+        );
+        assert_eq!(meter.charge(tomorrow, Direction::ToPeer, 500), Ok(()));
     }
 
     #[test]
     fn a_full_wide_meter_takes_nothing_from_a_narrow_one() {
         let narrow = Arc::new(meter(Allowance { bytes: Some(1000), ..bits(800_000) }));
         let wide = Arc::new(meter(Allowance { bytes: Some(100), ..Allowance::default() }));
-        let meters = Meters::new(vec![Arc::clone(&narrow), wide]);
-        assert_eq!(meters.charge(at(0), Way::ToPeer, 101), Err(DropReason::OverBudget));
+        let meters = Meters::new([Arc::clone(&narrow), wide].map(|meter| Passage { meter, narrow: None }).into());
+        assert_eq!(meters.charge(at(0), Direction::ToPeer, 101), Err(DropReason::OverBudget));
         assert_eq!(narrow.bytes.load(Ordering::Relaxed), 0);
         assert_eq!(narrow.matters_until(at(0), UnixSeconds(5)), UnixSeconds(0), "its bucket is full again");
-        assert_eq!(meters.charge(at(0), Way::ToPeer, 1), Err(DropReason::OverBudget), "the rest is forfeited");
-        assert!(Meters::new(Vec::new()).is_empty() && Meters::default().charge(at(0), Way::ToPeer, 9).is_ok());
+        assert_eq!(meters.charge(at(0), Direction::ToPeer, 1), Err(DropReason::OverBudget), "the rest is forfeited");
+        assert!(Meters::new(Vec::new()).is_empty() && Meters::default().charge(at(0), Direction::ToPeer, 9).is_ok());
     }
 
     #[test]
     fn limits_change_and_what_was_used_stays_used() {
         let meter = meter(Allowance { bytes: Some(1000), ..Allowance::default() });
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 900), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 900), Ok(()));
         meter.allow(&Allowance { bytes: Some(950), ..Allowance::default() });
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 51), Err(DropReason::OverBudget));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 51), Err(DropReason::OverBudget));
         meter.allow(&Allowance::default());
-        assert_eq!(meter.charge(at(0), Way::ToPeer, 51), Ok(()));
+        assert_eq!(meter.charge(at(0), Direction::ToPeer, 51), Ok(()));
         assert!(Allowance::default().is_unlimited() && !bits(1).is_unlimited());
     }
 }

@@ -10,8 +10,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use subtle::ConstantTimeEq;
 
-use super::address::{FiveTuple, Transport};
-use super::time::UnixSeconds;
+use crate::address::{FiveTuple, Transport};
+use crate::time::UnixSeconds;
 use std::net::IpAddr;
 
 /// Length of a nonce in characters.
@@ -20,10 +20,22 @@ pub const NONCE_BYTES: usize = 24;
 const TIME_BYTES: usize = 4;
 const TAG_BYTES: usize = 14;
 
+/// What a nonce is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Minted for this client, a short while ago.
+    Fresh,
+    /// Minted for this client, and its time is over.
+    Old,
+    /// Another client's, another key's, or made up.
+    Foreign,
+}
+
 /// Mints and checks nonces under one key: the process's own, or a fleet's.
 #[derive(Clone)]
 pub struct Nonces {
     mac: Hmac<Sha1>,
+    key: Box<[u8]>,
 }
 
 impl Nonces {
@@ -31,7 +43,14 @@ impl Nonces {
     #[must_use]
     pub fn new(key: &[u8]) -> Self {
         // An HMAC takes a key of any length (RFC 2104 section 3).
-        Self { mac: <Hmac<Sha1> as KeyInit>::new_from_slice(key).expect("an HMAC takes any key") }
+        let mac = <Hmac<Sha1> as KeyInit>::new_from_slice(key).expect("an HMAC takes any key");
+        Self { mac, key: key.into() }
+    }
+
+    /// The key, for a process that takes over: nonces that clients hold stay good.
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        &self.key
     }
 
     /// A nonce for this client, good from now on.
@@ -47,16 +66,19 @@ impl Nonces {
         text
     }
 
-    /// Whether a nonce was minted for this client within the last `lifetime` seconds.
+    /// Whether a nonce was minted for this client, and within the last `lifetime` seconds.
     #[must_use]
-    pub fn is_fresh(&self, now: UnixSeconds, lifetime: u64, client: &FiveTuple, nonce: &[u8]) -> bool {
+    pub fn check(&self, now: UnixSeconds, lifetime: u64, client: &FiveTuple, nonce: &[u8]) -> Verdict {
         let mut raw = [0; TIME_BYTES + TAG_BYTES];
         if nonce.len() != NONCE_BYTES || BASE64.decode_slice(nonce, &mut raw) != Ok(raw.len()) {
-            return false;
+            return Verdict::Foreign;
         }
-        let Some((&time, tag)) = raw.split_first_chunk::<TIME_BYTES>() else { return false };
+        let Some((&time, tag)) = raw.split_first_chunk::<TIME_BYTES>() else { return Verdict::Foreign };
+        if !bool::from(self.tag(time, client).as_slice().ct_eq(tag)) {
+            return Verdict::Foreign;
+        }
         let age = (now.0 as u32).wrapping_sub(u32::from_be_bytes(time));
-        u64::from(age) <= lifetime && bool::from(self.tag(time, client).as_slice().ct_eq(tag))
+        if u64::from(age) <= lifetime { Verdict::Fresh } else { Verdict::Old }
     }
 
     fn tag(&self, time: [u8; TIME_BYTES], five_tuple: &FiveTuple) -> [u8; TAG_BYTES] {
@@ -88,7 +110,7 @@ impl std::fmt::Debug for Nonces {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::address::{ClientAddress, ServerAddress};
+    use crate::address::{ClientAddress, ServerAddress};
 
     fn client(port: u16) -> FiveTuple {
         FiveTuple {
@@ -103,15 +125,22 @@ mod tests {
         let nonces = Nonces::new(&[1; 32]);
         let nonce = nonces.mint(UnixSeconds(1000), &client(5));
         assert_eq!(nonce.len(), 24);
-        assert!(nonces.is_fresh(UnixSeconds(1000), 60, &client(5), &nonce));
-        assert!(nonces.is_fresh(UnixSeconds(1060), 60, &client(5), &nonce));
-        assert!(!nonces.is_fresh(UnixSeconds(1061), 60, &client(5), &nonce));
-        assert!(!nonces.is_fresh(UnixSeconds(999), 60, &client(5), &nonce), "from the future");
-        assert!(!nonces.is_fresh(UnixSeconds(1000), 60, &client(6), &nonce));
-        assert!(!Nonces::new(&[2; 32]).is_fresh(UnixSeconds(1000), 60, &client(5), &nonce));
+        let check = |nonces: &Nonces, now, port, nonce: &[u8]| nonces.check(UnixSeconds(now), 60, &client(port), nonce);
+        for (now, port, verdict) in [
+            (1000, 5, Verdict::Fresh),
+            (1060, 5, Verdict::Fresh),
+            (1061, 5, Verdict::Old),
+            // From the future.
+            (999, 5, Verdict::Old),
+            (1000, 6, Verdict::Foreign),
+            (1061, 6, Verdict::Foreign),
+        ] {
+            assert_eq!(check(&nonces, now, port, &nonce), verdict, "{now} {port}");
+        }
+        assert_eq!(check(&Nonces::new(&[2; 32]), 1000, 5, &nonce), Verdict::Foreign);
         let mut forged = nonce;
         forged[0] ^= 1;
-        assert!(!nonces.is_fresh(UnixSeconds(1000), 60, &client(5), &forged));
-        assert!(!nonces.is_fresh(UnixSeconds(1000), 60, &client(5), b"short"));
+        assert_eq!(check(&nonces, 1000, 5, &forged), Verdict::Foreign);
+        assert_eq!(check(&nonces, 1000, 5, b"short"), Verdict::Foreign);
     }
 }

@@ -1,22 +1,21 @@
 //! Whose allocation it is, and on which terms it is held.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use compact_str::CompactString;
-use serde::{Deserialize, Serialize};
+use minicbor::{Decode, Encode};
 
-use super::address::Via;
-use super::border::EndReason;
-use super::meter::Meters;
+use super::meter::{MeterState, Meters};
 use super::peer_policy::PeerClass;
 use super::quota::{Admitted, Counted, QuotaClaim};
-use super::revocation::Party;
+use super::reason::EndReason;
+use super::revocation::SessionSubject;
 use super::settings::{AuthSettings, OnExpiry};
-use super::time::{Now, Ticks, UnixSeconds};
-use crate::credentials::EXPIRY_SKEW_SECONDS;
+use crate::address::Via;
 use crate::credentials::claims::{Grant, PeerScope};
-use crate::wire::integrity::Key;
+use crate::credentials::{EXPIRY_SKEW_SECONDS, SecretId};
+use crate::time::{Now, Ticks, UnixSeconds};
+use crate::wire::integrity::IntegrityKey;
 
 /// Later than any deadline.
 pub(super) const NEVER: Ticks = Ticks(u64::MAX);
@@ -31,7 +30,7 @@ pub struct Owner {
     pub time_limited: Option<TimeLimit>,
     names: Names,
     /// The key that every request on the allocation is checked with.
-    pub key: Key,
+    pub key: IntegrityKey,
 }
 
 /// The USERNAME, and the user id as a part of it where it is one.
@@ -46,7 +45,7 @@ struct Names {
 
 impl Names {
     fn new(username: &str, identity: &str) -> Self {
-        // Whatever came in a STUN attribute is short enough; what is not is nobody's.
+        // Names from STUN attributes are short enough; longer ones belong to no client.
         let fits = username.len() + identity.len() <= usize::from(u16::MAX);
         let (username, identity) = if fits { (username, identity) } else { ("", "") };
         let (text, at) = match username.rfind(identity) {
@@ -64,57 +63,37 @@ impl Names {
 }
 
 /// Where a time-limited credential came from and when it ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct TimeLimit {
     /// The secret's id, the same text for all its allocations.
-    #[serde(with = "shared_text::always")]
-    pub secret: Arc<str>,
+    #[n(0)]
+    pub secret: SecretId,
     /// Seconds since 1970.
+    #[n(1)]
     pub expires_at: u64,
 }
 
-/// Writes and reads a text that is shared as one that is not.
-pub(super) mod shared_text {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub(in crate::protocol) fn serialize<S: Serializer>(text: &Option<Arc<str>>, to: S) -> Result<S::Ok, S::Error> {
-        text.as_deref().serialize(to)
-    }
-
-    pub(in crate::protocol) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<str>>, D::Error> {
-        Ok(Option::<Box<str>>::deserialize(from)?.map(Into::into))
-    }
-
-    pub(in crate::protocol) mod always {
-        use super::*;
-
-        pub(in crate::protocol) fn serialize<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
-            (**text).serialize(to)
-        }
-
-        pub(in crate::protocol) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<str>, D::Error> {
-            Ok(Box::<str>::deserialize(from)?.into())
-        }
-    }
-}
-
 /// What limits one allocation beyond the server's tables.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[cbor(map)]
 pub struct Terms {
     /// Whose user it is.
+    #[n(0)]
     pub tenant: Option<Box<str>>,
     /// What the credential allows.
+    #[n(1)]
     pub grant: Grant,
     /// What the quotas counted.
+    #[n(2)]
     pub counted: Counted,
     /// When it ends in any case.
+    #[n(3)]
     pub closes_at: Ticks,
     /// Why it ends then.
+    #[n(4)]
     pub closes_for: EndReason,
     /// What its packets pass.
-    #[serde(skip)]
+    #[cbor(skip)]
     pub meters: Meters,
 }
 
@@ -131,11 +110,57 @@ impl Default for Terms {
     }
 }
 
+/// An [`Owner`] as plain values.
+#[derive(Clone, PartialEq, Encode, Decode)]
+#[cbor(map)]
+pub struct OwnerState {
+    /// Full USERNAME.
+    #[n(0)]
+    pub username: Box<str>,
+    /// Quota identity.
+    #[n(1)]
+    pub identity: Box<str>,
+    /// The verified long-term key.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub key: [u8; 16],
+    /// Secret and expiry of a time-limited credential.
+    #[n(3)]
+    pub time_limited: Option<TimeLimit>,
+    /// What limits it, without its meters.
+    #[n(4)]
+    pub terms: Option<Terms>,
+    /// What it used of a limit of its own; the meters of its scopes are the quotas'.
+    #[n(5)]
+    pub own_meter: Option<MeterState>,
+}
+
 impl Owner {
+    /// Everything, as plain values that another process can take over.
+    pub(super) fn to_state(&self) -> OwnerState {
+        OwnerState {
+            username: self.username().into(),
+            identity: self.identity().into(),
+            key: *self.key.expose(),
+            time_limited: self.time_limited.clone(),
+            terms: self.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
+            own_meter: self.meters().own().map(|meter| meter.to_state()),
+        }
+    }
+
+    /// The owner that [`Owner::to_state`] described, with its own meter; [`Owner::set_meters`] gives it those of its
+    /// scopes.
+    pub(super) fn from_state(state: OwnerState) -> Self {
+        let OwnerState { username, identity, key, time_limited, terms, own_meter } = state;
+        let mut owner = Self::new(&username, &identity, IntegrityKey::from_md5(key), time_limited, terms.map(Box::new));
+        owner.set_meters(Meters::of_own(own_meter.as_ref()));
+        owner
+    }
+
     pub(super) fn new(
         username: &str,
         identity: &str,
-        key: Key,
+        key: IntegrityKey,
         time_limited: Option<TimeLimit>,
         terms: Option<Box<Terms>>,
     ) -> Self {
@@ -169,7 +194,7 @@ impl Owner {
     /// Whom the allocation counts for.
     pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
         QuotaClaim {
-            party: self.party(),
+            subject: self.subject(),
             expires_at: self.time_limited.as_ref().map(|limit| UnixSeconds(limit.expires_at)),
             grant: self.grant(),
             client: via.five_tuple().client.ip(),
@@ -177,8 +202,8 @@ impl Owner {
     }
 
     /// Who that is, to those who shut people out.
-    pub(super) fn party(&self) -> Party<'_> {
-        Party { username: self.username(), user: self.identity(), tenant: self.tenant() }
+    pub(super) fn subject(&self) -> SessionSubject<'_> {
+        SessionSubject { username: self.username(), user: self.identity(), tenant: self.tenant() }
     }
 
     /// Who may bring a RESERVATION-TOKEN of his: a static user is another than a credential's of the same name.
@@ -198,6 +223,11 @@ impl Owner {
             terms.counted = admitted.counted;
             terms.meters = admitted.meters;
         }
+    }
+
+    /// What its packets pass.
+    pub(super) fn meters(&self) -> Meters {
+        self.terms.as_ref().map(|terms| terms.meters.clone()).unwrap_or_default()
     }
 
     /// What its packets pass from now on.
@@ -235,7 +265,7 @@ impl Owner {
             (of_age, EndReason::MaxSession),
         ];
         let first = ends.into_iter().filter_map(|(at, why)| Some((at?, why))).min_by_key(|(at, _)| *at);
-        // Whoever is out of bytes stays so.
+        // A spent budget stays spent.
         let is_spent = self.closing().is_some_and(|(_, why)| why == EndReason::Budget);
         match first {
             _ if is_spent => {}
@@ -284,10 +314,10 @@ mod tests {
             ("1800000000:bob", "eve", 17),
             ("1800000000:žluť", "žluť", 17),
         ] {
-            let names = Owner::new(username, identity, Key::from_md5([1; 16]), None, None);
+            let names = Owner::new(username, identity, IntegrityKey::from_md5([1; 16]), None, None);
             assert_eq!((names.username(), names.identity(), names.names.text.len()), (username, identity, kept));
         }
-        let names = Owner::new(&"x".repeat(70_000), "bob", Key::from_md5([1; 16]), None, None);
+        let names = Owner::new(&"x".repeat(70_000), "bob", IntegrityKey::from_md5([1; 16]), None, None);
         assert_eq!((names.username(), names.identity()), ("", ""), "nobody's");
     }
 }

@@ -7,9 +7,22 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use minicbor::{Decode, Encode};
 
-use crate::protocol::address::PeerAddress;
-use crate::protocol::settings::LocalAddresses;
+use crate::address::PeerAddress;
+
+/// The addresses that belong to this server, which peers are judged against.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LocalAddresses {
+    /// Every relayed and every advertised address, loopback excepted: *own* addresses.
+    pub own: Vec<IpAddr>,
+    /// Every address of every interface of this machine.
+    pub interfaces: Vec<IpAddr>,
+    /// What else the routing table delivers to this machine: the routes of type `local` and `anycast`.
+    pub routes: Vec<IpNet>,
+    /// Our listeners, HTTP included; an unspecified address stands for every local one of its family.
+    pub listeners: Vec<(IpAddr, u16)>,
+}
 
 /// IANA IPv4 Special-Purpose Address Registry (RFC 6890 and successors), multicast, class E.
 const DENIED_IPV4: &[&str] = &[
@@ -57,17 +70,39 @@ const NEVER: &[&str] = &["::ffff:0:0/96", "::/96", "2002::/16", "2001::/32", "64
 /// RFC 6052's well-known prefix, which lies inside ::/8: judged by its inner address.
 const NAT64_WELL_KNOWN: &str = "64:ff9b::/96";
 
-/// Cloud metadata services: opened by an entry of their own only, never by a wider one.
-const METADATA: &[&str] = &["169.254.169.254/32", "fd00:ec2::254/128"];
+/// Services that a cloud offers to its own machines under well-known addresses, credentials first of all: opened by an
+/// entry of their own only, never by a wider one. Some lie in no special-purpose range, so the table above misses them.
+const METADATA: &[&str] = &[
+    "169.254.169.254/32", // metadata of nearly every cloud: AWS, Azure, Google, OpenStack, Oracle, DigitalOcean, Hetzner
+    "fd00:ec2::254/128",  // AWS: metadata over IPv6
+    "fd20:ce::254/128",   // Google: metadata over IPv6
+    "100.100.100.200/32", // Alibaba: metadata, inside the shared address space
+    "192.0.0.192/32",     // Oracle: metadata of the older platform
+    "169.254.42.42/32",   // Scaleway: metadata
+    "fd00:42::42/128",    // Scaleway: metadata over IPv6
+    "169.254.0.23/32",    // Tencent: metadata
+    "169.254.170.2/32",   // AWS ECS: credentials of the task
+    "169.254.170.23/32",  // AWS EKS: credentials of the pod
+    "fd00:ec2::23/128",   // AWS EKS: the same over IPv6
+    "169.254.169.123/32", // AWS: time
+    "fd00:ec2::123/128",  // AWS: time over IPv6
+    "169.254.169.253/32", // AWS: DNS of the private network
+    "fd00:ec2::253/128",  // AWS: the same over IPv6
+    "168.63.129.16/32",   // Azure: DNS, health, agents and their keys; globally routable by its looks
+];
 
 /// What a peer address may be used for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Encode, Decode)]
+#[cbor(index_only)]
 pub enum PeerClass {
     /// Somewhere else: any port.
+    #[n(0)]
     Remote,
     /// An own address: only ports that are relayed ports at that moment.
+    #[n(1)]
     Own,
     /// An address of this machine that the operator opened: any port but our listeners'.
+    #[n(2)]
     Local,
 }
 
@@ -87,19 +122,58 @@ pub enum PolicyError {
 }
 
 /// One entry of the compiled table: from `first` on, until the next entry's.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Range<A> {
     first: A,
     allowed: bool,
 }
 
-/// The compiled policy: look-ups are a binary search.
-#[derive(Clone, Debug)]
-pub struct PeerPolicy {
+/// Sorted ranges of both families: a look-up is a binary search.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Table {
     ipv4: Vec<Range<u32>>,
     ipv6: Vec<Range<u128>>,
-    allow: Vec<IpNet>,
-    deny: Vec<IpNet>,
+}
+
+impl Table {
+    /// Among equal prefixes the later one wins; what no prefix covers is allowed.
+    fn new(rules: &[(IpNet, bool)]) -> Self {
+        Self {
+            ipv4: compile(rules.iter().filter_map(|(net, allowed)| match net {
+                IpNet::V4(net) => {
+                    Some((u32::from(net.network()), u32::from(net.broadcast()), net.prefix_len(), *allowed))
+                }
+                IpNet::V6(_) => None,
+            })),
+            ipv6: compile(rules.iter().filter_map(|(net, allowed)| match net {
+                IpNet::V6(net) => {
+                    Some((u128::from(net.network()), u128::from(net.broadcast()), net.prefix_len(), *allowed))
+                }
+                IpNet::V4(_) => None,
+            })),
+        }
+    }
+
+    fn allows(&self, ip: IpAddr) -> bool {
+        match ip {
+            IpAddr::V4(ip) => look_up(&self.ipv4, u32::from(ip)),
+            IpAddr::V6(ip) => look_up(&self.ipv6, u128::from(ip)),
+        }
+    }
+}
+
+/// The compiled policy: however long the lists are, judging an address is a handful of binary searches.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerPolicy {
+    table: Table,
+    /// Allows what is not this machine's.
+    elsewhere: Table,
+    /// Entries of one single address, sorted.
+    allowed_alone: Vec<IpAddr>,
+    denied_alone: Vec<IpAddr>,
+    /// Entries of `peers.allow` inside loopback.
+    loopback: Vec<IpNet>,
+    never: Vec<Ipv6Net>,
     local: LocalAddresses,
 }
 
@@ -113,7 +187,7 @@ impl PeerPolicy {
             if net.prefix_len() == 0 {
                 return Err(PolicyError::AllowsEverything(*net));
             }
-            if let Some(never) = parse(NEVER).find(|never| never.contains(net) && !is_loopback(net.addr())) {
+            if let Some(never) = parse(NEVER).find(|never| never.contains(net) && !net.addr().is_loopback()) {
                 return Err(PolicyError::AlwaysDenied(*net, never));
             }
         }
@@ -121,25 +195,20 @@ impl PeerPolicy {
             parse(DENIED_IPV4).chain(parse(DENIED_IPV6)).map(|net| (net, false)).collect();
         rules.push((NAT64_WELL_KNOWN.parse().expect("a prefix"), true));
         rules.extend(allow.iter().map(|net| (net.trunc(), true)));
-        // Deny after allow: among equal prefixes the later one wins below.
+        let allowed_alone = single_addresses(allow);
+        let metadata = parse(METADATA).filter(|net| allowed_alone.binary_search(&net.addr()).is_err());
+        rules.extend(metadata.map(|net| (net, false)));
+        // Deny after allow: among equal prefixes the later one wins.
         rules.extend(deny.iter().map(|net| (net.trunc(), false)));
-        let metadata = parse(METADATA).filter(|net| !allow.contains(net)).map(|net| (net, false));
-        rules.extend(metadata);
+        let interfaces = local.interfaces.iter().map(|ip| IpNet::from(*ip));
+        let here: Vec<_> = interfaces.chain(local.routes.iter().map(IpNet::trunc)).map(|net| (net, false)).collect();
         Ok(Self {
-            ipv4: compile(rules.iter().filter_map(|(net, allowed)| match net {
-                IpNet::V4(net) => {
-                    Some((u32::from(net.network()), u32::from(net.broadcast()), net.prefix_len(), *allowed))
-                }
-                IpNet::V6(_) => None,
-            })),
-            ipv6: compile(rules.iter().filter_map(|(net, allowed)| match net {
-                IpNet::V6(net) => {
-                    Some((u128::from(net.network()), u128::from(net.broadcast()), net.prefix_len(), *allowed))
-                }
-                IpNet::V4(_) => None,
-            })),
-            allow: allow.iter().map(IpNet::trunc).collect(),
-            deny: deny.iter().map(IpNet::trunc).collect(),
+            table: Table::new(&rules),
+            elsewhere: Table::new(&here),
+            allowed_alone,
+            denied_alone: single_addresses(deny),
+            loopback: allow.iter().filter(|net| is_loopback_net(net)).map(IpNet::trunc).collect(),
+            never: parse(NEVER).filter_map(|net| if let IpNet::V6(net) = net { Some(net) } else { None }).collect(),
             local,
         })
     }
@@ -150,22 +219,21 @@ impl PeerPolicy {
         if ip.is_unspecified() || ip.is_multicast() {
             return None;
         }
-        if is_loopback(ip) {
-            let opened =
-                self.allow.iter().any(|net| net.contains(&ip) && is_loopback(net.addr()) && is_loopback_net(net));
-            return (opened && self.table(ip)).then_some(PeerClass::Local);
+        if ip.is_loopback() {
+            let opened = self.loopback.iter().any(|net| net.contains(&ip));
+            return (opened && self.allows(ip)).then_some(PeerClass::Local);
         }
-        let exact = || self.allow.contains(&IpNet::from(ip)) && self.table(ip);
-        if self.deny.contains(&IpNet::from(ip)) {
+        let exact = || self.allowed_alone.binary_search(&ip).is_ok() && self.allows(ip);
+        if self.denied_alone.binary_search(&ip).is_ok() {
             return None;
         }
         if self.local.own.contains(&ip) {
             return Some(if exact() { PeerClass::Local } else { PeerClass::Own });
         }
-        if self.local.interfaces.contains(&ip) {
+        if !self.elsewhere.allows(ip) {
             return exact().then_some(PeerClass::Local);
         }
-        self.table(ip).then_some(PeerClass::Remote)
+        self.allows(ip).then_some(PeerClass::Remote)
     }
 
     /// Whether an address is one of our listeners, which are never peers.
@@ -177,30 +245,29 @@ impl PeerPolicy {
     }
 
     /// The table's word, own and local addresses aside.
-    fn table(&self, ip: IpAddr) -> bool {
-        match ip {
-            IpAddr::V4(ip) => look_up(&self.ipv4, u32::from(ip)),
+    fn allows(&self, ip: IpAddr) -> bool {
+        let inner_is_fine = match ip {
+            IpAddr::V4(_) => true,
             IpAddr::V6(ip) => match nat64_inner(ip) {
                 // RFC 6052 section 2.1: the well-known prefix reaches the IPv4 address in its low 32 bits.
-                Some(inner) => {
-                    self.judge(IpAddr::V4(inner)) == Some(PeerClass::Remote) && look_up(&self.ipv6, u128::from(ip))
-                }
-                None => (is_loopback(IpAddr::V6(ip)) || !is_never(ip)) && look_up(&self.ipv6, u128::from(ip)),
+                Some(inner) => self.judge(IpAddr::V4(inner)) == Some(PeerClass::Remote),
+                None => ip.is_loopback() || !self.never.iter().any(|net| net.contains(&ip)),
             },
-        }
+        };
+        inner_is_fine && self.table.allows(ip)
     }
+}
+
+/// Entries of one single address, which speak of exactly that address.
+fn single_addresses(nets: &[IpNet]) -> Vec<IpAddr> {
+    let mut single: Vec<IpAddr> =
+        nets.iter().filter(|net| net.prefix_len() == net.max_prefix_len()).map(IpNet::addr).collect();
+    single.sort_unstable();
+    single
 }
 
 fn parse(nets: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
     nets.iter().map(|net| net.parse().expect("the tables in this file are prefixes"))
-}
-
-fn is_never(ip: Ipv6Addr) -> bool {
-    parse(NEVER).any(|net| net.contains(&IpAddr::V6(ip)))
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.is_loopback()
 }
 
 fn is_loopback_net(net: &IpNet) -> bool {
@@ -307,14 +374,42 @@ mod tests {
         assert_eq!(judge(&policy, "8.8.4.4"), Some(PeerClass::Remote));
     }
 
+    // F-A14: the list had two of them.
     #[test]
     fn metadata_services_need_an_entry_of_their_own() {
-        let wide = policy(&["169.254.0.0/16", "fd00::/8"], &[], LocalAddresses::default());
-        assert_eq!(judge(&wide, "169.254.1.1"), Some(PeerClass::Remote));
-        assert_eq!(judge(&wide, "169.254.169.254"), None);
-        assert_eq!(judge(&wide, "fd00:ec2::254"), None);
-        let exact = policy(&["169.254.169.254/32"], &[], LocalAddresses::default());
-        assert_eq!(judge(&exact, "169.254.169.254"), Some(PeerClass::Remote));
+        let around = ["169.254.0.0/16", "fd00::/8", "100.64.0.0/10", "192.0.0.0/24", "168.63.0.0/16"];
+        let wide = policy(&around, &[], LocalAddresses::default());
+        for net in METADATA {
+            let (ip, _) = net.split_once('/').unwrap();
+            assert_eq!(judge(&wide, ip), None, "{ip} by a wider entry");
+            let exact = policy(&[*net], &[], LocalAddresses::default());
+            assert_eq!(judge(&exact, ip), Some(PeerClass::Remote), "{ip} by its own");
+            let both = policy(&[*net], &[*net], LocalAddresses::default());
+            assert_eq!(judge(&both, ip), None, "{ip} denied too");
+        }
+        for neighbour in ["169.254.1.1", "100.100.100.201", "192.0.0.193", "168.63.129.17", "fd20:ce::255"] {
+            assert_eq!(judge(&wide, neighbour), Some(PeerClass::Remote), "{neighbour}");
+        }
+    }
+
+    // F-A14, F-E1: `ip route add local` delivers whole prefixes to this machine, and no interface has their addresses.
+    #[test]
+    fn what_the_routes_deliver_here_is_local() {
+        let routes = vec!["45.0.0.0/24".parse().unwrap(), "2a01::/64".parse().unwrap()];
+        let local = LocalAddresses { routes, ..LocalAddresses::default() };
+        let default = policy(&[], &[], local.clone());
+        for (ip, class) in [
+            ("45.0.0.7", None),
+            ("2a01::7", None),
+            ("64:ff9b::2d00:7", None),
+            ("45.0.1.7", Some(PeerClass::Remote)),
+            ("2a01:0:0:1::7", Some(PeerClass::Remote)),
+        ] {
+            assert_eq!(judge(&default, ip), class, "{ip}");
+        }
+        let opened = policy(&["45.0.0.0/16", "45.0.0.7/32"], &[], local);
+        assert_eq!(judge(&opened, "45.0.0.7"), Some(PeerClass::Local));
+        assert_eq!(judge(&opened, "45.0.0.8"), None, "a wider entry opens nothing of this machine");
     }
 
     #[test]
@@ -347,6 +442,7 @@ mod tests {
         let local = LocalAddresses {
             own: vec!["10.0.0.5".parse().unwrap(), "9.9.9.9".parse().unwrap()],
             interfaces: vec!["10.0.0.5".parse().unwrap(), "8.8.8.1".parse().unwrap()],
+            routes: vec![],
             listeners: vec![],
         };
         let default = policy(&[], &[], local.clone());

@@ -1,12 +1,15 @@
 //! Refresh (RFC 8656 section 8.2): a new lifetime, or the end.
 
 use super::Server;
-use super::address::Via;
 use super::auth::Authenticated;
-use super::border::{AllocationId, EndReason, Event, Output};
+use super::border::{Event, Output};
+use super::ids::AllocationId;
+use super::reason::EndReason;
 use super::reject::RejectReason;
-use super::time::Now;
 use super::timer::Due;
+use crate::address::Via;
+use crate::fault;
+use crate::time::Now;
 use crate::wire::attribute::{ATTR_LIFETIME, family};
 
 impl Server {
@@ -53,7 +56,7 @@ impl Server {
     }
 
     /// Sets an allocation's timer anew.
-    fn rearm(&mut self, id: AllocationId) {
+    pub(super) fn rearm(&mut self, id: AllocationId) {
         let Some(allocation) = self.table.get_mut(id) else { return };
         self.timers.disarm(allocation.armed_at, Due::Allocation(id.index));
         allocation.armed_at = allocation.wakes_at();
@@ -64,6 +67,7 @@ impl Server {
     pub(super) fn on_allocation_due(&mut self, now: Now, slot: u32) {
         let Some(allocation) = self.table.at_mut(slot) else { return };
         let id = allocation.id;
+        fault::at("deadline", allocation.owner.username().as_bytes());
         if allocation.expires_at <= now.ticks {
             return self.end(now, id, EndReason::Expired);
         }
@@ -73,7 +77,7 @@ impl Server {
         if allocation.interim_at() <= now.ticks {
             allocation.plan_interim(self.settings.interim_seconds, now.ticks);
             let record = allocation.write_record(now, None);
-            self.outputs.push_back(Output::Happened(Event::AllocationGoesOn(record)));
+            self.outputs.push_back(Output::Happened(Event::AllocationInterim(record)));
         }
         self.rearm(id);
     }
@@ -84,17 +88,6 @@ impl Server {
         let Some(allocation) = self.table.get_mut(id) else { return };
         allocation.owner.close_at(now.ticks, EndReason::Budget);
         self.rearm(id);
-    }
-
-    /// What an allocation's own deadlines depend on has changed; a scan, on reload only.
-    pub(super) fn plan_interims(&mut self, now: Now) {
-        let ids: Vec<AllocationId> = self.table.iter().map(|allocation| allocation.id).collect();
-        for id in ids {
-            if let Some(allocation) = self.table.get_mut(id) {
-                allocation.plan_interim(self.settings.interim_seconds, now.ticks);
-            }
-            self.rearm(id);
-        }
     }
 
     /// Ends an allocation: its five-tuple is free at once, its quota given back, its record written.
@@ -108,6 +101,6 @@ impl Server {
         self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed(), client });
         let record = allocation.write_record(now, Some(reason));
         self.outputs.push_back(Output::Happened(Event::AllocationEnded(record)));
-        self.spare.take_back(allocation.into_aside());
+        self.cold_pool.take_back(allocation.into_aside());
     }
 }

@@ -4,8 +4,9 @@ use crate::credentials::CredentialRefused;
 use crate::wire::message::ErrorCode;
 use stun::error_code::{
     CODE_ADDR_FAMILY_NOT_SUPPORTED, CODE_ALLOC_MISMATCH, CODE_ALLOC_QUOTA_REACHED, CODE_BAD_REQUEST, CODE_FORBIDDEN,
-    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_STALE_NONCE, CODE_TRY_ALTERNATE,
-    CODE_UNAUTHORIZED, CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO, CODE_WRONG_CREDENTIALS,
+    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_SERVER_ERROR, CODE_STALE_NONCE,
+    CODE_TRY_ALTERNATE, CODE_UNAUTHORIZED, CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO,
+    CODE_WRONG_CREDENTIALS,
 };
 
 macro_rules! reject_reasons {
@@ -103,14 +104,20 @@ reject_reasons! {
     PeerIsListener = CODE_FORBIDDEN, "peer_is_listener", "Peer address forbidden";
     /// An own address whose port is no relayed port.
     PeerNotRelayed = CODE_FORBIDDEN, "peer_not_relayed", "Peer address forbidden";
+    /// ChannelBind to port 0.
+    PeerPort = CODE_FORBIDDEN, "peer_port", "Peer port forbidden";
     /// The credential does not allow this peer.
     PeerOutOfScope = CODE_FORBIDDEN, "peer_out_of_scope", "Peer address forbidden";
-    /// CHANNEL-NUMBER outside 0x4000 to 0x4FFF.
+    /// CHANNEL-NUMBER outside 0x4000 to 0x7FFE.
     ChannelRange = CODE_BAD_REQUEST, "channel_range", "Channel number out of range";
     /// The channel is bound to another peer, or the peer to another channel.
     ChannelConflict = CODE_BAD_REQUEST, "channel_conflict", "Channel or peer already bound";
     /// `limits.allocations_per_user`.
     QuotaUser = CODE_ALLOC_QUOTA_REACHED, "quota_user", "Allocation Quota Reached";
+    /// `limits.allocations_per_user_per_minute`.
+    QuotaRate = CODE_ALLOC_QUOTA_REACHED, "quota_rate", "Too many allocations a minute";
+    /// `limits.reservations_per_user`, or the five-tuple holds a port already.
+    QuotaReservations = CODE_ALLOC_QUOTA_REACHED, "quota_reservations", "Too many reserved ports";
     /// `limits.allocations_per_credential`, or what the credential itself allows.
     QuotaCredential = CODE_ALLOC_QUOTA_REACHED, "quota_credential", "Allocation Quota Reached";
     /// `limits.allocations_per_tenant`.
@@ -121,14 +128,26 @@ reject_reasons! {
     QuotaDay = CODE_ALLOC_QUOTA_REACHED, "quota_day", "Byte budget of the day used up";
     /// `limits.allocations_per_client`.
     QuotaClient = CODE_ALLOC_QUOTA_REACHED, "quota_client", "Allocation Quota Reached";
+    /// `limits.allocations_per_client_per_minute`.
+    QuotaClientRate = CODE_ALLOC_QUOTA_REACHED, "quota_client_rate", "Too many allocations a minute";
     /// `limits.allocations`.
     QuotaServer = CODE_ALLOC_QUOTA_REACHED, "quota_server", "Allocation Quota Reached";
     /// The server drains, and another one takes its clients.
     Redirected = CODE_TRY_ALTERNATE, "redirected", "Try Alternate";
     /// The server drains.
     Draining = CODE_ALLOC_QUOTA_REACHED, "draining", "Server is draining";
-    /// No relayed port can be had.
+    /// Every port of the range is taken.
     NoPort = CODE_INSUFFICIENT_CAPACITY, "no_port", "Insufficient Capacity";
+    /// No address to relay from exists at this moment.
+    NoRelayAddress = CODE_INSUFFICIENT_CAPACITY, "no_relay_address", "Insufficient Capacity";
+    /// The process has no file left for a relayed socket.
+    NoFiles = CODE_INSUFFICIENT_CAPACITY, "no_files", "Insufficient Capacity";
+    /// The system refused to open a relayed socket for another reason.
+    SystemRefused = CODE_INSUFFICIENT_CAPACITY, "system_refused", "Insufficient Capacity";
+    /// What the server did for this client panicked.
+    ServerFault = CODE_SERVER_ERROR, "server_fault", "Server Error";
+    /// Who counts allocations did not answer in time.
+    AdmissionOverdue = CODE_INSUFFICIENT_CAPACITY, "admission_overdue", "Insufficient Capacity";
     /// RESERVATION-TOKEN is not valid.
     BadReservation = CODE_INSUFFICIENT_CAPACITY, "bad_reservation", "Reservation not valid";
     /// `limits.permissions_per_allocation`.
@@ -144,11 +163,14 @@ impl RejectReason {
     pub const fn limit_key(self) -> Option<&'static str> {
         match self {
             Self::QuotaUser => Some("limits.allocations_per_user"),
+            Self::QuotaRate => Some("limits.allocations_per_user_per_minute"),
+            Self::QuotaReservations => Some("limits.reservations_per_user"),
             Self::QuotaCredential => Some("limits.allocations_per_credential"),
             Self::QuotaTenant => Some("limits.allocations_per_tenant"),
             Self::QuotaBytes => Some("limits.bytes_per_credential"),
             Self::QuotaDay => Some("limits.bytes_per_user_per_day"),
             Self::QuotaClient => Some("limits.allocations_per_client"),
+            Self::QuotaClientRate => Some("limits.allocations_per_client_per_minute"),
             Self::QuotaServer => Some("limits.allocations"),
             Self::PermissionLimit => Some("limits.permissions_per_allocation"),
             Self::ChannelLimit => Some("limits.channels_per_allocation"),

@@ -4,15 +4,19 @@
 //! so that the sums of the one are the totals of the other.
 
 use super::Server;
-use super::accounting::SpareAsides;
-use super::address::{PeerAddress, Via};
+use super::accounting::ColdStatePool;
 use super::allocation::Allocation;
-use super::border::{AllocationId, DropReason, Head, PacketMeta, Relay, Shared, Way};
+use super::border::{Head, InHand, PacketMeta, Relay, Shared};
 use super::counters::Counters;
+use super::ids::AllocationId;
+use super::packet_bucket::PacketRate;
 use super::peer_policy::{PeerClass, PeerPolicy};
 use super::random::Sequence;
+use super::reason::{Direction, DropReason};
 use super::reject::RejectReason;
-use super::time::{Now, Ticks};
+use crate::address::{PeerAddress, Via};
+use crate::fault;
+use crate::time::{Now, Ticks};
 use crate::wire::attribute::ChannelNumber;
 use crate::wire::channel_data::{self, ChannelData};
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
@@ -29,6 +33,8 @@ impl Server {
     /// Any other bytes are [`DropReason::NotStun`]: the caller sorts with [`classify`] first.
     #[inline]
     pub fn relay_from_client<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
+        self.in_hand = InHand::DataFromClient(*via);
+        fault::at("data_from_client", bytes);
         let verdict = match classify(bytes) {
             Class::ChannelData => self.channel_data(now, via, meta, bytes),
             Class::SendIndication => self.send_indication(now, via, meta, bytes),
@@ -51,7 +57,7 @@ impl Server {
         let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToPeer };
+        let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
         let Some(binding) = lane.allocation.binding(data.number.0, now.ticks) else {
             return lane.drop(DropReason::UnboundChannel, data.payload.len());
         };
@@ -81,7 +87,7 @@ impl Server {
         else {
             return self.drop_unknown(DropReason::BadSend, bytes.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToPeer };
+        let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
         if peer.family() != lane.allocation.family() {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }
@@ -107,6 +113,8 @@ impl Server {
         meta: PacketMeta,
         payload: &'a [u8],
     ) -> Relay<'a> {
+        self.in_hand = InHand::DataFromPeer(on);
+        fault::at("data_from_peer", payload);
         let verdict = self.judge_from_peer(now, on, from, meta, payload);
         if matches!(verdict, Relay::Drop(DropReason::OverBudget)) {
             self.end_for_budget(now, on);
@@ -127,7 +135,7 @@ impl Server {
         let Some(allocation) = self.table.get_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
-        let lane = Lane { allocation, counters: &self.counters, spare: &mut self.spare, way: Way::ToClient };
+        let lane = Lane::new(allocation, Direction::ToClient, &self.counters, &mut self.cold_pool, self.packet_rate);
         let Some(permission) = lane.allocation.permission(from.ip(), ticks) else {
             return lane.drop(DropReason::PeerNotPermitted, payload.len());
         };
@@ -142,17 +150,24 @@ impl Server {
 
     /// Takes back packets of a verdict that the kernel or a queue did not take.
     ///
-    /// `bytes` is payload. For an allocation that ended meanwhile only the worker's totals move: whoever still
-    /// held its payload then holds its record as well, and takes it back there
+    /// `bytes` is payload. For an allocation that ended meanwhile only the worker's totals move: a queue that
+    /// still held its payload holds its record as well, and takes it back there
     /// ([`SessionRecord::not_sent`](super::accounting::SessionRecord::not_sent)).
-    pub fn not_sent(&mut self, allocation: AllocationId, way: Way, packets: u32, bytes: u64, why: DropReason) {
+    pub fn not_sent(
+        &mut self,
+        allocation: AllocationId,
+        direction: Direction,
+        packets: u32,
+        bytes: u64,
+        why: DropReason,
+    ) {
         let packets = u64::from(packets);
-        self.counters.take_back(way, packets, bytes);
+        self.counters.take_back(direction, packets, bytes);
         self.counters.dropped(why, packets, bytes);
         if let Some(allocation) = self.table.get_mut(allocation) {
-            allocation.not_sent(&mut self.spare, way, why, packets, bytes);
+            allocation.not_sent(&mut self.cold_pool, direction, why, packets, bytes);
             if let Some(terms) = &allocation.owner.terms {
-                terms.meters.refund(bytes);
+                terms.meters.refund(allocation.wire_bytes(direction, packets, bytes));
             }
         }
     }
@@ -169,29 +184,50 @@ impl Server {
 struct Lane<'s> {
     allocation: &'s mut Allocation,
     counters: &'s Counters,
-    spare: &'s mut SpareAsides,
-    way: Way,
+    cold_pool: &'s mut ColdStatePool,
+    direction: Direction,
+    rate: PacketRate,
 }
 
-impl Lane<'_> {
+impl<'s> Lane<'s> {
     #[inline]
-    fn enter(&mut self, bytes: usize) {
-        self.allocation.offered(self.way, bytes);
-        self.counters.received(self.way, bytes);
+    fn new(
+        allocation: &'s mut Allocation,
+        direction: Direction,
+        counters: &'s Counters,
+        cold_pool: &'s mut ColdStatePool,
+        rate: PacketRate,
+    ) -> Self {
+        Self { allocation, counters, cold_pool, direction, rate }
     }
 
-    /// What the limits say; where there are none this is one comparison.
     #[inline]
-    fn charge(&self, now: Now, bytes: usize) -> Result<(), DropReason> {
-        match &self.allocation.owner.terms {
-            None => Ok(()),
-            Some(terms) => terms.meters.charge(now, self.way, bytes),
+    fn enter(&mut self, bytes: usize) {
+        self.allocation.offered(self.direction, bytes);
+        self.counters.received(self.direction, bytes);
+    }
+
+    /// What the limits say: packets by the allocation's own bucket, all else by the meters of its terms, if there are any.
+    #[inline]
+    fn charge(&mut self, now: Now, bytes: usize) -> Result<(), DropReason> {
+        if !self.allocation.packets.take(now.ticks, self.direction, self.rate) {
+            return Err(DropReason::OverPackets);
         }
+        let Some(terms) = &self.allocation.owner.terms else { return Ok(()) };
+        if terms.meters.is_empty() {
+            return Ok(());
+        }
+        let charged =
+            terms.meters.charge(now, self.direction, self.allocation.wire_bytes(self.direction, 1, bytes as u64));
+        if charged.is_err() {
+            self.allocation.packets.give_back(self.direction, self.rate);
+        }
+        charged
     }
 
     fn drop<'a>(mut self, why: DropReason, bytes: usize) -> Relay<'a> {
         self.enter(bytes);
-        self.allocation.not_sent(self.spare, self.way, why, 1, bytes as u64);
+        self.allocation.not_sent(self.cold_pool, self.direction, why, 1, bytes as u64);
         self.counters.dropped(why, 1, bytes as u64);
         Relay::Drop(why)
     }
@@ -202,7 +238,7 @@ impl Lane<'_> {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());
-        self.counters.sent(Way::ToPeer, payload.len());
+        self.counters.sent(Direction::ToPeer, payload.len());
         Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
     }
 
@@ -216,7 +252,7 @@ impl Lane<'_> {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());
-        self.counters.sent(Way::ToPeer, payload.len());
+        self.counters.sent(Direction::ToPeer, payload.len());
         let from = PeerAddress(self.allocation.relayed().0);
         Relay::ToRelayed { allocation: self.allocation.id, from, to, payload }
     }
@@ -227,7 +263,7 @@ impl Lane<'_> {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());
-        self.counters.sent(Way::ToClient, payload.len());
+        self.counters.sent(Direction::ToClient, payload.len());
         Relay::ToClient { allocation: self.allocation.id, via: self.allocation.via(), head, meta, payload }
     }
 }

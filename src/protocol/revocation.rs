@@ -1,34 +1,40 @@
-//! Whom an operator has shut out before their time: credentials, users, tenants.
+//! Credentials, users and tenants that an operator has revoked.
 //!
 //! A plain set without clock or file. The process holds one behind a lock that is taken once per Allocate;
 //! `ops` keeps it on disk. An entry lives until the longest credential that it concerns has expired.
 
 use hashbrown::HashMap;
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use super::time::UnixSeconds;
+use crate::time::{Now, Ticks, UnixSeconds};
 
 /// Whose sessions or credentials are meant.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "snake_case")]
-pub enum Whose {
+pub enum Subject {
     /// One credential, by its full USERNAME.
-    Credential(Box<str>),
+    #[n(0)]
+    Credential(#[n(0)] Box<str>),
     /// A user id, of one tenant or of whichever.
+    #[n(1)]
     User {
         /// The user id; a static user's name.
+        #[n(0)]
         user: Box<str>,
         /// The tenant; `None` means the user of that name of any tenant and of none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[n(1)]
         tenant: Option<Box<str>>,
     },
     /// A tenant with all its users.
-    Tenant(Box<str>),
+    #[n(2)]
+    Tenant(#[n(0)] Box<str>),
 }
 
 /// Who a session or a credential belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Party<'a> {
+pub struct SessionSubject<'a> {
     /// The full USERNAME.
     pub username: &'a str,
     /// The user id.
@@ -37,56 +43,122 @@ pub struct Party<'a> {
     pub tenant: Option<&'a str>,
 }
 
-impl Whose {
+impl Subject {
     /// Whether this one is meant.
     #[must_use]
-    pub fn includes(&self, party: &Party<'_>) -> bool {
+    pub fn includes(&self, subject: &SessionSubject<'_>) -> bool {
         match self {
-            Self::Credential(username) => **username == *party.username,
+            Self::Credential(username) => **username == *subject.username,
             Self::User { user, tenant } => {
-                **user == *party.user && tenant.as_deref().is_none_or(|tenant| Some(tenant) == party.tenant)
+                **user == *subject.user && tenant.as_deref().is_none_or(|tenant| Some(tenant) == subject.tenant)
             }
-            Self::Tenant(tenant) => Some(&**tenant) == party.tenant,
+            Self::Tenant(tenant) => Some(&**tenant) == subject.tenant,
         }
     }
 }
 
-/// Everybody who is shut out, each until his time.
+/// How long an entry is kept after its end, in seconds of both clocks: a wall clock that is days ahead for a moment must not
+/// make a revocation be forgotten for good.
+pub const KEPT_AFTER_END: u64 = 86_400;
+
+/// One revocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct RevocationEntry {
+    until: UnixSeconds,
+    /// Since when [`Revocations::sweep`] has found it over, without a break.
+    over_since: Option<Ticks>,
+}
+
+impl RevocationEntry {
+    const fn new(until: UnixSeconds) -> Self {
+        Self { until, over_since: None }
+    }
+}
+
+/// What is revoked, each entry until its time.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Revocations {
-    until: HashMap<Whose, UnixSeconds>,
+    until: HashMap<Subject, RevocationEntry>,
+}
+
+/// One entry of [`Revocations`] as plain values.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct RevocationState {
+    /// What is revoked.
+    #[n(0)]
+    pub subject: Subject,
+    /// Until when.
+    #[n(1)]
+    pub until: UnixSeconds,
+    /// Since when it has been found over, without a break.
+    #[n(2)]
+    pub over_since: Option<Ticks>,
 }
 
 impl Revocations {
-    /// Shuts somebody out; an entry that is there already is never made shorter.
-    pub fn insert(&mut self, whose: Whose, until: UnixSeconds) {
-        let entry = self.until.entry(whose).or_insert(until);
-        *entry = until.max(*entry);
+    /// Every entry as plain values, sorted.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
+    pub fn to_state(&self) -> Vec<RevocationState> {
+        let state = |(subject, entry): (&Subject, &RevocationEntry)| RevocationState {
+            subject: subject.clone(),
+            until: entry.until,
+            over_since: entry.over_since,
+        };
+        let mut entries: Vec<RevocationState> = self.until.iter().map(state).collect();
+        entries.sort_unstable_by(|one, other| one.subject.cmp(&other.subject));
+        entries
     }
 
-    /// Lets somebody in again; tells whether he was shut out.
-    pub fn remove(&mut self, whose: &Whose) -> bool {
-        self.until.remove(whose).is_some()
+    /// The set that [`Revocations::to_state`] described.
+    #[must_use]
+    pub fn from_state(state: Vec<RevocationState>) -> Self {
+        let entry = |RevocationState { subject, until, over_since }| (subject, RevocationEntry { until, over_since });
+        Self { until: state.into_iter().map(entry).collect() }
+    }
+
+    /// Revokes a subject; an entry that exists is never made shorter.
+    pub fn insert(&mut self, subject: Subject, until: UnixSeconds) {
+        let entry = self.until.entry(subject).or_insert(RevocationEntry::new(until));
+        *entry = RevocationEntry::new(until.max(entry.until));
+    }
+
+    /// Removes a revocation; tells whether there was one.
+    pub fn remove(&mut self, subject: &Subject) -> bool {
+        self.until.remove(subject).is_some()
     }
 
     /// Whether one of them stands against this party now.
     #[must_use]
-    pub fn includes(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
+    pub fn includes(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
         if self.until.is_empty() {
             return false;
         }
-        let holds = |whose: Whose| self.until.get(&whose).is_some_and(|until| now < *until);
-        let user = |tenant: Option<&str>| Whose::User { user: party.user.into(), tenant: tenant.map(Into::into) };
-        holds(Whose::Credential(party.username.into()))
+        let holds = |subject: Subject| self.until.get(&subject).is_some_and(|entry| now < entry.until);
+        let user = |tenant: Option<&str>| Subject::User { user: subject.user.into(), tenant: tenant.map(Into::into) };
+        holds(Subject::Credential(subject.username.into()))
             || holds(user(None))
-            || party.tenant.is_some_and(|tenant| holds(Whose::Tenant(tenant.into())) || holds(user(Some(tenant))))
+            || subject.tenant.is_some_and(|tenant| holds(Subject::Tenant(tenant.into())) || holds(user(Some(tenant))))
     }
 
-    /// Forgets those whose time is over; tells how many.
-    pub fn sweep(&mut self, now: UnixSeconds) -> usize {
-        let before = self.until.len();
-        self.until.retain(|_, until| now < *until);
-        before - self.until.len()
+    /// Forgets those that have been over for [`KEPT_AFTER_END`] by both clocks, and tells which; to be called now and then.
+    pub fn sweep(&mut self, now: Now) -> Vec<Subject> {
+        let mut forgotten = Vec::new();
+        self.until.retain(|subject, entry| {
+            if now.unix < entry.until {
+                // The clock was ahead when it was found over.
+                entry.over_since = None;
+                return true;
+            }
+            let since = *entry.over_since.get_or_insert(now.ticks);
+            let is_over_by_both = now.unix.0 >= entry.until.0.saturating_add(KEPT_AFTER_END)
+                && now.ticks.since(since) >= KEPT_AFTER_END * 1000;
+            if is_over_by_both {
+                forgotten.push(subject.clone());
+            }
+            !is_over_by_both
+        });
+        forgotten
     }
 
     /// How many there are, those whose time is over included until [`Revocations::sweep`].
@@ -95,7 +167,7 @@ impl Revocations {
         self.until.len()
     }
 
-    /// Whether nobody is shut out.
+    /// Whether nothing is revoked.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.until.is_empty()
@@ -104,18 +176,18 @@ impl Revocations {
     /// All of them in a fixed order, with their end.
     #[must_use]
     #[allow(clippy::disallowed_methods, reason = "sorted at once")]
-    pub fn list(&self) -> Vec<(Whose, UnixSeconds)> {
-        let mut all: Vec<_> = self.until.iter().map(|(whose, until)| (whose.clone(), *until)).collect();
+    pub fn list(&self) -> Vec<(Subject, UnixSeconds)> {
+        let mut all: Vec<_> = self.until.iter().map(|(subject, entry)| (subject.clone(), entry.until)).collect();
         all.sort_unstable();
         all
     }
 }
 
-impl FromIterator<(Whose, UnixSeconds)> for Revocations {
-    fn from_iter<I: IntoIterator<Item = (Whose, UnixSeconds)>>(all: I) -> Self {
+impl FromIterator<(Subject, UnixSeconds)> for Revocations {
+    fn from_iter<I: IntoIterator<Item = (Subject, UnixSeconds)>>(all: I) -> Self {
         let mut revocations = Self::default();
-        for (whose, until) in all {
-            revocations.insert(whose, until);
+        for (subject, until) in all {
+            revocations.insert(subject, until);
         }
         revocations
     }
@@ -125,26 +197,26 @@ impl FromIterator<(Whose, UnixSeconds)> for Revocations {
 mod tests {
     use super::*;
 
-    const BOB: Party<'static> = Party { username: "99:bob", user: "bob", tenant: Some("acme") };
-    const OTHER_BOB: Party<'static> = Party { username: "98:bob", user: "bob", tenant: None };
+    const BOB: SessionSubject<'static> = SessionSubject { username: "99:bob", user: "bob", tenant: Some("acme") };
+    const OTHER_BOB: SessionSubject<'static> = SessionSubject { username: "98:bob", user: "bob", tenant: None };
 
-    fn user(tenant: Option<&str>) -> Whose {
-        Whose::User { user: "bob".into(), tenant: tenant.map(Into::into) }
+    fn user(tenant: Option<&str>) -> Subject {
+        Subject::User { user: "bob".into(), tenant: tenant.map(Into::into) }
     }
 
     #[test]
     fn each_kind_shuts_out_whom_it_names_and_nobody_else() {
-        for (whose, bob, other) in [
-            (Whose::Credential("99:bob".into()), true, false),
+        for (subject, bob, other) in [
+            (Subject::Credential("99:bob".into()), true, false),
             (user(None), true, true),
             (user(Some("acme")), true, false),
             (user(Some("umbrella")), false, false),
-            (Whose::Tenant("acme".into()), true, false),
+            (Subject::Tenant("acme".into()), true, false),
         ] {
-            assert_eq!((whose.includes(&BOB), whose.includes(&OTHER_BOB)), (bob, other), "{whose:?}");
-            let all: Revocations = [(whose.clone(), UnixSeconds(10))].into_iter().collect();
+            assert_eq!((subject.includes(&BOB), subject.includes(&OTHER_BOB)), (bob, other), "{subject:?}");
+            let all: Revocations = [(subject.clone(), UnixSeconds(10))].into_iter().collect();
             let now = UnixSeconds(9);
-            assert_eq!((all.includes(&BOB, now), all.includes(&OTHER_BOB, now)), (bob, other), "{whose:?}");
+            assert_eq!((all.includes(&BOB, now), all.includes(&OTHER_BOB, now)), (bob, other), "{subject:?}");
         }
     }
 
@@ -155,20 +227,38 @@ mod tests {
         all.insert(user(None), UnixSeconds(5));
         assert!(all.includes(&BOB, UnixSeconds(9)));
         assert!(!all.includes(&BOB, UnixSeconds(10)));
-        assert_eq!((all.sweep(UnixSeconds(9)), all.len()), (0, 1));
-        assert_eq!((all.sweep(UnixSeconds(10)), all.len()), (1, 0));
+        let at = |unix: u64| Now { ticks: Ticks(unix * 1000), unix: UnixSeconds(unix) };
+        assert_eq!((all.sweep(at(10)).len(), all.len()), (0, 1));
+        assert_eq!((all.sweep(at(9 + KEPT_AFTER_END)).len(), all.len()), (0, 1));
+        assert_eq!((all.sweep(at(10 + KEPT_AFTER_END)), all.len()), (vec![user(None)], 0));
         all.insert(user(None), UnixSeconds(20));
         assert!(all.remove(&user(None)) && !all.remove(&user(None)) && all.is_empty());
     }
 
+    // F-A15: a clock that is days ahead for a moment forgets revocations for good.
+    #[test]
+    fn a_clock_that_is_ahead_for_a_while_forgets_nothing() {
+        let mut all = Revocations::default();
+        all.insert(user(None), UnixSeconds(1_000));
+        let at = |seconds: u64, ahead: u64| Now { ticks: Ticks(seconds * 1000), unix: UnixSeconds(seconds + ahead) };
+        for seconds in 0..10 {
+            assert!(all.sweep(at(seconds, 30 * KEPT_AFTER_END)).is_empty());
+        }
+        assert!(all.sweep(at(10, 0)).is_empty() && all.includes(&BOB, UnixSeconds(10)), "it stands as before");
+        // Over for a day by the wall clock, but for that day the clock was seen to be ahead.
+        assert!(all.sweep(at(900 + KEPT_AFTER_END, 30 * KEPT_AFTER_END)).is_empty());
+        assert_eq!(all.len(), 1);
+        assert_eq!(all.sweep(at(900 + 2 * KEPT_AFTER_END, 0)).len(), 1);
+    }
+
     #[test]
     fn entries_can_be_written_down() {
-        let all = [Whose::Credential("9:b".into()), user(None), user(Some("acme")), Whose::Tenant("t".into())];
+        let all = [Subject::Credential("9:b".into()), user(None), user(Some("acme")), Subject::Tenant("t".into())];
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(
             text,
             r#"[{"credential":"9:b"},{"user":{"user":"bob"}},{"user":{"user":"bob","tenant":"acme"}},{"tenant":"t"}]"#
         );
-        assert_eq!(serde_json::from_str::<Vec<Whose>>(&text).unwrap(), all);
+        assert_eq!(serde_json::from_str::<Vec<Subject>>(&text).unwrap(), all);
     }
 }

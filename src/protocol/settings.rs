@@ -3,13 +3,11 @@
 //! Built by `config::checked`, read by every part of the core. Nothing here can be wrong: the
 //! types either rule a mistake out or the constructor refuses it.
 
-use std::net::IpAddr;
-
 use hashbrown::HashMap;
 
 use crate::credentials::claims::Grant;
 use crate::credentials::{Secret, SharedSecret};
-use crate::protocol::drain::Alternates;
+use crate::protocol::alternates::Alternates;
 use crate::protocol::meter::Rates;
 use crate::protocol::peer_policy::PeerPolicy;
 
@@ -73,11 +71,11 @@ pub enum OnExpiry {
 /// What is known of a static user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticUser {
-    /// How he is recognised.
+    /// How the user is recognised.
     pub key: StaticKey,
-    /// Whose user he is.
+    /// The tenant that the user belongs to.
     pub tenant: Option<Box<str>>,
-    /// What he may at most.
+    /// What the user may at most.
     pub grant: Grant,
 }
 
@@ -111,12 +109,18 @@ pub struct Limits {
     pub allocations: Option<u32>,
     /// Allocations per user id of time-limited credentials.
     pub allocations_per_user: Option<u32>,
+    /// Allocations that a user id of time-limited credentials may make in a minute; up to 100 of them at once.
+    pub allocations_per_user_per_minute: Option<u32>,
+    /// Ports held for a RESERVATION-TOKEN per user.
+    pub reservations_per_user: Option<u32>,
     /// Allocations per time-limited credential.
     pub allocations_per_credential: Option<u32>,
     /// Allocations per tenant.
     pub allocations_per_tenant: Option<u32>,
     /// Allocations per client /32 or /56; loopback is exempt.
     pub allocations_per_client: Option<u32>,
+    /// Allocations that clients of a /32 or /56 may make in a minute, all users together; loopback is exempt.
+    pub allocations_per_client_per_minute: Option<u32>,
     /// Rates of the whole server.
     pub server: Rates,
     /// Rates of each tenant.
@@ -131,9 +135,9 @@ pub struct Limits {
     pub allocation: Rates,
     /// How long a flow may run ahead of its rate, in milliseconds.
     pub burst_ms: u64,
-    /// Payload bytes of a time-limited credential, both ways together.
+    /// Bytes of a time-limited credential, IP and UDP heads included, both ways together.
     pub bytes_per_credential: Option<u64>,
-    /// Payload bytes of a user and a day (UTC), both ways together.
+    /// Bytes of a user and a day (UTC), IP and UDP heads included, both ways together.
     pub bytes_per_user_per_day: Option<u64>,
     /// Live permissions of one allocation; 508 above.
     pub permissions_per_allocation: u32,
@@ -146,15 +150,20 @@ impl Default for Limits {
         Self {
             allocations: Some(100_000),
             allocations_per_user: Some(100),
+            allocations_per_user_per_minute: Some(300),
+            reservations_per_user: Some(2),
             allocations_per_credential: None,
             allocations_per_tenant: None,
             allocations_per_client: Some(2_000),
+            // At that rate 12,000 of the 16,384 ports rest.
+            allocations_per_client_per_minute: Some(6_000),
             server: Rates::default(),
             tenant: Rates::default(),
             client: Rates::default(),
             user: Rates::default(),
             credential: Rates::default(),
-            allocation: Rates::default(),
+            // A video of 25 Mbit/s has half as many.
+            allocation: Rates { bits_per_second: None, packets_per_second: Some(5_000) },
             burst_ms: 1_000,
             bytes_per_credential: None,
             bytes_per_user_per_day: None,
@@ -162,15 +171,4 @@ impl Default for Limits {
             channels_per_allocation: 64,
         }
     }
-}
-
-/// The addresses that belong to this server, which peers are judged against.
-#[derive(Clone, Debug, Default)]
-pub struct LocalAddresses {
-    /// Every relayed and every advertised address, loopback excepted: *own* addresses.
-    pub own: Vec<IpAddr>,
-    /// Every address of every interface of this machine.
-    pub interfaces: Vec<IpAddr>,
-    /// Our listeners, HTTP included; an unspecified address stands for every local one of its family.
-    pub listeners: Vec<(IpAddr, u16)>,
 }

@@ -17,7 +17,7 @@ impl<T> Piece<T> {
 /// A sparse array: memory for the pieces of it that hold something, and for one more.
 pub(crate) struct Slots<T> {
     pieces: Vec<Option<Piece<T>>>,
-    /// The last piece that emptied out: whoever comes and goes at its edge makes and frees none.
+    /// The last piece that emptied out: values that come and go at its edge make and free none.
     spare: Option<Piece<T>>,
     len: usize,
 }
@@ -90,6 +90,7 @@ impl<T> Slots<T> {
         self.pieces.iter().flatten().flat_map(|piece| piece.places.iter().flatten())
     }
 
+    #[cfg(test)]
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.pieces.iter_mut().flatten().flat_map(|piece| piece.places.iter_mut().flatten())
     }
@@ -116,6 +117,18 @@ impl Numbers {
         let bit = word.trailing_ones();
         *word |= 1 << bit;
         self.first as u32 * u64::BITS + bit
+    }
+
+    /// Takes this very number; `false` if it is taken already.
+    pub(super) fn take_exactly(&mut self, number: u32) -> bool {
+        let at = (number / u64::BITS) as usize;
+        if self.words.len() <= at {
+            self.words.resize(at + 1, 0);
+        }
+        let bit = 1 << (number % u64::BITS);
+        let is_free = self.words[at] & bit == 0;
+        self.words[at] |= bit;
+        is_free
     }
 
     pub(super) fn is_taken(&self, number: u32) -> bool {

@@ -1,17 +1,17 @@
 //! Sole owner of a worker's allocations and of every index into them.
 
-use super::address::{FiveTuple, StreamId, Via};
 use super::allocation::Allocation;
-use super::border::AllocationId;
-use super::places::Places;
+use super::hash_index::HashIndex;
+use super::ids::AllocationId;
 use super::slots::{Numbers, Slots};
+use crate::address::{FiveTuple, StreamId, Via};
 
 /// Allocations by slot, and by the way their client comes.
 pub(super) struct AllocationTable {
     /// Empty while the relayed address is being opened.
     slots: Slots<Allocation>,
     numbers: Numbers,
-    by_client: Places,
+    by_client: HashIndex,
     generation: u32,
 }
 
@@ -35,7 +35,7 @@ impl<'a> From<&'a Via> for ClientKey<'a> {
 impl AllocationTable {
     /// `seed` keys the index, whose keys come from the network.
     pub(super) fn new(seed: u64) -> Self {
-        Self { slots: Slots::default(), numbers: Numbers::default(), by_client: Places::new(seed), generation: 0 }
+        Self { slots: Slots::default(), numbers: Numbers::default(), by_client: HashIndex::new(seed), generation: 0 }
     }
 
     /// Takes a slot; [`AllocationTable::insert`] fills it, [`AllocationTable::unreserve`] gives it back.
@@ -44,19 +44,37 @@ impl AllocationTable {
         AllocationId { index: self.numbers.take(), generation: self.generation }
     }
 
+    /// Takes this very slot, for something that another process had there; `false` if it is taken already.
+    pub(super) fn reserve_exactly(&mut self, id: AllocationId) -> bool {
+        self.numbers.take_exactly(id.index)
+    }
+
+    /// Counts up with each allocation.
+    pub(super) const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// Goes on counting where another process was.
+    pub(super) const fn set_generation(&mut self, generation: u32) {
+        self.generation = generation;
+    }
+
     /// Gives a reserved slot back.
     pub(super) fn unreserve(&mut self, id: AllocationId) {
         let is_reserved = self.numbers.is_taken(id.index) && self.slots.get(id.index).is_none();
-        assert!(is_reserved, "only a reserved slot is given back unused");
-        self.numbers.give_back(id.index);
+        debug_assert!(is_reserved, "only a reserved slot is given back unused");
+        if is_reserved {
+            self.numbers.give_back(id.index);
+        }
     }
 
     /// Fills the slot that was reserved for this allocation.
     pub(super) fn insert(&mut self, allocation: Allocation) {
         let index = allocation.id.index;
-        assert!(self.numbers.is_taken(index), "a slot was reserved for this allocation");
+        debug_assert!(self.numbers.is_taken(index), "a slot was reserved for this allocation");
         self.by_client.insert(&ClientKey::from(&allocation.via()), index);
-        assert!(self.slots.insert(index, allocation).is_none(), "a reserved slot is empty");
+        let before = self.slots.insert(index, allocation);
+        debug_assert!(before.is_none(), "a reserved slot is empty");
     }
 
     pub(super) fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
@@ -116,8 +134,9 @@ impl AllocationTable {
         (allocations, (end < self.slots.end()).then_some(end))
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
-        self.slots.iter_mut()
+    /// One more than the highest slot that may hold an allocation.
+    pub(super) const fn end(&self) -> u32 {
+        self.slots.end() as u32
     }
 
     pub(super) fn check_invariants(&self) {

@@ -1,11 +1,12 @@
 //! Deadlines in order.
 //!
-//! Holds only what must act by itself: the end of an allocation, of a held port, of a question. Permissions
+//! Holds only what must act by itself: the end of an allocation, of a held port, of a wait for an answer. Permissions
 //! and channels are judged by their own expiry when used; traffic never comes here.
 
 use std::collections::BTreeSet;
 
-use super::time::Ticks;
+use super::ids::AllocationId;
+use crate::time::Ticks;
 use crate::wire::attribute::ReservationToken;
 
 /// What is due.
@@ -17,6 +18,8 @@ pub(super) enum Due {
     Reservation([u8; 8]),
     /// A question to another worker.
     Question(u64),
+    /// The question whether the quotas let an allocation in.
+    Admission(AllocationId),
 }
 
 impl From<ReservationToken> for Due {
@@ -47,14 +50,14 @@ impl Timers {
     pub(super) fn arm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.insert(pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) => self.others.insert((at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) => self.others.insert((at, due)),
         };
     }
 
     pub(super) fn disarm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.remove(&pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) => self.others.remove(&(at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) => self.others.remove(&(at, due)),
         };
     }
 

@@ -1,11 +1,13 @@
 //! Taking over a changed configuration while calls go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::Mutex;
 
-use super::faces::Faces;
+use super::http_listeners::HttpListeners;
 use crate::config::diff::Change;
 use crate::config::{Config, Environment};
 use crate::net::Running;
@@ -31,22 +33,31 @@ impl From<ReloadReport> for Reloaded {
     }
 }
 
+/// How long a reload waits for its files: an operator's request over HTTP waits ten seconds.
+const READ_TIME: Duration = Duration::from_secs(5);
+
 /// Who besides the relay follows a configuration.
 pub(crate) type Follower = Box<dyn Fn(&Config, &Running) + Send + Sync>;
 
-/// Rereads the configuration, for whoever asks: a signal or an operator over HTTP.
+/// Rereads the configuration, for a signal or for an operator over HTTP.
 pub(crate) struct Reloader {
     running: Arc<Running>,
     level: Level,
     notifier: Arc<Notifier>,
     followers: Vec<Follower>,
-    state: Mutex<State>,
+    /// Held while a reload goes on.
+    listeners: Mutex<HttpListeners>,
+    /// Files are being read: one that hangs keeps one thread, however often a reload is asked for.
+    is_reading: Arc<AtomicBool>,
 }
 
-struct State {
-    /// What holds now; keys that wait for a restart are as they were at the start.
-    config: Config,
-    faces: Faces,
+/// While it lives files are being read.
+struct Reading(Arc<AtomicBool>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Reloader {
@@ -56,20 +67,19 @@ impl Reloader {
         level: Level,
         notifier: Arc<Notifier>,
         followers: Vec<Follower>,
-        config: Config,
-        faces: Faces,
+        listeners: HttpListeners,
     ) -> Self {
-        Self { running, level, notifier, followers, state: Mutex::new(State { config, faces }) }
+        Self { running, level, notifier, followers, listeners: Mutex::new(listeners), is_reading: Arc::default() }
     }
 
     /// Takes over what can change without dropping a call; systemd and the log hear of it.
     ///
     /// # Errors
-    /// Says what is wrong and where; nothing has changed then.
+    /// Says what is wrong and where; nothing has changed then, because all that can fail is done before the first change.
     pub(crate) async fn reload(&self) -> Result<ReloadReport, String> {
-        let mut state = self.state.lock().await;
+        let mut listeners = self.listeners.lock().await;
         self.notifier.reloading();
-        let result = self.take_over(&mut state).await;
+        let result = self.take_over(&mut listeners).await;
         self.notifier.ready("serving");
         match &result {
             Ok(report) => tell(report),
@@ -78,23 +88,54 @@ impl Reloader {
         result
     }
 
-    async fn take_over(&self, state: &mut State) -> Result<ReloadReport, String> {
-        let old = &state.config;
-        let new = old
-            .reload(&Environment::of_process())
-            .map_err(|error| format!("the configuration is wrong, the old one stays: {error}"))?;
+    /// This machine's addresses changed: what is made of them follows.
+    pub(crate) async fn addresses_changed(&self) {
+        let config = self.running.config().await;
+        for follower in &self.followers {
+            follower(&config, &self.running);
+        }
+    }
+
+    /// Reads and checks the configuration and the files that it names. A disk may hang, and a named pipe may have no writer:
+    /// neither the control runtime nor the next reload waits for that.
+    async fn read(&self, old: Arc<Config>) -> Result<Config, String> {
+        if self.is_reading.swap(true, Ordering::Relaxed) {
+            let why = "an earlier reload is still reading the configuration or a file that it names: a disk hangs, or one of \
+                       them is a pipe that nothing is written to; if that does not end, restart the server";
+            return Err(why.to_owned());
+        }
+        let reading = Reading(Arc::clone(&self.is_reading));
+        let read = tokio::task::spawn_blocking(move || {
+            let _reading = reading;
+            old.reload(&Environment::of_process())
+        });
+        match tokio::time::timeout(READ_TIME, read).await {
+            Ok(Ok(config)) => config.map_err(|error| format!("the configuration is wrong, the old one stays: {error}")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "the configuration, or a file that it names, could not be read within {} s",
+                READ_TIME.as_secs()
+            )),
+        }
+    }
+
+    async fn take_over(&self, listeners: &mut HttpListeners) -> Result<ReloadReport, String> {
+        // Keys that wait for a restart are in it as they were at the start.
+        let old = self.running.config().await;
+        let new = self.read(Arc::clone(&old)).await?;
         let changes = old.changes(&new);
         let warnings = new.warnings.iter().map(ToString::to_string).collect();
-        let new = new.until_restart(old);
-        let bound = state.faces.plan(&new.http, self.running.passed()).map_err(|error| error.to_string())?;
-        self.running.reconfigure(&new, &bound.addresses()).await?;
-        state.faces.serve(&new.http, bound, self.running.tls().as_ref());
+        let new = new.until_restart(&old);
+        let bound = listeners.plan(&new.http, self.running.passed()).map_err(|error| error.to_string())?;
+        let prepared = self.running.prepare(new, bound.addresses()).await?;
+        // Nothing can fail, and nothing is refused, from here on.
+        prepared.commit().await;
+        let new = self.running.config().await;
+        listeners.serve(&new.http, bound, self.running.tls().as_ref());
         self.level.set(new.log.level);
-        self.running.renew_certificates(&new).await;
         for follower in &self.followers {
             follower(&new, &self.running);
         }
-        state.config = new;
         Ok(ReloadReport { changes, warnings })
     }
 }
@@ -110,12 +151,8 @@ fn tell(report: &ReloadReport) {
     };
     let (changed, restart) = (list(false), list(true));
     if restart.is_empty() {
-        tracing::info!(changed, "reload: the changes are taken over");
+        tracing::info!(changed, "reload: changes applied");
     } else {
-        tracing::warn!(
-            changed,
-            restart,
-            "reload: the changes are taken over, but some keys take effect at the next start only"
-        );
+        tracing::warn!(changed, restart, "reload: changes applied, but some keys take effect at the next start only");
     }
 }

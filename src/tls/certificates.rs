@@ -13,7 +13,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use crate::net::clock;
+use super::der::{self, Facts};
+use crate::clock;
 
 /// No chain or key is longer; a device file given by mistake must not be read for ever.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -46,8 +47,57 @@ pub struct Loaded {
     key: Arc<CertifiedKey>,
     /// The DNS names it stands for, in lower case, wildcards as they are written.
     pub names: Vec<String>,
-    /// When the first certificate of its chain ends, in seconds since 1970.
+    /// When it ends itself, in seconds since 1970. What comes behind it in the file decides nothing: clients look for a
+    /// way to their own list of authorities, and may find one past it.
     pub not_after: u64,
+    /// The certificates of the file, its own first.
+    pub chain: Vec<ChainLink>,
+}
+
+/// What a file of certificates says, without the key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Summary {
+    /// As in [`Loaded`].
+    pub names: Vec<String>,
+    /// As in [`Loaded`].
+    pub not_after: u64,
+    /// As in [`Loaded`].
+    pub chain: Vec<ChainLink>,
+}
+
+impl Summary {
+    /// Whether it is for a host name, in small letters.
+    #[must_use]
+    pub fn is_for(&self, name: &str) -> bool {
+        is_for(&self.names, name)
+    }
+}
+
+/// Whole days until a time in seconds since 1970, negative when it is past.
+#[must_use]
+pub fn days_until(seconds: u64) -> i64 {
+    (seconds as i64 - clock::unix_seconds().0 as i64).div_euclid(86_400)
+}
+
+fn is_for(names: &[String], name: &str) -> bool {
+    names.iter().any(|own| match own.strip_prefix("*.") {
+        // RFC 6125 section 6.4.3: a wildcard is one label.
+        Some(parent) => name.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
+        None => own == name,
+    })
+}
+
+/// One certificate of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChainLink {
+    /// Whose it is, as people call it.
+    pub subject: String,
+    /// Who made it.
+    pub issuer: String,
+    /// When it ends, in seconds since 1970.
+    pub not_after: u64,
+    /// Whether the certificate of its issuer is in the file too, or known to everybody, or itself.
+    pub is_issuer_at_hand: bool,
 }
 
 impl fmt::Debug for Loaded {
@@ -66,21 +116,17 @@ impl Loaded {
         let key = read_key(&files.private_key)?;
         let bad = |path: &Path, is_key, reason: String| LoadError { path: path.to_owned(), is_key, reason };
         let key = provider.key_provider.load_private_key(key).map_err(|error| {
-            bad(&files.private_key, true, format!("no key that a certificate can have here ({error}); RSA from 2048 bits on, P-256, P-384 and Ed25519 are fine"))
+            bad(
+                &files.private_key,
+                true,
+                format!("is not a supported key ({error}); use RSA of 2048 bits or more, P-256, P-384 or Ed25519"),
+            )
         })?;
-        let mut names = Vec::new();
-        let mut not_after = u64::MAX;
-        for (at, certificate) in chain.iter().enumerate() {
-            let position = || if at == 0 { String::new() } else { format!("certificate {} of the chain ", at + 1) };
-            let wrong = |what: String| bad(&files.certificate, false, format!("{}{what}", position()));
-            let parsed = webpki::EndEntityCert::try_from(certificate)
-                .map_err(|error| wrong(format!("is no certificate of X.509 version 3: {error}")))?;
-            if at == 0 {
-                names = parsed.valid_dns_names().map(str::to_ascii_lowercase).collect();
-            }
-            let ends = end_of(certificate).ok_or_else(|| wrong("has an end that can't be read".to_owned()))?;
-            not_after = not_after.min(ends);
-        }
+        let own = webpki::EndEntityCert::try_from(&chain[0]).map_err(|error| {
+            bad(&files.certificate, false, format!("is not a certificate of X.509 version 3: {error}"))
+        })?;
+        let names: Vec<String> = own.valid_dns_names().map(str::to_ascii_lowercase).collect();
+        let links = links(&chain).map_err(|reason| bad(&files.certificate, false, reason))?;
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -90,23 +136,75 @@ impl Loaded {
             }
             Err(error) => return Err(bad(&files.certificate, false, error.to_string())),
         }
-        Ok(Self { key: Arc::new(certified), names, not_after })
+        Ok(Self { key: Arc::new(certified), names, not_after: links[0].not_after, chain: links })
+    }
+
+    /// What an operator should look at besides its own end, in sentences; nothing here keeps it from being presented.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let now = clock::unix_seconds().0;
+        let own = &self.chain[0];
+        let mut warnings = Vec::new();
+        if !own.is_issuer_at_hand {
+            warnings.push(format!(
+                "the certificate of its issuer, {}, is not in the file, so many clients find no way to an authority that they \
+                 trust: use the whole chain (certbot calls it fullchain.pem), unless your clients know {0} itself",
+                own.issuer
+            ));
+        }
+        for (at, link) in self.chain.iter().enumerate().skip(1).filter(|(_, link)| link.not_after < now) {
+            warnings.push(format!(
+                "certificate {} of the file, {}, ended {} days ago; most clients find a way past it: take it out, or take \
+                 the chain that the authority gives today",
+                at + 1,
+                link.subject,
+                (now - link.not_after) / 86_400
+            ));
+        }
+        warnings
     }
 
     /// Whole days until its end, negative when that is past.
     #[must_use]
     pub fn days_left(&self) -> i64 {
-        let seconds = self.not_after as i64 - clock::unix_seconds().0 as i64;
-        seconds.div_euclid(86_400)
+        days_until(self.not_after)
+    }
+
+    /// What it says, without the key.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary { names: self.names.clone(), not_after: self.not_after, chain: self.chain.clone() }
     }
 
     fn stands_for(&self, name: &str) -> bool {
-        self.names.iter().any(|own| match own.strip_prefix("*.") {
-            // RFC 6125 section 6.4.3: a wildcard is one label.
-            Some(parent) => name.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),
-            None => own == name,
-        })
+        is_for(&self.names, name)
     }
+}
+
+/// What the certificates of a file say of themselves.
+fn links(chain: &[CertificateDer<'static>]) -> Result<Vec<ChainLink>, String> {
+    let wrong = |at: usize| {
+        if at == 0 {
+            "has a name or an end that can't be read".to_owned()
+        } else {
+            format!("certificate {} of the chain is not a certificate", at + 1)
+        }
+    };
+    let all: Vec<Facts<'_>> = chain
+        .iter()
+        .enumerate()
+        .map(|(at, certificate)| der::facts(certificate).ok_or_else(|| wrong(at)))
+        .collect::<Result<_, _>>()?;
+    let is_known = |name: &[u8]| webpki_roots::TLS_SERVER_ROOTS.iter().any(|root| root.subject.as_ref() == name);
+    Ok(all
+        .iter()
+        .map(|of| ChainLink {
+            subject: der::name_text(of.subject),
+            issuer: der::name_text(of.issuer),
+            not_after: of.not_after,
+            is_issuer_at_hand: all.iter().any(|other| other.subject == of.issuer) || is_known(of.issuer),
+        })
+        .collect())
 }
 
 fn read_small(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
@@ -124,7 +222,7 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
     let bytes = read_small(path).map_err(bad)?;
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
-        .map_err(|error| bad(format!("is not whole PEM: {error}")))?;
+        .map_err(|error| bad(format!("is not complete PEM: {error}")))?;
     if chain.is_empty() {
         return Err(bad("holds no certificate (-----BEGIN CERTIFICATE-----)".to_owned()));
     }
@@ -135,18 +233,24 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
     let bad = |reason: String| LoadError { path: path.to_owned(), is_key: true, reason };
     let bytes = read_small(path).map_err(bad)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        if !matches!(error, pem::Error::NoItemsFound) {
-            // None of them shows the key.
-            return bad(format!("is not whole PEM: {error}"));
-        }
+        // Both forms: the old one keeps PEM's ordinary head and has a line of its own, which is no base64.
         let is_locked = bytes.windows(9).any(|part| part == b"ENCRYPTED");
         bad(if is_locked {
-            "is locked with a passphrase, which nobody could type here; store it without".to_owned()
+            "is locked with a passphrase, which a server can't ask for; store it without: openssl pkey -in OLD -out NEW"
+                .to_owned()
+        } else if !matches!(error, pem::Error::NoItemsFound) {
+            // None of them shows the key.
+            format!("is not complete PEM: {error}")
         } else {
             "holds no private key (-----BEGIN PRIVATE KEY-----)".to_owned()
         })
     })
 }
+
+/// Certificates that were read and found good, and are not presented yet.
+#[must_use = "they are not presented yet"]
+#[derive(Debug)]
+pub struct Pending(Vec<Files>, Vec<Loaded>);
 
 /// All that can be presented, in the order of the configuration.
 #[derive(Debug)]
@@ -181,6 +285,15 @@ impl Certificates {
     /// # Errors
     /// The first file that can't be used; nothing has changed then.
     pub fn replace(&self, files: &[Files], provider: &CryptoProvider) -> Result<(), LoadError> {
+        self.present(self.read(files, provider)?);
+        Ok(())
+    }
+
+    /// Reads these files, which [`Certificates::present`] presents without anything that could fail.
+    ///
+    /// # Errors
+    /// The first file that can't be used.
+    pub fn read(&self, files: &[Files], provider: &CryptoProvider) -> Result<Pending, LoadError> {
         let loaded = read_all(files, provider)?;
         let current = self.current.load();
         for ((file, new), old) in files.iter().zip(&loaded).zip(&current.1) {
@@ -189,8 +302,12 @@ impl Certificates {
                 return Err(LoadError { path: file.certificate.clone(), is_key: false, reason });
             }
         }
-        self.current.store(Arc::new((files.to_vec(), loaded)));
-        Ok(())
+        Ok(Pending(files.to_vec(), loaded))
+    }
+
+    /// Presents what was read from the next handshake on.
+    pub fn present(&self, Pending(files, loaded): Pending) {
+        self.current.store(Arc::new((files, loaded)));
     }
 }
 
@@ -199,7 +316,7 @@ fn read_all(files: &[Files], provider: &CryptoProvider) -> Result<Vec<Loaded>, L
 }
 
 impl ResolvesServerCert for Certificates {
-    /// The first that stands for the name and whose key the client can verify; a name that nobody has, or none
+    /// The first that stands for the name and whose key the client can verify; an unknown name, or none
     /// at all (clients that connect to an address send none), gets the first that the client can verify.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let current = self.current.load();
@@ -213,67 +330,24 @@ impl ResolvesServerCert for Certificates {
     }
 }
 
-/// When a certificate ends (RFC 5280 section 4.1.2.5), in seconds since 1970.
-fn end_of(certificate: &[u8]) -> Option<u64> {
-    let (SEQUENCE, outer, _) = der(certificate)? else { return None };
-    let (SEQUENCE, mut rest, _) = der(outer)? else { return None };
-    let (tag, _, after) = der(rest)?;
-    // [0] version, DEFAULT v1
-    if tag == 0xA0 {
-        rest = after;
-    }
-    // serialNumber, signature, issuer
-    for _ in 0..3 {
-        rest = der(rest)?.2;
-    }
-    let (SEQUENCE, validity, _) = der(rest)? else { return None };
-    let not_before_on = der(validity)?.2;
-    let (tag, time, _) = der(not_before_on)?;
-    let digits = |range: std::ops::Range<usize>| -> Option<i64> {
-        let text = std::str::from_utf8(time.get(range)?).ok()?;
-        text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
-    };
-    let (year, at) = match tag {
-        UTC_TIME => (digits(0..2).map(|year| if year < 50 { 2000 + year } else { 1900 + year })?, 2),
-        GENERALIZED_TIME => (digits(0..4)?, 4),
-        _ => return None,
-    };
-    let part = |number: usize| digits(at + 2 * number..at + 2 * number + 2);
-    let (month, day, hour, minute, second) = (part(0)?, part(1)?, part(2)?, part(3)?, part(4)?);
-    if !(1..=12).contains(&month) || time.get(at + 10..) != Some(b"Z") {
-        return None;
-    }
-    // Days from 1970-01-01 in the Gregorian calendar, with years that begin in March.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
-    u64::try_from(days * 86_400 + hour * 3_600 + minute * 60 + second).ok()
-}
-
-const SEQUENCE: u8 = 0x30;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-
-/// The first DER element: its tag, its content, and what follows it.
-fn der(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, first], rest) = bytes.split_first_chunk()?;
-    let (len, rest) = match first {
-        0..=0x7F => (usize::from(first), rest),
-        0x81..=0x83 => {
-            let (len, rest) = rest.split_at_checked(usize::from(first & 0x7F))?;
-            (len.iter().fold(0, |sum, byte| sum << 8 | usize::from(*byte)), rest)
-        }
-        _ => return None,
-    };
-    let (content, rest) = rest.split_at_checked(len)?;
-    Some((tag, content, rest))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::tls::provider;
     use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd};
     use std::fs;
+
+    /// Of version 1, as roots of the nineties are: no extensions, so no name for a server.
+    const VERSION_1_ROOT: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBVTCB+wIUGsVBrl//i4SmsOhJdE/30sB0Mi8wCgYIKoZIzj0EAwIwLDEQMA4G\n\
+        A1UECgwHRXhhbXBsZTEYMBYGA1UEAwwPb2xkLmV4YW1wbGUub3JnMCAXDTI2MTEy\n\
+        OTEzMzU1M1oYDzIxMjYxMTA1MTMzNTUzWjAsMRAwDgYDVQQKDAdFeGFtcGxlMRgw\n\
+        FgYDVQQDDA9vbGQuZXhhbXBsZS5vcmcwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC\n\
+        AATVUpn4FrjJ3w2uTlHwJT1wpz3cxgVibU+CgcZqIstjFJ6NpbPgZF0Pe9PPiu8T\n\
+        +bfdX+RSRCc5er1ZDhH07NwBMAoGCCqGSM49BAMCA0kAMEYCIQDW8OuqwVSiSCBa\n\
+        LkH0F95lGrIWErjZAVDS4bYy5x+0DQIhAO7n6ol6pxQqfa4ldK8q9WlzJBZVyJI+\n\
+        V7Hw6iUqf9Pg\n\
+        -----END CERTIFICATE-----\n";
 
     struct Directory(PathBuf);
 
@@ -329,15 +403,51 @@ mod tests {
         }
     }
 
+    // F-E6
     #[test]
-    fn a_chain_ends_with_its_first_to_end() {
+    fn only_the_own_certificate_decides_when_it_ends() {
         let directory = Directory::new("chain");
         let key = KeyPair::generate().unwrap();
         let (own, key_pem) = issue(&["a.example.org"], (2100, 1, 1), &key);
-        let (issuer, _) = issue(&["ca.example.org"], (2090, 1, 1), &KeyPair::generate().unwrap());
-        let files = directory.files((&(own + &issuer), &key_pem));
-        let loaded = Loaded::read(&files, &provider()).unwrap();
-        assert_eq!((loaded.not_after, loaded.names), (3_786_912_000, vec!["a.example.org".to_owned()]));
+        let (ended, _) = issue(&["old-root.example.org"], (2021, 9, 30), &KeyPair::generate().unwrap());
+        let files = directory.files((&(own.clone() + &ended + VERSION_1_ROOT), &key_pem));
+        let loaded =
+            Loaded::read(&files, &provider()).expect("an extra certificate ends no start, of whatever version");
+        assert_eq!((loaded.not_after, &loaded.names[..]), (4_102_444_800, &["a.example.org".to_owned()][..]));
+        assert!(loaded.days_left() > 0);
+        let warnings = loaded.warnings();
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("certificate 2 of the file, "), "{warnings:?}");
+        assert!(!warnings[0].contains("will refuse it"), "{warnings:?}");
+        assert_eq!(loaded.chain.len(), 3);
+        assert_eq!(loaded.chain[2].subject, "old.example.org");
+        // A renewal to such a file is taken.
+        let plain = directory.files((&own, &key_pem));
+        let certificates = Certificates::load(std::slice::from_ref(&plain), &provider()).unwrap();
+        let files = directory.files((&(own + &ended), &key_pem));
+        certificates.replace(&[files], &provider()).expect("the own certificate has not ended");
+        assert_eq!(certificates.loaded()[0].chain.len(), 2);
+    }
+
+    // F-B5
+    #[test]
+    fn a_chain_without_the_certificate_of_its_issuer_is_a_warning() {
+        let directory = Directory::new("intermediate");
+        let authority_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["ca.example.org".to_owned()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "Example Intermediate");
+        let authority_pem = params.self_signed(&authority_key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, authority_key);
+        let key = KeyPair::generate().unwrap();
+        let own =
+            CertificateParams::new(vec!["a.example.org".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap().pem();
+        let alone = Loaded::read(&directory.files((&own, &key.serialize_pem())), &provider()).unwrap();
+        let warnings = alone.warnings();
+        assert!(warnings.len() == 1 && warnings[0].contains("fullchain.pem"), "{warnings:?}");
+        assert!(warnings[0].contains("Example Intermediate"), "{warnings:?}");
+        let whole = directory.files((&(own + &authority_pem), &key.serialize_pem()));
+        assert_eq!(Loaded::read(&whole, &provider()).unwrap().warnings(), Vec::<String>::new());
     }
 
     #[test]
@@ -368,18 +478,21 @@ mod tests {
         let (ended, _) = issue(&["a.example.org"], (2021, 1, 1), &key);
         let noise = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let locked = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        // F-B6
+        let old_locked = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
         let bad_key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
-        let cases: [(&str, &str, bool, &str); 10] = [
+        let cases: [(&str, &str, bool, &str); 11] = [
             ("nonsense", &key_pem, false, "holds no certificate"),
-            (&own[..own.len() / 2], &key_pem, false, "is not whole PEM"),
-            (noise, &key_pem, false, "is no certificate of X.509 version 3"),
-            (&format!("{own}{noise}"), &key_pem, false, "certificate 2 of the chain is no certificate"),
+            (&own[..own.len() / 2], &key_pem, false, "is not complete PEM"),
+            (noise, &key_pem, false, "is not a certificate of X.509 version 3"),
+            (&format!("{own}{noise}"), &key_pem, false, "certificate 2 of the chain is not a certificate"),
             (&ended, &key_pem, false, "days ago, and the one in use has not"),
             (&own, &other_key, true, "is not the key of"),
             (&other, &key_pem, true, "is not the key of"),
             (&own, "", true, "holds no private key"),
             (&own, locked, true, "passphrase"),
-            (&own, bad_key, true, "no key that a certificate can have here"),
+            (&own, old_locked, true, "passphrase"),
+            (&own, bad_key, true, "is not a supported key"),
         ];
         for (certificate, key, is_key, reason) in cases {
             directory.files((certificate, key));
@@ -392,20 +505,5 @@ mod tests {
         fs::remove_file(&files.private_key).unwrap();
         let error = certificates.replace(&[files], &provider()).unwrap_err();
         assert!(error.to_string().contains("key.pem: can't be read: No such file"), "{error}");
-    }
-
-    #[test]
-    fn der_that_ends_early_or_lies_about_its_length_is_no_certificate() {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["a.example.org".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let whole = certificate.der().to_vec();
-        assert!(end_of(&whole).is_some());
-        for len in 0..whole.len() {
-            assert_eq!(end_of(&whole[..len]), None, "{len} bytes");
-        }
-        for wrong in [&[0x30, 0x80][..], &[0x30, 0x84, 1, 1, 1, 1], &[0x30, 0x83, 0xFF, 0xFF, 0xFF], &[0x31, 0]] {
-            assert_eq!(end_of(wrong), None);
-        }
     }
 }

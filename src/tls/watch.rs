@@ -44,7 +44,7 @@ pub async fn watch(certificates: Arc<Certificates>) {
             let files = files.clone();
             tokio::task::spawn_blocking(move || stamps(&files)).await.unwrap_or_default()
         };
-        // Certificate and key are two files: whoever writes them gets time for the other.
+        // Certificate and key are two files: the writer gets time for the other.
         let is_settled = seen == before;
         before = seen;
         if !is_settled || before == taken {
@@ -80,7 +80,10 @@ pub fn report(certificates: &Certificates) {
         if days < 0 {
             tracing::warn!(certificate = at, %file, names, days, "a certificate has ended; clients will refuse it");
         } else {
-            tracing::info!(certificate = at, %file, names, days, "presenting a certificate");
+            tracing::info!(certificate = at, %file, names, days, "certificate loaded");
+        }
+        for warning in loaded.warnings() {
+            tracing::warn!(certificate = at, %file, names, "certificate warning: {warning}");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use minicbor::{Decode, Encode};
 pub use stun::attributes::{
     ATTR_ALTERNATE_DOMAIN, ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_ERROR_CODE, ATTR_LIFETIME,
     ATTR_NONCE, ATTR_REALM, ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_RESERVATION_TOKEN,
@@ -18,7 +19,7 @@ pub use turn::proto::{PROTO_TCP, PROTO_UDP, Protocol};
 
 use super::message::{Known, Message, TransactionId};
 use super::writer::xor_mask;
-use crate::protocol::address::{Address, Family, PeerAddress};
+use crate::address::{Address, Family, PeerAddress};
 
 /// A present attribute whose value is not what its definition says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,8 +35,13 @@ pub enum EvenPort {
 }
 
 /// An opaque RESERVATION-TOKEN (RFC 8656 section 18.10).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
-pub struct ReservationToken(pub [u8; 8]);
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct ReservationToken(
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub [u8; 8],
+);
 
 impl<'a> Message<'a> {
     fn exactly<const N: usize>(&self, which: Known) -> Result<Option<[u8; N]>, BadAttribute> {

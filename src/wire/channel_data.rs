@@ -2,8 +2,12 @@
 
 use turn::proto::channum::{ChannelNumber, MIN_CHANNEL_NUMBER};
 
-/// The highest channel number that may be bound (RFC 8656 section 12; RFC 5766 went up to 0x7FFF).
-pub const CHANNEL_NUMBER_MAX: u16 = 0x4FFF;
+/// The highest channel number that may be bound: RFC 5766 section 11 lets clients draw up to here, and they do. RFC 8656
+/// section 12 ends at 0x4FFF, for the sake of those who share a port with DTLS, QUIC and RTP, which this server does not.
+pub const CHANNEL_NUMBER_MAX: u16 = 0x7FFE;
+
+/// How many channel numbers there are.
+pub const CHANNELS: u16 = CHANNEL_NUMBER_MAX - MIN_CHANNEL_NUMBER + 1;
 
 /// Channel number and length.
 pub const HEAD_BYTES: usize = 4;
@@ -11,13 +15,13 @@ pub const HEAD_BYTES: usize = 4;
 /// A ChannelData message inside a received datagram or frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChannelData<'a> {
-    /// The channel; 0x4000 to 0x4FFF.
+    /// The channel; 0x4000 to 0x7FFE.
     pub number: ChannelNumber,
     /// The application data, padding excluded.
     pub payload: &'a [u8],
 }
 
-/// Whether a number may be bound (RFC 8656 section 12: 0x4000 to 0x4FFF).
+/// Whether a number may be bound: 0x4000 to 0x7FFE.
 #[must_use]
 pub const fn is_bindable(number: u16) -> bool {
     number >= MIN_CHANNEL_NUMBER && number <= CHANNEL_NUMBER_MAX
@@ -64,13 +68,15 @@ mod tests {
         let parsed = ChannelData::parse(&[0x40, 0x01, 0, 3, 7, 8, 9, 0]).unwrap();
         assert_eq!((parsed.number, parsed.payload), (ChannelNumber(0x4001), &[7, 8, 9][..]));
         assert_eq!(ChannelData::parse(&[0x4F, 0xFF, 0, 0]).unwrap().payload, &[] as &[u8]);
+        assert_eq!(ChannelData::parse(&[0x7F, 0xFE, 0, 0]).unwrap().number, ChannelNumber(0x7FFE));
     }
 
     #[test]
     fn lying_lengths_and_foreign_numbers_are_refused() {
         assert_eq!(ChannelData::parse(&[0x40, 0x01, 0, 4, 7, 8, 9]), None);
         assert_eq!(ChannelData::parse(&[0x40, 0x01, 0]), None);
-        assert_eq!(ChannelData::parse(&[0x50, 0x00, 0, 0]), None);
+        assert_eq!(ChannelData::parse(&[0x7F, 0xFF, 0, 0]), None);
+        assert_eq!(ChannelData::parse(&[0x80, 0x00, 0, 0]), None);
         assert_eq!(ChannelData::parse(&[0x3F, 0xFF, 0, 0]), None);
     }
 

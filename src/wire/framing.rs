@@ -23,13 +23,26 @@ pub enum Cut {
     Broken,
 }
 
+/// How many bytes the first message takes of the stream, as its head tells; `None` while its head has not come.
+///
+/// Whether it is a message at all is for [`cut`] to say.
+#[must_use]
+pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {
+    let &[first, _, l1, l2] = bytes.first_chunk()?;
+    let length = usize::from(u16::from_be_bytes([l1, l2]));
+    Some(match first {
+        0x00..=0x3F => HEADER_BYTES + length,
+        _ => channel_data::HEAD_BYTES + length + channel_data::padding(length),
+    })
+}
+
 /// Looks at the first bytes of a stream.
 #[must_use]
 pub fn cut(bytes: &[u8]) -> Cut {
     let Some(&[first, _, l1, l2]) = bytes.first_chunk() else {
         return match bytes {
-            [] | [0x00..=0x4F, ..] => Cut::NeedMore,
-            [0x50..=0xFF, ..] => Cut::Broken,
+            [] | [0x00..=0x7F, ..] => Cut::NeedMore,
+            [0x80..=0xFF, ..] => Cut::Broken,
         };
     };
     let length = usize::from(u16::from_be_bytes([l1, l2]));
@@ -41,11 +54,11 @@ pub fn cut(bytes: &[u8]) -> Cut {
             }
             (HEADER_BYTES + length, HEADER_BYTES + length)
         }
-        0x40..=0x4F => {
+        0x40..=0x7F => {
             let message = channel_data::HEAD_BYTES + length;
             (message, message + channel_data::padding(message))
         }
-        0x50..=0xFF => return Cut::Broken,
+        0x80..=0xFF => return Cut::Broken,
     };
     if bytes.len() < consumed { Cut::NeedMore } else { Cut::Frame { message, consumed } }
 }

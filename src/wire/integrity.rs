@@ -18,9 +18,9 @@ const FINGERPRINT_XOR: u32 = 0x5354_554E;
 
 /// The long-term key: MD5(username ":" realm ":" password).
 #[derive(Clone, PartialEq, Eq)]
-pub struct Key([u8; 16]);
+pub struct IntegrityKey([u8; 16]);
 
-impl Key {
+impl IntegrityKey {
     /// A key made elsewhere, as `key_md5` of the configuration holds it.
     #[must_use]
     pub const fn from_md5(key: [u8; 16]) -> Self {
@@ -67,13 +67,13 @@ impl Key {
     }
 }
 
-impl Drop for Key {
+impl Drop for IntegrityKey {
     fn drop(&mut self) {
         self.0.zeroize();
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for IntegrityKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")
     }

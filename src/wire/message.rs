@@ -12,6 +12,7 @@ pub use stun::message::{
     Method,
 };
 
+use minicbor::{Decode, Encode};
 use stun::attributes::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_DONT_FRAGMENT, ATTR_ERROR_CODE, ATTR_EVEN_PORT, ATTR_FINGERPRINT,
     ATTR_LIFETIME, ATTR_MESSAGE_INTEGRITY, ATTR_MESSAGE_INTEGRITY_SHA256, ATTR_NONCE, ATTR_REALM,
@@ -26,12 +27,20 @@ pub const HEADER_BYTES: usize = MESSAGE_HEADER_SIZE;
 /// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
 
+/// How many attributes a message may have: as many as fit into the longest that is not Send.
+const ATTRIBUTES_MAX: usize = 1024;
+
 /// How many unknown comprehension-required types a 420 lists at most.
 pub const UNKNOWN_MAX: usize = 8;
 
 /// The 96 bits that match a response to its request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, serde::Serialize, serde::Deserialize)]
-pub struct TransactionId(pub [u8; TRANSACTION_ID_SIZE]);
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Encode, Decode)]
+#[cbor(transparent)]
+pub struct TransactionId(
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub [u8; TRANSACTION_ID_SIZE],
+);
 
 /// Why bytes are not a STUN message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -168,9 +177,14 @@ impl<'a> Message<'a> {
         // RFC 8489 sections 14.5 to 14.7: what follows MESSAGE-INTEGRITY is ignored except
         // MESSAGE-INTEGRITY-SHA256 and FINGERPRINT; what follows the SHA256 one except FINGERPRINT.
         let mut stage = 0_u8;
+        let mut count = 0;
         while let Some(&[t1, t2, l1, l2]) = self.bytes.get(at..).and_then(<[u8]>::first_chunk) {
             if stage == 3 {
                 return Err(Malformed::Fingerprint);
+            }
+            count += 1;
+            if count > ATTRIBUTES_MAX {
+                return Err(Malformed::Attribute);
             }
             let attribute = AttrType(u16::from_be_bytes([t1, t2]));
             let len = u16::from_be_bytes([l1, l2]);
@@ -259,7 +273,7 @@ impl<'a> Message<'a> {
     pub fn get(&self, which: Known) -> Option<&'a [u8]> {
         let slot = self.slots[which as usize];
         let start = usize::from(slot.word) * 4;
-        (start != 0).then(|| &self.bytes[start..start + usize::from(slot.len)])
+        if start == 0 { None } else { self.bytes.get(start..start + usize::from(slot.len)) }
     }
 
     /// Whether an attribute is there.
@@ -278,12 +292,12 @@ impl<'a> Message<'a> {
     /// Comprehension-required types that we don't know, at most [`UNKNOWN_MAX`], each once.
     #[must_use]
     pub fn unknown(&self) -> &[u16] {
-        &self.unknown[..usize::from(self.unknown_count)]
+        self.unknown.get(..usize::from(self.unknown_count)).unwrap_or_default()
     }
 
     /// Every value of an attribute that may stand several times, such as XOR-PEER-ADDRESS, in order.
     pub fn all(&self, attribute: AttrType) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        let counted = &self.bytes[..self.counted as usize];
+        let counted = self.bytes.get(..self.counted as usize).unwrap_or_default();
         let mut at = HEADER_BYTES;
         std::iter::from_fn(move || {
             while let Some(&[t1, t2, l1, l2]) = counted.get(at..).and_then(<[u8]>::first_chunk) {
@@ -392,6 +406,13 @@ mod tests {
         let bytes = message(&attributes);
         let parsed = Message::parse(&bytes).unwrap();
         assert_eq!(parsed.unknown(), (0x7001..0x7009).collect::<Vec<u16>>());
+    }
+
+    #[test]
+    fn a_message_of_nothing_but_heads_is_read_so_far_and_no_further() {
+        let of = |count: usize| message(&vec![(0x8999, &b""[..]); count]);
+        assert!(Message::parse(&of(ATTRIBUTES_MAX)).is_ok());
+        assert_eq!(Message::parse(&of(ATTRIBUTES_MAX + 1)).map(|_| ()).unwrap_err(), Malformed::Attribute);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub mod writer;
 /// What a datagram or a frame claims to be, told from its first two bytes (RFC 8656 section 12, RFC 7983).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
-    /// ChannelData: the first byte is 0x40 to 0x4F.
+    /// ChannelData: the first byte is 0x40 to 0x7F.
     ChannelData,
     /// A Send indication, which takes the data lane.
     SendIndication,
@@ -32,10 +32,10 @@ const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 #[inline]
 pub fn classify(bytes: &[u8]) -> Class {
     match bytes {
-        [0x40..=0x4F, ..] => Class::ChannelData,
+        [0x40..=0x7F, ..] => Class::ChannelData,
         [first, second, ..] if [*first, *second] == SEND_INDICATION => Class::SendIndication,
         [0x00..=0x3F, ..] => Class::Stun,
-        [0x50..=0xFF, ..] | [] => Class::Neither,
+        [0x80..=0xFF, ..] | [] => Class::Neither,
     }
 }
 
@@ -47,10 +47,11 @@ mod tests {
     fn first_bytes_tell_stun_channel_data_and_neither_apart() {
         assert_eq!(classify(&[0x40, 0]), Class::ChannelData);
         assert_eq!(classify(&[0x4F]), Class::ChannelData);
+        assert_eq!(classify(&[0x7F]), Class::ChannelData);
         assert_eq!(classify(&[0x00, 0x16]), Class::SendIndication);
         assert_eq!(classify(&[0x00, 0x01]), Class::Stun);
         assert_eq!(classify(&[0x3F]), Class::Stun);
-        for first in [0x50, 0x7F, 0x80, 0xFF] {
+        for first in [0x80, 0xC0, 0xFF] {
             assert_eq!(classify(&[first, 0]), Class::Neither);
         }
         assert_eq!(classify(&[]), Class::Neither);

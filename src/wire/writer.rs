@@ -10,9 +10,9 @@ use stun::attributes::{
 };
 use stun::message::MAGIC_COOKIE;
 
-use super::integrity::{Key, fingerprint};
+use super::integrity::{IntegrityKey, fingerprint};
 use super::message::{AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType, TransactionId};
-use crate::protocol::address::{Address, PeerAddress};
+use crate::address::{Address, PeerAddress};
 
 /// The longest head of a Data indication: STUN header, XOR-PEER-ADDRESS of IPv6, head of DATA.
 pub const DATA_INDICATION_HEAD_MAX: usize = HEADER_BYTES + 24 + 4;
@@ -77,7 +77,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends MESSAGE-INTEGRITY over all that was written so far.
-    pub fn integrity(&mut self, key: &Key) -> &mut Self {
+    pub fn integrity(&mut self, key: &IntegrityKey) -> &mut Self {
         let head = self.len;
         if self.overflow || head < HEADER_BYTES {
             self.overflow = true;

@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use throughway::address::Transport;
 use throughway::api::Bound;
-use throughway::api::rest::counts::Counts;
+use throughway::api::rest::counts::IssueCounts;
 use throughway::api::rest::refused::IssueRefused;
-use throughway::api::rest::{self, Door, Rest};
+use throughway::api::rest::{self, Exposure, Rest};
 use throughway::api::uris;
 use throughway::config::Config;
 use throughway::config::checked::PublicListen;
-use throughway::protocol::address::Transport;
-use throughway::protocol::time::{Now, Ticks, UnixSeconds};
+use throughway::time::{Now, Ticks, UnixSeconds};
+use throughway::turn_uri::TurnUri;
 
 /// How long anything may take; generous, because machines are shared.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,21 +41,21 @@ pub fn key_table(name: &str, key: &str, more: &str) -> String {
 pub struct Endpoint {
     pub address: SocketAddr,
     pub rest: Arc<Rest>,
-    pub counts: Arc<Counts>,
+    pub counts: Arc<IssueCounts>,
     runtime: tokio::runtime::Runtime,
 }
 
 pub fn config(http: &str, tables: &str) -> Config {
-    let text = format!("{http}\n{tables}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n");
+    let text = format!("{http}\n{tables}\n[[auth.secrets]]\nid = \"s\"\nvalue = \"north-of-everything\"\n");
     Config::from_toml("c.toml", &text).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub fn some_uris() -> Vec<uris::Uri> {
+pub fn some_uris() -> Vec<TurnUri> {
     let listeners =
         [(Transport::Tcp, "192.0.2.7:443"), (Transport::Udp, "[2001:db8::7]:3478"), (Transport::Udp, "192.0.2.7:3478")];
     uris::of_listeners(
         listeners.map(|(transport, address)| (transport, address.parse().unwrap())),
-        &uris::Names::default(),
+        &uris::UriNames::default(),
         Some,
     )
 }
@@ -69,15 +70,15 @@ pub fn runtime() -> tokio::runtime::Runtime {
 
 impl Endpoint {
     pub fn new(http: &str, tables: &str) -> Self {
-        Self::with(&config(http, tables), some_uris(), &Door::Public, start)
+        Self::with(&config(http, tables), some_uris(), &Exposure::Public, start)
     }
 
     pub fn ordinary() -> Self {
         Self::new("", &key_table("web", KEY, ""))
     }
 
-    pub fn with(config: &Config, uris: Vec<uris::Uri>, door: &Door, clock: fn() -> Now) -> Self {
-        let counts = Arc::new(Counts::default());
+    pub fn with(config: &Config, uris: Vec<TurnUri>, exposure: &Exposure, clock: fn() -> Now) -> Self {
+        let counts = Arc::new(IssueCounts::default());
         let runtime = runtime();
         // Keys of a login are fetched by a task of its own.
         let entered = runtime.enter();
@@ -86,7 +87,7 @@ impl Endpoint {
         let listen = PublicListen { address: "127.0.0.1:0".parse().unwrap(), is_https: false };
         let bound = Bound::bind_public(listen).unwrap();
         let address = bound.address().unwrap();
-        runtime.spawn(bound.serve(rest::router(&rest, door), None));
+        runtime.spawn(bound.serve(rest::router(&rest, exposure), None));
         Self { address, rest, counts, runtime }
     }
 

@@ -28,9 +28,9 @@ async function trust(directory, authority) {
 
 /**
  * A browser with a profile of its own; `close` ends it and removes the profile. `authority` is the PEM file of a
- * certificate authority that it is to trust.
+ * certificate authority that it is to trust; `flags` are further switches of Chromium.
  */
-export async function launch(name, { authority } = {}) {
+export async function launch(name, { authority, flags = [] } = {}) {
   const executablePath = EXECUTABLES[name];
   if (!existsSync(executablePath)) {
     throw new Error(`${executablePath} is missing: install Debian's package ${name === 'firefox' ? 'firefox-esr' : 'chromium'}`);
@@ -62,6 +62,7 @@ export async function launch(name, { authority } = {}) {
             '--disable-background-networking',
             '--disable-component-update',
             '--disable-sync',
+            ...flags,
           ],
           // a hidden tab is to be slowed down as it is for people
           ignoreDefaultArgs: [

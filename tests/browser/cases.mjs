@@ -40,6 +40,15 @@ export const cases = [
   { name: 'Chromium: changing to TCP during the call', run: changeToTcp },
   { name: 'Chromium: a wrong password is refused, and the page says so', run: wrongPassword },
   { name: 'Chromium: hanging up and calling again; a third tab is told why not', run: hangUpAndThirdTab },
+  // F-C1
+  { name: 'Chromium: the second tab is closed and opened again', run: (env) => secondTabCloses(env, 'chromium') },
+  { name: 'Firefox: the second tab is closed and opened again', run: (env) => secondTabCloses(env, 'firefox') },
+  { name: 'Chromium: the second tab crashes', run: secondTabCrashes },
+  { name: 'Chromium: the page says that the server has stopped, and comes back', run: (env) => serverStops(env, 'chromium') },
+  { name: 'Firefox: the page says that the server has stopped, and comes back', run: (env) => serverStops(env, 'firefox') },
+  // F-C3
+  { name: 'Chromium: relay and direct, and the round trips of both', run: relayAndDirect },
+  { name: 'Chromium: the code for an own page works, and nothing is cut', run: ownPageAndLayout },
 ];
 
 /** Call, video, file with checksum, ICE restart, counts. */
@@ -261,6 +270,138 @@ async function hangUpAndThirdTab(env) {
   await b.click('#again');
   await Promise.all([a.connected(), b.connected()]);
   await Promise.all([a.framesGrow(), b.framesGrow()]);
+}
+
+/** What lies over the picture, or null while the picture is seen. */
+const coverOf = (tab) => tab.page.evaluate(() => {
+  const seen = (id) => document.getElementById(id).checkVisibility();
+  return seen('cover') ? { title: document.getElementById('cover-title').textContent, second: seen('second'), again: seen('again') } : null;
+});
+
+/** Opens what the button offers, in a tab of its own. */
+async function openAgain(env, a, browser) {
+  const offered = new URL(await a.page.$eval('#second', (link) => link.href));
+  assert.equal(offered.hash.slice(1).split('&')[0], `room=${env.room}`);
+  const again = await env.open(browser, 'B again');
+  await Promise.all([a.connected(), again.connected()]);
+  await Promise.all([a.framesGrow(), again.framesGrow()]);
+}
+
+async function secondTabCloses(env, browser) {
+  const [a, b] = await env.call(browser);
+  // as a person closes it: the page hears of it
+  await b.page.close({ runBeforeUnload: true });
+  await a.until('the call is over', () => window.throughway.phase === 'ended', 8_000);
+  assert.deepEqual(await coverOf(a), { title: 'The other tab was closed', second: true, again: false });
+  assert.equal(await a.page.$eval('#remote', (video) => video.srcObject), null, 'no frozen picture');
+  assert.equal(await a.page.$eval('#pill', (pill) => pill.dataset.tone), 'idle');
+  await openAgain(env, a, browser);
+  // Nothing of the calls is in the terminal: the address is still the last line.
+  assert.match(env.server.output().trim().split('\n').pop(), /Open in Chromium or Firefox: {2}http:\/\/127\.0\.0\.1:\d+\/$/);
+}
+
+/** A tab that says nothing at its end: first the picture is covered, then the call is over. */
+async function secondTabCrashes(env) {
+  const [a, b] = await env.call('chromium');
+  const session = await b.page.createCDPSession();
+  session.send('Page.crash').catch(() => {});
+  await a.until('the still picture is covered', () => document.getElementById('cover').checkVisibility(), 12_000);
+  assert.notEqual(await a.page.$eval('#pill', (pill) => pill.dataset.tone), 'good');
+  await a.until('the call is over', () => window.throughway.phase === 'ended', 30_000);
+  // Of a tab that crashed the browser may close the connection in good order, which looks like a goodbye.
+  const { title, ...buttons } = await coverOf(a);
+  assert(['The other tab is gone', 'The other tab was closed'].includes(title), title);
+  assert.deepEqual(buttons, { second: true, again: false });
+  await openAgain(env, a, 'chromium');
+}
+
+async function serverStops(env, browser) {
+  const { server } = env;
+  const [a, b] = await env.call(browser);
+  await server.stop('SIGKILL');
+  for (const tab of [a, b]) {
+    await tab.until('the main place says so', () => document.getElementById('cover').checkVisibility()
+      && document.getElementById('cover-title').textContent === 'The server does not answer', 12_000);
+    assert.equal(await tab.page.$eval('#pill-text', (text) => text.textContent), 'No answer from the server');
+    assert.equal((await coverOf(tab)).second, false, 'there is nothing to open');
+  }
+  await server.start();
+  for (const tab of [a, b]) {
+    await tab.until('the call is back', () => window.throughway.phase === 'connected' && window.throughway.counters.restarts > 0, 40_000);
+    await tab.until('the picture is seen', () => !document.getElementById('cover').checkVisibility(), 8_000);
+  }
+  await Promise.all([a.framesGrow(), b.framesGrow()]);
+}
+
+async function relayAndDirect(env) {
+  const [a, b] = await env.call('chromium');
+  await a.until('a round trip over the relay', () => window.throughway.roundTrips.relay !== null, 8_000);
+  await a.click('input[name=way][value=direct]');
+  for (const tab of [a, b]) {
+    await tab.until('a direct call', () => window.throughway.phase === 'connected' && window.throughway.carrier === 'direct'
+      && window.throughway.numbers?.pair.local.type !== 'relay' && window.throughway.roundTrips.direct !== null, 15_000);
+    assert.equal(await tab.page.$eval('input[name=way][value=direct]', (choice) => choice.checked), true, `${tab.name} follows`);
+    assert.equal(await tab.page.$eval('#pill-text', (text) => text.textContent), 'Direct');
+  }
+  const shown = await a.page.evaluate(() => ['relay', 'direct'].map((way) => document.getElementById(`rtt-${way}`).textContent));
+  for (const text of shown) assert.match(text, /^(< )?\d+ ms$/, 'both round trips are shown');
+  // A direct call does not need the server: it goes on, and the page says that the server is gone.
+  await env.server.stop('SIGKILL');
+  await a.until('the banner over the picture', () => document.getElementById('banner').checkVisibility(), 10_000);
+  await a.framesGrow();
+  await env.server.start();
+  await a.until('the server is back', () => window.throughway.signalling.up && window.throughway.signalling.peer !== null, 10_000);
+  await Promise.all([a.connected(40_000), b.connected(40_000)]);
+  // Changed twice in a row: the last one holds, although the first is still on its way.
+  await b.click('input[name=way][value=relay]');
+  await b.click('input[name=way][value=direct]');
+  await b.click('input[name=way][value=relay]');
+  await sleep(2_000);
+  for (const tab of [a, b]) {
+    await tab.until('a relayed call', () => window.throughway.phase === 'connected' && window.throughway.numbers?.pair.local.type === 'relay', 20_000);
+  }
+  await Promise.all([a.framesGrow(), b.framesGrow()]);
+}
+
+const LOG_LINE_PIXELS = 20;
+
+async function ownPageAndLayout(env) {
+  const a = await env.open('chromium', 'A');
+  await a.until('the credentials are shown', () => document.getElementById('use-code').textContent.includes('iceServers'), 8_000);
+  const code = await a.page.$eval('#use-code', (text) => text.textContent);
+  const candidates = await a.page.evaluate(`(async () => {
+    ${code.replace('new RTCPeerConnection(', "((own) => new RTCPeerConnection({ ...own, iceTransportPolicy: 'relay' }))(")}
+    const found = [];
+    connection.onicecandidate = ({ candidate }) => { if (candidate?.candidate) found.push(candidate.type); };
+    connection.createDataChannel('own');
+    await connection.setLocalDescription(await connection.createOffer());
+    for (let wait = 0; wait < 100 && found.length === 0; wait += 1) await new Promise((resolve) => { setTimeout(resolve, 100); });
+    connection.close();
+    return found;
+  })()`);
+  assert.ok(candidates.length > 0 && candidates.every((type) => type === 'relay'), `candidates: ${candidates}`);
+  const layout = async (when) => {
+    for (const [width, height] of [[1280, 800], [390, 844]]) {
+      await a.page.setViewport({ width, height });
+      const seen = await a.page.evaluate(() => {
+        const bottom = (column) => Math.max(...[...column.children].map((card) => card.getBoundingClientRect().bottom));
+        return {
+          wide: document.documentElement.scrollWidth,
+          ends: [...document.querySelectorAll('.column')].map((column) => Math.round(bottom(column))),
+          log: document.getElementById('log').clientHeight,
+          lines: [...document.querySelectorAll('#log li')].map((line) => line.getBoundingClientRect().height),
+        };
+      });
+      assert.ok(seen.wide <= width, `${when}: ${seen.wide} of ${width} pixels`);
+      if (width === 1280) assert.equal(seen.ends[0], seen.ends[1], `${when}: the columns end together`);
+      for (const pixels of [seen.log, ...seen.lines]) assert.equal(pixels % LOG_LINE_PIXELS, 0, `${when}: whole lines of the log`);
+    }
+  };
+  await layout('before the call');
+  const b = await env.open('chromium', 'B');
+  await Promise.all([a.connected(), b.connected()]);
+  await a.pair();
+  await layout('during the call');
 }
 
 /** A browser that closes a connection gives its allocations back at once, with a Refresh of lifetime 0. */

@@ -226,7 +226,7 @@ async function showsWhatHappens(running, server) {
   await until('the kicked sessions to vanish', async () => !(await rows()).some((row) => row.includes(eve)));
   await until('the reason', async () => /session kicked\s+2/.test(await text(page, '#ended-table')));
   await alice.evaluate(() => window.hangUp());
-  await until('nobody to be left', async () => /nobody is here/.test(await text(page, '#session-table')));
+  await until('nobody to be left', async () => /no live sessions/.test(await text(page, '#session-table')));
   for (const each of [alice, mallory, page]) await each.close();
   assert.deepEqual(errors, []);
 }
@@ -260,6 +260,18 @@ async function tellsOfTheEnd(running, server) {
   await until('draining', async () => (await text(page, '#pill')) === 'draining');
   server.child.kill('SIGKILL');
   await until('the end', async () => (await text(page, '#pill')) === 'No answer from the server');
+  // F-C1, its sibling: what is old does not look alive, and the main place says since when.
+  const told = /^The server does not answer\. The numbers below are from (\d\d):(\d\d):\d\d\./.exec(await text(page, '#stale'));
+  assert.ok(told, await text(page, '#stale'));
+  const minuteOf = ([hours, minutes]) => 60 * Number(hours) + Number(minutes);
+  const now = await page.evaluate(() => [new Date().getHours(), new Date().getMinutes()]);
+  assert.ok((minuteOf(now) - minuteOf(told.slice(1)) + 1440) % 1440 <= 5, `${told[0]} at ${now}`);
+  assert.ok(Number(await page.$eval('#numbers', (tiles) => getComputedStyle(tiles).opacity)) < 0.6, 'the old numbers are pale');
+  for (const [width, height] of WIDTHS) {
+    await page.setViewport({ width, height });
+    assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= width);
+    await picture(page, `${running.name}-gone-${width}`);
+  }
   for (const each of [alice, page]) await each.close();
   assert.deepEqual(errors, []);
 }

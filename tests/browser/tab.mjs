@@ -15,12 +15,17 @@ export class Tab {
   static async open(running, name, url, room, { before = null, transport = 'udp' } = {}) {
     const page = await running.browser.newPage();
     const tab = new Tab(`${name} (${running.name})`, page);
-    page.on('pageerror', (error) => tab.errors.push(error.message));
+    page.on('pageerror', (error) => tab.note(error.message));
     if (before) await page.evaluateOnNewDocument(before);
     await page.goto(`${url}#room=${room}&transport=${transport}`);
     await tab.until('its script runs', () => window.throughway !== undefined, 10_000);
     tab.user = await page.evaluate(() => window.throughway.user);
     return tab;
+  }
+
+  /** Firefox reports a WebSocket that finds no server as an error of the page; the page itself deals with it. */
+  note(error) {
+    if (!/can.t establish a connection to the server at ws:/.test(error)) this.errors.push(error);
   }
 
   get(what) {

@@ -6,14 +6,14 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use throughway::address::Address;
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
-use throughway::protocol::address::Address;
 use throughway::wire::attribute::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME,
     ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, xor_address,
 };
-use throughway::wire::integrity::Key;
+use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
     AttrType, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, Known, METHOD_ALLOCATE, METHOD_BINDING,
     METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_DATA, METHOD_REFRESH, METHOD_SEND, Message, MessageType,
@@ -78,7 +78,7 @@ pub struct Login {
     pub username: String,
     pub realm: Vec<u8>,
     pub nonce: Vec<u8>,
-    pub key: Key,
+    pub key: IntegrityKey,
 }
 
 /// A request's bytes.
@@ -224,6 +224,11 @@ impl Client {
     pub fn tcp(server: SocketAddr) -> Self {
         let stream = TcpStream::connect(server).unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::tcp_by(stream)
+    }
+
+    /// Over a TCP connection that the test has made.
+    pub fn tcp_by(stream: TcpStream) -> Self {
         Self::new(Link::Tcp(stream, Vec::new()))
     }
 
@@ -289,6 +294,16 @@ impl Client {
             Link::Tcp(stream, _) => stream.write_all(bytes).unwrap(),
             Link::Tls(stream, _) => stream.write_all(bytes).and_then(|()| stream.flush()).unwrap(),
         }
+    }
+
+    /// Sends bytes to a server that may have closed the stream.
+    pub fn try_send(&mut self, bytes: &[u8]) -> Option<()> {
+        match &mut self.link {
+            Link::Udp(socket) => drop(socket.send(bytes)),
+            Link::Tcp(stream, _) => stream.write_all(bytes).ok()?,
+            Link::Tls(stream, _) => stream.write_all(bytes).and_then(|()| stream.flush()).ok()?,
+        }
+        Some(())
     }
 
     pub fn send_channel(&mut self, number: u16, payload: &[u8]) {
@@ -358,7 +373,7 @@ impl Client {
     /// Takes realm and nonce of a 401 or 438 over.
     pub fn take_challenge(&mut self, response: &Response) {
         let (realm, nonce) = (response.bytes(Known::Realm), response.bytes(Known::Nonce));
-        let key = Key::long_term(self.username.as_bytes(), &realm, self.password.as_bytes());
+        let key = IntegrityKey::long_term(self.username.as_bytes(), &realm, self.password.as_bytes());
         self.login = Some(Login { username: self.username.clone(), realm, nonce, key });
     }
 
@@ -521,7 +536,7 @@ fn read_frame(stream: &mut impl Source, pending: &mut Vec<u8>, until: Instant, c
 
 /// ChannelData or a Data indication.
 fn take_data(bytes: &[u8]) -> Option<Data> {
-    if (0x40..=0x4F).contains(&bytes[0]) {
+    if (0x40..=0x7F).contains(&bytes[0]) {
         let (number, len) = (u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([bytes[2], bytes[3]]));
         let payload = bytes[4..4 + usize::from(len)].to_vec();
         return Some(Data { from: Origin::Channel(number), payload });

@@ -1,27 +1,37 @@
 //! The log of a running server, read as it is written.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
+use super::server::LOOK;
 use super::wait_for;
 
 /// Every line that the server wrote so far.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<String>>>);
+pub struct Log(Arc<Mutex<Vec<String>>>, Arc<AtomicBool>);
 
 impl Log {
     /// Reads until the server closes its end.
     pub fn follow(from: impl Read + Send + 'static) -> (Self, std::thread::JoinHandle<()>) {
         let log = Self::default();
-        let lines = Arc::clone(&log.0);
+        let (lines, rests) = (Arc::clone(&log.0), Arc::clone(&log.1));
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
                 lines.lock().unwrap().push(line);
+                while rests.load(Ordering::Relaxed) {
+                    std::thread::sleep(LOOK);
+                }
             }
         });
         (log, reader)
+    }
+
+    /// From the next line on nothing is read until this is taken back, as by a log collector that hangs.
+    pub fn rest(&self, rests: bool) {
+        self.1.store(rests, Ordering::Relaxed);
     }
 
     pub fn text(&self) -> String {

@@ -170,12 +170,23 @@ impl Drop for Directory {
     }
 }
 
-/// The binary, ready to be started on a configuration file.
+/// The binary, ready to be started on a configuration file. $MEASURED_BINARY names another one, so that the same
+/// measurement can be made of an older version.
 pub fn binary(config: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+    let program = std::env::var_os("MEASURED_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_throughway").into());
+    let mut command = Command::new(program);
     command.args(["serve", "--config"]).arg(config).env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
+}
+
+/// The same command, which may open so many files and no more.
+pub fn with_open_files(whole: &Command, files: u32) -> Command {
+    let mut limited = Command::new("sh");
+    limited.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""));
+    limited.arg(whole.get_program()).args(whole.get_args());
+    limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    limited
 }
 
 /// Runs the binary to its end, which must come by itself; gives its exit code and what it said.
@@ -222,14 +233,7 @@ impl Server {
 
     /// A server that may open so many files and no more.
     pub fn start_with_open_files(settings: Settings, files: u32) -> Self {
-        Self::start_as(Directory::new(), settings, |config| {
-            let whole = binary(config);
-            let mut limited = Command::new("sh");
-            limited.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""));
-            limited.arg(whole.get_program()).args(whole.get_args());
-            limited.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-            limited
-        })
+        Self::start_as(Directory::new(), settings, |config| with_open_files(&binary(config), files))
     }
 
     pub fn start_as(directory: Directory, settings: Settings, command: impl Fn(&Path) -> Command) -> Self {
@@ -381,10 +385,31 @@ impl Server {
         said
     }
 
+    /// A reload to a level at which it says nothing; over when the next session has no line.
+    pub fn reload_quietly(&mut self, settings: Settings) {
+        let text = settings.text(settings.ports.as_ref().unwrap_or(&self.ports.range));
+        fs::write(self.directory.path().join("config.toml"), text).unwrap();
+        self.signal("HUP");
+        self.settings = settings;
+        wait_for("a session without a line", || {
+            let before = self.log.sessions().len();
+            let mut client = super::Client::udp(self.udp4());
+            client.allocate();
+            assert_eq!(client.refresh(0).code(), 0);
+            std::thread::sleep(Duration::from_millis(300));
+            (self.log.sessions().len() == before).then_some(())
+        });
+    }
+
     pub fn reload_text(&self, text: &str) -> String {
+        self.reload_after(|file| fs::write(file, text).unwrap())
+    }
+
+    /// Does something to the configuration file and sends SIGHUP; gives the new lines about the reload.
+    pub fn reload_after(&self, change: impl FnOnce(&Path)) -> String {
         let lines = |log: &Log| log.text().lines().filter(|line| line.contains("reload: ")).count();
         let before = lines(&self.log);
-        fs::write(self.directory.path().join("config.toml"), text).unwrap();
+        change(&self.directory.path().join("config.toml"));
         self.signal("HUP");
         wait_for("a log line about the reload", || (lines(&self.log) > before).then_some(()));
         let text = self.log.text();

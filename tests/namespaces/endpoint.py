@@ -30,7 +30,7 @@ name = "aiortc"
 sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"
 [[auth.secrets]]
 id = "main"
-value = "north"
+value = "north-of-everything"
 """
 
 

@@ -83,6 +83,7 @@ allow = {_quoted(setup.allow)}
 listen = "{setup.http}"
 {setup.http_more}[log]
 level = "{setup.level}"
+session_lines_per_user = 0
 {setup.tables}"""
 
 
@@ -135,7 +136,7 @@ def die_with_parent():
 class Server:
     """A running server; `stop` always ends it."""
 
-    def __init__(self, binary, setup, directory, inside=contextlib.nullcontext):
+    def __init__(self, binary, setup, directory, inside=contextlib.nullcontext, child=die_with_parent):
         self.setup, self.inside, self.directory = setup, inside, directory
         self.is_coturn = os.path.basename(binary) == "turnserver"
         self.log_path = os.path.join(directory, f"server-{time.monotonic_ns()}.log")
@@ -145,7 +146,7 @@ class Server:
             command = [binary, "serve", "--config", self._write(throughway_config(setup))]
         with open(self.log_path, "wb") as log, inside():
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
-                                            stderr=log, preexec_fn=die_with_parent, cwd=directory)
+                                            stderr=log, preexec_fn=child, cwd=directory)
         try:
             self._wait()
         except BaseException:

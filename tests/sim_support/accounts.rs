@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use throughway::protocol::accounting::{Amount, SessionRecord};
-use throughway::protocol::border::DropReason;
+use throughway::protocol::reason::DropReason;
 
 use super::config::INTERIM_SECONDS;
 use super::model::{Key, Session, unix};

@@ -3,13 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
+use throughway::address::{ClientAddress, Family, FiveTuple, PeerAddress, ServerAddress, StreamId, Transport, Via};
 use throughway::credentials;
 use throughway::credentials::claims::Claims;
-use throughway::protocol::address::{
-    ClientAddress, Family, FiveTuple, PeerAddress, ServerAddress, StreamId, Transport, Via,
-};
 use throughway::protocol::meter::Rates;
-use throughway::protocol::revocation::Whose;
+use throughway::protocol::revocation::Subject;
 use throughway::wire::message::{Known, Message};
 
 use super::config::{BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers};
@@ -101,6 +99,7 @@ impl World {
             packets: None,
             allocations: rng.percent(20).then(|| rng.range(1, 3) as u32),
             closes_at: rng.percent(30).then(|| unix(self.now) + rng.range(1, 2_000)),
+            day: None,
         }
     }
 
@@ -312,7 +311,7 @@ impl World {
             request.channel = *world.rng.pick(&[Some(number); 20]);
             match world.rng.below(30) {
                 0 => request.channel = None,
-                1 => request.channel = Some(*world.rng.pick(&[0x3FFF, 0x4FFF, 0x5000, 0x7FFF, 0])),
+                1 => request.channel = Some(*world.rng.pick(&[0x3FFF, 0x4FFF, 0x5000, 0x7FFE, 0x7FFF, 0])),
                 _ => {}
             }
             if !world.rng.percent(3) {
@@ -438,10 +437,11 @@ impl World {
         let mut bytes = vec![0; len];
         self.rng.fill(&mut bytes);
         match self.rng.below(5) {
-            0 => bytes[0] = 0x40 | bytes[0] & 0x0F,
+            0 => bytes[0] = 0x40 | bytes[0] & 0x3F,
             1 => bytes[0] = 0x80,
             2 | 3 => {
                 // Looks like STUN: type and cookie fit, and mostly the length.
+                let len = if self.rng.percent(5) { 4_100 } else { len };
                 bytes.resize(len.next_multiple_of(4).max(20), 0);
                 let body = bytes.len() as u16 - 20;
                 bytes[..2].copy_from_slice(&[0, *self.rng.pick(&[1, 3, 4, 8, 9, 0x16, 0x11])]);
@@ -582,14 +582,14 @@ impl World {
         let seconds = *self.rng.pick(&[1, 30, 400, 3_000]);
         match self.rng.below(10) {
             0..4 => self.kick(key),
-            4 | 5 => self.revoke(Whose::Credential(who.username.into()), seconds),
+            4 | 5 => self.revoke(Subject::Credential(who.username.into()), seconds),
             6 => {
                 let tenant = who.tenant.filter(|_| self.rng.percent(50)).map(Into::into);
-                self.revoke(Whose::User { user: who.identity.into(), tenant }, seconds);
+                self.revoke(Subject::User { user: who.identity.into(), tenant }, seconds);
             }
             7 => {
                 let tenant = who.tenant.unwrap_or_else(|| "acme".into());
-                self.revoke(Whose::Tenant(tenant.into()), seconds.min(30));
+                self.revoke(Subject::Tenant(tenant.into()), seconds.min(30));
             }
             _ => {
                 let whose = self.model.revoked.first().map(|(whose, _)| whose.clone());

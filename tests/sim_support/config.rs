@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use throughway::address::PeerAddress;
 use throughway::credentials::claims::{ClaimSet, Grant};
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
-use throughway::protocol::address::PeerAddress;
-use throughway::protocol::drain::Alternates;
+use throughway::protocol::alternates::Alternates;
+use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
-use throughway::protocol::settings::{AuthSettings, Limits, LocalAddresses, OnExpiry, Settings, StaticUser};
-use throughway::wire::integrity::Key;
+use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
+use throughway::wire::integrity::IntegrityKey;
 
 use super::rng::Rng;
 use super::terms::{May, Who};
@@ -86,6 +87,7 @@ pub fn grant(may: &May) -> Grant {
         packets_per_second: may.packets,
         allocations: may.allocations,
         closes_at: may.closes_at,
+        bytes_per_day: may.day,
         ..Grant::default()
     }
 }
@@ -108,6 +110,7 @@ impl Config {
                     packets: rng.percent(30).then(|| *rng.pick(&PACKETS)),
                     allocations: rng.percent(30).then(|| rng.range(1, 4) as u32),
                     closes_at: None,
+                    day: rng.percent(30).then(|| rng.range(5_000, 200_000)),
                 };
             }
             terms.insert(name, some);
@@ -148,11 +151,12 @@ impl Config {
         let local = LocalAddresses {
             own: vec![RELAY_IPV4, RELAY_IPV6],
             interfaces: vec![RELAY_IPV4, RELAY_IPV6],
+            routes: vec![],
             listeners: vec![("0.0.0.0".parse().unwrap(), LISTEN_PORT), ("::".parse().unwrap(), LISTEN_PORT)],
         };
         let user = |name: &str, password: &str, md5: bool| {
             let mut user = if md5 {
-                let key = Key::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
+                let key = IntegrityKey::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
                 StaticUser::key_md5(Secret::new(key.expose().as_slice()))
             } else {
                 StaticUser::password(Secret::new(password.as_bytes()))

@@ -1,10 +1,13 @@
 //! Requests: what a server answers, puts out and changes, against the prediction.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use throughway::protocol::address::{PeerAddress, Via};
+use throughway::address::{PeerAddress, Via};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
-use throughway::protocol::border::{AllocationId, DropReason, EndReason, Event, Input, Output, RelayRequest, WorkerId};
+use throughway::protocol::border::{Event, Input, Output, RelayRequest};
+use throughway::protocol::ids::{AllocationId, WorkerId};
+use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::wire::attribute::xor_address;
 use throughway::wire::integrity::{Fingerprint, check_fingerprint};
 use throughway::wire::message::{CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
@@ -14,8 +17,13 @@ use super::packet::{Request, What};
 
 use super::world::{Due, Out, Packet, World, trace};
 
-const CONTROL_DROPS: [DropReason; 4] =
-    [DropReason::Malformed, DropReason::BadFingerprint, DropReason::UnknownMethod, DropReason::UnexpectedClass];
+const CONTROL_DROPS: [DropReason; 5] = [
+    DropReason::Malformed,
+    DropReason::ControlTooLong,
+    DropReason::BadFingerprint,
+    DropReason::UnknownMethod,
+    DropReason::UnexpectedClass,
+];
 
 impl World {
     pub fn deliver_control(&mut self, worker: usize, packet: &Packet) {
@@ -70,13 +78,21 @@ impl World {
                 let found = Message::parse(bytes).expect("a reply is well-formed").message_type();
                 found.class == CLASS_SUCCESS_RESPONSE && found.method != METHOD_BINDING
             });
-        match (packet.request.clone(), predicted) {
+        match (packet.request.clone(), predicted.clone()) {
             (Some(request), Some(outcome)) if !packet.damaged || effect => {
                 assert!(dropped == 0, "a well-formed request was dropped instead of {outcome:?}");
                 self.verify(worker, packet, &request, outcome, out);
             }
             _ => {
                 assert!(!effect, "noise had an effect: {:02x?}", packet.bytes);
+                if let (Some(request), Some(outcome)) = (&packet.request, &predicted)
+                    && out.replies.iter().any(|(_, bytes)| {
+                        Message::parse(bytes)
+                            .is_ok_and(|reply| reply.get(Known::ErrorCode).is_some_and(|value| value[2..4] == [5, 8]))
+                    })
+                {
+                    self.note_failed_opening(packet.via.five_tuple().client.ip(), request, outcome);
+                }
                 for (via, bytes) in out.replies {
                     self.note_reply(worker, &via, &bytes);
                     self.send_reply(via, bytes);
@@ -106,6 +122,7 @@ impl World {
                 let signed = request.signed.as_ref().unwrap();
                 let known = self.config.user(&signed.username, &signed.password, unix(now));
                 let who = known.expect("predicted as genuine");
+                self.model.ledger.let_in(&self.config, &who, packet.via.five_tuple().client.ip(), now);
                 let mut opening = Opening { via: packet.via, request: request.clone(), who, asking: None };
                 let id = if let Outcome::Ask(owner) = outcome {
                     let (to, ticket, question) = out.asks.pop().expect("the owner of the token is asked");
@@ -132,6 +149,7 @@ impl World {
                 self.model.opening_of.insert(packet.via, (worker, id));
             }
             Outcome::Success | Outcome::Error { .. } => {
+                self.note_failed_opening(packet.via.five_tuple().client.ip(), request, &outcome);
                 let (via, bytes) = out.replies.pop().unwrap_or_else(|| panic!("no reply, but {outcome:?} is due"));
                 self.nothing(&out);
                 assert_eq!(via, packet.via, "the answer goes back the way the request came");
@@ -142,6 +160,16 @@ impl World {
                     self.apply(&via, request);
                 }
             }
+        }
+    }
+
+    /// An Allocate whose token is no good was let in by the quotas first.
+    fn note_failed_opening(&mut self, client: IpAddr, request: &Request, outcome: &Outcome) {
+        if request.what == What::Allocate && *outcome == (Outcome::Error { code: 508, signed: true }) {
+            let signed = request.signed.as_ref().unwrap();
+            let who = self.config.user(&signed.username, &signed.password, unix(self.now));
+            let who = who.expect("predicted as genuine");
+            self.model.ledger.let_in(&self.config, &who, client, self.now);
         }
     }
 
@@ -170,7 +198,7 @@ impl World {
         assert!(damaged || check_fingerprint(&reply) == due, "FINGERPRINT is mirrored: {request:?}");
         if success && matches!(request.what, What::Binding | What::Allocate) {
             let mapped = xor_address(reply.get(Known::XorMappedAddress).unwrap(), reply.transaction_id());
-            assert_eq!(mapped, Ok(via.five_tuple().client.0));
+            assert_eq!(mapped, Ok(via.five_tuple().client.address()));
         }
         if success && request.what == What::Allocate {
             // It may end in this very moment, when its time came before its relayed address.
@@ -235,8 +263,16 @@ impl World {
     /// Takes note of all outputs; what answers an input is left to the caller.
     pub fn drain(&mut self, worker: usize) -> Out {
         let mut out = Out::default();
+        while self.drain_once(worker, &mut out) {}
+        out
+    }
+
+    /// One round of outputs; `true` if one of them was answered at once, so that more may follow.
+    fn drain_once(&mut self, worker: usize, out: &mut Out) -> bool {
+        let mut admissions = Vec::new();
         while let Some(output) = self.workers[worker].server.poll_output() {
             match output {
+                Output::Admit { allocation, purpose } => admissions.push((allocation, purpose)),
                 Output::Reply { via, bytes } => {
                     if !self.gave_up(worker, &via, &bytes) {
                         out.replies.push((via, bytes));
@@ -265,7 +301,7 @@ impl World {
                     out.created += 1;
                     self.started(worker, &record);
                 }
-                Output::Happened(Event::AllocationGoesOn(record)) => self.goes_on(worker, &record),
+                Output::Happened(Event::AllocationInterim(record)) => self.goes_on(worker, &record),
                 Output::Happened(Event::AllocationEnded(record)) => {
                     let key = (worker, record.allocation);
                     let session = self.model.sessions.remove(&key).expect("only a session ends");
@@ -291,9 +327,18 @@ impl World {
                     self.ended.push(key);
                 }
                 Output::Happened(Event::Refused { .. }) => self.refused_events += 1,
+                other => panic!("an output that this shell does not know: {other:?}"),
             }
         }
-        out
+        let is_answered = !admissions.is_empty();
+        for (allocation, purpose) in admissions {
+            let now = self.clock();
+            let server = &mut self.workers[worker].server;
+            let (claim, limits) = server.quota_claim(allocation).expect("it waits for its admission");
+            let result = self.shared.admit(now, &claim, limits, purpose);
+            server.handle_input(now, Input::Admission { allocation, result });
+        }
+        is_answered
     }
 
     /// An Allocate whose question nobody answered in time, or which a shutdown cut off.

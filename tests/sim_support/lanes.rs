@@ -1,8 +1,9 @@
 //! Data both ways: each verdict, and every byte of it counted.
 
+use throughway::address::{PeerAddress, RelayedTransportAddress};
 use throughway::protocol::accounting::{Amount, Flow};
-use throughway::protocol::address::{PeerAddress, RelayedTransportAddress};
-use throughway::protocol::border::{DropReason, EndReason, PacketMeta, Relay, Way};
+use throughway::protocol::border::{PacketMeta, Relay};
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::wire::message::{Known, Message};
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
@@ -53,7 +54,7 @@ impl World {
         }
         if let Lane::ToPeer { key, to, len, .. } = lane {
             let relayed = self.model.sessions[&key].relayed;
-            if self.sent(key, Way::ToPeer, len) {
+            if self.sent(key, Direction::ToPeer, len) {
                 let hairpin = to.ip() == RELAY_IPV4 || to.ip() == RELAY_IPV6;
                 let (at, len) = (self.rng.below(1000) as usize, len.min(1200));
                 if hairpin {
@@ -64,7 +65,7 @@ impl World {
                 }
             }
         } else {
-            self.count_lane(worker, &lane, Way::ToPeer);
+            self.count_lane(worker, &lane, Direction::ToPeer);
         }
     }
 
@@ -99,22 +100,23 @@ impl World {
         }
         match lane {
             Lane::ToClient { key, .. } => {
-                self.sent(key, Way::ToClient, len);
+                self.sent(key, Direction::ToClient, len);
             }
-            lane => self.count_lane(worker, &lane, Way::ToClient),
+            lane => self.count_lane(worker, &lane, Direction::ToClient),
         }
     }
 
     /// What may pass is charged to everybody whose limits it passes.
     fn meter(&mut self, lane: Lane) -> Lane {
         let (key, way, len) = match lane {
-            Lane::ToPeer { key, len, .. } => (key, Way::ToPeer, len),
-            Lane::ToClient { key, len, .. } => (key, Way::ToClient, len),
+            Lane::ToPeer { key, len, .. } => (key, Direction::ToPeer, len),
+            Lane::ToClient { key, len, .. } => (key, Direction::ToClient, len),
             Lane::Stranger(..) | Lane::Drop(..) => return lane,
         };
         let session = self.model.sessions.get_mut(&key).expect("it is alive");
         let whose = (key, &session.who, session.client());
-        match self.model.ledger.charge(&self.config, whose, self.now, way, len as u64) {
+        let charged = session.on_the_wire(way, len);
+        match self.model.ledger.charge(&self.config, whose, self.now, way, charged) {
             Ok(()) => lane,
             Err(why) => {
                 if why == DropReason::OverBudget {
@@ -125,7 +127,7 @@ impl World {
         }
     }
 
-    pub fn count_lane(&mut self, worker: usize, lane: &Lane, way: Way) {
+    pub fn count_lane(&mut self, worker: usize, lane: &Lane, way: Direction) {
         match *lane {
             Lane::Stranger(why, bytes) => self.drop_counted(worker, why, bytes),
             Lane::Drop(key, why, len) => {
@@ -138,25 +140,25 @@ impl World {
         }
     }
 
-    pub fn flow(&mut self, key: Key, way: Way) -> Option<&mut Flow> {
+    pub fn flow(&mut self, key: Key, way: Direction) -> Option<&mut Flow> {
         let traffic = &mut self.model.sessions.get_mut(&key)?.traffic;
         Some(match way {
-            Way::ToPeer => &mut traffic.to_peers,
-            Way::ToClient => &mut traffic.to_client,
+            Direction::ToPeer => &mut traffic.to_peers,
+            Direction::ToClient => &mut traffic.to_client,
         })
     }
 
-    pub fn received(&mut self, key: Key, way: Way, len: usize) {
+    pub fn received(&mut self, key: Key, way: Direction, len: usize) {
         let totals = &mut self.model.totals[key.0];
-        add(if way == Way::ToPeer { &mut totals.from_clients } else { &mut totals.from_peers }, len);
+        add(if way == Direction::ToPeer { &mut totals.from_clients } else { &mut totals.from_peers }, len);
         add(&mut self.flow(key, way).expect("it is alive").received, len);
     }
 
     /// Counts a packet out; `false` when the send failed, or will have.
-    pub fn sent(&mut self, key: Key, way: Way, len: usize) -> bool {
+    pub fn sent(&mut self, key: Key, way: Direction, len: usize) -> bool {
         self.received(key, way, len);
         let totals = &mut self.model.totals[key.0];
-        add(if way == Way::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients }, len);
+        add(if way == Direction::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients }, len);
         self.delivered += 1;
         if !self.rng.percent(12) {
             return true;
@@ -177,15 +179,16 @@ impl World {
         false
     }
 
-    pub fn not_sent(&mut self, key: Key, way: Way, len: usize, why: DropReason) {
+    pub fn not_sent(&mut self, key: Key, way: Direction, len: usize, why: DropReason) {
         trace!(self, "worker {} could not send {len} bytes of {key:?}: {why:?}", key.0);
         self.workers[key.0].server.not_sent(key.1, way, 1, len as u64, why);
         let totals = &mut self.model.totals[key.0];
-        let out = if way == Way::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients };
+        let out = if way == Direction::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients };
         *out = *out - Amount { packets: 1, bytes: len as u64 };
         self.drop_counted(key.0, why, len);
         if let Some(session) = self.model.sessions.get(&key) {
-            self.model.ledger.refund(&self.config, &session.who, session.client(), len as u64);
+            let charged = session.on_the_wire(way, len);
+            self.model.ledger.refund(&self.config, &session.who, session.client(), charged);
         }
         if let Some(flow) = self.flow(key, way) {
             add(&mut flow.dropped, len);

@@ -12,6 +12,7 @@ pub mod lanes;
 pub mod model;
 pub mod packet;
 pub mod quota;
+pub mod restart;
 pub mod rng;
 pub mod shell;
 pub mod terms;

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
 
+use throughway::address::{ClientAddress, Family, PeerAddress, RelayedTransportAddress, Transport, Via};
 use throughway::protocol::accounting::{Amount, Traffic};
-use throughway::protocol::address::{ClientAddress, Family, PeerAddress, RelayedTransportAddress, Transport, Via};
-use throughway::protocol::border::{AllocationId, DropReason, EndReason, Parity};
-use throughway::protocol::revocation::Whose;
+use throughway::protocol::border::Parity;
+use throughway::protocol::ids::AllocationId;
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
 
 use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
 use super::packet::{Request, SendRead, What, read_send};
-use super::quota::{Counting, Tables};
-use super::terms::{Ledger, Who};
+use super::quota::{Counting, Tables, Wanted};
+use super::terms::{Ledger, Who, on_the_wire};
 
 /// How much later than its end a credential is still accepted, in seconds.
 const SKEW: u64 = 30;
@@ -51,6 +53,13 @@ impl Session {
     pub fn client(&self) -> IpAddr {
         self.via.five_tuple().client.ip()
     }
+
+    /// What a payload takes of the network that it leaves by.
+    pub fn on_the_wire(&self, way: Direction, payload: usize) -> u64 {
+        let family =
+            if way == Direction::ToPeer { self.relayed.family() } else { self.via.five_tuple().client.family() };
+        on_the_wire(family == Family::V6, payload)
+    }
 }
 
 pub struct Opening {
@@ -66,6 +75,15 @@ pub struct Held {
     pub relayed: RelayedTransportAddress,
     pub identity: String,
     pub expires_at: u64,
+    /// Who made it.
+    pub via: Via,
+    pub who: Who,
+}
+
+impl Held {
+    fn counting(&self, config: &Config) -> Counting {
+        Counting::of_who(&self.who, config, self.via.five_tuple().client.ip())
+    }
 }
 
 /// What one worker's counters must show.
@@ -112,7 +130,7 @@ pub struct Model {
     pub draining: bool,
     pub ledger: Ledger,
     /// Who was shut out, and until which second.
-    pub revoked: Vec<(Whose, u64)>,
+    pub revoked: Vec<(Subject, u64)>,
 }
 
 /// What must come of a request.
@@ -153,6 +171,10 @@ pub fn unix(now: u64) -> u64 {
     1_800_057_600 - 4_000 + now / 1000
 }
 
+fn distinct(peers: &[PeerAddress]) -> usize {
+    peers.iter().map(PeerAddress::ip).collect::<std::collections::BTreeSet<IpAddr>>().len()
+}
+
 const fn error(code: u16, signed: bool) -> Outcome {
     Outcome::Error { code, signed }
 }
@@ -191,8 +213,15 @@ impl Model {
         for ((at, _), opening) in &self.openings {
             if *at != worker || opening.asking.is_none_or(|(_, until)| now < until) {
                 let client = opening.via.five_tuple().client.ip();
-                tables.count(&Counting::of_who(&opening.who, config, client), true);
+                let counting = Counting::of_who(&opening.who, config, client);
+                tables.count(&counting, true);
+                if opening.request.even_port == Some(true) {
+                    tables.count(&counting, true);
+                }
             }
+        }
+        for held in self.held.values().filter(|held| held.worker != worker || now < held.expires_at) {
+            tables.count(&held.counting(config), true);
         }
         tables
     }
@@ -211,14 +240,18 @@ impl Model {
         }
         let session = self.alive(via, now);
         let Some(signed) = &request.signed else { return error(401, false) };
+        let five_tuple = via.five_tuple();
+        let ours = self
+            .nonces
+            .get(&signed.nonce)
+            .filter(|(client, transport, _)| *client == five_tuple.client && *transport == five_tuple.transport);
+        let Some((_, _, minted)) = ours else { return error(438, false) };
+        let is_owner = |session: &Session| {
+            let own = session.request.signed.as_ref().unwrap();
+            (&own.username, &own.password, own.realm) == (&signed.username, &signed.password, signed.realm)
+        };
         let (owner, who) = match session {
-            Some((_, session)) if session.request.signed.as_ref().unwrap().username == signed.username => {
-                let own = session.request.signed.as_ref().unwrap();
-                if own.password != signed.password || own.realm != signed.realm {
-                    return error(401, false);
-                }
-                (true, session.who.clone())
-            }
+            Some((_, session)) if is_owner(session) => (true, session.who.clone()),
             Some(_) | None => {
                 if signed.realm != REALM {
                     return error(401, false);
@@ -229,13 +262,7 @@ impl Model {
                 }
             }
         };
-        let five_tuple = via.five_tuple();
-        let fresh = self.nonces.get(&signed.nonce).is_some_and(|&(client, transport, minted)| {
-            client == five_tuple.client
-                && transport == five_tuple.transport
-                && unix(now) - minted <= config.nonce_lifetime
-        });
-        if !fresh {
+        if unix(now) - minted > config.nonce_lifetime {
             return error(438, true);
         }
         if request.unknown_attribute {
@@ -281,6 +308,8 @@ impl Model {
                 } else if request.peers.iter().any(|peer| judge(peer) == Err(443)) {
                     // Every peer's family before any peer's policy.
                     Err(443)
+                } else if distinct(&request.peers) > config.limits.permissions_per_allocation as usize {
+                    Err(508)
                 } else if request.peers.iter().any(|peer| judge(peer).is_err()) {
                     Err(403)
                 } else if permissions_with(&request.peers) {
@@ -305,7 +334,7 @@ impl Model {
         permissions_with: &dyn Fn(&[PeerAddress]) -> bool,
     ) -> Result<(), u16> {
         let (Some(number), Some(peer)) = (request.channel, request.peers.first()) else { return Err(400) };
-        if !(0x4000..=0x4FFF).contains(&number) {
+        if !(0x4000..=0x7FFE).contains(&number) {
             return Err(400);
         }
         let live = || session.channels.iter().filter(|(_, (_, until))| now < *until);
@@ -365,8 +394,11 @@ impl Model {
         if who.may.closes_at.is_some_and(|at| at <= unix(now)) {
             return error(403, true);
         }
-        let refused = self.tables(config, worker, now).refusal(&Counting::of_who(who, config, client), &config.limits);
-        if self.draining || refused.is_some() || self.ledger.is_spent(config, who, client, now) {
+        if self.draining
+            || self.is_full(config, worker, now, via, request, who)
+            || self.ledger.is_spent(config, who, client, now)
+            || self.ledger.is_too_often(config, who, client, now)
+        {
             return error(486, true);
         }
         let Some(token) = request.token else {
@@ -382,6 +414,27 @@ impl Model {
             return Outcome::Ask(owner);
         }
         self.reserved(worker, &token, &who.full_identity(), now).map_or(error(508, true), Outcome::OpenReserved)
+    }
+
+    /// Whether a quota stands against one allocation more, and the port that it holds.
+    fn is_full(&self, config: &Config, worker: usize, now: u64, via: &Via, request: &Request, who: &Who) -> bool {
+        let live = || self.held.values().filter(|held| held.worker != worker || now < held.expires_at);
+        let holds = request.even_port == Some(true);
+        if holds && live().any(|held| held.via == *via) {
+            return true;
+        }
+        let fetched = request.token.and_then(|token| self.held.get(&token));
+        let fetched = fetched.filter(|held| held.worker != worker || now < held.expires_at);
+        let fetched = fetched.map(|held| held.counting(config));
+        let identity = who.full_identity();
+        let opening = self
+            .openings
+            .values()
+            .filter(|opening| opening.request.even_port == Some(true) && opening.who.full_identity() == identity);
+        let reserved = live().filter(|held| held.identity == identity).count() + opening.count();
+        let wanted = Wanted { holds, fetches: fetched.as_ref() };
+        let counting = Counting::of_who(who, config, via.five_tuple().client.ip());
+        self.tables(config, worker, now).refusal(&counting, &config.limits, wanted, reserved).is_some()
     }
 
     /// The port that a token stands for, if this user may have it.
@@ -425,9 +478,10 @@ impl Model {
 
     /// ChannelData or a Send indication of a client.
     pub fn predict_from_client(&self, config: &Config, now: u64, via: &Via, bytes: &[u8]) -> Lane {
-        if (0x40..=0x4F).contains(&bytes[0]) {
+        if (0x40..=0x7F).contains(&bytes[0]) {
             let len = bytes.get(2..4).map(|l| usize::from(l[0]) << 8 | usize::from(l[1]));
-            let Some(len) = len.filter(|len| 4 + len <= bytes.len()) else {
+            let is_channel = bytes.get(..2) != Some(&[0x7F, 0xFF]);
+            let Some(len) = len.filter(|len| is_channel && 4 + len <= bytes.len()) else {
                 return Lane::Stranger(DropReason::BadChannelData, bytes.len());
             };
             let Some((key, session)) = self.carrying(via, now) else {

@@ -1,11 +1,11 @@
 //! What the simulated clients put on the wire, with what they meant by it.
 
-use throughway::protocol::address::PeerAddress;
+use throughway::address::PeerAddress;
 use throughway::wire::attribute::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME,
     ATTR_XOR_PEER_ADDRESS,
 };
-use throughway::wire::integrity::Key;
+use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
     AttrType, CLASS_INDICATION, CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND,
     METHOD_CREATE_PERMISSION, METHOD_REFRESH, METHOD_SEND, MessageType, Method, TransactionId,
@@ -42,8 +42,8 @@ pub struct Signed {
 }
 
 impl Signed {
-    pub fn key(&self) -> Key {
-        Key::long_term(self.username.as_bytes(), self.realm.as_bytes(), self.password.as_bytes())
+    pub fn key(&self) -> IntegrityKey {
+        IntegrityKey::long_term(self.username.as_bytes(), self.realm.as_bytes(), self.password.as_bytes())
     }
 }
 

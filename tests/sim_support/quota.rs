@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Mutex;
 
-use throughway::protocol::address::PeerAddress;
-use throughway::protocol::border::{Genuine, Shared};
+use throughway::address::PeerAddress;
+use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
+use throughway::protocol::border::Shared;
 use throughway::protocol::meter::{Meters, Rates};
-use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
+use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
-use throughway::protocol::revocation::{Party, Revocations};
+use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::Limits;
-use throughway::protocol::time::{Now, UnixSeconds};
+use throughway::time::{Now, UnixSeconds};
+use throughway::wire::attribute::ReservationToken;
 
 use super::config::Config;
 use super::terms::{Who, least};
@@ -25,15 +27,27 @@ pub struct Tables {
     pub by_credential: BTreeMap<String, u32>,
 }
 
-/// One allocation, as the tables count it.
-pub struct Counting<'a> {
-    pub username: &'a str,
+/// One allocation or reservation, as the tables count it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counting {
+    pub username: String,
+    /// Static users are no credentials' users of the same name.
+    pub kind_and_user: String,
     /// Tenant and user; a static user is not counted.
     pub user: Option<String>,
-    pub tenant: Option<&'a str>,
+    pub tenant: Option<String>,
     pub client: IpAddr,
     /// Whether its credential is counted, and up to what.
     pub credential: Option<Option<u32>>,
+}
+
+/// What an Allocate wants counted.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// The next port too.
+    pub holds: bool,
+    /// In the place of this reservation.
+    pub fetches: Option<&'a Counting>,
 }
 
 #[derive(Default)]
@@ -41,7 +55,10 @@ pub struct SharedTables {
     pub quota: Mutex<Tables>,
     /// The process's own table, which must agree with the shadow above.
     pub real: Mutex<Quotas>,
+    /// Who is counted for each port that is held or about to be.
+    pub held: Mutex<BTreeMap<[u8; 8], Counting>>,
     pub relayed: Mutex<BTreeSet<PeerAddress>>,
+    pub authenticated: Mutex<AuthenticatedCounts>,
     pub revoked: Mutex<Revocations>,
 }
 
@@ -53,8 +70,8 @@ pub fn prefix(ip: IpAddr) -> IpAddr {
     }
 }
 
-impl<'a> Counting<'a> {
-    fn of_claim(claim: &QuotaClaim<'a>, limits: &Limits) -> Self {
+impl Counting {
+    fn of_claim(claim: &QuotaClaim<'_>, limits: &Limits) -> Self {
         let limited = claim.expires_at.is_some();
         let grant = claim.grant.cloned().unwrap_or_default();
         let max = least(limits.allocations_per_credential.filter(|_| limited), grant.allocations);
@@ -64,21 +81,24 @@ impl<'a> Counting<'a> {
             || grant.bytes.is_some()
             || grant.bits_per_second.is_some()
             || grant.packets_per_second.is_some();
-        let Party { username, user, tenant } = claim.party;
+        let SessionSubject { username, user, tenant } = claim.subject;
+        let user = format!("{}\0{user}", tenant.unwrap_or_default());
         Self {
-            username,
-            user: limited.then(|| format!("{}\0{user}", tenant.unwrap_or_default())),
-            tenant,
+            username: username.to_owned(),
+            kind_and_user: format!("{}{user}", if limited { "t" } else { "s" }),
+            user: limited.then_some(user),
+            tenant: tenant.map(ToOwned::to_owned),
             client: claim.client,
             credential: is_limited.then_some(max),
         }
     }
 
-    pub fn of_who(who: &'a Who, config: &Config, client: IpAddr) -> Self {
+    pub fn of_who(who: &Who, config: &Config, client: IpAddr) -> Self {
         Self {
-            username: &who.username,
+            username: who.username.clone(),
+            kind_and_user: who.full_identity(),
             user: who.limited().then(|| who.user()),
-            tenant: who.tenant.as_deref(),
+            tenant: who.tenant.clone(),
             client,
             credential: who.is_counted(config).then(|| who.limits_of_credential(config).0),
         }
@@ -93,36 +113,60 @@ fn step<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K, up: bool) {
 }
 
 impl Tables {
-    pub fn refusal(&self, who: &Counting<'_>, limits: &Limits) -> Option<RejectReason> {
-        let full = |max: Option<u32>, count: Option<&u32>| max.is_some_and(|max| count.copied().unwrap_or(0) >= max);
-        if full(limits.allocations, Some(&self.total)) {
+    pub fn refusal(
+        &self,
+        who: &Counting,
+        limits: &Limits,
+        wanted: Wanted<'_>,
+        reserved: usize,
+    ) -> Option<RejectReason> {
+        // A place is free only where the reservation, of the same user, counts as well.
+        let place = wanted.fetches.filter(|held| held.kind_and_user == who.kind_and_user);
+        let full = |max: Option<u32>, count: Option<&u32>, is_same: &dyn Fn(&Counting) -> bool| {
+            let freed = u32::from(place.is_some_and(is_same));
+            let after = count.copied().unwrap_or(0) + 1 + u32::from(wanted.holds) - freed;
+            max.is_some_and(|max| after > max)
+        };
+        if full(limits.allocations, Some(&self.total), &|_| true) {
             return Some(RejectReason::QuotaServer);
         }
-        if who.tenant.is_some_and(|tenant| full(limits.allocations_per_tenant, self.by_tenant.get(tenant))) {
+        if let Some(tenant) = &who.tenant
+            && full(limits.allocations_per_tenant, self.by_tenant.get(tenant), &|held| held.tenant == who.tenant)
+        {
             return Some(RejectReason::QuotaTenant);
         }
-        if full(limits.allocations_per_client, self.by_client.get(&prefix(who.client))) {
+        let client = prefix(who.client);
+        if full(limits.allocations_per_client, self.by_client.get(&client), &|held| prefix(held.client) == client) {
             return Some(RejectReason::QuotaClient);
         }
-        if who.user.as_ref().is_some_and(|user| full(limits.allocations_per_user, self.by_identity.get(user))) {
+        if let Some(user) = &who.user
+            && full(limits.allocations_per_user, self.by_identity.get(user), &|held| held.user == who.user)
+        {
             return Some(RejectReason::QuotaUser);
         }
-        let credential = who.credential.is_some_and(|max| full(max, self.by_credential.get(who.username)));
-        credential.then_some(RejectReason::QuotaCredential)
+        if let Some(max) = who.credential
+            && full(max, self.by_credential.get(&who.username), &|held| {
+                held.credential.is_some() && held.username == who.username
+            })
+        {
+            return Some(RejectReason::QuotaCredential);
+        }
+        let is_over = limits.reservations_per_user.is_some_and(|max| reserved >= max as usize);
+        (wanted.holds && is_over).then_some(RejectReason::QuotaReservations)
     }
 
-    pub fn count(&mut self, who: &Counting<'_>, up: bool) {
+    pub fn count(&mut self, who: &Counting, up: bool) {
         self.total =
             if up { self.total + 1 } else { self.total.checked_sub(1).expect("released more than was admitted") };
         if let Some(user) = &who.user {
             step(&mut self.by_identity, user.clone(), up);
         }
         step(&mut self.by_client, prefix(who.client), up);
-        if let Some(tenant) = who.tenant {
-            step(&mut self.by_tenant, tenant.to_owned(), up);
+        if let Some(tenant) = &who.tenant {
+            step(&mut self.by_tenant, tenant.clone(), up);
         }
         if who.credential.is_some() {
-            step(&mut self.by_credential, who.username.to_owned(), up);
+            step(&mut self.by_credential, who.username.clone(), up);
         }
     }
 }
@@ -131,31 +175,52 @@ impl SharedTables {
     /// When all is over and all budgets with it, the real table must forget everybody.
     pub fn forgets_everybody(&self, now: Now) {
         let mut quotas = self.real.lock().unwrap();
-        assert_eq!(quotas.usage(), (0, 0, 0));
-        let party = Party { username: "nobody", user: "nobody", tenant: None };
-        let claim = QuotaClaim { party, expires_at: None, grant: None, client: IpAddr::from([127, 0, 0, 1]) };
+        assert_eq!((quotas.usage(), quotas.reserved()), ((0, 0, 0), 0));
+        assert!(self.held.lock().unwrap().is_empty());
+        let subject = SessionSubject { username: "nobody", user: "nobody", tenant: None };
+        let claim = QuotaClaim { subject, expires_at: None, grant: None, client: IpAddr::from([127, 0, 0, 1]) };
         for _ in 0..=quotas.len() {
-            let admitted = quotas.admit(now, &claim, &Limits::default()).expect("nobody is there");
+            let admitted = quotas.admit(now, &claim, &Limits::default(), Purpose::Allocation);
+            let admitted = admitted.expect("nobody is there");
             quotas.release(now, &claim, admitted.counted);
         }
         assert_eq!(quotas.len(), 0, "scopes that are never forgotten");
     }
 }
 
-impl Shared for SharedTables {
-    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
+impl SharedTables {
+    /// The answer to `Output::Admit`.
+    pub fn admit(
+        &self,
+        now: Now,
+        claim: &QuotaClaim<'_>,
+        limits: &Limits,
+        purpose: Purpose,
+    ) -> Result<Admitted, RejectReason> {
         let (mut tables, mut quotas) = (self.quota.lock().unwrap(), self.real.lock().unwrap());
+        let mut held = self.held.lock().unwrap();
         let who = Counting::of_claim(claim, limits);
-        let expected = tables.refusal(&who, limits);
-        match quotas.admit(now, claim, limits) {
+        let wanted = match purpose {
+            Purpose::Allocation => Wanted::default(),
+            Purpose::WithReservation(_) => Wanted { holds: true, fetches: None },
+            Purpose::InPlaceOf(token) => Wanted { holds: false, fetches: held.get(&token.0) },
+        };
+        let reserved = held.values().filter(|other| other.kind_and_user == who.kind_and_user).count();
+        let expected = tables.refusal(&who, limits, wanted, reserved);
+        match quotas.admit(now, claim, limits, purpose) {
             // What was used up is the ledger's to know; the widest scope refuses first.
             Err(RejectReason::QuotaDay) => {
-                assert!(matches!(expected, None | Some(RejectReason::QuotaCredential)), "{expected:?}");
+                let later = [RejectReason::QuotaCredential, RejectReason::QuotaReservations];
+                assert!(expected.is_none_or(|expected| later.contains(&expected)), "{expected:?}");
                 Err(RejectReason::QuotaDay)
             }
             Err(RejectReason::QuotaBytes) => {
-                assert_eq!(expected, None);
+                assert!(matches!(expected, None | Some(RejectReason::QuotaReservations)), "{expected:?}");
                 Err(RejectReason::QuotaBytes)
+            }
+            Err(reason @ (RejectReason::QuotaRate | RejectReason::QuotaClientRate)) => {
+                assert_eq!(expected, None);
+                Err(reason)
             }
             Err(reason) => {
                 assert_eq!(expected, Some(reason), "the table refuses what the shadow refuses");
@@ -165,13 +230,19 @@ impl Shared for SharedTables {
                 assert_eq!(expected, None, "the table lets in what the shadow lets in");
                 assert_eq!(admitted.counted.credential, who.credential.is_some());
                 tables.count(&who, true);
+                if let Purpose::WithReservation(token) = purpose {
+                    tables.count(&who, true);
+                    assert!(held.insert(token.0, who).is_none(), "tokens differ");
+                }
                 Ok(admitted)
             }
         }
     }
+}
 
-    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
-        self.real.lock().unwrap().meters(claim, counted, limits)
+impl Shared for SharedTables {
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits, old: &Meters) -> Meters {
+        self.real.lock().unwrap().meters(claim, counted, limits, old)
     }
 
     fn release(&self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
@@ -181,10 +252,19 @@ impl Shared for SharedTables {
         self.quota.lock().unwrap().count(&who, false);
     }
 
-    fn authenticated(&self, _: Now, _: &Genuine<'_>) {}
+    fn release_reservation(&self, now: Now, token: ReservationToken) {
+        let mut tables = self.quota.lock().unwrap();
+        self.real.lock().unwrap().release_reservation(now, token);
+        let who = self.held.lock().unwrap().remove(&token.0).expect("each reservation is released once");
+        tables.count(&who, false);
+    }
 
-    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
-        self.revoked.lock().unwrap().includes(party, now)
+    fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>) {
+        self.authenticated.lock().unwrap().note(now, note);
+    }
+
+    fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
+        self.revoked.lock().unwrap().includes(subject, now)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

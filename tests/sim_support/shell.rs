@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use throughway::protocol::address::{Family, PeerAddress, RelayedTransportAddress, Via};
+use throughway::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use throughway::protocol::border::{
-    Answer, AskId, EndReason, Input, OpenedRelay, Parity, Question, RelayRefused, RelayRequest, Selector,
+    Answer, Input, OpenedRelay, Parity, Question, RelayRefused, RelayRequest, Selector,
 };
-use throughway::protocol::revocation::Whose;
-use throughway::protocol::time::UnixSeconds;
+use throughway::protocol::ids::QuestionId;
+use throughway::protocol::reason::EndReason;
+use throughway::protocol::revocation::Subject;
+use throughway::time::UnixSeconds;
 use throughway::wire::message::Message;
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
@@ -88,8 +90,14 @@ impl World {
                 assert_eq!(token.is_some(), opened.held.is_some());
                 if let (Some(token), Some(relayed)) = (token, opened.held) {
                     assert_eq!(usize::from(token[0]), worker, "a token names its owner");
-                    let held =
-                        Held { worker, relayed, identity: opening.who.full_identity(), expires_at: self.now + 30_000 };
+                    let held = Held {
+                        worker,
+                        relayed,
+                        identity: opening.who.full_identity(),
+                        expires_at: self.now + 30_000,
+                        via,
+                        who: opening.who.clone(),
+                    };
                     assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
                 }
                 let session = Session {
@@ -118,8 +126,8 @@ impl World {
         self.send_reply(via, bytes);
     }
 
-    pub fn asked(&mut self, worker: usize, ticket: AskId, question: Question) {
-        let Question::Reservation { token, identity } = &question;
+    pub fn asked(&mut self, worker: usize, ticket: QuestionId, question: Question) {
+        let Question::Reservation { token, identity } = &question else { panic!("another question: {question:?}") };
         let due = self.model.reserved(worker, &token.0, identity, self.now);
         let token = token.0;
         let clock = self.clock();
@@ -144,8 +152,8 @@ impl World {
         }
     }
 
-    pub fn answered(&mut self, worker: usize, ticket: AskId, answer: Answer) {
-        let Answer::Reservation(relayed) = answer;
+    pub fn answered(&mut self, worker: usize, ticket: QuestionId, answer: Answer) {
+        let Answer::Reservation(relayed) = answer else { panic!("another answer: {answer:?}") };
         let waiting = self
             .model
             .openings
@@ -212,10 +220,6 @@ impl World {
             self.nothing(&out);
         }
         let (config, now) = (&self.config, self.now);
-        if settings.limits != self.limits {
-            self.model.ledger.forget_all_own();
-            self.limits = settings.limits;
-        }
         for session in self.model.sessions.values_mut() {
             // Whoever is out of bytes stays so.
             if session.ends_by.is_none_or(|(_, why)| why != EndReason::Budget) {
@@ -245,19 +249,19 @@ impl World {
         self.close(&Selector::Session(name), vec![key], EndReason::Kicked);
     }
 
-    pub fn revoke(&mut self, whose: Whose, seconds: u64) {
+    pub fn revoke(&mut self, whose: Subject, seconds: u64) {
         let until = unix(self.now) + seconds;
         self.shared.revoked.lock().unwrap().insert(whose.clone(), UnixSeconds(until));
         self.model.revoked.push((whose.clone(), until));
         let meant = self.model.sessions.iter().filter(|(_, session)| session.who.is_meant(&whose));
         let keys = meant.map(|(key, _)| *key).collect();
         self.revoking = Some(whose.clone());
-        self.close(&Selector::Of(whose.clone()), keys, EndReason::Revoked);
+        self.close(&Selector::Subject(whose.clone()), keys, EndReason::Revoked);
         self.revoking = None;
         assert!(!self.model.openings.values().any(|opening| opening.who.is_meant(&whose)), "nor does any come");
     }
 
-    pub fn forgive(&mut self, whose: &Whose) {
+    pub fn forgive(&mut self, whose: &Subject) {
         trace!(self, "{whose:?} may come again");
         let was = self.model.revoked.len();
         self.model.revoked.retain(|(other, _)| other != whose);

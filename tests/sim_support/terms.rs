@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use throughway::protocol::border::{DropReason, EndReason, Way};
 use throughway::protocol::meter::Rates;
-use throughway::protocol::revocation::Whose;
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
 
 use super::config::Config;
@@ -20,6 +20,7 @@ pub struct May {
     pub packets: Option<u64>,
     pub allocations: Option<u32>,
     pub closes_at: Option<u64>,
+    pub day: Option<u64>,
 }
 
 pub fn least<T: Ord>(one: Option<T>, two: Option<T>) -> Option<T> {
@@ -34,6 +35,7 @@ impl May {
             packets: least(self.packets, other.packets),
             allocations: least(self.allocations, other.allocations),
             closes_at: least(self.closes_at, other.closes_at),
+            day: least(self.day, other.day),
         }
     }
 }
@@ -65,12 +67,12 @@ impl Who {
     }
 
     /// Whether an operator means him.
-    pub fn is_meant(&self, whose: &Whose) -> bool {
+    pub fn is_meant(&self, whose: &Subject) -> bool {
         match whose {
-            Whose::Credential(username) => self.username == **username,
-            Whose::User { user, tenant: None } => self.identity == **user,
-            Whose::User { user, tenant } => self.identity == **user && self.tenant.as_deref() == tenant.as_deref(),
-            Whose::Tenant(tenant) => self.tenant.as_deref() == Some(&**tenant),
+            Subject::Credential(username) => self.username == **username,
+            Subject::User { user, tenant: None } => self.identity == **user,
+            Subject::User { user, tenant } => self.identity == **user && self.tenant.as_deref() == tenant.as_deref(),
+            Subject::Tenant(tenant) => self.tenant.as_deref() == Some(&**tenant),
         }
     }
 
@@ -139,6 +141,11 @@ impl Law {
     }
 }
 
+/// What a payload takes of the network: itself, and the heads of IP and UDP.
+pub fn on_the_wire(is_ipv6: bool, payload: usize) -> u64 {
+    payload as u64 + if is_ipv6 { 40 + 8 } else { 20 + 8 }
+}
+
 /// Something that leaks: its level in thousandths, so that a rate per second is what leaves in a millisecond.
 #[derive(Clone, Copy, Debug, Default)]
 struct Leaky {
@@ -173,7 +180,7 @@ impl Purse {
     }
 
     /// With one more packet, or what stands against it.
-    fn with(mut self, law: &Law, now: u64, way: Way, len: u64) -> Result<Self, DropReason> {
+    fn with(mut self, law: &Law, now: u64, way: Direction, len: u64) -> Result<Self, DropReason> {
         let way = way as usize;
         if let Some(rate) = law.packets {
             let packets = self.packets[way].with(now, rate, law.burst_ms, 1);
@@ -214,9 +221,42 @@ impl Purse {
 
 /// What everybody has used; nothing is ever forgotten here.
 #[derive(Default)]
-pub struct Ledger(HashMap<Scope, Purse>);
+pub struct Ledger {
+    purses: HashMap<Scope, Purse>,
+    of_user: HashMap<String, Leaky>,
+    of_client: HashMap<IpAddr, Leaky>,
+}
 
 impl Ledger {
+    /// The buckets of a user's and of a client's allocations with one more, in sixtieths of a minute's worth so that a
+    /// rate a minute is one a second; `None` if one is full. Static users have none of their own.
+    fn allocations_with_one(&self, config: &Config, who: &Who, client: IpAddr, now: u64) -> Option<[Leaky; 2]> {
+        let with_one = |bucket: Option<&Leaky>, rate: Option<u32>, at_once: u64| {
+            let Some(rate) = rate.map(u64::from) else { return Some(Leaky::default()) };
+            bucket.copied().unwrap_or_default().with(now, rate, 60_000 * rate.min(at_once) / rate, 60)
+        };
+        let of_user = config.limits.allocations_per_user_per_minute.filter(|_| who.limited());
+        let of_client = config.limits.allocations_per_client_per_minute;
+        Some([
+            with_one(self.of_user.get(&who.user()), of_user, 100)?,
+            with_one(self.of_client.get(&prefix(client)), of_client, u64::MAX)?,
+        ])
+    }
+
+    /// Whether a user, or somebody at the client's address, makes allocations too often.
+    pub fn is_too_often(&self, config: &Config, who: &Who, client: IpAddr, now: u64) -> bool {
+        self.allocations_with_one(config, who, client, now).is_none()
+    }
+
+    /// An allocation was let in.
+    pub fn let_in(&mut self, config: &Config, who: &Who, client: IpAddr, now: u64) {
+        let [of_user, of_client] = self.allocations_with_one(config, who, client, now).expect("it was let in");
+        if who.limited() {
+            self.of_user.insert(who.user(), of_user);
+        }
+        self.of_client.insert(prefix(client), of_client);
+    }
+
     /// The limits that a packet passes, the narrowest first.
     fn laws(config: &Config, who: &Who, client: IpAddr) -> Vec<(Scope, Law)> {
         let limits = &config.limits;
@@ -224,7 +264,9 @@ impl Ledger {
         if who.is_counted(config) {
             laws.push((Scope::Credential(who.username.clone()), who.limits_of_credential(config).1));
         }
-        let user = Law { day: limits.bytes_per_user_per_day, ..Law::of(config, limits.user) };
+        // The narrower holds for its own credential; what anybody of the user relays is charged to the user.
+        let day = least(limits.bytes_per_user_per_day, who.may.day);
+        let user = Law { day, ..Law::of(config, limits.user) };
         laws.push((Scope::User(who.full_identity()), user));
         laws.push((Scope::Client(prefix(client)), Law::of(config, limits.client)));
         laws.extend(who.tenant.clone().map(|tenant| (Scope::Tenant(tenant), Law::of(config, limits.tenant))));
@@ -239,7 +281,7 @@ impl Ledger {
         config: &Config,
         (key, who, client): (Key, &Who, IpAddr),
         now: u64,
-        way: Way,
+        way: Direction,
         len: u64,
     ) -> Result<(), DropReason> {
         let own = Law::of(config, config.limits.allocation);
@@ -249,25 +291,25 @@ impl Ledger {
         }
         let mut after = Vec::new();
         for (scope, law) in laws {
-            let purse = self.0.get(&scope).copied().unwrap_or_default();
+            let purse = self.purses.get(&scope).copied().unwrap_or_default();
             match purse.with(&law, now, way, len) {
                 Ok(purse) => after.push((scope, purse)),
                 Err(why) => {
                     if why == DropReason::OverBudget {
-                        self.0.entry(scope).or_default().forfeit(&law, now, len);
+                        self.purses.entry(scope).or_default().forfeit(&law, now, len);
                     }
                     return Err(why);
                 }
             }
         }
-        self.0.extend(after);
+        self.purses.extend(after);
         Ok(())
     }
 
     /// Gives back to the budgets what was not sent.
     pub fn refund(&mut self, config: &Config, who: &Who, client: IpAddr, len: u64) {
         for (scope, law) in Self::laws(config, who, client) {
-            let purse = self.0.entry(scope).or_default();
+            let purse = self.purses.entry(scope).or_default();
             if law.bytes.is_some() {
                 purse.bytes = purse.bytes.saturating_sub(len);
             }
@@ -280,15 +322,10 @@ impl Ledger {
     /// Whether somebody has nothing left.
     pub fn is_spent(&self, config: &Config, who: &Who, client: IpAddr, now: u64) -> bool {
         let laws = Self::laws(config, who, client);
-        laws.iter().any(|(scope, law)| self.0.get(scope).is_some_and(|purse| purse.is_spent(law, now)))
+        laws.iter().any(|(scope, law)| self.purses.get(scope).is_some_and(|purse| purse.is_spent(law, now)))
     }
 
     pub fn forget_own(&mut self, key: Key) {
-        self.0.remove(&Scope::Own(key));
-    }
-
-    /// Other limits give each allocation a meter of its own anew.
-    pub fn forget_all_own(&mut self) {
-        self.0.retain(|scope, _| !matches!(scope, Scope::Own(_)));
+        self.purses.remove(&Scope::Own(key));
     }
 }

@@ -1,20 +1,21 @@
 //! Carries packets, hands the servers their inputs and compares all that comes out with the model.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use throughway::protocol::accounting::{Amount, SessionId, SessionRecord};
-use throughway::protocol::address::{PeerAddress, RelayedTransportAddress, Via};
-use throughway::protocol::border::{
-    AllocationId, Answer, AskId, DropReason, EndReason, PacketMeta, Question, Relay, RelayRequest, Way, WorkerId,
-};
+use throughway::address::{PeerAddress, RelayedTransportAddress, Via};
+use throughway::protocol::accounting::{Amount, SessionRecord};
+use throughway::protocol::border::{Answer, PacketMeta, Question, Relay, RelayRequest};
 use throughway::protocol::counters::Counters;
+use throughway::protocol::ids::SessionId;
+use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
 use throughway::protocol::meter::Rates;
-use throughway::protocol::revocation::Whose;
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::Limits;
-use throughway::protocol::time::{Now, Ticks, UnixSeconds};
 use throughway::protocol::{Parts, Server};
+use throughway::time::{Now, Ticks, UnixSeconds};
 
 use super::accounts::Written;
 use super::actions::Client;
@@ -41,9 +42,9 @@ pub enum Due {
     ToClient(Via, Vec<u8>),
     FromPeer { to: RelayedTransportAddress, from: PeerAddress, at: usize, len: usize },
     Open(Key, RelayRequest),
-    Asked(usize, AskId, Question),
-    Answered(usize, AskId, Answer),
-    NotSent(Key, Way, usize, DropReason),
+    Asked(usize, QuestionId, Question),
+    Answered(usize, QuestionId, Answer),
+    NotSent(Key, Direction, usize, DropReason),
 }
 
 pub struct Worker {
@@ -58,7 +59,14 @@ pub struct Socket {
 }
 
 pub struct World {
+    pub seed: u64,
     pub step: u64,
+    /// Counts the actions, skipped ones included.
+    pub action: u64,
+    /// The actions that are carried out; `None` means all.
+    pub only: Option<BTreeSet<u64>>,
+    /// What must not be, checked after each step; for tests of the simulation itself.
+    pub forbidden: Option<fn(&World) -> bool>,
     pub trace: bool,
     pub rng: Rng,
     pub now: u64,
@@ -77,14 +85,12 @@ pub struct World {
     pub events: BTreeMap<(u64, u64), Due>,
     pub event_number: u64,
     pub refused_events: u64,
-    /// What the workers were told last.
-    pub limits: Limits,
     pub delivered: u64,
     /// How often each error code was due; 200 stands for success.
     pub codes: BTreeMap<u16, u64>,
     /// Which sessions somebody is ending, and why; a shutdown means all.
     pub ending: Option<(Vec<Key>, EndReason)>,
-    pub revoking: Option<Whose>,
+    pub revoking: Option<Subject>,
     /// Packets in a shell's queue that will not be sent, by allocation.
     pub queued: BTreeMap<Key, u32>,
     /// Stops that wait for them.
@@ -94,6 +100,9 @@ pub struct World {
     pub plans: BTreeMap<Key, (SessionId, u32, u64)>,
     pub names: HashSet<SessionId>,
     pub interims: u64,
+    /// In per cent of the steps.
+    pub restarts_per_cent: u64,
+    pub restarts: u64,
 }
 
 macro_rules! trace {
@@ -110,8 +119,8 @@ pub(super) use trace;
 pub struct Out {
     pub replies: Vec<(Via, Vec<u8>)>,
     pub opens: Vec<(AllocationId, RelayRequest)>,
-    pub asks: Vec<(usize, AskId, Question)>,
-    pub answers: Vec<(AskId, Answer)>,
+    pub asks: Vec<(usize, QuestionId, Question)>,
+    pub answers: Vec<(QuestionId, Answer)>,
     pub created: usize,
 }
 
@@ -139,7 +148,9 @@ fn some_rates(rng: &mut Rng) -> Limits {
 impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let count = rng.range(1, 4) as usize;
+        let drawn = rng.range(1, 4) as usize;
+        let wanted = std::env::var("SIM_WORKERS").ok();
+        let count = wanted.map_or(drawn, |text| text.parse().expect("SIM_WORKERS is a number"));
         let is_strict = rng.percent(50);
         let rates = if is_strict { some_rates(&mut rng) } else { Limits::default() };
         let limits = Limits {
@@ -148,6 +159,9 @@ impl World {
             allocations_per_client: if rng.percent(50) { Some(rng.range(2, 40) as u32) } else { None },
             permissions_per_allocation: rng.range(2, 12) as u32,
             channels_per_allocation: rng.range(2, 12) as u32,
+            allocations_per_user_per_minute: Some(*rng.pick(&[2, 6, 30, 300])),
+            allocations_per_client_per_minute: Some(*rng.pick(&[6, 30, 300, 6_000])),
+            reservations_per_user: Some(*rng.pick(&[1, 2, 4])),
             allocations_per_tenant: if rng.percent(20) { Some(rng.range(2, 12) as u32) } else { None },
             allocations_per_credential: if rng.percent(20) { Some(rng.range(1, 3) as u32) } else { None },
             ..rates
@@ -155,7 +169,6 @@ impl World {
         let config = Config::first(limits, rates, &mut rng, is_strict);
         let shared = Arc::new(SharedTables::default());
         let settings = config.settings();
-        let limits = settings.limits;
         let workers: Vec<Worker> = (0..count)
             .map(|index| {
                 let counters = Arc::new(Counters::default());
@@ -173,7 +186,11 @@ impl World {
         let mut noise = vec![0; 140_000];
         rng.fill(&mut noise);
         let mut world = Self {
+            seed,
             step: 0,
+            action: 0,
+            only: None,
+            forbidden: None,
             trace,
             now: 1_000_000 + rng.below(1_000_000),
             shared,
@@ -190,7 +207,6 @@ impl World {
             events: BTreeMap::new(),
             event_number: 0,
             refused_events: 0,
-            limits,
             delivered: 0,
             codes: BTreeMap::new(),
             ending: None,
@@ -201,6 +217,8 @@ impl World {
             plans: BTreeMap::new(),
             names: HashSet::new(),
             interims: 0,
+            restarts_per_cent: if rng.percent(75) { 2 } else { 0 },
+            restarts: 0,
             rng,
             workers,
         };
@@ -237,14 +255,25 @@ impl World {
         while let Some(((when, _), due)) = self.events.pop_first() {
             self.advance(when);
             self.step += 1;
+            if self.restarts_per_cent > 0 && self.rng.percent(self.restarts_per_cent) {
+                self.restart();
+            }
             if let Due::Act = due {
-                if self.step < steps {
-                    self.act();
+                if self.action < steps {
+                    self.action += 1;
+                    // Dice of its own for each action: those that are left out change nothing in the dice of others.
+                    self.rng = Rng::new(self.seed ^ self.action << 32);
+                    if self.only.as_ref().is_none_or(|only| only.contains(&self.action)) {
+                        self.act();
+                    }
                     let gap = if self.rng.percent(96) { (0, 200) } else { (1_000, 40_000) };
                     self.after(gap.0, gap.1, Due::Act);
                 }
             } else {
                 self.happen(due);
+            }
+            if let Some(forbidden) = self.forbidden {
+                assert!(!forbidden(self), "what the test forbids has come");
             }
             if self.trace || self.step.is_multiple_of(16) {
                 self.workers.iter().for_each(|worker| worker.server.check_invariants());
@@ -315,7 +344,7 @@ impl World {
         let worker = self.worker_of(&packet.via);
         match &*packet.bytes {
             [] => {}
-            [0x40..=0x4F, ..] | [0, 0x16, ..] => self.deliver_data(worker, packet),
+            [0x40..=0x7F, ..] | [0, 0x16, ..] => self.deliver_data(worker, packet),
             [0x00..=0x3F, ..] => self.deliver_control(worker, packet),
             bytes => {
                 let now = self.clock();
@@ -368,7 +397,10 @@ impl World {
 
     pub fn finish(&mut self) {
         self.compare();
-        // All lifetimes pass, deadline by deadline.
+        // All lifetimes pass, deadline by deadline; what is late by now is done before that begins (F-F2).
+        for worker in 0..self.workers.len() {
+            self.timeout(worker);
+        }
         self.lazy_timers = false;
         self.advance(self.now + 4_000_000);
         self.compare();

@@ -4,23 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
-use throughway::protocol::address::{Family, PeerAddress, RelayedTransportAddress};
-use throughway::protocol::border::{
-    AllocationId, Genuine, OpenedRelay, Parity, RelayRefused, RelayRequest, Shared, WorkerId,
-};
-use throughway::protocol::genuine::GenuineCounts;
+use throughway::address::{Family, PeerAddress, RelayedTransportAddress};
+use throughway::net::shared::SharedState;
+use throughway::protocol::authenticated::AuthenticatedClient;
+use throughway::protocol::authenticated::AuthenticatedCounts;
+use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest, Shared};
+use throughway::protocol::ids::{AllocationId, WorkerId};
 use throughway::protocol::meter::Meters;
-use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
+use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
-use throughway::protocol::revocation::{Party, Revocations, Whose};
+use throughway::protocol::revocation::{Revocations, SessionSubject, Subject};
 use throughway::protocol::settings::Limits;
-use throughway::protocol::time::{Now, UnixSeconds};
+use throughway::time::{Now, UnixSeconds};
+use throughway::wire::attribute::ReservationToken;
 
 #[derive(Default, Debug)]
 struct Inside {
     total: u32,
     quotas: Quotas,
-    genuine: GenuineCounts,
+    authenticated: AuthenticatedCounts,
     relayed: BTreeSet<SocketAddr>,
     revoked: Revocations,
 }
@@ -33,16 +35,34 @@ impl Books {
     fn locked(&self) -> std::sync::MutexGuard<'_, Inside> {
         self.0.lock().expect("no test thread panics while it holds this")
     }
-    /// Allocations counted in and not yet out.
+    /// Allocations and held ports counted in and not yet out.
     pub fn admitted(&self) -> usize {
-        self.locked().total as usize
+        let counted = self.locked();
+        counted.total as usize + counted.quotas.reserved()
     }
     /// Who proved to hold a credential.
-    pub fn genuine(&self) -> GenuineCounts {
-        self.locked().genuine.clone()
+    pub fn authenticated(&self) -> AuthenticatedCounts {
+        self.locked().authenticated.clone()
+    }
+    /// What the workers share, as plain values.
+    pub fn export(&self) -> SharedState {
+        let inside = self.locked();
+        SharedState {
+            quotas: inside.quotas.to_state(),
+            revocations: inside.revoked.to_state(),
+            authenticated: inside.authenticated.to_state(),
+            resting_ports: Vec::new(),
+        }
+    }
+    /// Another process takes over what the workers share.
+    pub fn import(&self, state: SharedState) {
+        let mut inside = self.locked();
+        inside.quotas = Quotas::from_state(state.quotas);
+        inside.authenticated = AuthenticatedCounts::from_state(&state.authenticated);
+        inside.revoked = Revocations::from_state(state.revocations);
     }
     /// As the process does it; whoever calls this ends the live sessions too.
-    pub fn revoke(&self, whose: Whose, until: UnixSeconds) {
+    pub fn revoke(&self, whose: Subject, until: UnixSeconds) {
         self.locked().revoked.insert(whose, until);
     }
     pub fn opened(&self, relayed: RelayedTransportAddress) {
@@ -53,16 +73,32 @@ impl Books {
     }
 }
 
-impl Shared for Books {
-    fn admit(&self, now: Now, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
+impl Books {
+    /// The answer to `Output::Admit`.
+    pub fn admit(
+        &self,
+        now: Now,
+        claim: &QuotaClaim<'_>,
+        limits: &Limits,
+        purpose: Purpose,
+    ) -> Result<Admitted, RejectReason> {
         let mut counted = self.locked();
-        let admitted = counted.quotas.admit(now, claim, limits)?;
+        let admitted = counted.quotas.admit(now, claim, limits, purpose)?;
         counted.total += 1;
         Ok(admitted)
     }
+}
 
-    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits) -> Meters {
-        self.locked().quotas.meters(claim, counted, limits)
+impl Shared for Books {
+    fn meters(&self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits, old: &Meters) -> Meters {
+        self.locked().quotas.meters(claim, counted, limits, old)
+    }
+
+    fn release_reservation(&self, now: Now, token: ReservationToken) {
+        let quotas = &mut self.locked().quotas;
+        let before = quotas.reserved();
+        quotas.release_reservation(now, token);
+        assert_eq!(quotas.reserved() + 1, before, "only what was reserved is released");
     }
 
     fn release(&self, now: Now, claim: &QuotaClaim<'_>, admitted: Counted) {
@@ -72,12 +108,12 @@ impl Shared for Books {
         assert_eq!(counted.quotas.usage().0, counted.total, "the quota table agrees with the books");
     }
 
-    fn authenticated(&self, now: Now, note: &Genuine<'_>) {
-        self.locked().genuine.note(now, note);
+    fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>) {
+        self.locked().authenticated.note(now, note);
     }
 
-    fn is_revoked(&self, party: &Party<'_>, now: UnixSeconds) -> bool {
-        self.locked().revoked.includes(party, now)
+    fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
+        self.locked().revoked.includes(subject, now)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

@@ -8,7 +8,7 @@ use crate::plan::{Framing, Load, Plan, SESSIONS_MAX, channel_of};
 use crate::session::{self, Clients, Session};
 use crate::stun::{self, Message};
 use crate::sys::{self, Drops};
-use crate::traffic::{HEADER, Ledger, WAYS, Way};
+use crate::traffic::{Direction, HEADER, Ledger, WAYS};
 use crate::udp::{BATCH, ManyAddresses};
 
 const SECOND: f64 = 1e9;
@@ -229,7 +229,7 @@ impl<'a> Run<'a> {
         self.flush(any);
     }
 
-    fn send_burst(&mut self, session: usize, way: Way, now: u64) -> usize {
+    fn send_burst(&mut self, session: usize, way: Direction, now: u64) -> usize {
         for _ in 0..self.plan.burst {
             self.send(session, way, now);
         }
@@ -237,12 +237,12 @@ impl<'a> Run<'a> {
     }
 
     /// One payload of a flow. In pairs flow n is between the sessions 2n and 2n + 1, and both ends are clients.
-    fn send(&mut self, flow: usize, way: Way, now: u64) {
+    fn send(&mut self, flow: usize, way: Direction, now: u64) {
         let (stamp, tail) = self.ledger.next(flow, way, now);
         let n = sender(self.plan.pairs, flow, way);
         let session = &self.sessions[n];
         let places = &self.plan.places;
-        if way == Way::ToClient && !self.plan.pairs {
+        if way == Direction::ToClient && !self.plan.pairs {
             self.pushed[way as usize] += 1;
             if self.peers.push(*places.peer(n).ip(), session.relayed, &[&stamp], tail, 0) {
                 self.flush_peers();
@@ -296,26 +296,26 @@ impl<'a> Run<'a> {
         };
         let refused = socket.flush();
         // in pairs both ways leave from here; which of them was refused is not known
-        let to_peer = refused.min(self.pushed[Way::ToPeer as usize]);
-        self.pushed[Way::ToPeer as usize] = 0;
-        self.ledger.not_sent(Way::ToPeer, to_peer);
-        self.ledger.not_sent(Way::ToClient, refused - to_peer);
+        let to_peer = refused.min(self.pushed[Direction::ToPeer as usize]);
+        self.pushed[Direction::ToPeer as usize] = 0;
+        self.ledger.not_sent(Direction::ToPeer, to_peer);
+        self.ledger.not_sent(Direction::ToClient, refused - to_peer);
         if self.plan.pairs {
-            self.pushed[Way::ToClient as usize] = 0;
+            self.pushed[Direction::ToClient as usize] = 0;
         }
     }
 
     fn flush_peers(&mut self) {
         let refused = self.peers.flush();
-        self.pushed[Way::ToClient as usize] = 0;
-        self.ledger.not_sent(Way::ToClient, refused);
+        self.pushed[Direction::ToClient as usize] = 0;
+        self.ledger.not_sent(Direction::ToClient, refused);
     }
 
     fn flush(&mut self, any: bool) {
         if !any {
             return;
         }
-        if self.pushed[Way::ToClient as usize] > 0 && !self.plan.pairs {
+        if self.pushed[Direction::ToClient as usize] > 0 && !self.plan.pairs {
             self.flush_peers();
         }
         if self.pushed.iter().any(|pushed| *pushed > 0) {
@@ -357,7 +357,7 @@ impl<'a> Run<'a> {
             if now == 0 {
                 now = sys::now();
             }
-            ledger.arrived(n, Way::ToPeer, bytes, from == sessions[n].relayed, now);
+            ledger.arrived(n, Direction::ToPeer, bytes, from == sessions[n].relayed, now);
         });
         if let Clients::Tcp { connections, .. } = clients {
             for connection in connections {
@@ -448,13 +448,13 @@ impl<'a> Run<'a> {
 }
 
 /// The session whose client, or whose peer, sends this way. In pairs flow n has the sessions 2n and 2n + 1.
-fn sender(pairs: bool, flow: usize, way: Way) -> usize {
+fn sender(pairs: bool, flow: usize, way: Direction) -> usize {
     if pairs { 2 * flow + way as usize } else { flow }
 }
 
 /// Which flow, and which way of it, ends at this session's client.
-fn flow_to_client(pairs: bool, session: usize) -> (usize, Way) {
-    if pairs { (session / 2, WAYS[1 - session % 2]) } else { (session, Way::ToClient) }
+fn flow_to_client(pairs: bool, session: usize) -> (usize, Direction) {
+    if pairs { (session / 2, WAYS[1 - session % 2]) } else { (session, Direction::ToClient) }
 }
 
 fn pad(length: u16) -> usize {
@@ -501,7 +501,7 @@ mod tests {
                 assert_ne!(flow_to_client(true, from), (flow, way));
             }
         }
-        assert_eq!((sender(false, 3, Way::ToPeer), flow_to_client(false, 3)), (3, (3, Way::ToClient)));
+        assert_eq!((sender(false, 3, Direction::ToPeer), flow_to_client(false, 3)), (3, (3, Direction::ToClient)));
     }
 
     #[test]

@@ -11,12 +11,12 @@ const STARTS: usize = 4_096;
 const WINDOW: u64 = 4_096;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum Direction {
     ToPeer = 0,
     ToClient = 1,
 }
 
-pub const WAYS: [Way; 2] = [Way::ToPeer, Way::ToClient];
+pub const WAYS: [Direction; 2] = [Direction::ToPeer, Direction::ToClient];
 
 /// Pseudo-random bytes made once; a payload's tail is a slice of them that depends on flow and sequence.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ impl Pattern {
 
 pub struct Stamp {
     pub session: u32,
-    pub way: Way,
+    pub way: Direction,
     /// Number of the measured window it was sent in, 0 outside of any.
     pub window: u8,
     pub sequence: u64,
@@ -74,7 +74,7 @@ impl Stamp {
         }
         Some(Self {
             session: word(4),
-            way: if head[24] == 0 { Way::ToPeer } else { Way::ToClient },
+            way: if head[24] == 0 { Direction::ToPeer } else { Direction::ToClient },
             window: head[25],
             sequence: long(8),
             sent_at: long(16),
@@ -201,7 +201,7 @@ impl Ledger {
     }
 
     /// The next payload of a flow: its header and the pattern behind it.
-    pub fn next(&mut self, session: usize, way: Way, now: u64) -> ([u8; HEADER], &'static [u8]) {
+    pub fn next(&mut self, session: usize, way: Direction, now: u64) -> ([u8; HEADER], &'static [u8]) {
         let flow = &mut self.flows[way as usize][session];
         let sequence = flow.next;
         flow.next += 1;
@@ -223,7 +223,7 @@ impl Ledger {
     }
 
     /// The system did not take packets that `next` has numbered: they are no loss of the server's.
-    pub fn not_sent(&mut self, way: Way, packets: u64) {
+    pub fn not_sent(&mut self, way: Direction, packets: u64) {
         let counts = &mut self.counts[way as usize];
         counts.not_sent += packets;
         counts.sent -= packets;
@@ -233,7 +233,7 @@ impl Ledger {
     }
 
     /// Checks a payload that came out at the far side. `addressed_well` is what the addresses around it say.
-    pub fn arrived(&mut self, session: usize, way: Way, payload: &[u8], addressed_well: bool, now: u64) {
+    pub fn arrived(&mut self, session: usize, way: Direction, payload: &[u8], addressed_well: bool, now: u64) {
         let Some(stamp) = Stamp::read(payload) else {
             self.faults.corrupt += 1;
             return;
@@ -369,7 +369,7 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn payload(ledger: &mut Ledger, session: usize, way: Way) -> Vec<u8> {
+    fn payload(ledger: &mut Ledger, session: usize, way: Direction) -> Vec<u8> {
         let (head, tail) = ledger.next(session, way, 100);
         [&head, tail].concat()
     }
@@ -378,9 +378,9 @@ mod tests {
     fn a_payload_is_counted_once_and_its_copy_is_a_duplicate() {
         let mut ledger = Ledger::new(2, 160);
         ledger.measured = true;
-        let packet = payload(&mut ledger, 1, Way::ToPeer);
-        ledger.arrived(1, Way::ToPeer, &packet, true, 600);
-        ledger.arrived(1, Way::ToPeer, &packet, true, 600);
+        let packet = payload(&mut ledger, 1, Direction::ToPeer);
+        ledger.arrived(1, Direction::ToPeer, &packet, true, 600);
+        ledger.arrived(1, Direction::ToPeer, &packet, true, 600);
         assert_eq!((ledger.received(), ledger.faults.duplicates), (1, 1));
         assert_eq!(ledger.latency.max(), 500);
     }
@@ -388,33 +388,33 @@ mod tests {
     #[test]
     fn every_changed_byte_is_corruption() {
         let mut ledger = Ledger::new(1, 200);
-        let packet = payload(&mut ledger, 0, Way::ToClient);
+        let packet = payload(&mut ledger, 0, Direction::ToClient);
         for at in 0..packet.len() {
             let mut changed = packet.clone();
             changed[at] ^= 0x10;
-            ledger.arrived(0, Way::ToClient, &changed, true, 0);
+            ledger.arrived(0, Direction::ToClient, &changed, true, 0);
             assert_eq!(ledger.faults.corrupt, at as u64 + 1, "byte {at}");
         }
-        ledger.arrived(0, Way::ToClient, &packet[..199], true, 0);
+        ledger.arrived(0, Direction::ToClient, &packet[..199], true, 0);
         assert_eq!((ledger.faults.corrupt, ledger.received()), (201, 0));
     }
 
     #[test]
     fn a_payload_at_another_session_is_misdelivered() {
         let mut ledger = Ledger::new(2, 160);
-        let packet = payload(&mut ledger, 0, Way::ToPeer);
-        ledger.arrived(1, Way::ToPeer, &packet, true, 0);
-        ledger.arrived(0, Way::ToClient, &packet, true, 0);
-        ledger.arrived(0, Way::ToPeer, &packet, false, 0);
+        let packet = payload(&mut ledger, 0, Direction::ToPeer);
+        ledger.arrived(1, Direction::ToPeer, &packet, true, 0);
+        ledger.arrived(0, Direction::ToClient, &packet, true, 0);
+        ledger.arrived(0, Direction::ToPeer, &packet, false, 0);
         assert_eq!((ledger.faults.misdelivered, ledger.received()), (3, 0));
     }
 
     #[test]
     fn late_packets_count_and_gaps_are_left_open() {
         let mut ledger = Ledger::new(1, 64);
-        let packets: Vec<_> = (0..10_000).map(|_| payload(&mut ledger, 0, Way::ToPeer)).collect();
+        let packets: Vec<_> = (0..10_000).map(|_| payload(&mut ledger, 0, Direction::ToPeer)).collect();
         for n in [0, 2, 1, 1, 5_000, 4_999, 5_000, 9_999, 2] {
-            ledger.arrived(0, Way::ToPeer, &packets[n], true, 0);
+            ledger.arrived(0, Direction::ToPeer, &packets[n], true, 0);
         }
         assert_eq!(ledger.received(), 6);
         assert_eq!((ledger.faults.reordered, ledger.faults.duplicates), (2, 3));
@@ -423,16 +423,16 @@ mod tests {
     #[test]
     fn a_window_counts_only_what_was_sent_in_it() {
         let mut ledger = Ledger::new(1, 160);
-        let before = payload(&mut ledger, 0, Way::ToPeer);
+        let before = payload(&mut ledger, 0, Direction::ToPeer);
         ledger.begin_window();
-        let first = payload(&mut ledger, 0, Way::ToPeer);
-        let lost = payload(&mut ledger, 0, Way::ToPeer);
-        ledger.arrived(0, Way::ToPeer, &before, true, 900);
-        ledger.arrived(0, Way::ToPeer, &first, true, 300);
+        let first = payload(&mut ledger, 0, Direction::ToPeer);
+        let lost = payload(&mut ledger, 0, Direction::ToPeer);
+        ledger.arrived(0, Direction::ToPeer, &before, true, 900);
+        ledger.arrived(0, Direction::ToPeer, &first, true, 300);
         let counts = ledger.counts[0];
         assert_eq!((counts.sent_measured, counts.received_measured, ledger.latency.max()), (2, 1, 200));
         ledger.begin_window();
-        ledger.arrived(0, Way::ToPeer, &lost, true, 300);
+        ledger.arrived(0, Direction::ToPeer, &lost, true, 300);
         assert_eq!((ledger.counts[0].sent_measured, ledger.counts[0].received_measured), (0, 0));
     }
 

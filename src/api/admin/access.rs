@@ -1,4 +1,4 @@
-//! Who may use the admin API: whoever has the token, and users of this machine whom the system vouches for.
+//! Who may use the admin API: holders of the token, and users of this machine that the kernel reports.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub(super) enum Operator {
     Token,
     /// A process of this user on the unix socket.
     User(u32),
-    /// Nobody in particular, who may see numbers only.
+    /// Without a name: may see numbers only.
     Anybody,
 }
 
@@ -32,13 +32,13 @@ impl fmt::Display for Operator {
 }
 
 /// What one configuration says about it.
-pub(super) struct Access {
+pub(super) struct AdminAccess {
     /// Of a digest the length tells nothing, and comparing two is one comparison of 32 bytes.
     token: Option<[u8; 32]>,
     uids: Vec<u32>,
 }
 
-impl Access {
+impl AdminAccess {
     /// `own` is the server's own user.
     pub(super) fn new(config: &AdminConfig, own: u32) -> Self {
         let mut uids = config.uids.clone();
@@ -83,9 +83,9 @@ mod tests {
     const TCP: Peer =
         Peer::Tcp(std::net::SocketAddr::V4(std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 9)));
 
-    fn access(token: Option<&str>) -> Access {
+    fn access(token: Option<&str>) -> AdminAccess {
         let token = token.map(|token| Secret::new(token.as_bytes()));
-        Access::new(&AdminConfig { token, uids: vec![33], revocations_file: None }, 999)
+        AdminAccess::new(&AdminConfig { token, uids: vec![33], revocations_file: None }, 999)
     }
 
     fn headers(values: &[&str]) -> HeaderMap {
@@ -130,7 +130,7 @@ mod tests {
         }
         let token = headers(&["Bearer open-sesame-open"]);
         assert_eq!(access(Some("open-sesame-open")).identify(Peer::Unix(Some(34)), &token), Ok(Operator::Token));
-        // Who shows a wrong token is told so, whoever he is.
+        // A wrong token is an error even on the socket.
         let wrong = headers(&["Bearer x"]);
         assert_eq!(
             access(Some("open-sesame-open")).identify(Peer::Unix(Some(0)), &wrong),

@@ -1,7 +1,7 @@
 //! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, and a page for people.
 //!
-//! On `http.listen` alone. Each call is checked in this order: Host, who asks, method, content type, body; so whoever may not
-//! ask learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
+//! On `http.listen` alone. Each call is checked in this order: Host, the caller, method, content type, body; so a
+//! caller without rights learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
 //! loop in `run`, where reloads and draining stand in one line with signals.
 
 mod access;
@@ -24,10 +24,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use self::access::{Access, Operator};
+use self::access::{AdminAccess, Operator};
 use self::refused::AdminRefused;
-use self::sessions::{Meant, Query};
+use self::sessions::{SessionsQuery, SubjectRequest};
 use super::Peer;
+use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
 use crate::calendar::rfc3339;
 use crate::config::Config;
@@ -38,9 +39,11 @@ use crate::ops::log::Level;
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::{NotRevoked, Store, until};
 use crate::ops::status::Status;
+use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::border::{EndReason, Selector};
-use crate::protocol::time::Now;
+use crate::protocol::border::Selector;
+use crate::protocol::reason::EndReason;
+use crate::time::Now;
 
 /// The longest body: a user of a tenant, escaped, and little else.
 const BODY_BYTES_MAX: usize = 8 * 1024;
@@ -48,13 +51,13 @@ const BODY_BYTES_MAX: usize = 8 * 1024;
 /// How long it may take to come.
 const BODY_TIME: Duration = Duration::from_secs(3);
 
-/// Refusals in one answer if nobody says, and at most.
+/// Refusals in one answer by default, and at most.
 const REFUSALS: usize = 50;
 const REFUSALS_MAX: usize = 1000;
 
 /// What can be asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Call {
+enum AdminCall {
     Sessions,
     Session,
     Refusals,
@@ -67,20 +70,20 @@ enum Call {
     Drain,
 }
 
-const ROUTES: [(&str, Call); 10] = [
-    ("/v1/sessions", Call::Sessions),
-    ("/v1/sessions/{session}", Call::Session),
-    ("/v1/refusals", Call::Refusals),
-    ("/v1/revocations", Call::Revocations),
-    ("/v1/status", Call::Status),
-    ("/v1/kick", Call::Kick),
-    ("/v1/revoke", Call::Revoke),
-    ("/v1/reload", Call::Reload),
-    ("/v1/log-level", Call::LogLevel),
-    ("/v1/drain", Call::Drain),
+const ROUTES: [(&str, AdminCall); 10] = [
+    ("/v1/sessions", AdminCall::Sessions),
+    ("/v1/sessions/{session}", AdminCall::Session),
+    ("/v1/refusals", AdminCall::Refusals),
+    ("/v1/revocations", AdminCall::Revocations),
+    ("/v1/status", AdminCall::Status),
+    ("/v1/kick", AdminCall::Kick),
+    ("/v1/revoke", AdminCall::Revoke),
+    ("/v1/reload", AdminCall::Reload),
+    ("/v1/log-level", AdminCall::LogLevel),
+    ("/v1/drain", AdminCall::Drain),
 ];
 
-impl Call {
+impl AdminCall {
     const fn method(self) -> &'static str {
         match self {
             Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
@@ -90,11 +93,13 @@ impl Call {
 }
 
 /// What the API is about.
-pub struct Parts {
+pub struct AdminParts {
     /// The relay.
     pub running: Arc<Running>,
     /// Where its life stands.
     pub status: Arc<Status>,
+    /// Usage records, if any are kept.
+    pub usage: Option<UsageMetrics>,
     /// Who was refused lately.
     pub refusals: Arc<Refusals>,
     /// Who is shut out.
@@ -108,16 +113,17 @@ pub struct Parts {
 }
 
 /// What a reload may change, swapped whole.
-struct Settings {
-    access: Access,
+struct AdminSettings {
+    access: AdminAccess,
     max_ttl: u64,
 }
 
 /// The API.
 pub struct Admin {
-    parts: Parts,
-    settings: ArcSwap<Settings>,
+    parts: AdminParts,
+    settings: ArcSwap<AdminSettings>,
     hosts: AllowedHosts,
+    failed: FailedLogins,
     /// The server's own user.
     own: u32,
     started: Now,
@@ -126,55 +132,78 @@ pub struct Admin {
 impl Admin {
     /// For this configuration; `hosts` are the Host names that are answered. Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(config: &Config, hosts: AllowedHosts, parts: Parts) -> Self {
+    pub fn new(config: &Config, hosts: AllowedHosts, parts: AdminParts) -> Self {
         let started = (parts.clock)();
         let own = own_user();
-        Self { settings: ArcSwap::from_pointee(Settings::new(config, own)), parts, hosts, own, started }
+        Self {
+            settings: ArcSwap::from_pointee(AdminSettings::new(config, own)),
+            parts,
+            hosts,
+            failed: FailedLogins::default(),
+            own,
+            started,
+        }
     }
 
     /// Takes a new configuration over.
     pub fn reconfigure(&self, config: &Config) {
-        self.settings.store(Arc::new(Settings::new(config, self.own)));
+        self.settings.store(Arc::new(AdminSettings::new(config, self.own)));
     }
 
-    async fn answer(&self, call: Call, peer: Peer, request: Request) -> Result<Value, AdminRefused> {
+    async fn answer(&self, call: AdminCall, peer: Peer, request: Request) -> Result<Value, AdminRefused> {
         let (parts, body) = request.into_parts();
         if self.hosts.check(&parts.headers).is_none() {
             return Err(AdminRefused::Host);
         }
         let settings = self.settings.load_full();
-        let operator = if call == Call::Status {
-            settings.access.identify_reader(peer, &parts.headers)?
+        let operator = if call == AdminCall::Status {
+            settings.access.identify_reader(peer, &parts.headers)
         } else {
-            settings.access.identify(peer, &parts.headers)?
+            settings.access.identify(peer, &parts.headers)
         };
+        let operator = operator.map_err(|refused| self.charge(refused, peer))?;
         if parts.method.as_str() != call.method() {
             return Err(AdminRefused::Method(call.method()));
         }
         match call {
-            Call::Sessions => self.sessions(&Query::parse(&parts.uri)?).await,
-            Call::Session => self.session(parts.uri.path().rsplit('/').next().unwrap_or_default()).await,
-            Call::Refusals => self.refusals(&parts.uri),
-            Call::Revocations => Ok(self.revocations()),
-            Call::Status => Ok(self.status()),
-            Call::Kick => self.kick(operator, read(&parts.headers, body).await?).await,
-            Call::Revoke => self.revoke(operator, read(&parts.headers, body).await?, settings.max_ttl).await,
-            Call::Reload => {
-                let Nothing {} = read(&parts.headers, body).await?;
+            AdminCall::Sessions => self.sessions(&SessionsQuery::parse(&parts.uri)?).await,
+            AdminCall::Session => self.session(parts.uri.path().rsplit('/').next().unwrap_or_default()).await,
+            AdminCall::Refusals => self.refusals(&parts.uri),
+            AdminCall::Revocations => Ok(self.revocations()),
+            AdminCall::Status => Ok(self.status()),
+            AdminCall::Kick => self.kick(operator, read(&parts.headers, body).await?).await,
+            AdminCall::Revoke => self.revoke(operator, read(&parts.headers, body).await?, settings.max_ttl).await,
+            AdminCall::Reload => {
+                let EmptyRequest {} = read(&parts.headers, body).await?;
                 self.reload(operator).await
             }
-            Call::LogLevel => {
-                let wanted: WantedLevel = read(&parts.headers, body).await?;
+            AdminCall::LogLevel => {
+                let wanted: LogLevelRequest = read(&parts.headers, body).await?;
                 self.log_level(operator, &wanted.level)
             }
-            Call::Drain => {
-                let Nothing {} = read(&parts.headers, body).await?;
+            AdminCall::Drain => {
+                let EmptyRequest {} = read(&parts.headers, body).await?;
                 self.drain(operator).await
             }
         }
     }
 
-    async fn sessions(&self, query: &Query) -> Result<Value, AdminRefused> {
+    /// A wrong token is charged to where it comes from, and is no ordinary failure any more if there are many.
+    fn charge(&self, refused: AdminRefused, peer: Peer) -> AdminRefused {
+        let client = match peer {
+            Peer::Tcp(address) => Some(address.ip()),
+            Peer::Unix(_) => None,
+        };
+        match failed_logins::source(client, peer).filter(|_| refused == AdminRefused::WrongToken) {
+            Some(source) => match self.failed.charge(source, (self.parts.clock)().ticks.0) {
+                Ok(()) => refused,
+                Err(seconds) => AdminRefused::RateFailures(seconds),
+            },
+            None => refused,
+        }
+    }
+
+    async fn sessions(&self, query: &SessionsQuery) -> Result<Value, AdminRefused> {
         let mut found = Vec::new();
         let (mut after_last, mut more) = (query.after, false);
         self.walk(query.after, |session, after| {
@@ -205,12 +234,13 @@ impl Admin {
             })
             .await?;
         }
-        found.ok_or(AdminRefused::NotFound("no session of this name lives; ended ones are in the log".into()))
+        found
+            .ok_or(AdminRefused::NotFound("there is no live session with this name; the log has the ended ones".into()))
     }
 
     async fn walk(&self, from: Cursor, see: impl FnMut(SessionRecord, Cursor) -> bool) -> Result<(), AdminRefused> {
         self.parts.running.walk_sessions(from, see).await.map_err(|worker| {
-            AdminRefused::Busy(format!("worker {worker} does not answer; if that lasts, it is stuck").into())
+            AdminRefused::Busy(format!("worker {worker} does not answer; if this lasts, it is stuck").into())
         })
     }
 
@@ -227,7 +257,7 @@ impl Admin {
     }
 
     fn revocations(&self) -> Value {
-        let all = self.parts.revocations.list((self.parts.clock)().unix);
+        let all = self.parts.revocations.list((self.parts.clock)());
         let entries = all.iter().map(|(whose, until)| {
             let mut entry = sessions::show_whose(whose);
             entry.insert("until".to_owned(), json!(rfc3339(until.0)));
@@ -236,50 +266,50 @@ impl Admin {
         json!({ "revocations": entries.collect::<Vec<_>>(), "file": self.parts.revocations.file() })
     }
 
-    async fn kick(&self, by: Operator, meant: Meant) -> Result<Value, AdminRefused> {
+    async fn kick(&self, by: Operator, meant: SubjectRequest) -> Result<Value, AdminRefused> {
         let which = meant.selector()?;
         let ended = self.parts.running.close(&which, EndReason::Kicked).await;
         let whom = match &which {
             Selector::Session(session) => json!({ "session": session.to_string() }),
-            Selector::Of(whose) => Value::Object(sessions::show_whose(whose)),
+            Selector::Subject(whose) => Value::Object(sessions::show_whose(whose)),
         };
         tracing::info!(%by, %whom, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {
-            return Err(AdminRefused::NotFound("no session of this name lives; ended ones are in the log".into()));
+            return Err(AdminRefused::NotFound(
+                "there is no live session with this name; the log has the ended ones".into(),
+            ));
         }
         Ok(json!({ "ended": ended }))
     }
 
-    async fn revoke(&self, by: Operator, meant: Meant, max_ttl: u64) -> Result<Value, AdminRefused> {
+    async fn revoke(&self, by: Operator, meant: SubjectRequest, max_ttl: u64) -> Result<Value, AdminRefused> {
         let (whose, undo) = meant.revocation()?;
         let whom = Value::Object(sessions::show_whose(&whose));
-        let now = (self.parts.clock)().unix;
+        let now = (self.parts.clock)();
+        let is_kept = self.parts.revocations.file().is_some();
         if undo {
             let done = self.stored(move |store| store.undo(&whose, now)).await;
-            tracing::info!(%by, %whom, is_saved = done.is_ok(), "revocation undone by an operator");
+            tracing::info!(%by, %whom, is_saved = done.is_ok() && is_kept, "revocation undone by an operator");
             return match done {
                 Ok(true) => Ok(json!({ "undone": true })),
                 Ok(false) => {
-                    let what = "nobody is revoked by exactly this; `throughway revoke --list` shows who is";
+                    let what = "no such revocation; `throughway revoke --list` shows all of them";
                     Err(AdminRefused::NotFound(what.into()))
                 }
                 Err(error) => Err(not_revoked(&error)),
             };
         }
-        let until = until(&whose, now, max_ttl);
-        let saved = match until {
-            Some(until) => {
-                let whose = whose.clone();
-                self.stored(move |store| store.revoke(whose, until, now)).await
-            }
-            // No such credential is good any more; a session that outlived it may be there all the same.
+        let until = until(&whose, now.unix, max_ttl);
+        // Where there is no end, no such credential is good any more; a session that outlived it may be there all the same.
+        let change = until.map(|until| self.parts.revocations.revoke(whose.clone(), until, now)).transpose();
+        let change = change.map_err(|error| not_revoked(&error))?;
+        // Before the file: a disk that hangs must not keep a session alive.
+        let ended = self.parts.running.close(&Selector::Subject(whose), EndReason::Revoked).await;
+        let saved = match change {
+            Some(change) => self.stored(move |store| store.save(change, now)).await,
             None => Ok(()),
         };
-        if let Err(error @ NotRevoked::Full) = &saved {
-            return Err(not_revoked(error));
-        }
-        let ended = self.parts.running.close(&Selector::Of(whose), EndReason::Revoked).await;
-        tracing::info!(%by, %whom, ended, is_saved = saved.is_ok(), "revoked by an operator");
+        tracing::info!(%by, %whom, ended, is_saved = saved.is_ok() && is_kept, "revoked by an operator");
         saved.map_err(|error| not_revoked(&error))?;
         let until = until.map(|until| rfc3339(until.0));
         Ok(json!({ "until": until, "ended": ended, "file": self.parts.revocations.file() }))
@@ -329,20 +359,20 @@ impl Admin {
     }
 }
 
-impl Settings {
+impl AdminSettings {
     fn new(config: &Config, own: u32) -> Self {
-        Self { access: Access::new(&config.admin, own), max_ttl: config.auth.max_ttl }
+        Self { access: AdminAccess::new(&config.admin, own), max_ttl: config.auth.max_ttl }
     }
 }
 
 /// A body that says nothing: `{}` or none.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+struct EmptyRequest {}
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-struct WantedLevel {
+struct LogLevelRequest {
     #[serde(default)]
     level: String,
 }
@@ -378,8 +408,23 @@ async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T,
     }
     let bytes = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
     let bytes = bytes.map_err(|_| AdminRefused::Slow)?.map_err(|_| AdminRefused::TooLarge)?;
-    let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+    parse_body(&bytes)
+}
+
+fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AdminRefused> {
+    let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
     serde_json::from_slice(bytes).map_err(|error| AdminRefused::BadRequest(format!("the body: {error}").into()))
+}
+
+/// Reads a body as each call that takes one does, and throws it away: what is fuzzed.
+///
+/// # Errors
+/// The last call's refusal, if all of them refuse it.
+pub fn check_body(bytes: &[u8]) -> Result<(), AdminRefused> {
+    let kick = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::selector).map(drop);
+    let revoke = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::revocation).map(drop);
+    let level = parse_body::<LogLevelRequest>(bytes).map(drop);
+    kick.or(revoke).or(level).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response {
@@ -389,6 +434,11 @@ fn respond(status: StatusCode, body: &Value) -> Response {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     (status, head, body.to_string()).into_response()
+}
+
+/// Where the calls and the page are.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    ROUTES.iter().map(|(path, _)| *path).chain(["/status"])
 }
 
 /// The calls and the page.

@@ -11,7 +11,7 @@ use axum::routing::any;
 use super::refused::AdminRefused;
 use super::{Admin, is_get};
 
-/// Nothing from anywhere else, and in nobody else's frame.
+/// Nothing from other origins, and in no frame of theirs.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 

@@ -18,6 +18,8 @@ pub enum AdminRefused {
     NoToken,
     /// The token is another one.
     WrongToken,
+    /// Wrong tokens come too often from there; seconds until the next is an ordinary failure.
+    RateFailures(u64),
     /// A user of this machine who may not.
     WrongUser,
     /// The path has another method; which.
@@ -44,7 +46,7 @@ pub enum AdminRefused {
 
 impl AdminRefused {
     /// The reasons in the order of their numbers.
-    pub const NAMES: [&'static str; 15] = [
+    pub const NAMES: [&'static str; 16] = [
         "host",
         "not_set_up",
         "no_token",
@@ -60,6 +62,7 @@ impl AdminRefused {
         "not_saved",
         "bad_config",
         "busy",
+        "rate_failures",
     ];
 
     const fn number(&self) -> usize {
@@ -79,6 +82,7 @@ impl AdminRefused {
             Self::NotSaved(_) => 12,
             Self::BadConfig(_) => 13,
             Self::Busy(_) => 14,
+            Self::RateFailures(_) => 15,
         }
     }
 
@@ -94,6 +98,7 @@ impl AdminRefused {
         match self {
             Self::Host | Self::NotSetUp | Self::WrongUser => StatusCode::FORBIDDEN,
             Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
+            Self::RateFailures(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -110,21 +115,20 @@ impl AdminRefused {
     #[must_use]
     pub fn sentence(&self) -> Cow<'static, str> {
         Cow::Borrowed(match self {
-            Self::Host => "this Host is not answered here; use 127.0.0.1 or localhost, or list the name in http.hosts",
+            Self::Host => "this Host is not allowed; use 127.0.0.1 or localhost, or list the name in http.hosts",
             Self::NotSetUp => {
-                "nobody may ask this over TCP, because no token is configured: set http.admin_token_file, or serve \
-                 http.listen on a unix socket"
+                "the admin API is closed over TCP without a token: set http.admin_token_file, or serve http.listen on a unix socket"
             }
             Self::NoToken => {
-                "a token is needed: send Authorization: Bearer TOKEN, with what is in http.admin_token_file"
+                "a token is needed: send Authorization: Bearer TOKEN, with the token in http.admin_token_file"
             }
             Self::WrongToken => "this is not the token in http.admin_token_file",
+            Self::RateFailures(_) => "too many wrong tokens from this address; the right one still works",
             Self::WrongUser => {
-                "this user may not ask without a token: ask as root or as the server's user, or list the user's id in \
-                 http.admin_uids"
+                "this user needs a token: ask as root or as the server's user, or list the user's id in http.admin_uids"
             }
             Self::Method(allowed) => return Cow::Owned(format!("this path is for {allowed}")),
-            Self::ContentType => "what changes something must come with Content-Type: application/json",
+            Self::ContentType => "a request that changes something needs Content-Type: application/json",
             Self::TooLarge => "the body is too long",
             Self::Slow => "the request took too long",
             Self::BadRequest(sentence) | Self::NotFound(sentence) | Self::Busy(sentence) => return sentence.clone(),
@@ -140,6 +144,10 @@ impl AdminRefused {
         let mut answer = super::respond(self.status(), &body);
         if let Self::Method(allowed) = self {
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        if let Self::RateFailures(seconds) = self {
+            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status() == StatusCode::UNAUTHORIZED {
             answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

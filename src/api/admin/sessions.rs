@@ -12,17 +12,19 @@ use super::refused::AdminRefused;
 use crate::calendar::rfc3339;
 use crate::net::Cursor;
 use crate::ops::revocations::check_name;
-use crate::protocol::accounting::{SessionId, SessionRecord};
+use crate::printable::is_printable;
+use crate::protocol::accounting::SessionRecord;
 use crate::protocol::border::Selector;
-use crate::protocol::revocation::Whose;
+use crate::protocol::ids::SessionId;
+use crate::protocol::revocation::Subject;
 
-/// How many one answer has if nobody says, and at most.
+/// How many one answer has by default, and at most.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
 /// What is asked for.
 #[derive(Default, Debug)]
-pub(super) struct Query {
+pub(super) struct SessionsQuery {
     user: Option<String>,
     tenant: Option<String>,
     client: Option<IpNet>,
@@ -30,7 +32,7 @@ pub(super) struct Query {
     pub(super) after: Cursor,
 }
 
-impl Query {
+impl SessionsQuery {
     pub(super) fn parse(uri: &Uri) -> Result<Self, AdminRefused> {
         let bad = |text: &'static str| AdminRefused::BadRequest(Cow::Borrowed(text));
         let mut query = Self { limit: LIMIT, ..Self::default() };
@@ -59,11 +61,11 @@ impl Query {
 }
 
 pub(super) fn parameters(uri: &Uri) -> impl Iterator<Item = (String, String)> {
-    form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned()
+    url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned()
 }
 
 pub(super) fn unknown(name: &str, known: &str) -> AdminRefused {
-    let name: String = name.chars().take(40).map(|c| if c.is_control() { '?' } else { c }).collect();
+    let name: String = name.chars().take(40).map(|c| if is_printable(c) { c } else { '?' }).collect();
     AdminRefused::BadRequest(format!("there is no parameter {name:?}; known are {known}").into())
 }
 
@@ -122,7 +124,7 @@ pub(super) fn show(session: &SessionRecord) -> Value {
 /// Whom a body names.
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Meant {
+pub(super) struct SubjectRequest {
     session: Option<String>,
     credential: Option<String>,
     user: Option<String>,
@@ -131,26 +133,26 @@ pub(super) struct Meant {
     undo: bool,
 }
 
-impl Meant {
+impl SubjectRequest {
     /// For ending sessions.
     pub(super) fn selector(self) -> Result<Selector, AdminRefused> {
         let bad = |text: &'static str| AdminRefused::BadRequest(Cow::Borrowed(text));
         if self.undo {
-            return Err(bad("what has ended can't be undone; `undo` belongs to /v1/revoke"));
+            return Err(bad("an ended session can't be restored; `undo` belongs to /v1/revoke"));
         }
         if let Some(session) = &self.session {
             if self.credential.is_some() || self.user.is_some() || self.tenant.is_some() {
-                return Err(bad("name a session, or whose sessions, not both"));
+                return Err(bad("give a session, or a user, credential or tenant, not both"));
             }
             let session = session_id(session);
             let what = "a session's name looks like 1f2e3d4c5b6a7988-1a, as logs and records have it";
             return session.map(Selector::Session).ok_or_else(|| bad(what));
         }
-        self.whose().map(Selector::Of)
+        self.whose().map(Selector::Subject)
     }
 
     /// For revoking: whose credentials, and whether to undo it.
-    pub(super) fn revocation(self) -> Result<(Whose, bool), AdminRefused> {
+    pub(super) fn revocation(self) -> Result<(Subject, bool), AdminRefused> {
         if self.session.is_some() {
             return Err(AdminRefused::BadRequest(
                 "a session is kicked, not revoked; name its credential, user or tenant".into(),
@@ -160,36 +162,36 @@ impl Meant {
         self.whose().map(|whose| (whose, undo))
     }
 
-    fn whose(self) -> Result<Whose, AdminRefused> {
+    fn whose(self) -> Result<Subject, AdminRefused> {
         for (field, name) in [("credential", &self.credential), ("user", &self.user), ("tenant", &self.tenant)] {
             if let Some(Err(what)) = name.as_deref().map(check_name) {
                 return Err(AdminRefused::BadRequest(format!("{field} {what}").into()));
             }
         }
         match (self.credential, self.user, self.tenant) {
-            (Some(username), None, None) => Ok(Whose::Credential(username.into())),
-            (None, Some(user), tenant) => Ok(Whose::User { user: user.into(), tenant: tenant.map(Into::into) }),
-            (None, None, Some(tenant)) => Ok(Whose::Tenant(tenant.into())),
+            (Some(username), None, None) => Ok(Subject::Credential(username.into())),
+            (None, Some(user), tenant) => Ok(Subject::User { user: user.into(), tenant: tenant.map(Into::into) }),
+            (None, None, Some(tenant)) => Ok(Subject::Tenant(tenant.into())),
             (None, None, None) => Err(AdminRefused::BadRequest("name a credential, a user or a tenant".into())),
             (Some(_), Some(_), _) | (Some(_), None, Some(_)) => {
-                Err(AdminRefused::BadRequest("a credential stands alone: it has one user and one tenant".into()))
+                Err(AdminRefused::BadRequest("give a credential without user and tenant: it has one of each".into()))
             }
         }
     }
 }
 
 /// What JSON says of whom, with the names that calls take.
-pub(super) fn show_whose(whose: &Whose) -> Map<String, Value> {
+pub(super) fn show_whose(whose: &Subject) -> Map<String, Value> {
     let mut shown = Map::new();
     match whose {
-        Whose::Credential(username) => drop(shown.insert("credential".to_owned(), json!(username))),
-        Whose::User { user, tenant } => {
+        Subject::Credential(username) => drop(shown.insert("credential".to_owned(), json!(username))),
+        Subject::User { user, tenant } => {
             shown.insert("user".to_owned(), json!(user));
             if let Some(tenant) = tenant {
                 shown.insert("tenant".to_owned(), json!(tenant));
             }
         }
-        Whose::Tenant(tenant) => drop(shown.insert("tenant".to_owned(), json!(tenant))),
+        Subject::Tenant(tenant) => drop(shown.insert("tenant".to_owned(), json!(tenant))),
     }
     shown
 }
@@ -211,14 +213,14 @@ mod tests {
 
     #[test]
     fn a_call_means_a_session_or_one_kind_of_party() {
-        let meant = |text: &str| serde_json::from_str::<Meant>(text).unwrap();
+        let meant = |text: &str| serde_json::from_str::<SubjectRequest>(text).unwrap();
         let session = r#"{"session":"000000000000001f-1a"}"#;
         assert_eq!(meant(session).selector(), Ok(Selector::Session(SessionId { instance: 0x1f, number: 0x1a })));
-        let user = Whose::User { user: "a".into(), tenant: Some("t".into()) };
-        assert_eq!(meant(r#"{"user":"a","tenant":"t"}"#).selector(), Ok(Selector::Of(user.clone())));
+        let user = Subject::User { user: "a".into(), tenant: Some("t".into()) };
+        assert_eq!(meant(r#"{"user":"a","tenant":"t"}"#).selector(), Ok(Selector::Subject(user.clone())));
         assert_eq!(meant(r#"{"user":"a","tenant":"t","undo":true}"#).revocation(), Ok((user.clone(), true)));
         assert_eq!(Value::Object(show_whose(&user)), json!({ "user": "a", "tenant": "t" }));
-        let credential = Whose::Credential("9:a".into());
+        let credential = Subject::Credential("9:a".into());
         assert_eq!(meant(r#"{"credential":"9:a"}"#).revocation(), Ok((credential.clone(), false)));
         assert_eq!(Value::Object(show_whose(&credential)), json!({ "credential": "9:a" }));
         for wrong in [
@@ -233,12 +235,12 @@ mod tests {
         assert!(meant(session).revocation().is_err());
         assert!(meant(r#"{"user":"a","undo":true}"#).selector().is_err());
         assert!(meant(r#"{"session":"000000000000001f-1a","user":"a"}"#).selector().is_err());
-        assert!(serde_json::from_str::<Meant>(r#"{"usr":"a"}"#).is_err(), "a misspelt word is not ignored");
+        assert!(serde_json::from_str::<SubjectRequest>(r#"{"usr":"a"}"#).is_err(), "a misspelt word is not ignored");
     }
 
     #[test]
     fn a_question_has_known_parameters_and_a_bounded_answer() {
-        let parse = |text: &str| Query::parse(&text.parse().unwrap());
+        let parse = |text: &str| SessionsQuery::parse(&text.parse().unwrap());
         let query = parse("/v1/sessions").unwrap();
         assert_eq!((query.limit, query.after), (100, Cursor::default()));
         let query = parse("/v1/sessions?user=a%20b&client=192.0.2.0/24&limit=1000&after=1-7").unwrap();

@@ -3,11 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::Admin;
+use crate::address::{Family, Transport};
+use crate::ops::log;
 use crate::ops::status::Phase;
 use crate::protocol::accounting::Amount;
-use crate::protocol::address::{Family, Transport};
-use crate::protocol::border::{DropReason, EndReason};
 use crate::protocol::counters::Counters;
+use crate::protocol::reason::{DropReason, EndReason};
 use crate::protocol::reject::RejectReason;
 
 /// Names with their counts; those at 0 are left out.
@@ -51,10 +52,24 @@ impl Admin {
             "to_clients": amount(&|core| core.to_clients.get()),
             "refused": counts(RejectReason::ALL.iter().map(|why| (why.name(), sum(&|core| core.rejects_of(*why))))),
             "dropped": counts(DropReason::ALL.iter().map(|why| (why.name(), sum(&|core| core.drops_of(*why).packets)))),
+            "lost": self.lost(),
             "certificates": certificates.iter().map(|certificate| json!({
                 "names": certificate.names, "days": certificate.days_left(),
             })).collect::<Vec<_>>(),
             "revocations": running.revocations().len(),
         })
+    }
+
+    /// What outputs did not take: an operator who looks here must not have to look at metrics too.
+    fn lost(&self) -> Value {
+        let nets = || self.parts.running.counters().map(|(_, net)| net);
+        let unrecorded = nets().map(|net| net.records_lost.get()).sum::<u64>();
+        let usage = self.parts.usage.iter().flat_map(|usage| usage.lost(unrecorded));
+        let all = [
+            ("log lines", log::lines_lost().iter().map(|(_, lost)| lost).sum()),
+            ("log events", nets().map(|net| net.events_lost.get() + net.refusal_events_lost.get()).sum()),
+            ("usage records", usage.map(|(.., lost)| lost).sum()),
+        ];
+        counts(all.into_iter())
     }
 }

@@ -1,13 +1,12 @@
 //! Who asks: an API key, a user with a signed token, a process of this machine, or a user whom a trusted proxy has logged in.
 
-use std::net::IpAddr;
-
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
+use super::forwarded;
 use super::limits;
 use super::refused::IssueRefused;
 use crate::api::Peer;
@@ -16,9 +15,9 @@ use crate::credentials::claims::Grant;
 use crate::jwt::{self, TOKEN_BYTES_MAX};
 
 /// What query parameters call a key: the draft and the signalling server of Nextcloud (Janus sends both), Metered.
-const KEY_PARAMETERS: [&str; 4] = ["key", "api", "apiKey", "secretKey"];
+pub(super) const KEY_PARAMETERS: [&str; 4] = ["key", "api", "apiKey", "secretKey"];
 
-/// Whoever may have a credential.
+/// A caller that may have a credential.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Caller {
     /// In logs, metrics and rates: the key's name, `jwt`, `unix` or `proxy`.
@@ -38,7 +37,7 @@ impl Caller {
         Self { name: name.into(), max_ttl: None, user, tenant: None, grant: Grant::default() }
     }
 
-    /// Whose rate counts: a user who asks for himself is a caller of his own, and nobody else's requests are his.
+    /// Whose rate counts: a user with a token is a caller of their own, apart from all others.
     pub(super) const fn has_key_rate(&self) -> bool {
         self.user.is_none()
     }
@@ -47,13 +46,13 @@ impl Caller {
 /// Finds out who asks.
 pub(super) fn identify(
     config: &IssuingConfig,
-    token_keys: &[jwt::Key],
+    token_keys: &[jwt::TokenKey],
     peer: Peer,
     headers: &HeaderMap,
     query: &[(String, String)],
     now: u64,
 ) -> Result<Caller, IssueRefused> {
-    if !config.serves_anybody() {
+    if !config.is_on() {
         return Err(IssueRefused::NoMethod);
     }
     let presented = presented_keys(headers, query)?;
@@ -61,7 +60,7 @@ pub(super) fn identify(
         let Some(key) = find(&config.keys, &presented) else {
             return token_user(config, token_keys, &presented, now);
         };
-        return if key.is_good_from(client_ip(config, peer, headers)) {
+        return if key.is_good_from(forwarded::client(&config.proxies, peer, headers).ip()) {
             Ok(Caller {
                 name: key.name.clone(),
                 max_ttl: key.max_ttl,
@@ -82,22 +81,6 @@ pub(super) fn identify(
         Some(user) => Ok(Caller::known_by("proxy", Some(user))),
         None => Err(IssueRefused::NoKey),
     }
-}
-
-/// Where the client is: the connection's other end, or what a trusted proxy says.
-pub(super) fn client_ip(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
-    let Peer::Tcp(address) = peer else { return None };
-    let is_proxy = |ip: IpAddr| config.proxies.iter().any(|net| net.contains(&ip));
-    let mut client = address.ip().to_canonical();
-    // Each proxy appends whom it heard; whatever stands left of the first stranger may be invented.
-    let lines: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
-    let mut hops = lines.iter().flat_map(|line| line.split(',')).rev();
-    while is_proxy(client) {
-        let Some(hop) = hops.next() else { break };
-        let Ok(ip) = hop.trim().parse::<IpAddr>() else { break };
-        client = ip.to_canonical();
-    }
-    Some(client)
 }
 
 /// Every key in the request. Several ways at once are fine: one that fits is enough.
@@ -141,7 +124,7 @@ fn find<'a>(keys: &'a [ApiKey], presented: &[Vec<u8>]) -> Option<&'a ApiKey> {
 }
 
 /// Whether a token was refused that newer keys might take.
-pub(super) fn needs_newer_keys(token_keys: &[jwt::Key], headers: &HeaderMap, query: &[(String, String)]) -> bool {
+pub(super) fn needs_newer_keys(token_keys: &[jwt::TokenKey], headers: &HeaderMap, query: &[(String, String)]) -> bool {
     let presented = presented_keys(headers, query).unwrap_or_default();
     token(&presented).is_some_and(|token| jwt::names_another_key(token_keys, token))
 }
@@ -154,7 +137,7 @@ fn token(presented: &[Vec<u8>]) -> Option<&str> {
 /// The user of a signed token, for no longer than the token is good.
 fn token_user(
     config: &IssuingConfig,
-    keys: &[jwt::Key],
+    keys: &[jwt::TokenKey],
     presented: &[Vec<u8>],
     now: u64,
 ) -> Result<Caller, IssueRefused> {
@@ -181,7 +164,7 @@ fn forwarded_user(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Re
     let mut values = headers.get_all(&**name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(IssueRefused::BadUser("the header that names the user stands there twice"));
+        return Err(IssueRefused::BadUser("the header that names the user is there twice"));
     }
     let user = std::str::from_utf8(value.as_bytes())
         .map_err(|_| IssueRefused::BadUser("the header that names the user is not UTF-8"))?
@@ -205,8 +188,7 @@ mod tests {
             digest("open-sesame"),
             digest("north-gate")
         );
-        let text = format!("{more}\n{keys}[[auth.secrets]]\nid = \"s\"\nvalue = \"north\"\n");
-        Config::from_toml("c.toml", &text).unwrap().http.issuing
+        Config::with_a_secret(&format!("{more}\n{keys}")).unwrap().http.issuing
     }
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
@@ -218,7 +200,7 @@ mod tests {
     }
 
     fn query(text: &str) -> Vec<(String, String)> {
-        form_urlencoded::parse(text.as_bytes()).into_owned().collect()
+        url::form_urlencoded::parse(text.as_bytes()).into_owned().collect()
     }
 
     fn from(address: &str) -> Peer {
@@ -278,7 +260,19 @@ mod tests {
         assert_eq!(ask(from("10.0.0.1:1"), &said("192.0.2.9")).as_deref(), Ok("office"));
         assert_eq!(ask(from("10.0.0.1:1"), &said("1.2.3.4, 192.0.2.9, 10.9.9.9")).as_deref(), Ok("office"));
         assert_eq!(ask(from("[::1]:1"), &said("192.0.2.9, 1.2.3.4")), Err(IssueRefused::Address), "invented");
-        assert_eq!(ask(from("10.0.0.1:1"), &said("unknown")), Err(IssueRefused::Address));
+        // F-A10: the proxies' own addresses may ask, but what they can't say of others is not theirs.
+        let config = self::config("http.proxies = [\"192.0.2.0/24\"]");
+        let ask = |said: &[u8]| {
+            let mut headers = headers(&[key]);
+            headers.insert("x-forwarded-for", axum::http::HeaderValue::from_bytes(said).unwrap());
+            name_of(identify(&config, &[], from("192.0.2.1:1"), &headers, &[], 0))
+        };
+        for said in [&b"unknown"[..], b"8.8.8.8:4711", b"[2001:4860::1]:443", b"8.8.8.8, \xff", b"8.8.8.8:x", b""] {
+            assert_eq!(ask(said), Err(IssueRefused::Address), "{said:?}");
+        }
+        for said in [&b"192.0.2.9:4711"[..], b"\"[2001:db8::1]:443\"", b"192.0.2.9, 192.0.2.3:1"] {
+            assert_eq!(ask(said).as_deref(), Ok("office"), "{said:?}");
+        }
     }
 
     #[test]
@@ -292,7 +286,7 @@ mod tests {
         assert_eq!(identify(&config, &[], from("10.0.0.1:1"), &HeaderMap::new(), &[], 0), Err(IssueRefused::NoKey));
         let twice = headers(&[("x-user", "a"), ("x-user", "b")]);
         assert!(matches!(identify(&config, &[], from("10.0.0.1:1"), &twice, &[], 0), Err(IssueRefused::BadUser(_))));
-        // A key that is presented must be right, whoever brings it.
+        // A key that is presented must be right, even over the socket.
         let wrong = headers(&[("x-user", "zoe"), ("authorization", "Bearer nonsense")]);
         assert_eq!(identify(&config, &[], from("10.0.0.1:1"), &wrong, &[], 0), Err(IssueRefused::WrongKey));
         assert_eq!(

@@ -1,11 +1,12 @@
-//! How many credentials were issued and refused; read by `ops::metrics`.
+//! How many credentials were issued and refused, and their metrics.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::refused::IssueRefused;
-use crate::net::clock;
+use crate::clock;
+use crate::ops::metrics::Text;
 
 /// What became of fetching the keys that check tokens.
 #[derive(Debug, Default)]
@@ -43,7 +44,7 @@ impl Fetches {
 
 /// Counts of the endpoint.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub struct IssueCounts {
     /// By the name of the key: operators choose them, so there are few.
     issued: Mutex<BTreeMap<Box<str>, u64>>,
     refused: [AtomicU64; IssueRefused::ALL.len()],
@@ -51,7 +52,7 @@ pub struct Counts {
     pub fetches: Arc<Fetches>,
 }
 
-impl Counts {
+impl IssueCounts {
     /// Makes a line for each key, at 0 until it is used.
     pub(super) fn know<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,5 +81,23 @@ impl Counts {
     #[must_use]
     pub fn refused(&self, refused: &IssueRefused) -> u64 {
         self.refused[refused.number()].load(Ordering::Relaxed)
+    }
+    /// Shows them; registered with [`Metrics::with`](crate::ops::metrics::Metrics::with).
+    pub fn publish(&self, text: &mut Text) {
+        text.counter("throughway_credentials_issued_total", "Credentials issued over HTTP, by the key that asked")
+            .each("key", self.issued());
+        text.counter("throughway_credentials_refused_total", "Credentials refused over HTTP, by reason")
+            .each("reason", IssueRefused::ALL.iter().map(|refused| (refused.name(), self.refused(refused))));
+        let fetches = &self.fetches;
+        if fetches.is_on.load(Ordering::Relaxed) {
+            let results = [("ok", &fetches.ok), ("failed", &fetches.failed)];
+            text.counter("throughway_jwt_key_fetches_total", "Fetches of the keys that check tokens, by result")
+                .each("result", results.map(|(result, count)| (result, count.load(Ordering::Relaxed))));
+            text.gauge("throughway_jwt_keys", "Fetched keys that check tokens")
+                .value(fetches.keys.load(Ordering::Relaxed));
+            if let Some(age) = fetches.age() {
+                text.gauge("throughway_jwt_keys_age_seconds", "Age of the fetched keys, in seconds").value(age);
+            }
+        }
     }
 }

@@ -1,70 +1,53 @@
 //! Limits that a key has, a token carries or a caller asks for: read from JSON, put together, and said in words.
 
 use ipnet::IpNet;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::calendar::rfc3339;
-use crate::config::{show_bytes, show_rate};
-use crate::credentials::claims::{Claims, Grant, PeerScope, Transports};
-use crate::protocol::address::Transport;
+use crate::config::{RATE, SIZE};
+use crate::credentials::claims::{Claim, Claims, Grant, PeerScope};
+use crate::credentials::limits::PrefixForm;
 
 /// More prefixes would not fit into a username.
 const PREFIXES_MAX: usize = 32;
+
+/// What an object of limits may have: every claim but the tenant.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    limits().map(Claim::name)
+}
+
+fn limits() -> impl Iterator<Item = Claim> {
+    Claim::ALL.into_iter().filter(|claim| *claim != Claim::Tenant)
+}
 
 /// Reads an object of limits, by the names that `auth.secrets.claims` has.
 pub(super) fn parse(value: &Value) -> Result<Grant, &'static str> {
     let fields = value.as_object().ok_or("limits must be an object")?;
     let mut grant = Grant::default();
     for (name, value) in fields {
-        let number = || value.as_u64().filter(|number| *number > 0);
-        match name.as_str() {
-            "bytes" => grant.bytes = Some(number().ok_or("limits.bytes must be a whole number, 1 or more")?),
-            "bitrate" => {
-                let bits = number().ok_or("limits.bitrate must be a whole number of bits per second, 1 or more")?;
-                grant.bits_per_second = Some(bits);
-            }
-            "allocations" => {
-                let count = number().and_then(|count| u32::try_from(count).ok());
-                grant.allocations = Some(count.ok_or("limits.allocations must be a whole number, 1 or more")?);
-            }
-            "peers" => grant.peers = vec![scope(value)?],
-            "transports" => grant.transports = Some(transports(value)?),
-            "closes_at" => {
-                let time = number().ok_or("limits.closes_at must be a time in seconds since 1970")?;
-                grant.closes_at = Some(time);
-            }
-            _ => {
-                return Err(
-                    "limits has bytes, bitrate, allocations, peers, transports and closes_at, and nothing else",
-                );
-            }
+        let limit = limits().find(|limit| limit.name() == name);
+        let limit =
+            limit.ok_or("limits has bytes, bitrate, allocations, peers, transports and closes_at, and nothing else")?;
+        let is_too_long = limit == Claim::Peers && value.as_array().is_some_and(|list| list.len() > PREFIXES_MAX);
+        if is_too_long || grant.set(limit, &value.into(), PrefixForm::Exact).is_err() {
+            return Err(match limit {
+                Claim::Bytes => "limits.bytes must be a whole number, 1 or more",
+                Claim::Bitrate => "limits.bitrate must be a whole number of bits per second, 1 or more",
+                Claim::Allocations => "limits.allocations must be a whole number, 1 or more",
+                Claim::Peers => {
+                    "limits.peers must be \"relay\" or a list of up to 32 prefixes, which have no bits set after their length"
+                }
+                Claim::Transports => "limits.transports must be a list of udp, tcp and tls",
+                Claim::ClosesAt | Claim::Tenant => "limits.closes_at must be a time in seconds since 1970",
+            });
         }
     }
     Ok(grant)
 }
 
-fn scope(value: &Value) -> Result<PeerScope, &'static str> {
-    const WRONG: &str = "limits.peers must be \"relay\" or a list of up to 32 prefixes";
-    if value == "relay" {
-        return Ok(PeerScope::Relay);
-    }
-    let list = value.as_array().filter(|list| (1..=PREFIXES_MAX).contains(&list.len())).ok_or(WRONG)?;
-    let prefixes: Option<Vec<IpNet>> =
-        list.iter().map(|item| Some(item.as_str()?.parse::<IpNet>().ok()?.trunc())).collect();
-    Ok(PeerScope::Prefixes(prefixes.ok_or(WRONG)?.into()))
-}
-
-fn transports(value: &Value) -> Result<Transports, &'static str> {
-    const WRONG: &str = "limits.transports must be a list of udp, tcp and tls";
-    let list = value.as_array().filter(|list| !list.is_empty()).ok_or(WRONG)?;
-    let named = |item: &Value| Transport::ALL.into_iter().find(|transport| item == transport.name());
-    let transports: Option<Vec<Transport>> = list.iter().map(named).collect();
-    Ok(Transports::of(&transports.ok_or(WRONG)?))
-}
-
 /// The narrower of both in everything, in the form that a credential can carry: one scope of peers.
-pub(super) fn combine(allowed: &Grant, wanted: &Grant, now: u64) -> Result<Grant, &'static str> {
-    let mut grant = allowed.narrowed_by(wanted);
+pub(super) fn combine(allowed: &Grant, requested: &Grant, now: u64) -> Result<Grant, &'static str> {
+    let mut grant = allowed.narrowed_by(requested);
     if let [one, other] = grant.peers.as_slice() {
         let (PeerScope::Prefixes(one), PeerScope::Prefixes(other)) = (one, other) else {
             return Err("limits.peers: this key allows other peers, and one credential can't carry both");
@@ -84,28 +67,14 @@ pub(super) fn combine(allowed: &Grant, wanted: &Grant, now: u64) -> Result<Grant
         return Err("limits.transports: this key allows none of them");
     }
     if grant.closes_at.is_some_and(|time| time <= now) {
-        return Err("limits.closes_at is over");
+        return Err("limits.closes_at is in the past");
     }
     Ok(grant)
 }
 
 /// What a credential carries, as a request for it would say it.
 pub(super) fn json(grant: &Grant) -> Map<String, Value> {
-    let peers = grant.peers.first().map(|scope| match scope {
-        PeerScope::Relay => json!("relay"),
-        PeerScope::Prefixes(prefixes) => prefixes.iter().map(ToString::to_string).collect(),
-    });
-    [
-        ("bytes", grant.bytes.map(Value::from)),
-        ("bitrate", grant.bits_per_second.map(Value::from)),
-        ("allocations", grant.allocations.map(Value::from)),
-        ("peers", peers),
-        ("transports", grant.transports.map(|transports| transports.names().into())),
-        ("closes_at", grant.closes_at.map(Value::from)),
-    ]
-    .into_iter()
-    .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-    .collect()
+    grant.limits().map(|(limit, value)| (limit.name().to_owned(), value)).collect()
 }
 
 /// Tenant and limits in words; empty where nothing is limited.
@@ -114,9 +83,9 @@ pub(crate) fn in_words(claims: &Claims) -> String {
     let grant = &claims.grant;
     let mut words = Vec::new();
     words.extend(claims.tenant.as_ref().map(|tenant| format!("tenant {tenant}")));
-    words.extend(grant.bytes.map(|bytes| format!("{} in all", show_bytes(bytes))));
-    words.extend(grant.bytes_per_day.map(|bytes| format!("{} a day", show_bytes(bytes))));
-    words.extend(grant.bits_per_second.map(|rate| format!("{} each way", show_rate(rate))));
+    words.extend(grant.bytes.map(|bytes| format!("{} in all", SIZE.show(bytes))));
+    words.extend(grant.bytes_per_day.map(|bytes| format!("{} a day", SIZE.show(bytes))));
+    words.extend(grant.bits_per_second.map(|rate| format!("{} each way", RATE.show(rate))));
     words.extend(grant.packets_per_second.map(|rate| format!("{rate} packets/s each way")));
     words.extend(grant.allocations.map(|count| format!("{count} allocations at a time")));
     words.extend(grant.peers.iter().map(|scope| match scope {
@@ -132,6 +101,8 @@ pub(crate) fn in_words(claims: &Claims) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn grant(text: &str) -> Grant {
@@ -167,6 +138,8 @@ mod tests {
             r#"{"peers":"all"}"#,
             r#"{"peers":["10.0.0.0/40"]}"#,
             r#"{"peers":[5]}"#,
+            r#"{"peers":["10.0.0.1/8"]}"#,
+            r#"{"peers":["10.0.0.0/8","2001:db8::1/32"]}"#,
             r#"{"transports":["sctp"]}"#,
             r#"{"transports":[]}"#,
             r#"{"closes_at":null}"#,
@@ -179,16 +152,16 @@ mod tests {
     fn asking_narrows_and_never_widens() {
         let key =
             grant(r#"{"bytes":1000,"allocations":2,"peers":["10.0.0.0/8","192.0.2.0/24"],"transports":["udp","tls"]}"#);
-        let wanted =
+        let requested =
             grant(r#"{"bytes":5000,"bitrate":9,"peers":["10.1.0.0/16","192.0.0.0/16"],"transports":["tcp","tls"]}"#);
-        let both = combine(&key, &wanted, 0).unwrap();
+        let both = combine(&key, &requested, 0).unwrap();
         assert_eq!(
             Value::Object(json(&both)),
             json!({"bytes":1000,"bitrate":9,"allocations":2,"peers":["10.1.0.0/16","192.0.2.0/24"],"transports":["tls"]})
         );
         assert_eq!(combine(&key, &Grant::default(), 0).as_ref(), Ok(&key));
-        for wanted in [r#"{"peers":["198.51.100.0/24"]}"#, r#"{"peers":"relay"}"#, r#"{"transports":["tcp"]}"#] {
-            assert!(combine(&key, &grant(wanted), 0).is_err(), "{wanted}");
+        for requested in [r#"{"peers":["198.51.100.0/24"]}"#, r#"{"peers":"relay"}"#, r#"{"transports":["tcp"]}"#] {
+            assert!(combine(&key, &grant(requested), 0).is_err(), "{requested}");
         }
         assert!(combine(&Grant::default(), &grant(r#"{"closes_at":100}"#), 100).is_err());
     }

@@ -1,24 +1,25 @@
-//! Credentials over HTTP, in the shape of whoever asks.
+//! Credentials over HTTP, in the shape that the caller knows.
 //!
-//! The order of a request: method, Host, origin, who asks ([`access`]), what is asked ([`wanted`]), how often
+//! The order of a request: method, Host, origin, who asks ([`access`]), what is asked for ([`request`]), how often
 //! ([`rate`]), mint, answer ([`shape`]). Nothing here logs a key, a password or a request's query.
 
 mod access;
 pub mod counts;
+mod forwarded;
 pub(crate) mod limits;
 mod own_key;
 mod rate;
 pub mod refused;
+mod request;
 pub mod shape;
 mod token_keys;
-mod wanted;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::body::{Body, HttpBody as _};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -26,22 +27,24 @@ use axum::routing::any;
 use hashbrown::HashSet;
 
 use self::access::Caller;
-use self::counts::Counts;
+use self::counts::IssueCounts;
 use self::rate::Rates;
 use self::refused::IssueRefused;
-use self::shape::{Issued, Shape};
+use self::request::CredentialRequest;
+use self::shape::{IssuedCredential, Shape, ShapedResponse};
 use self::token_keys::TokenKeys;
-use self::wanted::Wanted;
 use super::Peer;
+use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
-use super::uris::{self, Uri};
+use super::uris;
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
 use crate::credentials::claims::{Claims, Grant};
-use crate::credentials::{self, MintRefused, SharedSecret};
+use crate::credentials::{self, MintRefused, Minted, SharedSecret};
 use crate::net::Running;
-use crate::protocol::revocation::Party;
-use crate::protocol::time::{Now, UnixSeconds};
+use crate::protocol::revocation::SessionSubject;
+use crate::time::{Now, UnixSeconds};
+use crate::turn_uri::TurnUri;
 
 /// The longest body: the longest username, escaped, and little else.
 const BODY_BYTES_MAX: usize = 8 * 1024;
@@ -49,11 +52,17 @@ const BODY_BYTES_MAX: usize = 8 * 1024;
 /// How long it may take to come.
 const BODY_TIME: Duration = Duration::from_secs(3);
 
-/// A user id of its own for each credential whose caller names nobody: nothing about a person goes over the wire.
+/// A user id of its own for each credential whose caller gives no user: nothing about a person goes over the wire.
 const RANDOM_ID_BYTES: usize = 12;
 
 /// How long a browser may remember which origins may ask, in seconds.
 const PREFLIGHT_SECONDS: &str = "600";
+
+/// Whom a request is from, as limits and `from` of keys take it: for fuzzing.
+#[must_use]
+pub fn client_address(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Option<std::net::IpAddr> {
+    forwarded::client(&config.proxies, peer, headers).ip()
+}
 
 /// Where each shape is found.
 const ROUTES: [(&str, Shape); 13] = [
@@ -80,12 +89,12 @@ struct Issuer {
     max_ttl: u64,
     /// Names that are looked up first, so no credential may have one.
     users: HashSet<Box<str>>,
-    uris: Vec<Uri>,
+    uris: Vec<TurnUri>,
     token_keys: TokenKeys,
 }
 
 impl Issuer {
-    fn new(config: &Config, uris: Vec<Uri>, before: &TokenKeys, counts: &Counts) -> Self {
+    fn new(config: &Config, uris: Vec<TurnUri>, before: &TokenKeys, counts: &IssueCounts) -> Self {
         let source = config.http.issuing.jwt.as_ref().map(|jwt| &jwt.source);
         Self {
             config: config.http.issuing.clone(),
@@ -108,17 +117,18 @@ fn names(config: &Config) -> HashSet<Box<str>> {
 pub struct Rest {
     issuer: ArcSwap<Issuer>,
     rates: Rates,
-    counts: Arc<Counts>,
+    failed: FailedLogins,
+    counts: Arc<IssueCounts>,
     clock: fn() -> Now,
     is_revoked: OnceLock<IsRevoked>,
 }
 
-/// Whether the relay would refuse whoever gets this credential.
-type IsRevoked = Box<dyn Fn(&Party<'_>, UnixSeconds) -> bool + Send + Sync>;
+/// Whether the relay would refuse this credential.
+type IsRevoked = Box<dyn Fn(&SessionSubject<'_>, UnixSeconds) -> bool + Send + Sync>;
 
 /// Through which listener a request came.
 #[derive(Clone, Debug)]
-pub enum Door {
+pub enum Exposure {
     /// `http.listen`: only these Host names, since a page of another site can make its own name mean this machine.
     Private(AllowedHosts),
     /// `http.public`: any Host, since nothing is answered there without a key.
@@ -128,12 +138,13 @@ pub enum Door {
 impl Rest {
     /// For these URIs; `clock` is read once for each request. Keys that are fetched need a runtime around.
     #[must_use]
-    pub fn new(config: &Config, uris: Vec<Uri>, counts: Arc<Counts>, clock: fn() -> Now) -> Self {
+    pub fn new(config: &Config, uris: Vec<TurnUri>, counts: Arc<IssueCounts>, clock: fn() -> Now) -> Self {
         let issuer = Issuer::new(config, uris, &TokenKeys::None, &counts);
         counts.know(issuer.config.keys.iter().map(|key| &*key.name));
         Self {
             issuer: ArcSwap::from_pointee(issuer),
             rates: Rates::default(),
+            failed: FailedLogins::default(),
             counts,
             clock,
             is_revoked: OnceLock::new(),
@@ -141,35 +152,38 @@ impl Rest {
     }
 
     /// Refuses those whom the relay shuts out, from now on.
-    pub fn shut_out(&self, is_revoked: impl Fn(&Party<'_>, UnixSeconds) -> bool + Send + Sync + 'static) {
+    pub fn shut_out(&self, is_revoked: impl Fn(&SessionSubject<'_>, UnixSeconds) -> bool + Send + Sync + 'static) {
         // Told twice it is the same relay.
         let _ = self.is_revoked.set(Box::new(is_revoked));
     }
 
     /// Takes a new configuration over; requests under way end with the old one.
-    pub fn reconfigure(&self, config: &Config, uris: Vec<Uri>) {
+    pub fn reconfigure(&self, config: &Config, uris: Vec<TurnUri>) {
         self.counts.know(config.http.issuing.keys.iter().map(|key| &*key.name));
         let before = self.issuer.load_full();
         self.issuer.store(Arc::new(Issuer::new(config, uris, &before.token_keys, &self.counts)));
     }
 
     /// Checks everything, mints, and gives the answer with its head.
-    async fn answer(&self, shape: Shape, door: &Door, peer: Peer, request: Request) -> Response {
+    async fn answer(&self, shape: Shape, exposure: &Exposure, peer: Peer, request: Request) -> Response {
         let issuer = self.issuer.load_full();
         let (parts, body) = request.into_parts();
         let (method, uri, headers) = (parts.method, parts.uri, parts.headers);
         let origin = allowed_origin(&issuer.config, &headers);
         if method == Method::OPTIONS {
-            return self.preflight(shape, door, &issuer.config, &headers, origin);
+            return self.preflight(shape, exposure, &issuer.config, &headers, origin);
         }
-        let query: Vec<_> = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let asked = Asked { shape, door, peer, method: &method, path: uri.path(), query: &query, headers: &headers };
-        let (status, content_type, text) = match self.issue(&issuer, &asked, body).await {
+        let query: Vec<_> =
+            url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let head =
+            RequestHead { shape, exposure, peer, method: &method, path: uri.path(), query: &query, headers: &headers };
+        let (status, content_type, text) = match self.issue(&issuer, &head, body).await {
             Ok(answer) => answer,
             Err(refused) => {
+                let client = forwarded::client(&issuer.config.proxies, peer, &headers);
+                let refused = self.charge(refused, client, peer);
                 self.counts.refuse(&refused);
-                let client = client_text(&issuer.config, peer, &headers);
-                tracing::debug!(client, reason = refused.name(), "credential refused");
+                tracing::debug!(%client, reason = refused.name(), "credential refused");
                 let (status, content_type, text) = shape.refuse(&refused);
                 let mut answer = respond(status, content_type, text);
                 let head = answer.headers_mut();
@@ -179,6 +193,9 @@ impl Rest {
                 }
                 if let Some(seconds) = refused.retry_after() {
                     head.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+                }
+                if let IssueRefused::RateFailures(_) = refused {
+                    head.insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 if refused == IssueRefused::Method {
                     head.insert(header::ALLOW, HeaderValue::from_static(shape.methods()));
@@ -192,16 +209,28 @@ impl Rest {
         answer
     }
 
+    /// A wrong key or token is charged to where it comes from, and is no ordinary failure any more if there are many.
+    fn charge(&self, refused: IssueRefused, client: forwarded::ClientAddress, peer: Peer) -> IssueRefused {
+        if !refused.is_failed_login() {
+            return refused;
+        }
+        let Some(source) = failed_logins::source(client.ip(), peer) else { return refused };
+        match self.failed.charge(source, (self.clock)().ticks.0) {
+            Ok(()) => refused,
+            Err(seconds) => IssueRefused::RateFailures(seconds),
+        }
+    }
+
     /// What a browser asks before it lets a page of another origin ask.
     fn preflight(
         &self,
         shape: Shape,
-        door: &Door,
+        exposure: &Exposure,
         config: &IssuingConfig,
         headers: &HeaderMap,
         origin: Option<HeaderValue>,
     ) -> Response {
-        let refused = if door.answers(headers) { IssueRefused::Origin } else { IssueRefused::Host };
+        let refused = if exposure.answers(headers) { IssueRefused::Origin } else { IssueRefused::Host };
         if origin.is_none() || refused == IssueRefused::Host {
             self.counts.refuse(&refused);
             let (status, content_type, text) = shape.refuse(&refused);
@@ -216,22 +245,23 @@ impl Rest {
         answer
     }
 
-    async fn issue(&self, issuer: &Issuer, asked: &Asked<'_>, body: Body) -> Result<shape::Answer, IssueRefused> {
-        if !asked.shape.methods().split(", ").any(|method| method == asked.method.as_str()) {
+    /// In the order of the module's head; whatever is not right ends it.
+    async fn issue(&self, issuer: &Issuer, head: &RequestHead<'_>, body: Body) -> Result<ShapedResponse, IssueRefused> {
+        if !head.shape.methods().split(", ").any(|method| method == head.method.as_str()) {
             return Err(IssueRefused::Method);
         }
-        if !asked.door.answers(asked.headers) {
+        if !head.exposure.answers(head.headers) {
             return Err(IssueRefused::Host);
         }
         let now = (self.clock)();
-        if asked.shape == Shape::WellKnown {
+        if head.shape == Shape::WellKnown {
             // Everybody who has a credential knows this.
             return Ok(shape::well_known(&issuer.realm, &issuer.uris));
         }
-        if asked.shape == Shape::Metered
-            && let Some(own) = own_key::find(asked.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
+        if head.shape == Shape::Metered
+            && let Some(own) = own_key::find(head.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
         {
-            return Ok(asked.shape.render(&Issued {
+            return Ok(head.shape.render(&IssuedCredential {
                 username: &own.username,
                 password: &own.password,
                 ttl: own.expires_at.saturating_sub(now.unix.0),
@@ -245,95 +275,117 @@ impl Rest {
                 account: "",
             }));
         }
-        let caller = identify(issuer, asked, now).await?;
+        let caller = identify(issuer, head, now).await?;
         if caller.has_key_rate() {
             self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
         }
-        if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-            return Err(IssueRefused::TooLarge);
-        }
-        let body = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES_MAX));
-        let body = body.await.map_err(|_| IssueRefused::Slow)?.map_err(|_| IssueRefused::TooLarge)?;
-        let wanted = Wanted::parse(asked.query, asked.headers, &body)?;
-        let shape = asked.shape.as_asked(&wanted)?;
-        let user = user_of(&caller, &wanted)?;
-        if let Some(user) = &user {
-            self.rates
-                .take(&caller.name, Some(user), issuer.config.per_user, now.ticks.0)
-                .map_err(IssueRefused::RateUser)?;
-        }
-        let user = match user {
-            Some(user) => user,
+        let request = CredentialRequest::parse(head.shape, head.query, head.headers, &read_body(body).await?)?;
+        let shape = head.shape.for_request(&request)?;
+        let user = match user_of(&caller, &request)? {
+            Some(user) => {
+                let per_user = issuer.config.per_user;
+                self.rates.take(&caller.name, Some(&user), per_user, now.ticks.0).map_err(IssueRefused::RateUser)?;
+                user
+            }
             None => random_id()?,
         };
-        // The configuration is not taken without a secret where anybody may ask.
-        let secret = credentials::minting(&issuer.secrets, now.unix.0).ok_or(IssueRefused::NoMethod)?;
-        if issuer.uris.is_empty() {
-            return Err(IssueRefused::NoServers);
-        }
-        let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
-        let ttl = wanted.ttl.unwrap_or(issuer.config.ttl).min(longest);
-        let grant = limits::combine(&caller.grant, &wanted.limits, now.unix.0).map_err(IssueRefused::BadRequest)?;
-        // What the secret says of the tenant need not be said again.
-        let tenant = caller.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
-        let claims = Claims { grant, tenant, nonce: None };
-        let minted = credentials::mint(secret, now.unix.0, &user, ttl, &claims);
-        let minted = minted.map_err(|refused| {
-            match refused {
-                MintRefused::Separator => IssueRefused::BadUser("a user id must not contain ~"),
-                MintRefused::TooLong => {
-                    IssueRefused::BadUser("the user id is too long: a username, limits included, has at most 508 bytes")
-                }
-                MintRefused::ClaimsTooLong => {
-                    IssueRefused::BadRequest("the limits are too long for a credential; name fewer prefixes")
-                }
-                MintRefused::NotRead(_) => IssueRefused::BadRequest(
-                    "limits can't be put into credentials here: the secret that mints does not read these (claims in its table)",
-                ),
-            }
-        })?;
-        if issuer.users.contains(minted.username.as_str()) {
-            return Err(IssueRefused::BadUser("a static user has this very username; ask again in a second"));
-        }
-        // As the relay will read it: what the credential says of the tenant goes before what the secret says.
-        let tenant = claims.tenant.as_deref().or(secret.tenant.as_deref());
-        let party = Party { username: &minted.username, user: &user, tenant };
+        let credential = mint(issuer, &caller, &request, user, now)?;
+        let party = SessionSubject {
+            username: &credential.minted.username,
+            user: &credential.user,
+            tenant: credential.tenant.as_deref(),
+        };
         if self.is_revoked.get().is_some_and(|is_revoked| is_revoked(&party, now.unix)) {
             return Err(IssueRefused::Revoked);
         }
         self.counts.issue(&caller.name);
         tracing::info!(
             key = &*caller.name,
-            user,
-            username = minted.username,
-            ttl,
-            limits = limits::in_words(&claims),
-            client = client_text(&issuer.config, asked.peer, asked.headers),
+            user = credential.user,
+            username = credential.minted.username,
+            ttl = credential.ttl,
+            limits = limits::in_words(&credential.claims),
+            client = %forwarded::client(&issuer.config.proxies, head.peer, head.headers),
             "credential issued"
         );
-        Ok(shape.render(&Issued {
-            username: &minted.username,
-            password: &minted.password,
-            ttl,
+        Ok(shape.render(&IssuedCredential {
+            username: &credential.minted.username,
+            password: &credential.minted.password,
+            ttl: credential.ttl,
             now: now.unix.0,
-            expires_at: minted.expires_at,
+            expires_at: credential.minted.expires_at,
             realm: &issuer.realm,
             uris: &issuer.uris,
             tenant: caller.tenant.as_deref(),
-            limits: &claims.grant,
-            label: wanted.label.as_deref().unwrap_or_default(),
-            account: asked.path.split('/').nth(3).unwrap_or_default(),
+            limits: &credential.claims.grant,
+            label: request.label.as_deref().unwrap_or_default(),
+            account: head.path.split('/').nth(3).unwrap_or_default(),
         }))
     }
 }
 
+async fn read_body(body: Body) -> Result<Bytes, IssueRefused> {
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(IssueRefused::TooLarge);
+    }
+    let body = tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, BODY_BYTES_MAX));
+    body.await.map_err(|_| IssueRefused::Slow)?.map_err(|_| IssueRefused::TooLarge)
+}
+
+/// A credential before its answer.
+struct NewCredential {
+    minted: Minted,
+    user: String,
+    ttl: u64,
+    claims: Claims,
+    /// As the relay will read it: what the credential says goes before what the secret says.
+    tenant: Option<Box<str>>,
+}
+
+/// Makes the credential that was asked for, within what the caller and the configuration allow.
+fn mint(
+    issuer: &Issuer,
+    caller: &Caller,
+    request: &CredentialRequest,
+    user: String,
+    now: Now,
+) -> Result<NewCredential, IssueRefused> {
+    // The configuration is not taken without a secret where anybody may ask.
+    let secret = credentials::minting(&issuer.secrets, now.unix.0).ok_or(IssueRefused::NoMethod)?;
+    if issuer.uris.is_empty() {
+        return Err(IssueRefused::NoServers);
+    }
+    let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
+    let ttl = request.ttl.unwrap_or(issuer.config.ttl).min(longest);
+    let grant = limits::combine(&caller.grant, &request.limits, now.unix.0).map_err(IssueRefused::BadRequest)?;
+    // What the secret says of the tenant need not be said again.
+    let tenant = caller.tenant.clone().filter(|tenant| secret.tenant.as_ref() != Some(tenant));
+    let claims = Claims { grant, tenant, nonce: None };
+    let minted = credentials::mint(secret, now.unix.0, &user, ttl, &claims).map_err(|refused| match refused {
+        MintRefused::Separator => IssueRefused::BadUser("a user id must not contain ~"),
+        MintRefused::TooLong => {
+            IssueRefused::BadUser("the user id is too long: a username, limits included, has at most 508 bytes")
+        }
+        MintRefused::ClaimsTooLong => {
+            IssueRefused::BadRequest("the limits are too long for a credential; name fewer prefixes")
+        }
+        MintRefused::NotRead(_) => IssueRefused::BadRequest(
+            "credentials can't carry these limits: add them to the claims of the secret in its table of auth.secrets",
+        ),
+    })?;
+    if issuer.users.contains(minted.username.as_str()) {
+        return Err(IssueRefused::BadUser("a static user has the same username; ask again in a second"));
+    }
+    let tenant = claims.tenant.clone().or_else(|| secret.tenant.clone());
+    Ok(NewCredential { minted, user, ttl, claims, tenant })
+}
+
 /// Who asks; a token whose key is not known yet waits a little for newer ones.
-async fn identify(issuer: &Issuer, asked: &Asked<'_>, now: Now) -> Result<Caller, IssueRefused> {
-    let with = |keys: &[_]| access::identify(&issuer.config, keys, asked.peer, asked.headers, asked.query, now.unix.0);
+async fn identify(issuer: &Issuer, head: &RequestHead<'_>, now: Now) -> Result<Caller, IssueRefused> {
+    let with = |keys: &[_]| access::identify(&issuer.config, keys, head.peer, head.headers, head.query, now.unix.0);
     let keys = issuer.token_keys.now();
     let first = with(&keys);
-    if !matches!(first, Err(IssueRefused::BadToken(_))) || !access::needs_newer_keys(&keys, asked.headers, asked.query)
-    {
+    if !matches!(first, Err(IssueRefused::BadToken(_))) || !access::needs_newer_keys(&keys, head.headers, head.query) {
         return first;
     }
     let is_renewed = issuer.token_keys.renewed().await;
@@ -344,9 +396,9 @@ async fn identify(issuer: &Issuer, asked: &Asked<'_>, now: Now) -> Result<Caller
 }
 
 /// A request without its body.
-struct Asked<'a> {
+struct RequestHead<'a> {
     shape: Shape,
-    door: &'a Door,
+    exposure: &'a Exposure,
     peer: Peer,
     method: &'a Method,
     path: &'a str,
@@ -354,7 +406,7 @@ struct Asked<'a> {
     headers: &'a HeaderMap,
 }
 
-impl Door {
+impl Exposure {
     fn answers(&self, headers: &HeaderMap) -> bool {
         match self {
             Self::Private(hosts) => hosts.check(headers).is_some(),
@@ -365,13 +417,13 @@ impl Door {
 
 impl Shape {
     /// The shape that `format` makes of ours; and the draft's word `service` must be right where it is.
-    fn as_asked(self, wanted: &Wanted) -> Result<Self, IssueRefused> {
-        match wanted.service.as_deref() {
+    fn for_request(self, request: &CredentialRequest) -> Result<Self, IssueRefused> {
+        match request.service.as_deref() {
             Some("turn") => {}
             None if !self.needs_service() => {}
             Some(_) | None => return Err(IssueRefused::BadRequest("service must be turn")),
         }
-        match (self, wanted.format.as_deref()) {
+        match (self, request.format.as_deref()) {
             (Self::All, Some("xep0215")) => Ok(Self::Xep0215),
             (Self::All, Some("xep0215-xml")) => Ok(Self::Xep0215Xml),
             (Self::All, Some(_)) => Err(IssueRefused::BadRequest("format must be xep0215 or xep0215-xml")),
@@ -380,23 +432,28 @@ impl Shape {
     }
 }
 
-/// The routes of the endpoint behind one door.
-pub fn router(rest: &Arc<Rest>, door: &Door) -> Router {
+/// Where each shape is found, `{id}` for anything.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    ROUTES.iter().map(|(path, _)| *path)
+}
+
+/// The routes of the endpoint for listeners of one exposure.
+pub fn router(rest: &Arc<Rest>, exposure: &Exposure) -> Router {
     let mut router = Router::new();
     for (path, shape) in ROUTES {
-        let handler = move |State((rest, door)): State<(Arc<Rest>, Door)>, request: Request| async move {
+        let handler = move |State((rest, exposure)): State<(Arc<Rest>, Exposure)>, request: Request| async move {
             // Every listener of ours says who is there.
             let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer::Unix(None));
-            rest.answer(shape, &door, peer, request).await
+            rest.answer(shape, &exposure, peer, request).await
         };
         router = router.route(path, any(handler));
     }
-    router.with_state((Arc::clone(rest), door.clone()))
+    router.with_state((Arc::clone(rest), exposure.clone()))
 }
 
 /// The URIs of a running relay's listeners.
 #[must_use]
-pub fn uris_of(running: &Running, config: &Config) -> Vec<Uri> {
+pub fn uris_of(running: &Running, config: &Config) -> Vec<TurnUri> {
     uris::of_listeners(running.listeners(), &uris::names(config), |ip| {
         if ip.is_unspecified() {
             running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
@@ -406,15 +463,15 @@ pub fn uris_of(running: &Running, config: &Config) -> Vec<Uri> {
     })
 }
 
-/// Whom the credential is for: who is vouched for, else whom the caller names, else nobody.
-fn user_of(caller: &Caller, wanted: &Wanted) -> Result<Option<String>, IssueRefused> {
-    if let (Some(known), Some(named)) = (&caller.user, &wanted.user)
+/// The user of the credential: the verified one, else the one that the caller names, else none.
+fn user_of(caller: &Caller, request: &CredentialRequest) -> Result<Option<String>, IssueRefused> {
+    if let (Some(known), Some(named)) = (&caller.user, &request.user)
         && known != named
     {
-        return Err(IssueRefused::BadUser("this user may ask for credentials in no other name"));
+        return Err(IssueRefused::BadUser("this user can't ask for another user's credentials"));
     }
-    let user = caller.user.as_ref().or(wanted.user.as_ref());
-    user.map(|user| wanted::check_user(user)).transpose()?;
+    let user = caller.user.as_ref().or(request.user.as_ref());
+    user.map(|user| request::check_user(user)).transpose()?;
     Ok(user.cloned())
 }
 
@@ -422,15 +479,6 @@ fn random_id() -> Result<String, IssueRefused> {
     let mut bytes = [0; RANDOM_ID_BYTES];
     getrandom::fill(&mut bytes).map_err(|_| IssueRefused::NoRandom)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The client's address for the log.
-fn client_text(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> String {
-    match (access::client_ip(config, peer, headers), peer) {
-        (Some(ip), Peer::Tcp(_) | Peer::Unix(_)) => ip.to_string(),
-        (None, Peer::Unix(Some(uid))) => format!("unix:{uid}"),
-        (None, Peer::Unix(None) | Peer::Tcp(_)) => "unix".to_owned(),
-    }
 }
 
 fn respond(status: StatusCode, content_type: &'static str, text: String) -> Response {

@@ -1,11 +1,13 @@
-//! Why nobody got a credential: in one word for logs and metrics, in one sentence for whoever asked.
+//! Why a credential was refused: one word for logs and metrics, one sentence for the caller.
+
+use std::borrow::Cow;
 
 use axum::http::StatusCode;
 
 /// A request that got no credential.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IssueRefused {
-    /// The configuration names nobody who may ask.
+    /// The configuration has no way to authenticate callers.
     NoMethod,
     /// Nothing says who asks.
     NoKey,
@@ -23,6 +25,8 @@ pub enum IssueRefused {
     Method,
     /// What was asked makes no sense; the sentence says what.
     BadRequest(&'static str),
+    /// The request has a member that means nothing; the sentence names it, and those that mean something.
+    UnknownMember(Cow<'static, str>),
     /// The user id can't be part of a username, or is not the caller's to name.
     BadUser(&'static str),
     /// The body is too long.
@@ -35,6 +39,8 @@ pub enum IssueRefused {
     RateKey(u64),
     /// The user's rate is used up; seconds until the next.
     RateUser(u64),
+    /// Wrong keys or tokens come too often from there; seconds until the next is an ordinary failure.
+    RateFailures(u64),
     /// The system gave no random numbers.
     NoRandom,
     /// The keys that check tokens have not come yet.
@@ -45,7 +51,7 @@ pub enum IssueRefused {
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
@@ -64,6 +70,8 @@ impl IssueRefused {
         Self::NoRandom,
         Self::NoTokenKeys,
         Self::Revoked,
+        Self::UnknownMember(Cow::Borrowed("")),
+        Self::RateFailures(0),
     ];
 
     /// Its place among [`Self::ALL`].
@@ -88,6 +96,8 @@ impl IssueRefused {
             Self::NoRandom => 15,
             Self::NoTokenKeys => 16,
             Self::Revoked => 17,
+            Self::UnknownMember(_) => 18,
+            Self::RateFailures(_) => 19,
         }
     }
 
@@ -113,6 +123,8 @@ impl IssueRefused {
             Self::NoRandom => "no_random",
             Self::NoTokenKeys => "no_token_keys",
             Self::Revoked => "revoked",
+            Self::UnknownMember(_) => "unknown_member",
+            Self::RateFailures(_) => "rate_failures",
         }
     }
 
@@ -123,30 +135,30 @@ impl IssueRefused {
             Self::NoKey | Self::WrongKey | Self::BadToken(_) => StatusCode::UNAUTHORIZED,
             Self::NoMethod | Self::Address | Self::Host | Self::Origin | Self::Revoked => StatusCode::FORBIDDEN,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BadRequest(_) | Self::BadUser(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_) | Self::UnknownMember(_) | Self::BadUser(_) => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::NoServers => StatusCode::NOT_FOUND,
-            Self::RateKey(_) | Self::RateUser(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::RateKey(_) | Self::RateUser(_) | Self::RateFailures(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoRandom | Self::NoTokenKeys => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
     /// What is wrong and what to do about it.
     #[must_use]
-    pub const fn sentence(&self) -> &'static str {
+    pub fn sentence(&self) -> &str {
         match self {
             Self::NoMethod => {
-                "nobody may ask this server for credentials: add [[http.keys]] to its configuration, or http.jwt_keys, http.unix_uids \
-                 or http.identity_header"
+                "this server gives no credentials yet: add [[http.keys]] to its configuration, or http.jwt_keys, http.unix_uids or http.identity_header"
             }
             Self::NoKey => "an API key is needed: send Authorization: Bearer KEY",
             Self::WrongKey => "this API key is not known",
-            Self::Address => "this API key may not be used from this address",
-            Self::Host => "this Host is not answered here; use 127.0.0.1 or localhost, or list the name in http.hosts",
-            Self::Origin => "pages of this origin may not ask; list it in http.cors",
-            Self::Method => "this method is not offered here",
+            Self::Address => "this API key is not allowed from this address",
+            Self::Host => "this Host is not allowed; use 127.0.0.1 or localhost, or list the name in http.hosts",
+            Self::Origin => "this origin is not allowed; list it in http.cors",
+            Self::Method => "this path does not support this method",
             Self::BadToken(sentence) | Self::BadRequest(sentence) | Self::BadUser(sentence) => sentence,
+            Self::UnknownMember(sentence) => sentence,
             Self::TooLarge => "the body is too long",
             Self::Slow => "the request took too long",
             Self::NoServers => {
@@ -154,17 +166,23 @@ impl IssueRefused {
             }
             Self::RateKey(_) => "too many credentials in a minute for this API key",
             Self::RateUser(_) => "too many credentials in a minute for this user",
-            Self::NoRandom => "the system gives no random numbers for a user id; name one",
+            Self::RateFailures(_) => "too many wrong API keys or tokens from this address; a right one still works",
+            Self::NoRandom => "the system gives no random numbers for a user id; give a user id",
             Self::NoTokenKeys => "the keys that check tokens can't be fetched at the moment; ask again",
             Self::Revoked => "the user, or the user's tenant, was revoked by an operator",
         }
+    }
+
+    /// Whether the caller gave a key or a token, and a wrong one.
+    pub(super) const fn is_failed_login(&self) -> bool {
+        matches!(self, Self::WrongKey | Self::BadToken(_))
     }
 
     /// After how many seconds it is worth asking again.
     #[must_use]
     pub const fn retry_after(&self) -> Option<u64> {
         match self {
-            Self::RateKey(seconds) | Self::RateUser(seconds) => Some(*seconds),
+            Self::RateKey(seconds) | Self::RateUser(seconds) | Self::RateFailures(seconds) => Some(*seconds),
             Self::NoTokenKeys => Some(30),
             Self::NoMethod
             | Self::NoKey
@@ -175,6 +193,7 @@ impl IssueRefused {
             | Self::Origin
             | Self::Method
             | Self::BadRequest(_)
+            | Self::UnknownMember(_)
             | Self::BadUser(_)
             | Self::TooLarge
             | Self::Slow

@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use super::limits;
 use super::own_key;
 use super::refused::IssueRefused;
-use crate::api::uris::Uri;
+use crate::address::Transport;
 use crate::calendar::{rfc2822, rfc3339};
 use crate::credentials::claims::Grant;
-use crate::protocol::address::Transport;
+use crate::turn_uri::TurnUri;
 
 /// Who reads the answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Shape {
-    /// Ours: every reader finds its own names in it.
+    /// Ours: each fact once, under the names of the draft and of RTCConfiguration.
     All,
     /// draft-uberti-behave-turn-rest-00.
     Draft,
@@ -49,15 +49,15 @@ pub enum Shape {
 
 /// A minted credential and everything that some shape tells about it.
 #[derive(Clone, Debug)]
-pub(super) struct Issued<'a> {
+pub(super) struct IssuedCredential<'a> {
     pub(super) username: &'a str,
     pub(super) password: &'a str,
     pub(super) ttl: u64,
     pub(super) now: u64,
     pub(super) expires_at: u64,
     pub(super) realm: &'a str,
-    pub(super) uris: &'a [Uri],
-    /// Whose user it is for, where the key or the token says it.
+    pub(super) uris: &'a [TurnUri],
+    /// The tenant of the user, where the key or the token says it.
     pub(super) tenant: Option<&'a str>,
     /// What it carries.
     pub(super) limits: &'a Grant,
@@ -68,7 +68,7 @@ pub(super) struct Issued<'a> {
 }
 
 /// Status, content type and body.
-pub(super) type Answer = (StatusCode, &'static str, String);
+pub(super) type ShapedResponse = (StatusCode, &'static str, String);
 
 const JSON: &str = "application/json";
 
@@ -102,51 +102,43 @@ impl Shape {
         }
     }
 
+    /// Whether its callers were written for somebody else's server, and may send members that mean something there.
+    pub(super) const fn has_foreign_callers(self) -> bool {
+        match self {
+            Self::All | Self::Xep0215 | Self::Xep0215Xml => false,
+            Self::Draft
+            | Self::DraftOfNextcloud
+            | Self::Ice
+            | Self::Matrix
+            | Self::Cloudflare
+            | Self::CloudflareOld
+            | Self::Twilio
+            | Self::Metered
+            | Self::MeteredNew
+            | Self::WellKnown => true,
+        }
+    }
+
     /// The answer that carries a credential.
-    pub(super) fn render(self, issued: &Issued<'_>) -> Answer {
-        let Issued { username, password, ttl, .. } = *issued;
-        let turn: Vec<String> = issued.uris.iter().map(Uri::turn).collect();
-        let stun: Vec<String> = issued.uris.iter().filter_map(Uri::stun).take(1).collect();
+    pub(super) fn render(self, issued: &IssuedCredential<'_>) -> ShapedResponse {
+        let IssuedCredential { username, password, ttl, expires_at, .. } = *issued;
+        let (stun, turn) = urls(issued.uris);
         let server = json!({ "urls": turn, "username": username, "credential": password });
         let refresh_after = ttl / 2;
         match self {
-            Self::All => {
-                let mut body = json!({
-                "username": username,
-                "password": password,
-                "credential": password,
-                "ttl": ttl,
-                "expires_at": issued.expires_at,
-                "refresh_after": refresh_after,
-                "realm": issued.realm,
-                "uris": turn,
-                "urls": turn,
-                "iceServers": [server],
-                "ice_servers": one_by_one(&[], &turn, username, password),
-                });
-                if let Some(tenant) = issued.tenant {
-                    body["tenant"] = json!(tenant);
-                }
-                let limits = limits::json(issued.limits);
-                if !limits.is_empty() {
-                    body["limits"] = Value::Object(limits);
-                }
-                ok(body)
-            }
+            Self::All => ok(all(issued, &turn, server, refresh_after)),
             Self::Draft | Self::DraftOfNextcloud | Self::Matrix => {
                 ok(json!({ "username": username, "password": password, "ttl": ttl, "uris": turn }))
             }
             Self::Ice => ok(json!({
                 "iceServers": [server],
                 "iceTransportPolicy": "all",
-                "expires_at": issued.expires_at,
+                "expires_at": expires_at,
                 "refresh_after": refresh_after,
             })),
             Self::Cloudflare => {
-                let mut servers = vec![server];
-                if !stun.is_empty() {
-                    servers.insert(0, json!({ "urls": stun }));
-                }
+                let of_stun = (!stun.is_empty()).then(|| json!({ "urls": stun }));
+                let servers: Vec<Value> = of_stun.into_iter().chain([server]).collect();
                 created(json!({ "iceServers": servers }))
             }
             Self::CloudflareOld => {
@@ -166,11 +158,10 @@ impl Shape {
                 }))
             }
             Self::Metered => {
-                let mut servers: Vec<Value> = stun.iter().map(|url| json!({ "urls": url })).collect();
+                let of_stun = stun.iter().map(|url| json!({ "urls": url }));
                 let of_turn =
                     turn.iter().map(|url| json!({ "urls": url, "username": username, "credential": password }));
-                servers.extend(of_turn);
-                ok(Value::Array(servers))
+                ok(of_stun.chain(of_turn).collect())
             }
             Self::MeteredNew => ok(json!({
                 "username": username,
@@ -180,23 +171,13 @@ impl Shape {
                 "apiKey": own_key::make(username, password),
             })),
             Self::WellKnown => well_known(issued.realm, issued.uris),
-            Self::Xep0215 => {
-                let services: Vec<Value> = services(issued).iter().map(Service::json).collect();
-                ok(json!({ "services": services }))
-            }
-            Self::Xep0215Xml => {
-                let mut text = "<services xmlns='urn:xmpp:extdisco:2'>\n".to_owned();
-                for service in services(issued) {
-                    service.xml(&mut text);
-                }
-                text.push_str("</services>\n");
-                (StatusCode::OK, "application/xml; charset=utf-8", text)
-            }
+            Self::Xep0215 => ok(json!({ "services": services(issued).iter().map(Service::json).collect::<Vec<_>>() })),
+            Self::Xep0215Xml => (StatusCode::OK, "application/xml; charset=utf-8", xml(&services(issued))),
         }
     }
 
     /// The answer that carries none.
-    pub(super) fn refuse(self, refused: &IssueRefused) -> Answer {
+    pub(super) fn refuse(self, refused: &IssueRefused) -> ShapedResponse {
         let sentence = refused.sentence();
         let status = self.status_of(refused);
         let body = match self {
@@ -204,13 +185,17 @@ impl Shape {
                 let code = match refused {
                     IssueRefused::NoKey => "M_MISSING_TOKEN",
                     IssueRefused::WrongKey | IssueRefused::BadToken(_) => "M_UNKNOWN_TOKEN",
-                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => "M_LIMIT_EXCEEDED",
+                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) | IssueRefused::RateFailures(_) => {
+                        "M_LIMIT_EXCEEDED"
+                    }
                     IssueRefused::NoMethod
                     | IssueRefused::Address
                     | IssueRefused::Host
                     | IssueRefused::Origin
                     | IssueRefused::Revoked => "M_FORBIDDEN",
-                    IssueRefused::BadRequest(_) | IssueRefused::BadUser(_) => "M_INVALID_PARAM",
+                    IssueRefused::BadRequest(_) | IssueRefused::UnknownMember(_) | IssueRefused::BadUser(_) => {
+                        "M_INVALID_PARAM"
+                    }
                     IssueRefused::TooLarge => "M_TOO_LARGE",
                     IssueRefused::Method => "M_UNRECOGNIZED",
                     IssueRefused::NoServers => "M_NOT_FOUND",
@@ -225,13 +210,14 @@ impl Shape {
             Self::Twilio => {
                 let code = match refused {
                     IssueRefused::NoKey | IssueRefused::WrongKey | IssueRefused::BadToken(_) => 20_003,
-                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) => 20_429,
+                    IssueRefused::RateKey(_) | IssueRefused::RateUser(_) | IssueRefused::RateFailures(_) => 20_429,
                     IssueRefused::NoMethod
                     | IssueRefused::Address
                     | IssueRefused::Host
                     | IssueRefused::Origin
                     | IssueRefused::Method
                     | IssueRefused::BadRequest(_)
+                    | IssueRefused::UnknownMember(_)
                     | IssueRefused::BadUser(_)
                     | IssueRefused::TooLarge
                     | IssueRefused::Slow
@@ -269,10 +255,37 @@ impl Shape {
     }
 }
 
-/// What anybody may know of the server before he has a credential.
-pub(super) fn well_known(realm: &str, uris: &[Uri]) -> Answer {
-    let turn: Vec<String> = uris.iter().map(Uri::turn).collect();
-    let stun: Vec<String> = uris.iter().filter_map(Uri::stun).take(1).collect();
+/// The URLs for clients: `stun:`, of which one is enough because each tells a client the same address, and `turn:`.
+fn urls(uris: &[TurnUri]) -> (Vec<String>, Vec<String>) {
+    let stun = uris.iter().filter_map(TurnUri::as_stun).take(1).map(|uri| uri.to_string()).collect();
+    (stun, uris.iter().map(ToString::to_string).collect())
+}
+
+/// Our own shape; what is not limited is left out.
+fn all(issued: &IssuedCredential<'_>, turn: &[String], server: Value, refresh_after: u64) -> Value {
+    let mut body = json!({
+        "username": issued.username,
+        "password": issued.password,
+        "ttl": issued.ttl,
+        "expires_at": issued.expires_at,
+        "refresh_after": refresh_after,
+        "realm": issued.realm,
+        "uris": turn,
+        "iceServers": [server],
+    });
+    if let Some(tenant) = issued.tenant {
+        body["tenant"] = json!(tenant);
+    }
+    let limits = limits::json(issued.limits);
+    if !limits.is_empty() {
+        body["limits"] = Value::Object(limits);
+    }
+    body
+}
+
+/// What is public about the server: it is given without a credential.
+pub(super) fn well_known(realm: &str, uris: &[TurnUri]) -> ShapedResponse {
+    let (stun, turn) = urls(uris);
     ok(json!({
         "realm": realm,
         "uris": turn,
@@ -283,11 +296,11 @@ pub(super) fn well_known(realm: &str, uris: &[Uri]) -> Answer {
     }))
 }
 
-fn ok(body: Value) -> Answer {
+fn ok(body: Value) -> ShapedResponse {
     (StatusCode::OK, JSON, body.to_string())
 }
 
-fn created(body: Value) -> Answer {
+fn created(body: Value) -> ShapedResponse {
     (StatusCode::CREATED, JSON, body.to_string())
 }
 
@@ -302,33 +315,33 @@ fn one_by_one(stun: &[String], turn: &[String], username: &str, password: &str) 
 /// A `<service/>` of XEP-0215.
 struct Service<'a> {
     kind: &'static str,
-    host: &'a str,
+    host: Box<str>,
     port: u16,
     transport: &'static str,
     /// Username, password, end.
     login: Option<(&'a str, &'a str, String)>,
 }
 
-fn services<'a>(issued: &Issued<'a>) -> Vec<Service<'a>> {
-    let service = |uri: &'a Uri, kind, login| {
+fn xml(services: &[Service<'_>]) -> String {
+    let mut text = "<services xmlns='urn:xmpp:extdisco:2'>\n".to_owned();
+    for service in services {
+        service.xml(&mut text);
+    }
+    text.push_str("</services>\n");
+    text
+}
+
+fn services<'a>(issued: &IssuedCredential<'a>) -> Vec<Service<'a>> {
+    let service = |uri: TurnUri, login| {
         let transport = match uri.transport {
             Transport::Udp => "udp",
             Transport::Tcp | Transport::Tls => "tcp",
         };
-        Service { kind, host: &uri.host, port: uri.port, transport, login }
+        Service { kind: uri.scheme_name(), host: uri.host, port: uri.port, transport, login }
     };
-    let stun = issued.uris.iter().filter(|uri| uri.stun().is_some()).take(1).map(|uri| service(uri, "stun", None));
-    let turn = issued.uris.iter().map(|uri| {
-        service(uri, turn_kind(uri.transport), Some((issued.username, issued.password, rfc3339(issued.expires_at))))
-    });
-    stun.chain(turn).collect()
-}
-
-const fn turn_kind(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Udp | Transport::Tcp => "turn",
-        Transport::Tls => "turns",
-    }
+    let stun = issued.uris.iter().filter_map(TurnUri::as_stun).take(1).map(|uri| service(uri, None));
+    let login = || Some((issued.username, issued.password, rfc3339(issued.expires_at)));
+    stun.chain(issued.uris.iter().map(|uri| service(uri.clone(), login()))).collect()
 }
 
 impl Service<'_> {
@@ -350,7 +363,7 @@ impl Service<'_> {
             text,
             "  <service type='{}' host='{}' port='{}' transport='{}'",
             self.kind,
-            escaped(self.host),
+            escaped(&self.host),
             self.port,
             self.transport
         );

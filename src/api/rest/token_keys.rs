@@ -1,7 +1,7 @@
 //! The keys that check tokens: from a file, or fetched from the login and fetched again.
 //!
 //! No request ever fetches: one task does, when what it has is no longer fresh, or when a token names a key that is
-//! not there, and then no more often than [`Timing::asked_pause`]. While the login can't be reached the old keys stay.
+//! not there, and then no more often than [`FetchTiming::asked_pause`]. While the login can't be reached the old keys stay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,14 +13,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::counts::Fetches;
+use crate::clock;
 use crate::config::issuing::{JWKS_BYTES_MAX, KeySource, KeyUrl};
-use crate::fetch::{Asked, Client};
-use crate::jwt::{self, Key};
-use crate::net::clock;
+use crate::fetch::{Client, HttpRequest};
+use crate::jwt::{self, TokenKey};
 
 /// How often what is done.
 #[derive(Clone, Copy, Debug)]
-struct Timing {
+struct FetchTiming {
     /// A whole fetch takes no longer.
     patience: Duration,
     /// Keys are fresh for as long as the login says, but no shorter and no longer than this.
@@ -35,7 +35,7 @@ struct Timing {
     wait: Duration,
 }
 
-const TIMING: Timing = Timing {
+const TIMING: FetchTiming = FetchTiming {
     patience: Duration::from_secs(10),
     fresh: (Duration::from_secs(300), Duration::from_secs(86_400)),
     fresh_usual: Duration::from_secs(3600),
@@ -50,7 +50,7 @@ pub(super) enum TokenKeys {
     /// No tokens are taken.
     None,
     /// Read with the configuration.
-    File(Arc<Vec<Key>>),
+    File(Arc<Vec<TokenKey>>),
     /// Fetched.
     Fetched(Arc<Fetched>),
 }
@@ -68,7 +68,7 @@ impl TokenKeys {
     }
 
     /// What there is at this moment.
-    pub(super) fn now(&self) -> Arc<Vec<Key>> {
+    pub(super) fn now(&self) -> Arc<Vec<TokenKey>> {
         match self {
             Self::None => Arc::default(),
             Self::File(keys) => Arc::clone(keys),
@@ -96,8 +96,8 @@ impl TokenKeys {
 /// Keys that a task fetches.
 pub(super) struct Fetched {
     from: KeyUrl,
-    timing: Timing,
-    state: Arc<State>,
+    timing: FetchTiming,
+    state: Arc<FetchState>,
     task: JoinHandle<()>,
 }
 
@@ -107,8 +107,8 @@ impl Drop for Fetched {
     }
 }
 
-struct State {
-    keys: ArcSwap<Vec<Key>>,
+struct FetchState {
+    keys: ArcSwap<Vec<TokenKey>>,
     /// A token wants newer ones.
     asked: Notify,
     under_way: AtomicBool,
@@ -120,8 +120,8 @@ struct State {
 }
 
 impl Fetched {
-    fn start(from: KeyUrl, timing: Timing, counts: Arc<Fetches>) -> Arc<Self> {
-        let state = Arc::new(State {
+    fn start(from: KeyUrl, timing: FetchTiming, counts: Arc<Fetches>) -> Arc<Self> {
+        let state = Arc::new(FetchState {
             keys: ArcSwap::default(),
             asked: Notify::new(),
             under_way: AtomicBool::new(true),
@@ -151,7 +151,7 @@ impl Fetched {
 }
 
 /// Fetches until it is aborted.
-async fn follow(from: KeyUrl, timing: Timing, state: Arc<State>) {
+async fn follow(from: KeyUrl, timing: FetchTiming, state: Arc<FetchState>) {
     let client = match Client::new(from.authorities.as_ref(), timing.patience) {
         Ok(client) => client,
         Err(error) => {
@@ -176,7 +176,7 @@ async fn follow(from: KeyUrl, timing: Timing, state: Arc<State>) {
             Err(error) => {
                 let keys = state.keys.load().len();
                 if !is_failing {
-                    tracing::warn!(url = %from.url, keys, %error, "can't fetch the keys that check tokens; those from before stay in use");
+                    tracing::warn!(url = %from.url, keys, %error, "can't fetch the keys that check tokens; the previous keys stay in use");
                 }
                 state.counts.fail();
                 is_failing = true;
@@ -196,17 +196,17 @@ async fn follow(from: KeyUrl, timing: Timing, state: Arc<State>) {
 }
 
 /// The keys, and for how long they are fresh.
-async fn fetch(client: &Client, from: &KeyUrl, timing: Timing) -> Result<(Vec<Key>, Duration), String> {
+async fn fetch(client: &Client, from: &KeyUrl, timing: FetchTiming) -> Result<(Vec<TokenKey>, Duration), String> {
     let accept = axum::http::HeaderValue::from_static("application/jwk-set+json, application/json");
-    let asked = Asked {
+    let asked = HttpRequest {
         method: Method::GET,
         headers: vec![(header::ACCEPT, accept)],
         body: Vec::new(),
-        answer_bytes_max: JWKS_BYTES_MAX as usize,
+        response_bytes_max: JWKS_BYTES_MAX as usize,
     };
     let answer = client.ask(&from.url, asked).await.map_err(|error| error.to_string())?;
     if answer.status.is_redirection() {
-        return Err(format!("it answered {}, and redirects are not followed; name the place itself", answer.status));
+        return Err(format!("it answered {}, and redirects are not followed; configure the final URL", answer.status));
     }
     if answer.status != StatusCode::OK {
         return Err(format!("it answered {}", answer.status));
@@ -216,7 +216,7 @@ async fn fetch(client: &Client, from: &KeyUrl, timing: Timing) -> Result<(Vec<Ke
 }
 
 /// `max-age` of Cache-Control without the Age that a cache has seen (RFC 9111 section 4.2), within our bounds.
-fn fresh_for(headers: &HeaderMap, timing: Timing) -> Duration {
+fn fresh_for(headers: &HeaderMap, timing: FetchTiming) -> Duration {
     let text = |name| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     let max_age = text(header::CACHE_CONTROL).flat_map(|line| line.split(',')).find_map(|directive| {
         let (name, value) = directive.trim().split_once('=')?;
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use crate::fetch::tests::Scripted;
 
-    const QUICK: Timing = Timing {
+    const QUICK: FetchTiming = FetchTiming {
         patience: Duration::from_millis(300),
         fresh: (Duration::from_millis(100), Duration::from_secs(60)),
         fresh_usual: Duration::from_secs(60),

@@ -1,70 +1,70 @@
 //! Finds a running server and asks its admin API: one request, one answer, bounded in size and time.
 
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use clap::Args;
 use serde_json::Value;
 
-use crate::check::endpoint::{parse_reply, parse_url};
-use crate::cli::Failure;
-use crate::config::Environment;
-use crate::config::admin::Reach;
+use crate::config::admin::{AdminSocket, Reach};
 use crate::config::checked::HttpListen;
+use crate::config::{DEFAULT_PATH, Environment};
+use crate::failure::Failure;
+use crate::fetch::{self, FetchError, HttpRequest, HttpResponse, Url, UrlError};
 
 /// How long a server of this machine may take to accept, and to do what it was asked.
 const CONNECT_TIME: Duration = Duration::from_secs(3);
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+const RESPONSE_TIME: Duration = Duration::from_secs(30);
 
 /// The longest answer that is read: all revocations there may be.
-const ANSWER_BYTES_MAX: u64 = 128 * 1024 * 1024;
+const RESPONSE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
 /// Which server is meant.
 #[derive(Args, Clone, Debug, Default)]
-pub(in crate::cli) struct Server {
+pub(in crate::cli) struct ServerOptions {
     /// The server's configuration file [default: /etc/throughway/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where it listens, such as http://127.0.0.1:8080 or unix:/run/throughway/http.sock, instead of http.listen
+    /// The server's address, such as http://127.0.0.1:8080 or unix:/run/throughway/admin.sock, instead of
+    /// http.admin_socket or http.listen
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// The file of its token, instead of http.admin_token_file
+    /// The file with its token, instead of http.admin_token_file
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
+/// Where a server's admin API is.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Place {
-    /// Host and port.
-    Tcp(String, u16),
+enum AdminAddress {
+    /// A URL without a path.
+    Tcp(Url),
     Unix(PathBuf),
 }
 
 /// A server that can be asked.
 #[derive(Debug)]
 pub(in crate::cli) struct Client {
-    place: Place,
-    /// Where the place was read.
+    address: AdminAddress,
+    /// Where the address was read.
     source: String,
     /// The token, or why there is none.
     token: Result<Option<String>, String>,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for AdminAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tcp(host, port) if host.contains(':') => write!(f, "http://[{host}]:{port}"),
-            Self::Tcp(host, port) => write!(f, "http://{host}:{port}"),
+            Self::Tcp(url) => f.write_str(url.to_string().trim_end_matches('/')),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-impl Server {
+impl ServerOptions {
     /// Looks the server up; nothing is sent.
     pub(in crate::cli) fn find(&self) -> Result<Client, Failure> {
         let environment = Environment::of_process();
@@ -74,11 +74,11 @@ impl Server {
             (Some(_), None, None) => Reach::find(None, &environment).ok(),
             _ => Some(Reach::find(self.config.as_deref(), &environment)?),
         };
-        let (place, source) = match (&self.url, &reach) {
+        let (address, source) = match (&self.url, &reach) {
             (Some(url), _) => {
-                (place_of_url(url).map_err(|why| Failure::Usage(format!("--url {url}: {why}")))?, "--url".to_owned())
+                (address_of_url(url).map_err(|why| Failure::Usage(format!("--url {url}: {why}")))?, "--url".to_owned())
             }
-            (None, Some(reach)) => (place_of_listen(reach)?, format!("http.listen of {}", reach.source)),
+            (None, Some(reach)) => self.address_of(reach)?,
             (None, None) => return Err(Failure::Usage("--url or --config is needed".to_owned())),
         };
         let token = match (&self.token_file, reach.and_then(|reach| reach.token_file)) {
@@ -87,45 +87,94 @@ impl Server {
                 Ok(Some(token.map_err(|error| Failure::Usage(format!("--token-file {}: {error}", file.display())))?))
             }
             (None, Some(file)) => {
-                let remedy = "ask as a user who may read it, or name a copy with --token-file";
+                let remedy = "ask as a user that can read it, or give a copy with --token-file";
                 read_token(&file)
                     .map(Some)
                     .map_err(|error| format!("can't read the token in {}: {error}; {remedy}", file.display()))
             }
             (None, None) => Ok(None),
         };
-        Ok(Client { place, source, token })
+        Ok(Client { address, source, token })
     }
 }
 
-fn place_of_url(url: &str) -> Result<Place, String> {
+impl ServerOptions {
+    /// The unix socket that needs no token, unless a token can be read; else where `http.listen` is.
+    fn address_of(&self, reach: &Reach) -> Result<(AdminAddress, String), Failure> {
+        let has_token =
+            self.token_file.is_some() || reach.token_file.as_ref().is_some_and(|file| read_token(file).is_ok());
+        // The unit's own socket belongs to the unit's configuration: another file means another server.
+        let is_units = self.config.as_deref().is_none_or(|file| file == Path::new(DEFAULT_PATH));
+        let socket = match &reach.admin_socket {
+            Some(AdminSocket::Configured(path)) => Some(path),
+            Some(AdminSocket::Default(path)) if is_units && path.exists() => Some(path),
+            Some(AdminSocket::Default(_)) | None => None,
+        };
+        match (socket, &reach.listen) {
+            (Some(path), None) => {
+                Ok((AdminAddress::Unix(path.clone()), format!("http.admin_socket of {}", reach.source)))
+            }
+            (Some(path), Some(_)) if !has_token => {
+                Ok((AdminAddress::Unix(path.clone()), format!("http.admin_socket of {}", reach.source)))
+            }
+            (_, _) => Ok((address_of_listen(reach)?, format!("http.listen of {}", reach.source))),
+        }
+    }
+}
+
+fn address_of_url(url: &str) -> Result<AdminAddress, String> {
     if let Some(path) = url.strip_prefix("unix:") {
         let path = PathBuf::from(path);
-        return if path.is_absolute() { Ok(Place::Unix(path)) } else { Err("expected an absolute path".to_owned()) };
+        return if path.is_absolute() {
+            Ok(AdminAddress::Unix(path))
+        } else {
+            Err("expected an absolute path".to_owned())
+        };
     }
-    match parse_url(url) {
-        Some(Ok(url)) if url.is_https => {
+    match Url::parse(url) {
+        Ok(url) if url.is_https() => {
             Err("the admin API has no TLS of its own; ask on the server itself, or through an ssh tunnel".to_owned())
         }
-        Some(Ok(url)) if url.path != "/" => Err("expected no path".to_owned()),
-        Some(Ok(url)) => Ok(Place::Tcp(url.host, url.port)),
-        Some(Err(why)) => Err(why),
-        None => Err("expected http://HOST:PORT or unix:/PATH".to_owned()),
+        Ok(url) if url.target() != "/" => Err("expected no path".to_owned()),
+        Ok(url) => Ok(AdminAddress::Tcp(url)),
+        Err(UrlError::Scheme) => Err("expected http://HOST:PORT or unix:/PATH".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
-fn place_of_listen(reach: &Reach) -> Result<Place, Failure> {
+fn address_of_listen(reach: &Reach) -> Result<AdminAddress, Failure> {
     match &reach.listen {
         Some(HttpListen::Tcp(address)) if address.port() == 0 => Err(Failure::Usage(format!(
-            "http.listen of {} lets the system choose a port; name it with --url, the server's log has it",
+            "http.listen of {} lets the system choose the port; give it with --url (the server's log shows it)",
             reach.source
         ))),
-        Some(HttpListen::Tcp(address)) => Ok(Place::Tcp(address.ip().to_string(), address.port())),
-        Some(HttpListen::Unix(path)) => Ok(Place::Unix(path.clone())),
+        Some(HttpListen::Tcp(address)) => Url::parse(&format!("http://{address}"))
+            .map(AdminAddress::Tcp)
+            .map_err(|error| Failure::Usage(format!("http.listen of {}: {address}: {error}", reach.source))),
+        Some(HttpListen::Unix(path)) => Ok(AdminAddress::Unix(path.clone())),
         None => Err(Failure::Usage(format!(
-            "http.listen of {} is \"\", so this server can't be asked anything; set it, or name another server with --url",
+            "http.listen of {} is \"\", and the server has no http.admin_socket, so it has no admin API; set one of them, or give another server with --url",
             reach.source
         ))),
+    }
+}
+
+/// Why a listener refuses a request before the admin API sees it: those answers are plain text.
+fn refused_by_listener(status: StatusCode) -> Option<&'static str> {
+    match status {
+        StatusCode::REQUEST_TIMEOUT => {
+            Some("the request took too long, because the server or this machine is too busy; try again")
+        }
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Some("the server, or a proxy before it, is too busy; try again")
+        }
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE | StatusCode::URI_TOO_LONG => {
+            Some("the request is too long; is the token in the token file the right one?")
+        }
+        StatusCode::BAD_GATEWAY => {
+            Some("a proxy before the server does not reach it; give --url with the server's own address")
+        }
+        _ => None,
     }
 }
 
@@ -133,7 +182,7 @@ fn read_token(file: &Path) -> io::Result<String> {
     let text = fs::read_to_string(file)?;
     let token = text.lines().next().unwrap_or_default();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(io::Error::other("its first line is no token"));
+        return Err(io::Error::other("its first line is not a token"));
     }
     Ok(token.to_owned())
 }
@@ -141,100 +190,105 @@ fn read_token(file: &Path) -> io::Result<String> {
 impl Client {
     /// Asks for something; gives the answer's JSON.
     pub(in crate::cli) fn get(&self, target: &str) -> Result<Value, Failure> {
-        self.ask("GET", target, None)
+        self.ask(Method::GET, target, None)
     }
 
     /// Has something done.
     pub(in crate::cli) fn post(&self, target: &str, body: &Value) -> Result<Value, Failure> {
-        self.ask("POST", target, Some(body.to_string()))
+        self.ask(Method::POST, target, Some(body.to_string()))
     }
 
-    fn ask(&self, method: &str, target: &str, body: Option<String>) -> Result<Value, Failure> {
-        let token = match (&self.token, &self.place) {
+    fn ask(&self, method: Method, target: &str, body: Option<String>) -> Result<Value, Failure> {
+        let token = match (&self.token, &self.address) {
             (Ok(token), _) => token.as_deref(),
             // The system tells whose process this is; that may be enough.
-            (Err(_), Place::Unix(_)) => None,
-            (Err(why), Place::Tcp(..)) => return Err(Failure::Run(why.clone())),
+            (Err(_), AdminAddress::Unix(_)) => None,
+            (Err(why), AdminAddress::Tcp(..)) => return Err(Failure::Run(why.clone())),
         };
-        let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        // The server answers to this name always, whatever it is called here.
+        let mut headers = vec![(header::HOST, HeaderValue::from_static("localhost"))];
         if let Some(token) = token {
-            request += &format!("Authorization: Bearer {token}\r\n");
+            let bearer = HeaderValue::try_from(format!("Bearer {token}"));
+            headers.push((header::AUTHORIZATION, bearer.map_err(|error| Failure::Run(error.to_string()))?));
         }
-        match body {
-            Some(body) => {
-                request += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            }
-            None => request += "\r\n",
+        if body.is_some() {
+            headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
         }
-        let bytes = self.exchange(request.as_bytes()).map_err(|error| {
-            Failure::Run(format!(
-                "no answer from {} ({}): {error}; does the server run there? --config and --url name another",
-                self.place, self.source
-            ))
+        let body = body.unwrap_or_default().into_bytes();
+        let request = HttpRequest { method, headers, body, response_bytes_max: RESPONSE_BYTES_MAX };
+        let foreign = |what: &str| Failure::Run(format!("what answers at {} is not throughway: {what}", self.address));
+        let response = self.exchange(target, request).map_err(|error| {
+            let remedy = match &error {
+                FetchError::Http(_) | FetchError::TooLong(_) => return foreign(&error.to_string()),
+                FetchError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    "ask as root (sudo) or as the server's own user, or give --token-file and --url http://HOST:PORT"
+                }
+                FetchError::Timeout(_) | FetchError::Connect(_) | FetchError::Tls(_) => {
+                    "is the server running there? --config and --url select another"
+                }
+            };
+            Failure::Run(format!("no answer from {} ({}): {error}; {remedy}", self.address, self.source))
         })?;
-        let foreign = |what: &str| Failure::Run(format!("what answers at {} is no throughway: {what}", self.place));
-        let reply = parse_reply(&bytes).map_err(|what| foreign(&what))?;
-        let value: Option<Value> = serde_json::from_str(&reply.body).ok();
-        match (reply.status, value) {
-            (200, Some(value)) => Ok(value),
-            (status, Some(value)) => Err(self.refused(status, &value)),
-            (status, None) => Err(foreign(&format!("status {status} without JSON"))),
+        let value: Option<Value> = serde_json::from_slice(&response.body).ok();
+        match (response.status, value) {
+            (StatusCode::OK, Some(value)) => Ok(value),
+            (_, Some(value)) => Err(self.refused(&value)),
+            (status, None) => match refused_by_listener(status) {
+                Some(why) => Err(Failure::Run(format!("{} answered {status}: {why}", self.address))),
+                None => Err(foreign("its answer is not from the admin API")),
+            },
         }
     }
 
-    fn refused(&self, status: u16, answer: &Value) -> Failure {
+    fn exchange(&self, target: &str, request: HttpRequest) -> Result<HttpResponse, FetchError> {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FetchError::Connect)?;
+        let client = fetch::Client::without_tls(CONNECT_TIME, RESPONSE_TIME);
+        let response = runtime.block_on(async {
+            match &self.address {
+                AdminAddress::Unix(path) => client.ask_unix(path, target, request).await,
+                AdminAddress::Tcp(url) => {
+                    let url = url.join(target).map_err(|error| FetchError::Http(error.to_string()))?;
+                    client.ask(&url, request).await
+                }
+            }
+        });
+        // A name that is still being looked up must not keep the command.
+        runtime.shutdown_background();
+        response
+    }
+
+    /// The server's answers are for programs, which speak HTTP; a person has flags.
+    fn refused(&self, answer: &Value) -> Failure {
+        const AS_ROOT: &str = "ask on the server's machine as root (sudo) with --url unix:PATH, where PATH is \
+             http.admin_socket, under systemd /run/throughway/admin.sock";
         let sentence = answer["error"].as_str().unwrap_or("no reason was given");
+        let reason = answer["reason"].as_str();
+        let said = match reason {
+            Some("not_set_up") => format!(
+                "the server has no token, so its admin API is closed over TCP: {AS_ROOT}; or set http.admin_token_file and \
+                 give --token-file FILE"
+            ),
+            Some("no_token") => format!("a token is needed: give --token-file FILE with the token in http.admin_token_file; or {AS_ROOT}"),
+            Some("wrong_token") => format!("this is not the server's token: give --token-file FILE with the token in http.admin_token_file; or {AS_ROOT}"),
+            Some("wrong_user") => "this user is not allowed: ask as root (sudo) or as the server's own user, give --token-file FILE, or list the user's id in http.admin_uids"
+                .to_owned(),
+            Some("host") => "the server does not allow this host name: give --url with 127.0.0.1 or localhost, or list the name in http.hosts"
+                .to_owned(),
+            Some(_) | None => sentence.to_owned(),
+        };
         // What is not readable here is the likely cause of what the server says.
-        let why = match (&self.token, status) {
-            (Err(why), 401 | 403) => format!("; {why}"),
+        let why = match (&self.token, reason) {
+            (Err(why), Some("not_set_up" | "no_token" | "wrong_token" | "wrong_user")) => format!("; {why}"),
             (Ok(_) | Err(_), _) => String::new(),
         };
-        let text = format!("{} says: {sentence}{why}", self.place);
-        match answer["reason"].as_str() {
+        let text = format!("{} says: {said}{why}", self.address);
+        match reason {
             Some("bad_config") => Failure::Usage(sentence.to_owned()),
             Some("bad_request") => Failure::Usage(text),
             Some(_) | None => Failure::Run(text),
         }
     }
-
-    fn exchange(&self, request: &[u8]) -> io::Result<Vec<u8>> {
-        match &self.place {
-            Place::Unix(path) => {
-                let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(ANSWER_TIME))?;
-                stream.set_write_timeout(Some(ANSWER_TIME))?;
-                talk(stream, request)
-            }
-            Place::Tcp(host, port) => {
-                let addresses: Vec<SocketAddr> = (host.as_str(), *port).to_socket_addrs()?.collect();
-                let mut last = io::Error::other("the name has no address");
-                for address in addresses {
-                    match TcpStream::connect_timeout(&address, CONNECT_TIME) {
-                        Ok(stream) => {
-                            stream.set_read_timeout(Some(ANSWER_TIME))?;
-                            stream.set_write_timeout(Some(ANSWER_TIME))?;
-                            return talk(stream, request);
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-        }
-    }
-}
-
-fn talk(mut stream: impl Read + Write, request: &[u8]) -> io::Result<Vec<u8>> {
-    // A server that refuses may close before it has read everything; its answer counts.
-    let written = stream.write_all(request);
-    let mut bytes = Vec::new();
-    let read = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut bytes);
-    if bytes.is_empty() {
-        written?;
-        read?;
-        return Err(io::Error::other("it closed the connection"));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -243,19 +297,47 @@ mod tests {
 
     #[test]
     fn a_server_is_named_by_a_url_without_a_path() {
-        assert_eq!(place_of_url("http://127.0.0.1:8080"), Ok(Place::Tcp("127.0.0.1".to_owned(), 8080)));
-        assert_eq!(
-            place_of_url("http://[::1]:8080/").map(|place| place.to_string()),
-            Ok("http://[::1]:8080".to_owned())
-        );
-        assert_eq!(place_of_url("unix:/run/t.sock"), Ok(Place::Unix("/run/t.sock".into())));
+        for (url, shown) in [
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("http://[::1]:8080/", "http://[::1]:8080"),
+            ("unix:/run/t.sock", "unix:/run/t.sock"),
+        ] {
+            assert_eq!(address_of_url(url).map(|address| address.to_string()), Ok(shown.to_owned()));
+        }
         for (url, why) in [
             ("https://t.example", "ssh tunnel"),
             ("http://t.example/status", "no path"),
             ("unix:t.sock", "absolute"),
             ("127.0.0.1:8080", "http://HOST:PORT"),
         ] {
-            assert!(place_of_url(url).unwrap_err().contains(why), "{url}");
+            assert!(address_of_url(url).unwrap_err().contains(why), "{url}");
         }
+    }
+
+    /// What a listener answers before the admin API sees the request is no other program's answer.
+    #[test]
+    fn a_slow_or_refused_call_is_told_as_what_it_is() {
+        use std::io::{Read as _, Write as _};
+        let ask = |answer: &'static str| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = Url::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 4096];
+                assert!(stream.read(&mut request).unwrap() > 0);
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            let client = Client { address: AdminAddress::Tcp(url), source: "--url".to_owned(), token: Ok(None) };
+            let told = client.get("/v1/status").unwrap_err().to_string();
+            server.join().unwrap();
+            told
+        };
+        let slow = ask(
+            "HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 26\r\nConnection: close\r\n\r\nthe request took too long\n",
+        );
+        assert!(slow.contains("408 Request Timeout") && slow.contains("try again"), "{slow}");
+        assert!(!slow.contains("not throughway"), "{slow}");
+        let foreign = ask("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi");
+        assert!(foreign.contains("is not throughway"), "{foreign}");
     }
 }

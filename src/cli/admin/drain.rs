@@ -1,4 +1,4 @@
-//! `drain`: begins one, and shows how far it is until the server has ended.
+//! `drain`: begins one, and shows how far it is until the server has exited.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::thread::sleep;
@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::client::{Client, Server};
-use super::{Failure, print, sessions_text};
+use super::client::{Client, ServerOptions};
+use super::{print, sessions_text};
+use crate::failure::Failure;
 
 /// How often the server is asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -19,14 +20,14 @@ const SILENCES: u32 = 3;
 /// Options of `drain`.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct DrainOptions {
-    /// Wait until the server has ended, as on a terminal; an interrupt ends the waiting, not the drain
+    /// Wait until the server has exited, as on a terminal; an interrupt stops the waiting, not the drain
     #[arg(long)]
     wait: bool,
-    /// Print JSON, and don't wait unless told
+    /// Print JSON, and don't wait unless --wait is given
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    server: Server,
+    server: ServerOptions,
 }
 
 pub(in crate::cli) fn drain(options: &DrainOptions) -> Result<(), Failure> {
@@ -35,8 +36,8 @@ pub(in crate::cli) fn drain(options: &DrainOptions) -> Result<(), Failure> {
     print(options.json, &answer, |out| {
         let began = if answer["was_draining"] == true { "draining already" } else { "draining began" };
         let ends = match answer["ends_in_s"].as_u64() {
-            Some(seconds) => format!("what is left in {seconds} s is ended then"),
-            None => "they may last as long as they like".to_owned(),
+            Some(seconds) => format!("the rest is ended in {seconds} s"),
+            None => "no time limit".to_owned(),
         };
         writeln!(out, "{began}: no new sessions; {} left; {ends}", sessions_text(&answer["sessions"]))
     })?;
@@ -46,7 +47,7 @@ pub(in crate::cli) fn drain(options: &DrainOptions) -> Result<(), Failure> {
     }
     wait(&client, is_shown);
     if !options.json {
-        writeln!(io::stdout().lock(), "the server has ended")?;
+        writeln!(io::stdout().lock(), "the server has exited")?;
     }
     Ok(())
 }

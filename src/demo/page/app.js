@@ -1,13 +1,17 @@
 // The page: ties picture, signalling, call, files and numbers together, and shows them.
 
 import { Call } from './call.js';
+import { copies, showCards } from './cards.js';
 import { Files } from './files.js';
+import { bytesText, clockText, rateText, roundTripText, sparkline } from './format.js';
 import { cameraPicture, clock, testPicture } from './picture.js';
 import { Signalling } from './signalling.js';
 import { Meter, endText } from './stats.js';
 
 const LOG_LINES_MAX = 200;
 const TRANSFERS_SHOWN = 6;
+/** A server on this machine or in this network answers within milliseconds. */
+const ANSWER_MS = 3000;
 const $ = (id) => document.getElementById(id);
 
 // ---- who we are: the room is in the fragment, the tab is new with each load
@@ -22,9 +26,10 @@ const room = (() => {
 })();
 const user = `tab-${randomName(8)}`;
 
-/** The second tab starts with our choice of transport. */
+/** The second tab starts with our choices. */
 function secondTab() {
-  return `${location.origin}${location.pathname}#room=${room}${transport === 'tcp' ? '&transport=tcp' : ''}`;
+  const choices = `${transport === 'tcp' ? '&transport=tcp' : ''}${call.way === 'direct' ? '&way=direct' : ''}`;
+  return `${location.origin}${location.pathname}#room=${room}${choices}`;
 }
 
 function randomName(length) {
@@ -47,7 +52,15 @@ let config = null;
 let numbers = null;
 let usage = null;
 let refused = '';
+/** The server answers, but not to us: the link with its token is of a former run. */
+let locked = false;
+/** The server's counts did not come; a server that hangs, or a network that is gone, closes no connection. */
+let isSilent = false;
+/** Nothing arrives any more, and there is a reason to say so before ICE does. */
+let stalled = false;
+const roundTrips = { relay: null, direct: null };
 const log = [];
+if (wish.get('way') === 'direct') call.way = 'direct';
 
 /** For the browser tests, and for the curious in the console. */
 window.throughway = {
@@ -60,6 +73,9 @@ window.throughway = {
   get transport() { return transport; },
   get numbers() { return numbers; },
   get usage() { return usage; },
+  get way() { return call.way; },
+  get carrier() { return carrier(); },
+  get roundTrips() { return { ...roundTrips }; },
   get signalling() { return { up: signalling.up, peer: signalling.peer, caller: signalling.caller }; },
   get transfers() { return files.transfers.map(({ file, url, ...rest }) => rest); },
   log,
@@ -75,6 +91,7 @@ async function fetchConfig() {
   if (!answer.ok) throw new Error(`the server gave no credentials: ${answer.status} ${await answer.text()}`);
   config = await answer.json();
   showNotes(config.notes);
+  showCards(config, room);
   return config;
 }
 
@@ -98,11 +115,22 @@ call.addEventListener('stream', ({ detail }) => {
   $('remote').srcObject = detail;
 });
 signalling.addEventListener('up', () => {
-  if (call.phase === 'idle') write('info', `Reached the server; waiting for a second tab in room ${room}.`);
+  locked = false;
+  if (call.phase === 'idle') write('info', 'Connected to the server. Waiting for a second tab.');
+  // for the cards; a call asks for credentials of its own
+  fetchConfig().catch((error) => write('warn', error.message));
   show();
 });
-signalling.addEventListener('down', show);
+signalling.addEventListener('down', async () => {
+  show();
+  locked = await fetch(`/usage?user=${user}`).then(({ status }) => status === 403, () => false);
+  show();
+});
 signalling.addEventListener('peer-left', show);
+call.addEventListener('way', () => {
+  tick('way', call.way);
+  show();
+});
 signalling.addEventListener('paired', show);
 signalling.addEventListener('refused', ({ detail }) => {
   refused = detail.reason;
@@ -114,8 +142,8 @@ files.addEventListener('change', ({ detail }) => showTransfer(detail));
 const PILLS = {
   idle: ['idle', 'No second tab yet'],
   connecting: ['wait', 'Connecting'],
-  connected: ['good', 'Relayed'],
-  disconnected: ['wait', 'Disconnected, may heal'],
+  connected: ['good', 'Connected'],
+  disconnected: ['wait', 'Interrupted'],
   restarting: ['wait', 'ICE restart'],
   rebuilding: ['wait', 'New connection'],
   failed: ['bad', 'Not connected'],
@@ -123,53 +151,77 @@ const PILLS = {
 };
 
 const COVERS = {
-  idle: ['Call yourself through the relay', 'Open this page in a second tab. The two tabs call each other, and every packet between them passes through this server.'],
-  connecting: ['Connecting', 'Both tabs ask the relay for an address and try the way between them.'],
-  disconnected: ['Connection interrupted', 'Short gaps heal by themselves.'],
+  idle: ['Call yourself through the relay', 'Most computers are behind a router (NAT) that blocks calls from outside. A relay that both sides can reach forwards the packets, so the call still works. Open a second tab and watch it.'],
+  connecting: ['Connecting', 'Both tabs get addresses and try the paths between them.'],
+  connected: ['The other tab is silent', 'No packets arrive from it.'],
+  disconnected: ['Connection interrupted', 'Short gaps recover on their own.'],
   restarting: ['ICE restart', 'Same call, new addresses from the relay.'],
-  rebuilding: ['New connection', 'The last resort: everything from the start.'],
+  rebuilding: ['New connection', 'Last resort: start from scratch.'],
+  failed: ['No connection', ''],
 };
+
+/** What carries the call: ICE decides, whatever we asked for. */
+function carrier() {
+  const pair = numbers?.pair;
+  if (!pair) return call.way;
+  return pair.local.type === 'relay' || pair.remote.type === 'relay' ? 'relay' : 'direct';
+}
+
+function pill() {
+  const { phase } = call;
+  if (refused) return ['bad', 'No room'];
+  if (locked) return ['bad', 'Link expired'];
+  if (isServerGone()) return ['bad', 'No answer from the server'];
+  if (!signalling.up && phase === 'idle') return ['wait', 'Reaching the server'];
+  if (phase !== 'connected') return PILLS[phase];
+  if (!signalling.peer) return ['wait', 'The other tab left'];
+  return ['good', carrier() === 'relay' ? `Relayed over ${transport.toUpperCase()}` : 'Direct'];
+}
+
+/** Title and text of what lies over the picture. */
+function cover() {
+  const { phase } = call;
+  if (refused) return ['No place in this room', refused];
+  if (locked) return ['This link is no longer valid', 'The demo was started again. Scan its new QR code, or open the link that it printed.'];
+  if (isServerGone()) return ['The server does not answer', 'It has stopped, or this device has lost its network. Start the demo again: this page then continues on its own.'];
+  const [title, words] = COVERS[phase] ?? ['', ''];
+  if (phase === 'failed') return [title, call.reason];
+  if (phase === 'ended') return [call.reason, signalling.peer ? 'The other tab is still here.' : 'Open a second tab to call again.'];
+  const isAlone = !signalling.peer && phase !== 'idle' && phase !== 'connected';
+  return [title, isAlone ? 'The other tab is not connected to the server. Is it still open?' : words];
+}
 
 function show() {
   const { phase, stage } = call;
   call.transport = transport;
-  let [tone, text] = PILLS[phase];
-  if (phase === 'connected') text += ` over ${transport.toUpperCase()}`;
-  if (!signalling.up && phase === 'idle') [tone, text] = refused ? ['bad', 'No room'] : ['wait', 'Reaching the server'];
+  const [tone, text] = pill();
   $('pill').dataset.tone = tone;
   $('pill-text').textContent = text;
-  document.title = `${phase === 'connected' ? '● ' : ''}${label} · throughway demo`;
+  document.title = `${tone === 'good' ? '● ' : ''}${label} · throughway demo`;
 
   // a restart of a call that stands is no reason to hide it
-  const covered = phase !== 'connected' && !(phase === 'restarting' && call.connection?.connectionState === 'connected');
+  const stands = phase === 'connected' || (phase === 'restarting' && call.connection?.connectionState === 'connected');
+  const covered = !stands || stalled;
   $('cover').hidden = !covered;
   document.body.dataset.phase = phase;
-  const [title, words] = COVERS[phase] ?? ['', ''];
-  if (refused) {
-    $('cover-title').textContent = 'No place in this room';
-    $('cover-text').textContent = refused;
-  } else if (phase === 'failed') {
-    $('cover-title').textContent = 'No connection';
-    $('cover-text').textContent = call.reason;
-  } else if (phase === 'ended') {
-    $('cover-title').textContent = call.reason;
-    $('cover-text').textContent = signalling.peer ? 'The other tab is still here.' : 'Open a second tab to call again.';
-  } else {
-    $('cover-title').textContent = title;
-    $('cover-text').textContent = stage && !signalling.peer ? 'Waiting for the server and the other tab to come back.' : words;
-  }
-  $('spinner').hidden = !['connecting', 'disconnected', 'restarting', 'rebuilding'].includes(phase);
-  $('ladder').hidden = stage === 0;
+  document.body.dataset.carrier = carrier();
+  const [title, words] = cover();
+  $('cover-title').textContent = title;
+  $('cover-text').textContent = words;
+  $('banner').hidden = covered || !isServerGone();
+  const isWaiting = ['connecting', 'disconnected', 'restarting', 'rebuilding'].includes(phase);
+  $('spinner').hidden = !isWaiting && !isServerGone();
+  $('ladder').hidden = stage === 0 || isServerGone();
   for (const step of $('ladder').children) {
     const number = Number(step.dataset.stage);
     step.dataset.state = number < stage ? 'past' : number === stage ? 'now' : 'next';
   }
-  const alone = !signalling.peer && ['idle', 'ended'].includes(phase) && !refused;
-  $('second').hidden = !alone && !refused;
-  $('second').textContent = refused ? 'Open a room of our own' : 'Open the second tab';
+  const isAlone = signalling.up && !isSilent && !signalling.peer && phase !== 'connecting' && !refused;
+  $('second').hidden = !isAlone && !refused;
+  $('second').textContent = refused ? 'Open a room of our own' : phase === 'idle' ? 'Open the second tab' : 'Open the second tab again';
   $('second').href = refused ? location.pathname : secondTab();
-  $('copy').hidden = !alone;
-  $('again').hidden = !(signalling.peer && ['failed', 'ended'].includes(phase));
+  $('copy').hidden = !isAlone;
+  $('again').hidden = !(signalling.up && signalling.peer && ['failed', 'ended'].includes(phase));
   $('remote-label').hidden = covered;
   $('restart').disabled = phase !== 'connected';
   $('hang-up').disabled = ['idle', 'ended'].includes(phase);
@@ -251,9 +303,24 @@ const downLine = sparkline($('down-line'));
 clock.every(1000, async () => {
   const connection = call.connection;
   numbers = connection ? await meter.read(connection).catch(() => null) : null;
-  usage = await fetch(`/usage?user=${user}`).then((answer) => (answer.ok ? answer.json() : null), () => null);
+  // ICE takes seconds to notice; a picture that stands still must not look alive so long
+  const isDoubtful = isServerGone() || !signalling.peer;
+  stalled = isDoubtful && call.phase === 'connected' && numbers?.framesPerSecond === 0 && numbers.receivingRate < 2000;
+  if (numbers && call.phase === 'connected' && numbers.roundTrip !== null) roundTrips[carrier()] = numbers.roundTrip;
+  show();
   showNumbers();
 });
+
+clock.every(1000, async () => {
+  if (signalling.lost) return;
+  const answer = await fetch(`/usage?user=${user}`, { signal: AbortSignal.timeout(ANSWER_MS) }).catch(() => null);
+  isSilent = answer === null;
+  usage = answer?.ok ? await answer.json().catch(() => null) : null;
+});
+
+function isServerGone() {
+  return signalling.lost || isSilent;
+}
 
 function showNumbers() {
   const live = numbers && call.phase === 'connected';
@@ -261,8 +328,16 @@ function showNumbers() {
   text('down', live ? rateText(numbers.receivingRate) : '–');
   upLine(live ? numbers.sendingRate : 0);
   downLine(live ? numbers.receivingRate : 0);
-  text('rtt', live && numbers.roundTrip !== null ? roundTripText(numbers.roundTrip) : '–');
-  text('frames', live ? `${Math.round(numbers.framesPerSecond)} fps` : '–');
+  for (const [way, seconds] of Object.entries(roundTrips)) {
+    text(`rtt-${way}`, seconds === null ? '–' : roundTripText(seconds));
+    $(`rtt-${way}`).parentElement.classList.toggle('now', Boolean(live) && carrier() === way);
+  }
+  text('count-hint', carrier() === 'relay'
+    ? 'The server\'s figures are about a second older. It also counts the browsers\' connection checks.'
+    : 'This call does not pass through the server now, so its counts do not change.');
+  const through = carrier() === 'relay' ? 'through the relay' : 'directly';
+  text('remote-label', `Other tab, ${through}${live ? ` · ${Math.round(numbers.framesPerSecond)} fps` : ''}`);
+  $('way-hint').hidden = !(live && call.way === 'direct' && carrier() === 'relay');
   if (numbers) {
     text('browser-sent', bytesText(numbers.sent));
     text('browser-received', bytesText(numbers.received));
@@ -275,19 +350,22 @@ function showNumbers() {
   }
   const session = numbers && usage?.sessions.find(({ relayed }) => relayed === endText(numbers.pair.local));
   const over = (numbers?.pair.relayProtocol || transport).toUpperCase();
-  text('hop-client', session?.client ?? '–');
-  text('hop-transport', over);
+  const isRelayed = carrier() === 'relay';
+  text('hop-client', session?.client ?? (numbers ? endText(numbers.pair.local) : '–'));
+  text('hop-transport', isRelayed ? over : 'direct');
   text('hop-theirs', (call.peerTransport || '?').toUpperCase());
-  text('hop-local', numbers ? endText(numbers.pair.local) : '–');
-  text('hop-remote', numbers ? endText(numbers.pair.remote) : '–');
+  text('hop-local', numbers && isRelayed ? endText(numbers.pair.local) : '–');
+  text('hop-remote', numbers && isRelayed ? endText(numbers.pair.remote) : '–');
   text('hop-peer', numbers ? 'encrypted to here' : '–');
   document.body.classList.toggle('flowing', Boolean(live));
   if (!numbers) return;
-  if (session) sentence('lesson-stun', 'asked the server under which address it sees your browser: ', session.client, '.');
-  const until = config ? new Date(1000 * config.expiresAt).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hour12: false }) : '';
-  sentence('lesson-turn', 'rented the address ', endText(numbers.pair.local), ` on the server for your browser over ${over}, with a password valid until ${until}.`);
+  if (session) sentence('lesson-stun', 'The server sees your browser at ', session.client, ', and told it so.');
+  if (session) {
+    const until = config ? `, with a password that works until ${clockText(config.expiresAt)}` : '';
+    sentence('lesson-turn', 'The server lent your browser the address ', session.relayed, ` over ${over}${until}.`);
+  }
   const passed = usage && usage.user.to_peers.packets + usage.user.to_client.packets;
-  sentence('lesson-relay', 'means that the server has passed on ', passed ? `${passed.toLocaleString('en')} packets` : bytesText(numbers.sent + numbers.received), ' for this tab, encrypted between the tabs: it can not read them.');
+  if (passed) sentence('lesson-relay', 'The server has passed on ', `${passed.toLocaleString('en')} packets`, ' for this tab. They are encrypted between the tabs, so it can\'t read them.');
 }
 
 function text(id, value) {
@@ -300,36 +378,8 @@ function sentence(id, before, fact, after) {
   $(id).replaceChildren(before, strong, after);
 }
 
-function sparkline(svg) {
-  const values = new Array(40).fill(0);
-  return (value) => {
-    values.push(value);
-    values.shift();
-    const top = Math.max(1, ...values) * 1.15;
-    const points = values.map((each, at) => `${((120 * at) / 39).toFixed(1)} ${(27 - (25 * each) / top).toFixed(1)}`);
-    svg.querySelector('.line').setAttribute('d', `M${points.join('L')}`);
-    svg.querySelector('.area').setAttribute('d', `M0 28L${points.join('L')}L120 28Z`);
-  };
-}
-
-function bytesText(bytes) {
-  if (bytes < 1000) return `${Math.round(bytes)} B`;
-  if (bytes < 1e6) return `${(bytes / 1e3).toFixed(1)} kB`;
-  if (bytes < 1e9) return `${(bytes / 1e6).toFixed(2)} MB`;
-  return `${(bytes / 1e9).toFixed(2)} GB`;
-}
-
 function countText({ bytes }) {
   return bytesText(bytes);
-}
-
-function rateText(bits) {
-  return bits < 1e6 ? `${Math.round(bits / 1e3)} kbit/s` : `${(bits / 1e6).toFixed(1)} Mbit/s`;
-}
-
-function roundTripText(seconds) {
-  // Firefox gives whole milliseconds, and on one machine that is 0
-  return seconds < 0.001 ? '< 1 ms' : `${Math.round(seconds * 1000)} ms`;
 }
 
 // ---- controls
@@ -337,33 +387,30 @@ function roundTripText(seconds) {
 $('again').onclick = () => call.start();
 $('hang-up').onclick = () => call.hangUp();
 $('restart').onclick = () => call.restart('you asked');
-$('copy').onclick = async () => {
-  try {
-    await navigator.clipboard.writeText(secondTab());
-    $('copy').textContent = 'Copied';
-  } catch {
-    $('copy').textContent = 'Copy it from the address bar';
-  }
-  await clock.sleep(1600);
-  $('copy').textContent = 'Copy link';
-};
+copies($('copy'), secondTab);
 $('theme').onclick = () => {
   const root = document.documentElement;
   const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
   root.dataset.theme = dark ? 'light' : 'dark';
 };
-for (const choice of document.querySelectorAll('input[name=transport]')) {
-  choice.checked = choice.value === transport;
-  choice.onchange = () => {
-    transport = choice.value;
-    show();
-    if (call.phase === 'connected') call.renew(transport.toUpperCase());
-  };
+/** Marks one of a group's choices, and says what happens when a person takes another. */
+function tick(name, value) {
+  for (const choice of document.querySelectorAll(`input[name=${name}]`)) choice.checked = choice.value === value;
 }
-for (const choice of document.querySelectorAll('input[name=picture]')) {
-  choice.checked = choice.value === 'test';
-  choice.onchange = () => setPicture(choice.value);
+function onChoice(name, value, act) {
+  tick(name, value);
+  for (const choice of document.querySelectorAll(`input[name=${name}]`)) choice.onchange = () => act(choice.value);
 }
+onChoice('way', call.way, (value) => {
+  call.setWay(value);
+  show();
+});
+onChoice('transport', transport, (value) => {
+  transport = value;
+  show();
+  if (call.isCall) call.renew(`reaches the relay over ${transport.toUpperCase()} now`);
+});
+onChoice('picture', 'test', setPicture);
 $('file').onchange = () => {
   sendAll($('file').files);
   $('file').value = '';
@@ -379,6 +426,11 @@ $('drop').ondrop = (event) => {
   sendAll(event.dataTransfer.files);
 };
 window.addEventListener('hashchange', () => location.reload());
+window.addEventListener('pagehide', () => signalling.sayGoodbye());
+// back out of the browser's cache: the goodbye was taken at its word
+window.addEventListener('pageshow', ({ persisted }) => {
+  if (persisted) location.reload();
+});
 
 async function setPicture(which) {
   let next;
@@ -386,7 +438,7 @@ async function setPicture(which) {
     next = which === 'camera' ? await cameraPicture() : testPicture(label, hue);
   } catch (error) {
     write('warn', `No camera: ${error.message} The test picture stays.`);
-    document.querySelector('input[name=picture][value=test]').checked = true;
+    tick('picture', 'test');
     return;
   }
   const old = picture;

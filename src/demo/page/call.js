@@ -3,6 +3,7 @@
 // One side, the caller, makes every offer; the other asks for what it wants. So offers never cross. Messages and our own
 // steps run one after the other (`#turn`), because each awaits and none may see the other half-way.
 
+import { diagnosis } from './diagnosis.js';
 import { clock } from './picture.js';
 import { selectedPairName } from './stats.js';
 
@@ -13,8 +14,10 @@ const HEAL_MS = 5000;
 /** New connections tried in a row before asking the user. */
 const REBUILDS_MAX = 4;
 const REBUILD_PAUSE_MS = 1500;
+/** A tab whose signalling broke off comes back within two seconds, if it comes. */
+const PEER_GONE_MS = 6000;
 
-export const STAGES = ['', 'Wait for it to heal', 'ICE restart', 'New connection'];
+export const STAGES = ['', 'Wait for recovery', 'ICE restart', 'New connection'];
 
 /**
  * Events: `phase` (idle, connecting, connected, disconnected, restarting, rebuilding, failed, ended), `log`
@@ -52,18 +55,27 @@ export class Call extends EventTarget {
     /** How each tab reaches the relay, for show: it travels with the descriptions. */
     this.transport = '';
     this.peerTransport = '';
+    /** `relay`, or `direct` where ICE may take any way it finds; both tabs follow the latest change. */
+    this.way = 'relay';
     /** For people and tests: how often each stage was entered. */
     this.counters = { healed: 0, restarts: 0, rebuilds: 0, restarted: 0, rebuilt: 0 };
 
     signalling.addEventListener('up', ({ detail }) => this.#onUp(detail));
     signalling.addEventListener('paired', ({ detail }) => this.#onPaired(detail));
-    signalling.addEventListener('peer-left', () => this.#onPeerLeft());
-    signalling.addEventListener('down', () => this.#log('warn', 'Signalling to the server is lost; trying again.'));
+    signalling.addEventListener('peer-left', ({ detail }) => this.#onPeerLeft(detail));
+    signalling.addEventListener('down', ({ detail }) => {
+      if (detail.wasUp) this.#log('warn', 'The connection to the server is lost. Trying again.');
+    });
     signalling.addEventListener('message', ({ detail }) => this.#onMessage(detail));
   }
 
   get connection() {
     return this.#connection;
+  }
+
+  /** A call stands, or is on its way: what is changed now needs a new connection. */
+  get isCall() {
+    return !['idle', 'ended', 'failed'].includes(this.phase);
   }
 
   /** What we send, or null for nothing on this connection; a change during the call needs no negotiation. */
@@ -83,14 +95,21 @@ export class Call extends EventTarget {
    * A new connection on purpose. An ICE restart is not enough to change the way to the relay: Chromium keeps the old
    * allocation beside the new one, and prefers UDP.
    */
-  renew(transport) {
-    if (this.#caller) this.#connect(`this tab reaches the relay over ${transport} now`);
-    else this.#ask('call', `the other tab reaches the relay over ${transport} now`);
+  renew(what) {
+    if (this.#caller) this.#connect(`this tab ${what}`);
+    else this.#ask('call', `the other tab ${what}`);
+  }
+
+  /** Changes the way for both tabs; a call that stands gets a new connection. */
+  setWay(way) {
+    this.way = way;
+    this.signalling.send({ kind: 'way', way });
+    if (this.isCall) this.renew(way === 'relay' ? 'wants every packet relayed' : 'wants a direct way');
   }
 
   hangUp() {
     this.signalling.send({ kind: 'hang-up' });
-    this.#end('You hung up.');
+    this.#end('You hung up');
   }
 
   /** ICE restart on demand; `why` goes to the log of both tabs. */
@@ -104,8 +123,8 @@ export class Call extends EventTarget {
     const another = this.#boot !== null && this.#boot !== boot;
     this.#boot = boot;
     if (!another) return;
-    this.#log('warn', 'The server is another one now (it was restarted): its relayed addresses and our password are gone.');
-    if (this.#connection && this.phase !== 'ended') this.#recover(2, 'the server was restarted, waiting can not help');
+    this.#log('warn', 'The server was restarted: its relayed addresses and our password are gone.');
+    if (this.#connection && this.phase !== 'ended') this.#recover(2, 'the server was restarted, so waiting does not help');
   }
 
   #onPaired({ peer, caller }) {
@@ -117,17 +136,23 @@ export class Call extends EventTarget {
     if (same && this.phase === 'ended') return;
     this.#log('info', `The other tab is here; ${caller ? 'this tab makes the offer' : 'it makes the offer'}.`);
     if (caller) this.#connect('');
-    else this.#expect();
+    else this.#expect(this.#connection);
   }
 
-  #onPeerLeft() {
-    if (this.phase === 'connected') this.#log('info', 'The other tab left the signalling; what is connected stays connected.');
-    else if (this.phase === 'connecting') this.#end('The other tab left.');
+  #onPeerLeft({ goodbye }) {
+    if (this.phase === 'idle' || this.phase === 'ended') return;
+    if (goodbye) this.#end('The other tab was closed');
+    else if (this.phase === 'connecting') this.#end('The other tab left');
+    else this.#log('info', 'The other tab disconnected from the server.');
   }
 
   #onMessage(message) {
     if (message.kind === 'hang-up') {
-      this.#end('The other tab hung up.');
+      this.#end('The other tab hung up');
+      return;
+    }
+    if (message.kind === 'way') {
+      this.#follow(message.way);
       return;
     }
     if (message.kind === 'ask') {
@@ -141,6 +166,12 @@ export class Call extends EventTarget {
     });
   }
 
+  #follow(way) {
+    if (way === this.way || !['relay', 'direct'].includes(way)) return;
+    this.way = way;
+    this.#tell('way', way);
+  }
+
   #onAsk({ what, why }) {
     if (!this.#caller) return;
     if (what === 'call') this.#connect(why);
@@ -152,11 +183,12 @@ export class Call extends EventTarget {
     return this.signalling.send({ kind: 'ask', what, why });
   }
 
-  async #onOffer({ call, description, restart, transport }) {
+  async #onOffer({ call, description, restart, transport, way }) {
     this.peerTransport = transport;
+    this.#follow(way);
     if (call !== this.#id || !this.#connection) {
       await this.#build(call);
-      if (!this.#recovering) this.#expect();
+      if (!this.#recovering) this.#expect(null);
     } else if (restart) {
       this.#connection.setConfiguration(await this.#configuration());
       if (this.#recovering === 1) this.#helped = true;
@@ -191,7 +223,7 @@ export class Call extends EventTarget {
   }
 
   #sendDescription(kind, more = {}) {
-    this.signalling.send({ kind, call: this.#id, description: this.#connection.localDescription, transport: this.transport, ...more });
+    this.signalling.send({ kind, call: this.#id, description: this.#connection.localDescription, transport: this.transport, way: this.way, ...more });
     for (const candidate of this.#unsent ?? []) this.signalling.send({ kind: 'candidate', call: this.#id, candidate });
     this.#unsent = null;
   }
@@ -206,23 +238,25 @@ export class Call extends EventTarget {
     this.#setPhase('connecting');
     if (why) this.#log('info', `New connection: ${why}.`);
     this.#turn(() => this.#offerNew());
-    this.#awaitFirst();
+    this.#awaitFirst(this.#connection);
   }
 
   /** The callee's side of `#connect`: the offer comes from the other tab. */
-  #expect() {
+  #expect(old) {
     this.#epoch += 1;
     this.#recovering = 0;
     this.#setStage(0);
     this.#setPhase('connecting');
-    this.#awaitFirst();
+    this.#awaitFirst(old);
   }
 
-  async #awaitFirst() {
+  /** The old connection, which may still stand, is not the one that is waited for. */
+  async #awaitFirst(old) {
     const epoch = this.#epoch;
-    const connected = await this.#until(CONNECT_MS, () => this.#connection?.connectionState === 'connected');
+    const isThere = () => this.#connection !== old && this.#connection?.connectionState === 'connected';
+    const connected = await this.#until(CONNECT_MS, isThere);
     if (epoch !== this.#epoch || this.#recovering) return;
-    if (connected) this.#connected('Connected: every packet goes through the relay.');
+    if (connected) this.#connected(this.way === 'relay' ? 'Connected: every packet goes through the relay.' : 'Connected.');
     else this.#fail();
   }
 
@@ -246,7 +280,7 @@ export class Call extends EventTarget {
 
   async #configuration() {
     const { iceServers } = await this.config();
-    return { iceServers, iceTransportPolicy: 'relay', bundlePolicy: 'max-bundle', rtcpMuxPolicy: 'require' };
+    return { iceServers, iceTransportPolicy: this.way === 'relay' ? 'relay' : 'all', bundlePolicy: 'max-bundle', rtcpMuxPolicy: 'require' };
   }
 
   async #build(id) {
@@ -295,7 +329,7 @@ export class Call extends EventTarget {
     this.#setStage(0);
     this.#drop();
     this.#tell('connection', null);
-    this.#log('info', text);
+    this.#log('info', `${text}.`);
     this.reason = text;
     this.#setPhase('ended');
   }
@@ -306,7 +340,7 @@ export class Call extends EventTarget {
     if (connection !== this.#connection) return;
     const state = connection.connectionState;
     if (state === 'connected' && this.phase === 'failed') {
-      this.#connected('Connected after all.');
+      this.#connected('Connected in the end.');
       return;
     }
     if (this.#recovering || this.phase !== 'connected') {
@@ -314,7 +348,7 @@ export class Call extends EventTarget {
       return;
     }
     if (state === 'disconnected') this.#recover(1, 'no answer from the other side');
-    if (state === 'failed') this.#recover(2, 'the browser gave the connection up');
+    if (state === 'failed') this.#recover(2, 'the browser gave up the connection');
   }
 
   /**
@@ -341,15 +375,15 @@ export class Call extends EventTarget {
       this.#helped = false;
       this.#setStage(1);
       this.#setPhase('disconnected');
-      this.#log('warn', `Stage 1 of 3: ${why}. Waiting up to ${HEAL_MS / 1000} s: short gaps heal by themselves.`);
+      this.#log('warn', `Stage 1 of 3: ${why}. Waiting up to ${HEAL_MS / 1000} s: short gaps recover on their own.`);
       const healed = await this.#until(HEAL_MS, isConnected, 1);
       if (over()) return;
       if (healed) {
         this.counters.healed += 1;
-        this.#connected(this.#helped ? `The other tab's ICE restart brought it back after ${took()}.` : `It healed by itself after ${took()}.`);
+        this.#connected(this.#helped ? `The other tab's ICE restart brought it back after ${took()}.` : `It recovered on its own after ${took()}.`);
         return;
       }
-      why = this.#wanted > 1 ? 'the browser gave the connection up' : 'it did not heal';
+      why = this.#wanted > 1 ? 'the browser gave up the connection' : 'it did not recover';
     }
 
     if (from <= 2) {
@@ -369,7 +403,7 @@ export class Call extends EventTarget {
       const restarted = await this.#until(CONNECT_MS, moved, 2);
       if (over()) return;
       if (restarted && this.#connection !== broken) {
-        this.#connected(`The other tab made a new connection; it stands after ${took()}.`);
+        this.#connected(`The other tab made a new connection; it is up after ${took()}.`);
         return;
       }
       if (restarted) {
@@ -378,7 +412,7 @@ export class Call extends EventTarget {
         this.#connected(`ICE restart done after ${took()}: the call moved to ${now}.`);
         return;
       }
-      why = 'the ICE restart brought nothing';
+      why = 'the ICE restart did not help';
     }
 
     for (let attempt = 1; attempt <= REBUILDS_MAX; attempt += 1) {
@@ -397,7 +431,7 @@ export class Call extends EventTarget {
       if (over()) return;
       if (rebuilt) {
         this.counters.rebuilt += 1;
-        this.#connected(`A new connection stands after ${took()}.`);
+        this.#connected(`A new connection is up after ${took()}.`);
         return;
       }
       why = 'the last attempt did not connect';
@@ -408,11 +442,16 @@ export class Call extends EventTarget {
     this.#fail();
   }
 
-  /** Resolves when both tabs can talk about the call again, however long that takes. */
+  /** Resolves when both tabs can talk about the call again. The server may take its time; a tab that is gone is told. */
   async #signallingBack(over) {
     if (this.signalling.peer) return;
     this.#log('info', 'Waiting for the server and the other tab to come back.');
-    while (!this.signalling.peer && !over()) await clock.sleep(100);
+    let absentSince = performance.now();
+    while (!this.signalling.peer && !over()) {
+      await clock.sleep(100);
+      if (!this.signalling.up) absentSince = performance.now();
+      else if (performance.now() - absentSince > PEER_GONE_MS && !over()) this.#end('The other tab is gone');
+    }
   }
 
   #connected(text) {
@@ -429,27 +468,14 @@ export class Call extends EventTarget {
     this.#epoch += 1;
     this.#recovering = 0;
     this.#setStage(0);
-    this.reason = this.#diagnosis();
+    this.reason = diagnosis({
+      seconds: CONNECT_MS / 1000,
+      connection: this.#connection,
+      errors: this.#errors,
+      relayed: this.#relayed,
+    });
     this.#log('bad', this.reason);
     this.#setPhase('failed');
-  }
-
-  /** Why nothing connected, as far as a page can know. */
-  #diagnosis() {
-    const limit = `Not connected within ${CONNECT_MS / 1000} s.`;
-    const errors = this.#errors.map(
-      ({ url, errorCode, errorText }) => `${url || 'server'} said ${errorCode}${errorText ? ` ${errorText}` : ''}`,
-    );
-    const listed = errors.length ? ` The browser reports: ${[...new Set(errors)].slice(0, 4).join('; ')}.` : '';
-    if (!navigator.onLine) {
-      return `${limit} The browser takes this machine for offline (navigator.onLine is false), and then Firefox uses no network at all: connect to any network, it needs no internet.${listed}`;
-    }
-    if (!this.#connection) return `${limit} The other tab sent no offer; is it still open, and does its log say why?`;
-    if (!this.#relayed) {
-      return `${limit} The relay gave this tab no address: it was not reached, or refused the password.${listed || ' The browser reports no error; a machine with nothing but a loopback interface behaves like this.'}`;
-    }
-    if (!this.#connection.remoteDescription) return `${limit} This tab has a relayed address, but the other tab did not answer.${listed}`;
-    return `${limit} Both tabs have relayed addresses, but no packet came through between them (ICE ${this.#connection.iceConnectionState}).${listed}`;
   }
 
   // ---- small things

@@ -155,7 +155,7 @@ export class Files extends EventTarget {
     const now = this.#receiving;
     if (!now) return;
     if (now.transfer.bytes + bytes.length > Math.min(now.transfer.size, FILE_BYTES_MAX)) {
-      this.#set(now.transfer, { state: 'failed', problem: 'more bytes came than were announced' });
+      this.#set(now.transfer, { state: 'failed', problem: 'more bytes arrived than announced' });
       this.#receiving = null;
       return;
     }
@@ -184,7 +184,7 @@ export class Files extends EventTarget {
 
   #cancel() {
     if (!this.#receiving) return;
-    this.#set(this.#receiving.transfer, { state: 'failed', problem: 'the sender could not read the file on' });
+    this.#set(this.#receiving.transfer, { state: 'failed', problem: 'the sender could not read the rest of the file' });
     this.#receiving = null;
   }
 

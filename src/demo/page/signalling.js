@@ -6,8 +6,8 @@ const PAUSE_FIRST = 250;
 const PAUSE_MAX = 2000;
 
 /**
- * Events: `up` (detail: {boot}), `paired` ({peer, caller}), `peer-left`, `message` (what the other tab sent),
- * `refused` ({reason}), `down`.
+ * Events: `up` (detail: {boot}), `paired` ({peer, caller}), `peer-left` ({goodbye}), `message` (what the other tab sent),
+ * `refused` ({reason}), `down` (with each attempt that fails, too: {wasUp}).
  */
 export class Signalling extends EventTarget {
   #socket = null;
@@ -17,7 +17,10 @@ export class Signalling extends EventTarget {
     super();
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
     this.url = `${scheme}://${location.host}/signal?room=${encodeURIComponent(room)}&member=${encodeURIComponent(member)}`;
+    this.goodbyeUrl = `/leave?room=${encodeURIComponent(room)}&member=${encodeURIComponent(member)}`;
     this.up = false;
+    /** The server does not answer. Not yet known at the start. */
+    this.lost = false;
     this.peer = null;
     this.caller = false;
   }
@@ -29,7 +32,8 @@ export class Signalling extends EventTarget {
       this.up = false;
       this.peer = null;
       if (this.#ended) return;
-      if (wasUp) this.#tell('down');
+      this.lost = true;
+      this.#tell('down', { wasUp });
       pause = wasUp ? PAUSE_FIRST : Math.min(PAUSE_MAX, pause * 1.6);
       await clock.sleep(pause);
     }
@@ -42,9 +46,10 @@ export class Signalling extends EventTarget {
     return true;
   }
 
-  close() {
+  /** While the page closes: the other tab need not wait for us. A beacon leaves even when nothing else does any more. */
+  sayGoodbye() {
     this.#ended = true;
-    this.#socket?.close();
+    navigator.sendBeacon(this.goodbyeUrl);
   }
 
   /** One connection from start to end; true if it was up at all. */
@@ -59,6 +64,7 @@ export class Signalling extends EventTarget {
         if (notice.type === 'welcome') {
           wasUp = true;
           this.up = true;
+          this.lost = false;
           this.#tell('up', notice);
         } else if (notice.type === 'paired') {
           this.peer = notice.peer;
@@ -66,7 +72,7 @@ export class Signalling extends EventTarget {
           this.#tell('paired', notice);
         } else if (notice.type === 'peer-left') {
           this.peer = null;
-          this.#tell('peer-left');
+          this.#tell('peer-left', notice);
         } else if (notice.type === 'message') {
           this.#tell('message', notice.data);
         } else if (notice.type === 'refused') {

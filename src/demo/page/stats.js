@@ -85,6 +85,8 @@ export async function selectedPairName(connection) {
 }
 
 export function endText(end) {
+  // a page without camera permission is not told this machine's own address
+  if (!end.address) return `port ${end.port}`;
   const address = end.address.includes(':') ? `[${end.address}]` : end.address;
   return `${address}:${end.port}`;
 }

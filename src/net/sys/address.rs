@@ -112,15 +112,15 @@ impl<'a> ControlWriter<'a> {
 
 /// What ancillary data of a received message say.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Told {
+pub(super) struct RecvMeta {
     /// Which address of ours it was sent to.
     pub(super) to: Option<IpAddr>,
     /// The size of each datagram in it but the last; 0 if it is one.
     pub(super) segment: usize,
 }
 
-pub(super) fn read_control(header: &libc::msghdr) -> Told {
-    let mut told = Told::default();
+pub(super) fn read_control(header: &libc::msghdr) -> RecvMeta {
+    let mut told = RecvMeta::default();
     // SAFETY: the kernel filled `msg_control` and set `msg_controllen` to what it wrote; the CMSG functions stay
     // inside it, and each payload is read unaligned and only for its own type.
     unsafe {

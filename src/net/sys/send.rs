@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use super::address::{CONTROL_BYTES, Control, ControlWriter, write_socket_address};
 use super::arena::{Arena, Part};
 use super::check;
+use super::segmentation::Segmentation;
 
 /// Pieces of one datagram: head, payload, padding.
 const PIECES: usize = 3;
@@ -18,12 +19,9 @@ const SEGMENTS_MAX: usize = 64;
 /// Bytes of one message: an IPv4 datagram's, which the kernel holds it to before it is cut.
 const SEGMENTED_BYTES_MAX: usize = 65_000;
 
-/// The largest datagram that every path carries (RFC 8200 section 5: 1,280 bytes), without its headers.
-const SURE_BYTES: u16 = 1_232;
-
 /// One datagram to be sent: head from the scratch buffer, payload from the arena, zero padding.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::net) struct Outgoing {
+pub(in crate::net) struct Transmit {
     pub(in crate::net) to: SocketAddr,
     /// The address it must leave from, on wildcard listeners.
     pub(in crate::net) from: Option<IpAddr>,
@@ -32,38 +30,9 @@ pub(in crate::net) struct Outgoing {
     pub(in crate::net) padding: usize,
 }
 
-impl Outgoing {
+impl Transmit {
     const fn len(&self) -> usize {
         self.head.len + self.payload.len + self.padding
-    }
-}
-
-/// How large datagrams may be that are handed to the kernel together, on one socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::net) struct Segmentation {
-    largest: u16,
-}
-
-impl Segmentation {
-    /// Nothing is known against it.
-    pub(in crate::net) const ON: Self = Self { largest: u16::MAX };
-
-    /// Each datagram for itself.
-    pub(in crate::net) const OFF: Self = Self { largest: 0 };
-
-    /// The kernel refused a message of several datagrams of this size: whether they may still go one by one.
-    ///
-    /// EIO: the device can't (no checksums of its own). EINVAL: the socket can't, or in older kernels the size does not
-    /// fit the path. EMSGSIZE: the size does not fit the path.
-    fn refused(&mut self, error: &io::Error, segment: usize) -> bool {
-        match error.raw_os_error() {
-            Some(libc::EIO) => *self = Self::OFF,
-            Some(libc::EINVAL) if segment <= usize::from(SURE_BYTES) => *self = Self::OFF,
-            // A listener's other clients may well have wider paths, but no narrower ones can go wrong any more.
-            Some(libc::EINVAL | libc::EMSGSIZE) => self.largest = (segment - 1) as u16,
-            _ => return false,
-        }
-        true
     }
 }
 
@@ -79,16 +48,16 @@ struct Message {
 }
 
 impl Message {
-    fn takes(&self, last: &Outgoing, next: &Outgoing, segmentation: Segmentation) -> bool {
+    fn takes(&self, last: &Transmit, next: &Transmit, segmentation: &impl Segmentation) -> bool {
         let len = next.len();
         !self.is_full
             && len <= self.segment
             && len > 0
-            && self.segment <= usize::from(segmentation.largest)
             && self.count < SEGMENTS_MAX
             && self.bytes + len <= SEGMENTED_BYTES_MAX
             && last.to == next.to
             && last.from == next.from
+            && self.segment <= segmentation.largest(&next.to)
     }
 }
 
@@ -99,12 +68,14 @@ pub(in crate::net) struct SendReport {
     pub(in crate::net) segmented: usize,
     /// Messages of more than one datagram that it refused, so that they were sent one by one.
     pub(in crate::net) refused: usize,
+    /// Replies that the kernel refused for good.
+    pub(in crate::net) replies_lost: usize,
 }
 
 /// What is to be sent: those of `packets` that `order` names.
 #[derive(Clone, Copy)]
-pub(in crate::net) struct Letters<'a> {
-    pub(in crate::net) packets: &'a [Outgoing],
+pub(in crate::net) struct PreparedBatch<'a> {
+    pub(in crate::net) packets: &'a [Transmit],
     pub(in crate::net) order: &'a [u32],
     /// Where the heads lie.
     pub(in crate::net) scratch: &'a [u8],
@@ -144,13 +115,13 @@ impl SendBatch {
     pub(in crate::net) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
-        letters: Letters<'_>,
-        segmentation: &mut Segmentation,
+        batch: PreparedBatch<'_>,
+        segmentation: &mut impl Segmentation,
         mut failed: impl FnMut(u32, &io::Error),
     ) -> SendReport {
         let mut report = SendReport::default();
-        for order in letters.order.chunks(self.headers.len()) {
-            self.send_some(fd, Letters { order, ..letters }, segmentation, &mut report, &mut failed);
+        for order in batch.order.chunks(self.headers.len()) {
+            self.send_some(fd, PreparedBatch { order, ..batch }, segmentation, &mut report, &mut failed);
         }
         report
     }
@@ -158,13 +129,13 @@ impl SendBatch {
     fn send_some(
         &mut self,
         fd: BorrowedFd<'_>,
-        letters: Letters<'_>,
-        segmentation: &mut Segmentation,
+        batch: PreparedBatch<'_>,
+        segmentation: &mut impl Segmentation,
         report: &mut SendReport,
         failed: &mut impl FnMut(u32, &io::Error),
     ) {
-        let order = letters.order;
-        let count = self.fill(letters, *segmentation);
+        let order = batch.order;
+        let count = self.fill(batch, segmentation);
         let mut done = 0;
         while done < count {
             // SAFETY: every header from `done` on points to a name, iovecs and control buffer of its own and to bytes
@@ -181,14 +152,19 @@ impl SendBatch {
                 Ok(sent) => {
                     let sent = (sent as usize).max(1);
                     let messages = &self.messages[done..(done + sent).min(count)];
-                    report.segmented += messages.iter().filter(|message| message.count > 1).count();
+                    let segmented = messages.iter().filter(|message| message.count > 1).count();
+                    if segmented > 0 {
+                        report.segmented += segmented;
+                        segmentation.on_taken();
+                    }
                     done += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // The first of the rest was refused; the others are none the worse for it.
                     let message = self.messages[done];
-                    if message.count > 1 && segmentation.refused(&error, message.segment) {
+                    let to = batch.packets[order[message.first] as usize].to;
+                    if message.count > 1 && segmentation.on_refused(&to, &error, message.segment) {
                         report.refused += 1;
                         self.send_one_by_one(fd, done, order, failed);
                     } else {
@@ -201,11 +177,11 @@ impl SendBatch {
     }
 
     /// Writes the messages; gives how many there are.
-    fn fill(&mut self, letters: Letters<'_>, segmentation: Segmentation) -> usize {
-        let Letters { packets, order, scratch, arena } = letters;
+    fn fill(&mut self, batch: PreparedBatch<'_>, segmentation: &impl Segmentation) -> usize {
+        let PreparedBatch { packets, order, scratch, arena } = batch;
         static ZEROS: [u8; 4] = [0; 4];
         let (mut count, mut used) = (0, 0);
-        let mut last: Option<&Outgoing> = None;
+        let mut last: Option<&Transmit> = None;
         for (index, at) in order.iter().enumerate() {
             let packet = &packets[*at as usize];
             self.starts[index] = used as u32;
@@ -243,7 +219,7 @@ impl SendBatch {
     }
 
     /// The header at `at` for the datagrams in `range`, all like `packet`.
-    fn write_header(&mut self, at: usize, range: std::ops::Range<usize>, packet: &Outgoing, segment: Option<u16>) {
+    fn write_header(&mut self, at: usize, range: std::ops::Range<usize>, packet: &Transmit, segment: Option<u16>) {
         let (first, end) = (self.starts[range.start] as usize, self.starts[range.end] as usize);
         let name_len = write_socket_address(&mut self.names[at], packet.to);
         let mut control = ControlWriter::new(&mut self.controls[at]);
@@ -300,6 +276,7 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     use super::*;
+    use crate::net::sys::segmentation::{ListenerSegmentation, Unsegmented};
     use crate::net::sys::{ReceiveBatch, coalesce};
 
     fn socket() -> UdpSocket {
@@ -309,30 +286,30 @@ mod tests {
     }
 
     /// Datagrams of these lengths, each for one of two peers, with a head before every payload and some padding.
-    struct Post {
+    struct TestBatch {
         arena: Arena,
         scratch: Vec<u8>,
-        packets: Vec<Outgoing>,
+        packets: Vec<Transmit>,
         order: Vec<u32>,
         due: [Vec<Vec<u8>>; 2],
     }
 
-    fn letters(peers: [SocketAddr; 2], lengths: &[(usize, usize)]) -> Post {
+    fn prepared(peers: [SocketAddr; 2], lengths: &[(usize, usize)]) -> TestBatch {
         let mut arena = Arena::new(2);
         for (at, byte) in arena.slot_mut(0).iter_mut().enumerate() {
             *byte = (at % 251) as u8;
         }
         let (mut scratch, mut packets, mut due) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
         for (number, &(to, len)) in lengths.iter().enumerate() {
-            let head = Part { start: scratch.len(), len: 4 };
+            let head = Part::of_scratch(scratch.len(), 4);
             scratch.extend_from_slice(&(number as u32).to_be_bytes());
-            let (payload, padding) = (Arena::part_of(0, number, len), number % 2);
+            let (payload, padding) = (arena.part_of(0, number, len), number % 2);
             let bytes = [&scratch[head.start..], arena.part(payload), &[0; 4][..padding]].concat();
             due[to].push(bytes);
-            packets.push(Outgoing { to: peers[to], from: None, head, payload, padding });
+            packets.push(Transmit { to: peers[to], from: None, head, payload, padding });
         }
         let order = (0..packets.len() as u32).collect();
-        Post { arena, scratch, packets, order, due }
+        TestBatch { arena, scratch, packets, order, due }
     }
 
     fn received(socket: &UdpSocket) -> Vec<Vec<u8>> {
@@ -341,16 +318,16 @@ mod tests {
     }
 
     fn send(
-        letters: &Post,
+        prepared: &TestBatch,
         from: &UdpSocket,
         capacity: usize,
-        segmentation: &mut Segmentation,
+        segmentation: &mut impl Segmentation,
     ) -> (SendReport, Vec<u32>) {
         let mut failed = Vec::new();
         let mut batch = SendBatch::new(capacity);
-        let Post { arena, scratch, packets, order, .. } = letters;
-        let letters = Letters { packets, order, scratch, arena };
-        let report = batch.send(from.as_fd(), letters, segmentation, |at, _| failed.push(at));
+        let TestBatch { arena, scratch, packets, order, .. } = prepared;
+        let prepared = PreparedBatch { packets, order, scratch, arena };
+        let report = batch.send(from.as_fd(), prepared, segmentation, |at, _| failed.push(at));
         (report, failed)
     }
 
@@ -378,18 +355,30 @@ mod tests {
         (1, 6),
     ];
 
+    /// As on a path that is too narrow for more than 500 bytes.
+    fn narrow(peers: &[UdpSocket]) -> ListenerSegmentation {
+        let mut narrow = ListenerSegmentation::default();
+        let refusal = io::Error::from_raw_os_error(libc::EMSGSIZE);
+        peers.iter().for_each(|peer| assert!(narrow.on_refused(&peer.local_addr().unwrap(), &refusal, 501)));
+        narrow
+    }
+
     #[test]
     fn every_datagram_arrives_as_it_is_however_they_are_put_together() {
-        for segmentation in [Segmentation::ON, Segmentation::OFF, Segmentation { largest: 500 }] {
+        for kind in ["on", "narrow", "off"] {
             for capacity in [1, 3, 64] {
                 let (from, peers) = (socket(), [socket(), socket()]);
-                let letters = letters(peers.each_ref().map(|peer| peer.local_addr().unwrap()), &MIXED);
-                let (report, failed) = send(&letters, &from, capacity, &mut segmentation.clone());
+                let prepared = prepared(peers.each_ref().map(|peer| peer.local_addr().unwrap()), &MIXED);
+                let (report, failed) = match kind {
+                    "on" => send(&prepared, &from, capacity, &mut ListenerSegmentation::default()),
+                    "narrow" => send(&prepared, &from, capacity, &mut narrow(&peers)),
+                    _ => send(&prepared, &from, capacity, &mut Unsegmented),
+                };
                 assert_eq!(failed, [0; 0]);
                 assert_eq!(report.refused, 0);
-                assert_eq!(report.segmented > 0, segmentation != Segmentation::OFF && capacity > 1, "{report:?}");
-                for (peer, due) in peers.iter().zip(&letters.due) {
-                    assert_eq!(received(peer), *due, "{segmentation:?} {capacity}");
+                assert_eq!(report.segmented > 0, kind != "off" && capacity > 1, "{report:?}");
+                for (peer, due) in peers.iter().zip(&prepared.due) {
+                    assert_eq!(received(peer), *due, "{kind} {capacity}");
                 }
             }
         }
@@ -400,9 +389,10 @@ mod tests {
         let (from, peer) = (socket(), socket());
         socket2::SockRef::from(&peer).set_recv_buffer_size(8 << 20).unwrap();
         let to = peer.local_addr().unwrap();
-        let letters = letters([to, to], &[(0, 1_197), (0, 1_196)].repeat(35));
-        let (report, failed) = send(&letters, &from, 256, &mut Segmentation::ON.clone());
-        assert_eq!((report, failed), (SendReport { segmented: 2, refused: 0 }, vec![]), "65,000 bytes each");
+        let prepared = prepared([to, to], &[(0, 1_197), (0, 1_196)].repeat(35));
+        let (report, failed) = send(&prepared, &from, 256, &mut ListenerSegmentation::default());
+        let two = SendReport { segmented: 2, ..SendReport::default() };
+        assert_eq!((report, failed), (two, vec![]), "65,000 bytes each");
         assert_eq!(received(&peer).len(), 70);
     }
 
@@ -413,41 +403,27 @@ mod tests {
         // The kernel does not segment without checksums: EINVAL.
         let no: libc::c_int = 1;
         crate::net::sys::set_option(from.as_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, &no).unwrap();
-        let letters = letters(to, &[(0, 200), (0, 199), (0, 200), (1, 50), (1, 50), (0, 10)]);
-        let mut segmentation = Segmentation::ON;
-        let (report, failed) = send(&letters, &from, 64, &mut segmentation);
+        let prepared = prepared(to, &[(0, 200), (0, 199), (0, 200), (1, 50), (1, 50), (0, 10)]);
+        let mut segmentation = ListenerSegmentation::default();
+        let (report, failed) = send(&prepared, &from, 64, &mut segmentation);
         assert_eq!((report.segmented, failed), (0, vec![]));
         assert!(report.refused >= 1);
-        assert_eq!(segmentation, Segmentation::OFF);
-        for (peer, due) in peers.iter().zip(&letters.due) {
+        assert_eq!(to.map(|to| segmentation.largest(&to)), [0; 2]);
+        for (peer, due) in peers.iter().zip(&prepared.due) {
             assert_eq!(received(peer), *due);
         }
-        let (report, _) = send(&letters, &from, 64, &mut segmentation);
+        let (report, _) = send(&prepared, &from, 64, &mut segmentation);
         assert_eq!(report, SendReport::default());
-    }
-
-    #[test]
-    fn what_an_error_says_about_later_messages() {
-        let error = |code| io::Error::from_raw_os_error(code);
-        let after = |code, segment| {
-            let mut segmentation = Segmentation::ON;
-            (segmentation.refused(&error(code), segment), segmentation)
-        };
-        assert_eq!(after(libc::EIO, 1_400), (true, Segmentation::OFF));
-        assert_eq!(after(libc::EINVAL, 1_232), (true, Segmentation::OFF));
-        assert_eq!(after(libc::EINVAL, 1_400), (true, Segmentation { largest: 1_399 }));
-        assert_eq!(after(libc::EMSGSIZE, 9_000), (true, Segmentation { largest: 8_999 }));
-        assert_eq!(after(libc::ENOBUFS, 100), (false, Segmentation::ON));
     }
 
     #[test]
     fn what_the_kernel_refuses_is_told_packet_by_packet() {
         let (from, peer) = (socket(), socket());
         let nobody = "255.255.255.255:9".parse().unwrap();
-        let letters = letters([peer.local_addr().unwrap(), nobody], &[(0, 9), (1, 9), (1, 8), (0, 9), (1, 70)]);
-        let (_, failed) = send(&letters, &from, 64, &mut Segmentation::ON.clone());
+        let prepared = prepared([peer.local_addr().unwrap(), nobody], &[(0, 9), (1, 9), (1, 8), (0, 9), (1, 70)]);
+        let (_, failed) = send(&prepared, &from, 64, &mut ListenerSegmentation::default());
         assert_eq!(failed, [1, 2, 4], "broadcast is not allowed on this socket");
-        assert_eq!(received(&peer), letters.due[0]);
+        assert_eq!(received(&peer), prepared.due[0]);
     }
 
     #[test]
@@ -456,8 +432,8 @@ mod tests {
         coalesce(peer.as_fd()).unwrap();
         let to = peer.local_addr().unwrap();
         let lengths: Vec<_> = [100, 99, 100, 99, 7].map(|len| (0, len)).into();
-        let letters = letters([to, to], &lengths);
-        assert_eq!(send(&letters, &from, 64, &mut Segmentation::ON.clone()).0.segmented, 1);
+        let prepared = prepared([to, to], &lengths);
+        assert_eq!(send(&prepared, &from, 64, &mut ListenerSegmentation::default()).0.segmented, 1);
         let (mut arena, mut batch) = (Arena::new(4), ReceiveBatch::new(4));
         let count = batch.receive(peer.as_fd(), &mut arena, 1, 3).unwrap();
         let mut found = Vec::new();
@@ -465,10 +441,10 @@ mod tests {
             let piece = batch.get(index, 1).unwrap();
             assert_eq!(piece.from, from.local_addr().unwrap());
             found.extend(
-                piece.datagrams().map(|(start, len)| arena.part(Arena::part_of(piece.slot, start, len)).to_vec()),
+                piece.datagrams().map(|(start, len)| arena.part(arena.part_of(piece.slot, start, len)).to_vec()),
             );
         }
-        assert_eq!(found, letters.due[0]);
+        assert_eq!(found, prepared.due[0]);
         assert_eq!(count, 1, "all in one piece");
     }
 }

@@ -1,19 +1,24 @@
 //! A worker's datagrams: from clients, from peers, from the other workers, and all that is sent.
+//!
+//! [`Worker`] itself stands in `net::worker`.
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 
 use super::listeners::Listener;
-use super::{BATCH, LISTENER_SLOT, Worker};
-use crate::net::handover::Handed;
-use crate::net::sys::{self, Arena, Part, Received, Segmentation};
+use super::{BATCH, LISTENER_SLOT, STREAM_SLOT, STREAM_SLOTS, Worker};
+use crate::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
+use crate::net::fair_limit::Source;
+use crate::net::payload_rings::Item;
+use crate::net::sys::{self, Arena, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, Unsegmented};
 use crate::net::tcp::Sent;
-use crate::net::udp::{InPlace, drop_reason};
+use crate::net::udp::{DatagramQueue, PayloadPart, drop_reason};
 use crate::net::{listen, relay_socket};
-use crate::protocol::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
-use crate::protocol::border::{AllocationId, DropReason, Input, PacketMeta, Relay, Way};
-use crate::protocol::time::Now;
+use crate::protocol::border::{Input, PacketMeta, Relay};
+use crate::protocol::ids::AllocationId;
+use crate::protocol::reason::{Direction, DropReason};
+use crate::time::Now;
 use crate::wire::{Class, classify};
 
 /// Requests read at once: each costs as much as many packets, and what is never used takes no memory.
@@ -22,28 +27,32 @@ const CONTROL_BATCH: usize = 16;
 /// Datagrams read at once from a relayed socket that is ready again and again.
 const RELAY_BATCH: usize = 16;
 
+/// Datagrams handed to the kernel in one call: a burst's worth of segments.
+const SEND_BATCH: usize = 256;
+
 /// What may wait at the data socket of a listener while its worker never sleeps.
 const LISTENER_BUSY_BYTES: usize = 512 << 10;
-
-/// Slots read at once from a socket whose datagrams are coalesced: each may hold dozens.
-const COALESCED_BATCH: usize = 4;
 
 /// Datagrams of a batch that must have the neighbour's sender and size to count as coming in a row.
 const IN_A_ROW: usize = 3;
 
 /// Whether a batch would have been fewer pieces, had the kernel coalesced it.
 #[derive(Default)]
-struct Row {
+struct BatchShape {
     last: Option<(SocketAddr, usize)>,
     neighbours: usize,
     pieces: usize,
 }
 
-impl Row {
-    fn add(&mut self, received: &Received) {
+impl BatchShape {
+    /// One more piece; only what was relayed may form a row.
+    fn add(&mut self, received: &Received, is_relayed: bool) {
         let this = (received.from, received.segment);
-        self.neighbours += usize::from(self.last == Some(this)) + received.len.saturating_sub(1) / received.segment;
-        self.last = Some(this);
+        if is_relayed {
+            let others = received.len.saturating_sub(1) / received.segment;
+            self.neighbours += usize::from(self.last == Some(this)) + others;
+        }
+        self.last = is_relayed.then_some(this);
         self.pieces += 1;
     }
 
@@ -52,19 +61,76 @@ impl Row {
     }
 }
 
+/// Datagrams that were received together.
+#[derive(Clone, Copy)]
+enum Batch {
+    /// So many buffers from the listener at this place.
+    Listener { at: usize, count: usize },
+    /// So many buffers from an allocation's relayed socket, from this slot of the arena on.
+    Relay { id: AllocationId, first: usize, count: usize },
+}
+
+/// Where a worker's datagrams lie between their receipt and their sending.
+///
+/// The slots of the arena are filled in order. What was queued refers to them, so that a slot is filled again only after a
+/// flush: [`Worker::flush`] for those of relayed sockets and of clients, whose payload waits for clients,
+/// [`Worker::flush_to_peer`] for those of listeners and streams.
+pub(super) struct Datagrams {
+    pub(super) arena: Arena,
+    receive: ReceiveBatch,
+    send: SendBatch,
+    /// The next slot for what relayed sockets and other workers bring.
+    next_slot: usize,
+    to_peer: DatagramQueue,
+    /// Whether what waits for a client lies where listeners or streams are read to.
+    pub(super) pinned: bool,
+    /// The batch that is being handled, and how many of its datagrams have had their turn.
+    batch: Option<Batch>,
+    handled: usize,
+    /// Packets are on their way to the kernel: whether they have left is not known if something goes wrong now.
+    pub(super) is_sending: bool,
+    /// All datagrams that ever came behind another one of the same sender and size.
+    pub(super) in_rows: u64,
+    /// Datagrams read since the listeners had their turn.
+    pub(super) since_listeners: usize,
+}
+
+impl Datagrams {
+    pub(super) fn new() -> Self {
+        Self {
+            arena: Arena::new(STREAM_SLOT + STREAM_SLOTS),
+            receive: ReceiveBatch::new(BATCH),
+            send: SendBatch::new(SEND_BATCH),
+            next_slot: 0,
+            to_peer: DatagramQueue::default(),
+            pinned: false,
+            batch: None,
+            handled: 0,
+            is_sending: false,
+            in_rows: 0,
+            since_listeners: 0,
+        }
+    }
+
+    /// Whether a batch was given up in the middle.
+    pub(super) const fn has_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+}
+
 impl Worker {
     // ---- clients
 
     pub(super) fn on_listener(&mut self, now: Now, at: usize) {
         let Some(listener) = self.listeners.get_mut(at) else { return };
-        if let Some(bytes) = self.room.on_read(&mut listener.roominess, listen::RECEIVE_BUFFER)
+        if let Some(bytes) = self.receive_buffers.on_read(&mut listener.buffer_state, listen::RECEIVE_BUFFER)
             && listener.control.is_some()
         {
             // The one of its kind may hold more than one of many. What was passed has the size that its owner chose.
             let _ = sys::set_receive_buffer(listener.socket.as_fd(), bytes.max(LISTENER_BUSY_BYTES));
         }
-        let most = if listener.appetite.coalesces() { COALESCED_BATCH } else { BATCH };
-        let wanted = listener.appetite.ready(self.loops, most);
+        let most = listener.read_budget.most(BATCH);
+        let wanted = listener.read_budget.ready(self.loops, most);
         self.read_listener(now, at, wanted);
     }
 
@@ -73,21 +139,27 @@ impl Worker {
         // What came before a request was sent before it: mostly, that is. Only the kernel knew for sure.
         self.read_listener(now, at, BATCH);
         let Some(listener) = self.listeners.get_mut(at) else { return };
-        let wanted = listener.control_appetite.ready(self.loops, CONTROL_BATCH);
+        // What the kernel coalesced may hold 64 requests.
+        let most = if listener.control_read_budget.coalesces() { 1 } else { CONTROL_BATCH };
+        let wanted = listener.control_read_budget.ready(self.loops, most);
         self.make_room();
         let Some(control) = self.listeners.get(at).and_then(|listener| listener.control.as_ref()) else { return };
-        let Ok(count) = self.receive.receive(control.as_fd(), &mut self.arena, LISTENER_SLOT, wanted) else { return };
+        let Ok(count) =
+            self.datagrams.receive.receive(control.as_fd(), &mut self.datagrams.arena, LISTENER_SLOT, wanted)
+        else {
+            return;
+        };
         if let Some(listener) = self.listeners.get_mut(at) {
-            listener.control_appetite.took(count);
+            listener.control_read_budget.took(count);
         }
-        self.on_received(now, at, count);
+        self.on_received(now, at, count, 0);
         self.flush_to_peer();
     }
 
     /// Every listener has its turn before more is read from relayed sockets: however many of those are ready, a request
     /// waits for no more than one batch of theirs.
     pub(super) fn visit_listeners(&mut self, now: Now) {
-        self.since_listeners = 0;
+        self.datagrams.since_listeners = 0;
         for at in self.listeners.places() {
             let Some(listener) = self.listeners.get(at) else { continue };
             if listener.control.is_some() {
@@ -100,7 +172,7 @@ impl Worker {
 
     /// The listeners' slots are free afterwards.
     fn make_room(&mut self) {
-        if self.pinned {
+        if self.datagrams.pinned {
             self.flush();
         }
     }
@@ -109,19 +181,20 @@ impl Worker {
         self.make_room();
         // A message of this very turn may have closed it.
         let Some(listener) = self.listeners.get(at) else { return };
-        let coalesces = listener.appetite.coalesces() || listener.users.coalesces();
+        let coalesces = listener.read_budget.coalesces() || listener.users.coalesces();
         if wanted == 1 && !listener.is_wildcard() && !coalesces {
             return self.read_listener_once(now, at);
         }
-        let received = self.receive.receive(listener.socket.as_fd(), &mut self.arena, LISTENER_SLOT, wanted);
+        let received =
+            self.datagrams.receive.receive(listener.socket.as_fd(), &mut self.datagrams.arena, LISTENER_SLOT, wanted);
         let count = received.unwrap_or(0);
         if let Some(listener) = self.listeners.get_mut(at) {
-            listener.appetite.took(count);
+            listener.read_budget.took(count);
         }
         if count == 0 {
             return;
         }
-        let row = self.on_received(now, at, count);
+        let row = self.on_received(now, at, count, 0);
         self.flush_to_peer();
         if self.settings.segmentation_offload
             && let Some(listener) = self.listeners.get_mut(at)
@@ -135,42 +208,62 @@ impl Worker {
     fn read_listener_once(&mut self, now: Now, at: usize) {
         let Some(listener) = self.listeners.get(at) else { return };
         let (address, slot) = (listener.address, LISTENER_SLOT);
-        let Ok((len, from)) = listener.socket.recv_from(self.arena.slot_mut(slot)) else { return };
+        let Ok((len, from)) = listener.socket.recv_from(self.datagrams.arena.slot_mut(slot)) else { return };
         self.net.listener_batches.add(1);
         let five_tuple = FiveTuple { client: from.into(), server: address.into(), transport: Transport::Udp };
-        self.on_datagram(now, Via::Datagram(five_tuple), at, Arena::part_of(slot, 0, len));
+        self.on_datagram(now, Via::Datagram(five_tuple), at, self.datagrams.arena.part_of(slot, 0, len));
         self.flush_to_peer();
     }
 
-    /// Handles what fills the listeners' slots; tells whether it came in a row.
-    fn on_received(&mut self, now: Now, at: usize, count: usize) -> bool {
+    /// Handles what fills the listeners' slots, but for the first `skip` datagrams; tells whether it came in a row.
+    fn on_received(&mut self, now: Now, at: usize, count: usize, skip: usize) -> bool {
         let Some(address) = self.listeners.get(at).map(|listener| listener.address) else { return false };
-        let (mut row, mut datagrams) = (Row::default(), 0);
+        let (mut row, mut datagrams) = (BatchShape::default(), 0);
+        self.datagrams.batch = Some(Batch::Listener { at, count });
         for index in 0..count {
-            let Some(received) = self.receive.get(index, LISTENER_SLOT) else {
+            let Some(received) = self.datagrams.receive.get(index, LISTENER_SLOT) else {
                 self.counters.dropped(DropReason::TooBig, 1, 0);
                 continue;
             };
-            row.add(&received);
             let server = match received.to {
                 Some(ip) => ServerAddress::new(ip, address.port()),
                 None => address.into(),
             };
             let via = Via::Datagram(FiveTuple { client: received.from.into(), server, transport: Transport::Udp });
+            let mut is_relayed = false;
             for (start, len) in received.datagrams() {
                 datagrams += 1;
-                self.on_datagram(now, via, at, Arena::part_of(received.slot, start, len));
+                if datagrams <= skip {
+                    continue;
+                }
+                self.datagrams.handled = datagrams;
+                is_relayed |= self.on_datagram(now, via, at, self.datagrams.arena.part_of(received.slot, start, len));
             }
+            row.add(&received, is_relayed);
         }
+        self.datagrams.batch = None;
+        self.datagrams.in_rows += row.neighbours as u64;
         self.net.listener_batches.add(datagrams);
         self.net.coalesced.add((datagrams - count.min(datagrams)) as u64);
+        if let Some(listener) = self.listeners.get_mut(at) {
+            listener.read_budget.came(datagrams, count);
+        }
         row.is_one()
     }
 
-    fn on_datagram(&mut self, now: Now, via: Via, listener: usize, part: Part) {
-        let bytes = self.arena.part(part);
+    /// Tells whether it was data of an allocation that may pass.
+    fn on_datagram(&mut self, now: Now, via: Via, listener: usize, part: Part) -> bool {
+        let bytes = self.datagrams.arena.part(part);
+        if via.five_tuple().client.port() == 0 {
+            // Nothing can be sent there, and the kernel's refusal would look like one of the socket.
+            self.counters.dropped(DropReason::NoSourcePort, 1, part.len as u64);
+            return false;
+        }
+        if self.drops_suspect(via.five_tuple(), part.len) {
+            return false;
+        }
         match classify(bytes) {
-            Class::ChannelData | Class::SendIndication => self.on_data(now, &via, part),
+            Class::ChannelData | Class::SendIndication => return self.on_data(now, &via, part),
             Class::Stun if self.is_closed_to(listener, &via) => {
                 self.counters.dropped(DropReason::ListenerLeaving, 1, part.len as u64);
             }
@@ -181,7 +274,7 @@ impl Worker {
                     Some(len) => self.reply_datagram(listener, via.five_tuple(), &answer[..len]),
                     None => {
                         self.flush_payload();
-                        let bytes = self.arena.part(part);
+                        let bytes = self.datagrams.arena.part(part);
                         self.server.handle_input(now, Input::Message { via, bytes });
                         self.drain(now);
                     }
@@ -189,24 +282,28 @@ impl Worker {
             }
             Class::Neither => self.counters.dropped(DropReason::NotStun, 1, part.len as u64),
         }
+        false
     }
 
-    /// ChannelData or a Send indication, of whatever client.
-    pub(super) fn on_data(&mut self, now: Now, via: &Via, part: Part) {
-        let bytes = self.arena.part(part);
+    /// ChannelData or a Send indication, of whatever client; tells whether it may pass.
+    pub(super) fn on_data(&mut self, now: Now, via: &Via, part: Part) -> bool {
+        let bytes = self.datagrams.arena.part(part);
         match self.server.relay_from_client(now, via, PacketMeta::default(), bytes) {
             Relay::ToPeer { allocation, to, meta, payload } => {
-                let (to, part) = (self.relays.to_local(to), self.arena.locate(payload));
+                // Not a relayed address of ours: where it goes is the routes' business, also if the IP address is.
+                let (to, part) = (SocketAddr::from(to), self.datagrams.arena.locate(payload));
                 self.queue_to_peer(allocation, to, meta, part);
             }
             Relay::ToRelayed { allocation, from, to, payload } => {
-                let payload = self.arena.locate(payload);
+                let payload = self.datagrams.arena.locate(payload);
                 // What framed it is read by now; of a stream the frames before it may still wait.
                 let room = (!via.is_stream()).then(|| payload.start - part.start);
-                self.hand_over(now, allocation, (from, to), payload, room);
+                let source = via.five_tuple().client.ip().into();
+                self.hand_over(now, allocation, source, (from, to), payload, room);
             }
-            Relay::ToClient { .. } | Relay::Drop(_) => {}
+            Relay::ToClient { .. } | Relay::Drop(_) => return false,
         }
+        true
     }
 
     /// Whether the configuration has this listener no more, and this client no session there.
@@ -220,12 +317,12 @@ impl Worker {
             self.send_unfragmented(allocation, to, part);
             return;
         }
-        if self.to_peer.is_long() {
+        if self.datagrams.to_peer.is_long() {
             self.flush_to_peer();
         }
         match self.relays.get_mut(allocation) {
-            Some(relay) => self.to_peer.push_to_peer(to, part, allocation, &mut relay.to_peer),
-            None => self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, DropReason::RelayClosed),
+            Some(relay) => self.datagrams.to_peer.push_to_peer(to, part, allocation, &mut relay.to_peer),
+            None => self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, DropReason::RelayClosed),
         }
     }
 
@@ -236,14 +333,14 @@ impl Worker {
             Some(relay) => {
                 let (fd, ipv6) = (relay.socket.as_fd(), to.is_ipv6());
                 let sent = sys::set_dont_fragment(fd, ipv6, true)
-                    .and_then(|()| relay.socket.send_to(self.arena.part(part), to));
+                    .and_then(|()| relay.socket.send_to(self.datagrams.arena.part(part), to));
                 // Without DF again, large datagrams of the others are fragmented as they should be.
                 let restored = sys::set_dont_fragment(fd, ipv6, false);
                 sent.err().or(restored.err()).map(|error| drop_reason(&error))
             }
         };
         if let Some(why) = why {
-            self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, why);
+            self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, why);
         }
     }
 
@@ -255,20 +352,22 @@ impl Worker {
         &mut self,
         now: Now,
         allocation: AllocationId,
+        source: Source,
         (from, to): (PeerAddress, PeerAddress),
         part: Part,
         room: Option<usize>,
     ) {
         let owner = self.relays.owner(to);
         if let Some(owner) = owner.filter(|owner| owner.worker != self.id) {
-            if self.givers.give(owner.worker, Handed { from, to, len: part.len }, self.arena.part(part)) {
+            let item = Item { from, to, len: part.len };
+            if self.producers.push(owner.worker, source, item, self.datagrams.arena.part(part)) {
                 self.net.handed_over.add(1);
             } else {
-                self.server.not_sent(allocation, Way::ToPeer, 1, part.len as u64, DropReason::InboxFull);
+                self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, DropReason::InboxFull);
             }
         } else if let Some(id) = owner.and_then(|owner| self.relays.id_at(owner.index, to)) {
             self.net.handed_over.add(1);
-            self.pinned = true;
+            self.datagrams.pinned = true;
             self.on_peer_datagram(now, id, from, part, room);
         } else {
             self.queue_to_peer(allocation, self.relays.to_local(to), PacketMeta::default(), part);
@@ -278,21 +377,21 @@ impl Worker {
     /// Takes what other workers gave, a batch at the most.
     pub(super) fn take_over(&mut self, now: Now) {
         for _ in 0..BATCH {
-            if self.takers.is_empty() {
+            if self.consumers.is_empty() {
                 return;
             }
-            if self.next_slot == BATCH {
+            if self.datagrams.next_slot == BATCH {
                 self.flush();
             }
-            let slot = self.next_slot;
-            let Some(Handed { from, to, len }) = self.takers.take(self.arena.slot_mut(slot)) else { return };
-            self.since_listeners += 1;
+            let slot = self.datagrams.next_slot;
+            let Some(Item { from, to, len }) = self.consumers.pop(self.datagrams.arena.slot_mut(slot)) else { return };
+            self.datagrams.since_listeners += 1;
             match self.relays.owner(to).and_then(|owner| self.relays.id_at(owner.index, to)) {
                 Some(id) => {
-                    self.next_slot = slot + 1;
-                    self.on_peer_datagram(now, id, from, Arena::part_of(slot, 0, len), Some(0));
+                    self.datagrams.next_slot = slot + 1;
+                    self.on_peer_datagram(now, id, from, self.datagrams.arena.part_of(slot, 0, len), Some(0));
                 }
-                // It closed in the meantime; the kernel would find nobody either.
+                // It closed in the meantime; the kernel would find no socket either.
                 None => self.counters.dropped(DropReason::RelayClosed, 1, len as u64),
             }
         }
@@ -303,65 +402,82 @@ impl Worker {
     pub(super) fn on_relay(&mut self, now: Now, at: usize) {
         let loops = self.loops;
         let Some(relay) = self.relays.at_mut(at) else { return };
-        let coalesces = relay.appetite.coalesces();
-        let wanted = relay.appetite.ready(loops, if coalesces { COALESCED_BATCH } else { RELAY_BATCH });
+        let coalesces = relay.read_budget.coalesces();
+        let wanted = relay.read_budget.ready(loops, relay.read_budget.most(RELAY_BATCH));
         let id = relay.id;
-        if let Some(bytes) = self.room.on_read(&mut relay.roominess, relay_socket::RECEIVE_BUFFER) {
+        if let Some(bytes) = self.receive_buffers.on_read(&mut relay.buffer_state, relay_socket::RECEIVE_BUFFER) {
             // As far as the system lets us: it is about delay, nothing depends on it.
             let _ = sys::set_receive_buffer(relay.socket.as_fd(), bytes);
         }
-        if self.next_slot + wanted > BATCH {
+        if self.datagrams.next_slot + wanted > BATCH {
             self.flush();
         }
         if wanted > 1 || coalesces { self.read_relay_batch(now, id, wanted) } else { self.read_relay_once(now, id) }
     }
 
     fn read_relay_once(&mut self, now: Now, id: AllocationId) {
-        let slot = self.next_slot;
+        let slot = self.datagrams.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
-        if let Ok((len, from)) = relay.socket.recv_from(self.arena.slot_mut(slot)) {
+        if let Ok((len, from)) = relay.socket.recv_from(self.datagrams.arena.slot_mut(slot)) {
             self.net.relayed_batches.add(1);
-            self.since_listeners += 1;
-            self.next_slot = slot + 1;
+            self.datagrams.since_listeners += 1;
+            self.datagrams.next_slot = slot + 1;
             let peer = self.relays.to_advertised(from);
-            self.on_peer_datagram(now, id, peer, Arena::part_of(slot, 0, len), Some(0));
+            self.on_peer_datagram(now, id, peer, self.datagrams.arena.part_of(slot, 0, len), Some(0));
         }
     }
 
     fn read_relay_batch(&mut self, now: Now, id: AllocationId, wanted: usize) {
-        let first = self.next_slot;
+        let first = self.datagrams.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
-        let received = self.receive.receive(relay.socket.as_fd(), &mut self.arena, first, wanted);
+        let received = self.datagrams.receive.receive(relay.socket.as_fd(), &mut self.datagrams.arena, first, wanted);
         let count = received.unwrap_or(0);
-        let (mut row, mut datagrams) = (Row::default(), 0);
-        self.next_slot = first + count;
+        self.datagrams.next_slot = first + count;
+        self.on_relay_batch(now, id, first, count, 0);
+    }
+
+    /// Handles what was read from a relayed socket, but for the first `skip` datagrams.
+    fn on_relay_batch(&mut self, now: Now, id: AllocationId, first: usize, count: usize, skip: usize) {
+        let (mut row, mut datagrams) = (BatchShape::default(), 0);
+        self.datagrams.batch = Some(Batch::Relay { id, first, count });
         for index in 0..count {
-            let Some(received) = self.receive.get(index, first) else {
+            let Some(received) = self.datagrams.receive.get(index, first) else {
                 self.counters.dropped(DropReason::TooBig, 1, 0);
                 continue;
             };
-            row.add(&received);
+            row.add(&received, true);
             let peer = self.relays.to_advertised(received.from);
             for (start, len) in received.datagrams() {
                 datagrams += 1;
-                self.on_peer_datagram(now, id, peer, Arena::part_of(received.slot, start, len), Some(0));
+                if datagrams <= skip {
+                    continue;
+                }
+                self.datagrams.handled = datagrams;
+                self.on_peer_datagram(now, id, peer, self.datagrams.arena.part_of(received.slot, start, len), Some(0));
             }
         }
+        self.datagrams.batch = None;
+        self.datagrams.in_rows += row.neighbours as u64;
         self.net.relayed_batches.add(datagrams);
         self.net.coalesced.add((datagrams - count.min(datagrams)) as u64);
-        self.since_listeners += datagrams;
+        self.datagrams.since_listeners += datagrams;
         let offload = self.settings.segmentation_offload;
         if let Some(relay) = self.relays.get_mut(id) {
-            relay.appetite.took(count);
-            if offload && !relay.appetite.coalesces() && relay.appetite.note(row.is_one()) {
-                relay.appetite.coalesce(relay.socket.as_fd());
+            relay.read_budget.took(count);
+            relay.read_budget.came(datagrams, count);
+            if offload && !relay.read_budget.coalesces() && relay.read_budget.note(row.is_one()) {
+                relay.read_budget.coalesce(relay.socket.as_fd());
             }
         }
     }
 
-    /// `room` are bytes before the payload that nobody needs any more; `None` where other datagrams lie close before it.
+    /// `room` are bytes before the payload that are not needed any more; `None` where other datagrams lie close before it.
     fn on_peer_datagram(&mut self, now: Now, id: AllocationId, peer: PeerAddress, part: Part, room: Option<usize>) {
-        let payload = self.arena.part(part);
+        if peer.port() == 0 {
+            self.counters.dropped(DropReason::NoSourcePort, 1, part.len as u64);
+            return;
+        }
+        let payload = self.datagrams.arena.part(part);
         let verdict = self.server.relay_from_peer(now, id, peer, PacketMeta::default(), payload);
         let Relay::ToClient { allocation, via, head, .. } = verdict else { return };
         match via {
@@ -373,17 +489,31 @@ impl Worker {
                 let (Some(listener), Some(relay)) =
                     (at.and_then(|at| self.listeners.get_mut(at)), self.relays.get_mut(allocation))
                 else {
-                    self.server.not_sent(allocation, Way::ToClient, 1, part.len as u64, DropReason::RelayClosed);
+                    self.server.not_sent(allocation, Direction::ToClient, 1, part.len as u64, DropReason::RelayClosed);
                     return;
                 };
                 let from = listener.is_wildcard().then(|| five_tuple.server.ip());
                 let to = (five_tuple.client.into(), from);
-                let whole = room.and_then(|room| self.arena.write_head(head.bytes(), part, room));
-                let payload = whole.map_or(InPlace::Bare(part), InPlace::WithHead);
+                let whole = room.and_then(|room| self.datagrams.arena.write_head(head.bytes(), part, room));
+                let payload = whole.map_or(PayloadPart::Bare(part), PayloadPart::WithHead);
                 listener.queue.push_to_client(to, &head, payload, allocation, &mut relay.to_client);
             }
-            Via::Stream(stream, _) => self.send_to_stream(now, stream, allocation, &head, part),
+            Via::Stream(stream, _) => self.send_to_stream(stream, allocation, &head, part),
         }
+    }
+
+    /// Handles what stood behind a datagram that was given up: it is others' packets.
+    pub(super) fn finish_batch(&mut self, now: Now) {
+        let handled = self.datagrams.handled;
+        match self.datagrams.batch.take() {
+            Some(Batch::Listener { at, count }) => {
+                self.on_received(now, at, count, handled);
+            }
+            Some(Batch::Relay { id, first, count }) => self.on_relay_batch(now, id, first, count, handled),
+            None => {}
+        }
+        // The next read begins at the first slot.
+        self.flush();
     }
 
     // ---- sending
@@ -394,7 +524,7 @@ impl Worker {
         listener.queue.push_reply(five_tuple.client.into(), from, bytes);
     }
 
-    pub(super) fn reply(&mut self, now: Now, via: Via, bytes: &[u8]) {
+    pub(super) fn reply(&mut self, via: Via, bytes: &[u8]) {
         match via {
             Via::Datagram(five_tuple) => {
                 if let Some(at) = self.listeners.serving(&five_tuple.server) {
@@ -403,53 +533,54 @@ impl Worker {
             }
             Via::Stream(stream, _) => {
                 if let Some(at) = self.streams.find(stream) {
+                    let sent = self.streams.send(at, [bytes, &[], &[]], None);
                     // A client that does not even read its replies is cut off: nothing else bounds it.
-                    let sent = self.streams.get_mut(at).map(|stream| stream.send([bytes, &[], &[]], None));
-                    self.after_send(now, at, sent != Some(Sent::Taken));
+                    if let Some(stream) = self.streams.get_mut(at).filter(|_| sent != Some(Sent::Taken)) {
+                        stream.cut_off();
+                        self.streams.make_dirty(at);
+                    }
                 }
             }
         }
     }
 
     pub(super) fn flush_to_peer(&mut self) {
-        for at in 0..self.to_peer.chains() {
-            let Some(id) = self.to_peer.select(at) else { continue };
-            let (server, arena) = (&mut self.server, &self.arena);
-            let mut not_sent = |allocation, bytes, why| server.not_sent(allocation, Way::ToPeer, 1, bytes, why);
+        self.datagrams.is_sending = true;
+        for at in 0..self.datagrams.to_peer.chains() {
+            let Some(id) = self.datagrams.to_peer.select(at) else { continue };
+            let (server, arena) = (&mut self.server, &self.datagrams.arena);
+            let mut not_sent = |allocation, bytes, why| server.not_sent(allocation, Direction::ToPeer, 1, bytes, why);
             let Some(relay) = self.relays.get_mut(id) else {
-                self.to_peer.selected().for_each(|(of, bytes)| not_sent(of, bytes, DropReason::RelayClosed));
+                self.datagrams.to_peer.selected().for_each(|(of, bytes)| not_sent(of, bytes, DropReason::RelayClosed));
                 continue;
             };
-            let segmentation = if self.settings.segmentation_offload {
-                &mut relay.segmentation
+            let (socket, send) = (&relay.socket, &mut self.datagrams.send);
+            self.net.note_sent(if self.settings.segmentation_offload {
+                relay.segmentation.refresh(self.now);
+                self.datagrams.to_peer.send(socket, send, arena, &mut relay.segmentation, not_sent)
             } else {
-                &mut Segmentation::OFF.clone()
-            };
-            let report = self.to_peer.send(&relay.socket, &mut self.send, arena, segmentation, not_sent);
-            self.net.note_sent(report);
+                self.datagrams.to_peer.send(socket, send, arena, &mut Unsegmented, not_sent)
+            });
         }
-        self.to_peer.clear();
+        self.datagrams.to_peer.clear();
+        self.datagrams.is_sending = false;
     }
 
     pub(super) fn flush_listener(&mut self, at: usize) {
         let server = &mut self.server;
         let Some(listener) = self.listeners.get_mut(at).filter(|listener| !listener.queue.is_empty()) else { return };
-        let segmentation = if self.settings.segmentation_offload {
-            &mut listener.segmentation
-        } else {
-            &mut Segmentation::OFF.clone()
-        };
+        self.datagrams.is_sending = true;
         listener.queue.select_all();
-        let report = listener.queue.send(
-            &listener.socket,
-            &mut self.send,
-            &self.arena,
-            segmentation,
-            |allocation, bytes, why| {
-                server.not_sent(allocation, Way::ToClient, 1, bytes, why);
-            },
-        );
+        let (queue, socket, send) = (&listener.queue, &listener.socket, &mut self.datagrams.send);
+        let not_sent = |allocation, bytes, why| server.not_sent(allocation, Direction::ToClient, 1, bytes, why);
+        let report = if self.settings.segmentation_offload {
+            listener.segmentation.refresh(self.now);
+            queue.send(socket, send, &self.datagrams.arena, &mut listener.segmentation, not_sent)
+        } else {
+            queue.send(socket, send, &self.datagrams.arena, &mut Unsegmented, not_sent)
+        };
         listener.queue.clear();
+        self.datagrams.is_sending = false;
         self.net.note_sent(report);
     }
 
@@ -469,21 +600,21 @@ impl Worker {
         for at in self.listeners.places() {
             self.flush_listener(at);
         }
-        self.next_slot = 0;
-        self.pinned = false;
+        self.datagrams.next_slot = 0;
+        self.datagrams.pinned = false;
     }
 }
 
 impl Listener {
     /// After a batch that came in a row or did not.
     fn adapt(&mut self, in_a_row: bool) {
-        if !self.appetite.coalesces() && self.appetite.note(in_a_row) {
+        if !self.read_budget.coalesces() && self.read_budget.note(in_a_row) {
             self.users.coalesce();
         }
-        if self.users.coalesces() && !self.appetite.coalesces() {
-            self.appetite.coalesce(self.socket.as_fd());
+        if self.users.coalesces() && !self.read_budget.coalesces() {
+            self.read_budget.coalesce(self.socket.as_fd());
             if let Some(control) = &self.control {
-                self.control_appetite.coalesce(control.as_fd());
+                self.control_read_budget.coalesce(control.as_fd());
             }
         }
     }

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use tokio::sync::Notify;
 
-use super::pace::Appetite;
-use super::room::Roominess;
+use super::pace::ReadBudget;
+use super::receive_buffers::ReceiveBufferState;
+use crate::address::ServerAddress;
 use crate::net::overflow::Watched;
-use crate::net::sys::Segmentation;
-use crate::net::udp::Queue;
-use crate::protocol::address::ServerAddress;
+use crate::net::sys::ListenerSegmentation;
+use crate::net::udp::DatagramQueue;
 
 /// Names a listener over all workers; never used again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,13 +60,13 @@ pub(in crate::net) struct Listener {
     /// Where requests and all else that is not data arrives, if it has a socket of its own.
     pub(in crate::net) control: Option<Watched<UdpSocket>>,
     pub(in crate::net) address: SocketAddr,
-    pub(in crate::net) queue: Queue,
-    pub(super) appetite: Appetite,
-    pub(super) control_appetite: Appetite,
-    pub(super) roominess: Roominess,
-    pub(super) segmentation: Segmentation,
+    pub(in crate::net) queue: DatagramQueue,
+    pub(super) read_budget: ReadBudget,
+    pub(super) control_read_budget: ReadBudget,
+    pub(super) buffer_state: ReceiveBufferState,
+    pub(super) segmentation: ListenerSegmentation,
     pub(in crate::net) users: Arc<Users>,
-    /// The configuration has it no more: whoever has no allocation gets no answer.
+    /// It is not in the configuration any more: clients without an allocation get no answer.
     pub(in crate::net) is_leaving: bool,
 }
 
@@ -83,11 +83,11 @@ impl Listener {
             socket,
             control,
             address,
-            queue: Queue::default(),
-            appetite: Appetite::default(),
-            control_appetite: Appetite::default(),
-            roominess: Roominess::default(),
-            segmentation: Segmentation::ON,
+            queue: DatagramQueue::default(),
+            read_budget: ReadBudget::default(),
+            control_read_budget: ReadBudget::default(),
+            buffer_state: ReceiveBufferState::default(),
+            segmentation: ListenerSegmentation::default(),
             users,
             is_leaving: false,
         }

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::net::sys;
-use crate::protocol::time::Ticks;
+use crate::time::Ticks;
 
 /// From so many datagrams per millisecond on, the next ones come within the time that is waited.
 const FAST: u64 = 50;
@@ -11,39 +11,56 @@ const FAST: u64 = 50;
 /// Milliseconds over which the rate is taken.
 const WINDOW: u64 = 10;
 
-/// The rate of datagrams, without another look at a clock.
+/// All packets that ever came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PacketsSoFar {
+    /// On the whole.
+    pub(super) all: u64,
+    /// Of these, frames of streams, and datagrams behind another one of the same sender and size: more of them at once cost
+    /// less each, on the way in and on the way out.
+    pub(super) in_rows: u64,
+}
+
+/// The rate of packets, without another look at a clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pace {
     since: Ticks,
-    datagrams: u64,
-    is_fast: bool,
+    before: PacketsSoFar,
+    pays: bool,
 }
 
 impl Pace {
-    /// Whether datagrams come at 50,000 per second or more; `datagrams` are all that ever came.
-    pub(super) fn is_fast(&mut self, now: Ticks, datagrams: u64) -> bool {
+    /// Whether it pays to wait for more: packets come at 50,000 per second or more, and at least a quarter of them in rows.
+    pub(super) fn pays_to_wait(&mut self, now: Ticks, packets: PacketsSoFar) -> bool {
         let elapsed = now.since(self.since);
         if elapsed >= WINDOW {
-            self.is_fast = datagrams - self.datagrams >= FAST * elapsed;
-            (self.since, self.datagrams) = (now, datagrams);
+            let (all, in_rows) = (packets.all - self.before.all, packets.in_rows - self.before.in_rows);
+            self.pays = all >= FAST * elapsed && in_rows * 4 >= all;
+            (self.since, self.before) = (now, packets);
         }
-        self.is_fast
+        self.pays
     }
 }
 
-/// From this score on, a socket's datagrams are coalesced.
+/// From this score on, a socket's datagrams are coalesced: so many more batches of rows than others.
 const COALESCES_FROM: u8 = 32;
+
+/// Pieces read at once from a socket that coalesces: few while each may hold dozens of datagrams, more while they come
+/// single all the same.
+const PIECES_MIN: u8 = 4;
+const PIECES_MAX: u8 = 16;
 
 /// How a socket is read: one datagram at a time, many at once, or coalesced by the kernel.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::net) struct Appetite {
+pub(in crate::net) struct ReadBudget {
     ready_in: u32,
     wanted: u8,
     score: u8,
-    coalesces: bool,
+    /// Pieces to read at once, if the kernel coalesces; 0 if it does not.
+    pieces: u8,
 }
 
-impl Appetite {
+impl ReadBudget {
     /// Datagrams to ask for, now that the socket is ready in this loop.
     ///
     /// One for a socket that was found empty in between; twice as many each time for one that was not.
@@ -73,13 +90,27 @@ impl Appetite {
     }
 
     pub(super) const fn coalesces(&self) -> bool {
-        self.coalesces
+        self.pieces > 0
     }
 
-    /// Notes whether datagrams of one sender and one size came in a row; tells whether such should be coalesced.
+    /// Pieces to read at once: `usual` where each is one datagram.
+    pub(super) const fn most(&self, usual: usize) -> usize {
+        if self.pieces == 0 { usual } else { self.pieces as usize }
+    }
+
+    /// So many datagrams came in so many pieces.
+    pub(super) const fn came(&mut self, datagrams: usize, pieces: usize) {
+        if self.pieces > 0 {
+            let next = if datagrams < 2 * pieces { self.pieces * 2 } else { PIECES_MIN };
+            self.pieces = if next > PIECES_MAX { PIECES_MAX } else { next };
+        }
+    }
+
+    /// Notes whether data of one client and one size came in a row; tells whether such should be coalesced, which is so
+    /// where most batches are rows. A burst of one client changes nothing for the others.
     pub(super) const fn note(&mut self, in_a_row: bool) -> bool {
         self.score = match in_a_row {
-            true => self.score.saturating_add(4),
+            true => self.score.saturating_add(1),
             false => self.score.saturating_sub(1),
         };
         self.score >= COALESCES_FROM
@@ -89,7 +120,9 @@ impl Appetite {
     /// without its sizes.
     pub(super) fn coalesce(&mut self, fd: BorrowedFd<'_>) {
         // A kernel that can't is asked again when rows have proved themselves again.
-        self.coalesces |= sys::coalesce(fd).is_ok();
+        if sys::coalesce(fd).is_ok() {
+            self.pieces = PIECES_MIN;
+        }
         self.score = 0;
     }
 }
@@ -101,30 +134,34 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     #[test]
-    fn a_worker_is_fast_from_fifty_thousand_datagrams_per_second_on() {
+    fn it_pays_to_wait_from_fifty_thousand_packets_per_second_on_that_come_in_rows() {
+        let packets = |all| PacketsSoFar { all, in_rows: all };
         let mut pace = Pace::default();
-        assert!(!pace.is_fast(Ticks(100), 4_999));
-        assert!(!pace.is_fast(Ticks(109), 90_000), "the window is not over");
-        assert!(pace.is_fast(Ticks(110), 5_499));
-        assert!(pace.is_fast(Ticks(111), 5_500), "as before, until the window is over");
-        assert!(!pace.is_fast(Ticks(1_000), 6_000));
+        assert!(!pace.pays_to_wait(Ticks(100), packets(4_999)));
+        assert!(!pace.pays_to_wait(Ticks(109), packets(90_000)), "the window is not over");
+        assert!(pace.pays_to_wait(Ticks(110), packets(5_499)));
+        assert!(pace.pays_to_wait(Ticks(111), packets(5_500)), "as before, until the window is over");
+        assert!(!pace.pays_to_wait(Ticks(1_000), packets(6_000)));
+        let mixed = |all, in_rows: u64| PacketsSoFar { all, in_rows: 6_000 + in_rows };
+        assert!(pace.pays_to_wait(Ticks(1_010), mixed(7_000, 250)));
+        assert!(!pace.pays_to_wait(Ticks(1_020), mixed(8_000, 499)), "many clients with a packet each gain nothing");
     }
 
     #[test]
     fn a_socket_that_is_never_empty_is_asked_for_more_and_more_and_then_for_less() {
-        let mut appetite = Appetite::default();
-        let wanted: Vec<_> = (10..20).map(|loops| appetite.ready(loops, 64)).collect();
+        let mut read_budget = ReadBudget::default();
+        let wanted: Vec<_> = (10..20).map(|loops| read_budget.ready(loops, 64)).collect();
         assert_eq!(wanted, [1, 2, 4, 8, 16, 32, 64, 64, 64, 64]);
         let mut asked = Vec::new();
         for loops in (30..70).step_by(2) {
-            appetite.took(1);
-            asked.push(appetite.ready(loops, 64));
+            read_budget.took(1);
+            asked.push(read_budget.ready(loops, 64));
         }
         assert!(
             asked.is_sorted_by(|a, b| a >= b) && asked.first() == Some(&48) && asked.last() == Some(&1),
             "{asked:?}"
         );
-        let mut bursts = Appetite::default();
+        let mut bursts = ReadBudget::default();
         for loops in 0..6 {
             bursts.ready(loops, 64);
         }
@@ -135,12 +172,19 @@ mod tests {
     #[test]
     fn only_a_socket_that_proves_bursty_coalesces() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let mut appetite = Appetite::default();
-        let mut read = |in_a_row, times| (0..times).any(|_| appetite.note(in_a_row));
-        assert!(!read(true, 7) && !read(false, 10) && !read(true, 2), "rows here and there");
-        assert!(read(true, 3));
-        assert!(!appetite.coalesces());
-        appetite.coalesce(socket.as_fd());
-        assert!(appetite.coalesces());
+        let mut read_budget = ReadBudget::default();
+        let mut read = |in_a_row, times| (0..times).any(|_| read_budget.note(in_a_row));
+        assert!(!read(true, 31) && !read(false, 20) && !read(true, 10), "rows here and there");
+        assert!((0..200).all(|_| !read(true, 1) && !read(false, 1)), "every other batch");
+        assert!(read(true, 20));
+        assert!(!read_budget.coalesces());
+        assert_eq!(read_budget.most(64), 64);
+        read_budget.coalesce(socket.as_fd());
+        assert!(read_budget.coalesces());
+        assert_eq!(read_budget.most(64), usize::from(PIECES_MIN));
+        (0..5).for_each(|_| read_budget.came(16, 16));
+        assert_eq!(read_budget.most(64), usize::from(PIECES_MAX), "single ones are read as many at once");
+        read_budget.came(200, 16);
+        assert_eq!(read_budget.most(64), usize::from(PIECES_MIN));
     }
 }

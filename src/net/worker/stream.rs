@@ -4,21 +4,36 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 
-use super::{STREAM, STREAM_SLOT, STREAM_SLOTS, Worker, token};
-use crate::net::sys::{Arena, Part};
-use crate::net::tcp::Sent;
+use super::budget::Work;
+use super::{BATCH, STREAM, STREAM_SLOT, STREAM_SLOTS, Worker, token};
+use crate::address::{FiveTuple, StreamId, Via};
+use crate::net::fair_limit::Permit;
+use crate::net::sys::Part;
+use crate::net::tcp::{Sent, Stopped, Stream, UNAUTHENTICATED_BYTES};
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
-use crate::protocol::address::{FiveTuple, StreamId, Via};
-use crate::protocol::border::{AllocationId, DropReason, Head, Input, Way};
-use crate::protocol::time::Now;
+use crate::protocol::border::{Head, Input};
+use crate::protocol::ids::AllocationId;
+use crate::protocol::reason::{Direction, DropReason};
+use crate::time::Now;
+use crate::wire::framing::{Cut, cut, frame_bytes};
 use crate::wire::{Class, classify};
 
 impl Worker {
-    pub(super) fn adopt(&mut self, now: Now, socket: TcpStream, five_tuple: FiveTuple, tls: Option<TlsSession>) {
-        let (at, stream) = self.streams.insert(socket, tls, five_tuple, now.ticks);
-        self.net.streams_open.add(1);
+    pub(super) fn adopt(
+        &mut self,
+        now: Now,
+        socket: TcpStream,
+        five_tuple: FiveTuple,
+        tls: Option<Box<TlsSession>>,
+        permit: Permit,
+    ) {
         self.net.streams_adopted.add(1);
+        if self.drops_suspect(&five_tuple, 0) {
+            return;
+        }
+        let (at, stream) = self.streams.insert(socket, tls, five_tuple, permit, now.ticks);
+        self.net.streams_open.add(1);
         if self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).is_err() {
             return self.close_stream(now, at);
         }
@@ -26,21 +41,10 @@ impl Worker {
             self.make_stream_room();
             let Some(stream) = self.streams.get_mut(at) else { return };
             // Epoll knows nothing of what came with the handshake's last bytes.
-            match stream.read_early(self.arena.region_mut(STREAM_SLOT, STREAM_SLOTS)) {
-                Ok(len) => self.on_tls_bytes(now, at, len),
+            match stream.read_early(self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), now.ticks) {
+                Ok(len) => self.on_stream_bytes(now, at, len),
                 Err(_) => self.break_tls(now, at),
             }
-        }
-    }
-
-    pub(super) fn on_tls_bytes(&mut self, now: Now, at: usize, len: usize) {
-        let Some(id) = self.streams.get(at).map(|stream| stream.id) else { return };
-        self.on_stream_bytes(now, at, len);
-        if self.streams.find(id) == Some(at)
-            && let Some(stream) = self.streams.get_mut(at)
-        {
-            let is_over = stream.send_tls() == Sent::Failed || stream.has_ended();
-            self.after_send(now, at, is_over);
         }
     }
 
@@ -52,43 +56,83 @@ impl Worker {
 
     /// Payloads of the stream before may still lie where this one is read to.
     fn make_stream_room(&mut self) {
-        if self.pinned { self.flush() } else { self.flush_to_peer() }
+        if self.datagrams.pinned { self.flush() } else { self.flush_to_peer() }
     }
 
     pub(super) fn on_stream(&mut self, now: Now, at: usize, readable: bool, writable: bool) {
         if writable {
-            let failed = self.streams.get_mut(at).is_some_and(|stream| {
-                let before = stream.waiting();
-                let failed = stream.flush().is_err();
-                self.net.waits(before, stream.waiting());
-                failed
-            });
-            self.tell_decided(at);
-            self.after_send(now, at, failed);
+            self.flush_stream(now, at);
         }
-        if readable {
-            self.make_stream_room();
-            let Some(stream) = self.streams.get_mut(at) else { return };
-            let is_tls = stream.is_tls();
-            match stream.read(self.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), &mut self.cipher) {
-                Ok(Some(len)) if is_tls => self.on_tls_bytes(now, at, len),
-                Ok(Some(len)) => self.on_stream_bytes(now, at, len),
-                Err(error) if is_tls && error.kind() == io::ErrorKind::InvalidData => self.break_tls(now, at),
-                Ok(None) => self.close_stream(now, at),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(_) => self.close_stream(now, at),
+        if readable && self.streams.get(at).is_some_and(|stream| !stream.is_ready) {
+            if self.budget.is_spent() {
+                self.put_off(now, at);
+            } else {
+                self.visit_stream(now, at);
             }
         }
     }
 
+    /// Streams that an earlier turn put off have theirs first, each once.
+    pub(super) fn visit_ready_streams(&mut self, now: Now) {
+        for _ in 0..self.streams.ready() {
+            if self.budget.is_spent() {
+                return;
+            }
+            if let Some(at) = self.streams.pop_ready() {
+                self.visit_stream(now, at);
+                self.update_interest(now, at);
+            }
+            if self.datagrams.since_listeners >= BATCH {
+                self.visit_listeners(now);
+            }
+        }
+    }
+
+    /// The stream has its turn again when all others that wait have had theirs. Until then epoll, which shows 64 at a
+    /// time, need not tell of it.
+    fn put_off(&mut self, now: Now, at: usize) {
+        if self.streams.make_ready(at) {
+            self.update_interest(now, at);
+        }
+    }
+
+    /// Handles what was left over of a stream, or else reads once and handles that, as far as the budget goes.
+    fn visit_stream(&mut self, now: Now, at: usize) {
+        self.make_stream_room();
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        let (is_tls, has_allocation) = (stream.is_tls(), self.server.has_allocation(&stream.via));
+        let read = stream.read(self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), has_allocation, now.ticks);
+        self.budget.charge_records(stream.take_records());
+        match read {
+            Ok(Some(len)) => self.on_stream_bytes(now, at, len),
+            Err(error) if is_tls && error.kind() == io::ErrorKind::InvalidData => self.break_tls(now, at),
+            Ok(None) => self.close_stream(now, at),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(_) => self.close_stream(now, at),
+        }
+    }
+
+    /// Handles the first `len` bytes of the streams' region, message by message.
     pub(super) fn on_stream_bytes(&mut self, now: Now, at: usize, len: usize) {
-        use crate::wire::framing::{Cut, cut};
-        let start = Arena::part_of(STREAM_SLOT, 0, len).start;
+        let Some((id, via)) = self.streams.get(at).map(|stream| (stream.id, stream.via)) else { return };
+        let start = self.datagrams.arena.part_of(STREAM_SLOT, 0, len).start;
         let mut done = 0;
-        while let Some((id, via)) = self.streams.get(at).map(|stream| (stream.id, stream.via)) {
-            let bytes = &self.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len];
+        self.visited = Some(id);
+        self.budget.begin_visit();
+        let stopped = loop {
+            let bytes = &self.datagrams.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len];
             match cut(bytes) {
                 Cut::Frame { message, consumed } => {
+                    let work = match classify(bytes) {
+                        Class::ChannelData | Class::SendIndication => Work::Data,
+                        Class::Stun | Class::Neither => Work::Request,
+                    };
+                    if !self.budget.take(work) {
+                        break Stopped::OutOfBudget;
+                    }
+                    if work == Work::Request && !self.may_ask(now, at, &via) {
+                        return self.cut_off(now, at);
+                    }
                     self.on_frame(now, via, start + done, message);
                     done += consumed;
                     if self.streams.find(id) != Some(at) {
@@ -96,18 +140,45 @@ impl Worker {
                     }
                 }
                 Cut::NeedMore => {
-                    // Only an allocation has channels; from anyone else this is no TURN at all.
-                    if classify(bytes) == Class::ChannelData && !self.server.has_allocation(&via) {
+                    if !self.may_keep(bytes, &via) {
                         return self.break_stream(now, at, bytes.len());
                     }
-                    if let Some(stream) = self.streams.get_mut(at) {
-                        stream.keep(&self.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len]);
-                    }
-                    return;
+                    break Stopped::NeedsMore;
                 }
                 Cut::Broken => return self.break_stream(now, at, bytes.len()),
             }
+        };
+        self.visited = None;
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        stream.handled(&self.datagrams.arena.region(STREAM_SLOT, STREAM_SLOTS)[..len], done, stopped);
+        let counted = stream.input_counted;
+        stream.input_counted = stream.input_bytes();
+        self.net.stream_input_bytes.add((stream.input_counted as u64).wrapping_sub(counted as u64));
+        if stream.has_messages() {
+            self.put_off(now, at);
+        } else if stream.has_ended() {
+            self.close_stream(now, at);
+        } else if stream.wants_write() {
+            self.streams.make_dirty(at);
         }
+    }
+
+    /// Whether a stream may send one more request: with an allocation always, else so many per second.
+    fn may_ask(&mut self, now: Now, at: usize, via: &Via) -> bool {
+        self.server.has_allocation(via) || self.streams.get_mut(at).is_some_and(|stream| stream.take_request(now.ticks))
+    }
+
+    /// Whether the start of a message is worth keeping: only an allocation has channels and long messages; from others
+    /// this is no TURN at all, or nothing that they need.
+    fn may_keep(&self, bytes: &[u8], via: &Via) -> bool {
+        let is_short = frame_bytes(bytes).is_none_or(|bytes| bytes <= UNAUTHENTICATED_BYTES);
+        (is_short && classify(bytes) != Class::ChannelData) || self.server.has_allocation(via)
+    }
+
+    /// Closes a stream that asks too much.
+    fn cut_off(&mut self, now: Now, at: usize) {
+        self.net.streams_cut_off.add(1);
+        self.close_stream(now, at);
     }
 
     pub(super) fn break_stream(&mut self, now: Now, at: usize, bytes: usize) {
@@ -117,29 +188,50 @@ impl Worker {
     }
 
     pub(super) fn on_frame(&mut self, now: Now, via: Via, start: usize, len: usize) {
-        self.since_listeners += 1;
-        match classify(self.arena.part(Part { start, len })) {
-            Class::ChannelData | Class::SendIndication => self.on_data(now, &via, Part { start, len }),
+        self.datagrams.since_listeners += 1;
+        self.frames += 1;
+        let part = self.datagrams.arena.part_at(start, len);
+        match classify(self.datagrams.arena.part(part)) {
+            Class::ChannelData | Class::SendIndication => {
+                self.on_data(now, &via, part);
+            }
             Class::Stun | Class::Neither => {
                 self.flush_payload();
-                let bytes = self.arena.part(Part { start, len });
+                let bytes = self.datagrams.arena.part(part);
                 self.server.handle_input(now, Input::Message { via, bytes });
                 self.drain(now);
             }
         }
     }
 
-    /// Asks for EPOLLOUT while something waits, and closes what can't be written to.
-    pub(super) fn after_send(&mut self, now: Now, at: usize, failed: bool) {
-        if failed {
-            return self.close_stream(now, at);
-        }
+    /// Asks epoll for room while something waits to be written, and for bytes unless the stream waits for its turn.
+    fn update_interest(&mut self, now: Now, at: usize) {
         let Some(stream) = self.streams.get_mut(at) else { return };
-        let awaits = stream.has_backlog();
-        if awaits != stream.awaits_room {
-            stream.awaits_room = awaits;
-            if self.epoll.modify(stream.socket.as_fd(), token(STREAM, at), true, awaits).is_err() {
+        let (bytes, room) = (!stream.is_ready, stream.has_backlog() && !stream.is_dirty);
+        if (bytes, room) != (stream.awaits_bytes, stream.awaits_room) {
+            (stream.awaits_bytes, stream.awaits_room) = (bytes, room);
+            if self.epoll.modify(stream.socket.as_fd(), token(STREAM, at), bytes, room).is_err() {
                 self.close_stream(now, at);
+            }
+        }
+    }
+
+    /// Writes what waits for a stream, and closes it if that fails.
+    fn flush_stream(&mut self, now: Now, at: usize) {
+        let Some(before) = self.streams.get(at).map(Stream::waiting) else { return };
+        self.streams.flush(at);
+        let Some(stream) = self.streams.get(at) else { return };
+        self.net.waits(before, stream.waiting());
+        let must_close = stream.must_close();
+        self.tell_decided(at);
+        if must_close { self.close_stream(now, at) } else { self.update_interest(now, at) }
+    }
+
+    /// Writes what this turn brought for streams, one write for each.
+    pub(super) fn flush_streams(&mut self, now: Now) {
+        while let Some(at) = self.streams.pop_dirty() {
+            if let Some(at) = at {
+                self.flush_stream(now, at);
             }
         }
     }
@@ -148,56 +240,46 @@ impl Worker {
         self.flush_payload();
         self.give_up_unsent(at);
         let Some(stream) = self.streams.remove(at) else { return };
+        self.net.stream_input_bytes.sub(stream.input_counted as u64);
         self.net.streams_open.sub(1);
         self.server.handle_input(now, Input::ClientClosed { via: stream.via });
         self.drain(now);
     }
 
-    pub(super) fn send_to_stream(
-        &mut self,
-        now: Now,
-        stream: StreamId,
-        allocation: AllocationId,
-        head: &Head,
-        part: Part,
-    ) {
+    pub(super) fn send_to_stream(&mut self, stream: StreamId, allocation: AllocationId, head: &Head, part: Part) {
         let len = part.len;
-        let at = self.streams.find(stream);
-        let sent = match at.and_then(|at| self.streams.get_mut(at)) {
-            None => Sent::Failed,
-            Some(stream) => {
-                let padding = &[0; 3][..head.padding()];
-                let before = stream.waiting();
-                let payload = Some((allocation, len as u32));
-                let sent = stream.send([head.bytes(), self.arena.part(part), padding], payload);
-                self.net.waits(before, stream.waiting());
-                sent
+        let why = match self.streams.find(stream) {
+            None => Some(DropReason::StreamClosed),
+            Some(at) => {
+                let before = self.streams.get(at).map(Stream::waiting).unwrap_or_default();
+                let pieces = [head.bytes(), self.datagrams.arena.part(part), &[0; 3][..head.padding()]];
+                let sent = self.streams.send(at, pieces, Some((allocation, len as u32)));
+                let after = self.streams.get(at).map(Stream::waiting).unwrap_or_default();
+                self.net.waits(before, after);
+                (sent != Some(Sent::Taken)).then_some(DropReason::SlowClient)
             }
         };
-        let why = match sent {
-            Sent::Taken => None,
-            Sent::Full => Some(DropReason::SlowClient),
-            Sent::Failed => Some(DropReason::StreamClosed),
-        };
         if let Some(why) = why {
-            self.server.not_sent(allocation, Way::ToClient, 1, len as u64, why);
-        }
-        if let Some(at) = at {
-            self.after_send(now, at, sent == Sent::Failed);
+            self.server.not_sent(allocation, Direction::ToClient, 1, len as u64, why);
         }
     }
 
     /// What waits in a stream's queue will never leave: it is counted as not sent before any record says otherwise.
     pub(super) fn give_up_unsent(&mut self, at: usize) {
+        let Some(before) = self.streams.get(at).map(Stream::waiting) else { return };
+        // What this turn brought still leaves, if the kernel has room: a refusal, the last of the data.
+        if self.streams.get(at).is_some_and(|stream| !stream.is_blocked()) {
+            self.streams.flush(at);
+        }
         let Some(stream) = self.streams.get_mut(at) else { return };
         stream.say_goodbye();
-        self.net.waits(stream.waiting(), Amount::default());
-        let unsent: Vec<_> = stream.unsent().collect();
+        self.net.waits(before, Amount::default());
+        let unsent: Vec<_> = stream.give_up().collect();
         for (allocation, bytes) in unsent {
             let (bytes, why) = (u64::from(bytes), DropReason::StreamClosed);
-            self.server.not_sent(allocation, Way::ToClient, 1, bytes, why);
+            self.server.not_sent(allocation, Direction::ToClient, 1, bytes, why);
             if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
-                record.not_sent(Way::ToClient, 1, bytes, why);
+                record.not_sent(Direction::ToClient, 1, bytes, why);
             }
         }
         self.tell_decided(at);

@@ -4,21 +4,21 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::text::Text;
-use crate::net::clock;
+use crate::clock;
 
 /// What the system tells about this process; a line that it does not tell is left out.
 pub(super) fn publish(text: &mut Text, started: u64) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    text.gauge("process_start_time_seconds", "When the process started, in seconds since 1970").value(started);
-    text.real_counter("process_cpu_seconds_total", "Processor time of the process, the system's work for it included")
+    text.gauge("process_start_time_seconds", "Start time of the process, in seconds since 1970").value(started);
+    text.real_counter("process_cpu_seconds_total", "Processor time of the process, including system time")
         .value(clock::processor_nanoseconds() as f64 / 1e9);
     let gauges = [
-        ("process_resident_memory_bytes", "Memory of the process that is resident", kilobytes(&status, "VmRSS:")),
-        ("process_virtual_memory_bytes", "Memory of the process that is mapped", kilobytes(&status, "VmSize:")),
+        ("process_resident_memory_bytes", "Resident memory of the process", kilobytes(&status, "VmRSS:")),
+        ("process_virtual_memory_bytes", "Virtual memory of the process", kilobytes(&status, "VmSize:")),
         ("process_threads", "Threads of the process", word(&status, "Threads:", 0)),
         ("process_open_fds", "Open file descriptors", open_files()),
-        ("process_max_fds", "How many file descriptors may be open", word(&limits, "Max open files", 0)),
+        ("process_max_fds", "Limit of open file descriptors", word(&limits, "Max open files", 0)),
     ];
     for (name, help, value) in gauges {
         if let Some(value) = value {

@@ -10,7 +10,7 @@ use metrics::{Label, counter, describe_counter, describe_gauge, gauge, with_loca
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 /// What `/metrics` answers, as it grows.
-pub(super) struct Text {
+pub struct Text {
     exporter: PrometheusRecorder,
     by_hand: String,
 }
@@ -23,14 +23,16 @@ impl Default for Text {
 
 /// A value of one series.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Value {
+pub enum MetricValue {
+    /// A whole number.
     Whole(u64),
+    /// One with fractions.
     Real(f64),
 }
 
 macro_rules! values {
     ($($kind:ty => $value:ident $with:expr),+ $(,)?) => {
-        $(impl From<$kind> for Value {
+        $(impl From<$kind> for MetricValue {
             fn from(value: $kind) -> Self {
                 Self::$value($with(value))
             }
@@ -49,7 +51,7 @@ values! {
     f64 => Real std::convert::identity,
 }
 
-impl Value {
+impl MetricValue {
     const fn real(self) -> f64 {
         match self {
             Self::Whole(value) => value as f64,
@@ -59,7 +61,7 @@ impl Value {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+enum MetricKind {
     Counter,
     Gauge,
 }
@@ -71,30 +73,30 @@ impl Text {
     }
 
     /// A whole number that only rises; its name ends in `_total`.
-    pub(super) fn counter(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+    pub fn counter(&mut self, name: &'static str, help: &'static str) -> MetricFamily<'_> {
         with_local_recorder(&self.exporter, || describe_counter!(name, help));
-        Family { exporter: &self.exporter, kind: Kind::Counter, name }
+        MetricFamily { exporter: &self.exporter, kind: MetricKind::Counter, name }
     }
 
     /// A number that rises and falls.
-    pub(super) fn gauge(&mut self, name: &'static str, help: &'static str) -> Family<'_> {
+    pub fn gauge(&mut self, name: &'static str, help: &'static str) -> MetricFamily<'_> {
         with_local_recorder(&self.exporter, || describe_gauge!(name, help));
-        Family { exporter: &self.exporter, kind: Kind::Gauge, name }
+        MetricFamily { exporter: &self.exporter, kind: MetricKind::Gauge, name }
     }
 
     /// A number with fractions that only rises; its name ends in `_total`.
-    pub(super) fn real_counter(&mut self, name: &'static str, help: &str) -> ByHand<'_> {
+    pub fn real_counter(&mut self, name: &'static str, help: &str) -> ByHand<'_> {
         self.by_hand(name, "counter", help)
     }
 
     /// Counts by size.
-    pub(super) fn histogram(&mut self, name: &'static str, help: &str) -> ByHand<'_> {
+    pub fn histogram(&mut self, name: &'static str, help: &str) -> ByHand<'_> {
         self.by_hand(name, "histogram", help)
     }
 
     fn by_hand(&mut self, name: &'static str, kind: &str, help: &str) -> ByHand<'_> {
         let text = &mut self.by_hand;
-        // Nobody can fail to write to a string.
+        // Writing to a string can't fail.
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         ByHand { text, name }
     }
@@ -102,20 +104,20 @@ impl Text {
 
 /// One metric with all its series.
 #[must_use = "a family without a value is only a description"]
-pub(super) struct Family<'t> {
+pub struct MetricFamily<'t> {
     exporter: &'t PrometheusRecorder,
-    kind: Kind,
+    kind: MetricKind,
     name: &'static str,
 }
 
-impl Family<'_> {
+impl MetricFamily<'_> {
     /// Its one series, without labels.
-    pub(super) fn value(self, value: impl Into<Value>) {
+    pub fn value(self, value: impl Into<MetricValue>) {
         self.sample(Vec::new(), value.into());
     }
 
     /// A series for each value of one label.
-    pub(super) fn each<L: AsRef<str>, V: Into<Value>>(
+    pub fn each<L: AsRef<str>, V: Into<MetricValue>>(
         self,
         label: &'static str,
         series: impl IntoIterator<Item = (L, V)>,
@@ -126,7 +128,7 @@ impl Family<'_> {
     }
 
     /// A series for each pair of values of two labels.
-    pub(super) fn each_of_two<A: AsRef<str>, B: AsRef<str>, V: Into<Value>>(
+    pub fn each_of_two<A: AsRef<str>, B: AsRef<str>, V: Into<MetricValue>>(
         self,
         labels: [&'static str; 2],
         series: impl IntoIterator<Item = ([A; 1], [B; 1], V)>,
@@ -140,41 +142,39 @@ impl Family<'_> {
         }
     }
 
-    fn sample(&self, labels: Vec<Label>, value: Value) {
+    fn sample(&self, labels: Vec<Label>, value: MetricValue) {
         with_local_recorder(self.exporter, || match (self.kind, value) {
-            (Kind::Counter, Value::Whole(value)) => counter!(self.name, labels).absolute(value),
-            (Kind::Counter, Value::Real(value)) => unreachable!("{} = {value} belongs to real_counter", self.name),
-            (Kind::Gauge, value) => gauge!(self.name, labels).set(value.real()),
+            (MetricKind::Counter, MetricValue::Whole(value)) => counter!(self.name, labels).absolute(value),
+            (MetricKind::Counter, MetricValue::Real(value)) => {
+                unreachable!("{} = {value} belongs to real_counter", self.name)
+            }
+            (MetricKind::Gauge, value) => gauge!(self.name, labels).set(value.real()),
         });
     }
 }
 
 /// One metric that the exporter can't take.
 #[must_use = "a family without a value is only a description"]
-pub(super) struct ByHand<'t> {
+pub struct ByHand<'t> {
     text: &'t mut String,
     name: &'static str,
 }
 
 impl ByHand<'_> {
     /// Its one series, without labels.
-    pub(super) fn value(mut self, value: f64) {
+    pub fn value(mut self, value: f64) {
         self.sample("", &[], value);
     }
 
     /// A series for each value of one label.
-    pub(super) fn each<L: AsRef<str>>(mut self, label: &str, series: impl IntoIterator<Item = (L, f64)>) {
+    pub fn each<L: AsRef<str>>(mut self, label: &str, series: impl IntoIterator<Item = (L, f64)>) {
         for (of_label, value) in series {
             self.sample("", &[(label, of_label.as_ref())], value);
         }
     }
 
     /// The series of a histogram for one value of a label: the counts of each bucket alone, and the sum of all that was counted.
-    pub(super) fn buckets(
-        mut self,
-        label: &str,
-        series: impl IntoIterator<Item = (&'static str, Vec<(u64, u64)>, u64)>,
-    ) {
+    pub fn buckets(mut self, label: &str, series: impl IntoIterator<Item = (&'static str, Vec<(u64, u64)>, u64)>) {
         for (of_label, buckets, sum) in series {
             let mut count = 0;
             for (largest, in_bucket) in buckets {
@@ -188,7 +188,7 @@ impl ByHand<'_> {
     }
 
     /// A histogram without further labels: upper bounds, the counts of each bucket alone, and the sum.
-    pub(super) fn plain_buckets(mut self, buckets: impl IntoIterator<Item = (i64, u64)>, beyond: u64, sum: i64) {
+    pub fn plain_buckets(mut self, buckets: impl IntoIterator<Item = (i64, u64)>, beyond: u64, sum: i64) {
         let mut count = 0;
         for (largest, in_bucket) in buckets {
             count += in_bucket;

@@ -64,7 +64,7 @@ impl Chain {
 
 /// A signed line's place in its chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link {
+pub struct RecordLink {
     /// The line before.
     pub prev: Code,
     /// This line.
@@ -72,17 +72,17 @@ pub struct Link {
 }
 
 /// What is signed, and the codes in it; `None` for a line without signature.
-fn split(line: &str) -> Option<(&str, Link)> {
+fn split(line: &str) -> Option<(&str, RecordLink)> {
     // Quotes inside of strings are escaped, so these fields can't be part of a value.
     let (signed, mac) = line.rsplit_once(MAC_FIELD)?;
     let (_, prev) = signed.rsplit_once(PREV_FIELD)?;
-    let link = Link { prev: Code::parse(prev.strip_suffix('"')?)?, mac: Code::parse(mac.strip_suffix("\"}")?)? };
+    let link = RecordLink { prev: Code::parse(prev.strip_suffix('"')?)?, mac: Code::parse(mac.strip_suffix("\"}")?)? };
     Some((signed, link))
 }
 
 /// The codes of a line, whether they are right or not; `None` without a signature.
 #[must_use]
-pub fn link(line: &str) -> Option<Link> {
+pub fn link(line: &str) -> Option<RecordLink> {
     split(line).map(|(_, link)| link)
 }
 
@@ -90,7 +90,7 @@ pub fn link(line: &str) -> Option<Link> {
 ///
 /// # Errors
 /// A missing or a wrong signature, in words.
-pub fn verify(key: &Secret, line: &str) -> Result<Link, &'static str> {
+pub fn verify(key: &Secret, line: &str) -> Result<RecordLink, &'static str> {
     let (signed, link) = split(line).ok_or("is not signed")?;
     match hmac(key, signed.as_bytes()).verify_truncated_left(&link.mac.0) {
         Ok(()) => Ok(link),
@@ -117,7 +117,8 @@ mod tests {
                 line
             })
             .collect();
-        let links: Vec<Link> = lines.iter().map(|line| verify(&key("north north north"), line).unwrap()).collect();
+        let links: Vec<RecordLink> =
+            lines.iter().map(|line| verify(&key("north north north"), line).unwrap()).collect();
         assert_eq!(links[0].prev, Code::NONE);
         assert_eq!((links[1].prev, links[2].prev), (links[0].mac, links[1].mac));
         assert!(verify(&key("south south south"), &lines[0]).is_err());

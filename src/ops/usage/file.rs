@@ -17,6 +17,8 @@ pub(super) struct UsageFile {
     config: UsageFileConfig,
     file: File,
     len: u64,
+    /// It was renamed, and the one that is to follow is not open yet.
+    is_renamed: bool,
 }
 
 impl UsageFile {
@@ -27,7 +29,7 @@ impl UsageFile {
         let mut tail = Vec::new();
         file.seek(SeekFrom::Start(len.saturating_sub(TAIL_BYTES)))?;
         io::Read::by_ref(&mut file).take(len.min(TAIL_BYTES)).read_to_end(&mut tail)?;
-        let mut usage = Self { config, file, len };
+        let mut usage = Self { config, file, len, is_renamed: false };
         let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         if whole < tail.len() {
             // The power went while a line was written: what is left of it stays, on a line of its own.
@@ -51,7 +53,7 @@ impl UsageFile {
                 Ok(())
             }
             Err(error) => {
-                // A part may have been written; nobody reads half a line. What is no file can't be cut.
+                // A part may have been written; readers skip half a line. Only a file can be cut.
                 let _ = self.file.set_len(self.len);
                 Err(error)
             }
@@ -59,18 +61,23 @@ impl UsageFile {
     }
 
     /// Renames the file to its time, starts a new one and removes the oldest beyond the limit.
+    ///
+    /// The old file stays open until the new one is: after an error [`UsageFile::append`] goes on writing to it, and the
+    /// next call goes on where this one ended.
     pub(super) fn rotate(&mut self, unix: u64) -> io::Result<()> {
-        self.file.sync_data()?;
-        let stamp: String = rfc3339(unix).chars().filter(|c| !matches!(c, '-' | ':')).collect();
-        let mut target = self.beside(&stamp);
-        let mut number = 1;
-        while target.exists() {
-            target = self.beside(&format!("{stamp}-{number:04}"));
-            number += 1;
+        if !self.is_renamed {
+            self.file.sync_data()?;
+            let stamp: String = rfc3339(unix).chars().filter(|c| !matches!(c, '-' | ':')).collect();
+            let mut target = self.beside(&stamp);
+            let mut number = 1;
+            while target.exists() {
+                target = self.beside(&format!("{stamp}-{number:04}"));
+                number += 1;
+            }
+            std::fs::rename(&self.config.path, &target)?;
+            self.is_renamed = true;
         }
-        std::fs::rename(&self.config.path, &target)?;
-        self.file = open(&self.config.path)?;
-        self.len = self.file.metadata()?.len();
+        self.open_new()?;
         self.remove_oldest()
     }
 
@@ -81,8 +88,14 @@ impl UsageFile {
             self.len = ours.len();
             return Ok(());
         }
-        self.file = open(&self.config.path)?;
-        self.len = self.file.metadata()?.len();
+        self.open_new()
+    }
+
+    fn open_new(&mut self) -> io::Result<()> {
+        let file = open(&self.config.path)?;
+        self.len = file.metadata()?.len();
+        self.file = file;
+        self.is_renamed = false;
         Ok(())
     }
 
@@ -145,6 +158,30 @@ mod tests {
         UsageFileConfig { path: directory.path().join("usage.jsonl"), rotate_bytes, rotate_count }
     }
 
+    // F-B4: the rename succeeds and the open fails: each retry renamed what was gone.
+    #[test]
+    fn a_rotation_that_stops_halfway_goes_on_where_it_stopped() {
+        let directory = Directory::new();
+        let config = config(&directory, Some(10), None);
+        let (mut file, _) = UsageFile::open(config.clone()).unwrap();
+        file.append(b"one\n").unwrap();
+        // As after a rename whose open failed; and it fails again, because the name is a directory's now.
+        let old = directory.path().join("usage.jsonl.20260101T000000Z");
+        std::fs::rename(&config.path, &old).unwrap();
+        file.is_renamed = true;
+        std::fs::create_dir(&config.path).unwrap();
+        for line in ["two\n", "three\n"] {
+            file.rotate(100).unwrap_err();
+            file.append(line.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&old).unwrap(), "one\ntwo\nthree\n");
+        std::fs::remove_dir(&config.path).unwrap();
+        file.rotate(100).unwrap();
+        file.append(b"four\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&config.path).unwrap(), "four\n");
+        assert_eq!(rotated(&config.path).unwrap(), [old], "renamed once");
+    }
+
     #[test]
     fn a_full_file_is_renamed_and_the_oldest_go() {
         let directory = Directory::new();
@@ -200,10 +237,10 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error_that_leaves_the_file_as_it_was() {
-        // Nothing can be written to it, whoever asks.
+        // Nothing can be written to it, even as root.
         let config = UsageFileConfig { path: "/dev/full".into(), rotate_bytes: None, rotate_count: None };
         let file = open(&config.path).unwrap();
-        let mut usage = UsageFile { config, file, len: 0 };
+        let mut usage = UsageFile { config, file, len: 0, is_renamed: false };
         assert!(usage.append(b"line\n").is_err());
         assert_eq!(usage.len, 0);
     }

@@ -4,24 +4,24 @@
 
 use std::io;
 
-use super::record::{Kind, Record};
-use crate::ops::journal::{Entry, Journal};
+use super::record::{Record, RecordKind};
+use crate::ops::journal::{Journal, JournalEntry};
 
 /// Hands one line over.
-pub(super) fn write(journal: &Journal, record: &Record, line: &str) -> io::Result<()> {
+pub(super) fn write(journal: &mut Journal, record: &Record, line: &str) -> io::Result<()> {
     let kind = match record.kind {
-        Kind::Start => "start",
-        Kind::Interim => "interim",
-        Kind::Stop => "stop",
+        RecordKind::Start => "start",
+        RecordKind::Interim => "interim",
+        RecordKind::Stop => "stop",
     };
-    let mut entry = Entry::default();
+    let mut entry = JournalEntry::default();
     entry.field("MESSAGE", line);
     entry.field("PRIORITY", "6");
     entry.field("SYSLOG_IDENTIFIER", "throughway-usage");
     entry.field("THROUGHWAY_TYPE", kind);
     entry.field("THROUGHWAY_SESSION", &record.session);
     entry.field("THROUGHWAY_SEQ", &record.seq.to_string());
-    journal.send(&entry)
+    journal.hand_over(&entry)
 }
 
 #[cfg(test)]
@@ -36,11 +36,11 @@ mod tests {
     fn a_record_is_one_datagram_of_fields() {
         let directory = Directory::new();
         let path = directory.path().join("socket");
-        let journal = Journal::new(path.clone()).unwrap();
-        let record = record("abc-1", 3, Kind::Stop, 5);
-        assert!(write(&journal, &record, "{}").is_err(), "nobody listens yet");
+        let mut journal = Journal::new(path.clone()).unwrap();
+        let record = record("abc-1", 3, RecordKind::Stop, 5);
+        assert!(write(&mut journal, &record, "{}").is_err(), "nobody listens yet");
         let socket = UnixDatagram::bind(&path).unwrap();
-        write(&journal, &record, "{\"seq\":3}").unwrap();
+        write(&mut journal, &record, "{\"seq\":3}").unwrap();
         let mut buffer = [0; 4096];
         let len = socket.recv(&mut buffer).unwrap();
         let text = std::str::from_utf8(&buffer[..len]).unwrap();

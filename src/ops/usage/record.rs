@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::calendar::rfc3339;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::border::{EndReason, Event};
+use crate::protocol::border::Event;
+use crate::protocol::reason::{Direction, EndReason};
 
 /// What a record tells of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum RecordKind {
     /// The session began.
     Start,
     /// It goes on.
@@ -34,7 +35,7 @@ pub struct Dropped {
 pub struct Record {
     /// Start, interim or stop.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub kind: RecordKind,
     /// Counts this session's records from 0; `session` and `seq` together name a record.
     pub seq: u32,
     /// UTC, RFC 3339.
@@ -73,6 +74,12 @@ pub struct Record {
     pub packets_from_peers: u64,
     /// Sent to peers.
     pub packets_to_peers: u64,
+    /// Sent to the client as bytes of the network, which is what limits charge: with the heads of IP and UDP.
+    #[serde(default)]
+    pub wire_bytes_to_client: u64,
+    /// Sent to peers, likewise. Records of 0.1.0 lack both.
+    #[serde(default)]
+    pub wire_bytes_to_peers: u64,
     /// What was received and not sent, by reason.
     pub dropped: BTreeMap<String, Dropped>,
 }
@@ -82,14 +89,14 @@ impl Record {
     #[must_use]
     pub fn of_event(event: &Event, realm: &str) -> Option<Self> {
         match event {
-            Event::AllocationCreated(record) => Some(Self::new(Kind::Start, record, realm)),
-            Event::AllocationGoesOn(record) => Some(Self::new(Kind::Interim, record, realm)),
-            Event::AllocationEnded(record) => Some(Self::new(Kind::Stop, record, realm)),
+            Event::AllocationCreated(record) => Some(Self::new(RecordKind::Start, record, realm)),
+            Event::AllocationInterim(record) => Some(Self::new(RecordKind::Interim, record, realm)),
+            Event::AllocationEnded(record) => Some(Self::new(RecordKind::Stop, record, realm)),
             Event::Refused { .. } => None,
         }
     }
 
-    fn new(kind: Kind, record: &SessionRecord, realm: &str) -> Self {
+    fn new(kind: RecordKind, record: &SessionRecord, realm: &str) -> Self {
         let (to_peers, to_client) = (record.traffic.to_peers, record.traffic.to_client);
         let five_tuple = record.via.five_tuple();
         Self {
@@ -113,6 +120,8 @@ impl Record {
             packets_to_client: to_client.sent().packets,
             packets_from_peers: to_client.received.packets,
             packets_to_peers: to_peers.sent().packets,
+            wire_bytes_to_client: record.wire_sent(Direction::ToClient),
+            wire_bytes_to_peers: record.wire_sent(Direction::ToPeer),
             dropped: record
                 .dropped
                 .iter()
@@ -150,7 +159,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A record to write tests with.
-    pub(in crate::ops::usage) fn record(session: &str, seq: u32, kind: Kind, to_client: u64) -> Record {
+    pub(in crate::ops::usage) fn record(session: &str, seq: u32, kind: RecordKind, to_client: u64) -> Record {
         let mut dropped = BTreeMap::new();
         dropped.insert("slow_client".to_owned(), Dropped { packets: 1, bytes: 10 });
         Record {
@@ -165,7 +174,7 @@ pub(super) mod tests {
             client: "192.0.2.1:5000".to_owned(),
             transport: "udp".to_owned(),
             relayed: "203.0.113.7:50000".to_owned(),
-            reason: (kind == Kind::Stop).then(|| "refreshed".to_owned()),
+            reason: (kind == RecordKind::Stop).then(|| "refreshed".to_owned()),
             bytes_from_client: 0,
             bytes_to_client: to_client,
             bytes_from_peers: to_client + 10,
@@ -174,13 +183,15 @@ pub(super) mod tests {
             packets_to_client: to_client / 100,
             packets_from_peers: to_client / 100 + 1,
             packets_to_peers: 0,
+            wire_bytes_to_client: to_client + to_client / 100 * 28,
+            wire_bytes_to_peers: 0,
             dropped,
         }
     }
 
     #[test]
     fn a_record_adds_up_or_does_not() {
-        let mut record = record("a", 0, Kind::Start, 500);
+        let mut record = record("a", 0, RecordKind::Start, 500);
         assert!(record.adds_up());
         record.bytes_to_client -= 1;
         assert!(!record.adds_up());

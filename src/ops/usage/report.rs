@@ -10,7 +10,7 @@ use std::io::{self, BufRead};
 use serde::Serialize;
 
 use super::chain::{self, Code};
-use super::record::{Kind, Record};
+use super::record::{Record, RecordKind};
 use crate::credentials::Secret;
 
 /// A line longer than this is no record.
@@ -27,6 +27,10 @@ pub struct Totals {
     pub bytes_from_peers: i128,
     /// Sent to peers.
     pub bytes_to_peers: i128,
+    /// Sent to clients as bytes of the network, with the heads of IP and UDP.
+    pub wire_bytes_to_client: i128,
+    /// Sent to peers, likewise.
+    pub wire_bytes_to_peers: i128,
     /// Received from clients and peers.
     pub packets_received: i128,
     /// Sent to clients and peers.
@@ -41,6 +45,8 @@ impl Totals {
             bytes_to_client: record.bytes_to_client.into(),
             bytes_from_peers: record.bytes_from_peers.into(),
             bytes_to_peers: record.bytes_to_peers.into(),
+            wire_bytes_to_client: record.wire_bytes_to_client.into(),
+            wire_bytes_to_peers: record.wire_bytes_to_peers.into(),
             packets_received: sum(record.packets_from_client, record.packets_from_peers),
             packets_sent: sum(record.packets_to_client, record.packets_to_peers),
         }
@@ -52,9 +58,17 @@ impl Totals {
             bytes_to_client: with(self.bytes_to_client, other.bytes_to_client),
             bytes_from_peers: with(self.bytes_from_peers, other.bytes_from_peers),
             bytes_to_peers: with(self.bytes_to_peers, other.bytes_to_peers),
+            wire_bytes_to_client: with(self.wire_bytes_to_client, other.wire_bytes_to_client),
+            wire_bytes_to_peers: with(self.wire_bytes_to_peers, other.wire_bytes_to_peers),
             packets_received: with(self.packets_received, other.packets_received),
             packets_sent: with(self.packets_sent, other.packets_sent),
         }
+    }
+
+    /// The same as bytes of the network.
+    #[must_use]
+    pub const fn wire_bytes_sent(&self) -> i128 {
+        self.wire_bytes_to_client + self.wire_bytes_to_peers
     }
 
     /// What the relay sent, to clients and peers: what a price per GB is asked for.
@@ -65,7 +79,7 @@ impl Totals {
 }
 
 /// One session's state of knowledge.
-struct Session {
+struct SessionSoFar {
     user: Box<str>,
     tenant: Option<Box<str>>,
     /// The last record of each day: sequence number and counts.
@@ -75,7 +89,7 @@ struct Session {
     stopped: bool,
 }
 
-impl Session {
+impl SessionSoFar {
     /// Notes a sequence number; `false` if it was there already.
     fn see(&mut self, seq: u32) -> bool {
         let at = self.seen.partition_point(|(_, last)| *last < seq);
@@ -132,7 +146,7 @@ pub struct By {
 
 /// A line of the report.
 #[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct Row {
+pub struct ReportRow {
     /// The date in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub day: Option<String>,
@@ -153,9 +167,9 @@ pub struct Row {
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Report {
     /// In the order of day, tenant and user.
-    pub rows: Vec<Row>,
+    pub rows: Vec<ReportRow>,
     /// All of them together.
-    pub total: Row,
+    pub total: ReportRow,
     /// Lines read and counted.
     pub records: u64,
     /// Lines that were there before.
@@ -178,13 +192,13 @@ struct Beginning {
 }
 
 /// Day, tenant and user, as far as lines are told apart by them.
-type Place = (Option<Box<str>>, Option<Box<str>>, Option<Box<str>>);
+type RecordPlace = (Option<Box<str>>, Option<Box<str>>, Option<Box<str>>);
 
 /// Reads files and adds up.
 #[derive(Default)]
 pub struct Reader {
     key: Option<Secret>,
-    sessions: HashMap<Box<str>, Session>,
+    sessions: HashMap<Box<str>, SessionSoFar>,
     records: u64,
     duplicates: u64,
     problems: Vec<Remark>,
@@ -234,14 +248,14 @@ impl Reader {
     }
 
     fn line(&mut self, name: &str, number: u64, line: &[u8], last: &mut Option<Code>) -> Result<(), String> {
-        let text = std::str::from_utf8(line).map_err(|_| "is no text".to_owned())?;
+        let text = std::str::from_utf8(line).map_err(|_| "is not text".to_owned())?;
         if let Some(key) = &self.key {
             let link = chain::verify(key, text)?;
             match *last {
                 // A server that has no usage file begins a chain at each start.
                 Some(before) if before != link.prev && link.prev == Code::NONE => {
                     self.ends.insert(before);
-                    let message = "a new chain begins: nothing shows what was between".to_owned();
+                    let message = "a new chain begins, so records before it could be missing".to_owned();
                     self.notes.push(Remark { file: name.to_owned(), line: number, message });
                 }
                 Some(before) if before != link.prev => {
@@ -255,9 +269,9 @@ impl Reader {
             *last = Some(link.mac);
         }
         let record: Record = serde_json::from_str(text).map_err(|error| {
-            // serde's place within the line helps nobody here.
+            // serde's place within the line is of no use here.
             let text = error.to_string();
-            format!("is no usage record: {}", text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what))
+            format!("is not a usage record: {}", text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what))
         })?;
         self.record(&record)
     }
@@ -266,8 +280,8 @@ impl Reader {
         if !record.adds_up() {
             return Err("does not add up: received is not sent plus dropped".to_owned());
         }
-        let day: Box<str> = record.day().ok_or_else(|| format!("{:?} is no time", record.time))?.into();
-        let session = self.sessions.entry(record.session.as_str().into()).or_insert_with(|| Session {
+        let day: Box<str> = record.day().ok_or_else(|| format!("{:?} is not a time", record.time))?.into();
+        let session = self.sessions.entry(record.session.as_str().into()).or_insert_with(|| SessionSoFar {
             user: record.user.as_str().into(),
             tenant: record.tenant.as_deref().map(Into::into),
             days: BTreeMap::new(),
@@ -287,7 +301,7 @@ impl Reader {
             return Ok(());
         }
         self.records += 1;
-        session.stopped |= record.kind == Kind::Stop;
+        session.stopped |= record.kind == RecordKind::Stop;
         let held = session.days.entry(day).or_insert((record.seq, totals));
         if record.seq > held.0 {
             *held = (record.seq, totals);
@@ -298,12 +312,12 @@ impl Reader {
     /// The sums.
     #[must_use]
     pub fn finish(mut self, by: By) -> Report {
-        let mut rows: BTreeMap<Place, (u64, Totals)> = BTreeMap::new();
+        let mut rows: BTreeMap<RecordPlace, (u64, Totals)> = BTreeMap::new();
         let mut total = Totals::default();
         let mut gaps = Vec::new();
         let mut unfinished = 0;
         // Sorted, because the order of a hash map must not decide what the report looks like.
-        let mut names: Vec<(Box<str>, Session)> = std::mem::take(&mut self.sessions).into_iter().collect();
+        let mut names: Vec<(Box<str>, SessionSoFar)> = std::mem::take(&mut self.sessions).into_iter().collect();
         names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         for (name, session) in &names {
             unfinished += u64::from(!session.stopped);
@@ -344,7 +358,7 @@ impl Reader {
             notes: all_notes,
             rows: rows
                 .into_iter()
-                .map(|((day, tenant, user), (sessions, totals))| Row {
+                .map(|((day, tenant, user), (sessions, totals))| ReportRow {
                     day: text(day),
                     tenant: text(tenant),
                     user: text(user),
@@ -352,7 +366,7 @@ impl Reader {
                     totals,
                 })
                 .collect(),
-            total: Row { day: None, tenant: None, user: None, sessions: names.len() as u64, totals: total },
+            total: ReportRow { day: None, tenant: None, user: None, sessions: names.len() as u64, totals: total },
             records: self.records,
             duplicates: self.duplicates,
             unfinished,
@@ -397,11 +411,11 @@ mod tests {
     #[test]
     fn a_record_counts_once_in_whatever_order() {
         let records = [
-            record("a", 0, Kind::Start, 0),
-            record("a", 1, Kind::Interim, 300),
-            record("a", 2, Kind::Stop, 500),
-            record("b", 0, Kind::Start, 0),
-            record("b", 1, Kind::Interim, 40),
+            record("a", 0, RecordKind::Start, 0),
+            record("a", 1, RecordKind::Interim, 300),
+            record("a", 2, RecordKind::Stop, 500),
+            record("b", 0, RecordKind::Start, 0),
+            record("b", 1, RecordKind::Interim, 40),
         ];
         let due = report(&text(&records));
         assert_eq!((due.records, due.duplicates, due.unfinished), (5, 0, 1), "b was cut off and counts to its interim");
@@ -418,9 +432,10 @@ mod tests {
 
     #[test]
     fn a_day_has_what_was_counted_on_it_and_a_gap_is_told() {
-        let mut late = record("a", 4, Kind::Stop, 900);
+        let mut late = record("a", 4, RecordKind::Stop, 900);
         late.time = rfc3339(1_800_000_000 + 86_400);
-        let found = report(&text(&[record("a", 0, Kind::Start, 0), record("a", 1, Kind::Interim, 600), late]));
+        let found =
+            report(&text(&[record("a", 0, RecordKind::Start, 0), record("a", 1, RecordKind::Interim, 600), late]));
         let days: Vec<_> =
             found.rows.iter().map(|row| (row.day.clone().unwrap(), row.totals.bytes_to_client)).collect();
         assert_eq!(days, [("2027-01-15".to_owned(), 600), ("2027-01-16".to_owned(), 300)]);
@@ -432,10 +447,10 @@ mod tests {
 
     #[test]
     fn users_and_tenants_are_told_apart() {
-        let mut other = record("b", 0, Kind::Stop, 70);
+        let mut other = record("b", 0, RecordKind::Stop, 70);
         other.tenant = Some("acme".to_owned());
         other.user = "eve".to_owned();
-        let lines = text(&[record("a", 0, Kind::Stop, 30), other]);
+        let lines = text(&[record("a", 0, RecordKind::Stop, 30), other]);
         let found = report(&lines);
         let rows: Vec<_> = found
             .rows
@@ -451,14 +466,14 @@ mod tests {
 
     #[test]
     fn bad_lines_are_named_and_the_rest_counts() {
-        let good = text(&[record("a", 0, Kind::Stop, 30)]);
-        let mut wrong = record("b", 0, Kind::Stop, 30);
+        let good = text(&[record("a", 0, RecordKind::Stop, 30)]);
+        let mut wrong = record("b", 0, RecordKind::Stop, 30);
         wrong.bytes_to_client += 1;
-        let mut other = record("a", 0, Kind::Stop, 31);
+        let mut other = record("a", 0, RecordKind::Stop, 31);
         other.packets_to_client = 0;
-        let mut undated = record("c", 0, Kind::Start, 0);
+        let mut undated = record("c", 0, RecordKind::Start, 0);
         undated.time = "noon".to_owned();
-        let mut thief = record("a", 1, Kind::Stop, 30);
+        let mut thief = record("a", 1, RecordKind::Stop, 30);
         thief.user = "eve".to_owned();
         let long = "x".repeat(200_000);
         let bad = text(&[wrong, other, undated, thief]);
@@ -469,8 +484,8 @@ mod tests {
         assert_eq!(lines, [1, 2, 4, 5, 6, 7, 8, 9], "{:?}", found.problems);
         assert_eq!(found.records, 1, "{found:?}");
         let messages: Vec<&str> = found.problems.iter().map(|problem| &*problem.message).collect();
-        let none = "no usage record";
-        let due = [none, "add up", "no time", "was bob's before", "longer", none, "other counts", none];
+        let none = "not a usage record";
+        let due = [none, "add up", "not a time", "was bob's before", "longer", none, "other counts", none];
         for (message, word) in messages.iter().zip(due) {
             assert!(message.contains(word), "{word}: {messages:?}");
         }
@@ -483,7 +498,7 @@ mod tests {
         let lines: Vec<String> = (0..6)
             .map(|number| {
                 let mut line =
-                    serde_json::to_string(&record("a", number, Kind::Interim, 100 * u64::from(number))).unwrap();
+                    serde_json::to_string(&record("a", number, RecordKind::Interim, 100 * u64::from(number))).unwrap();
                 chain.sign(&mut line);
                 line
             })
@@ -504,12 +519,12 @@ mod tests {
         assert_eq!(verify(&[&l[2..]]), (vec![], 1, 4), "an older file was not given");
         assert_eq!(verify(&[&[l[0], l[1], l[3], l[4]]]), (vec![("0".to_owned(), 3)], 0, 4), "a line is missing");
         assert_eq!(verify(&[&[l[0], l[2], l[1], l[3]]]).0.len(), 3, "two lines changed places");
-        let mut first = serde_json::to_string(&record("z", 0, Kind::Stop, 0)).unwrap();
+        let mut first = serde_json::to_string(&record("z", 0, RecordKind::Stop, 0)).unwrap();
         Chain::new(key(), Code::NONE).sign(&mut first);
         assert_eq!(verify(&[&[l[0], l[1], &first]]), (vec![], 1, 3), "a new chain begins");
         let changed = lines[1].replace("bob", "eve");
         assert_eq!(verify(&[&[l[0], &changed, l[2]]]), (vec![("0".to_owned(), 2), ("0".to_owned(), 3)], 0, 2));
-        let unsigned = serde_json::to_string(&record("z", 0, Kind::Start, 0)).unwrap();
+        let unsigned = serde_json::to_string(&record("z", 0, RecordKind::Start, 0)).unwrap();
         assert_eq!(verify(&[&[l[0], &unsigned, l[1]]]), (vec![("0".to_owned(), 2)], 0, 2));
     }
 }

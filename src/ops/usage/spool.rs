@@ -1,7 +1,9 @@
 //! Records that wait for the webhook: one file per batch, within a bound, kept over restarts.
 
 use std::collections::VecDeque;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -9,6 +11,9 @@ use tokio::sync::Notify;
 
 /// What a small file takes on most disks: the bound is one of disk space.
 const BLOCK: u64 = 4096;
+
+/// Of each file.
+const MODE: u32 = 0o600;
 
 /// A file of the spool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,7 +26,7 @@ pub(super) struct Batch {
 }
 
 #[derive(Default)]
-struct Waiting {
+struct WaitingBatches {
     batches: VecDeque<Batch>,
     bytes: u64,
     next: u64,
@@ -31,7 +36,7 @@ struct Waiting {
 pub(super) struct Spool {
     directory: PathBuf,
     bytes_max: u64,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<WaitingBatches>,
     changed: Notify,
 }
 
@@ -51,7 +56,8 @@ pub(super) enum PutError {
 impl Spool {
     /// Makes the directory if it is not there, and finds what an earlier process left.
     pub(super) fn open(directory: PathBuf, bytes_max: u64) -> io::Result<Self> {
-        std::fs::create_dir_all(&directory)?;
+        // Records name users and addresses, whatever the umask is.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let mut batches = Vec::new();
         for entry in std::fs::read_dir(&directory)? {
             let path = entry?.path();
@@ -60,6 +66,7 @@ impl Spool {
                 Some("part") => std::fs::remove_file(&path)?,
                 Some("jsonl") => {
                     let Some(number) = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok()) else { continue };
+                    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(MODE))?;
                     let text = std::fs::read(&path)?;
                     let records = text.iter().filter(|byte| **byte == b'\n').count() as u64;
                     let since = std::os::unix::fs::MetadataExt::mtime(&path.metadata()?).try_into().unwrap_or(0);
@@ -71,11 +78,11 @@ impl Spool {
         batches.sort_unstable_by_key(|batch| batch.number);
         let next = batches.last().map_or(1, |last| last.number + 1);
         let bytes = batches.iter().map(|batch| batch.bytes).sum();
-        let waiting = Mutex::new(Waiting { batches: batches.into(), bytes, next });
+        let waiting = Mutex::new(WaitingBatches { batches: batches.into(), bytes, next });
         Ok(Self { directory, bytes_max, waiting, changed: Notify::new() })
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, WaitingBatches> {
         // Whole after each statement, so a panic elsewhere leaves nothing half done.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -96,7 +103,9 @@ impl Spool {
             waiting.next - 1
         };
         let (part, whole) = (self.directory.join(format!("{number:012}.part")), self.path(number));
-        let written = std::fs::write(&part, lines).and_then(|()| std::fs::rename(&part, &whole));
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(MODE).open(&part);
+        let written = file.and_then(|mut file| file.write_all(lines)).and_then(|()| std::fs::rename(&part, &whole));
         if let Err(error) = written {
             // Half a batch must not stay to fill the disk further.
             let _ = std::fs::remove_file(&part);

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, Method, StatusCode, header};
 
-use super::Counters;
 use super::spool::{Batch, Spool};
+use super::{Counters, Loss};
 use crate::config::accounting::WebhookConfig;
-use crate::fetch::{Asked, Client, FetchError};
+use crate::fetch::{Client, FetchError, HttpRequest};
 
 /// A whole delivery takes no longer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,11 +34,11 @@ pub(super) async fn deliver(config: WebhookConfig, client: Client, spool: Arc<Sp
         let error = match post(&client, &config, lines).await {
             Ok(()) => {
                 if counters.webhook_failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the webhook takes usage records again");
+                    tracing::info!("the webhook accepts usage records again");
                 }
                 for batch in batches {
                     counters.webhook.written.fetch_add(batch.records, Ordering::Relaxed);
-                    if let Err(error) = spool.remove(batch) {
+                    if let Err(error) = on_disk_of(&spool, move |spool| spool.remove(batch)).await {
                         tracing::warn!(%error, "can't remove a delivered batch from accounting.spool; it will be delivered again after a restart");
                     }
                 }
@@ -54,7 +54,7 @@ pub(super) async fn deliver(config: WebhookConfig, client: Client, spool: Arc<Sp
         counters.webhook_failures.fetch_add(1, Ordering::Relaxed);
         let waiting = spool.backlog().0;
         if !counters.webhook_failing.swap(true, Ordering::Relaxed) || pause == PAUSE_MAX {
-            tracing::warn!(url = %config.url, waiting, %error, "the webhook does not take usage records; they wait in accounting.spool");
+            tracing::warn!(url = %config.url, waiting, %error, "the webhook does not accept usage records; they wait in accounting.spool");
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
@@ -62,10 +62,10 @@ pub(super) async fn deliver(config: WebhookConfig, client: Client, spool: Arc<Sp
 }
 
 /// The oldest batches and their lines, as soon as there are some; what can't be read is lost, and said to be.
-async fn gather(spool: &Spool, counters: &Counters, bytes_max: u64) -> (Vec<Batch>, Vec<u8>) {
+async fn gather(spool: &Arc<Spool>, counters: &Counters, bytes_max: u64) -> (Vec<Batch>, Vec<u8>) {
     let (mut taken, mut lines) = (Vec::new(), Vec::new());
     for batch in spool.oldest(bytes_max).await {
-        match spool.read(batch) {
+        match on_disk_of(spool, move |spool| spool.read(batch)).await {
             Ok(more) => {
                 lines.extend(more);
                 taken.push(batch);
@@ -73,14 +73,23 @@ async fn gather(spool: &Spool, counters: &Counters, bytes_max: u64) -> (Vec<Batc
             // Those before it go first.
             Err(_) if !taken.is_empty() => break,
             Err(error) => {
-                counters.webhook.lost.fetch_add(batch.records, Ordering::Relaxed);
+                counters.webhook.lose(Loss::Unreadable, batch.records);
                 tracing::error!(records = batch.records, %error, "can't read usage records back from accounting.spool; they are lost");
                 // It may be gone already; there is nothing left to lose.
-                let _ = spool.remove(batch);
+                let _ = on_disk_of(spool, move |spool| spool.remove(batch)).await;
             }
         }
     }
     (taken, lines)
+}
+
+/// A disk may hang, and the control runtime must not wait for it.
+async fn on_disk_of<T: Send + 'static>(
+    spool: &Arc<Spool>,
+    act: impl FnOnce(&Spool) -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    let spool = Arc::clone(spool);
+    tokio::task::spawn_blocking(move || act(&spool)).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
 }
 
 /// Why a delivery was not taken.
@@ -102,7 +111,7 @@ async fn post(client: &Client, config: &WebhookConfig, lines: Vec<u8>) -> Result
         let value = HeaderValue::try_from([b"Bearer ", token.expose()].concat());
         headers.extend(value.ok().map(|value| (header::AUTHORIZATION, value)));
     }
-    let asked = Asked { method: Method::POST, headers, body: lines, answer_bytes_max: 0 };
+    let asked = HttpRequest { method: Method::POST, headers, body: lines, response_bytes_max: 0 };
     let status = client.ask(&config.url, asked).await?.status;
     match status {
         _ if status.is_success() => Ok(()),
@@ -199,7 +208,7 @@ mod tests {
             server.answers(format!("HTTP/1.1 {status}\r\nLocation: http://localhost:1/\r\nContent-Length: 0\r\n\r\n"));
             delivery.spool.put(b"one\n", 1, 100).unwrap();
             delivery.until_failures(1).await;
-            let lost = delivery.counters.webhook.lost.load(Ordering::Relaxed);
+            let lost = delivery.counters.webhook.lost();
             assert_eq!((delivery.spool.backlog().0, lost), (1, 0), "{status}");
             server.answers("HTTP/1.1 202 Accepted\r\n\r\n");
             delivery.until_written(1).await;

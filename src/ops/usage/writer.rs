@@ -1,215 +1,279 @@
-//! One thread that signs each record and hands it to the file, the journal and the spool.
+//! The threads that work on records: one signs each and hands it to every sink, and each sink has one of its own.
 //!
-//! A thread of its own, because a disk may hang: the control runtime must not, and a worker even less.
+//! Threads of their own, because a disk or a journal may hang: the control runtime must not, a worker even less, and no
+//! sink may hold up another one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::sync::mpsc::Receiver;
 
 use super::chain::Chain;
 use super::file::UsageFile;
 use super::journal;
 use super::record::Record;
 use super::spool::Spool;
-use super::{Counters, SinkCounters};
-use crate::net::clock;
+use super::waiting::{RecordLine, RecordQueue};
+use super::{Loss, SinkCounters};
+use crate::clock;
 use crate::ops::journal::Journal;
-use crate::protocol::time::UnixSeconds;
+use crate::protocol::border::Event;
+use crate::time::Ticks;
 
-/// Records of one batch; then all sinks get their turn.
+/// Records handed to a sink at once.
 const BATCH: usize = 256;
 
-/// Lines that wait for a disk that takes nothing; then they are lost, loudly.
-const UNWRITTEN_BYTES_MAX: usize = 4 << 20;
+/// How long events may wait for more of them, so that a worker does not wake this thread for each.
+const REST: Duration = Duration::from_millis(5);
 
-/// How often a full disk is tried again.
+/// How often a sink that takes nothing is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// A sink that fails says so at once and then this often, in seconds.
-const SAY_AGAIN: u64 = 60;
+/// What fails says so at once and then this often, in milliseconds.
+const SAY_AGAIN_MS: u64 = 60_000;
 
-/// What the writer is told.
-pub(super) enum Message {
-    Record(Box<Record>),
-    /// The file may have been renamed.
-    Reopen,
+/// Signs records and hands them over until the last worker is gone.
+pub(super) struct Signer {
+    pub(super) events: Receiver<Event>,
+    pub(super) realm: Arc<str>,
+    pub(super) chain: Option<Chain>,
+    pub(super) sinks: Vec<(Arc<RecordQueue>, Arc<SinkCounters>)>,
+}
+
+impl Signer {
+    pub(super) fn run(mut self) {
+        while let Some(event) = self.events.blocking_recv() {
+            self.take(&event);
+            while let Ok(event) = self.events.try_recv() {
+                self.take(&event);
+            }
+            std::thread::sleep(REST);
+        }
+        for (waiting, _) in &self.sinks {
+            waiting.close();
+        }
+    }
+
+    fn take(&mut self, event: &Event) {
+        let Some(record) = Record::of_event(event, &self.realm) else { return };
+        let mut text = serde_json::to_string(&record).expect("a record is plain strings and numbers");
+        if let Some(chain) = &mut self.chain {
+            chain.sign(&mut text);
+        }
+        let line = Arc::new(RecordLine { record, text });
+        for (waiting, counters) in &self.sinks {
+            if !waiting.push(&line) {
+                counters.lose(Loss::QueueFull, 1);
+            }
+        }
+    }
+}
+
+/// What became of some lines: how many were taken, how many can never be, and what stopped the rest.
+#[derive(Default)]
+pub(super) struct WriteOutcome {
+    taken: usize,
+    refused: usize,
+    error: Option<String>,
+}
+
+impl WriteOutcome {
+    fn of(lines: usize, result: Result<(), impl std::fmt::Display>) -> Self {
+        match result {
+            Ok(()) => Self { taken: lines, ..Self::default() },
+            Err(error) => Self { error: Some(error.to_string()), ..Self::default() },
+        }
+    }
+}
+
+/// Where records go. What blocks here blocks no other sink.
+pub(super) enum Sink {
+    File(UsageFile, Rotation),
+    Journal(Journal),
+    Spool(Arc<Spool>),
+}
+
+/// When the file may be rotated, and what was said about it.
+#[derive(Default)]
+pub(super) struct Rotation {
+    not_before: Ticks,
+    said_at: Option<Ticks>,
+}
+
+impl Sink {
+    /// For metrics and log lines.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::File(..) => "file",
+            Self::Journal(_) => "journal",
+            Self::Spool(_) => "webhook",
+        }
+    }
+
+    fn hand_over(&mut self, lines: &[Arc<RecordLine>]) -> WriteOutcome {
+        match self {
+            Self::File(file, rotation) => {
+                let text = joined(lines);
+                if file.is_full(text.len()) {
+                    rotation.try_it(file);
+                }
+                WriteOutcome::of(lines.len(), file.append(text.as_bytes()))
+            }
+            Self::Journal(journal) => to_journal(journal, lines),
+            Self::Spool(spool) => {
+                let text = joined(lines);
+                WriteOutcome::of(lines.len(), spool.put(text.as_bytes(), lines.len() as u64, clock::unix_seconds().0))
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        if let Self::File(file, _) = self
+            && let Err(error) = file.reopen()
+        {
+            tracing::error!(%error, "can't reopen the usage file; records go to the one that is open");
+        }
+    }
+}
+
+fn joined(lines: &[Arc<RecordLine>]) -> String {
+    lines.iter().flat_map(|line| [&line.text, "\n"]).collect()
+}
+
+fn to_journal(journal: &mut Journal, lines: &[Arc<RecordLine>]) -> WriteOutcome {
+    let mut outcome = WriteOutcome::default();
+    for line in lines {
+        match journal::write(journal, &line.record, &line.text) {
+            Ok(()) => outcome.taken += 1,
+            // Of this size it would be refused again and again, and all behind it would wait.
+            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {
+                outcome.refused += 1;
+                outcome.error = Some(error.to_string());
+                return outcome;
+            }
+            Err(error) => {
+                outcome.error = Some(error.to_string());
+                return outcome;
+            }
+        }
+    }
+    outcome
+}
+
+impl Rotation {
+    /// Once a second at most; a file that can't be rotated grows on, because its records are worth more.
+    fn try_it(&mut self, file: &mut UsageFile) {
+        let now = clock::now();
+        if now.ticks < self.not_before {
+            return;
+        }
+        let Err(error) = file.rotate(now.unix.0) else {
+            self.said_at = None;
+            return;
+        };
+        self.not_before = now.ticks.plus_seconds(RETRY.as_secs());
+        if self.said_at.is_none_or(|at| now.ticks.since(at) >= SAY_AGAIN_MS) {
+            self.said_at = Some(now.ticks);
+            tracing::error!(%error, "can't rotate the usage file; records still go to the old one");
+        }
+    }
 }
 
 /// Says that a sink fails, but not each time.
 #[derive(Default)]
 struct Trouble {
     /// When it was last said; `None` while all is well.
-    said: Option<UnixSeconds>,
-    lost: u64,
+    said_at: Option<Ticks>,
+    /// What had been lost when it began.
+    before: u64,
 }
 
 impl Trouble {
-    fn say(&mut self, sink: &'static str, lost: u64, error: &dyn std::fmt::Display) {
-        self.lost += lost;
-        let now = clock::unix_seconds();
-        if self.said.is_some_and(|at| now.0.saturating_sub(at.0) < SAY_AGAIN) {
+    fn say(&mut self, sink: &'static str, counters: &SinkCounters, error: &str) {
+        let now = clock::now().ticks;
+        if self.said_at.is_some_and(|at| now.since(at) < SAY_AGAIN_MS) {
             return;
         }
-        self.said = Some(now);
-        tracing::error!(sink, lost = self.lost, %error, "can't write usage records; calls go on");
+        if self.said_at.is_none() {
+            self.before = counters.lost();
+        }
+        self.said_at = Some(now);
+        tracing::error!(sink, lost = counters.lost() - self.before, error, "can't write usage records; calls go on");
     }
 
-    fn over(&mut self, sink: &'static str) {
-        if self.said.take().is_some() {
-            tracing::warn!(sink, lost = self.lost, "usage records are written again");
-            self.lost = 0;
+    fn over(&mut self, sink: &'static str, counters: &SinkCounters) {
+        if self.said_at.take().is_some() {
+            tracing::warn!(sink, lost = counters.lost() - self.before, "usage records are written again");
         }
     }
 }
 
-/// The thread's state.
-pub(super) struct Writer {
-    pub(super) receiver: Receiver<Message>,
-    pub(super) chain: Option<Chain>,
-    pub(super) file: Option<UsageFile>,
-    pub(super) journal: Option<Journal>,
-    pub(super) spool: Option<Arc<Spool>>,
-    pub(super) counters: Arc<Counters>,
-    pub(super) state: State,
+/// Feeds one sink until nothing comes any more.
+pub(super) struct Feeder {
+    pub(super) sink: Sink,
+    pub(super) waiting: Arc<RecordQueue>,
+    pub(super) counters: Arc<SinkCounters>,
+    /// Whether the process still waits for this sink.
+    pub(super) is_awaited: Arc<AtomicBool>,
 }
 
-/// What waits for the disk, and who is in trouble.
-#[derive(Default)]
-pub(super) struct State {
-    unwritten: Vec<u8>,
-    unwritten_records: u64,
-    file: Trouble,
-    journal: Trouble,
-    spool: Trouble,
-}
+impl Feeder {
+    /// Counts records as written; those of the webhook are counted when they are delivered.
+    fn count(&self, taken: usize) {
+        if !matches!(self.sink, Sink::Spool(_)) {
+            self.counters.written.fetch_add(taken as u64, Ordering::Relaxed);
+        }
+    }
 
-fn count(counter: &AtomicU64, records: u64) {
-    counter.fetch_add(records, Ordering::Relaxed);
-}
-
-fn lost(sink: &SinkCounters, records: u64) {
-    count(&sink.lost, records);
-}
-
-impl Writer {
-    /// Writes until every sender is gone.
     pub(super) fn run(mut self) {
-        loop {
-            let first = if self.state.unwritten.is_empty() {
-                self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                self.receiver.recv_timeout(RETRY)
-            };
-            match first {
-                Ok(message) => self.take(message),
-                Err(RecvTimeoutError::Timeout) => self.write_file(),
-                Err(RecvTimeoutError::Disconnected) => break,
+        let name = self.sink.name();
+        let mut trouble = Trouble::default();
+        while let Some((lines, must_reopen)) = self.waiting.oldest(BATCH) {
+            if must_reopen {
+                self.sink.reopen();
             }
-        }
-        self.write_file();
-        let left = self.state.unwritten_records;
-        if left > 0 {
-            lost(&self.counters.file, left);
-            tracing::error!(records = left, "usage records are lost: the disk did not take them until the end");
-        }
-    }
-
-    /// One message and those that came with it.
-    fn take(&mut self, first: Message) {
-        let mut batch = Vec::new();
-        let mut reopen = false;
-        let mut next = Some(first);
-        while let Some(message) = next {
-            match message {
-                Message::Record(record) => batch.push(self.line(*record)),
-                Message::Reopen => reopen = true,
-            }
-            next = if batch.len() < BATCH && !reopen { self.receiver.try_recv().ok() } else { None };
-        }
-        self.give_spool(&batch);
-        self.give_journal(&batch);
-        self.give_file(&batch);
-        if reopen && let Some(Err(error)) = self.file.as_mut().map(UsageFile::reopen) {
-            self.state.file.say("file", 0, &error);
-        }
-    }
-
-    fn line(&mut self, record: Record) -> (Record, String) {
-        let mut line = serde_json::to_string(&record).expect("a record is plain strings and numbers");
-        if let Some(chain) = &mut self.chain {
-            chain.sign(&mut line);
-        }
-        (record, line)
-    }
-
-    fn give_spool(&mut self, batch: &[(Record, String)]) {
-        let Some(spool) = &self.spool else { return };
-        if batch.is_empty() {
-            return;
-        }
-        let lines: String = batch.iter().flat_map(|(_, line)| [line, "\n"]).collect();
-        let records = batch.len() as u64;
-        match spool.put(lines.as_bytes(), records, clock::unix_seconds().0) {
-            Ok(()) => self.state.spool.over("webhook"),
-            Err(error) => {
-                lost(&self.counters.webhook, records);
-                self.state.spool.say("webhook", records, &error);
-            }
-        }
-    }
-
-    fn give_journal(&mut self, batch: &[(Record, String)]) {
-        let Some(journal) = &self.journal else { return };
-        for (at, (record, line)) in batch.iter().enumerate() {
-            match journal::write(journal, record, line) {
-                Ok(()) => {
-                    count(&self.counters.journal.written, 1);
-                    self.state.journal.over("journal");
-                }
-                Err(error) => {
-                    // It may have waited its whole patience: not for each of the rest as well.
-                    let rest = (batch.len() - at) as u64;
-                    lost(&self.counters.journal, rest);
-                    return self.state.journal.say("journal", rest, &error);
-                }
-            }
-        }
-    }
-
-    fn give_file(&mut self, batch: &[(Record, String)]) {
-        if self.file.is_none() {
-            return;
-        }
-        for (_, line) in batch {
-            if self.state.unwritten.len() > UNWRITTEN_BYTES_MAX {
-                lost(&self.counters.file, 1);
-                self.state.file.say("file", 1, &"too much waits for the disk");
+            if lines.is_empty() {
                 continue;
             }
-            self.state.unwritten.extend_from_slice(line.as_bytes());
-            self.state.unwritten.push(b'\n');
-            self.state.unwritten_records += 1;
-        }
-        self.write_file();
-    }
-
-    fn write_file(&mut self) {
-        let (Some(file), state) = (&mut self.file, &mut self.state) else { return };
-        if state.unwritten.is_empty() {
-            return;
-        }
-        let written = if file.is_full(state.unwritten.len()) { file.rotate(clock::unix_seconds().0) } else { Ok(()) }
-            .and_then(|()| file.append(&state.unwritten));
-        match written {
-            Ok(()) => {
-                count(&self.counters.file.written, state.unwritten_records);
-                state.unwritten.clear();
-                state.unwritten_records = 0;
-                state.file.over("file");
+            let WriteOutcome { taken, refused, error } = self.sink.hand_over(&lines);
+            if !self.is_awaited.load(Ordering::Relaxed) {
+                // What was left has been counted as lost already.
+                return;
             }
-            // What could not be written stays and is tried again.
-            Err(error) => state.file.say("file", 0, &error),
+            self.count(taken);
+            self.counters.lose(Loss::TooLarge, refused as u64);
+            self.waiting.remove(taken + refused);
+            let Some(error) = error else {
+                trouble.over(name, &self.counters);
+                continue;
+            };
+            trouble.say(name, &self.counters, &error);
+            // One more try at the very end, and no more.
+            if refused == 0 && self.waiting.rest(RETRY) {
+                let rest = &lines[taken..];
+                let WriteOutcome { taken, .. } = self.sink.hand_over(rest);
+                self.count(taken);
+                self.waiting.remove(taken);
+                if taken < rest.len() {
+                    give_up(name, &self.waiting, &self.counters);
+                    return;
+                }
+            }
         }
+    }
+}
+
+/// What still waits for a sink is lost with the process.
+pub(super) fn give_up(sink: &'static str, waiting: &RecordQueue, counters: &SinkCounters) {
+    let records = waiting.len();
+    if records > 0 {
+        waiting.remove(records);
+        counters.lose(Loss::Shutdown, records as u64);
+        tracing::error!(
+            sink,
+            records,
+            "usage records are lost: the output did not take them before the server stopped"
+        );
     }
 }

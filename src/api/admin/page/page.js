@@ -3,6 +3,8 @@
 const EVERY_MS = 2000;
 const SESSIONS = 100;
 const REFUSALS = 20;
+/** A server that hangs is told as one that is gone. */
+const ANSWER_MS = 5000;
 /** What happened in a minute needs the counters of a minute ago. */
 const MINUTE_MS = 60_000;
 const TOKEN = 'throughway-token';
@@ -11,6 +13,8 @@ const at = (id) => document.getElementById(id);
 
 /** What was seen in the past minute, oldest first. */
 let past = [];
+/** When the server answered last, by this browser's clock. */
+let seenAt = null;
 
 class Refused extends Error {
   constructor(reason, sentence) {
@@ -22,7 +26,7 @@ class Refused extends Error {
 async function ask(path) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, cache: 'no-store' });
+  const answer = await fetch(path, { headers, cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) });
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Refused(body.reason, body.error ?? `status ${answer.status}`);
   return body;
@@ -31,6 +35,14 @@ async function ask(path) {
 function pill(tone, text) {
   at('pill').dataset.tone = tone;
   at('pill-text').textContent = text;
+}
+
+/** While the server does not answer, what is shown is old: it says so, and pales. */
+function showStale(isStale) {
+  document.body.classList.toggle('stale', isStale);
+  at('stale').hidden = !isStale;
+  const since = seenAt ? ` The numbers below are from ${seenAt.toLocaleTimeString([], { hour12: false })}.` : '';
+  at('stale').textContent = `The server does not answer.${since} This page keeps trying.`;
 }
 
 /** A number in the unit that leaves it below 1000. */
@@ -118,7 +130,8 @@ function showNumbers(now) {
 
   fill('refused-table', byReason(refusals(now), refusals(minute)), 'nothing was refused');
   const ends = byReason(now.sessions_ended, minute.sessions_ended, 'session ');
-  fill('ended-table', [...ends, ...byReason(now.dropped, minute.dropped, 'packet ')], 'nothing yet');
+  const dropped = byReason(now.dropped, minute.dropped, 'packet ');
+  fill('ended-table', [...byReason(now.lost, minute.lost, 'lost: '), ...ends, ...dropped], 'nothing yet');
   fill(
     'certificate-table',
     now.certificates.map(({ names, days }) => {
@@ -144,7 +157,7 @@ function showSessions({ sessions, more }) {
       [bytes(session.bytes_to_client), 'number'],
       [session.session, 'mono'],
     ]),
-    'nobody is here',
+    'no live sessions',
     ['', 'Client', 'By', 'Relayed', 'Age', 'From client', 'To client', 'Session'],
   );
   at('people').hidden = false;
@@ -167,14 +180,14 @@ function showRefusals({ refusals: all }) {
   at('who').hidden = false;
 }
 
-/** Names are for whoever has the token; so are numbers, once the server has one. */
+/** Names need the token; numbers need it too once the server has one. */
 function askForToken({ reason, message }) {
   const isWrong = reason === 'wrong_token';
   sessionStorage.removeItem(TOKEN);
   for (const id of ['people', 'who']) at(id).hidden = true;
   at('login').classList.toggle('wrong', isWrong);
   at('login-text').textContent =
-    reason === 'no_token' ? "What is in the server's http.admin_token_file. It stays in this tab." : `The server says: ${message}.`;
+    reason === 'no_token' ? "Enter the token in the server's http.admin_token_file. It stays in this tab." : `The server says: ${message}.`;
   at('token').parentElement.hidden = reason === 'not_set_up';
   at('login').hidden = false;
 }
@@ -183,6 +196,8 @@ function askForToken({ reason, message }) {
 async function look() {
   try {
     showNumbers(await ask('/v1/status'));
+    seenAt = new Date();
+    showStale(false);
     const [sessions, latest] = await Promise.all([
       ask(`/v1/sessions?limit=${SESSIONS}`),
       ask(`/v1/refusals?limit=${REFUSALS}`),
@@ -199,6 +214,7 @@ async function look() {
       return error.reason === 'not_set_up';
     }
     pill('bad', isRefused ? error.message : 'No answer from the server');
+    showStale(!isRefused);
   }
   return true;
 }

@@ -1,0 +1,8 @@
+//! Bodies of the admin API.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::admin_body(bytes));

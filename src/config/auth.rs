@@ -1,0 +1,326 @@
+//! `[auth]`: users, secrets and their files. No message here shows a value.
+
+use std::path::Path;
+
+use hashbrown::HashMap;
+
+use crate::config::check::{CREDENTIAL, Check};
+use crate::config::diff::digest_of;
+use crate::config::document::{self, Node, TableEntry, Value};
+use crate::config::environment::{self, Environment};
+use crate::config::error::{Problem, SourceLocation};
+use crate::config::initial_secret::is_world_readable;
+use crate::credentials::published::is_published;
+use crate::credentials::{Algorithm, Secret, SharedSecret, USERNAME_BYTES_MAX};
+use crate::protocol::settings::{AuthSettings, OnExpiry, StaticUser};
+
+/// Each secret costs an HMAC per request with an unknown key, so the list is short.
+pub(crate) const SECRETS_MAX: usize = 8;
+
+/// An attacker who has seen one credential can try secrets against it offline, millions a second; fewer bytes are found so.
+pub(crate) const SECRET_BYTES_MIN: usize = 16;
+
+/// A static user's password with fewer bytes gets a warning only: some devices take no longer ones.
+const PASSWORD_BYTES_MIN: usize = 12;
+
+/// No key, password or secret is longer.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// The id of the secret that a variable gives.
+const ENVIRONMENT_ID: &str = "environment";
+
+/// Of these a user has exactly one.
+const USER_PROOFS: [&str; 3] = ["password", "file", "key_md5"];
+
+impl Check {
+    /// `[auth]`, with at least one user or one secret: this server never is an open relay. `initial` is the secret of a
+    /// server that was given none.
+    pub(crate) fn auth(&mut self, environment: &Environment, initial: Option<&SharedSecret>) -> AuthSettings {
+        let users = self.users();
+        let mut secrets: Vec<SharedSecret> = self.environment_secret(environment).into_iter().collect();
+        self.secrets(&mut secrets);
+        if secrets.is_empty() && users.is_empty() {
+            secrets.extend(initial.cloned());
+        }
+        let failed = self.has_problem_with("auth.users") || self.has_problem_with("auth.secret");
+        if users.is_empty() && secrets.is_empty() && !failed {
+            let message = format!(
+                "has neither users nor secrets, so no client could relay (a relay open to all is not offered): \
+                 add [[auth.secrets]] with id = \"main\" and value = the output of `openssl rand -hex 32`, \
+                 or users = {{ alice = \"...\" }} under [auth], or set {}",
+                environment::SECRET
+            );
+            self.problems.push(Problem::new(self.whole(), "auth", message));
+        }
+        let on_expiry = match self.word_of("auth.on_expiry") {
+            "deny_new" => OnExpiry::DenyNew,
+            "close" => OnExpiry::Close { grace: self.number("auth.expiry_grace") },
+            _ => OnExpiry::Keep,
+        };
+        AuthSettings {
+            users,
+            secrets,
+            max_ttl: self.number("auth.max_ttl"),
+            nonce_lifetime: self.number("auth.nonce_lifetime"),
+            on_expiry,
+            max_session: self.limit("auth.max_session"),
+        }
+    }
+
+    fn users(&mut self) -> HashMap<Box<str>, StaticUser> {
+        let node = self.get("auth.users");
+        let Value::Table(entries) = &node.value else { return HashMap::new() };
+        let mut users = HashMap::new();
+        let mut weak = Vec::new();
+        for TableEntry { name, location, node } in entries {
+            if name.is_empty() || name.len() > USERNAME_BYTES_MAX || name.chars().any(char::is_control) {
+                let message = format!("a user name has 1 to {USERNAME_BYTES_MAX} bytes and no control characters");
+                self.problems.push(Problem::new(location.clone(), &node.key, message));
+                continue;
+            }
+            if let Some((user, is_weak)) = self.user(node) {
+                if is_weak {
+                    weak.push((name, location));
+                }
+                users.insert(name.as_str().into(), user);
+            }
+        }
+        self.warn_of_passwords(&weak);
+        users
+    }
+
+    /// One warning for all whose password can be guessed, however many they are.
+    fn warn_of_passwords(&mut self, weak: &[(&String, &SourceLocation)]) {
+        let Some((_, first)) = weak.first() else { return };
+        let named: Vec<_> = weak.iter().take(3).map(|(name, _)| document::bare_or_quoted(name)).collect();
+        let more = weak.len() - named.len();
+        let and_more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let message = format!(
+            "passwords that can be guessed, with fewer than {PASSWORD_BYTES_MIN} bytes or printed in guides: {}{and_more}; \
+             `openssl rand -base64 15` makes a good one",
+            named.join(", ")
+        );
+        self.notes.push(Problem::new((*first).clone(), "auth.users", message));
+    }
+
+    /// A user, and whether the password can be guessed.
+    fn user(&mut self, node: &Node) -> Option<(StaticUser, bool)> {
+        let by_password = |secret: Secret| {
+            let is_weak = secret.expose().len() < PASSWORD_BYTES_MIN || is_published(secret.expose());
+            (StaticUser::password(secret), is_weak)
+        };
+        if let Value::Text(password) = &node.value {
+            return self.non_empty(node, password).map(by_password);
+        }
+        let of = self.table(node, "auth.users")?;
+        let given: Vec<_> = USER_PROOFS.iter().filter_map(|name| Some((*name, of.text(name)?))).collect();
+        let [(proof, (at, text))] = given.as_slice() else {
+            return self.lacks(&of, "needs exactly one of password, file and key_md5");
+        };
+        let tenant = self.tenant(&of);
+        let grant = self.grant(&of);
+        if let (Some(_), Some(limits)) = (grant.bytes, of.get("limits")) {
+            let message = "bytes would be used up for good, as a user of auth.users never expires; use bytes_per_day";
+            self.wrong(limits, message);
+        }
+        let (user, is_weak) = match *proof {
+            "password" => self.non_empty(at, text).map(by_password),
+            "file" => self.secret_file(at, text).map(by_password),
+            _ => {
+                let digest = hex(text).filter(|bytes| bytes.len() == 16);
+                let digest = digest.ok_or("expected 32 hexadecimal digits: MD5 of \"name:realm:password\"");
+                // The password can't be judged by its digest.
+                self.ok(at, digest).map(|bytes| (StaticUser::key_md5(Secret::new(bytes)), false))
+            }
+        }?;
+        Some((StaticUser { tenant, grant, ..user }, is_weak))
+    }
+
+    fn environment_secret(&mut self, environment: &Environment) -> Option<SharedSecret> {
+        let node = |key: &str, name: &str| Node {
+            key: key.to_owned(),
+            location: SourceLocation::Variable(name.into()),
+            value: Value::Text(String::new()),
+        };
+        let of_file = node("auth.secret_file", environment::SECRET_FILE);
+        let secret = match (environment.get(environment::SECRET), environment.get(environment::SECRET_FILE)) {
+            (Some(_), Some(_)) => {
+                self.wrong(&of_file, format!("set either this or {}, not both", environment::SECRET));
+                None
+            }
+            (Some(value), None) => {
+                let node = node("auth.secret", environment::SECRET);
+                self.note_stray_bytes(&node, "the value", value.as_bytes());
+                let secret = self.non_empty(&node, value)?;
+                self.unguessable(&node, secret)
+            }
+            (None, Some(path)) => {
+                let secret = self.secret_file(&of_file, path)?;
+                self.unguessable(&of_file, secret)
+            }
+            (None, None) => None,
+        }?;
+        Some(SharedSecret::new(ENVIRONMENT_ID, secret, Algorithm::Sha1))
+    }
+
+    fn secrets(&mut self, secrets: &mut Vec<SharedSecret>) {
+        let mut ids: Vec<String> = secrets.iter().map(|secret| secret.id.to_string()).collect();
+        for item in self.list("auth.secrets") {
+            if secrets.len() == SECRETS_MAX {
+                let message = format!(
+                    "is more than {SECRETS_MAX} secrets (with that of a variable); remove those that minted nothing within auth.max_ttl"
+                );
+                self.wrong(&item, message);
+                return;
+            }
+            // Also if one of the two is wrong in another way, so that both are heard of at once.
+            let id = id_of(&item);
+            let is_second = id.is_some_and(|id| ids.iter().any(|other| other == id));
+            let secret = self.secret(&item);
+            if let Some(id) = id {
+                if is_second {
+                    self.wrong(&item, format!("the id \"{id}\" is used twice"));
+                    continue;
+                }
+                ids.push(id.to_owned());
+            }
+            secrets.extend(secret);
+        }
+    }
+
+    fn secret(&mut self, node: &Node) -> Option<SharedSecret> {
+        let of = self.table(node, "auth.secrets")?;
+        let Some((id_node, id)) = of.text("id") else {
+            return self.lacks(&of, "has no id; logs and metrics name the secret by it, such as id = \"2026-11\"");
+        };
+        if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_graphic()) {
+            let message = "an id is 1 to 64 printable ASCII characters without spaces, such as \"2026-11\"";
+            self.wrong(id_node, message);
+            return None;
+        }
+        let (at, value) = match (of.text("value"), of.text("file"), of.text("credential")) {
+            (Some((at, text)), None, None) => (at, self.non_empty(at, text)?),
+            (None, Some((at, path)), None) => (at, self.secret_file(at, path)?),
+            (None, None, Some((at, _))) => (at, self.credential(at)?),
+            _ => return self.lacks(&of, "needs exactly one of value, file and credential"),
+        };
+        let value = self.unguessable(at, value)?;
+        let named = |known: &Algorithm| of.text("algorithm").is_some_and(|(_, name)| name == known.name());
+        let algorithm = Algorithm::ALL.into_iter().find(named).unwrap_or_default();
+        Some(SharedSecret {
+            tenant: self.tenant(&of),
+            claims: self.claims(&of),
+            grant: self.grant(&of),
+            not_after: of.number("not_after"),
+            verify_only: of.flag("verify_only"),
+            ..SharedSecret::new(id, value, algorithm)
+        })
+    }
+
+    fn non_empty(&mut self, node: &Node, text: &str) -> Option<Secret> {
+        if text.is_empty() {
+            self.wrong(node, "must not be empty; `openssl rand -hex 32` makes a good one");
+            return None;
+        }
+        self.holds_secrets |= matches!(node.location, SourceLocation::File(..));
+        Some(Secret::new(text.as_bytes()))
+    }
+
+    /// Refuses a secret, token or key that can be guessed: with it an attacker makes credentials.
+    pub(crate) fn unguessable(&mut self, node: &Node, secret: Secret) -> Option<Secret> {
+        let weakness = weakness(secret.expose());
+        self.ok(node, weakness.map_or(Ok(secret), Err))
+    }
+
+    /// Warns of invisible bytes, such as those that editors and shells add: all of them count as part of the secret.
+    fn note_stray_bytes(&mut self, node: &Node, of: &str, bytes: &[u8]) {
+        let marks: [&[u8]; 3] = [b"\xEF\xBB\xBF", b"\xFF\xFE", b"\xFE\xFF"];
+        let what = if marks.iter().any(|mark| bytes.starts_with(mark)) {
+            "begins with a byte order mark"
+        } else if matches!(bytes.last(), Some(b'\n' | b'\r')) {
+            "ends with a newline too many"
+        } else if bytes.contains(&b'\n') {
+            "has more than one line"
+        } else {
+            return;
+        };
+        let message =
+            format!("{of} {what}, which is part of the secret then; remove it unless the issuer signs with it too");
+        self.note_of_secret(node, message);
+    }
+
+    /// What LoadCredential= of the unit gave us under a name.
+    pub(crate) fn credential(&mut self, node: &Node) -> Option<Secret> {
+        let name = self.text(node)?;
+        self.secret_file(node, &format!("{CREDENTIAL}{name}"))
+    }
+
+    /// What is in the file that a key names, if it names one.
+    pub(crate) fn secret_of(&mut self, path: &str) -> Option<Secret> {
+        let (path, node) = self.text_of(path)?;
+        let secret = self.secret_file(&node, &path)?;
+        self.unguessable(&node, secret)
+    }
+
+    /// What is in a file, without its last newline: editors add one, issuers never sign with it.
+    pub(crate) fn secret_file(&mut self, node: &Node, path: &str) -> Option<Secret> {
+        let path = self.file(node, path)?;
+        let shown = path.display().to_string();
+        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| format!("can't read {shown}: {error}"));
+        let mut bytes = self.ok(node, read)?;
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+            if bytes.last() == Some(&b'\r') {
+                bytes.pop();
+            }
+        }
+        if is_world_readable(&path) {
+            self.note_of_secret(node, format!("every user of this machine can read {shown}; chmod 0640 it"));
+        }
+        if bytes.is_empty() {
+            self.wrong(node, format!("{shown} is empty"));
+            return None;
+        }
+        self.note_stray_bytes(node, &shown, &bytes);
+        self.contents.insert(node.key.clone(), digest_of(&bytes));
+        Some(Secret::new(bytes))
+    }
+}
+
+/// The id in a table of `auth.secrets`, if it has one.
+fn id_of(item: &Node) -> Option<&str> {
+    let Value::Table(fields) = &item.value else { return None };
+    match &document::field(fields, "id")?.value {
+        Value::Text(id) => Some(id),
+        Value::Integer(..) | Value::Other(_) | Value::List(_) | Value::Table(_) => None,
+    }
+}
+
+/// Why a secret can be guessed, with the remedy.
+pub(crate) fn weakness(secret: &[u8]) -> Option<String> {
+    let what = if is_published(secret) {
+        "is a value that guides print as an example, or a placeholder, so attackers try it first; take another"
+            .to_owned()
+    } else if secret.len() < SECRET_BYTES_MIN {
+        format!("holds {} bytes; at least {SECRET_BYTES_MIN} are needed", secret.len())
+    } else {
+        return None;
+    };
+    Some(format!("{what}, `openssl rand -hex 32` makes a good one"))
+}
+
+pub(crate) fn read_at_most(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(std::io::Error::other(format!("longer than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+pub(crate) fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
+    let digits = digits?;
+    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}

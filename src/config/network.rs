@@ -1,0 +1,342 @@
+//! `[listen]` and `[relay]`: addresses that exist once and don't get in each other's way.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+
+use crate::address::{Family, Transport};
+use crate::config::check::Check;
+use crate::config::document::{self, Node, TableEntry, Value};
+use crate::config::error::Problem;
+use crate::config::units;
+
+/// A socket that clients talk to. `[::]` means IPv6 only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listen {
+    /// What carries the messages.
+    pub transport: Transport,
+    /// The local address; port 0 lets the kernel choose.
+    pub address: SocketAddr,
+    /// From `listen.auto`: one socket that is listed here twice, once as TCP and once as TLS.
+    pub is_auto: bool,
+    /// From the default: where the kernel has no IPv6, a default IPv6 listener is left out.
+    pub is_default: bool,
+}
+
+impl Listen {
+    /// The key that it came from.
+    pub(crate) const fn key(&self) -> &'static str {
+        match (self.is_auto, self.transport) {
+            (true, _) => "listen.auto",
+            (false, Transport::Udp) => "listen.udp",
+            (false, Transport::Tcp) => "listen.tcp",
+            (false, Transport::Tls) => "listen.tls",
+        }
+    }
+}
+
+/// `[relay]`: where relayed sockets are opened and what clients are told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelayConfig {
+    /// Local addresses to relay from; empty means: find one per family from the routes.
+    pub addresses: Vec<IpAddr>,
+    /// What clients are told instead of the local address.
+    pub external: External,
+    /// The ports of relayed sockets.
+    pub ports: RangeInclusive<u16>,
+    /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
+    pub segmentation_offload: bool,
+    /// Microseconds that a busy worker lets packets gather; 0 means not at all.
+    pub coalesce_microseconds: u32,
+}
+
+/// The public face of local addresses (1:1 NAT).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum External {
+    /// Clients are told the local address.
+    Same,
+    /// One public address per family, at least one of them.
+    PerFamily {
+        /// For local IPv4 addresses.
+        ipv4: Option<Ipv4Addr>,
+        /// For local IPv6 addresses.
+        ipv6: Option<Ipv6Addr>,
+    },
+    /// (local, public), each local and each public address at most once.
+    PerAddress(Vec<(IpAddr, IpAddr)>),
+}
+
+impl External {
+    /// What clients are told for a local address.
+    #[must_use]
+    pub fn advertised(&self, local: IpAddr) -> IpAddr {
+        match (self, local) {
+            (Self::PerFamily { ipv4: Some(public), .. }, IpAddr::V4(_)) => IpAddr::V4(*public),
+            (Self::PerFamily { ipv6: Some(public), .. }, IpAddr::V6(_)) => IpAddr::V6(*public),
+            (Self::PerAddress(pairs), _) => {
+                pairs.iter().find(|(from, _)| *from == local).map_or(local, |(_, public)| *public)
+            }
+            (Self::Same | Self::PerFamily { .. }, _) => local,
+        }
+    }
+
+    /// Every public address named.
+    #[must_use]
+    pub fn public(&self) -> Vec<IpAddr> {
+        match self {
+            Self::Same => Vec::new(),
+            Self::PerFamily { ipv4, ipv6 } => {
+                ipv4.iter().copied().map(IpAddr::V4).chain(ipv6.iter().copied().map(IpAddr::V6)).collect()
+            }
+            Self::PerAddress(pairs) => pairs.iter().map(|(_, public)| *public).collect(),
+        }
+    }
+}
+
+impl Check {
+    /// The listeners of one transport, each with its value.
+    pub(crate) fn listen(&mut self, transport: Transport, path: &str) -> Vec<(Listen, Node)> {
+        let mut listeners: Vec<(Listen, Node)> = Vec::new();
+        for node in self.list(path) {
+            let Some(address) = self.listener_address(&node) else { continue };
+            let clash =
+                listeners.iter().find(|(other, _)| overlap(other.address, address)).map(|(other, _)| other.address);
+            match clash {
+                Some(other) if other == address => self.wrong(&node, "is listed twice"),
+                Some(other) => self.wrong(
+                    &node,
+                    format!("overlaps with \"{other}\": an unspecified address stands for all of its family"),
+                ),
+                None => {
+                    let is_default = node.is_default();
+                    listeners.push((Listen { transport, address, is_auto: false, is_default }, node));
+                }
+            }
+        }
+        listeners
+    }
+
+    /// A server without listeners runs, and may be meant to give credentials only; a reload to nothing rarely is.
+    pub(crate) fn note_no_listener(&mut self, listen: &[(Listen, Node)]) {
+        if listen.is_empty() && !self.has_problem_with("listen.") {
+            let message = "every list of [listen] is empty, so no client can connect; add an address, such as udp = [\"0.0.0.0:3478\"]";
+            self.notes.push(Problem::new(self.whole(), "listen", message));
+        }
+    }
+
+    fn listener_address(&mut self, node: &Node) -> Option<SocketAddr> {
+        let Value::Table(fields) = &node.value else {
+            let text = self.text(node)?;
+            return self.socket_address(node, &text);
+        };
+        let all_known = self.fields(fields, node, &["address"]);
+        let Some(address) = document::field(fields, "address") else {
+            if all_known {
+                self.wrong(node, "has no address; write { address = \"0.0.0.0:3478\" }");
+            }
+            return None;
+        };
+        let address = Node { key: node.key.clone(), ..address.clone() };
+        let text = self.text(&address)?;
+        self.socket_address(&address, &text)
+    }
+
+    pub(crate) fn socket_address(&mut self, node: &Node, text: &str) -> Option<SocketAddr> {
+        let address = text.parse::<SocketAddr>().map_err(|_| match text.parse::<IpAddr>() {
+            Ok(ip) => format!("the port is missing; write \"{}\"", SocketAddr::new(ip, 3478)),
+            Err(_) => "expected an IP address and a port, such as \"0.0.0.0:3478\" or \"[::]:3478\"".to_owned(),
+        });
+        let fit = address.and_then(|address| unfit(address.ip()).map_or(Ok(address), Err));
+        self.ok(node, fit)
+    }
+
+    /// `[relay]`.
+    pub(crate) fn relay(&mut self, listen: &[(Listen, Node)]) -> RelayConfig {
+        let addresses = self.relay_addresses();
+        self.note_only_loopback(&addresses, listen);
+        RelayConfig {
+            external: self.external(&addresses),
+            ports: self.relay_ports(&addresses, listen),
+            segmentation_offload: self.flag_of("relay.segmentation_offload"),
+            coalesce_microseconds: self.number("relay.coalesce_microseconds"),
+            addresses,
+        }
+    }
+
+    fn relay_addresses(&mut self) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for node in self.list("relay.addresses") {
+            let Some(ip) = self.ip(&node) else { continue };
+            if ip.is_unspecified() {
+                let message =
+                    "peers can't answer to an unspecified address; name one of this machine, or leave the list empty";
+                self.wrong(&node, message);
+            } else if addresses.contains(&ip) {
+                self.wrong(&node, "is listed twice");
+            } else {
+                addresses.push(ip);
+            }
+        }
+        addresses
+    }
+
+    /// Where the listeners are on loopback too, all of it is for this machine, as in a test.
+    fn note_only_loopback(&mut self, addresses: &[IpAddr], listen: &[(Listen, Node)]) {
+        let is_for_others = listen.iter().any(|(listener, _)| !listener.address.ip().is_loopback());
+        if is_for_others && !addresses.is_empty() && addresses.iter().all(IpAddr::is_loopback) {
+            let node = self.get("relay.addresses");
+            self.note(
+                &node,
+                "has loopback addresses only, so no peer on another machine can be reached; name an address of this machine \
+                 that others reach, or leave the list empty",
+            );
+        }
+    }
+
+    fn ip(&mut self, node: &Node) -> Option<IpAddr> {
+        let text = self.text(node)?;
+        let ip = text.parse::<IpAddr>().map_err(|_| match text.parse::<SocketAddr>() {
+            Ok(address) => format!("takes no port; write \"{}\"", address.ip()),
+            Err(_) => "expected an IP address such as \"192.0.2.7\" or \"2001:db8::7\"".to_owned(),
+        });
+        self.ok(node, ip.and_then(|ip| unfit(ip).map_or(Ok(ip), Err)))
+    }
+
+    fn public_ip(&mut self, node: &Node) -> Option<IpAddr> {
+        let ip = self.ip(node)?;
+        self.ok(node, if ip.is_unspecified() { Err("is not an address clients can reach") } else { Ok(ip) })
+    }
+
+    fn external(&mut self, addresses: &[IpAddr]) -> External {
+        let node = self.get("relay.external");
+        match &node.value {
+            Value::Text(text) if text.is_empty() => External::Same,
+            Value::Text(_) => self.external_per_family(std::slice::from_ref(&node), addresses),
+            Value::List(items) if items.is_empty() => External::Same,
+            Value::List(items) => self.external_per_family(items, addresses),
+            Value::Table(entries) => self.external_per_address(&node.key, entries, addresses),
+            Value::Integer(..) | Value::Other(_) => External::Same,
+        }
+    }
+
+    fn external_per_address(&mut self, path: &str, entries: &[TableEntry], addresses: &[IpAddr]) -> External {
+        let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
+        for TableEntry { name, location, node } in entries {
+            let local = Node { key: path.to_owned(), location: location.clone(), value: Value::Text(name.clone()) };
+            let (Some(local), Some(public)) = (self.ip(&local), self.public_ip(node)) else { continue };
+            if Family::of(local) != Family::of(public) {
+                self.wrong(node, "both addresses must be of one family");
+            } else if !addresses.is_empty() && !addresses.contains(&local) {
+                self.wrong(node, format!("{local} is not in relay.addresses"));
+            } else if pairs.iter().any(|(_, other)| *other == public) {
+                self.wrong(node, "stands for two local addresses, so a packet to it would have two owners");
+            } else {
+                pairs.push((local, public));
+            }
+        }
+        External::PerAddress(pairs)
+    }
+
+    fn external_per_family(&mut self, items: &[Node], addresses: &[IpAddr]) -> External {
+        let (mut ipv4, mut ipv6) = (None, None);
+        for node in items {
+            let Some(public) = self.public_ip(node) else { continue };
+            let family = Family::of(public);
+            let locals = addresses.iter().filter(|local| Family::of(**local) == family).count();
+            let is_second = match family {
+                Family::V4 => ipv4.is_some(),
+                Family::V6 => ipv6.is_some(),
+            };
+            if is_second {
+                let name = family.name();
+                let message = format!(
+                    "a second {name} address; a list holds one per family, for more write {{ \"local\" = \"public\" }}"
+                );
+                self.wrong(node, message);
+            } else if !addresses.is_empty() && locals == 0 {
+                self.wrong(node, format!("no {} address in relay.addresses that it could stand for", family.name()));
+            } else if locals > 1 {
+                self.wrong(node, format!("stands for {locals} addresses of relay.addresses, so a packet to it would have two owners; write {{ \"local\" = \"public\" }}"));
+            }
+            match public {
+                IpAddr::V4(ip) => ipv4 = Some(ip),
+                IpAddr::V6(ip) => ipv6 = Some(ip),
+            }
+        }
+        External::PerFamily { ipv4, ipv6 }
+    }
+
+    fn relay_ports(&mut self, addresses: &[IpAddr], listen: &[(Listen, Node)]) -> RangeInclusive<u16> {
+        let node = self.get("relay.ports");
+        let Value::Text(text) = &node.value else { return 49152..=65535 };
+        let Some(ports) = self.ok(&node, units::ports(text)) else { return 49152..=65535 };
+        for (listener, listener_node) in listen {
+            let address = listener.address;
+            let same_host = if addresses.is_empty() {
+                !address.ip().is_loopback()
+            } else {
+                addresses.iter().any(|ip| overlap(SocketAddr::new(*ip, address.port()), address))
+            };
+            // Relayed sockets are UDP: a stream listener's port is free for them.
+            if listener.transport != Transport::Udp || !ports.contains(&address.port()) || !same_host {
+                continue;
+            }
+            // The line to blame is the one that was written.
+            if node.is_default() {
+                let ports = node.render();
+                let message = format!("its port lies in relay.ports = {ports} on the same address; move one of them");
+                self.wrong(listener_node, message);
+            } else {
+                self.wrong(
+                    &node,
+                    format!("holds the port of the listener {address} on the same address; move one of them"),
+                );
+                break;
+            }
+        }
+        ports
+    }
+}
+
+/// Whether two sockets of one protocol could not both be bound; port 0 is whatever is free.
+pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.port() != 0
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+/// Why an address can be neither a listener's nor a relay's.
+fn unfit(ip: IpAddr) -> Option<String> {
+    match ip {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some(format!(
+            "is IPv4 in disguise; write {}",
+            v6.to_ipv4_mapped().map(|v4| v4.to_string()).unwrap_or_default()
+        )),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("link-local addresses need a scope, which is not in this version".to_owned())
+        }
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address".to_owned()),
+        _ if ip.is_multicast() => Some("is a multicast address".to_owned()),
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn external_addresses_stand_for_their_own_family_or_address() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let external = |lines: &str| Config::with_a_secret(lines).unwrap().relay.external;
+        let family = external("relay.external = \"203.0.113.7\"");
+        assert_eq!(family.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
+        assert_eq!(family.advertised(ip("2001:db8::5")), ip("2001:db8::5"));
+        let table = external("relay.external = { \"10.0.0.5\" = \"203.0.113.7\", \"fd00::5\" = \"2001:db8::7\" }");
+        assert_eq!(table.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
+        assert_eq!(table.advertised(ip("fd00::5")), ip("2001:db8::7"));
+        assert_eq!(table.advertised(ip("10.0.0.6")), ip("10.0.0.6"));
+        assert_eq!(table.public().len(), 2);
+    }
+}

@@ -1,0 +1,41 @@
+//! Panics that tests ask for, in builds for debugging only.
+//!
+//! `TEST_FAULTS=1` in the environment arms the places that call [`at`]; the bytes in hand say which of them panics.
+//! A release build has none of it.
+
+/// What the bytes must hold, before the name of the place.
+#[cfg(debug_assertions)]
+const MARK: &str = "throughway-fault:";
+
+/// Panics if faults are armed and the bytes ask for one at this place.
+#[cfg(debug_assertions)]
+pub fn at(place: &str, bytes: &[u8]) {
+    static ARMED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    if *ARMED.get_or_init(|| std::env::var_os("TEST_FAULTS").is_some()) && asks_for(place, bytes) {
+        panic!("a fault at \"{place}\", as a test asked for");
+    }
+}
+
+/// Does nothing.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub const fn at(_place: &str, _bytes: &[u8]) {}
+
+#[cfg(debug_assertions)]
+fn asks_for(place: &str, bytes: &[u8]) -> bool {
+    let wanted = [MARK.as_bytes(), place.as_bytes(), b";"].concat();
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_names_one_place() {
+        assert!(asks_for("request", b"xx throughway-fault:request; yy"));
+        assert!(!asks_for("request", b"throughway-fault:requests;"));
+        assert!(!asks_for("deadline", b"throughway-fault:request;"));
+        at("request", b"throughway-fault:request;");
+    }
+}

@@ -1,0 +1,246 @@
+//! The running relay as the control threads hold it: what it is made of, what it counts, how it ends.
+//!
+//! What is asked of its workers is in `ask`; what changes it is in `addresses` and `reconfigure`.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::accept::Acceptor;
+use super::counters::NetCounters;
+use super::listening::{self, Listening};
+use super::overflow::{Overflow, SocketKind};
+use super::passed::Passed;
+use super::ports::PortCounts;
+use super::relay_addresses::{RelayAddress, RelayAddresses};
+use super::shared::{Process, SharedState};
+use super::worker::{Mailbox, Message, NotSent};
+use crate::address::Transport;
+use crate::clock;
+use crate::config::checked::Config;
+use crate::protocol::authenticated::AuthenticatedCounts;
+use crate::protocol::counters::Counters;
+use crate::protocol::revocation::Revocations;
+use crate::protocol::settings::Settings;
+use crate::tls::{Handshakes, Tls, watch};
+
+/// How often is looked whether the workers' loops have turned.
+const SIGN_OF_LIFE_POLL: Duration = Duration::from_millis(2);
+
+/// What holds now: the one place where the configuration of a running server is kept.
+pub(super) struct Current {
+    pub(super) config: Arc<Config>,
+    /// Our HTTP listeners, which are never peers either.
+    pub(super) http: Vec<SocketAddr>,
+}
+
+/// A worker, as the control threads see it.
+pub(super) struct Handle {
+    pub(super) mailbox: Mailbox,
+    pub(super) counters: Arc<Counters>,
+    pub(super) net: Arc<NetCounters>,
+    pub(super) thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn take_thread(&self) -> Option<JoinHandle<()>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The running relay.
+pub struct Running {
+    pub(super) workers: Vec<Handle>,
+    pub(super) process: Arc<Process>,
+    pub(super) addresses: Arc<RelayAddresses>,
+    /// What the workers have been given last.
+    pub(super) delivered: Mutex<Option<Arc<Settings>>>,
+    pub(super) passed: Passed,
+    pub(super) listening: Mutex<Listening>,
+    /// Held while something changes.
+    pub(super) current: Arc<tokio::sync::Mutex<Current>>,
+    pub(super) watching: Mutex<Vec<AbortHandle>>,
+    pub(super) acceptor: Arc<Acceptor>,
+    pub(super) overflow: Arc<Overflow>,
+}
+
+impl Running {
+    /// The configuration that holds.
+    pub async fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.current.lock().await.config)
+    }
+
+    /// Listeners for new clients as they are bound: port 0 has become a number.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
+        listening::lock(&self.listening).listeners()
+    }
+
+    /// Sockets that were open before us.
+    #[must_use]
+    pub const fn passed(&self) -> &Passed {
+        &self.passed
+    }
+
+    /// The addresses that new allocations are relayed from.
+    pub fn relay_addresses(&self) -> impl Iterator<Item = RelayAddress> {
+        self.addresses.serving().into_iter()
+    }
+
+    /// The counters of every worker.
+    pub fn counters(&self) -> impl Iterator<Item = (&Counters, &NetCounters)> {
+        self.workers.iter().map(|worker| (&*worker.counters, &*worker.net))
+    }
+
+    /// What each worker's thread took of a processor, in nanoseconds, and its inbox: messages that wait, and those
+    /// that found it full.
+    pub fn workers(&self) -> impl Iterator<Item = (Option<u64>, u64, u64)> {
+        self.workers.iter().map(|worker| {
+            let taken = worker.net.messages.get();
+            let (left, refused) = worker.mailbox.counts();
+            // A message may be taken before it is counted.
+            (worker.net.processor.nanoseconds(), left.saturating_sub(taken), refused)
+        })
+    }
+
+    /// What the ports of each relay address do now, and how many of those in use are held for a RESERVATION-TOKEN.
+    pub fn relay_ports(&self) -> impl Iterator<Item = (RelayAddress, PortCounts, usize)> {
+        self.addresses.port_counts(clock::now().ticks).into_iter()
+    }
+
+    /// Packets that the kernel dropped at all sockets of a kind that ever were.
+    #[must_use]
+    pub fn kernel_drops(&self, kind: SocketKind) -> u64 {
+        self.overflow.dropped(kind)
+    }
+
+    /// TCP connections that could not be accepted or handed to a worker.
+    #[must_use]
+    pub fn streams_refused(&self) -> u64 {
+        self.acceptor.refused()
+    }
+
+    /// How many allocations are counted: on the whole, distinct users, distinct clients.
+    #[must_use]
+    pub fn usage(&self) -> (u32, usize, usize) {
+        self.process.usage()
+    }
+
+    /// How many ports are held for a RESERVATION-TOKEN, and how many scopes of quotas were forgotten before their time.
+    #[must_use]
+    pub fn reservations(&self) -> (usize, u64) {
+        self.process.reservations()
+    }
+
+    /// The client prefix with the most allocations, how many, and how many there are on the whole.
+    #[must_use]
+    pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
+        self.process.busiest_client()
+    }
+
+    /// What handshakes use; nothing if no listener takes TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<Arc<Tls>> {
+        self.acceptor.tls.load_full()
+    }
+
+    /// Handshakes under way on the listeners of clients.
+    #[must_use]
+    pub fn handshakes_under_way(&self) -> u64 {
+        self.acceptor.handshakes_under_way()
+    }
+
+    /// Client streams without an allocation, those that no worker has yet included; and how many were closed for others.
+    #[must_use]
+    pub fn streams_half_open(&self) -> (u64, u64) {
+        (self.acceptor.half_open.count(), self.acceptor.half_open.gave_way())
+    }
+
+    /// Follows the certificate files.
+    pub(super) fn watch(&self, tls: &Tls) {
+        let watching = tokio::spawn(watch::watch(Arc::clone(&tls.certificates)));
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner).push(watching.abort_handle());
+    }
+
+    /// What became of handshakes.
+    #[must_use]
+    pub fn handshakes(&self) -> &Handshakes {
+        &self.acceptor.handshakes
+    }
+
+    /// Connections on a port for TLS and plain streams that said nothing in time.
+    #[must_use]
+    pub fn streams_silent(&self) -> u64 {
+        self.acceptor.silent.load(Ordering::Relaxed)
+    }
+
+    /// The numbers of the workers whose loops don't turn in time: they are stuck.
+    ///
+    /// No message is sent for it: whatever fills a queue of theirs can't make a healthy worker look stuck.
+    pub async fn silent_workers(&self, within: Duration) -> Vec<usize> {
+        let deadline = tokio::time::Instant::now() + within;
+        let turns = |worker: &Handle| worker.net.loops.get();
+        let mut silent: Vec<_> = self.workers.iter().map(turns).enumerate().collect();
+        // An idle worker turns when it is woken.
+        self.workers.iter().for_each(|worker| worker.mailbox.wake());
+        loop {
+            silent.retain(|(number, before)| turns(&self.workers[*number]) == *before);
+            if silent.is_empty() || tokio::time::Instant::now() >= deadline {
+                return silent.into_iter().map(|(number, _)| number).collect();
+            }
+            tokio::time::sleep(SIGN_OF_LIFE_POLL).await;
+        }
+    }
+
+    /// What the workers share, as plain values.
+    #[must_use]
+    pub fn export_shared(&self) -> SharedState {
+        self.process.export()
+    }
+
+    /// Takes over what [`Running::export_shared`] gave in another process, in place of all that is here: for a server that
+    /// has no allocations yet.
+    pub fn import_shared(&self, state: SharedState) {
+        self.process.import(state);
+    }
+
+    /// Who proved to hold a credential, and what came of it.
+    #[must_use]
+    pub fn authenticated(&self) -> AuthenticatedCounts {
+        self.process.authenticated()
+    }
+
+    /// What is revoked. After a change, end the live sessions that it concerns with [`Running::close`].
+    pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
+        self.process.revocations()
+    }
+
+    /// Ends every allocation, writes every record and waits for the threads.
+    pub fn stop(&self) {
+        listening::lock(&self.listening).stop();
+        for task in &*self.watching.lock().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+        for worker in &self.workers {
+            // Another caller has stopped it, or is about to.
+            let Some(thread) = worker.take_thread() else { continue };
+            let mut message = Message::Stop;
+            while let Err(NotSent::Full(back)) = worker.mailbox.send(message) {
+                message = back;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

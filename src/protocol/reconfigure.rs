@@ -1,0 +1,66 @@
+//! What new settings mean for allocations that live: each is looked at again, a bounded number at a time.
+//!
+//! The first piece is done with the reconfiguration itself, the others by [`Server::handle_timeout`], one each; packets
+//! pass in between. New clients are judged by the new settings from the start.
+
+use std::sync::Arc;
+
+use super::Server;
+use super::review::{Changed, Review};
+use super::server::packet_rate;
+use super::settings::Settings;
+use crate::time::Now;
+
+/// What one piece may cost: an allocation counts one, and one more for each permission and channel that is judged.
+const PIECE: usize = 1_024;
+
+impl Server {
+    pub(super) fn on_reconfigure(&mut self, now: Now, settings: Arc<Settings>) {
+        let changed = Changed::between(&self.settings, &settings);
+        self.relay_ipv4 = settings.relay_ipv4;
+        self.relay_ipv6 = settings.relay_ipv6;
+        self.packet_rate = packet_rate(&settings);
+        let limits = settings.limits;
+        self.settings = settings;
+        if changed.limits {
+            self.meter_openings_anew(&limits);
+        }
+        // What an earlier review has not come to is looked at for its reasons too.
+        let changed = self.review.map_or(changed, |under_way| under_way.changed.or(changed));
+        self.review = Some(Review { next_slot: 0, since: now.ticks, changed });
+        self.go_on_with_review(now);
+    }
+
+    /// Does the next piece of a review that is under way.
+    pub(super) fn go_on_with_review(&mut self, now: Now) {
+        let Some(mut review) = self.review else { return };
+        let settings = Arc::clone(&self.settings);
+        let mut cost = 0;
+        while cost < PIECE {
+            if review.next_slot >= self.table.end() {
+                self.review = None;
+                return;
+            }
+            let slot = review.next_slot;
+            review.next_slot += 1;
+            cost += 1;
+            let Some(allocation) = self.table.at_mut(slot) else { continue };
+            if review.changed.peers {
+                cost += allocation.reaches();
+                allocation.rejudge(self.secret, |ip| settings.peers.judge(ip));
+            }
+            if review.changed.limits {
+                let claim = allocation.owner.claim(&allocation.via());
+                // What was used stays used.
+                let (counted, old) = (allocation.owner.counted(), allocation.owner.meters());
+                let meters = self.shared.meters(&claim, counted, &settings.limits, &old);
+                allocation.owner.set_meters(meters);
+            }
+            allocation.plan_close(&settings.auth, now);
+            allocation.plan_interim(settings.interim_seconds, now.ticks);
+            let id = allocation.id;
+            self.rearm(id);
+        }
+        self.review = Some(review);
+    }
+}

@@ -1,0 +1,171 @@
+//! Answers to clients: success, error, and what goes into each (RFC 8489 section 6.3).
+
+use std::sync::Arc;
+
+use super::Server;
+use super::allocation::Origin;
+use super::auth::{self, Authenticated};
+use super::border::{Event, Output};
+use super::reject::RejectReason;
+use crate::address::{RelayedTransportAddress, Via};
+use crate::credentials::USERNAME_BYTES_MAX;
+use crate::time::Now;
+use crate::wire::attribute::{
+    ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
+};
+use crate::wire::integrity::IntegrityKey;
+use crate::wire::message::{
+    AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, Known, METHOD_ALLOCATE, Message, MessageType, Method,
+    TransactionId,
+};
+use crate::wire::writer::Writer;
+
+/// Room for the longest control reply: a 420 with the longest realm.
+const REPLY_BYTES_MAX: usize = 1280;
+
+impl Server {
+    pub(super) fn mirrors_fingerprint(&self, message: &Message<'_>) -> bool {
+        message.has(Known::Fingerprint)
+    }
+
+    /// 401 and 438 carry realm and nonce; everything before verification is unsigned.
+    pub(super) fn reject_unauthenticated(
+        &mut self,
+        now: Now,
+        via: Via,
+        message: &Message<'_>,
+        refused: &auth::Refused,
+    ) {
+        let challenge = !matches!(refused.reason, RejectReason::IncompleteCredentials | RejectReason::BadClaims);
+        let nonce = self.nonces.mint(now.unix, via.five_tuple());
+        let settings = Arc::clone(&self.settings);
+        let attributes: &[(AttrType, &[u8])] =
+            if challenge { &[(ATTR_REALM, settings.realm.as_bytes()), (ATTR_NONCE, &nonce)] } else { &[] };
+        self.reject_with(via, message, refused.reason, attributes, refused.key.as_ref());
+    }
+
+    pub(super) fn reject(&mut self, via: Via, message: &Message<'_>, reason: RejectReason, key: Option<&IntegrityKey>) {
+        self.reject_with(via, message, reason, &[], key);
+    }
+
+    pub(super) fn reject_with(
+        &mut self,
+        via: Via,
+        message: &Message<'_>,
+        reason: RejectReason,
+        attributes: &[(AttrType, &[u8])],
+        key: Option<&IntegrityKey>,
+    ) {
+        self.counters.rejected(reason);
+        let head = (message.message_type().method, message.transaction_id());
+        let fingerprint = self.mirrors_fingerprint(message);
+        if reason == RejectReason::UnknownAttributes {
+            self.reply_unknown(via, head, fingerprint, message.unknown(), key);
+        } else {
+            self.reply_error(via, head, fingerprint, reason, attributes, key);
+        }
+        // The first answer to a client that has not said who it is: counted, but no news.
+        let is_first_answer =
+            reason == RejectReason::Challenge || (reason == RejectReason::Redirected && key.is_none());
+        if !is_first_answer {
+            // A longer name belongs to no client, and events wait in a queue.
+            let username = message.get(Known::Username).filter(|name| name.len() <= USERNAME_BYTES_MAX);
+            let username = username.and_then(|name| std::str::from_utf8(name).ok());
+            let refused = Event::Refused { via, reason, username: username.map(Into::into) };
+            self.outputs.push_back(Output::Happened(refused));
+        }
+    }
+
+    pub(super) fn reply_error(
+        &mut self,
+        via: Via,
+        (method, transaction_id): (Method, TransactionId),
+        fingerprint: bool,
+        reason: RejectReason,
+        attributes: &[(AttrType, &[u8])],
+        key: Option<&IntegrityKey>,
+    ) {
+        let message_type = MessageType { method, class: CLASS_ERROR_RESPONSE };
+        self.reply(via, message_type, transaction_id, fingerprint, key, |writer| {
+            // An unsigned answer stays as small as can be: it may go to a forged source.
+            writer.error_code(reason.code(), if key.is_some() { reason.phrase() } else { "" });
+            for (attribute, value) in attributes {
+                writer.attribute(*attribute, value);
+            }
+        });
+    }
+
+    fn reply_unknown(
+        &mut self,
+        via: Via,
+        (method, transaction_id): (Method, TransactionId),
+        fingerprint: bool,
+        unknown: &[u16],
+        key: Option<&IntegrityKey>,
+    ) {
+        let reason = RejectReason::UnknownAttributes;
+        let message_type = MessageType { method, class: CLASS_ERROR_RESPONSE };
+        self.reply(via, message_type, transaction_id, fingerprint, key, |writer| {
+            writer.error_code(reason.code(), reason.phrase()).unknown_attributes(unknown);
+        });
+    }
+
+    pub(super) fn reply_success(&mut self, via: Via, request: &Authenticated<'_>, attributes: &[(AttrType, &[u8])]) {
+        let message = request.message();
+        let method = message.message_type().method;
+        self.counters.succeeded(method);
+        let message_type = MessageType { method, class: CLASS_SUCCESS_RESPONSE };
+        let fingerprint = self.mirrors_fingerprint(message);
+        self.reply(via, message_type, message.transaction_id(), fingerprint, Some(request.key()), |writer| {
+            for (attribute, value) in attributes {
+                writer.attribute(*attribute, value);
+            }
+        });
+    }
+
+    pub(super) fn answer_allocate(
+        &mut self,
+        via: Via,
+        relayed: RelayedTransportAddress,
+        origin: Origin,
+        fingerprint: bool,
+        key: &IntegrityKey,
+    ) {
+        self.counters.succeeded(METHOD_ALLOCATE);
+        let message_type = MessageType { method: METHOD_ALLOCATE, class: CLASS_SUCCESS_RESPONSE };
+        self.reply(via, message_type, origin.transaction_id, fingerprint, Some(key), |writer| {
+            writer.xor_address(ATTR_XOR_RELAYED_ADDRESS, relayed.0);
+            writer.attribute(ATTR_LIFETIME, &origin.lifetime.to_be_bytes());
+            if let Some(token) = origin.token {
+                writer.attribute(ATTR_RESERVATION_TOKEN, &token.0);
+            }
+            writer.xor_address(ATTR_XORMAPPED_ADDRESS, via.five_tuple().client.address());
+        });
+    }
+
+    fn reply(
+        &mut self,
+        via: Via,
+        message_type: MessageType,
+        transaction_id: TransactionId,
+        fingerprint: bool,
+        key: Option<&IntegrityKey>,
+        write: impl FnOnce(&mut Writer<'_>),
+    ) {
+        let mut buffer = [0; REPLY_BYTES_MAX];
+        let mut writer = Writer::new(&mut buffer, message_type, transaction_id);
+        write(&mut writer);
+        if let Some(key) = key {
+            writer.integrity(key);
+        }
+        if fingerprint {
+            writer.fingerprint();
+        }
+        let len = writer.finish();
+        debug_assert!(len.is_some(), "the longest realm leaves room in a reply");
+        // One client without its answer is better than a worker without all of its clients.
+        if let Some(bytes) = len.and_then(|len| buffer.get(..len)) {
+            self.outputs.push_back(Output::Reply { via, bytes: bytes.to_vec() });
+        }
+    }
+}

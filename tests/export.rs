@@ -1,0 +1,143 @@
+//! A server taken over by another process: what goes on, and which states are refused. The simulation does it at random.
+
+mod support;
+
+use support::stun::allocate;
+use support::{Harness, addr, alice, user};
+use throughway::protocol::export::{ImportError, ServerState};
+use throughway::protocol::meter::Rates;
+use throughway::protocol::reason::DropReason;
+use throughway::protocol::reject::RejectReason as Why;
+
+const PEER: &str = "8.8.8.8:99";
+
+#[test]
+fn a_call_goes_on_and_its_client_learns_nothing_of_it() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let relayed = h.allocate(client);
+    assert_eq!((h.permit(client, &[addr(PEER)]), h.bind(client, 0x4001, addr(PEER))), (0, 0));
+    h.channel_data(client, 0x4001, b"before").to_peer();
+    let nonce = h.nonce_of(client);
+    h.hand_over();
+    h.channel_data(client, 0x4001, b"after").to_peer();
+    assert_eq!(h.from_peer(client, addr(PEER), b"answer").to_client(), support::channel_data(0x4001, b"answer"));
+    assert_eq!(h.nonce_of(client), nonce, "the nonce that it holds stays good");
+    assert_eq!(h.refresh(client, 600).code(), 0);
+    let session = h.session(client).expect("alive");
+    assert_eq!(session.relayed, relayed.into());
+    assert_eq!(session.traffic.to_peers.received.packets, 2);
+    assert_eq!(h.counters_of(client).from_clients.get().packets, 2, "counters never go back");
+}
+
+#[test]
+fn deadlines_come_when_they_were_due() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    h.permit(client, &[addr(PEER)]);
+    h.advance(299);
+    h.hand_over();
+    h.send(client, addr(PEER), b"still").to_peer();
+    h.advance(1);
+    h.send(client, addr(PEER), b"over");
+    assert_eq!(h.drops(DropReason::NoPermission).packets, 1, "the permission ends after 300 s");
+    h.advance(299);
+    assert!(h.is_alive(client));
+    h.advance(1);
+    assert!(!h.is_alive(client), "the allocation ends after 600 s");
+    assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
+}
+
+#[test]
+fn a_held_port_is_there_for_who_reserved_it() {
+    let mut h = Harness::new();
+    let (first, second) = (h.client(), h.client());
+    let reply = h.ask(first, allocate().even_port(true));
+    let token = reply.token();
+    h.hand_over();
+    let reply = h.ask(second, allocate().token(&token));
+    assert_eq!(reply.code(), 0);
+    h.close_all(throughway::protocol::reason::EndReason::Shutdown);
+    assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
+}
+
+#[test]
+fn a_request_that_waits_is_answered_by_the_process_that_took_over() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.nonce_of(client);
+    h.hold_back_opens = true;
+    let bytes = h.signed(client, &allocate());
+    assert_eq!(h.tell(client, &bytes), []);
+    h.hand_over();
+    assert_eq!(h.tell(client, &bytes), [], "a retransmission still waits");
+    assert_eq!(h.let_opens_go(client).iter().map(|reply| reply.code()).collect::<Vec<_>>(), [0]);
+    assert!(h.is_alive(client));
+}
+
+#[test]
+fn what_was_used_of_a_limit_stays_used() {
+    let mut h = Harness::with(|settings| {
+        settings.limits.allocations_per_user = Some(1);
+        settings.limits.allocation = Rates { packets_per_second: Some(10), ..Rates::default() };
+        settings.limits.user = Rates { bits_per_second: Some(8_000), ..Rates::default() };
+        settings.limits.burst_ms = 1_000;
+    });
+    let client = h.add(user("bob"));
+    h.allocate(client);
+    h.permit(client, &[addr(PEER)]);
+    for _ in 0..5 {
+        h.send(client, addr(PEER), &[0; 72]).to_peer();
+    }
+    h.hand_over();
+    let other = h.add(user("bob"));
+    h.refuses(other, allocate(), 486, Why::QuotaUser);
+    // 100 bytes of the network each, of 1,000 a second.
+    for _ in 0..5 {
+        h.send(client, addr(PEER), &[0; 72]).to_peer();
+    }
+    h.hand_over();
+    h.send(client, addr(PEER), &[0; 72]);
+    assert_eq!(h.drops(DropReason::OverPackets).packets, 1, "ten packets in this second, and no more");
+}
+
+#[test]
+fn a_draining_server_stays_one() {
+    let mut h = Harness::new();
+    let (live, late) = (h.client(), h.add(alice().from("7.7.7.7:7")));
+    h.allocate(live);
+    h.nonce_of(late);
+    h.drain_all();
+    h.hand_over();
+    h.refuses(late, allocate(), 486, Why::Draining);
+    assert!(h.is_alive(live));
+}
+
+// What contradicts itself is refused whole.
+#[test]
+fn a_state_that_can_not_be_is_refused() {
+    let mut h = Harness::workers(2, |_| {});
+    let client = h.add(alice().on_worker(0));
+    h.allocate(client);
+    let state = h.first_server().export();
+    let refused = |h: &mut Harness, edit: fn(&mut ServerState)| {
+        let mut state = state.clone();
+        edit(&mut state);
+        h.import(0, state).expect_err("refused")
+    };
+    let id = state.allocations[0].id;
+    assert_eq!(refused(&mut h, |state| state.workers = 3), ImportError::Worker { worker: state.worker, workers: 3 });
+    assert!(matches!(h.import(1, state.clone()), Err(ImportError::Worker { .. })));
+    let twice = refused(&mut h, |state| state.allocations.push(state.allocations[0].clone()));
+    assert_eq!(twice, ImportError::Slot { id });
+    let same_client = refused(&mut h, |state| {
+        let mut other = state.allocations[0].clone();
+        other.id.index += 1;
+        state.allocations.push(other);
+    });
+    assert!(matches!(same_client, ImportError::Client { .. }), "{same_client}");
+    let beyond = refused(&mut h, |state| state.allocations[0].id.index = u32::MAX);
+    assert!(beyond.to_string().contains("slot 4294967295"), "{beyond}");
+    assert!(h.is_alive(client), "the server that was exported goes on");
+}
