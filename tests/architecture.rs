@@ -355,6 +355,18 @@ fn every_unsafe_block_says_why_it_is_safe() {
     }
 }
 
+/// The server's log has a thread of its own: a line may come after the answer to what caused it.
+#[test]
+fn a_test_waits_for_a_log_line_that_must_be_there() {
+    for source in sources("tests") {
+        let hasty = source.code.split(".events(").skip(1).find(|rest| {
+            let behind = rest.split_once(')').map_or("", |(_, behind)| behind.trim_start());
+            behind.starts_with('[') || behind.starts_with(".remove(") || behind.starts_with(".first(")
+        });
+        assert!(hasty.is_none(), "{}: `Log::event` waits for its line, `events` does not", source.path.display());
+    }
+}
+
 #[test]
 fn the_check_tells_use_from_talk() {
     let source = Source {

@@ -540,7 +540,7 @@ fn draining_lets_nobody_new_in_and_the_last_session_ends_the_server() {
     assert_eq!(get(&server, "/v1/status")["draining"], true);
     let again = done(post(&server, "/v1/drain", json!({})));
     assert_eq!(again, json!({ "draining": true, "was_draining": true, "sessions": 1, "ends_in_s": null }));
-    assert_eq!(server.log.events("draining")[0]["by"], "admin API");
+    assert_eq!(server.log.event("draining")["by"], "admin API");
     // Who waits sees the end; the session ends meanwhile.
     let config = server.directory().join("config.toml");
     let url = format!("http://{}", server.http());
@@ -647,7 +647,7 @@ impl OnSocket {
     }
 
     fn udp(&self) -> SocketAddr {
-        self.log.events("listening")[0]["address"].as_str().unwrap().parse().unwrap()
+        self.log.event("listening")["address"].as_str().unwrap().parse().unwrap()
     }
 }
 
@@ -719,7 +719,7 @@ fn a_fresh_server_under_systemd_can_be_asked_without_a_token() {
     let server = Server::start_as(directory, Settings::new(1), with_runtime);
     let socket = runtime.join("admin.sock");
     let url = format!("unix:{}", socket.display());
-    assert_eq!(server.log.events("serving the admin API to root and the server's own user")[0]["address"], url);
+    assert_eq!(server.log.event("serving the admin API to root and the server's own user")["address"], url);
     Client::udp(server.udp4()).minted(SECRET, "carol").allocate();
     let (code, said, error) = run(&["sessions", "--url", &url]);
     assert!(code == 0 && said.contains("carol"), "{said} {error}");

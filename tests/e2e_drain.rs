@@ -39,7 +39,7 @@ with_one_and_three_workers! {
         assert_eq!((server.health("/readyz"), server.health("/healthz")), (200, 200));
         term(&server);
         assert_eq!((server.health("/readyz"), server.health("/healthz")), (503, 200));
-        let began = server.log.events("draining").remove(0);
+        let began = server.log.event("draining");
         assert_eq!((&began["allocations"], &began["deadline_s"]), (&calls.into(), &3600.into()));
         for worker in 0..workers {
             let mut late = Client::udp_on_worker(server.udp4(), worker, workers).user("bob", "builder");
@@ -109,8 +109,8 @@ with_one_and_three_workers! {
             assert_eq!(client.refresh(600).code(), 0);
             server.signal(signal);
             assert_eq!(server.wait().code(), Some(0));
-            assert_eq!(server.log.sessions()[0]["reason"], "shutdown");
-            assert_eq!(server.log.events("stopping")[0]["signal"], format!("SIG{signal}"));
+            assert_eq!(server.log.event("session ended")["reason"], "shutdown");
+            assert_eq!(server.log.event("stopping")["signal"], format!("SIG{signal}"));
         }
     }
 }
@@ -167,7 +167,7 @@ fn clients_are_sent_to_the_sibling_and_a_reload_can_change_it() {
     assert!(said.contains("changes applied"), "{said}");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
     assert_eq!(server.log.sessions().len(), 1);
-    assert_eq!(server.log.sessions()[0]["reason"], "shutdown");
+    assert_eq!(server.log.event("session ended")["reason"], "shutdown");
 }
 
 /// Another implementation hears the refusal at once, and works as before at the sibling.
@@ -222,7 +222,7 @@ fn an_idle_server_drains_at_once_and_without_the_key_nothing_is_waited_for() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
     assert!(server.log.events("draining").is_empty());
-    assert_eq!(server.log.sessions()[0]["reason"], "shutdown");
+    assert_eq!(server.log.event("session ended")["reason"], "shutdown");
 }
 
 #[test]

@@ -59,10 +59,9 @@ fn books_are_right(mut server: Server, calls: usize) {
     let scrape = server.scrape();
     let ended = scrape.sum("throughway_allocations_ended_total");
     assert_eq!(scrape.sum("throughway_allocations_created_total"), ended);
-    let sessions = server.log.sessions();
-    assert_eq!((sessions.len(), ended), (calls, calls as u64));
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
+    assert_eq!((server.log.sessions().len(), ended), (calls, calls as u64));
 }
 
 with_one_and_three_workers! {
@@ -84,7 +83,7 @@ with_one_and_three_workers! {
             wait_for_restarts(&server, 1);
             assert_eq!(ended_by_fault(&server), 1, "{}", server.log.text());
             assert_eq!(server.log.wait_for_session("bob")["reason"], "fault");
-            let line = &server.log.events("a panic was caught: the worker's server was made anew of its state, the session in hand has ended")[0];
+            let line = server.log.event("a panic was caught: the worker's server was made anew of its state, the session in hand has ended");
             assert_eq!((&line["in_hand"], &line["is_ignored"]), (&place.into(), &false.into()));
             if is_tcp {
                 culprit.expect_closed();
@@ -155,7 +154,7 @@ with_one_and_three_workers! {
         other.binding();
         other.send_raw(&request(METHOD_ALLOCATE, &[Wanted::udp(), software()], None));
         assert_eq!(server.wait().code(), Some(1), "{}", server.log.text());
-        assert!(server.log.text().contains("it was the third panic within a minute"), "{}", server.log.text());
+        server.log.wait_for_line("it was the third panic within a minute");
     }
 }
 

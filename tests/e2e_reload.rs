@@ -136,7 +136,7 @@ with_one_and_three_workers! {
         let line = told(&server.reload(new));
         assert_eq!(line["message"], "reload: changes applied");
         assert_ne!(allocate_code(Client::udp(server.udp4())), 0, "alice has gone");
-        assert_eq!(server.log.events("listening").len(), listening + 2);
+        wait_for("both lines", || (server.log.events("listening").len() == listening + 2).then_some(()));
         witness.finish();
     }
 
@@ -401,7 +401,7 @@ with_one_and_three_workers! {
         more.http = "public = [\"127.0.0.1:0\"]\nproxies = [\"127.0.0.9\"]\nidentity_header = \"x-user\"\n".to_owned();
         server.reload(more);
         assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 200);
-        let public = server.log.events("serving the credential API")[0]["address"].as_str().unwrap().replace("http://", "");
+        let public = server.log.event("serving the credential API")["address"].as_str().unwrap().replace("http://", "");
         let public: SocketAddr = public.parse().unwrap();
         assert_eq!(http::get(public, "/healthz", "anybody").0, 200);
         let mut client = Client::udp(server.udp4());

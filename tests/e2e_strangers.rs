@@ -55,7 +55,7 @@ fn try_ask(mut stream: TcpStream, target: &str, headers: &[(&str, &str)]) -> Opt
 }
 
 fn public_address(server: &Server) -> SocketAddr {
-    let event = &server.log.events("serving the credential API")[0];
+    let event = server.log.event("serving the credential API");
     event["address"].as_str().unwrap().split_once("://").unwrap().1.parse().unwrap()
 }
 

@@ -363,7 +363,7 @@ with_one_and_three_workers! {
         (settings.udp, settings.tcp) = (vec![udp.to_string()], vec![tcp.to_string()]);
         settings.http_listen = http.to_string();
         let server = Passed::start(&settings, &sockets);
-        assert_eq!(server.log.events("using the sockets that were passed by the service manager")[0]["sockets"], u64::from(workers) + 2);
+        assert_eq!(server.log.event("using the sockets that were passed by the service manager")["sockets"], u64::from(workers) + 2);
         assert_eq!(server.sockets_at(udp), usize::from(workers), "none was opened besides");
         for worker in 0..workers {
             call(Client::udp_on_worker(udp, worker, workers));

@@ -38,7 +38,15 @@ impl Log {
         self.0.lock().unwrap().join("\n")
     }
 
-    /// The lines that are JSON objects with this message.
+    /// The first line with this message, awaited: the log has a thread of its own, so a line may come after the answer
+    /// to what caused it.
+    #[track_caller]
+    pub fn event(&self, message: &str) -> Value {
+        wait_for(&format!("the log line {message:?}"), || self.events(message).into_iter().next())
+    }
+
+    /// The lines that are JSON objects with this message so far: to count them, or to see that there is none. For one
+    /// that must be there see [`Log::event`].
     pub fn events(&self, message: &str) -> Vec<Value> {
         let lines = self.0.lock().unwrap();
         let parsed = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());

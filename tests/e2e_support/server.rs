@@ -251,7 +251,7 @@ impl Server {
             (event["transport"].as_str().unwrap().to_owned(), event["address"].as_str().unwrap().parse().unwrap())
         });
         let listeners = listeners.collect();
-        let http = log.events("metrics and health")[0]["address"].as_str().unwrap().replace("http://", "");
+        let http = log.event("metrics and health")["address"].as_str().unwrap().replace("http://", "");
         let http = http.parse().unwrap();
         Self { child, reader: Some(reader), directory, settings, ports, log, listeners, http }
     }
