@@ -76,6 +76,12 @@ pub enum Kind {
     Worker = 1,
     /// What the workers of a process share.
     Process = 2,
+    /// What has changed of a worker's server since its early export.
+    WorkerChanges = 3,
+    /// What has changed of what the workers of a process share.
+    ProcessChanges = 4,
+    /// Some allocations of a worker, before everything else.
+    EarlyAllocations = 6,
 }
 
 /// A state that is handed to another process.

@@ -3,10 +3,10 @@
 mod support;
 
 use support::stun::allocate;
-use support::{Harness, addr, alice, user};
+use support::{Client, Harness, addr, alice, user};
 use throughway::protocol::export::{ImportError, ServerState};
 use throughway::protocol::meter::Rates;
-use throughway::protocol::reason::DropReason;
+use throughway::protocol::reason::{Direction, DropReason};
 use throughway::protocol::reject::RejectReason as Why;
 
 const PEER: &str = "8.8.8.8:99";
@@ -112,6 +112,139 @@ fn a_draining_server_stays_one() {
     h.hand_over();
     h.refuses(late, allocate(), 486, Why::Draining);
     assert!(h.is_alive(live));
+}
+
+/// Clients that have done this and that, with limits of their own.
+fn busy_server() -> (Harness, Vec<Client>) {
+    let mut h = Harness::with(|settings| {
+        let rates = Rates { packets_per_second: Some(50), bits_per_second: Some(1_000_000) };
+        settings.limits.allocation = rates;
+        settings.limits.burst_ms = 1_000;
+        settings.interim_seconds = 60;
+    });
+    let clients: Vec<Client> = (0..9).map(|_| h.client()).collect();
+    for client in &clients {
+        h.allocate(*client);
+        assert_eq!((h.permit(*client, &[addr(PEER)]), h.bind(*client, 0x4001, addr(PEER))), (0, 0));
+        h.channel_data(*client, 0x4001, b"before").to_peer();
+    }
+    (h, clients)
+}
+
+#[test]
+fn what_is_done_between_the_early_part_and_the_cut_is_there() {
+    let (mut h, clients) = busy_server();
+    let after = clients.clone();
+    h.hand_over_early(2, |h| {
+        let [relays, drops, permits, refreshes, ends, ..] = clients[..] else { panic!("nine clients") };
+        for _ in 0..5 {
+            h.channel_data(relays, 0x4001, b"meanwhile").to_peer();
+            h.from_peer(relays, addr(PEER), b"meanwhile").to_client();
+        }
+        h.channel_data(drops, 0x4009, b"unbound");
+        h.not_sent(drops, Direction::ToPeer, 1, 6, DropReason::SlowClient);
+        assert_eq!(h.permit(permits, &[addr("8.8.4.4:9")]), 0);
+        h.advance(20);
+        assert_eq!((h.refresh(refreshes, 900).code(), h.refresh(ends, 0).code()), (0, 0));
+        let (new, again) = (h.client(), ends);
+        h.allocate(new);
+        h.allocate(again);
+        h.advance(41);
+    });
+    h.send(after[2], addr("8.8.4.4:9"), b"after").to_peer();
+    h.advance(600 - 61 - 1);
+    assert!(h.is_alive(after[0]));
+    h.advance(1);
+    assert!(!h.is_alive(after[0]) && h.is_alive(after[3]));
+    h.advance(10_000);
+    assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
+}
+
+// A client that comes back meanwhile is in two slices, and what the later one says holds.
+#[test]
+fn slots_and_clients_may_come_early_more_than_once() {
+    let (mut h, clients) = busy_server();
+    let (mut successor, _) = h.successor(0);
+    let server = h.first_server();
+    server.begin_early_export();
+    successor.import_early(server.early_export(0, 9).0).unwrap();
+    for back in [clients[0], clients[5]] {
+        assert_eq!(h.refresh(back, 0).code(), 0);
+    }
+    h.allocate(clients[5]);
+    h.allocate(clients[0]);
+    let server = h.first_server();
+    successor.import_early(server.early_export(3, 100).0).unwrap();
+    successor.import_early(server.early_export(0, 3).0).unwrap();
+    let changes = server.export_changes();
+    assert_eq!((changes.allocations.len(), changes.counts.0.len(), changes.ended.len()), (0, 9, 0));
+    successor.import_changes(changes).unwrap();
+    assert!(successor.export() == server.export());
+    successor.check_invariants();
+}
+
+// The other process failed: nothing happened, and the next one is told everything.
+#[test]
+fn an_attempt_that_failed_leaves_nothing_behind() {
+    let (mut h, clients) = busy_server();
+    let before = h.first_server().export();
+    let server = h.first_server();
+    server.begin_early_export();
+    let (early, None) = server.early_export(0, 100) else { panic!("a hundred slots are enough") };
+    assert_eq!(early.len(), 9);
+    assert_eq!(server.export_changes().counts.0.len(), 9);
+    assert!(server.export() == before);
+    server.begin_early_export();
+    let changes = server.export_changes();
+    assert_eq!((changes.allocations.len(), changes.counts.0.len(), changes.is_whole), (9, 0, false));
+    drop(server.early_export(0, 100));
+    server.end_early_export();
+    let changes = server.export_changes();
+    assert_eq!((changes.allocations.len(), changes.counts.0.len(), changes.is_whole), (9, 0, true));
+    h.channel_data(clients[0], 0x4001, b"still here").to_peer();
+    h.hand_over_early(1, |_| ());
+    h.channel_data(clients[0], 0x4001, b"and there").to_peer();
+}
+
+// A server that was made anew after a panic has no marks: then all is told, whatever came early.
+#[test]
+fn without_marks_the_rest_is_everything() {
+    let (mut h, clients) = busy_server();
+    let (mut successor, _) = h.successor(0);
+    let server = h.first_server();
+    server.begin_early_export();
+    successor.import_early(server.early_export(0, 100).0).unwrap();
+    assert_eq!(h.refresh(clients[3], 0).code(), 0);
+    h.hand_over();
+    let server = h.first_server();
+    successor.import_changes(server.export_changes()).unwrap();
+    assert!(successor.export() == server.export());
+    successor.check_invariants();
+}
+
+#[test]
+fn a_slice_that_was_lost_is_noticed() {
+    let (mut h, clients) = busy_server();
+    let server = h.first_server();
+    server.begin_early_export();
+    let (early, _) = server.early_export(0, 100);
+    let changes = server.export_changes();
+    let missing = ImportError::Missing { id: early[4].id };
+    let (mut successor, _) = h.successor(0);
+    successor.import_early(early[..4].to_vec()).unwrap();
+    successor.import_early(early[5..].to_vec()).unwrap();
+    assert_eq!(successor.import_changes(changes.clone()), Err(missing));
+    let (mut successor, _) = h.successor(0);
+    successor.import_early(early.clone()).unwrap();
+    let mut fewer = changes.clone();
+    fewer.live = 8;
+    assert_eq!(successor.import_changes(fewer), Err(ImportError::Live { found: 9, expected: 8 }));
+    let (mut successor, _) = h.successor(0);
+    successor.import_early(early).unwrap();
+    let mut other = changes;
+    other.workers = 2;
+    assert!(matches!(successor.import_changes(other), Err(ImportError::Worker { workers: 2, .. })));
+    assert!(h.is_alive(clients[4]));
 }
 
 // What contradicts itself is refused whole.

@@ -52,6 +52,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     // Copies of what has a row, for a process that takes over.
     ("net::shared::SharedState", "a copy"),
     ("protocol::export::ServerState", "a copy"),
+    ("protocol::changes", "a copy"),
     ("state::Features", "one for each feature of a release, in a copy"),
     ("protocol::quota::QuotasState", "a copy"),
     ("protocol::authenticated::AuthenticatedCountsState", "a copy"),

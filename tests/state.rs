@@ -17,7 +17,9 @@ use throughway::address::Transport;
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, SharedSecret, mint};
 use throughway::net::shared::SharedState;
+use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::export::ServerState;
+use throughway::protocol::ids::WorkerId;
 use throughway::protocol::meter::Rates;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
@@ -108,6 +110,23 @@ fn states(h: &mut Harness) -> (ServerState, SharedState) {
     (h.first_server().export(), h.books.export())
 }
 
+/// The first worker in two parts, between which one allocation ended, one changed, and one relayed.
+fn in_two_parts(h: &mut Harness) -> (EarlyAllocations, ServerChanges) {
+    let (busy, changed) = (h.client_at(0), h.client_at(1));
+    h.hold_back_opens = false;
+    let ends = h.add(user("gwen").from("7.7.7.9:9").on_worker(0));
+    h.allocate(ends);
+    let server = h.first_server();
+    server.begin_early_export();
+    let (allocations, next) = server.early_export(0, 1_000);
+    assert_eq!(next, None);
+    let early = EarlyAllocations { worker: WorkerId(0), allocations };
+    h.channel_data(busy, 0x4001, b"more").to_peer();
+    assert_eq!(h.permit(changed, &[addr("8.8.8.9:9")]), 0);
+    assert_eq!(h.refresh(ends, 0).code(), 0);
+    (early, h.first_server().export_changes())
+}
+
 /// Every place of a CBOR tree, as the keys and positions on the way to it.
 fn places(value: &Value, at: &mut Vec<usize>, found: &mut Vec<Vec<usize>>) {
     let children: Vec<&Value> = match value {
@@ -188,6 +207,11 @@ fn every_field_is_written_and_read() {
     assert!(server.openings.len() == 3 && server.allocations.len() == 2 && server.questions == 1);
     assert!(server.allocations.iter().any(|allocation| !allocation.dropped.is_empty()));
     assert!(!shared.quotas.reservations.is_empty() && shared.revocations.len() == 3);
+    let (early, changes) = in_two_parts(&mut h);
+    every_part_is_read(&early, 200);
+    every_part_is_read(&changes, 300);
+    assert_eq!((early.allocations.len(), changes.allocations.len(), changes.ended.len()), (4, 1, 1));
+    assert_eq!((changes.counts.0.len(), changes.drops.len(), changes.own_meters.0.len()), (2, 1, 2));
 }
 
 // What a later release adds is skipped wherever it stands, or it could not be taken back.
@@ -268,6 +292,9 @@ fn what_earlier_releases_wrote_is_read_for_ever() {
     let (server, shared) = states(&mut h);
     samples_are_read(&server, "worker");
     samples_are_read(&shared, "process");
+    let (early, changes) = in_two_parts(&mut h);
+    samples_are_read(&early, "early-allocations");
+    samples_are_read(&changes, "worker-changes");
 }
 
 // A client that waited for an answer gets it from the process that took over.

@@ -52,7 +52,7 @@ struct Request {
 pub struct Allocation {
     endpoints: EndpointAddresses,
     /// What came in, each way.
-    received: [Amount; 2],
+    pub(super) received: [Amount; 2],
     pub(super) expires_at: Ticks,
     permissions: Permissions,
     channels: Channels,
@@ -71,7 +71,7 @@ pub struct Allocation {
     pub(super) created_at: Ticks,
     request: Request,
     /// What was dropped, and the token that was given out.
-    cold: Option<Box<ColdState>>,
+    pub(super) cold: Option<Box<ColdState>>,
 }
 
 /// What a cache reads at once.

@@ -30,6 +30,10 @@ impl Cell {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(amount), Ordering::Relaxed);
     }
 
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// The value at some moment.
     #[must_use]
     pub fn get(&self) -> u64 {
@@ -152,10 +156,15 @@ impl Counters {
     #[must_use]
     pub fn from_state(state: &BTreeMap<String, u64>) -> Self {
         let counters = Self::default();
-        for (name, cell) in counters.cells() {
-            cell.add(state.get(&name).copied().unwrap_or(0));
-        }
+        counters.set(state);
         counters
+    }
+
+    /// Goes on where those that [`Counters::to_state`] described were; for the owning worker only.
+    pub(super) fn set(&self, state: &BTreeMap<String, u64>) {
+        for (name, cell) in self.cells() {
+            cell.set(state.get(&name).copied().unwrap_or(0));
+        }
     }
 
     /// Counts packets that go nowhere and belong to no allocation, or whose payload is unknown.

@@ -33,8 +33,16 @@ impl DayBytes {
     }
 
     /// What [`DayBytes::to_state`] described.
-    pub(super) fn from_state((words, last): ([u64; DAYS], u8)) -> Self {
-        Self { words: words.map(AtomicU64::new), last: AtomicU8::new(last % DAYS as u8) }
+    pub(super) fn from_state(state: ([u64; DAYS], u8)) -> Self {
+        let bytes = Self::default();
+        bytes.set(state);
+        bytes
+    }
+
+    /// Goes on where [`DayBytes::to_state`] was.
+    pub(super) fn set(&self, (words, last): ([u64; DAYS], u8)) {
+        self.words.iter().zip(words).for_each(|(own, word)| own.store(word, Ordering::Relaxed));
+        self.last.store(last % DAYS as u8, Ordering::Relaxed);
     }
 
     /// Changes what was used on a day; tells whether `change` had an answer. No more than 256 TiB are counted.

@@ -22,6 +22,7 @@ use super::review::Review;
 use super::settings::Settings;
 use super::timer::Due;
 use super::{Parts, Server};
+use crate::address::Via;
 use crate::credentials::SecretId;
 use crate::state::{Features, Kind, LINK_LOCAL_CLIENTS, State};
 use crate::wire::attribute::ReservationToken;
@@ -84,17 +85,26 @@ impl State for ServerState {
     fn add_features(&self, features: &mut Features) {
         let clients = self.allocations.iter().map(|allocation| &allocation.via);
         let clients = clients.chain(self.openings.iter().map(|opening| &opening.via));
-        let clients = clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via));
-        let link_local = clients.filter(|via| via.five_tuple().client.scope() != 0).count();
-        features.add(LINK_LOCAL_CLIENTS, link_local as u64);
+        add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
     }
 
     fn keep_for(&mut self, format: u32) {
-        if format < 2 {
-            for opening in &mut self.openings {
-                if let Stage::Admission { overdue_at } = &mut opening.stage {
-                    *overdue_at = None;
-                }
+        keep_openings_for(&mut self.openings, format);
+    }
+}
+
+/// The features that clients which come these ways use.
+pub(super) fn add_features_of<'a>(clients: impl Iterator<Item = &'a Via>, features: &mut Features) {
+    let link_local = clients.filter(|via| via.five_tuple().client.scope() != 0).count();
+    features.add(LINK_LOCAL_CLIENTS, link_local as u64);
+}
+
+/// Takes out of openings what only formats after this one have.
+pub(super) fn keep_openings_for(openings: &mut [OpeningState], format: u32) {
+    if format < 2 {
+        for opening in openings {
+            if let Stage::Admission { overdue_at } = &mut opening.stage {
+                *overdue_at = None;
             }
         }
     }
@@ -122,6 +132,20 @@ pub enum ImportError {
     Client {
         /// The second.
         id: AllocationId,
+    },
+    /// What is told of an allocation that should have come early, and did not come or was another one.
+    #[error("allocation {} should have come before, and did not", id.index)]
+    Missing {
+        /// The one that is told of.
+        id: AllocationId,
+    },
+    /// In the end there are more or fewer allocations than there were.
+    #[error("there are {found} allocations where there were {expected}")]
+    Live {
+        /// How many are here.
+        found: u64,
+        /// How many there were.
+        expected: u64,
     },
 }
 
@@ -164,21 +188,37 @@ impl Server {
         let mut server = Self::new(parts, settings);
         server.draining = state.draining;
         server.review = state.review;
-        let mut secrets = BTreeSet::new();
-        for mut allocation in state.allocations {
-            share_secret(&mut secrets, &mut allocation.owner);
-            server.import_allocation(allocation)?;
-        }
-        for opening in state.openings {
-            server.import_opening(opening)?;
-        }
-        for (token, reservation) in state.reservations {
-            server.timers.arm(reservation.expires_at, token.into());
-            server.reservations.insert(token, reservation);
-        }
+        server.import_allocations(state.allocations)?;
+        server.import_requests(state.openings, state.reservations)?;
         server.table.set_generation(state.generation);
         server.openings.set_asked(state.questions);
         Ok(server)
+    }
+
+    pub(super) fn import_allocations(&mut self, allocations: Vec<AllocationState>) -> Result<(), ImportError> {
+        // Those of the configuration first: what comes in slices shares one text all the same.
+        let mut secrets: BTreeSet<SecretId> = self.settings.auth.secrets.iter().map(|of| of.id.clone()).collect();
+        for mut allocation in allocations {
+            share_secret(&mut secrets, &mut allocation.owner);
+            self.import_allocation(allocation)?;
+        }
+        Ok(())
+    }
+
+    /// Requests under way, and ports that are held.
+    pub(super) fn import_requests(
+        &mut self,
+        openings: Vec<OpeningState>,
+        reservations: Vec<(ReservationToken, Reservation)>,
+    ) -> Result<(), ImportError> {
+        for opening in openings {
+            self.import_opening(opening)?;
+        }
+        for (token, reservation) in reservations {
+            self.timers.arm(reservation.expires_at, token.into());
+            self.reservations.insert(token, reservation);
+        }
+        Ok(())
     }
 
     fn reserve_exactly(&mut self, id: AllocationId) -> Result<(), ImportError> {

@@ -138,6 +138,10 @@ pub struct MeterState {
     pub is_own: bool,
 }
 
+/// What charges change in a [`Meter`], as words: the buckets of bits and of packets each way, bytes, those of [`DAYS`] days,
+/// which day was changed last, and until when it is kept.
+pub(super) type MeterWords = [u64; 7 + DAYS];
+
 /// What one packet costs in nanoseconds at a rate.
 const fn cost(amount: u64, per_second: u64) -> u64 {
     // 65,507 bytes are 5.3e14 here: far from the end of the word.
@@ -182,6 +186,28 @@ impl Meter {
         };
         meter.allow(&state.allowance);
         meter
+    }
+
+    /// What charges change in it; others may charge meanwhile.
+    pub(super) fn words(&self) -> MeterWords {
+        let [bits, bits_back] = self.bits.each_ref().map(|bucket| bucket.0.load(Ordering::Relaxed));
+        let [packets, packets_back] = self.packets.each_ref().map(|bucket| bucket.0.load(Ordering::Relaxed));
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        let ([one, two, three, four], last) = self.days.to_state();
+        let kept_until = self.kept_until.load(Ordering::Relaxed);
+        [bits, bits_back, packets, packets_back, bytes, one, two, three, four, u64::from(last), kept_until]
+    }
+
+    /// Goes on where [`Meter::words`] was; what is allowed stays as it is.
+    pub(super) fn set_words(&self, words: &MeterWords) {
+        let [bits, bits_back, packets, packets_back, bytes, one, two, three, four, last, kept_until] = *words;
+        let buckets = self.bits.iter().chain(&self.packets);
+        for (bucket, word) in buckets.zip([bits, bits_back, packets, packets_back]) {
+            bucket.0.store(word, Ordering::Relaxed);
+        }
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.days.set(([one, two, three, four], last as u8));
+        self.kept_until.store(kept_until, Ordering::Relaxed);
     }
 
     /// Sets what is allowed from now on; what was used stays used.
@@ -402,9 +428,8 @@ impl Meters {
     }
 
     /// The one that is the allocation's own.
-    pub(super) fn own(&self) -> Option<Arc<Meter>> {
-        let first = self.0.as_ref()?.first()?;
-        first.meter.is_own.then(|| Arc::clone(&first.meter))
+    pub(super) fn own(&self) -> Option<&Arc<Meter>> {
+        self.0.as_ref()?.first().map(|first| &first.meter).filter(|meter| meter.is_own)
     }
 
     /// Charges all of them, or none.

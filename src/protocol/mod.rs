@@ -18,6 +18,8 @@ mod packed;
 mod hash_index;
 mod small_set;
 pub(crate) mod slots;
+mod early_marks;
+pub mod rows;
 mod timer;
 
 // Nouns.
@@ -60,5 +62,6 @@ mod channel_bind;
 mod allocate;
 mod reconfigure;
 pub mod export;
+pub mod changes;
 
 pub use self::server::{CONTROL_BYTES_MAX, DEADLINES_PER_CALL, Parts, Server};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use compact_str::CompactString;
 use minicbor::{Decode, Encode};
 
-use super::meter::{MeterState, Meters};
+use super::meter::{Meter, MeterState, Meters};
 use super::peer_policy::PeerClass;
 use super::quota::{Admitted, Counted, QuotaClaim};
 use super::reason::EndReason;
@@ -144,7 +144,7 @@ impl Owner {
             key: *self.key.expose(),
             time_limited: self.time_limited.clone(),
             terms: self.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
-            own_meter: self.meters().own().map(|meter| meter.to_state()),
+            own_meter: self.own_meter().map(Meter::to_state),
         }
     }
 
@@ -228,6 +228,11 @@ impl Owner {
     /// What its packets pass.
     pub(super) fn meters(&self) -> Meters {
         self.terms.as_ref().map(|terms| terms.meters.clone()).unwrap_or_default()
+    }
+
+    /// The meter that is its own.
+    pub(super) fn own_meter(&self) -> Option<&Meter> {
+        Some(self.terms.as_ref()?.meters.own()?)
     }
 
     /// What its packets pass from now on.

@@ -263,7 +263,7 @@ impl Quotas {
         // Packets are metered in the allocation itself.
         let rates = Rates { packets_per_second: None, ..limits.allocation };
         let own = Allowance { rates, burst_ms: limits.burst_ms, ..Allowance::default() };
-        let known = old.own();
+        let known = old.own().map(Arc::clone);
         if known.is_some() || !own.is_unlimited() {
             let meter = known.unwrap_or_else(|| Arc::new(Meter::of_one_allocation()));
             meter.allow(&own);

@@ -54,7 +54,8 @@ impl Server {
         let Some(data) = ChannelData::parse(bytes) else {
             return self.drop_unknown(DropReason::BadChannelData, bytes.len());
         };
-        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
+        let Some(allocation) = self.table.lane_by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at)
+        else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
         let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
@@ -75,7 +76,8 @@ impl Server {
         let Ok(message) = Message::parse(bytes) else {
             return self.drop_unknown(DropReason::Malformed, bytes.len());
         };
-        let Some(allocation) = self.table.by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at) else {
+        let Some(allocation) = self.table.lane_by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at)
+        else {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
         // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
@@ -132,7 +134,7 @@ impl Server {
         payload: &'a [u8],
     ) -> Relay<'a> {
         let ticks = now.ticks;
-        let Some(allocation) = self.table.get_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
+        let Some(allocation) = self.table.lane_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
         let lane = Lane::new(allocation, Direction::ToClient, &self.counters, &mut self.cold_pool, self.packet_rate);
@@ -164,7 +166,7 @@ impl Server {
         let packets = u64::from(packets);
         self.counters.take_back(direction, packets, bytes);
         self.counters.dropped(why, packets, bytes);
-        if let Some(allocation) = self.table.get_mut(allocation) {
+        if let Some(allocation) = self.table.lane_mut(allocation) {
             allocation.not_sent(&mut self.cold_pool, direction, why, packets, bytes);
             if let Some(terms) = &allocation.owner.terms {
                 terms.meters.refund(allocation.wire_bytes(direction, packets, bytes));

@@ -195,7 +195,7 @@ impl Server {
             let Some(due) = self.timers.pop(now.ticks) else { return };
             match due {
                 Due::Allocation(slot) => {
-                    self.in_hand = self.table.at_mut(slot).map_or(InHand::Nothing, |of| InHand::Deadline(of.id));
+                    self.in_hand = self.table.at(slot).map_or(InHand::Nothing, |of| InHand::Deadline(of.id));
                     self.on_allocation_due(now, slot);
                     self.in_hand = InHand::Nothing;
                 }

@@ -1,6 +1,7 @@
 //! Sole owner of a worker's allocations and of every index into them.
 
 use super::allocation::Allocation;
+use super::early_marks::{EarlyMark, EarlyMarks};
 use super::hash_index::HashIndex;
 use super::ids::AllocationId;
 use super::slots::{Numbers, Slots};
@@ -13,6 +14,8 @@ pub(super) struct AllocationTable {
     numbers: Numbers,
     by_client: HashIndex,
     generation: u32,
+    /// What another process was told of them already.
+    pub(super) early: EarlyMarks,
 }
 
 /// What a client is looked up by: a stream by its own number, a datagram by its five-tuple.
@@ -35,7 +38,13 @@ impl<'a> From<&'a Via> for ClientKey<'a> {
 impl AllocationTable {
     /// `seed` keys the index, whose keys come from the network.
     pub(super) fn new(seed: u64) -> Self {
-        Self { slots: Slots::default(), numbers: Numbers::default(), by_client: HashIndex::new(seed), generation: 0 }
+        Self {
+            slots: Slots::default(),
+            numbers: Numbers::default(),
+            by_client: HashIndex::new(seed),
+            generation: 0,
+            early: EarlyMarks::default(),
+        }
     }
 
     /// Takes a slot; [`AllocationTable::insert`] fills it, [`AllocationTable::unreserve`] gives it back.
@@ -90,14 +99,27 @@ impl AllocationTable {
         self.slots.get(id.index).filter(|allocation| allocation.id == id)
     }
 
-    #[inline]
+    /// To change anything of it. Data lanes have [`AllocationTable::lane_mut`].
     pub(super) fn get_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
-        self.slots.get_mut(id.index).filter(|allocation| allocation.id == id)
+        self.at_mut(id.index).filter(|allocation| allocation.id == id)
     }
 
     /// The allocation in a slot.
+    pub(super) fn at(&self, slot: u32) -> Option<&Allocation> {
+        self.slots.get(slot)
+    }
+
+    /// The allocation in a slot, to change anything of it.
     pub(super) fn at_mut(&mut self, slot: u32) -> Option<&mut Allocation> {
+        self.early.note_change(slot);
         self.slots.get_mut(slot)
+    }
+
+    /// For packets, which change its counts, its buckets and what its meters have counted, and nothing else: that is
+    /// not noted as a change.
+    #[inline]
+    pub(super) fn lane_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
+        self.slots.get_mut(id.index).filter(|allocation| allocation.id == id)
     }
 
     #[inline]
@@ -112,9 +134,9 @@ impl AllocationTable {
         self.slots.get(self.slot_of(via)?)
     }
 
-    /// The allocation of a five-tuple or stream.
+    /// The allocation of a five-tuple or stream, for packets, as [`AllocationTable::lane_mut`].
     #[inline]
-    pub(super) fn by_via_mut(&mut self, via: &Via) -> Option<&mut Allocation> {
+    pub(super) fn lane_by_via_mut(&mut self, via: &Via) -> Option<&mut Allocation> {
         let slot = self.slot_of(via)?;
         self.slots.get_mut(slot)
     }
@@ -125,6 +147,16 @@ impl AllocationTable {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Allocation> {
         self.slots.iter()
+    }
+
+    /// How a live allocation stands to its early export.
+    pub(super) fn early_mark(&self, id: AllocationId) -> EarlyMark {
+        self.early.of(id)
+    }
+
+    /// Those that were exported early and have ended since.
+    pub(super) fn ended_since(&self) -> impl Iterator<Item = AllocationId> {
+        self.early.sent().filter(|id| self.get(*id).is_none())
     }
 
     /// Those in so many slots from one on, and the slot to go on with if there are more.

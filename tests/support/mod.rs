@@ -26,6 +26,7 @@ use throughway::protocol::alternates::Alternates;
 use throughway::protocol::border::{
     Answer, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay, RelayRefused, RelayRequest, Selector,
 };
+use throughway::protocol::changes::EarlyAllocations;
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ImportError, ServerState, counters_of};
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
@@ -364,6 +365,48 @@ impl Harness {
         Ok(server)
     }
 
+    /// A server without allocations that takes a worker's over.
+    pub fn successor(&self, index: usize) -> (Server, Arc<Counters>) {
+        let counters = Arc::new(Counters::default());
+        let parts = Parts {
+            worker: WorkerId(u8::try_from(index).expect("few workers")),
+            workers: self.workers.len(),
+            shared: self.books.clone(),
+            counters: counters.clone(),
+            nonce_key: Box::new([11; 32]),
+            seed: [12; 32],
+        };
+        (Server::new(parts, self.settings.clone()), counters)
+    }
+
+    /// As [`Harness::hand_over`], in two parts: so many slots at a time early, then `meanwhile`, then the rest.
+    pub fn hand_over_early(&mut self, slots: usize, meanwhile: impl FnOnce(&mut Self)) {
+        let mut successors: Vec<_> = (0..self.workers.len()).map(|index| self.successor(index)).collect();
+        for (index, (successor, _)) in successors.iter_mut().enumerate() {
+            let server = &mut self.workers[index].server;
+            server.begin_early_export();
+            let mut from = Some(0);
+            while let Some(slot) = from {
+                let (allocations, next) = server.early_export(slot, slots);
+                let slice = EarlyAllocations { worker: WorkerId(index as u8), allocations };
+                let bytes = state::write(&slice, state::FORMAT).expect("plain values");
+                let slice: EarlyAllocations = state::read(&bytes).expect("what was written");
+                successor.import_early(slice.allocations).expect("its own allocations");
+                from = next;
+            }
+        }
+        meanwhile(self);
+        for (index, (mut server, counters)) in successors.into_iter().enumerate() {
+            let changes = self.workers[index].server.export_changes();
+            let bytes = state::write(&changes, state::FORMAT).expect("plain values");
+            server.import_changes(state::read(&bytes).expect("what was written")).expect("its own changes");
+            let (new, old) = (server.export(), self.workers[index].server.export());
+            assert!(new == old, "it is the same server: {new:?}, {old:?}");
+            (self.workers[index].server, self.workers[index].counters) = (server, counters);
+        }
+        self.check();
+    }
+
     // ---- clients ----
 
     pub fn add(&mut self, spec: Spec) -> Client {
@@ -386,6 +429,12 @@ impl Harness {
             if spec.tcp { Via::Stream(StreamId(1000 + number as u64), five_tuple) } else { Via::Datagram(five_tuple) };
         let worker = spec.worker.unwrap_or(number % self.workers.len());
         self.clients.push(ClientState { spec, worker, via, nonce: None, inbox: Vec::new(), allocation: None });
+        Client(number)
+    }
+
+    /// The one that was added as this number.
+    pub fn client_at(&self, number: usize) -> Client {
+        assert!(number < self.clients.len(), "there is one");
         Client(number)
     }
 
