@@ -9,6 +9,7 @@ use throughway::address::{
 };
 use throughway::credentials::Secret;
 use throughway::net::shared::SharedState;
+use throughway::net::stream_state::StreamsState;
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
@@ -478,11 +479,12 @@ pub(crate) fn admin_body(bytes: &[u8]) {
     assert!(!refused || !bytes.is_empty(), "no body is an empty one");
 }
 
-/// The state of a worker and of a process, as they came and under a head that fits: what can be read is taken over whole or
+/// The state of a worker, of a process and of streams, as they came and under a head that fits: what can be read is taken over whole or
 /// refused, and is written as it was read.
 pub(crate) fn state(bytes: &[u8]) {
     let _ = throughway::state::read::<ServerState>(bytes);
     let _ = throughway::state::read::<SharedState>(bytes);
+    let _ = throughway::state::read::<StreamsState>(bytes);
     let Some((format, body)) = bytes.split_first() else { return };
     let mut framed = vec![0; throughway::state::HEAD];
     framed.extend_from_slice(body);
@@ -496,6 +498,16 @@ pub(crate) fn state(bytes: &[u8]) {
     if let Ok(state) = throughway::state::read::<SharedState>(&framed) {
         drop((Quotas::from_state(state.quotas), Revocations::from_state(state.revocations)));
         drop(AuthenticatedCounts::from_state(&state.authenticated));
+    }
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::Streams as u32);
+    if let Ok(state) = throughway::state::read::<StreamsState>(&framed) {
+        let again = throughway::state::write(&state, throughway::state::FORMAT).expect("what was read can be written");
+        assert!(throughway::state::read::<StreamsState>(&again).expect("what was written can be read") == state);
+        if state.check().is_ok() {
+            for tls in state.streams.iter().filter_map(|stream| stream.tls.as_ref()) {
+                let _ = throughway::net::record::RecordLayer::from_state(&tls.records);
+            }
+        }
     }
 }
 

@@ -80,6 +80,8 @@ pub enum Kind {
     WorkerChanges = 3,
     /// What has changed of what the workers of a process share.
     ProcessChanges = 4,
+    /// One worker's streams.
+    Streams = 5,
     /// Some allocations of a worker, before everything else.
     EarlyAllocations = 6,
 }

@@ -13,10 +13,12 @@ use std::path::PathBuf;
 use ciborium::Value;
 use support::stun::allocate;
 use support::{Client, Harness, SECRET, START_UNIX, Spec, addr, alice, secret, user};
-use throughway::address::Transport;
+use throughway::address::{FiveTuple, StreamId, Transport};
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, SharedSecret, mint};
+use throughway::net::record::{DirectionState, RecordState};
 use throughway::net::shared::SharedState;
+use throughway::net::stream_state::{CipherState, FrameState, QueueState, StreamState, StreamsState, TlsState};
 use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::export::ServerState;
 use throughway::protocol::ids::WorkerId;
@@ -24,7 +26,7 @@ use throughway::protocol::meter::Rates;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::state::{self, FORMAT, FORMAT_MIN, HEAD, LINK_LOCAL_CLIENTS, State, StateError};
-use throughway::time::UnixSeconds;
+use throughway::time::{Now, Ticks, UnixSeconds};
 
 const PEER: &str = "8.8.8.8:99";
 
@@ -127,6 +129,63 @@ fn in_two_parts(h: &mut Harness) -> (EarlyAllocations, ServerChanges) {
     (early, h.first_server().export_changes())
 }
 
+/// Two streams with one of everything: one plain, one of TLS whose queue is half encrypted.
+fn streams(h: &mut Harness) -> StreamsState {
+    let server = h.first_server().export();
+    let five_tuple = |transport| FiveTuple { transport, ..*server.allocations[0].via.five_tuple() };
+    let now = Now { ticks: Ticks(7_000), unix: UnixSeconds(START_UNIX) };
+    let ended = h.first_server().sessions(now).next().unwrap();
+    let direction =
+        |first: u8| DirectionState { secret: (first..first + 32).collect(), iv: [first; 12], number: first.into() };
+    let mut records = RecordState::new(0x1303, direction(1), direction(101));
+    (records.has_ended_reading, records.has_ended_writing, records.owes_key_update) = (true, true, true);
+    (records.empty_records, records.key_updates, records.key_updates_since) = (3, 2, Ticks(61_000));
+    let payload = Some((ended.allocation, 8));
+    let plain = StreamState {
+        id: StreamId(3),
+        five_tuple: five_tuple(Transport::Tcp),
+        tls: None,
+        input: vec![0x40, 1, 0, 9, 1],
+        requests_left: 97,
+        requests_at: Ticks(6_000),
+        deadline: Some(Ticks(17_000)),
+        queue: Some(QueueState {
+            bytes: vec![7; 15],
+            frames: vec![FrameState { bytes: 12, payload }, FrameState { bytes: 8, payload: None }],
+            front_sent: 5,
+            ..QueueState::default()
+        }),
+        ended: vec![ended],
+    };
+    let tls = TlsState {
+        records,
+        held: vec![23, 3, 3, 0, 60, 1],
+        early: b"early".to_vec(),
+        unsent: b"unsent".to_vec(),
+        alert: Some(20),
+        has_ended: true,
+    };
+    let queue = QueueState {
+        bytes: vec![9; 8],
+        frames: vec![FrameState { bytes: 12, payload }, FrameState { bytes: 8, payload }],
+        encrypted: 1,
+        cipher: vec![1; 40],
+        records: vec![CipherState { cipher: 20, plain: 0 }, CipherState { cipher: 34, plain: 12 }],
+        record_sent: 14,
+        ..QueueState::default()
+    };
+    let encrypted = StreamState {
+        id: StreamId(9),
+        five_tuple: five_tuple(Transport::Tls),
+        tls: Some(tls),
+        queue: Some(queue),
+        deadline: None,
+        ended: Vec::new(),
+        ..plain.clone()
+    };
+    StreamsState { next_id: 11, streams: vec![plain, encrypted] }
+}
+
 /// Every place of a CBOR tree, as the keys and positions on the way to it.
 fn places(value: &Value, at: &mut Vec<usize>, found: &mut Vec<Vec<usize>>) {
     let children: Vec<&Value> = match value {
@@ -204,6 +263,9 @@ fn every_field_is_written_and_read() {
     let (server, shared) = states(&mut h);
     every_part_is_read(&server, 400);
     every_part_is_read(&shared, 200);
+    let streams = streams(&mut h);
+    assert_eq!(streams.check(), Ok(()));
+    every_part_is_read(&streams, 60);
     assert!(server.openings.len() == 3 && server.allocations.len() == 2 && server.questions == 1);
     assert!(server.allocations.iter().any(|allocation| !allocation.dropped.is_empty()));
     assert!(!shared.quotas.reservations.is_empty() && shared.revocations.len() == 3);
@@ -263,6 +325,14 @@ fn an_older_format_is_refused_where_it_would_lose_a_client() {
     assert_eq!(refused, StateError::Feature { name: LINK_LOCAL_CLIENTS.into(), uses: 1 });
     let read: ServerState = state::read(&state::write(&server, 2).unwrap()).unwrap();
     assert!(read == server);
+    let (mut one, _) = one_of_everything();
+    let mut streams = streams(&mut one);
+    assert!(state::write(&streams, 1).is_ok());
+    for stream in &mut streams.streams {
+        stream.five_tuple.client = server.allocations[0].via.five_tuple().client;
+    }
+    let refused = state::write(&streams, 1).unwrap_err();
+    assert_eq!(refused, StateError::Feature { name: LINK_LOCAL_CLIENTS.into(), uses: 2 });
 }
 
 fn sample(format: u32, kind: &str) -> PathBuf {
@@ -292,6 +362,7 @@ fn what_earlier_releases_wrote_is_read_for_ever() {
     let (server, shared) = states(&mut h);
     samples_are_read(&server, "worker");
     samples_are_read(&shared, "process");
+    samples_are_read(&streams(&mut h), "streams");
     let (early, changes) = in_two_parts(&mut h);
     samples_are_read(&early, "early-allocations");
     samples_are_read(&changes, "worker-changes");

@@ -34,6 +34,7 @@ pub mod shared;
 mod listen;
 mod udp;
 pub mod record;
+pub mod stream_state;
 mod handshake;
 mod tls_session;
 mod send_queue;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write as _};
 use std::net::TcpStream;
 
+use super::stream_state::{CipherState, FrameState, QueueState};
 use super::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
 use crate::protocol::ids::AllocationId;
@@ -86,6 +87,74 @@ impl SendQueue {
         self.frames.is_empty() && self.ready_bytes() == 0
     }
 
+    /// Everything, as plain values.
+    pub(super) fn to_state(&self) -> QueueState {
+        let (first, second) = self.bytes.as_slices();
+        let frame = |&Frame { bytes, payload }: &Frame| FrameState { bytes, payload };
+        let record = |&Record { cipher, plain }: &Record| CipherState { cipher, plain };
+        QueueState {
+            bytes: [first, second].concat(),
+            frames: self.frames.iter().map(frame).collect(),
+            encrypted: self.encrypted,
+            front_sent: self.front_sent,
+            cipher: self.cipher[self.cipher_start..].to_vec(),
+            records: self.records.iter().map(record).collect(),
+            record_sent: self.record_sent,
+        }
+    }
+
+    /// The queue that [`SendQueue::to_state`] described, of a state that was checked.
+    pub(super) fn from_state(state: QueueState) -> Self {
+        let QueueState { bytes, frames, encrypted, front_sent, cipher, records, record_sent } = state;
+        let payloads = frames.iter().filter_map(|frame| frame.payload);
+        let waiting = payloads.fold(Amount::default(), |sum, (_, bytes)| sum + of_one(bytes));
+        Self {
+            bytes: bytes.into(),
+            encrypted,
+            front_sent,
+            cost: frames.iter().map(|frame| frame.bytes as usize + FRAME_COST).sum(),
+            waiting,
+            frames: frames.into_iter().map(|FrameState { bytes, payload }| Frame { bytes, payload }).collect(),
+            cipher,
+            cipher_start: 0,
+            records: records.into_iter().map(|CipherState { cipher, plain }| Record { cipher, plain }).collect(),
+            record_sent,
+        }
+    }
+
+    /// What [`SendQueue::to_state`] would hold, in bytes.
+    pub(super) fn state_bytes(&self) -> usize {
+        self.ready_bytes() + self.frames.len() * FRAME_COST
+    }
+
+    /// Gives up payload, the last first, until no more than so many [`SendQueue::state_bytes`] are left; tells whose payload
+    /// it was, in bytes. What has begun to leave stays, what is encrypted, and replies: a client over TCP does not ask again.
+    pub(super) fn give_up_beyond(&mut self, bytes: usize) -> Vec<(AllocationId, u32)> {
+        let excess = self.state_bytes().saturating_sub(bytes);
+        let kept = self.encrypted.max(usize::from(self.front_sent > 0));
+        let (mut at, mut start, mut freed) = (self.frames.len(), self.bytes.len(), 0);
+        while freed < excess && at > kept {
+            at -= 1;
+            let Frame { bytes, payload } = self.frames[at];
+            start -= bytes as usize;
+            freed += if payload.is_some() { bytes as usize + FRAME_COST } else { 0 };
+        }
+        let mut bytes_left = self.bytes.split_off(start);
+        let mut given_up = Vec::new();
+        for frame in self.frames.split_off(at) {
+            let bytes = bytes_left.drain(..frame.bytes as usize);
+            if let Some(payload) = frame.payload {
+                drop(bytes);
+                given_up.push(payload);
+                self.forget(frame.payload, frame.bytes);
+            } else {
+                self.bytes.extend(bytes);
+                self.frames.push_back(frame);
+            }
+        }
+        given_up
+    }
+
     /// Whether payload of this allocation waits.
     pub(super) fn holds_payload_of(&self, allocation: AllocationId) -> bool {
         self.frames.iter().any(|frame| frame.payload.is_some_and(|(of, _)| of == allocation))
@@ -97,7 +166,7 @@ impl SendQueue {
         pieces.into_iter().for_each(|piece| self.bytes.extend(piece));
         let bytes = self.bytes.len() - before;
         if let Some((_, bytes)) = payload {
-            self.waiting = self.waiting + Amount { packets: 1, bytes: u64::from(bytes) };
+            self.waiting = self.waiting + of_one(bytes);
         }
         self.cost += bytes + FRAME_COST;
         self.frames.push_back(Frame { bytes: bytes as u32, payload });
@@ -189,7 +258,7 @@ impl SendQueue {
     fn forget(&mut self, payload: Option<(AllocationId, u32)>, bytes: u32) {
         self.cost -= bytes as usize + FRAME_COST;
         if let Some((_, bytes)) = payload {
-            self.waiting = self.waiting - Amount { packets: 1, bytes: u64::from(bytes) };
+            self.waiting = self.waiting - of_one(bytes);
         }
     }
 
@@ -208,6 +277,11 @@ impl SendQueue {
             *self = Self::default();
         }
     }
+}
+
+/// One payload of so many bytes.
+fn of_one(bytes: u32) -> Amount {
+    Amount { packets: 1, bytes: u64::from(bytes) }
 }
 
 /// One write; `None` if the kernel has no room.

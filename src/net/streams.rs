@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::TcpStream;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -10,6 +11,7 @@ use slab::Slab;
 use super::fair_limit::Permit;
 use super::half_open::{EvictedStreams, HalfOpenStreams};
 use super::send_queue::SpareQueues;
+use super::stream_state::{StreamState, StreamStateError, StreamsState};
 use super::tcp::{Sent, Stream};
 use super::tls_session::TlsSession;
 use super::worker::TcpLimits;
@@ -240,4 +242,99 @@ impl Streams {
     pub(super) fn all(&self) -> Vec<usize> {
         self.slots.iter().map(|(at, _)| at).collect()
     }
+
+    // ---- to another process
+
+    /// Everything but the limits, as plain values, and the sockets in the same order. Between two turns, and after
+    /// [`Streams::give_up_beyond`].
+    ///
+    /// Of two workers with this state only one may ever write: see [`Stream::abandon`].
+    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
+    pub(super) fn export(&self) -> (StreamsState, Vec<BorrowedFd<'_>>) {
+        let streams = self.slots.iter().map(|(_, stream)| (stream.to_state(), stream.socket.as_fd()));
+        let (streams, sockets) = streams.unzip();
+        (StreamsState { next_id: self.next_id, streams }, sockets)
+    }
+
+    /// Takes a stream over that [`Streams::export`] described, together with its socket, under the number that it had; gives
+    /// its slot. `next_id` is that of the whole state.
+    ///
+    /// It has its turn at the end of this one, or among those that are ready: what waits is written, and what was read is
+    /// handled, without an event of the socket. With TLS [`Stream::read_early`] must follow. Its input is not counted yet.
+    ///
+    /// # Errors
+    /// [`StreamStateError`]; the socket is closed then.
+    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
+    pub(super) fn import(
+        &mut self,
+        next_id: u64,
+        state: StreamState,
+        socket: TcpStream,
+        has_allocation: bool,
+        now: Ticks,
+    ) -> Result<usize, StreamStateError> {
+        state.check_id(next_id)?;
+        let (id, client) = (state.id, state.five_tuple.client);
+        if self.by_id.contains_key(&id) {
+            return Err(StreamStateError::Id);
+        }
+        let mut stream = Stream::from_state(state, socket, self.limits.queue_bytes, now)?;
+        self.next_id = self.next_id.max(next_id);
+        let deadline = stream.deadline.take();
+        let at = self.slots.insert(stream);
+        self.by_id.insert(id, at);
+        if !has_allocation {
+            self.permits.insert(id, self.half_open.return_to(client, self.evicted.evict(id)));
+            self.set_deadline(id, now);
+            self.hasten_deadline(id, deadline);
+        }
+        if self.slots[at].has_messages() {
+            self.make_ready(at);
+        }
+        if self.slots[at].has_backlog() || self.slots[at].wants_write() {
+            self.make_dirty(at);
+        }
+        Ok(at)
+    }
+
+    /// The stream is closed at this time if that is before its deadline; without a limit it has none.
+    fn hasten_deadline(&mut self, id: StreamId, to: Option<Ticks>) {
+        if let Some(stream) = self.find(id).and_then(|at| self.slots.get_mut(at))
+            && let (Some(deadline), Some(to)) = (stream.deadline, to)
+            && to < deadline
+        {
+            stream.deadline = Some(to);
+            self.deadlines.remove(&(deadline, id));
+            self.deadlines.insert((to, id));
+        }
+    }
+
+    /// Gives payload up so that no more than so many bytes wait for all streams together, each with an equal share. What is
+    /// encrypted already, has begun to leave, or is no payload stays, so it can be more.
+    ///
+    /// Gives slots, and whose payload it was, in bytes: it is to be counted as not sent. Records that were held back for it
+    /// may be decided now.
+    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
+    pub(super) fn give_up_beyond(&mut self, bytes: usize) -> Vec<(usize, Vec<(AllocationId, u32)>)> {
+        let share = equal_share(self.slots.iter().map(|(_, stream)| stream.queue_state_bytes()).collect(), bytes);
+        let given_up = self.slots.iter_mut().map(|(at, stream)| (at, stream.give_up_beyond(share)));
+        given_up.filter(|(_, payloads)| !payloads.is_empty()).collect()
+    }
 }
+
+/// The most that each may have of so many bytes if those that need less leave the rest to others; no limit if it is enough for
+/// all.
+fn equal_share(mut needs: Vec<usize>, mut bytes: usize) -> usize {
+    needs.sort_unstable();
+    for (at, need) in needs.iter().enumerate() {
+        let share = bytes / (needs.len() - at);
+        if *need > share {
+            return share;
+        }
+        bytes -= need;
+    }
+    usize::MAX
+}
+
+#[cfg(test)]
+mod tests;

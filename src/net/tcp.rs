@@ -4,6 +4,7 @@ use std::io::{self, Read as _};
 use std::net::TcpStream;
 
 use super::send_queue::{FRAME_COST, SendQueue, SpareQueues};
+use super::stream_state::{ENDED_MAX, StreamState, StreamStateError};
 use super::tls_session::TlsSession;
 use crate::address::{StreamId, Via};
 use crate::protocol::accounting::Amount;
@@ -29,9 +30,6 @@ const MOVED_BYTES_MAX: usize = 4 * 1024;
 
 /// Bytes of what is left over that one visit looks at, if its first message is not longer.
 const LEFT_OVER_BYTES: usize = 16 * 1024;
-
-/// Ended sessions whose payload still waits; a client that has more of them does not read.
-const ENDED_MAX: usize = 8;
 
 /// Requests of a stream without an allocation: so many at once, and one more each so many milliseconds. A client
 /// needs two or three, and a Binding now and then to keep the connection open.
@@ -76,6 +74,8 @@ pub(super) struct Stream {
     is_blocked: bool,
     /// It is to be closed at the end of the turn: dead, or the client does not read what it asks for.
     must_close: bool,
+    /// Another process may have written to it: nothing is written any more.
+    is_abandoned: bool,
     tls: Option<Box<TlsSession>>,
     /// Bytes that were read and not handled; those before `input_start` are done with.
     input: Vec<u8>,
@@ -114,6 +114,7 @@ impl Stream {
             is_dirty: false,
             is_blocked: false,
             must_close: false,
+            is_abandoned: false,
             tls,
             input: Vec::new(),
             input_start: 0,
@@ -126,6 +127,75 @@ impl Stream {
             queue: None,
             queue_bytes_max,
         }
+    }
+
+    // ---- to another process
+
+    /// Everything but the socket, as plain values, between two turns: what an event or the end of a turn asked for is done.
+    ///
+    /// Of two streams with this state only one may ever write: see [`Stream::abandon`].
+    pub(super) fn to_state(&self) -> StreamState {
+        StreamState {
+            id: self.id,
+            five_tuple: *self.via.five_tuple(),
+            tls: self.tls.as_ref().map(|tls| tls.to_state()),
+            input: self.input[self.input_start..].to_vec(),
+            requests_left: self.requests_left,
+            requests_at: self.requests_at,
+            deadline: self.deadline,
+            queue: self.queue.as_ref().map(|queue| queue.to_state()),
+            ended: self.ended.clone(),
+        }
+    }
+
+    /// The stream that [`Stream::to_state`] described, on the same socket. With TLS [`Stream::read_early`] must follow.
+    ///
+    /// What waits already is not too much for it, whatever `queue_bytes_max` has become.
+    ///
+    /// # Errors
+    /// [`StreamStateError`]: the state contradicts itself, or holds more than a stream may.
+    pub(super) fn from_state(
+        state: StreamState,
+        socket: TcpStream,
+        queue_bytes_max: usize,
+        now: Ticks,
+    ) -> Result<Self, StreamStateError> {
+        state.check()?;
+        let tls = state.tls.map(TlsSession::from_state).transpose()?.map(Box::new);
+        let queue = state.queue.map(SendQueue::from_state).filter(|queue| !queue.is_empty()).map(Box::new);
+        let queue_bytes_max = queue_bytes_max.max(queue.as_ref().map_or(0, |queue| queue.state_bytes()));
+        let via = Via::Stream(state.id, state.five_tuple);
+        Ok(Self {
+            deadline: state.deadline,
+            has_messages: !matches!(cut(&state.input), Cut::NeedMore),
+            input: state.input,
+            requests_left: state.requests_left.min(REQUESTS_BURST),
+            requests_at: state.requests_at.min(now),
+            ended: state.ended,
+            queue,
+            ..Self::new(socket, tls, state.id, via, queue_bytes_max, now)
+        })
+    }
+
+    /// Nothing is written to this stream any more, not even that it ends: another process has begun to use it and has
+    /// ended. It may have used the record numbers that would come next, and what waits here may have left already. The
+    /// stream must be closed.
+    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
+    pub(super) fn abandon(&mut self) {
+        self.tls = None;
+        (self.is_abandoned, self.must_close) = (true, true);
+    }
+
+    /// What its queue takes of a [`StreamState`], in bytes.
+    pub(super) fn queue_state_bytes(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.state_bytes())
+    }
+
+    /// Gives up payload as [`SendQueue::give_up_beyond`] does.
+    pub(super) fn give_up_beyond(&mut self, bytes: usize) -> Vec<(AllocationId, u32)> {
+        let given_up = self.queue.as_mut().map(|queue| queue.give_up_beyond(bytes)).unwrap_or_default();
+        self.queue.take_if(|queue| queue.is_empty());
+        given_up
     }
 
     // ---- in
@@ -308,6 +378,9 @@ impl Stream {
 
     /// Writes what waits, as far as the kernel takes it.
     pub(super) fn flush(&mut self, spare: &mut SpareQueues) {
+        if self.is_abandoned {
+            return;
+        }
         let mut queue = match self.queue.take() {
             Some(queue) => queue,
             None if self.wants_write() => spare.pop().unwrap_or_default(),

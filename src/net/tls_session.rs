@@ -5,7 +5,8 @@
 
 use std::io::{self, Read, Write};
 
-use super::record::{ALERT_BYTES_MAX, Alert, Cut, Established, Opened, RecordLayer};
+use super::record::{ALERT_BYTES_MAX, Alert, Cut, Established, Opened, RecordLayer, RecordLayerError};
+use super::stream_state::TlsState;
 use crate::time::Ticks;
 
 /// Memory that is kept for the start of a record, in bytes: an idle client has no more than this.
@@ -33,6 +34,28 @@ impl TlsSession {
         let Established { records, unsent, received } = established;
         let has_ended = records.has_ended_reading();
         Self { records, held: rest, early: received, unsent, alert: None, has_ended, opened: 0 }
+    }
+
+    /// Everything but [`TlsSession::take_opened`], as plain values. Of two sessions with this state only one may ever send.
+    pub(super) fn to_state(&self) -> TlsState {
+        TlsState {
+            records: self.records.copy_state(),
+            held: self.held.clone(),
+            early: self.early.clone(),
+            unsent: self.unsent.clone(),
+            alert: self.alert.map(|alert| alert as u8),
+            has_ended: self.has_ended,
+        }
+    }
+
+    /// The session that [`TlsSession::to_state`] described; [`TlsSession::read_early`] must follow.
+    ///
+    /// # Errors
+    /// Of the keys.
+    pub(super) fn from_state(state: TlsState) -> Result<Self, RecordLayerError> {
+        let TlsState { records, held, early, unsent, alert, has_ended } = state;
+        let records = RecordLayer::from_state(&records)?;
+        Ok(Self { records, held, early, unsent, alert: alert.map(Alert::of), has_ended, opened: 0 })
     }
 
     /// Whether the client has said that it sends no more.

@@ -32,6 +32,19 @@ const WARNING: u8 = 1;
 const FATAL: u8 = 2;
 
 impl Alert {
+    /// The one with this number; [`Alert::InternalError`] for one that we don't send.
+    pub(in crate::net) const fn of(number: u8) -> Self {
+        match number {
+            0 => Self::CloseNotify,
+            10 => Self::UnexpectedMessage,
+            20 => Self::BadRecordMac,
+            22 => Self::RecordOverflow,
+            47 => Self::IllegalParameter,
+            50 => Self::DecodeError,
+            _ => Self::InternalError,
+        }
+    }
+
     /// The two bytes of the message.
     pub(super) const fn message(self) -> [u8; 2] {
         let level = match self {

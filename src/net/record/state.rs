@@ -128,6 +128,12 @@ impl RecordLayer {
     /// Everything, as plain values. The layer is gone: a number that is sealed twice would break the key.
     #[must_use]
     pub fn to_state(self) -> RecordState {
+        self.copy_state()
+    }
+
+    /// As [`RecordLayer::to_state`], of a layer that is kept for the case that the other process never begins. It may seal
+    /// again only if that is certain.
+    pub(in crate::net) fn copy_state(&self) -> RecordState {
         RecordState {
             suite: self.suite.number,
             reading: DirectionState::of(self.suite, &self.reading),

@@ -1,0 +1,808 @@
+//! Streams that move as bytes to other workers, on the same sockets, at any moment.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::OnceLock;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
+
+use super::*;
+use crate::address::{ClientAddress, RelayedTransportAddress, ServerAddress, Transport};
+use crate::net::record::{Established, config_of_connection, record_bytes};
+use crate::net::send_queue::FRAME_COST;
+use crate::net::stream_state::{FrameState, QueueState};
+use crate::net::sys::Waker;
+use crate::net::tcp::Stopped;
+use crate::protocol::accounting::{Amount, SessionRecord, Traffic};
+use crate::protocol::ids::SessionId;
+use crate::protocol::random::Random;
+use crate::protocol::reason::EndReason;
+use crate::state::{self, FORMAT};
+use crate::time::UnixSeconds;
+use crate::wire::framing::{Cut, cut};
+
+const NAME: &str = "turn.example.org";
+const ID: AllocationId = AllocationId { index: 2, generation: 3 };
+const REGION: usize = 130_000;
+const LIMITS: TcpLimits = TcpLimits { queue_bytes: 256 * 1024, unauthenticated_ms: 10_000 };
+
+fn certificate() -> &'static (CertificateDer<'static>, Vec<u8>) {
+    static CERTIFICATE: OnceLock<(CertificateDer<'static>, Vec<u8>)> = OnceLock::new();
+    CERTIFICATE.get_or_init(|| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+        (parameters.self_signed(&key).unwrap().into(), key.serialize_der())
+    })
+}
+
+fn ends(version: &'static SupportedProtocolVersion) -> (ClientConnection, ServerConfig) {
+    let (certificate, key) = certificate();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(crate::tls::provider())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = ServerConfig::builder_with_provider(crate::tls::provider())
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], PrivateKeyDer::try_from(key.clone()).unwrap())
+        .unwrap();
+    let mut client = ClientConnection::new(Arc::new(client), NAME.try_into().unwrap()).unwrap();
+    client.set_buffer_limit(None);
+    (client, server)
+}
+
+/// A handshake after which the client has heard nothing of the server's last flight, and has sent `early` behind its own;
+/// `received` is as if rustls had decrypted it.
+fn shake_hands(
+    version: &'static SupportedProtocolVersion,
+    received: &[u8],
+    early: &[u8],
+) -> (ClientConnection, TlsSession) {
+    let (mut client, config) = ends(version);
+    let (config, secrets) = config_of_connection(&config);
+    let mut server = ServerConnection::new(config).unwrap();
+    let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
+    client.writer().write_all(early).unwrap();
+    while server.is_handshaking() {
+        while client.wants_write() {
+            client.write_tls(&mut to_server).unwrap();
+        }
+        while server.is_handshaking()
+            && let Some(len) = record_bytes(&to_server).filter(|len| *len <= to_server.len())
+        {
+            let record: Vec<u8> = to_server.drain(..len).collect();
+            server.read_tls(&mut &record[..]).unwrap();
+            server.process_new_packets().unwrap();
+        }
+        if server.is_handshaking() {
+            while server.wants_write() {
+                server.write_tls(&mut to_client).unwrap();
+            }
+            let wire = std::mem::take(&mut to_client);
+            let mut wire = &wire[..];
+            while !wire.is_empty() {
+                client.read_tls(&mut wire).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+    }
+    let mut established = Established::take(server, &secrets).unwrap();
+    established.received.extend(received);
+    (client, TlsSession::new(established, to_server))
+}
+
+fn new_streams(limits: TcpLimits) -> Streams {
+    Streams::new(limits, Arc::default(), EvictedStreams::new(Arc::new(Waker::new().unwrap())))
+}
+
+/// Both ends of a connection whose buffers hold little.
+fn sockets() -> (TcpStream, TcpStream, FiveTuple) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, from) = listener.accept().unwrap();
+    for socket in [&server, &client] {
+        rustix::net::sockopt::set_socket_send_buffer_size(socket, 16 * 1024).unwrap();
+        socket.set_nonblocking(true).unwrap();
+    }
+    let five_tuple = FiveTuple {
+        client: ClientAddress::from(from),
+        server: ServerAddress::from(listener.local_addr().unwrap()),
+        transport: Transport::Tcp,
+    };
+    (server, client, five_tuple)
+}
+
+fn insert(streams: &mut Streams, tls: Option<TlsSession>) -> (usize, TcpStream) {
+    let (server, client, mut five_tuple) = sockets();
+    if tls.is_some() {
+        five_tuple.transport = Transport::Tls;
+    }
+    let permit = streams.half_open.return_to(five_tuple.client, Box::new(|| {}));
+    let (at, _) = streams.insert(server, tls.map(Box::new), five_tuple, permit, Ticks(0));
+    (at, client)
+}
+
+/// As bytes to another worker, on duplicates of the sockets.
+fn moved(old: &Streams) -> Streams {
+    let (mut state, sockets) = old.export();
+    let bytes = state::write(&state, FORMAT).unwrap();
+    let read: StreamsState = state::read(&bytes).unwrap();
+    assert!(read == state && read.check() == Ok(()), "{read:?}");
+    let mut new = new_streams(old.limits);
+    for (stream, socket) in read.streams.into_iter().zip(sockets) {
+        let socket = TcpStream::from(socket.try_clone_to_owned().unwrap());
+        new.import(read.next_id, stream, socket, true, Ticks(0)).unwrap();
+    }
+    state.streams.iter_mut().for_each(|stream| stream.deadline = None);
+    assert!(new.export().0 == state, "it is exported as it was imported");
+    new
+}
+
+/// A message of ChannelData whose every byte tells where it stands.
+fn frame(number: usize, len: usize) -> Vec<u8> {
+    let mut frame = vec![0x40, number as u8];
+    frame.extend((len as u16).to_be_bytes());
+    frame.extend((0..len).map(|at| (at + number * 7) as u8));
+    frame.resize(frame.len().next_multiple_of(4), 0);
+    frame
+}
+
+/// One client and the worker that has its stream, with what each said and heard.
+struct World {
+    random: Random,
+    streams: Streams,
+    at: usize,
+    client: TcpStream,
+    tls: Option<ClientConnection>,
+    /// What of the client waits to be written to its socket.
+    wire: Vec<u8>,
+    /// Messages that the client said, and those that the worker handled.
+    said: Vec<Vec<u8>>,
+    handled: Vec<Vec<u8>>,
+    /// Frames that the queue took, with their payload; and all that the client read.
+    taken: Vec<(Vec<u8>, Option<u32>)>,
+    heard: Vec<u8>,
+    given_up: Amount,
+    key_updates: usize,
+    moves: [usize; 6],
+}
+
+impl World {
+    fn new(seed: u64, version: Option<&'static SupportedProtocolVersion>) -> Self {
+        let mut streams = new_streams(LIMITS);
+        let said = vec![frame(0, 900), frame(1, 50)];
+        let (at, client, tls) = match version {
+            None => {
+                let (at, client) = insert(&mut streams, None);
+                (at, client, None)
+            }
+            Some(version) => {
+                let (tls, session) = shake_hands(version, &said[0], &said[1]);
+                let (at, client) = insert(&mut streams, Some(session));
+                (at, client, Some(tls))
+            }
+        };
+        let wire = if tls.is_some() { Vec::new() } else { said.concat() };
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&seed.to_be_bytes());
+        Self {
+            random: Random::new(key),
+            streams,
+            at,
+            client,
+            tls,
+            wire,
+            said,
+            handled: Vec::new(),
+            taken: Vec::new(),
+            heard: Vec::new(),
+            given_up: Amount::default(),
+            key_updates: 0,
+            moves: [0; 6],
+        }
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.random.next_u64() % end as u64) as usize
+    }
+
+    fn length(&mut self) -> usize {
+        match self.below(20) {
+            0 => self.below(60_000),
+            1..=4 => 0,
+            _ => self.below(1_300),
+        }
+    }
+
+    fn stream(&mut self) -> &mut Stream {
+        self.streams.get_mut(self.at).unwrap()
+    }
+
+    fn step(&mut self) {
+        match self.below(16) {
+            0..=3 => self.say(),
+            4 | 5 => self.visit(),
+            6..=9 => self.send(),
+            10 | 11 => self.end_turn(),
+            12 => self.hear(),
+            13 => self.give_up_some(),
+            14 => self.update_keys(),
+            _ => self.move_it(),
+        }
+        assert_eq!(self.waiting_in_model(), self.stream().waiting().bytes, "payload in the queue");
+    }
+
+    fn say(&mut self) {
+        if self.wire.len() < 100_000 {
+            let message = frame(self.said.len(), self.length());
+            match &mut self.tls {
+                Some(tls) => {
+                    tls.writer().write_all(&message).unwrap();
+                    while tls.wants_write() {
+                        tls.write_tls(&mut self.wire).unwrap();
+                    }
+                }
+                None => self.wire.extend(&message),
+            }
+            self.said.push(message);
+        }
+        let count = self.below(self.wire.len() + 1);
+        self.write(count);
+    }
+
+    fn write(&mut self, count: usize) {
+        match self.client.write(&self.wire[..count]) {
+            Ok(count) => drop(self.wire.drain(..count)),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        }
+    }
+
+    /// Handles a few messages, as the worker does.
+    fn visit(&mut self) {
+        let mut region = vec![0; REGION];
+        let stream = self.streams.get_mut(self.at).unwrap();
+        match stream.read(&mut region, true, Ticks(0)) {
+            Ok(len) => self.handle(&mut region, len.expect("the client has not ended")),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}"),
+        }
+    }
+
+    fn handle(&mut self, region: &mut [u8], len: usize) {
+        let most = self.below(6);
+        let (mut done, mut stopped) = (0, Stopped::NeedsMore);
+        for count in 0.. {
+            let Cut::Frame { consumed, .. } = cut(&region[done..len]) else { break };
+            if count == most {
+                stopped = Stopped::OutOfBudget;
+                break;
+            }
+            self.handled.push(region[done..done + consumed].to_vec());
+            done += consumed;
+        }
+        self.stream().handled(&region[..len], done, stopped);
+    }
+
+    fn send(&mut self) {
+        let is_reply = self.below(6) == 0;
+        let len = self.length();
+        let bytes = frame(self.taken.len(), len);
+        let payload = (!is_reply).then_some(len as u32);
+        let pieces = [&bytes[..4], &bytes[4..4 + len], &bytes[4 + len..]];
+        if self.streams.send(self.at, pieces, payload.map(|len| (ID, len))) == Some(Sent::Taken) {
+            self.taken.push((bytes, payload));
+        }
+    }
+
+    fn end_turn(&mut self) {
+        while let Some(at) = self.streams.pop_dirty() {
+            self.streams.flush(at.unwrap());
+        }
+        self.streams.flush(self.at);
+        assert!(!self.stream().must_close());
+    }
+
+    fn hear(&mut self) {
+        let mut bytes = vec![0; self.below(2_000) + 1];
+        let count = match self.client.read(&mut bytes) {
+            Ok(count) => count,
+            Err(error) => return assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+        };
+        let Some(tls) = &mut self.tls else { return self.heard.extend(&bytes[..count]) };
+        let mut wire = &bytes[..count];
+        while !wire.is_empty() {
+            tls.read_tls(&mut wire).unwrap();
+            tls.process_new_packets().unwrap();
+            let mut room = [0; 20_000];
+            while let Ok(count @ 1..) = tls.reader().read(&mut room) {
+                self.heard.extend(&room[..count]);
+            }
+        }
+    }
+
+    /// Payload of frames whose last byte has not left, as far as the model can tell: those that were taken, without those that
+    /// the queue says have left.
+    fn waiting_in_model(&mut self) -> u64 {
+        let (state, _) = self.streams.export();
+        let frames = state.streams[0].queue.as_ref().map_or(0, |queue| queue.frames.len());
+        let from = self.taken.len() - frames;
+        self.taken[from..].iter().filter_map(|(_, payload)| *payload).map(u64::from).sum()
+    }
+
+    fn give_up_some(&mut self) {
+        let most = self.below(400_000);
+        let before = self.stream().waiting();
+        for (at, payloads) in self.streams.give_up_beyond(most) {
+            assert_eq!(at, self.at);
+            for (of, bytes) in payloads.into_iter().rev() {
+                assert_eq!(of, ID);
+                let last = self.taken.iter().rposition(|(_, payload)| payload.is_some()).unwrap();
+                assert_eq!(self.taken.remove(last).1, Some(bytes), "the last are given up first");
+                self.given_up = self.given_up + Amount { packets: 1, bytes: u64::from(bytes) };
+            }
+        }
+        let after = self.stream().waiting();
+        assert!(after.bytes <= before.bytes && after.packets <= before.packets);
+    }
+
+    fn update_keys(&mut self) {
+        if let Some(tls) = self.tls.as_mut().filter(|tls| !tls.is_handshaking())
+            && self.key_updates < 20
+        {
+            self.key_updates += 1;
+            // Refused with TLS 1.2.
+            let _ = tls.refresh_traffic_keys();
+        }
+    }
+
+    fn move_it(&mut self) {
+        let before = self.stream();
+        let told = (before.waiting(), before.input_bytes(), before.ready_bytes(), before.has_backlog());
+        let (state, _) = self.streams.export();
+        let stream = &state.streams[0];
+        let queue = stream.queue.clone().unwrap_or_default();
+        let seen = [
+            true,
+            !stream.input.is_empty(),
+            queue.front_sent > 0 || queue.record_sent > 0,
+            queue.encrypted > 0,
+            !queue.bytes.is_empty(),
+            stream.tls.as_ref().is_some_and(|tls| !tls.held.is_empty()),
+        ];
+        self.moves.iter_mut().zip(seen).for_each(|(count, seen)| *count += usize::from(seen));
+        self.streams = moved(&self.streams);
+        self.at = self.streams.find(stream.id).unwrap();
+        let after = self.stream();
+        assert_eq!((after.waiting(), after.input_bytes(), after.ready_bytes(), after.has_backlog()), told);
+        if stream.tls.is_some() {
+            self.read_early();
+        }
+        if let Some(at) = self.streams.pop_ready() {
+            assert_eq!(at, self.at);
+            self.visit();
+        }
+    }
+
+    fn read_early(&mut self) {
+        let mut region = vec![0; REGION];
+        let stream = self.streams.get_mut(self.at).unwrap();
+        let len = stream.read_early(&mut region, Ticks(0)).unwrap();
+        self.handle(&mut region, len);
+    }
+
+    /// Until nothing is under way any more.
+    fn finish(&mut self) {
+        let expected: usize = self.taken.iter().map(|(bytes, _)| bytes.len()).sum();
+        let mut rounds = 0;
+        while self.handled.len() < self.said.len() || self.heard.len() < expected {
+            self.write(self.wire.len());
+            self.visit();
+            self.end_turn();
+            (0..20).for_each(|_| self.hear());
+            rounds += 1;
+            assert!(
+                rounds < 1_000_000,
+                "{} of {}, {} of {expected}",
+                self.handled.len(),
+                self.said.len(),
+                self.heard.len()
+            );
+            std::thread::yield_now();
+        }
+        assert!(self.handled == self.said, "each message comes once and in order");
+        assert!(
+            self.heard == self.taken.iter().flat_map(|(bytes, _)| bytes.clone()).collect::<Vec<_>>(),
+            "so does each frame"
+        );
+        self.hear();
+        assert_eq!(
+            (self.stream().waiting(), self.heard.len(), self.stream().input_bytes()),
+            (Amount::default(), expected, 0)
+        );
+    }
+}
+
+fn all_arrives(version: Option<&'static SupportedProtocolVersion>, seeds: u64) {
+    let mut moves = [0; 6];
+    let mut given_up = Amount::default();
+    for seed in 0..seeds {
+        let mut world = World::new(seed, version);
+        if version.is_some() {
+            // What came behind the handshake may move before it was looked at.
+            if seed % 2 == 0 { world.move_it() } else { world.read_early() }
+        }
+        for _ in 0..1_500 {
+            world.step();
+        }
+        world.finish();
+        moves.iter_mut().zip(world.moves).for_each(|(sum, count)| *sum += count);
+        given_up = given_up + world.given_up;
+    }
+    // With the start of a message, of a frame sent, with ciphertext, with plaintext, with the start of a record.
+    let is_tls = version.is_some();
+    for (what, count) in moves.into_iter().enumerate() {
+        let is_seen = match what {
+            3 | 5 => is_tls,
+            _ => true,
+        };
+        assert!(if is_seen { count > 30 } else { count == 0 }, "moves of kind {what}: {moves:?}");
+    }
+    assert!(given_up.packets > 100, "{given_up:?}");
+}
+
+#[test]
+fn a_plain_stream_that_moves_at_any_moment_loses_and_repeats_nothing() {
+    all_arrives(None, 12);
+}
+
+#[test]
+fn a_stream_of_tls_1_3_that_moves_at_any_moment_loses_and_repeats_nothing() {
+    all_arrives(Some(&rustls::version::TLS13), 12);
+}
+
+#[test]
+fn a_stream_of_tls_1_2_that_moves_at_any_moment_loses_and_repeats_nothing() {
+    all_arrives(Some(&rustls::version::TLS12), 12);
+}
+
+/// Of a session that has ended.
+fn record(number: u64) -> SessionRecord {
+    let (_, _, five_tuple) = sockets();
+    SessionRecord {
+        session: SessionId { instance: 1, number },
+        seq: 1,
+        unix: UnixSeconds(1_700_000_000),
+        allocation: AllocationId { index: number as u32, generation: 1 },
+        username: "alice".into(),
+        identity: "alice".into(),
+        tenant: None,
+        secret: None,
+        via: Via::Stream(StreamId(1), five_tuple),
+        relayed: RelayedTransportAddress::from("192.0.2.1:50000".parse::<SocketAddr>().unwrap()),
+        created_at: Ticks(0),
+        ended_at: Ticks(5),
+        reason: Some(EndReason::Expired),
+        traffic: Traffic::default(),
+        dropped: Box::default(),
+    }
+}
+
+/// A state of one plain stream, and its socket.
+fn one() -> (StreamsState, TcpStream) {
+    let mut streams = new_streams(LIMITS);
+    let (at, _client) = insert(&mut streams, None);
+    streams.send(at, [b"head", b"payload", b""], Some((ID, 7)));
+    let (state, sockets) = streams.export();
+    let socket = TcpStream::from(sockets[0].try_clone_to_owned().unwrap());
+    (state, socket)
+}
+
+fn refused(change: impl FnOnce(&mut StreamsState)) -> Option<StreamStateError> {
+    let (mut state, socket) = one();
+    change(&mut state);
+    let mut streams = new_streams(LIMITS);
+    let checked = state.check();
+    let refused = streams.import(state.next_id, state.streams.remove(0), socket, true, Ticks(0)).err();
+    assert_eq!(checked.err().map(|(_, why)| why), refused);
+    assert_eq!(streams.all().len(), usize::from(refused.is_none()), "what is refused leaves nothing");
+    refused
+}
+
+fn queue(state: &mut StreamsState) -> &mut QueueState {
+    state.streams[0].queue.as_mut().unwrap()
+}
+
+#[test]
+fn a_state_that_contradicts_itself_is_refused() {
+    use StreamStateError::{Ended, Frames, Id, Input, Records, Transport as WrongTransport};
+    assert_eq!(refused(|_| ()), None);
+    assert_eq!(refused(|state| state.streams[0].id = StreamId(2)), Some(Id));
+    assert_eq!(refused(|state| state.streams[0].id = StreamId(0)), Some(Id));
+    assert_eq!(refused(|state| state.next_id = u64::MAX), Some(Id));
+    assert_eq!(refused(|state| state.streams[0].five_tuple.transport = Transport::Udp), Some(WrongTransport));
+    assert_eq!(refused(|state| state.streams[0].five_tuple.transport = Transport::Tls), Some(WrongTransport));
+    assert_eq!(refused(|state| state.streams[0].input = vec![0x40; 200_000]), Some(Input { bytes: 200_000 }));
+    assert_eq!(refused(|state| state.streams[0].ended = vec![record(1); 9]), Some(Ended(9)));
+    assert_eq!(refused(|state| queue(state).bytes.push(0)), Some(Frames));
+    assert_eq!(refused(|state| queue(state).encrypted = 2), Some(Frames));
+    assert_eq!(refused(|state| queue(state).front_sent = 11), Some(Frames));
+    assert_eq!(refused(|state| queue(state).frames.push(FrameState { bytes: 0, payload: None })), Some(Frames));
+    assert_eq!(refused(|state| queue(state).frames[0].payload = Some((ID, 12))), Some(Frames));
+    assert_eq!(refused(|state| queue(state).frames[0].bytes = u32::MAX), Some(Frames));
+    assert_eq!(refused(|state| queue(state).cipher.push(0)), Some(Records));
+    assert_eq!(refused(|state| queue(state).record_sent = 1), Some(Records));
+    let encrypted = |state: &mut StreamsState| {
+        queue(state).encrypted = 1;
+        queue(state).bytes.clear();
+    };
+    assert_eq!(refused(encrypted), Some(Records), "ciphertext without TLS");
+}
+
+#[test]
+fn no_number_comes_twice() {
+    let (state, socket) = one();
+    let mut streams = new_streams(LIMITS);
+    let stream = state.streams[0].clone();
+    streams.import(7, stream.clone(), socket.try_clone().unwrap(), true, Ticks(0)).unwrap();
+    assert_eq!(streams.import(7, stream, socket, true, Ticks(0)), Err(StreamStateError::Id));
+    let (at, _client) = insert(&mut streams, None);
+    assert_eq!(streams.get(at).unwrap().id, StreamId(8), "nor that of a stream that was closed before");
+}
+
+#[test]
+fn a_half_open_stream_keeps_its_deadline_and_has_a_place_again() {
+    let mut old = new_streams(LIMITS);
+    let (_, _client) = insert(&mut old, None);
+    let import = |limits, has_allocation, now| {
+        let (mut state, sockets) = old.export();
+        assert_eq!(state.streams[0].deadline, Some(Ticks(10_000)));
+        let socket = TcpStream::from(sockets[0].try_clone_to_owned().unwrap());
+        let mut new = new_streams(limits);
+        new.import(state.next_id, state.streams.remove(0), socket, has_allocation, now).unwrap();
+        (new.next_deadline(), new.half_open.count(), new)
+    };
+    let (deadline, places, mut new) = import(LIMITS, false, Ticks(7_000));
+    assert_eq!((deadline, places), (Some(Ticks(10_000)), 1));
+    assert_eq!((new.pop_overdue(Ticks(9_999)), new.pop_overdue(Ticks(10_000))), (None, Some(0)));
+    new.keep_alive(StreamId(1));
+    assert_eq!(new.half_open.count(), 0);
+    let (deadline, places, _) = import(LIMITS, true, Ticks(7_000));
+    assert_eq!((deadline, places), (None, 0), "with an allocation there is none");
+    let shorter = TcpLimits { unauthenticated_ms: 1_000, ..LIMITS };
+    assert_eq!(import(shorter, false, Ticks(7_000)).0, Some(Ticks(8_000)), "a limit that is shorter now");
+    let none = TcpLimits { unauthenticated_ms: 0, ..LIMITS };
+    assert_eq!(import(none, false, Ticks(7_000)).0, None);
+}
+
+#[test]
+fn a_move_gives_no_new_requests() {
+    let mut old = new_streams(LIMITS);
+    let (at, _client) = insert(&mut old, None);
+    let all = |streams: &mut Streams| {
+        let stream = streams.get_mut(0).unwrap();
+        (0..1_000).filter(|_| stream.take_request(Ticks(10))).count()
+    };
+    assert!(old.get_mut(at).unwrap().take_request(Ticks(10)));
+    let mut new = moved(&old);
+    let left = all(&mut old);
+    assert_eq!((all(&mut new), all(&mut moved(&new))), (left, 0));
+    assert!(moved(&new).get_mut(0).unwrap().take_request(Ticks(200)), "more are earned as before");
+}
+
+#[test]
+fn a_queue_that_is_longer_than_the_new_limit_is_not_cut_off() {
+    let mut old = new_streams(TcpLimits { queue_bytes: 1 << 20, ..LIMITS });
+    let (at, _client) = insert(&mut old, None);
+    while old.send(at, [&[0; 4], &[0; 60_000], &[]], Some((ID, 60_000))) == Some(Sent::Taken) {}
+    let mut new = moved(&old);
+    new.limits = LIMITS;
+    let mut new = moved(&new);
+    let at = new.pop_dirty().unwrap().unwrap();
+    new.flush(at);
+    let stream = new.get(at).unwrap();
+    assert!(stream.has_backlog() && stream.is_blocked() && !stream.must_close());
+    assert_eq!(new.send(at, [&[0; 4], &[0; 60_000], &[0; 60_000]], Some((ID, 60_000))), Some(Sent::Full));
+}
+
+#[test]
+fn an_abandoned_stream_says_nothing_more_and_tells_what_it_gives_up() {
+    for version in [None, Some(&rustls::version::TLS13)] {
+        let mut streams = new_streams(LIMITS);
+        let (at, mut client) = insert(&mut streams, version.map(|version| shake_hands(version, b"", b"").1));
+        streams.send(at, [&[0; 4], &[0; 96], &[]], Some((ID, 96)));
+        let stream = streams.get_mut(at).unwrap();
+        stream.abandon();
+        assert!(stream.must_close());
+        streams.send(at, [&[0; 4], &[0; 60], &[]], Some((ID, 60)));
+        streams.flush(at);
+        let stream = streams.get_mut(at).unwrap();
+        assert_eq!(stream.give_up().collect::<Vec<_>>(), [(ID, 96), (ID, 60)]);
+        stream.say_goodbye();
+        drop(streams);
+        client.set_nonblocking(false).unwrap();
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard, b"", "{version:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_all_streams_is_given_up_in_equal_shares() {
+    let mut streams = new_streams(LIMITS);
+    let mut clients = Vec::new();
+    for frames in [1, 10, 40] {
+        let (at, client) = insert(&mut streams, None);
+        clients.push(client);
+        (0..frames).for_each(|_| {
+            streams.send(at, [&[0; 4], &[0; 996], &[]], Some((ID, 996)));
+        });
+        streams.send(at, [b"a reply", b"", b""], None);
+    }
+    let one = 1_000 + FRAME_COST;
+    let reply = 7 + FRAME_COST;
+    assert_eq!(streams.give_up_beyond(51 * one + 3 * reply), []);
+    let given_up = streams.give_up_beyond(21 * one + 3 * reply);
+    assert_eq!(given_up, [(2, vec![(ID, 996); 30])], "the others have less than their share");
+    let given_up = streams.give_up_beyond(11 * one + 3 * reply);
+    assert_eq!(given_up, [(1, vec![(ID, 996); 5]), (2, vec![(ID, 996); 5])]);
+    assert_eq!(streams.give_up_beyond(0).iter().map(|(_, payloads)| payloads.len()).collect::<Vec<_>>(), [1, 5, 5]);
+    let waiting = streams.all().into_iter().map(|at| streams.get(at).unwrap());
+    for stream in waiting {
+        assert_eq!((stream.waiting(), stream.ready_bytes()), (Amount::default(), 7), "a reply is kept");
+    }
+    assert_eq!(
+        (equal_share(vec![], 5), equal_share(vec![3, 3], 6), equal_share(vec![9, 1], 6)),
+        (usize::MAX, usize::MAX, 5)
+    );
+}
+
+#[test]
+fn records_that_are_held_back_move_with_the_payload_that_they_wait_for() {
+    let mut old = new_streams(LIMITS);
+    let (at, _client) = insert(&mut old, None);
+    let [first, second] = [record(1), record(2)];
+    for record in [&first, &second] {
+        old.send(at, [&[0; 4], &[0; 96], &[]], Some((record.allocation, 96)));
+        assert!(old.get_mut(at).unwrap().hold_back(Box::new(record.clone())).is_none());
+    }
+    let mut new = moved(&old);
+    let stream = new.get_mut(0).unwrap();
+    assert_eq!(stream.decided(), None);
+    assert!(stream.held_back(second.allocation).is_some());
+    assert_eq!(new.give_up_beyond(100 + FRAME_COST), [(0, vec![(second.allocation, 96)])]);
+    assert_eq!(new.get_mut(0).unwrap().decided().as_deref(), Some(&second));
+    new.flush(0);
+    assert_eq!(new.get_mut(0).unwrap().decided().as_deref(), Some(&first));
+}
+
+/// Of a worker to which the client has sent `wire`, after it was read once, as it is at the next worker.
+fn after_reading(streams: &mut Streams, client: &mut TcpStream, wire: &[u8]) -> (io::Result<usize>, Streams) {
+    client.write_all(wire).unwrap();
+    let mut region = vec![0; REGION];
+    let read = loop {
+        match streams.get_mut(0).unwrap().read(&mut region, true, Ticks(0)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+            read => break read.map(Option::unwrap),
+        }
+    };
+    if let Ok(len) = read {
+        streams.get_mut(0).unwrap().handled(&region[..len], 0, Stopped::OutOfBudget);
+    }
+    (read, moved(streams))
+}
+
+#[test]
+fn what_the_client_did_last_is_known_after_a_move() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let begin = || {
+            let (mut tls, session) = shake_hands(version, b"", b"");
+            let mut streams = new_streams(LIMITS);
+            let (at, mut client) = insert(&mut streams, Some(session));
+            streams.make_dirty(at);
+            streams.flush(at);
+            client.set_nonblocking(false).unwrap();
+            while tls.is_handshaking() {
+                tls.read_tls(&mut client).unwrap();
+                tls.process_new_packets().unwrap();
+            }
+            (tls, client, streams)
+        };
+        let (mut tls, mut client, mut streams) = begin();
+        tls.writer().write_all(&frame(0, 40)).unwrap();
+        tls.send_close_notify();
+        let mut wire = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut wire).unwrap();
+        }
+        let (read, mut new) = after_reading(&mut streams, &mut client, &wire);
+        assert_eq!((read.unwrap(), new.ready()), (44, 1));
+        let stream = new.get_mut(0).unwrap();
+        assert!(!stream.has_ended(), "a message waits");
+        let mut region = vec![0; REGION];
+        assert_eq!(stream.read(&mut region, true, Ticks(0)).unwrap(), Some(44));
+        stream.handled(&region[..44], 44, Stopped::NeedsMore);
+        assert!(stream.has_ended());
+
+        let (mut tls, mut client, mut streams) = begin();
+        let (read, mut new) = after_reading(&mut streams, &mut client, &[99; 40]);
+        assert_eq!(read.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        new.get_mut(0).unwrap().say_goodbye();
+        drop((streams, new));
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).unwrap_or_default();
+        let mut heard = &heard[..];
+        let said = loop {
+            assert!(tls.read_tls(&mut heard).unwrap() > 0, "an alert is there");
+            if let Err(error) = tls.process_new_packets() {
+                break error;
+            }
+        };
+        assert_eq!(said, rustls::Error::AlertReceived(rustls::AlertDescription::UnexpectedMessage));
+    }
+}
+
+/// Whatever the bytes are: taken over or refused, and what is taken over can be used.
+#[test]
+fn a_damaged_state_never_panics() {
+    let mut streams = new_streams(LIMITS);
+    let (tls, session) = shake_hands(&rustls::version::TLS13, &frame(0, 40), &frame(1, 40));
+    let (at, mut client) = insert(&mut streams, Some(session));
+    let (plain_at, mut plain_client) = insert(&mut streams, None);
+    for at in [at, plain_at] {
+        for _ in 0..3 {
+            streams.send(at, [&[0; 4], &[0; 20], &[]], Some((ID, 20)));
+        }
+    }
+    let mut queue = streams.slots[at].to_state().queue.unwrap();
+    queue.bytes.drain(..24);
+    queue.encrypted = 1;
+    queue.cipher = vec![7; 40];
+    queue.records = vec![crate::net::stream_state::CipherState { cipher: 46, plain: 24 }];
+    queue.record_sent = 6;
+    let (mut state, sockets) = streams.export();
+    state.streams[0].queue = Some(queue);
+    assert_eq!(state.check(), Ok(()));
+    let mut body = Vec::new();
+    minicbor::encode(&state, &mut body).unwrap();
+    let mut taken = 0;
+    for place in 0..body.len() {
+        for flipped in [0x01, 0x08, 0x80, 0xFF] {
+            let mut damaged = body.clone();
+            damaged[place] ^= flipped;
+            let Ok(state) = minicbor::decode::<StreamsState>(&damaged) else { continue };
+            let mut new = new_streams(LIMITS);
+            for (stream, socket) in state.streams.into_iter().zip(&sockets) {
+                let socket = TcpStream::from(socket.try_clone_to_owned().unwrap());
+                let Ok(at) = new.import(state.next_id, stream, socket, place % 2 == 0, Ticks(5)) else { continue };
+                taken += 1;
+                use_it(&mut new, at);
+            }
+        }
+        // Nobody else reads.
+        let mut room = [0; 60_000];
+        drop((client.read(&mut room), plain_client.read(&mut room)));
+    }
+    assert!(taken > 1_000, "{taken}");
+    drop(tls);
+}
+
+fn use_it(streams: &mut Streams, at: usize) {
+    let mut region = vec![0; REGION];
+    let stream = streams.get_mut(at).unwrap();
+    let len = stream.read_early(&mut region, Ticks(9)).unwrap_or(0);
+    stream.handled(&region[..len], 0, Stopped::NeedsMore);
+    let _ = stream
+        .read(&mut region, true, Ticks(9))
+        .map(|len| stream.handled(&region[..len.unwrap_or(0)], 0, Stopped::NeedsMore));
+    let _ = (stream.take_request(Ticks(9)), stream.decided());
+    drop(streams.export());
+    streams.give_up_beyond(30);
+    streams.send(at, [b"more", b"", b""], None);
+    streams.flush(at);
+    assert!(streams.export().0.streams.len() <= 2);
+    streams.get_mut(at).unwrap().give_up().for_each(drop);
+}
