@@ -8,7 +8,7 @@ use throughway::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via,
 };
 use throughway::credentials::Secret;
-use throughway::net::shared::SharedState;
+use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::net::stream_state::StreamsState;
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
@@ -16,6 +16,7 @@ use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{
     Answer, Input, OpenedRelay, Output, PacketMeta, Parity, Question, Relay, RelayRefused, RelayRequest, Shared,
 };
+use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ServerState, counters_of};
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
@@ -23,6 +24,7 @@ use throughway::protocol::meter::Meters;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
+use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
@@ -485,6 +487,9 @@ pub(crate) fn state(bytes: &[u8]) {
     let _ = throughway::state::read::<ServerState>(bytes);
     let _ = throughway::state::read::<SharedState>(bytes);
     let _ = throughway::state::read::<StreamsState>(bytes);
+    let _ = throughway::state::read::<EarlyAllocations>(bytes);
+    let _ = throughway::state::read::<ServerChanges>(bytes);
+    let _ = throughway::state::read::<SharedChanges>(bytes);
     let Some((format, body)) = bytes.split_first() else { return };
     let mut framed = vec![0; throughway::state::HEAD];
     framed.extend_from_slice(body);
@@ -493,6 +498,24 @@ pub(crate) fn state(bytes: &[u8]) {
         let again = throughway::state::write(&state, throughway::state::FORMAT).expect("what was read can be written");
         assert!(throughway::state::read::<ServerState>(&again).expect("what was written can be read") == state);
         take_over(state);
+    }
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::EarlyAllocations as u32);
+    if let Ok(slice) = throughway::state::read::<EarlyAllocations>(&framed) {
+        take_over_early(slice, None);
+    }
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::WorkerChanges as u32);
+    if let Ok(changes) = throughway::state::read::<ServerChanges>(&framed) {
+        let again =
+            throughway::state::write(&changes, throughway::state::FORMAT).expect("what was read can be written");
+        assert!(throughway::state::read::<ServerChanges>(&again).expect("what was written can be read") == changes);
+        let slice = throughway::state::read(EARLY).expect("a kept state");
+        take_over_early(slice, Some(changes));
+    }
+    throughway::state::fill_head(&mut framed, u32::from(*format), Kind::ProcessChanges as u32);
+    if let Ok(changes) = throughway::state::read::<SharedChanges>(&framed) {
+        let early = QuotasState { scopes: changes.quotas.scopes.clone(), ..QuotasState::default() };
+        let _ = Quotas::from_early_state(early).import_changes(changes.quotas.clone());
+        let _ = Quotas::default().import_changes(changes.quotas);
     }
     throughway::state::fill_head(&mut framed, u32::from(*format), Kind::Process as u32);
     if let Ok(state) = throughway::state::read::<SharedState>(&framed) {
@@ -511,25 +534,45 @@ pub(crate) fn state(bytes: &[u8]) {
     }
 }
 
-fn take_over(state: ServerState) {
-    let parts = Parts {
+/// What came early before the kept changes.
+const EARLY: &[u8] = include_bytes!("../tests/vectors/state/format-2-early-allocations.state");
+
+fn parts_of_one_that_takes_over(counters: Arc<Counters>) -> Parts {
+    Parts {
         worker: WorkerId(0),
         workers: 2,
         shared: Arc::new(Everybody),
-        counters: counters_of(&state),
+        counters,
         nonce_key: Box::new([1; 32]),
         seed: [2; 32],
-    };
-    if let Ok(mut server) = Server::import(parts, settings(false), state) {
-        server.check_invariants();
-        let at = |ticks| Now { ticks: Ticks(ticks), unix: UnixSeconds(1_700_000_000) };
-        for ticks in [1_000, 700_000, 1 << 42] {
-            server.handle_timeout(at(ticks));
-            while server.poll_output().is_some() {}
-        }
-        server.check_invariants();
-        drop(server.export());
     }
+}
+
+fn take_over(state: ServerState) {
+    let parts = parts_of_one_that_takes_over(counters_of(&state));
+    if let Ok(server) = Server::import(parts, settings(false), state) {
+        let_time_pass(server);
+    }
+}
+
+/// The same in two parts.
+fn take_over_early(slice: EarlyAllocations, changes: Option<ServerChanges>) {
+    let mut server = Server::new(parts_of_one_that_takes_over(Arc::default()), settings(false));
+    let is_taken = server.import_early(slice.allocations).is_ok();
+    if is_taken && changes.is_none_or(|changes| server.import_changes(changes).is_ok()) {
+        let_time_pass(server);
+    }
+}
+
+fn let_time_pass(mut server: Server) {
+    server.check_invariants();
+    let at = |ticks| Now { ticks: Ticks(ticks), unix: UnixSeconds(1_700_000_000) };
+    for ticks in [1_000, 700_000, 1 << 42] {
+        server.handle_timeout(at(ticks));
+        while server.poll_output().is_some() {}
+    }
+    server.check_invariants();
+    drop(server.export());
 }
 
 /// The keys of both directions, as a state; what the client writes is what we read.

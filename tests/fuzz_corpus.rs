@@ -41,7 +41,15 @@ fn states_of_the_corpus_do_not_panic() {
 /// Each kept state with each of its bytes changed, and cut at each place.
 #[test]
 fn damaged_states_do_not_panic() {
-    for name in ["format-1-worker", "format-2-worker", "format-2-process", "format-2-streams"] {
+    for name in [
+        "format-1-worker",
+        "format-2-worker",
+        "format-2-process",
+        "format-2-streams",
+        "format-2-early-allocations",
+        "format-2-worker-changes",
+        "format-2-process-changes",
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/vectors/state/{name}.state"));
         let kept = std::fs::read(path).unwrap();
         let format = kept[11];

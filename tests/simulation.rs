@@ -133,6 +133,8 @@ struct Sum {
     relayed: u64,
     interims: u64,
     restarts: u64,
+    hand_overs: u64,
+    rollbacks: u64,
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -142,6 +144,8 @@ impl Sum {
         self.relayed += world.delivered;
         self.interims += world.interims;
         self.restarts += world.restarts;
+        self.hand_overs += world.hand_overs;
+        self.rollbacks += world.rollbacks;
         for totals in &world.model.totals {
             self.created += totals.created;
             self.ended.iter_mut().zip(totals.ended).for_each(|(sum, ended)| *sum += ended);
@@ -156,6 +160,7 @@ impl Sum {
 
     fn check(&self) {
         assert!(self.restarts > 10_000, "hardly any server was taken over: {self:?}");
+        assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");
         // No server of this world has a fault of its own.

@@ -17,12 +17,13 @@ use throughway::address::{FiveTuple, StreamId, Transport};
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, SharedSecret, mint};
 use throughway::net::record::{DirectionState, RecordState};
-use throughway::net::shared::SharedState;
+use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::net::stream_state::{CipherState, FrameState, QueueState, StreamState, StreamsState, TlsState};
 use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::export::ServerState;
 use throughway::protocol::ids::WorkerId;
 use throughway::protocol::meter::Rates;
+use throughway::protocol::quota_state::QuotasChanges;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::state::{self, FORMAT, FORMAT_MIN, HEAD, LINK_LOCAL_CLIENTS, State, StateError};
@@ -186,6 +187,29 @@ fn streams(h: &mut Harness) -> StreamsState {
     StreamsState { next_id: 11, streams: vec![plain, encrypted] }
 }
 
+/// The rest of what the workers share, after an early part: one user came, and one went, who is remembered for his bytes;
+/// another is forgotten.
+fn shared_changes(h: &mut Harness) -> SharedChanges {
+    h.hold_back_opens = false;
+    let [stays, leaves] = [user("gwen"), user("hugo")].map(|spec| {
+        let client = h.add(spec);
+        h.allocate(client);
+        client
+    });
+    let tax = h.add(with_grant(full_grant()).from("7.7.7.12:12"));
+    h.allocate(tax);
+    assert_eq!(h.permit(leaves, &[addr(PEER)]), 0);
+    assert_eq!(h.refresh(stays, 0).code(), 0);
+    drop(h.books.export_early());
+    h.send(leaves, addr(PEER), b"some bytes").to_peer();
+    h.advance(70);
+    assert_eq!((h.refresh(leaves, 0).code(), h.refresh(tax, 0).code()), (0, 0));
+    let reserves = h.add(user("ida").from("7.7.7.11:11").on_worker(1));
+    assert_eq!(h.ask(reserves, allocate().even_port(true)).code(), 0);
+    h.books.revoke(Subject::Tenant("third".into()), UnixSeconds(START_UNIX + 60));
+    h.books.export_changes()
+}
+
 /// Every place of a CBOR tree, as the keys and positions on the way to it.
 fn places(value: &Value, at: &mut Vec<usize>, found: &mut Vec<Vec<usize>>) {
     let children: Vec<&Value> = match value {
@@ -269,6 +293,11 @@ fn every_field_is_written_and_read() {
     assert!(server.openings.len() == 3 && server.allocations.len() == 2 && server.questions == 1);
     assert!(server.allocations.iter().any(|allocation| !allocation.dropped.is_empty()));
     assert!(!shared.quotas.reservations.is_empty() && shared.revocations.len() == 3);
+    let quotas = shared_changes(&mut one_of_everything().0);
+    every_part_is_read(&quotas, 200);
+    let QuotasChanges { scopes, removed, meters, lingering_new, lingering_gone, .. } = &quotas.quotas;
+    let found = [scopes.len(), removed.len(), meters.0.len(), lingering_new.len(), lingering_gone.len()];
+    assert!(found.iter().all(|count| *count > 0), "{found:?}");
     let (early, changes) = in_two_parts(&mut h);
     every_part_is_read(&early, 200);
     every_part_is_read(&changes, 300);
@@ -363,6 +392,7 @@ fn what_earlier_releases_wrote_is_read_for_ever() {
     samples_are_read(&server, "worker");
     samples_are_read(&shared, "process");
     samples_are_read(&streams(&mut h), "streams");
+    samples_are_read(&shared_changes(&mut one_of_everything().0), "process-changes");
     let (early, changes) = in_two_parts(&mut h);
     samples_are_read(&early, "early-allocations");
     samples_are_read(&changes, "worker-changes");

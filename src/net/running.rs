@@ -17,13 +17,14 @@ use super::overflow::{Overflow, SocketKind};
 use super::passed::Passed;
 use super::ports::PortCounts;
 use super::relay_addresses::{RelayAddress, RelayAddresses};
-use super::shared::{Process, SharedState};
+use super::shared::{Process, SharedChanges, SharedState};
 use super::worker::{Mailbox, Message, NotSent};
 use crate::address::Transport;
 use crate::clock;
 use crate::config::checked::Config;
 use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
+use crate::protocol::quota_state::QuotasImportError;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
 use crate::tls::{Handshakes, Tls, watch};
@@ -206,6 +207,37 @@ impl Running {
     /// has no allocations yet.
     pub fn import_shared(&self, state: SharedState) {
         self.process.import(state);
+    }
+
+    /// What the workers share, as far as it can go to another process early: quotas and revocations. From now on their
+    /// changes are noted.
+    #[must_use]
+    pub fn export_shared_early(&self) -> SharedState {
+        self.process.export_early()
+    }
+
+    /// What [`Running::export_shared_early`] lacks, while no worker does anything.
+    #[must_use]
+    pub fn export_shared_changes(&self) -> SharedChanges {
+        self.process.export_changes()
+    }
+
+    /// Nothing is noted any more: the other process failed.
+    pub fn end_early_export(&self) {
+        self.process.end_early_export();
+    }
+
+    /// Takes over what [`Running::export_shared_early`] gave in another process, before any worker takes allocations over.
+    pub fn import_shared_early(&self, state: SharedState) {
+        self.process.import_early(state);
+    }
+
+    /// Takes over what [`Running::export_shared_changes`] gave.
+    ///
+    /// # Errors
+    /// [`QuotasImportError`]; this process must not go on then.
+    pub fn import_shared_changes(&self, changes: SharedChanges) -> Result<(), QuotasImportError> {
+        self.process.import_changes(changes)
     }
 
     /// Who proved to hold a credential, and what came of it.

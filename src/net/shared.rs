@@ -15,7 +15,8 @@ use crate::address::PeerAddress;
 use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
 use crate::protocol::border::Shared;
 use crate::protocol::meter::Meters;
-use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas, QuotasState};
+use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
+use crate::protocol::quota_state::{QuotasChanges, QuotasImportError, QuotasState};
 use crate::protocol::reject::RejectReason;
 use crate::protocol::revocation::{RevocationState, Revocations, SessionSubject};
 use crate::protocol::settings::Limits;
@@ -48,6 +49,36 @@ impl State for SharedState {
     // Nothing of it came after the first format.
     fn keep_for(&mut self, _: u32) {}
 }
+
+/// [`SharedState`] without what was exported early and has not changed.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct SharedChanges {
+    /// Who has how many allocations, and what they used.
+    #[n(0)]
+    pub quotas: QuotasChanges,
+    /// Who is shut out, if that has changed.
+    #[n(1)]
+    pub revocations: Option<Vec<RevocationState>>,
+    /// What became of those who proved to hold a credential.
+    #[n(2)]
+    pub authenticated: AuthenticatedCountsState,
+    /// The ports at rest, by advertised address.
+    #[n(3)]
+    pub resting_ports: Vec<(IpAddr, Vec<RestingPort>)>,
+}
+
+impl State for SharedChanges {
+    const KIND: Kind = Kind::ProcessChanges;
+
+    fn add_features(&self, _: &mut Features) {}
+
+    // Nothing of it came after the first format.
+    fn keep_for(&mut self, _: u32) {}
+}
+
+/// Scopes of quotas that are exported early while their lock is held once, about 0.1 ms: admissions wait for it.
+const SCOPES_AT_ONCE: usize = 256;
 
 /// Panics of all workers within [`PANICS_WITHIN`] milliseconds that are too many to go on: something is broken for good.
 const PANICS_MAX: usize = 3;
@@ -107,6 +138,69 @@ impl Process {
         panics.retain(|at| now.since(*at) < PANICS_WITHIN);
         panics.push_back(now);
         panics.len() < PANICS_MAX
+    }
+
+    /// From now on notes what changes, and gives what there is: quotas and revocations. The rest comes with
+    /// [`Process::export_changes`]. What was noted for an earlier attempt is forgotten.
+    pub(super) fn export_early(&self) -> SharedState {
+        let mut keys = self.quotas().begin_early_export();
+        keys.sort_unstable();
+        let mut quotas = QuotasState::default();
+        for keys in keys.chunks(SCOPES_AT_ONCE) {
+            quotas.scopes.extend(self.quotas().early_scopes(keys));
+        }
+        loop {
+            let more = self.quotas().early_lingering(quotas.lingering.last(), SCOPES_AT_ONCE);
+            let is_last = more.len() < SCOPES_AT_ONCE;
+            quotas.lingering.extend(more);
+            if is_last {
+                break;
+            }
+        }
+        SharedState {
+            quotas,
+            revocations: self.revocations().early_export(),
+            authenticated: AuthenticatedCountsState::default(),
+            resting_ports: Vec::new(),
+        }
+    }
+
+    /// Nothing is noted any more: the other process failed, or there is none.
+    pub(super) fn end_early_export(&self) {
+        self.quotas().end_early_export();
+    }
+
+    /// What [`Process::export_early`] lacks; everything without it. Nothing may be relayed or admitted meanwhile.
+    pub(super) fn export_changes(&self) -> SharedChanges {
+        SharedChanges {
+            quotas: self.quotas().export_changes(),
+            revocations: self.revocations().export_changes(),
+            authenticated: self.authenticated().to_state(),
+            resting_ports: self.addresses.resting(),
+        }
+    }
+
+    /// Takes over what [`Process::export_early`] gave in another process, in place of all that is here, before any
+    /// worker takes allocations over.
+    pub(super) fn import_early(&self, state: SharedState) {
+        *self.quotas() = Quotas::from_early_state(state.quotas);
+        *self.revocations() = Revocations::from_state(state.revocations);
+    }
+
+    /// Takes over what [`Process::export_changes`] gave; before or after the workers take their changes over.
+    ///
+    /// # Errors
+    /// [`QuotasImportError`]; this process must not go on then.
+    pub(super) fn import_changes(&self, changes: SharedChanges) -> Result<(), QuotasImportError> {
+        let SharedChanges { quotas, revocations, authenticated, resting_ports } = changes;
+        self.quotas().import_changes(quotas)?;
+        if let Some(revocations) = revocations {
+            *self.revocations() = Revocations::from_state(revocations);
+        }
+        let mut counts = self.authenticated.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts = AuthenticatedCounts::from_state(&authenticated);
+        self.addresses.restore(&resting_ports);
+        Ok(())
     }
 
     /// Takes over what [`Process::export`] gave in another process, in place of all that is here.

@@ -32,13 +32,6 @@ impl DayBytes {
         (self.words.each_ref().map(|word| word.load(Ordering::Relaxed)), self.last.load(Ordering::Relaxed))
     }
 
-    /// What [`DayBytes::to_state`] described.
-    pub(super) fn from_state(state: ([u64; DAYS], u8)) -> Self {
-        let bytes = Self::default();
-        bytes.set(state);
-        bytes
-    }
-
     /// Goes on where [`DayBytes::to_state`] was.
     pub(super) fn set(&self, (words, last): ([u64; DAYS], u8)) {
         self.words.iter().zip(words).for_each(|(own, word)| own.store(word, Ordering::Relaxed));

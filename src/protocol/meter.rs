@@ -142,6 +142,14 @@ pub struct MeterState {
 /// which day was changed last, and until when it is kept.
 pub(super) type MeterWords = [u64; 7 + DAYS];
 
+impl MeterState {
+    fn words(&self) -> MeterWords {
+        let ([bits, bits_back], [packets, packets_back]) = (self.bits_full_at, self.packets_full_at);
+        let ([one, two, three, four], last) = self.days;
+        [bits, bits_back, packets, packets_back, self.bytes, one, two, three, four, u64::from(last), self.kept_until]
+    }
+}
+
 /// What one packet costs in nanoseconds at a rate.
 const fn cost(amount: u64, per_second: u64) -> u64 {
     // 65,507 bytes are 5.3e14 here: far from the end of the word.
@@ -174,28 +182,20 @@ impl Meter {
     /// The meter that [`Meter::to_state`] described.
     #[must_use]
     pub fn from_state(state: &MeterState) -> Self {
-        let buckets = |words: [u64; 2]| words.map(|word| SharedBucket(AtomicU64::new(word)));
-        let meter = Self {
-            bits: buckets(state.bits_full_at),
-            packets: buckets(state.packets_full_at),
-            bytes: AtomicU64::new(state.bytes),
-            days: DayBytes::from_state(state.days),
-            kept_until: AtomicU64::new(state.kept_until),
-            is_own: state.is_own,
-            ..Self::default()
-        };
-        meter.allow(&state.allowance);
+        let meter = Self { is_own: state.is_own, ..Self::default() };
+        meter.set(state);
         meter
+    }
+
+    /// Goes on where [`Meter::to_state`] was, whoever has this meter.
+    pub(super) fn set(&self, state: &MeterState) {
+        self.set_words(&state.words());
+        self.allow(&state.allowance);
     }
 
     /// What charges change in it; others may charge meanwhile.
     pub(super) fn words(&self) -> MeterWords {
-        let [bits, bits_back] = self.bits.each_ref().map(|bucket| bucket.0.load(Ordering::Relaxed));
-        let [packets, packets_back] = self.packets.each_ref().map(|bucket| bucket.0.load(Ordering::Relaxed));
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        let ([one, two, three, four], last) = self.days.to_state();
-        let kept_until = self.kept_until.load(Ordering::Relaxed);
-        [bits, bits_back, packets, packets_back, bytes, one, two, three, four, u64::from(last), kept_until]
+        self.to_state().words()
     }
 
     /// Goes on where [`Meter::words`] was; what is allowed stays as it is.
@@ -226,7 +226,7 @@ impl Meter {
     }
 
     /// What everybody in the scope is allowed.
-    fn allowance(&self) -> Allowance {
+    pub(super) fn allowance(&self) -> Allowance {
         Allowance {
             rates: Rates {
                 bits_per_second: self.bits_per_second.get(),

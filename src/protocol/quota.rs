@@ -5,17 +5,16 @@
 //! packets know the meters only, which need none. A scope is remembered as long as it has allocations, and after
 //! that while its meter still matters: else ending a session would fill its buckets and budgets again.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
-use minicbor::{Decode, Encode};
 
 use super::meter::{Allowance, Meter, Meters, Passage, Rates};
 use super::reject::RejectReason;
-use super::scope::{AllocationRate, AskedScope, CLIENT, Scope, USER, let_in_until, user_scope};
+use super::scope::{AllocationRate, AskedScope, CLIENT, USER, let_in_until, user_scope};
 pub use super::scope::{Counted, QuotaClaim, ScopeKey, ScopeState};
+use super::scope_table::ScopeTable;
 use super::settings::Limits;
 use super::token_bucket::TokenBucket;
 use crate::time::{Now, UnixSeconds};
@@ -27,9 +26,6 @@ const SCOPES_MAX: usize = 1 << 20;
 
 /// How many scopes one admission forgets at most to make room for its own.
 const FORGOTTEN_AT_ONCE: usize = 16;
-
-/// Room for so many scopes is never given back.
-const ROOM_KEPT: usize = 256;
 
 /// Scopes whose time may be over that one admission looks at.
 const SWEEP: usize = 8;
@@ -59,78 +55,16 @@ pub struct Admitted {
 /// All scopes of a process.
 #[derive(Debug, Default)]
 pub struct Quotas {
-    scopes: HashMap<ScopeKey, Scope>,
-    /// Scopes without allocations, by the time when they may be forgotten.
-    lingering: BTreeSet<(UnixSeconds, ScopeKey)>,
+    /// With those that wait to be forgotten.
+    pub(super) scopes: ScopeTable,
     /// The scopes in which each reservation counts, the user's second.
-    reservations: HashMap<ReservationToken, [Option<ScopeKey>; 5]>,
+    pub(super) reservations: HashMap<ReservationToken, [Option<ScopeKey>; 5]>,
     users: usize,
     clients: usize,
     /// The most allocations at once since somebody asked.
-    peak: u32,
+    pub(super) peak: u32,
     /// Scopes that were forgotten before their time.
-    forgotten: u64,
-}
-
-/// [`Quotas`] as plain values.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
-#[cbor(map)]
-pub struct QuotasState {
-    /// Every scope that is remembered, sorted.
-    #[n(0)]
-    pub scopes: Vec<ScopeState>,
-    /// Scopes without allocations, by the time when they may be forgotten.
-    #[n(1)]
-    pub lingering: Vec<(UnixSeconds, ScopeKey)>,
-    /// The scopes in which each reservation counts, sorted by token.
-    #[n(2)]
-    pub reservations: Vec<(ReservationToken, [Option<ScopeKey>; 5])>,
-    /// The most allocations at once since somebody asked.
-    #[n(3)]
-    pub peak: u32,
-    /// Scopes that were forgotten before their time.
-    #[n(4)]
-    pub forgotten: u64,
-}
-
-impl Quotas {
-    /// Everything, as plain values that another process can take over.
-    #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "what comes out of the maps is sorted at once")]
-    pub fn to_state(&self) -> QuotasState {
-        let mut scopes: Vec<ScopeState> = self.scopes.iter().map(|(key, scope)| scope.to_state(key.clone())).collect();
-        scopes.sort_unstable_by(|one, other| one.key.cmp(&other.key));
-        let mut reservations: Vec<_> = self.reservations.iter().map(|(token, keys)| (*token, keys.clone())).collect();
-        reservations.sort_unstable_by_key(|(token, _)| token.0);
-        QuotasState {
-            scopes,
-            lingering: self.lingering.iter().cloned().collect(),
-            reservations,
-            peak: self.peak,
-            forgotten: self.forgotten,
-        }
-    }
-
-    /// The quotas that [`Quotas::to_state`] described. Their meters are shared with allocations by
-    /// [`Quotas::meters`], which each allocation asks for when it is taken over itself.
-    #[must_use]
-    pub fn from_state(state: QuotasState) -> Self {
-        let mut quotas = Self {
-            lingering: state.lingering.into_iter().collect(),
-            reservations: state.reservations.into_iter().collect(),
-            peak: state.peak,
-            forgotten: state.forgotten,
-            ..Self::default()
-        };
-        for scope in state.scopes {
-            let (key, scope) = Scope::from_state(scope);
-            if scope.count > 0 {
-                quotas.note_population(&key, true);
-            }
-            quotas.scopes.insert(key, scope);
-        }
-        quotas
-    }
+    pub(super) forgotten: u64,
 }
 
 impl Quotas {
@@ -175,7 +109,7 @@ impl Quotas {
         self.make_room(asked.len());
         let counted = Counted { credential: asked[0].is_some() };
         for (scope, bucket) in asked.iter().zip(buckets).filter_map(|(scope, bucket)| Some((scope.as_ref()?, bucket))) {
-            let known = self.scopes.entry(scope.key.clone()).or_default();
+            let known = self.scopes.get_or_insert(&scope.key);
             let is_first = known.count == 0;
             known.count += more;
             let reserved = known.pace.reserved() + if scope.key == user { more - 1 } else { 0 };
@@ -244,7 +178,7 @@ impl Quotas {
             if self.scopes.len() + wanted <= max {
                 return;
             }
-            let Some((_, key)) = self.lingering.pop_first() else { return };
+            let Some(key) = self.scopes.pop_lingering() else { return };
             if self.scopes.get(&key).is_some_and(|known| known.count == 0) {
                 self.scopes.remove(&key);
                 self.forgotten += 1;
@@ -270,22 +204,15 @@ impl Quotas {
             meters.push(Passage { meter, narrow: None });
         }
         for scope in asked.iter().flatten() {
-            let Some(known) = self.scopes.get_mut(&scope.key) else { continue };
-            if scope.allowed().is_unlimited() {
-                if let Some(meter) = &known.meter {
-                    meter.allow(&scope.allowance);
-                }
-                continue;
+            if let Some(meter) = self.scopes.allow(scope) {
+                meters.push(Passage { meter, narrow: scope.narrow.map(Box::new) });
             }
-            let meter = known.meter.get_or_insert_default();
-            meter.allow(&scope.allowance);
-            meters.push(Passage { meter: Arc::clone(meter), narrow: scope.narrow.map(Box::new) });
         }
         Meters::new(meters)
     }
 
     /// A scope got its first allocation, or lost its last.
-    const fn note_population(&mut self, key: &ScopeKey, is_first: bool) {
+    pub(super) const fn note_population(&mut self, key: &ScopeKey, is_first: bool) {
         let population = match key {
             ScopeKey::User(_) => &mut self.users,
             ScopeKey::Client(_) => &mut self.clients,
@@ -326,23 +253,20 @@ impl Quotas {
         let until = if is_kept { until.max(UnixSeconds(now.unix.0 + 1)) } else { until };
         if until <= now.unix {
             self.scopes.remove(&key);
-            let (len, room) = (self.scopes.len(), self.scopes.capacity());
-            if room > ROOM_KEPT && len < room / 8 {
-                self.scopes.shrink_to(len * 2);
-            }
+            self.scopes.shrink();
         } else {
-            self.lingering.insert((until, key));
+            self.scopes.linger(until, key);
         }
     }
 
     /// Looks at a few scopes that wait to be forgotten; with each allocation that begins or ends.
     fn sweep(&mut self, now: Now) {
         for _ in 0..SWEEP {
-            match self.lingering.first() {
-                Some((until, _)) if *until <= now.unix => {}
+            match self.scopes.first_lingering() {
+                Some(until) if until <= now.unix => {}
                 Some(_) | None => return,
             }
-            if let Some((_, key)) = self.lingering.pop_first() {
+            if let Some(key) = self.scopes.pop_lingering() {
                 self.forget_or_keep(now, key);
             }
         }
@@ -382,16 +306,13 @@ impl Quotas {
     /// Whether nothing is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.scopes.is_empty()
+        self.scopes.len() == 0
     }
 
     /// The client prefix with the most allocations, how many, and how many there are on the whole.
     #[must_use]
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the largest is the same in any order, but for equals, where any will do"
-    )]
     pub fn busiest_client(&self) -> Option<(IpAddr, u32, u32)> {
+        // The largest is the same in any order, but for equals, where any will do.
         let clients = self.scopes.iter().filter_map(|(key, scope)| match key {
             ScopeKey::Client(ip) if scope.count > 0 => Some((*ip, scope.count)),
             ScopeKey::Client(_)

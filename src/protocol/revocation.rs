@@ -73,13 +73,36 @@ impl RevocationEntry {
     const fn new(until: UnixSeconds) -> Self {
         Self { until, over_since: None }
     }
+
+    /// Notes whether it is over now; tells whether it is kept.
+    fn look(&mut self, now: Now) -> bool {
+        if now.unix < self.until {
+            // The clock was ahead when it was found over.
+            self.over_since = None;
+            return true;
+        }
+        let since = *self.over_since.get_or_insert(now.ticks);
+        let is_over_by_both = now.unix.0 >= self.until.0.saturating_add(KEPT_AFTER_END)
+            && now.ticks.since(since) >= KEPT_AFTER_END * 1000;
+        !is_over_by_both
+    }
 }
 
 /// What is revoked, each entry until its time.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Revocations {
     until: HashMap<Subject, RevocationEntry>,
+    /// Another process has them as they are.
+    is_exported: bool,
 }
+
+impl PartialEq for Revocations {
+    fn eq(&self, other: &Self) -> bool {
+        self.until == other.until
+    }
+}
+
+impl Eq for Revocations {}
 
 /// One entry of [`Revocations`] as plain values.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -114,17 +137,32 @@ impl Revocations {
     #[must_use]
     pub fn from_state(state: Vec<RevocationState>) -> Self {
         let entry = |RevocationState { subject, until, over_since }| (subject, RevocationEntry { until, over_since });
-        Self { until: state.into_iter().map(entry).collect() }
+        Self { until: state.into_iter().map(entry).collect(), is_exported: false }
+    }
+
+    /// As [`Revocations::to_state`], for another process that takes them over later: whether they change until then is
+    /// noted.
+    pub fn early_export(&mut self) -> Vec<RevocationState> {
+        self.is_exported = true;
+        self.to_state()
+    }
+
+    /// All of them if they have changed since [`Revocations::early_export`], else nothing.
+    #[must_use]
+    pub fn export_changes(&self) -> Option<Vec<RevocationState>> {
+        (!self.is_exported).then(|| self.to_state())
     }
 
     /// Revokes a subject; an entry that exists is never made shorter.
     pub fn insert(&mut self, subject: Subject, until: UnixSeconds) {
+        self.is_exported = false;
         let entry = self.until.entry(subject).or_insert(RevocationEntry::new(until));
         *entry = RevocationEntry::new(until.max(entry.until));
     }
 
     /// Removes a revocation; tells whether there was one.
     pub fn remove(&mut self, subject: &Subject) -> bool {
+        self.is_exported = false;
         self.until.remove(subject).is_some()
     }
 
@@ -144,20 +182,17 @@ impl Revocations {
     /// Forgets those that have been over for [`KEPT_AFTER_END`] by both clocks, and tells which; to be called now and then.
     pub fn sweep(&mut self, now: Now) -> Vec<Subject> {
         let mut forgotten = Vec::new();
+        let mut is_changed = false;
         self.until.retain(|subject, entry| {
-            if now.unix < entry.until {
-                // The clock was ahead when it was found over.
-                entry.over_since = None;
-                return true;
-            }
-            let since = *entry.over_since.get_or_insert(now.ticks);
-            let is_over_by_both = now.unix.0 >= entry.until.0.saturating_add(KEPT_AFTER_END)
-                && now.ticks.since(since) >= KEPT_AFTER_END * 1000;
-            if is_over_by_both {
+            let before = *entry;
+            let is_kept = entry.look(now);
+            is_changed |= !is_kept || *entry != before;
+            if !is_kept {
                 forgotten.push(subject.clone());
             }
-            !is_over_by_both
+            is_kept
         });
+        self.is_exported &= !is_changed;
         forgotten
     }
 

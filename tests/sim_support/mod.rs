@@ -8,6 +8,7 @@ pub mod accounts;
 pub mod actions;
 pub mod config;
 pub mod control;
+pub mod hand_over;
 pub mod lanes;
 pub mod model;
 pub mod packet;

@@ -15,7 +15,7 @@ use throughway::state::{self, State};
 use super::world::{Worker, World, trace};
 
 /// As bytes and back, in the format of this release or the one before.
-fn through_bytes<T: State>(state: &T, format: u32) -> T {
+pub fn through_bytes<T: State>(state: &T, format: u32) -> T {
     state::read(&state::write(state, format).unwrap()).unwrap()
 }
 

@@ -212,6 +212,10 @@ impl World {
 
     pub fn reconfigure(&mut self) {
         trace!(self, "reconfigured: {:?}", self.config);
+        // Those that would take over know the settings of its beginning.
+        if self.hand_over.is_some() {
+            self.give_up_hand_over();
+        }
         let settings = self.config.settings();
         for worker in 0..self.workers.len() {
             let clock = self.clock();

@@ -20,6 +20,7 @@ use throughway::time::{Now, Ticks, UnixSeconds};
 use super::accounts::Written;
 use super::actions::Client;
 use super::config::{BITS, Config, PACKETS};
+use super::hand_over::HandOver;
 use super::model::{Key, Model, Totals, unix};
 use super::packet::Request;
 use super::quota::SharedTables;
@@ -103,6 +104,10 @@ pub struct World {
     /// In per cent of the steps.
     pub restarts_per_cent: u64,
     pub restarts: u64,
+    /// The upgrade that is under way.
+    pub hand_over: Option<HandOver>,
+    pub hand_overs: u64,
+    pub rollbacks: u64,
 }
 
 macro_rules! trace {
@@ -219,6 +224,9 @@ impl World {
             interims: 0,
             restarts_per_cent: if rng.percent(75) { 2 } else { 0 },
             restarts: 0,
+            hand_over: None,
+            hand_overs: 0,
+            rollbacks: 0,
             rng,
             workers,
         };
@@ -256,8 +264,15 @@ impl World {
             self.advance(when);
             self.step += 1;
             if self.restarts_per_cent > 0 && self.rng.percent(self.restarts_per_cent) {
-                self.restart();
+                // Now and then while an upgrade is under way too: as after a panic.
+                match (&self.hand_over, self.rng.percent(50)) {
+                    (None, true) => self.begin_hand_over(),
+                    (None, false) => self.restart(),
+                    (Some(_), is_core_restart) if is_core_restart && self.rng.percent(20) => self.restart(),
+                    (Some(_), _) => {}
+                }
             }
+            self.go_on_with_hand_over();
             if let Due::Act = due {
                 if self.action < steps {
                     self.action += 1;

@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use throughway::address::{Family, PeerAddress, RelayedTransportAddress};
-use throughway::net::shared::SharedState;
+use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::protocol::authenticated::AuthenticatedClient;
-use throughway::protocol::authenticated::AuthenticatedCounts;
+use throughway::protocol::authenticated::{AuthenticatedCounts, AuthenticatedCountsState};
 use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest, Shared};
 use throughway::protocol::ids::{AllocationId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
+use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::revocation::{Revocations, SessionSubject, Subject};
 use throughway::protocol::settings::Limits;
@@ -50,6 +51,30 @@ impl Books {
         SharedState {
             quotas: inside.quotas.to_state(),
             revocations: inside.revoked.to_state(),
+            authenticated: inside.authenticated.to_state(),
+            resting_ports: Vec::new(),
+        }
+    }
+    /// As [`Books::export`], of what goes early.
+    pub fn export_early(&self) -> SharedState {
+        let mut inside = self.locked();
+        let mut keys = inside.quotas.begin_early_export();
+        keys.sort_unstable();
+        let scopes = inside.quotas.early_scopes(&keys);
+        let lingering = inside.quotas.early_lingering(None, usize::MAX);
+        SharedState {
+            quotas: QuotasState { scopes, lingering, ..QuotasState::default() },
+            revocations: inside.revoked.early_export(),
+            authenticated: AuthenticatedCountsState::default(),
+            resting_ports: Vec::new(),
+        }
+    }
+    /// What that lacks.
+    pub fn export_changes(&self) -> SharedChanges {
+        let inside = self.locked();
+        SharedChanges {
+            quotas: inside.quotas.export_changes(),
+            revocations: inside.revoked.export_changes(),
             authenticated: inside.authenticated.to_state(),
             resting_ports: Vec::new(),
         }
