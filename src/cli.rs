@@ -20,6 +20,8 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
 use crate::credentials::SharedSecret;
 use crate::failure::Failure;
 use crate::ops::advice;
+use crate::ops::upgrades::Release;
+use crate::run::TakeOver;
 use crate::{demo, net};
 
 /// A STUN/TURN relay server.
@@ -40,6 +42,10 @@ enum Command {
         /// Configuration file [default: /etc/throughway/config.toml if it exists]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Take the clients of a running server over: the path of its upgrade.socket, or the number of a descriptor that it
+        /// left
+        #[arg(long, value_name = "WHERE")]
+        take_over: Option<TakeOver>,
     },
     /// Check a configuration file: explain its effect or its errors
     CheckConfig {
@@ -67,6 +73,14 @@ enum Command {
     LogLevel(admin::LogLevelOptions),
     /// Stop accepting sessions; exit when the last one ends
     Drain(admin::drain::DrainOptions),
+    /// Replace a running server by the installed version; no call is lost
+    Upgrade(admin::upgrade::UpgradeOptions),
+    /// Show the version
+    Version {
+        /// Print JSON: what an upgrade to this program needs
+        #[arg(long)]
+        handover: bool,
+    },
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
@@ -161,7 +175,7 @@ struct VerifyOptions {
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Demo(options) => demo::run(options),
-        Command::Serve { config } => serve(config.as_deref()),
+        Command::Serve { config, take_over } => serve(config.as_deref(), take_over.as_ref()),
         Command::CheckConfig { file, user, json } => check_config::run(&file, user.as_deref(), json),
         Command::Check(options) => check::run(options),
         Command::Sessions(options) => admin::sessions(&options),
@@ -170,13 +184,27 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Reload(options) => admin::reload(&options),
         Command::LogLevel(options) => admin::log_level(&options),
         Command::Drain(options) => admin::drain::drain(&options),
+        Command::Upgrade(options) => admin::upgrade::upgrade(&options),
+        Command::Version { handover } => version(handover),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
         Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),
     }
 }
 
-fn serve(file: Option<&Path>) -> Result<(), Failure> {
+fn version(handover: bool) -> Result<(), Failure> {
+    let release = Release::own();
+    let mut out = io::stdout().lock();
+    if handover {
+        writeln!(out, "{}", release.to_line())?
+    } else {
+        writeln!(out, "throughway {}", release.version)?
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn serve(file: Option<&Path>, take_over: Option<&TakeOver>) -> Result<(), Failure> {
     let config = load(file, |state_directory| {
         let mut stderr = io::stderr();
         let terminal = stderr.is_terminal().then_some(&mut stderr as &mut dyn Write);
@@ -193,7 +221,7 @@ fn serve(file: Option<&Path>) -> Result<(), Failure> {
         }
         Ok(secret)
     })?;
-    crate::run::serve(config)
+    crate::run::serve(config, take_over)
 }
 
 /// The configuration of a command that takes `--config`: the file named, else the default file if

@@ -4,7 +4,8 @@ mod http_listeners;
 pub mod reload;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Arc, Weak};
 
 use tokio::signal::unix::{self, SignalKind};
@@ -25,7 +26,7 @@ use crate::failure::Failure;
 use crate::net::passed::Passed;
 use crate::net::{self, Running};
 use crate::ops::advice;
-use crate::ops::command::{self, Command, Commands, DrainAnswer};
+use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeReport};
 use crate::ops::drain::Drain;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
@@ -33,14 +34,40 @@ use crate::ops::notify::{self, Notifier};
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::{self, Store};
 use crate::ops::status::{Phase, Status};
+use crate::ops::upgrades::Upgrades;
 use crate::ops::usage::{self, Usage};
 use crate::protocol::revocation::Revocations;
 
-/// Runs the server until SIGTERM or SIGINT.
+/// Where the process is that a new one takes over from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TakeOver {
+    /// It started this one, and left it a channel under this number.
+    Descriptor(i32),
+    /// It listens at this absolute path.
+    Socket(PathBuf),
+}
+
+impl FromStr for TakeOver {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text.parse(), Path::new(text)) {
+            // The first three are those of every process.
+            (Ok(number @ 3..), _) => Ok(Self::Descriptor(number)),
+            (_, path) if path.is_absolute() => Ok(Self::Socket(path.to_owned())),
+            _ => Err("expected an absolute path, or the number of an inherited descriptor"),
+        }
+    }
+}
+
+/// Runs the server until SIGTERM or SIGINT; with `take_over` it takes the clients of another process over first.
 ///
 /// # Errors
 /// [`Failure::Run`] with key, value and remedy when something can't be bound.
-pub fn serve(config: Config) -> Result<(), Failure> {
+pub fn serve(config: Config, take_over: Option<&TakeOver>) -> Result<(), Failure> {
+    if take_over.is_some() {
+        return Err(Failure::Run("--take-over: this version can't take over from another process yet".to_owned()));
+    }
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
     passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
@@ -76,6 +103,7 @@ pub(crate) struct Started {
     pub(crate) status: Arc<Status>,
     pub(crate) issuing: Arc<IssueCounts>,
     pub(crate) refusals: Arc<Refusals>,
+    upgrades: Arc<Upgrades>,
     usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
 }
@@ -109,8 +137,11 @@ pub(crate) fn start(
     status.set_relaying(running.has_relay_address());
     let metrics = Metrics::new(Arc::clone(&running), Arc::clone(&status), usage_metrics);
     let counts = Arc::clone(&issuing);
-    let metrics = Arc::new(metrics.with(move |text| counts.publish(text)).with(api::publish));
-    Ok(Started { running, metrics, status, issuing, refusals, usage, log })
+    let upgrades = Arc::new(Upgrades::new(config.upgrade.clone()));
+    let of_upgrades = Arc::clone(&upgrades);
+    let metrics = metrics.with(move |text| counts.publish(text)).with(api::publish);
+    let metrics = Arc::new(metrics.with(move |text| of_upgrades.publish(text)));
+    Ok(Started { running, metrics, status, issuing, refusals, upgrades, usage, log })
 }
 
 impl Started {
@@ -167,11 +198,12 @@ async fn serve_until_signal(config: Config, passed: Passed) -> Result<(), Failur
         Arc::clone(&notifier),
         config.drain.clone(),
     );
-    let draining = Arc::clone(&drain);
+    let (draining, upgrades) = (Arc::clone(&drain), Arc::clone(&started.upgrades));
     let followers: Vec<Follower> = vec![
         Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config))),
         Box::new(move |config, _| admin.reconfigure(config)),
         Box::new(move |config, _| draining.reconfigure(&config.drain)),
+        Box::new(move |config, _| upgrades.reconfigure(&config.upgrade)),
         Box::new(|config, _| log::reconfigure(&config.log)),
     ];
     let running = Arc::clone(&started.running);
@@ -242,6 +274,13 @@ async fn serve_until_stopped(
                     let ends_in_s = drain.progress().and_then(|progress| progress.seconds_left());
                     // The asker may have gone.
                     let _ = answer.send(DrainAnswer { is_already_under_way, sessions, ends_in_s });
+                    continue;
+                }
+                Command::Upgrade(_, answer) => {
+                    let report = UpgradeReport::refused("not built");
+                    started.upgrades.ended(report.result);
+                    // The asker may have gone.
+                    let _ = answer.send(report);
                     continue;
                 }
             },

@@ -229,6 +229,14 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("[limits]\ntls_handshake = \"1h\"", 2, "limits.tls_handshake", &["allowed are 1s to 10m"]),
     ("[limits]\ntls_half_open = -1", 2, "limits.tls_half_open", &["0 for no limit"]),
     // how it ends
+    ("[upgrade]\nprobation = \"2m\"", 2, "upgrade.probation", &["allowed are 1s to 1m"]),
+    ("[upgrade]\nsocket = \"upgrade.sock\"", 2, "upgrade.socket", &["expected an absolute path"]),
+    (
+        "[http]\nadmin_socket = \"/run/a.sock\"\n[upgrade]\nsocket = \"unix:/run/a.sock\"",
+        4,
+        "upgrade.socket",
+        &["is the socket of http.admin_socket"],
+    ),
     ("[drain]\non_term = \"true\"", 2, "drain.on_term", &["expected true or false"]),
     ("[drain]\non_term = 1", 2, "drain.on_term", &["expected true or false"]),
     ("[drain]\ndeadline = \"31d\"", 2, "drain.deadline", &["allowed are 1s to 30d"]),
@@ -676,6 +684,8 @@ fn help_is_as_documented() {
         &["reload"],
         &["log-level"],
         &["drain"],
+        &["upgrade"],
+        &["version"],
         &["credentials", "mint"],
         &["credentials", "verify"],
     ]

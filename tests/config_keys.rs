@@ -246,6 +246,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("drain.alternate", "", "[\"203.0.113.8:3478\"]"),
     ("drain.alternate_tls", "", "[\"203.0.113.8:5349\"]"),
     ("drain.alternate_domain", "drain.alternate_tls = [\"203.0.113.8:5349\"]\n", "\"turn2.example.org\""),
+    ("upgrade.socket", "", "\"/run/upgrade.sock\""),
     ("log.journal", "", "\"/run/journal\""),
 ];
 

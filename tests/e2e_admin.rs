@@ -259,6 +259,7 @@ fn nobody_without_the_token_learns_or_changes_anything() {
         ("POST", "/v1/reload"),
         ("POST", "/v1/log-level"),
         ("POST", "/v1/drain"),
+        ("POST", "/v1/upgrade"),
     ];
     let wrong_tokens = ["Bearer 0123456789abcdef-of-the-operatoR", "Bearer x", "Basic eDp5", "Bearer", "x"];
     let body = r#"{"user":"carol"}"#;
@@ -322,7 +323,7 @@ fn without_a_token_tcp_shows_numbers_and_nothing_else() {
     for path in ["/v1/sessions", "/v1/refusals", "/v1/revocations"] {
         refused(&ask(server.http(), "GET", path, &[HOST], ""), 403, "not_set_up");
     }
-    for path in ["/v1/kick", "/v1/revoke", "/v1/reload", "/v1/drain"] {
+    for path in ["/v1/kick", "/v1/revoke", "/v1/reload", "/v1/drain", "/v1/upgrade"] {
         let answer = ask(server.http(), "POST", path, &[HOST, JSON], r#"{"user":"carol"}"#);
         refused(&answer, 403, "not_set_up");
         assert!(answer.json()["error"].as_str().unwrap().contains("http.admin_token_file"));
@@ -557,6 +558,61 @@ fn draining_lets_nobody_new_in_and_the_last_session_ends_the_server() {
     assert_eq!(said.next().unwrap().unwrap(), "the server has exited");
     assert_eq!(waiting.wait().unwrap().code(), Some(0));
     assert_eq!(server.log.wait_for_session("carol")["reason"], "refreshed");
+}
+
+#[test]
+fn an_upgrade_is_asked_for_and_told_as_what_it_became() {
+    let server = start(Settings::new(1));
+    let mut carol = minted(&server, "carol");
+    carol.allocate();
+    let (code, said, why) = command(&server, &["upgrade", "--check"]);
+    assert!(
+        code == 1 && said.is_empty() && why.contains("no upgrade: ") && why.contains("continues to serve"),
+        "{why}"
+    );
+    let asked = server.log.event("upgrade asked for by an operator");
+    assert_eq!((&asked["by"], &asked["check"], &asked["drop_unknown"]), (&json!("token"), &json!(true), &json!(false)));
+    let (code, said, why) = command(&server, &["upgrade", "--drop-unknown", "--json"]);
+    let told: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, why.as_str(), &told["result"]), (1, "", &json!("refused")), "{told}");
+    assert_eq!((&told["from"], &told["gap_us"]), (&json!(env!("CARGO_PKG_VERSION")), &Value::Null));
+    let drops = server.log.events("upgrade asked for by an operator").pop().unwrap();
+    assert_eq!((&drops["check"], &drops["drop_unknown"]), (&json!(false), &json!(true)));
+    assert_eq!(done(post(&server, "/v1/upgrade", json!({})))["result"], "refused");
+    // No program is named over HTTP.
+    refused(&post(&server, "/v1/upgrade", json!({ "file": "/bin/sh" })), 400, "bad_request");
+    let scrape = server.scrape();
+    let of = |result| scrape.value("throughway_upgrades_total", &[("result", result)]);
+    assert_eq!([of("refused"), of("confirmed"), scrape.value("throughway_generation", &[])], [3, 0, 1]);
+    assert_eq!(carol.refresh(600).code(), 0);
+}
+
+#[test]
+fn a_program_tells_what_an_upgrade_needs_and_where_it_can_take_over() {
+    let throughway = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_throughway")).args(arguments).env_clear().output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, _) = throughway(&["version"]);
+    assert_eq!((code, said), (Some(0), format!("throughway {}\n", env!("CARGO_PKG_VERSION"))));
+    let (code, said, _) = throughway(&["version", "--handover"]);
+    assert!(code == Some(0) && said.lines().count() == 1 && said.ends_with('\n'), "{said}");
+    let told: Value = serde_json::from_str(&said).unwrap();
+    let expected = json!({ "version": env!("CARGO_PKG_VERSION"), "protocol": 1, "format_min": 1, "format_max": 2,
+        "features": ["link_local_clients"] });
+    assert_eq!(told, expected);
+    for wrong in ["upgrade.sock", "2", "3x", ""] {
+        let (code, _, why) = throughway(&["serve", "--take-over", wrong]);
+        assert!(code == Some(2) && why.contains("expected an absolute path, or the number"), "{wrong}: {why}");
+    }
+    let environment = [("THROUGHWAY_AUTH__SECRET", "north-of-everything")];
+    for place in ["3", "/run/throughway/upgrade.sock"] {
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_throughway"));
+        let output = serve.args(["serve", "--take-over", place]).env_clear().envs(environment).output().unwrap();
+        let why = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && why.contains("--take-over: "), "{why}");
+    }
 }
 
 #[test]

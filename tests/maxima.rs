@@ -70,6 +70,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     // Within one request, answer or record.
     ("fetch", "of one answer, bounded by its caller"),
     ("ops::command::Reloaded", "of one reload"),
+    ("ops::upgrades::Release", "of one answer, with each feature of a release"),
     ("ops::usage::report", "of the command `usage report`"),
     ("ops::usage::record", "of one record"),
     ("ops::usage::Sinks::open", "one for each sink of the configuration"),

@@ -63,6 +63,11 @@ pub(super) const BOUNDS: Bounds = Bounds {
     connection: Duration::from_secs(300),
 };
 
+/// The one call that is answered when it is done and takes long: an upgrade prepares, moves the clients, and waits until the
+/// new process has proved itself. Only an operator gets beyond its first moments.
+pub(super) const LONG_PATH: &str = "/v1/upgrade";
+const LONG_REQUEST: Duration = Duration::from_secs(240);
+
 /// Headers of a request, by number and together with its first line by bytes; more is answered with 431.
 const HEADERS_MAX: usize = 64;
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -162,9 +167,10 @@ where
         permit.touch();
         name_host(&mut request, peer);
         request.extensions_mut().insert(peer);
+        let within = if request.uri().path() == LONG_PATH { bounds.request.max(LONG_REQUEST) } else { bounds.request };
         let answer = router.call(request);
         async move {
-            let answer: Response = match tokio::time::timeout(bounds.request, answer).await {
+            let answer: Response = match tokio::time::timeout(within, answer).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(never)) => match never {},
                 Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long\n").into_response(),
@@ -233,7 +239,14 @@ mod tests {
             .route("/", get(|| async { "here\n" }))
             .route("/body", post(|body: axum::body::Bytes| async move { format!("{}\n", body.len()) }))
             .route("/large", get(|| async { vec![b'x'; LARGE] }))
-            .route("/never", get(std::future::pending::<&'static str>));
+            .route("/never", get(std::future::pending::<&'static str>))
+            .route(
+                LONG_PATH,
+                post(|| async {
+                    tokio::time::sleep(SHORT.request * 2).await;
+                    "upgraded\n"
+                }),
+            );
         tokio::spawn(tcp_within(listener, router, bounds));
         address
     }
@@ -270,6 +283,9 @@ mod tests {
         assert!(slow.starts_with("HTTP/1.1 408"), "{slow}");
         let never = answer_to(address, b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(never.starts_with("HTTP/1.1 408"), "{never}");
+        let long = format!("POST {LONG_PATH} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let long = answer_to(address, long.as_bytes()).await;
+        assert!(long.starts_with("HTTP/1.1 200") && long.ends_with("upgraded\n"), "{long}");
     }
 
     #[tokio::test]

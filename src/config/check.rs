@@ -53,6 +53,7 @@ pub(crate) fn check(
     let limits = check.limits();
     let accounting = check.accounting();
     let drain = check.drain(&listen);
+    let upgrade = check.upgrade(&http);
     let log = check.log();
 
     let snapshot = Snapshot::of(&check);
@@ -79,6 +80,7 @@ pub(crate) fn check(
         admin,
         accounting,
         drain,
+        upgrade,
         log,
         source: Source {
             file: path,

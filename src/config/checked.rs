@@ -18,6 +18,7 @@ use crate::config::admin::AdminConfig;
 use crate::config::diff::Snapshot;
 use crate::config::drain::DrainConfig;
 use crate::config::error::{ConfigError, Note, Problem, SourceLocation};
+use crate::config::upgrade::UpgradeConfig;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
 use crate::protocol::settings::{AuthSettings, Settings};
@@ -56,6 +57,8 @@ pub struct Config {
     pub accounting: AccountingConfig,
     /// `[drain]`.
     pub drain: DrainConfig,
+    /// `[upgrade]`.
+    pub upgrade: UpgradeConfig,
     /// `[log]`.
     pub log: LogConfig,
     /// Where all this came from.

@@ -44,6 +44,7 @@ impl Config {
         lines.add("admin", self.admin_text());
         lines.add("accounting", self.accounting.describe());
         lines.add("drain", self.drain.describe());
+        lines.add("upgrade", self.upgrade.describe());
         let per_user = self.log.session_lines_per_user;
         let per_user =
             per_user.map_or_else(String::new, |max| format!("; {max} lines of sessions a minute for each user"));

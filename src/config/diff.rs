@@ -17,6 +17,7 @@ use crate::config::check::Check;
 use crate::config::checked::{Config, LogConfig, RelayConfig};
 use crate::config::document::{self, Node, Value};
 use crate::config::keys::{ConfigKey, KEYS, ValueType};
+use crate::config::upgrade::UpgradeConfig;
 
 /// Names that one difference tells; more are counted.
 const NAMES_MAX: usize = 20;
@@ -296,6 +297,7 @@ impl Config {
             },
             admin: AdminConfig { revocations_file: old.admin.revocations_file.clone(), ..self.admin },
             accounting: AccountingConfig { interval: self.accounting.interval, ..old.accounting.clone() },
+            upgrade: UpgradeConfig { socket: old.upgrade.socket.clone(), ..self.upgrade },
             log: LogConfig {
                 level: self.log.level,
                 session_lines_per_user: self.log.session_lines_per_user,

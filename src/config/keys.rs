@@ -310,6 +310,13 @@ pub const KEYS: &[ConfigKey] = &[
     key("drain.alternate_domain", Text, "\"\"",
         "Name in that server's certificate; empty: the name that clients know already"),
 
+    key("upgrade.on_reload", Flag, "true",
+        "SIGHUP upgrades the server if the file of its program has changed; false: it only reloads"),
+    key("upgrade.probation", Duration(1, 60), "\"5s\"",
+        "How long the new process serves before the old one exits; until then the old one can take the clients back"),
+    key("upgrade.socket", Text, "\"\"",
+        "Unix socket at which a process in another container takes over; empty: none").restart("the socket is opened at the start"),
+
     key("log.format", Word(&["auto", "text", "json", "journal"]), "\"auto\"",
         "`text`, `json`, `journal`, or `auto`: the journal under systemd, text on a terminal, else JSON").restart(LOG_OPEN),
     key("log.journal", Text, "\"/run/systemd/journal/socket\"",

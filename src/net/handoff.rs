@@ -33,6 +33,9 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// How long to wait when too many descriptors of this user are under way.
 const RETRY: Duration = Duration::from_millis(1);
 
+/// The number of the protocol in which the two processes talk; both must have the same.
+pub const PROTOCOL: u32 = 1;
+
 /// One end of the channel.
 #[derive(Debug)]
 pub struct Channel {

@@ -11,4 +11,5 @@ pub mod refusals;
 pub mod remedy;
 pub mod revocations;
 pub mod status;
+pub mod upgrades;
 pub mod usage;

@@ -1,4 +1,4 @@
-//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, and a page for people.
+//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, upgrade, and a page for people.
 //!
 //! On `http.listen` alone. Each call is checked in this order: Host, the caller, method, content type, body; so a
 //! caller without rights learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
@@ -30,11 +30,12 @@ use self::sessions::{SessionsQuery, SubjectRequest};
 use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
+use super::serve::LONG_PATH;
 use crate::calendar::rfc3339;
 use crate::config::Config;
 use crate::config::checked::LogLevel;
 use crate::net::{Cursor, Running};
-use crate::ops::command::{Command, Commands};
+use crate::ops::command::{Command, Commands, UpgradeRequest};
 use crate::ops::log::Level;
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::{NotRevoked, Store, until};
@@ -68,9 +69,10 @@ enum AdminCall {
     Reload,
     LogLevel,
     Drain,
+    Upgrade,
 }
 
-const ROUTES: [(&str, AdminCall); 10] = [
+const ROUTES: [(&str, AdminCall); 11] = [
     ("/v1/sessions", AdminCall::Sessions),
     ("/v1/sessions/{session}", AdminCall::Session),
     ("/v1/refusals", AdminCall::Refusals),
@@ -81,13 +83,14 @@ const ROUTES: [(&str, AdminCall); 10] = [
     ("/v1/reload", AdminCall::Reload),
     ("/v1/log-level", AdminCall::LogLevel),
     ("/v1/drain", AdminCall::Drain),
+    (LONG_PATH, AdminCall::Upgrade),
 ];
 
 impl AdminCall {
     const fn method(self) -> &'static str {
         match self {
             Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
-            Self::Kick | Self::Revoke | Self::Reload | Self::LogLevel | Self::Drain => "POST",
+            Self::Kick | Self::Revoke | Self::Reload | Self::LogLevel | Self::Drain | Self::Upgrade => "POST",
         }
     }
 }
@@ -185,6 +188,7 @@ impl Admin {
                 let EmptyRequest {} = read(&parts.headers, body).await?;
                 self.drain(operator).await
             }
+            AdminCall::Upgrade => self.upgrade(operator, read(&parts.headers, body).await?).await,
         }
     }
 
@@ -357,6 +361,14 @@ impl Admin {
             "ends_in_s": begun.ends_in_s,
         }))
     }
+
+    /// The answer tells what became of it, also if it failed: that is not the request's fault.
+    async fn upgrade(&self, by: Operator, request: UpgradeRequest) -> Result<Value, AdminRefused> {
+        let UpgradeRequest { check, drop_unknown } = request;
+        tracing::info!(%by, check, drop_unknown, "upgrade asked for by an operator");
+        let report = self.parts.commands.ask(|answer| Command::Upgrade(request, answer)).await;
+        Ok(json!(report.ok_or_else(stopping)?))
+    }
 }
 
 impl AdminSettings {
@@ -424,7 +436,8 @@ pub fn check_body(bytes: &[u8]) -> Result<(), AdminRefused> {
     let kick = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::selector).map(drop);
     let revoke = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::revocation).map(drop);
     let level = parse_body::<LogLevelRequest>(bytes).map(drop);
-    kick.or(revoke).or(level).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
+    let upgrade = parse_body::<UpgradeRequest>(bytes).map(drop);
+    kick.or(revoke).or(level).or(upgrade).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response {

@@ -190,15 +190,20 @@ fn read_token(file: &Path) -> io::Result<String> {
 impl Client {
     /// Asks for something; gives the answer's JSON.
     pub(in crate::cli) fn get(&self, target: &str) -> Result<Value, Failure> {
-        self.ask(Method::GET, target, None)
+        self.ask(Method::GET, target, None, RESPONSE_TIME)
     }
 
     /// Has something done.
     pub(in crate::cli) fn post(&self, target: &str, body: &Value) -> Result<Value, Failure> {
-        self.ask(Method::POST, target, Some(body.to_string()))
+        self.post_within(target, body, RESPONSE_TIME)
     }
 
-    fn ask(&self, method: Method, target: &str, body: Option<String>) -> Result<Value, Failure> {
+    /// The same for what takes longer than other requests.
+    pub(in crate::cli) fn post_within(&self, target: &str, body: &Value, within: Duration) -> Result<Value, Failure> {
+        self.ask(Method::POST, target, Some(body.to_string()), within)
+    }
+
+    fn ask(&self, method: Method, target: &str, body: Option<String>, within: Duration) -> Result<Value, Failure> {
         let token = match (&self.token, &self.address) {
             (Ok(token), _) => token.as_deref(),
             // The system tells whose process this is; that may be enough.
@@ -217,7 +222,7 @@ impl Client {
         let body = body.unwrap_or_default().into_bytes();
         let request = HttpRequest { method, headers, body, response_bytes_max: RESPONSE_BYTES_MAX };
         let foreign = |what: &str| Failure::Run(format!("what answers at {} is not throughway: {what}", self.address));
-        let response = self.exchange(target, request).map_err(|error| {
+        let response = self.exchange(target, request, within).map_err(|error| {
             let remedy = match &error {
                 FetchError::Http(_) | FetchError::TooLong(_) => return foreign(&error.to_string()),
                 FetchError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -240,10 +245,10 @@ impl Client {
         }
     }
 
-    fn exchange(&self, target: &str, request: HttpRequest) -> Result<HttpResponse, FetchError> {
+    fn exchange(&self, target: &str, request: HttpRequest, within: Duration) -> Result<HttpResponse, FetchError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(FetchError::Connect)?;
-        let client = fetch::Client::without_tls(CONNECT_TIME, RESPONSE_TIME);
+        let client = fetch::Client::without_tls(CONNECT_TIME, within);
         let response = runtime.block_on(async {
             match &self.address {
                 AdminAddress::Unix(path) => client.ask_unix(path, target, request).await,

@@ -67,7 +67,7 @@ enum MetricKind {
 }
 
 impl Text {
-    pub(super) fn into_string(self) -> String {
+    pub(in crate::ops) fn into_string(self) -> String {
         // An empty line between families is of no use to anybody.
         self.exporter.handle().render().replace("\n\n", "\n") + &self.by_hand
     }
