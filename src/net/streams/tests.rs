@@ -9,9 +9,9 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Server
 
 use super::*;
 use crate::address::{ClientAddress, RelayedTransportAddress, ServerAddress, Transport};
-use crate::net::record::{Established, config_of_connection, record_bytes};
+use crate::net::record::{DirectionState, Established, RecordState, config_of_connection, record_bytes};
 use crate::net::send_queue::FRAME_COST;
-use crate::net::stream_state::{FrameState, QueueState};
+use crate::net::stream_state::{CipherState, FrameState, QueueState, TlsState};
 use crate::net::sys::Waker;
 use crate::net::tcp::Stopped;
 use crate::protocol::accounting::{Amount, SessionRecord, Traffic};
@@ -136,7 +136,7 @@ fn moved(old: &Streams) -> Streams {
     let mut new = new_streams(old.limits);
     for (stream, socket) in read.streams.into_iter().zip(sockets) {
         let socket = TcpStream::from(socket.try_clone_to_owned().unwrap());
-        new.import(read.next_id, stream, socket, true, Ticks(0)).unwrap();
+        new.import(read.next_id, stream, socket, true, Ticks(1_000)).unwrap();
     }
     state.streams.iter_mut().for_each(|stream| stream.deadline = None);
     assert!(new.export().0 == state, "it is exported as it was imported");
@@ -540,6 +540,46 @@ fn a_state_that_contradicts_itself_is_refused() {
         queue(state).bytes.clear();
     };
     assert_eq!(refused(encrypted), Some(Records), "ciphertext without TLS");
+    // The sums agree, but the first one has left whole already.
+    let front_has_left = |state: &mut StreamsState| {
+        queue(state).frames.push(FrameState { bytes: 11, payload: None });
+        queue(state).front_sent = 11;
+    };
+    assert_eq!(refused(front_has_left), Some(Frames));
+    let with_tls = |sent: usize, front_sent: usize| {
+        move |state: &mut StreamsState| {
+            let direction = || DirectionState { secret: vec![1; 32], iv: [0; 12], number: 0 };
+            let stream = &mut state.streams[0];
+            stream.five_tuple.transport = Transport::Tls;
+            stream.tls = Some(TlsState {
+                records: RecordState::new(0x1303, direction(), direction()),
+                held: Vec::new(),
+                early: Vec::new(),
+                unsent: Vec::new(),
+                alert: None,
+                has_ended: false,
+            });
+            stream.queue = Some(QueueState {
+                frames: vec![FrameState { bytes: 8, payload: None }],
+                encrypted: 1 - front_sent.min(1),
+                front_sent,
+                bytes: vec![0; if front_sent > 0 { 8 - front_sent } else { 0 }],
+                cipher: vec![0; 60 - sent],
+                records: [20, 40]
+                    .map(|cipher| CipherState { cipher, plain: if cipher == 40 && front_sent == 0 { 8 } else { 0 } })
+                    .into(),
+                record_sent: sent,
+            });
+        }
+    };
+    assert_eq!(refused(with_tls(19, 0)), None);
+    assert_eq!(refused(with_tls(20, 0)), Some(Records), "the first record has left whole already");
+    assert_eq!(refused(with_tls(0, 1)), Some(Records), "a frame leaves whole with TLS");
+    let held = |state: &mut StreamsState| {
+        with_tls(0, 0)(state);
+        state.streams[0].tls.as_mut().unwrap().held = vec![0; 50_000];
+    };
+    assert_eq!(refused(held), Some(Input { bytes: 50_000 }));
 }
 
 #[test]
@@ -761,7 +801,7 @@ fn a_damaged_state_never_panics() {
     queue.bytes.drain(..24);
     queue.encrypted = 1;
     queue.cipher = vec![7; 40];
-    queue.records = vec![crate::net::stream_state::CipherState { cipher: 46, plain: 24 }];
+    queue.records = vec![CipherState { cipher: 46, plain: 24 }];
     queue.record_sent = 6;
     let (mut state, sockets) = streams.export();
     state.streams[0].queue = Some(queue);
