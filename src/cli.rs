@@ -42,8 +42,7 @@ enum Command {
         /// Configuration file [default: /etc/throughway/config.toml if it exists]
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Take the clients of a running server over: the path of its upgrade.socket, or the number of a descriptor that it
-        /// left
+        /// Take the clients of a running server over: the path of its upgrade.socket
         #[arg(long, value_name = "WHERE")]
         take_over: Option<TakeOver>,
     },
@@ -205,7 +204,15 @@ fn version(handover: bool) -> Result<(), Failure> {
 }
 
 fn serve(file: Option<&Path>, take_over: Option<&TakeOver>) -> Result<(), Failure> {
-    let config = load(file, |state_directory| {
+    let config = load_to_serve(file).map_err(Failure::from);
+    if let (Err(failure), Some(from)) = (&config, take_over) {
+        from.refuse(failure);
+    }
+    crate::run::serve(config?, take_over)
+}
+
+fn load_to_serve(file: Option<&Path>) -> Result<Config, ConfigError> {
+    load(file, |state_directory| {
         let mut stderr = io::stderr();
         let terminal = stderr.is_terminal().then_some(&mut stderr as &mut dyn Write);
         let (secret, kept) = initial_secret(state_directory, terminal)?;
@@ -220,8 +227,7 @@ fn serve(file: Option<&Path>, take_over: Option<&TakeOver>) -> Result<(), Failur
             Kept::Shown => {}
         }
         Ok(secret)
-    })?;
-    crate::run::serve(config, take_over)
+    })
 }
 
 /// The configuration of a command that takes `--config`: the file named, else the default file if

@@ -27,6 +27,32 @@ fn asks_for(place: &str, bytes: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
+/// What a test asks of a process that takes over, at a step of that: `TEST_FAULTS_UPGRADE` is `step=exit`, `step=hang` or
+/// `step=lie`. `true` if it shall say something wrong.
+///
+/// # Panics
+/// Never; it may end the process, or not come back for ten minutes.
+#[cfg(debug_assertions)]
+#[must_use]
+pub fn at_step(step: &str) -> bool {
+    let asked = std::env::var("TEST_FAULTS_UPGRADE").unwrap_or_default();
+    match asked.split_once('=').filter(|(at, _)| *at == step) {
+        Some((_, "exit")) => crate::failure::exit(3),
+        Some((_, "hang")) => std::thread::sleep(std::time::Duration::from_secs(600)),
+        Some((_, "lie")) => return true,
+        _ => {}
+    }
+    false
+}
+
+/// Does nothing.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+#[must_use]
+pub const fn at_step(_step: &str) -> bool {
+    false
+}
+
 #[cfg(all(test, debug_assertions))]
 mod tests {
     use super::*;

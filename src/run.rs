@@ -2,17 +2,22 @@
 
 mod http_listeners;
 pub mod reload;
+pub mod take_over;
+mod upgrade;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 
 use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
+pub use self::take_over::TakeOver;
+use self::take_over::{Passage, TakenOver};
+use self::upgrade::{Confirmed, Done, Program, Upgrader};
 use crate::api;
 use crate::api::admin::{self, Admin};
 use crate::api::health::{self, Health};
@@ -22,11 +27,14 @@ use crate::api::rest::counts::IssueCounts;
 use crate::api::rest::{self, Exposure, Rest};
 use crate::clock;
 use crate::config::Config;
+use crate::config::upgrade::UpgradeConfig;
 use crate::failure::Failure;
+use crate::net::gate::Gate;
+use crate::net::handoff::{HandoffError, SuccessorSocket};
 use crate::net::passed::Passed;
-use crate::net::{self, Running};
+use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
-use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeReport};
+use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
 use crate::ops::drain::Drain;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
@@ -34,45 +42,39 @@ use crate::ops::notify::{self, Notifier};
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::{self, Store};
 use crate::ops::status::{Phase, Status};
-use crate::ops::upgrades::Upgrades;
-use crate::ops::usage::{self, Usage};
+use crate::ops::upgrades::{UpgradeCounts, Upgrades};
+use crate::ops::usage::chain::Code;
+use crate::ops::usage::{self, Sinks, Usage};
 use crate::protocol::revocation::Revocations;
 
-/// Where the process is that a new one takes over from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum TakeOver {
-    /// It started this one, and left it a channel under this number.
-    Descriptor(i32),
-    /// It listens at this absolute path.
-    Socket(PathBuf),
-}
-
-impl FromStr for TakeOver {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match (text.parse(), Path::new(text)) {
-            // The first three are those of every process.
-            (Ok(number @ 3..), _) => Ok(Self::Descriptor(number)),
-            (_, path) if path.is_absolute() => Ok(Self::Socket(path.to_owned())),
-            _ => Err("expected an absolute path, or the number of an inherited descriptor"),
-        }
-    }
-}
-
-/// Runs the server until SIGTERM or SIGINT; with `take_over` it takes the clients of another process over first.
+/// Runs the server until SIGTERM or SIGINT, or until another process has its sessions. `from` is a process to take over from.
 ///
 /// # Errors
 /// [`Failure::Run`] with key, value and remedy when something can't be bound.
-pub fn serve(config: Config, take_over: Option<&TakeOver>) -> Result<(), Failure> {
-    if take_over.is_some() {
-        return Err(Failure::Run("--take-over: this version can't take over from another process yet".to_owned()));
-    }
+pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
+    let program = Program::of_process();
     passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
     let runtime = runtime()?;
-    let result = runtime.block_on(serve_until_signal(config, passed));
+    let result = runtime.block_on(async {
+        let level = start_log(&config)?;
+        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        let notifier = Arc::new(notifier.map_err(|error| {
+            Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
+        })?);
+        log::file_limit(net::raise_file_limit());
+        let begun = match from {
+            None => begin(config, passed)?,
+            // It waits for another process; nothing else is to be done here meanwhile.
+            Some(from) => match tokio::task::block_in_place(|| take_over::take_over(config, from))? {
+                Some(taken) => go_on(taken)?,
+                // Another process only wanted to know whether this one could take over.
+                None => return Ok(()),
+            },
+        };
+        serve_until_signal(begun, level, notifier, program.ok()).await
+    });
     end(runtime);
     result
 }
@@ -116,65 +118,123 @@ pub(crate) fn start(
     revocations: Revocations,
     on_ended: Option<OnEnded>,
 ) -> Result<Started, Failure> {
-    log::file_limit(net::raise_file_limit());
     let sinks = usage::open(&config.accounting, &config.realm).map_err(Failure::Run)?;
     let running = net::start(config, http, passed, revocations);
-    let (running, mut events) = running.map_err(|error| Failure::Run(error.to_string()))?;
+    let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     for (transport, address) in running.listeners() {
         tracing::info!(%address, transport = transport.name(), "listening");
     }
-    let issuing = Arc::new(IssueCounts::default());
-    let usage = sinks.and_then(|sinks| Some(sinks.follow(events.record()?))).transpose().map_err(Failure::Run)?;
-    if on_ended.is_some() {
-        events.hear();
-    }
-    let refusals = Arc::new(Refusals::default());
-    let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, Arc::clone(&refusals)));
-    tokio::spawn(net::memory::follow(Arc::downgrade(&running)));
-    let usage_metrics = usage.as_ref().map(Usage::metrics);
-    let status = Arc::new(Status::default());
-    status.set_relaying(running.has_relay_address());
-    let metrics = Metrics::new(Arc::clone(&running), Arc::clone(&status), usage_metrics);
-    let counts = Arc::clone(&issuing);
-    let upgrades = Arc::new(Upgrades::new(config.upgrade.clone()));
-    let of_upgrades = Arc::clone(&upgrades);
-    let metrics = metrics.with(move |text| counts.publish(text)).with(api::publish);
-    let metrics = Arc::new(metrics.with(move |text| of_upgrades.publish(text)));
-    Ok(Started { running, metrics, status, issuing, refusals, upgrades, usage, log })
+    Started::follow(running, events, sinks, on_ended, config.upgrade.clone())
 }
 
 impl Started {
+    /// Follows a relay whose workers run: its log, its usage records, its memory.
+    fn follow(
+        running: Arc<Running>,
+        mut events: EventReceivers,
+        sinks: Option<Sinks>,
+        on_ended: Option<OnEnded>,
+        upgrade: UpgradeConfig,
+    ) -> Result<Self, Failure> {
+        let issuing = Arc::new(IssueCounts::default());
+        let usage = sinks.and_then(|sinks| Some(sinks.follow(events.record()?))).transpose().map_err(Failure::Run)?;
+        if on_ended.is_some() {
+            events.hear();
+        }
+        let refusals = Arc::new(Refusals::default());
+        let log = tokio::spawn(log::follow(events, Arc::downgrade(&running), on_ended, Arc::clone(&refusals)));
+        tokio::spawn(net::memory::follow(Arc::downgrade(&running)));
+        let usage_metrics = usage.as_ref().map(Usage::metrics);
+        let status = Arc::new(Status::default());
+        status.set_relaying(running.has_relay_address());
+        let metrics = Metrics::new(Arc::clone(&running), Arc::clone(&status), usage_metrics);
+        let counts = Arc::clone(&issuing);
+        let upgrades = Arc::new(Upgrades::new(upgrade));
+        let of_upgrades = Arc::clone(&upgrades);
+        let metrics = metrics.with(move |text| counts.publish(text)).with(api::publish);
+        let metrics = Arc::new(metrics.with(move |text| of_upgrades.publish(text)));
+        Ok(Self { running, metrics, status, issuing, refusals, upgrades, usage, log })
+    }
+
+    /// Waits until the last session's line and record are written; the workers must have ended. Gives the code of the last
+    /// signed record.
+    async fn finish(self) -> Option<Code> {
+        let _ = self.log.await;
+        match self.usage {
+            Some(usage) => usage.finish().await,
+            None => None,
+        }
+    }
+
     /// Ends every allocation and waits until the last session's line and record are written.
     pub(crate) async fn stop(self) {
         self.status.set(Phase::Draining);
         let running = Arc::clone(&self.running);
         // Joining threads blocks; the runtime must go on, because the lines of the log are made on it.
         let _ = tokio::task::spawn_blocking(move || running.stop()).await;
-        let _ = self.log.await;
-        if let Some(usage) = self.usage {
-            usage.finish().await;
-        }
+        self.finish().await;
     }
 }
 
-async fn serve_until_signal(config: Config, passed: Passed) -> Result<(), Failure> {
-    let level = start_log(&config)?;
-    let notifier =
-        Arc::new(Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref()).map_err(|error| {
-            Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
-        })?);
+/// A relay that serves clients, and what is not served yet.
+struct Begun {
+    config: Config,
+    started: Started,
+    http: BoundHttpListeners,
+    /// Where its revocations are kept.
+    kept: Option<PathBuf>,
+    /// From another process.
+    inherited: Option<Inherited>,
+}
+
+/// What another process leaves besides calls.
+struct Inherited {
+    metrics: String,
+    passage: Passage,
+    draining: Option<Duration>,
+}
+
+fn revocations_path(config: &Config) -> Option<PathBuf> {
+    let state_directory = std::env::var("STATE_DIRECTORY").ok();
+    revocations::path_of(config.admin.revocations_file.as_deref(), state_directory.as_deref())
+}
+
+/// Binds everything and starts the workers of a fresh server.
+fn begin(config: Config, passed: Passed) -> Result<Begun, Failure> {
     if passed.count() > 0 {
         tracing::info!(sockets = passed.count(), "using the sockets that were passed by the service manager");
     }
     let http = BoundHttpListeners::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
-    let mut signals = Signals::new()?;
-    let kept = revocations::path_of(
-        config.admin.revocations_file.as_deref(),
-        std::env::var("STATE_DIRECTORY").ok().as_deref(),
-    );
+    let kept = revocations_path(&config);
     let revoked = revocations::load(kept.as_deref()).map_err(Failure::Run)?;
     let started = start(&config, &http.addresses(), passed, revoked, None)?;
+    Ok(Begun { config, started, http, kept, inherited: None })
+}
+
+/// Goes on with what another process had.
+fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
+    let TakenOver { config, running, events, http, metrics, chain, passage, draining } = taken;
+    let mut sinks = usage::open(&config.accounting, &config.realm).unwrap_or_else(|error| {
+        tracing::error!("{error}; no usage records are written until the server is restarted");
+        None
+    });
+    if let (Some(sinks), Some(last)) = (&mut sinks, chain) {
+        sinks.go_on_after(last);
+    }
+    let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
+    let kept = revocations_path(&config);
+    Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, passage, draining }) })
+}
+
+async fn serve_until_signal(
+    begun: Begun,
+    level: Level,
+    notifier: Arc<Notifier>,
+    program: Option<Program>,
+) -> Result<(), Failure> {
+    let Begun { config, started, http, kept, inherited } = begun;
+    let mut signals = Signals::new()?;
     for (key, text) in advice::reach(&config, &started.running.relay_addresses().collect::<Vec<_>>()) {
         tracing::warn!("{key}: {text}");
     }
@@ -183,21 +243,29 @@ async fn serve_until_signal(config: Config, passed: Passed) -> Result<(), Failur
     let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
     let rest = rest(&config, &started);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
+    if let Some(Inherited { metrics, passage, .. }) = &inherited {
+        started.metrics.go_on_after(metrics);
+        // Its other counts are in those metrics.
+        started.upgrades.take_over(&UpgradeCounts { generation: passage.generation, ..UpgradeCounts::default() });
+        started.upgrades.prepared(passage.prepare);
+        started.upgrades.taken_over(passage.gap);
+    }
     http_listeners.serve(&config.http, http, started.running.tls().as_ref());
     started.status.set(Phase::Ready);
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), "ready");
+    let generation = started.upgrades.generation();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), generation, "ready");
     let waits = if started.running.has_relay_address() { "" } else { notify::WAITS };
     notifier.ready(&format!("serving{waits}"));
-    let variable = |name| std::env::var(name).ok();
-    let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
-    let watchdog = notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id());
-    let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog));
+    let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog()));
     let drain = Drain::new(
         Arc::clone(&started.running),
         Arc::clone(&started.status),
         Arc::clone(&notifier),
         config.drain.clone(),
     );
+    if let Some(since) = inherited.and_then(|inherited| inherited.draining) {
+        drain.go_on(since);
+    }
     let (draining, upgrades) = (Arc::clone(&drain), Arc::clone(&started.upgrades));
     let followers: Vec<Follower> = vec![
         Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config))),
@@ -210,13 +278,91 @@ async fn serve_until_signal(config: Config, passed: Passed) -> Result<(), Failur
     let reloader = Arc::new(Reloader::new(running, level, Arc::clone(&notifier), followers, http_listeners));
     let status = Arc::clone(&started.status);
     tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
-    let signal = serve_until_stopped(&started, &mut signals, &mut asked, &drain, &reloader).await;
-    tracing::info!(signal, "stopping");
+    let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader));
+    let successors = invite_successors(&config, &upgrader)?;
+    let end = serve_until_stopped(&started, &mut signals, &mut asked, &drain, &reloader, &upgrader).await;
     // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
     following.abort();
-    notifier.stopping();
-    started.stop().await;
+    match end {
+        End::Signal(signal) => {
+            tracing::info!(signal, "stopping");
+            notifier.stopping();
+            started.stop().await;
+        }
+        End::HandedOver(confirmed) => {
+            successors.iter().for_each(|socket| socket.close());
+            leave(confirmed, started, &reloader, &notifier, &mut signals).await;
+            return Ok(());
+        }
+    }
+    successors.iter().for_each(|socket| socket.close());
     Ok(())
+}
+
+/// How long requests under way over HTTP may take before the process ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+
+/// Ends a process whose sessions are another one's: what is under way over HTTP is answered, the last record is written.
+async fn leave(
+    confirmed: Box<Confirmed>,
+    started: Started,
+    reloader: &Reloader,
+    notifier: &Notifier,
+    signals: &mut Signals,
+) {
+    reloader.leave_listeners().await;
+    let metrics = Arc::clone(&started.metrics);
+    // Joining threads blocks.
+    let leaving = tokio::task::spawn_blocking(move || (*confirmed).end_workers()).await;
+    let chain = started.finish().await.map(|code| code.to_string());
+    api::requests_answered(LAST_ANSWERS).await;
+    let Ok(leaving) = leaving else { return };
+    let is_of_child = leaving.is_of_child();
+    let Done { to, pid, .. } = leaving.done.clone();
+    if let Some(pid) = pid.filter(|_| is_of_child) {
+        notifier.main_process(pid);
+    }
+    let text = metrics.render();
+    let _ = tokio::task::spawn_blocking(move || leaving.say_goodbye(chain, &text)).await;
+    if is_of_child {
+        tracing::info!(to, pid, "this process ends; its sessions are the new one's");
+        return;
+    }
+    tracing::info!(to, "the sessions are the new process's; this one waits for SIGTERM");
+    while let Signal::Reload = signals.next().await {}
+}
+
+/// Lets processes connect that shall take over, if the configuration has a place for that.
+fn invite_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
+    let Some(path) = &config.upgrade.socket else { return Ok(None) };
+    let failed = |error: std::io::Error| {
+        let path = path.display();
+        Failure::Run(format!(
+            "upgrade.socket: can't listen on {path}: {error}; its directory must be there, and be the server's user's"
+        ))
+    };
+    let socket = Arc::new(SuccessorSocket::bind(path).map_err(failed)?);
+    let (accepting, upgrader, runtime) = (Arc::clone(&socket), Arc::clone(upgrader), tokio::runtime::Handle::current());
+    let accept = move || {
+        let _runtime = runtime.enter();
+        loop {
+            match accepting.accept() {
+                Ok(channel) => upgrader.hand_over_to(channel),
+                Err(error @ HandoffError::Stranger { .. }) => tracing::warn!(%error, "upgrade.socket: refused"),
+                // Closed.
+                Err(_) => return,
+            }
+        }
+    };
+    std::thread::Builder::new().name("successors".to_owned()).spawn(accept).map_err(failed)?;
+    Ok(Some(socket))
+}
+
+/// How often the service manager's watchdog wants to be fed.
+fn watchdog() -> Option<Duration> {
+    let variable = |name| std::env::var(name).ok();
+    let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
+    notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id())
 }
 
 /// Starts the log, with what an operator should look at first.
@@ -250,25 +396,41 @@ fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts
     let private = with_fallback(private, health::PATHS.into_iter().chain(rest::paths()).chain(admin::paths()));
     let public = health::public_router().merge(rest::router(rest, &Exposure::Public));
     let public = with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()));
-    HttpListeners::new(private, public, hosts)
+    HttpListeners::new(private, public, hosts, Gate::default())
 }
 
-/// Does what signals and operators ask, in one order. Returns the signal that ends the server, or `None` when a drain is
-/// over.
+/// How a server ends.
+enum End {
+    /// By a signal, or, without one, because a drain is over.
+    Signal(Option<&'static str>),
+    /// Another process has its sessions.
+    HandedOver(Box<Confirmed>),
+}
+
+/// Does what signals and operators ask, in one order.
 async fn serve_until_stopped(
     started: &Started,
     signals: &mut Signals,
     asked: &mut mpsc::Receiver<Command>,
     drain: &Arc<Drain>,
     reloader: &Arc<Reloader>,
-) -> Option<&'static str> {
+    upgrader: &Arc<Upgrader>,
+) -> End {
     let mut was_terminated = false;
     loop {
         let (signal, answer) = tokio::select! {
             signal = signals.next() => (signal, None),
             Some(command) = asked.recv() => match command {
                 Command::Reload(answer) => (Signal::Reload, Some(answer)),
+                Command::Upgrade(request, answer) => {
+                    upgrader.begin(request, Some(answer));
+                    continue;
+                }
                 Command::Drain(answer) => {
+                    if let Some(confirmed) = upgrader.wait_for_end().await {
+                        // Its asker hears that this process ends, and asks the new one.
+                        return End::HandedOver(confirmed);
+                    }
                     let is_already_under_way = !drain.begin("admin API").await;
                     let sessions = started.running.usage().0.into();
                     let ends_in_s = drain.progress().and_then(|progress| progress.seconds_left());
@@ -276,17 +438,14 @@ async fn serve_until_stopped(
                     let _ = answer.send(DrainAnswer { is_already_under_way, sessions, ends_in_s });
                     continue;
                 }
-                Command::Upgrade(_, answer) => {
-                    let report = UpgradeReport::refused("not built");
-                    started.upgrades.ended(report.result);
-                    // The asker may have gone.
-                    let _ = answer.send(report);
-                    continue;
-                }
             },
-            _ = drain.over() => return None,
+            confirmed = upgrader.confirmed() => return End::HandedOver(confirmed),
+            _ = drain.over() => return End::Signal(None),
         };
         match signal {
+            Signal::Reload if answer.is_none() && upgrader.is_wanted_on_reload() => {
+                upgrader.begin(UpgradeRequest::default(), None);
+            }
             Signal::Reload => {
                 if let Some(usage) = &started.usage {
                     usage.reopen();
@@ -302,12 +461,19 @@ async fn serve_until_stopped(
                     }
                 });
             }
-            // Only the first one: a second one means that the sender does not want to wait.
-            Signal::Stop(Signal::TERMINATE) if drain.is_wanted_on_term() && !was_terminated => {
+            Signal::Stop(name) => {
+                // While another process may have the sessions nothing can be stopped here.
+                if let Some(confirmed) = upgrader.wait_for_end().await {
+                    confirmed.pass_on(name);
+                    return End::HandedOver(confirmed);
+                }
+                // Only the first one: a second one means that the sender does not want to wait.
+                if name != Signal::TERMINATE || was_terminated || !drain.is_wanted_on_term() {
+                    return End::Signal(Some(name));
+                }
                 was_terminated = true;
                 drain.begin(Signal::TERMINATE).await;
             }
-            Signal::Stop(name) => return Some(name),
         }
     }
 }

@@ -16,19 +16,26 @@ use tokio_rustls::server::TlsStream;
 use super::serve::{BOUNDS, Bounds, ConnectionSlot, Peer, REST, connection};
 use crate::net::fair_limit::FairLimit;
 use crate::net::files;
+use crate::net::gate::Gate;
 use crate::net::tls_resumption::ResumableSessions;
 use crate::tls::{HANDSHAKE_PROTECTED, Handshakes, Tls};
 
-pub(super) async fn serve(listener: TcpListener, router: Router, tls: Arc<Tls>) -> io::Result<()> {
-    serve_within(listener, router, tls, BOUNDS).await
+pub(super) async fn serve(listener: TcpListener, router: Router, tls: Arc<Tls>, gate: Gate) -> io::Result<()> {
+    serve_within(listener, router, tls, gate, BOUNDS).await
 }
 
-async fn serve_within(listener: TcpListener, router: Router, tls: Arc<Tls>, bounds: Bounds) -> io::Result<()> {
+async fn serve_within(
+    listener: TcpListener,
+    router: Router,
+    tls: Arc<Tls>,
+    gate: Gate,
+    bounds: Bounds,
+) -> io::Result<()> {
     let places = Arc::default();
     let under_way = Arc::default();
     let sessions = ResumableSessions::default();
     loop {
-        match listener.accept().await {
+        match gate.accept(|| listener.accept()).await {
             Ok((stream, address)) => {
                 let _ = stream.set_nodelay(true);
                 let place = ConnectionSlot::take(&places, &stream, Peer::Tcp(address), bounds);
@@ -144,7 +151,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(|| async { "here\n" }));
-        tokio::spawn(serve_within(listener, router, Arc::clone(&tls), bounds));
+        tokio::spawn(serve_within(listener, router, Arc::clone(&tls), Gate::default(), bounds));
         Server { address, tls, root: issued.cert.der().clone() }
     }
 

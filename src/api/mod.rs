@@ -14,20 +14,24 @@ mod slow_reader;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::{HttpListen, PublicListen};
+use crate::net::gate::Gate;
 use crate::net::passed::Passed;
 use crate::ops::metrics::Text;
 use crate::tls::Tls;
 
 pub use serve::Peer;
+pub(crate) use serve::requests_answered;
 
 /// Shows what the listeners and the admin API count; registered with
 /// [`Metrics::with`](crate::ops::metrics::Metrics::with).
@@ -53,12 +57,18 @@ pub enum Bound {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    is_ours: bool,
+    is_ours: Arc<AtomicBool>,
+}
+
+impl SocketFile {
+    fn new(path: &Path, is_ours: bool) -> Self {
+        Self { path: path.to_owned(), is_ours: Arc::new(AtomicBool::new(is_ours)) }
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_ours {
+        if self.is_ours.load(Ordering::Relaxed) {
             // Somebody may have removed it already.
             let _ = std::fs::remove_file(&self.path);
         }
@@ -102,7 +112,7 @@ impl Bound {
             }
             HttpListen::Unix(path) => {
                 let socket = passed.unix(path).map_err(failed(path.display().to_string()))?;
-                let file = SocketFile { path: path.clone(), is_ours: false };
+                let file = SocketFile::new(path, false);
                 socket.map(|socket| Self::Unix(socket.into(), file))
             }
         };
@@ -136,6 +146,16 @@ impl Bound {
     pub fn bind_public(listen: PublicListen) -> Result<Self, BindError> {
         let listener = bind_tcp(listen.address, "http.public")?;
         Ok(if listen.is_https { Self::Https(listener) } else { Self::Tcp(listener) })
+    }
+
+    /// A listener at an address that another process bound.
+    pub(crate) fn adopted(socket: OwnedFd, is_https: bool) -> Self {
+        if is_https { Self::Https(socket.into()) } else { Self::Tcp(socket.into()) }
+    }
+
+    /// A listener at a path that another process bound, whose file it removes.
+    pub(crate) fn adopted_unix(socket: OwnedFd, path: &Path) -> Self {
+        Self::Unix(socket.into(), SocketFile::new(path, false))
     }
 
     /// The address, for listeners that have one.
@@ -196,6 +216,25 @@ enum Listener {
 }
 
 impl Registered {
+    /// Its socket once more, for a process that takes over.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        match &self.listener {
+            Listener::Tcp(listener) | Listener::Https(listener) => listener.as_fd().try_clone_to_owned(),
+            Listener::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// Whether the socket's file goes with this listener: to be changed when another process has it.
+    pub(crate) fn file_is_ours(&self) -> Option<Arc<AtomicBool>> {
+        match &self.listener {
+            Listener::Tcp(_) | Listener::Https(_) => None,
+            Listener::Unix(_, file) => Some(Arc::clone(&file.is_ours)),
+        }
+    }
+
     /// The address, for listeners that have one.
     #[must_use]
     pub const fn address(&self) -> Option<SocketAddr> {
@@ -213,13 +252,21 @@ impl Registered {
     /// # Errors
     /// When there are no certificates for a listener that needs them.
     pub async fn serve(self, router: Router, tls: Option<Arc<Tls>>) -> io::Result<()> {
+        self.serve_through(router, tls, Gate::default()).await
+    }
+
+    /// The same, but a connection is accepted only while the gate is open.
+    ///
+    /// # Errors
+    /// As [`Registered::serve`].
+    pub(crate) async fn serve_through(self, router: Router, tls: Option<Arc<Tls>>, gate: Gate) -> io::Result<()> {
         match self.listener {
             Listener::Https(listener) => {
                 let tls = tls.ok_or_else(|| io::Error::other("https without certificates"))?;
-                https::serve(listener, router, tls).await
+                https::serve(listener, router, tls, gate).await
             }
-            Listener::Tcp(listener) => serve::tcp(listener, router).await,
-            Listener::Unix(listener, _file) => serve::unix(listener, router).await,
+            Listener::Tcp(listener) => serve::tcp(listener, router, gate).await,
+            Listener::Unix(listener, _file) => serve::unix(listener, router, gate).await,
         }
     }
 }
@@ -248,5 +295,5 @@ fn bind_unix(path: &Path) -> io::Result<Bound> {
     }
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;
-    Ok(Bound::Unix(listener, SocketFile { path: path.to_owned(), is_ours: true }))
+    Ok(Bound::Unix(listener, SocketFile::new(path, true)))
 }

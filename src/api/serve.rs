@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use super::slow_reader::SlowReaderLimit;
 use crate::net::fair_limit::{FairLimit, Permit, Source};
 use crate::net::files;
+use crate::net::gate::Gate;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,17 +84,49 @@ pub(super) fn gave_way() -> u64 {
     GAVE_WAY.load(Ordering::Relaxed)
 }
 
+/// Requests that are being answered, on all listeners together.
+static UNDER_WAY: AtomicU64 = AtomicU64::new(0);
+
+/// While it lives a request is being answered.
+struct UnderWay;
+
+impl UnderWay {
+    fn begin() -> Self {
+        UNDER_WAY.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How long an answer that is made may take to leave, and how often it is looked whether all are made.
+const LAST_WRITE: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits until the requests that are under way are answered, but so long and no longer.
+pub(crate) async fn requests_answered(within: Duration) {
+    let until = tokio::time::Instant::now() + within;
+    while UNDER_WAY.load(Ordering::Relaxed) > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    tokio::time::sleep(LAST_WRITE).await;
+}
+
 /// How long accepting rests when the system has no more files.
 pub(super) const REST: Duration = Duration::from_millis(100);
 
-pub(super) async fn tcp(listener: TcpListener, router: Router) -> io::Result<()> {
-    tcp_within(listener, router, BOUNDS).await
+pub(super) async fn tcp(listener: TcpListener, router: Router, gate: Gate) -> io::Result<()> {
+    tcp_within(listener, router, gate, BOUNDS).await
 }
 
-async fn tcp_within(listener: TcpListener, router: Router, bounds: Bounds) -> io::Result<()> {
+async fn tcp_within(listener: TcpListener, router: Router, gate: Gate, bounds: Bounds) -> io::Result<()> {
     let places = Arc::default();
     loop {
-        match listener.accept().await {
+        match gate.accept(|| listener.accept()).await {
             Ok((stream, address)) => {
                 // Answers are small and whole; waiting for more of them would only make them late.
                 let _ = stream.set_nodelay(true);
@@ -107,10 +140,10 @@ async fn tcp_within(listener: TcpListener, router: Router, bounds: Bounds) -> io
     }
 }
 
-pub(super) async fn unix(listener: UnixListener, router: Router) -> io::Result<()> {
+pub(super) async fn unix(listener: UnixListener, router: Router, gate: Gate) -> io::Result<()> {
     let places = Arc::default();
     loop {
-        match listener.accept().await {
+        match gate.accept(|| listener.accept()).await {
             Ok((stream, _)) => {
                 let peer = Peer::Unix(stream.peer_cred().ok().map(|process| process.uid()));
                 let place = ConnectionSlot::take(&places, &stream, peer, BOUNDS);
@@ -169,7 +202,9 @@ where
         request.extensions_mut().insert(peer);
         let within = if request.uri().path() == LONG_PATH { bounds.request.max(LONG_REQUEST) } else { bounds.request };
         let answer = router.call(request);
+        let under_way = UnderWay::begin();
         async move {
+            let _under_way = under_way;
             let answer: Response = match tokio::time::timeout(within, answer).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(never)) => match never {},
@@ -247,7 +282,7 @@ mod tests {
                     "upgraded\n"
                 }),
             );
-        tokio::spawn(tcp_within(listener, router, bounds));
+        tokio::spawn(tcp_within(listener, router, Gate::default(), bounds));
         address
     }
 

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::counters::NetCounters;
 use super::fair_limit::{FairLimit, Permit, Source};
 use super::files;
+use super::gate::Gate;
 use super::half_open::HalfOpenStreams;
 use super::handshake::{Handshake, handshake};
 use super::overflow::Watched;
@@ -78,6 +79,8 @@ pub(super) struct Acceptor {
     pub(super) half_open: Arc<HalfOpenStreams>,
     workers: Vec<(Mailbox, Arc<NetCounters>)>,
     under_way: Arc<FairLimit>,
+    /// Closed while the sockets are another process's.
+    pub(super) gate: Gate,
     /// Not of one [`Tls`]: they survive a change of certificates.
     sessions: ResumableSessions,
 }
@@ -93,6 +96,7 @@ impl Acceptor {
             half_open: Arc::default(),
             workers: workers.collect(),
             under_way: Arc::default(),
+            gate: Gate::default(),
             sessions: ResumableSessions::default(),
         }
     }
@@ -129,7 +133,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 biased;
                 _ = &mut stop => return,
-                accepted = listener.accept() => accepted,
+                accepted = self.gate.accept(|| listener.accept()) => accepted,
             };
             match accepted {
                 Ok((stream, from)) => match five_tuple(&stream, from) {

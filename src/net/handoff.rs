@@ -8,7 +8,8 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use minicbor::{Decode, Encode};
@@ -18,8 +19,10 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{socket_peercred, socket_type};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, recvmsg, sendmsg, shutdown, socket_with, socketpair,
 };
+use rustix::process::Pid;
 
 use crate::clock;
 use crate::time::Ticks;
@@ -29,6 +32,9 @@ pub const DESCRIPTORS_MAX: usize = 253;
 
 /// The longest message, in bytes; what is longer goes as memory.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Processes that may wait at [`SuccessorSocket`]: one is enough.
+const SUCCESSORS_WAITING: i32 = 1;
 
 /// How long to wait when too many descriptors of this user are under way.
 const RETRY: Duration = Duration::from_millis(1);
@@ -107,6 +113,39 @@ impl Channel {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         Ok((Self::over(one), Self::over(other)))
+    }
+
+    /// The process at the other end, if it is in this PID namespace.
+    pub(crate) fn peer(&self) -> Option<Pid> {
+        // 0 stands for a process that has no number here.
+        socket_peercred(&self.socket).ok().map(|peer| peer.pid).filter(|pid| pid.as_raw_nonzero().get() > 0)
+    }
+
+    /// Nothing is said any more, and nothing heard: the other end sees the end of it.
+    pub(crate) fn shut_down(&self) {
+        // It may be gone.
+        let _ = shutdown(&self.socket, Shutdown::Write);
+    }
+
+    /// The end that is connected to the unix socket of another process at this path.
+    ///
+    /// # Errors
+    /// Of the system; [`HandoffError::Stranger`].
+    pub fn connect(path: &Path) -> Result<Self, HandoffError> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Self::of(socket)
+    }
+
+    /// The end that the process which started this one left as its standard input, which becomes /dev/null.
+    ///
+    /// # Errors
+    /// [`HandoffError::NotAChannel`], [`HandoffError::Stranger`]; of the system.
+    pub fn of_standard_input() -> Result<Self, HandoffError> {
+        let channel = Self::of(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?)?;
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        Ok(channel)
     }
 
     /// The end that another process left us, or that was accepted or connected; it must be of this user.
@@ -223,9 +262,56 @@ impl Channel {
     }
 }
 
+impl From<Channel> for OwnedFd {
+    fn from(channel: Channel) -> Self {
+        channel.socket
+    }
+}
+
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Where a process connects that shall take over and was not started by this one: a unix socket for this user only.
+#[derive(Debug)]
+pub struct SuccessorSocket {
+    socket: OwnedFd,
+    path: PathBuf,
+}
+
+impl SuccessorSocket {
+    /// Listens at this path; takes it over from a process that is dead, never from one that still answers.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let address = SocketAddrUnix::new(path)?;
+        let new = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+        if connect(new()?, &address) == Err(Errno::CONNREFUSED) {
+            std::fs::remove_file(path)?;
+        }
+        let socket = new()?;
+        bind(&socket, &address)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        listen(&socket, SUCCESSORS_WAITING)?;
+        Ok(Self { socket, path: path.to_owned() })
+    }
+
+    /// Waits for the next process. Blocks.
+    ///
+    /// # Errors
+    /// Of the system; [`HandoffError::Stranger`].
+    pub fn accept(&self) -> Result<Channel, HandoffError> {
+        Channel::of(accept_with(&self.socket, SocketFlags::CLOEXEC)?)
+    }
+
+    /// No more processes can connect; another one may listen at the path.
+    pub fn close(&self) {
+        // It may be gone, and no process that matters may be connecting.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 
@@ -374,6 +460,27 @@ mod tests {
             assert!(matches!(Channel::of(descriptor), Err(HandoffError::NotAChannel)));
         }
         assert!(matches!(check_user(7, 8), Err(HandoffError::Stranger { peer: 7, own: 8 })));
+    }
+
+    #[test]
+    fn a_process_connects_by_a_path_that_others_can_not_use() {
+        let path = std::env::temp_dir().join(format!("throughway-successor-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        // A process that died leaves its file.
+        drop(SuccessorSocket::bind(&path).unwrap());
+        let socket = SuccessorSocket::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(SuccessorSocket::bind(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse, "it still answers");
+        // That was a look, not a process that wants to take over.
+        let mut look = socket.accept().unwrap();
+        assert!(matches!(look.receive::<Note>(SOON), Err(HandoffError::Closed)));
+        let mut new = Channel::connect(&path).unwrap();
+        let old = socket.accept().unwrap();
+        assert_eq!(old.peer().map(|pid| pid.as_raw_nonzero().get() as u32), Some(std::process::id()));
+        old.send(&note("hello", 1), &[], SOON).unwrap();
+        assert_eq!(new.receive::<Note>(SOON).unwrap().0, note("hello", 1));
+        socket.close();
+        assert!(!path.exists() && socket.accept().is_err());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! accepting; a UDP listener that goes is *leaving*: it serves the sessions that came through it and no others, and
 //! its sockets close together when the last session has ended, because the kernel steers by their number.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::TcpListener;
@@ -15,7 +17,8 @@ use super::accept::{Acceptor, StreamKind};
 use super::listen::{self, BindError, UdpSockets};
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::passed::Passed;
-use super::worker::{Listener, ListenerChange, ListenerId, Users};
+use super::upgrade_messages::ListenerNote;
+use super::worker::{AdoptedListener, Listener, ListenerChange, ListenerId, Users};
 use crate::address::Transport;
 use crate::config::checked::{Config, Listen};
 
@@ -55,6 +58,27 @@ impl WantedListener {
             && a.is_ipv4() == b.is_ipv4()
             && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
     }
+}
+
+/// What a listener takes, as a number that another process knows.
+const fn code_of(takes: Option<StreamKind>) -> u8 {
+    match takes {
+        None => 0,
+        Some(StreamKind::Plain) => 1,
+        Some(StreamKind::Tls) => 2,
+        Some(StreamKind::Both) => 3,
+    }
+}
+
+/// Back again; `None` for a number of a later release.
+const fn kind_of(code: u8) -> Option<Option<StreamKind>> {
+    Some(match code {
+        0 => None,
+        1 => Some(StreamKind::Plain),
+        2 => Some(StreamKind::Tls),
+        3 => Some(StreamKind::Both),
+        _ => return None,
+    })
 }
 
 /// The sockets of a configuration; what takes both transports stands there twice and is bound once.
@@ -193,6 +217,75 @@ impl Listening {
             }
         }
         Ok(plan)
+    }
+
+    /// The listeners as another process is told of them.
+    pub(super) fn notes(&self) -> Vec<ListenerNote> {
+        let note = |open: &Open| ListenerNote {
+            id: open.id.0,
+            configured: open.wanted.address,
+            bound: open.address,
+            takes: code_of(open.wanted.takes),
+            is_leaving: open.is_leaving(),
+        };
+        self.open.iter().map(note).collect()
+    }
+
+    /// The sockets of stream listeners, by the number of their listener.
+    pub(super) fn stream_sockets(&self) -> io::Result<Vec<(u32, OwnedFd)>> {
+        let sockets = self.open.iter().filter_map(|open| match &open.kind {
+            ListenerKind::Stream { listener, .. } => Some((open.id.0, listener)),
+            ListenerKind::Udp { .. } => None,
+        });
+        sockets.map(|(id, listener)| Ok((id, listener.as_fd().try_clone_to_owned()?))).collect()
+    }
+
+    /// What another process had open; the sockets of UDP listeners come to the workers from its workers.
+    ///
+    /// # Errors
+    /// When a socket is missing, or is not what was told of it.
+    pub(super) fn adopted(
+        notes: &[ListenerNote],
+        mut sockets: Vec<(u32, OwnedFd)>,
+        acceptor: &Arc<Acceptor>,
+        overflow: &Arc<Overflow>,
+    ) -> Result<(Self, Vec<AdoptedListener>), String> {
+        let (mut listening, mut of_workers) = (Self::default(), Vec::new());
+        for note in notes {
+            let id = ListenerId(note.id);
+            let takes = kind_of(note.takes).ok_or_else(|| format!("a listener of the unknown kind {}", note.takes))?;
+            let wanted = WantedListener { address: note.configured, takes, is_default: false };
+            let kind = if let Some(takes) = takes {
+                let at = sockets.iter().position(|(of, _)| *of == note.id);
+                let (_, socket) =
+                    sockets.swap_remove(at.ok_or_else(|| format!("the socket of {} is missing", note.bound))?);
+                let socket = std::net::TcpListener::from(socket);
+                let failed = |error: io::Error| format!("the socket of {}: {error}", note.bound);
+                if socket.local_addr().map_err(failed)? != note.bound {
+                    return Err(format!("the socket of {} is bound elsewhere", note.bound));
+                }
+                let listener = TcpListener::from_std(socket).map_err(failed)?;
+                let listener = Arc::new(overflow.watch(SocketKind::Stream, listener));
+                let accepting = Accepting::start(acceptor, &listener, takes);
+                ListenerKind::Stream { listener, accepting }
+            } else {
+                let (users, is_leaving) = (Arc::new(Users::default()), note.is_leaving);
+                of_workers.push(AdoptedListener { id, address: note.bound, users: Arc::clone(&users), is_leaving });
+                ListenerKind::Udp { users, is_leaving }
+            };
+            listening.next = listening.next.max(note.id.saturating_add(1));
+            listening.open.push(Open { id, wanted, address: note.bound, kind });
+        }
+        Ok((listening, of_workers))
+    }
+
+    /// UDP listeners that serve their last sessions only.
+    pub(super) fn leaving(&self) -> Vec<(ListenerId, Arc<Users>)> {
+        let leaving = self.open.iter().filter_map(|open| match &open.kind {
+            ListenerKind::Udp { users, is_leaving: true } => Some((open.id, Arc::clone(users))),
+            ListenerKind::Udp { .. } | ListenerKind::Stream { .. } => None,
+        });
+        leaving.collect()
     }
 
     /// Every address that will be ours, leaving ones included: none of them may be a peer.

@@ -7,10 +7,12 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::FromRawFd as _;
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
+
+use super::upgrade_messages::PassedSocket;
 
 /// The first descriptor that is passed.
 const FIRST: i32 = 3;
@@ -133,6 +135,25 @@ impl Passed {
             }
         }
         Ok(())
+    }
+
+    /// All of them, for a process that takes over.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(super) fn sockets(&self) -> io::Result<Vec<(PassedSocket, OwnedFd)>> {
+        let passed = |item: &Item| Ok((PassedSocket::Manager(item.name.clone()), item.socket.try_clone()?.into()));
+        self.0.iter().map(passed).collect()
+    }
+
+    /// What another process was passed, by name.
+    pub(super) fn adopted(sockets: Vec<(String, OwnedFd)>) -> Self {
+        let item = |(name, socket)| {
+            let socket = Socket::from(socket);
+            let is_udp = socket.r#type().is_ok_and(|kind| kind == Type::DGRAM);
+            Item { name, socket, is_udp }
+        };
+        Self(sockets.into_iter().map(item).collect())
     }
 
     /// How many there are.

@@ -219,6 +219,16 @@ impl Ports {
         self.pairs.get(at as usize).copied()
     }
 
+    /// Takes this very port, which another process had in use; one outside the range is not ours to count.
+    pub(super) fn take_exactly(&mut self, port: u16) {
+        if self.state(port) == Some(RESTS) {
+            self.resting.retain(|resting| resting.port != port);
+            self.place[usize::from(port - self.first)] = NOT_FREE;
+        } else if self.is_free(port) {
+            self.remove(port);
+        }
+    }
+
     /// Gives a port back after use: it rests before another client gets it.
     pub(super) fn rest(&mut self, port: u16, client: Option<IpAddr>, now: Ticks) {
         // One that left the range while it was in use stays out; it may have come back and been found taken since.
@@ -325,6 +335,19 @@ mod tests {
         for now in [Ticks(3000), Ticks(121_500), Ticks(122_000)] {
             assert_eq!(new.port_counts(now), old.port_counts(now));
         }
+    }
+
+    #[test]
+    fn a_port_that_another_process_had_in_use_is_in_use() {
+        let mut ports = ports(50_000..=50_009);
+        let port = ports.take(Parity::Any, CLIENT, Ticks(0)).unwrap();
+        ports.rest(port, Some(CLIENT), Ticks(0));
+        for port in [port, port ^ 1, 40_000, port] {
+            ports.take_exactly(port);
+        }
+        assert_eq!(ports.port_counts(Ticks(0)), PortCounts { used: 2, free: 8, resting: 0 });
+        ports.rest(port, None, Ticks(0));
+        assert_eq!(ports.port_counts(Ticks(0)), PortCounts { used: 1, free: 8, resting: 1 });
     }
 
     #[test]

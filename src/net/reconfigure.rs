@@ -121,7 +121,7 @@ impl Running {
         }
     }
 
-    fn close_when_empty(self: &Arc<Self>, id: ListenerId, users: Arc<Users>) {
+    pub(super) fn close_when_empty(self: &Arc<Self>, id: ListenerId, users: Arc<Users>) {
         let running = Arc::downgrade(self);
         tokio::spawn(async move {
             loop {

@@ -186,6 +186,11 @@ impl RelayAddresses {
         }
     }
 
+    /// A port is in use from now on, because another process handed its socket over.
+    pub(super) fn take_exactly(&self, relayed: RelayedTransportAddress) {
+        self.with(relayed.ip(), |entry| entry.ports().take_exactly(relayed.port()));
+    }
+
     /// The ports at rest, by advertised address.
     pub(super) fn resting(&self) -> Vec<(IpAddr, Vec<RestingPort>)> {
         self.entries.load().iter().map(|of| (of.address.advertised, of.ports().resting())).collect()

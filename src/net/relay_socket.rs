@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -143,6 +143,58 @@ impl Relays {
             }
         }
         Err(refused)
+    }
+
+    /// Keeps the socket of an allocation of another process.
+    ///
+    /// # Errors
+    /// When it is not bound to that relayed address.
+    pub(super) fn adopt(
+        &mut self,
+        id: AllocationId,
+        relayed: RelayedTransportAddress,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        let (socket, budget) = self.adopted(relayed, socket)?;
+        self.keep(id, socket, relayed);
+        if let Some(socket) = self.get_mut(id) {
+            socket.read_budget = budget;
+        }
+        Ok(())
+    }
+
+    /// Holds a socket that another process held for a RESERVATION-TOKEN.
+    ///
+    /// # Errors
+    /// When it is not bound to that relayed address.
+    pub(super) fn adopt_held(&mut self, relayed: RelayedTransportAddress, socket: OwnedFd) -> Result<(), String> {
+        let (socket, _) = self.adopted(relayed, socket)?;
+        self.held.insert(relayed, socket);
+        Ok(())
+    }
+
+    fn adopted(
+        &self,
+        relayed: RelayedTransportAddress,
+        socket: OwnedFd,
+    ) -> Result<(Watched<UdpSocket>, ReadBudget), String> {
+        let socket = UdpSocket::from(socket);
+        let local = self.addresses.with(relayed.ip(), |entry| SocketAddr::new(entry.address.local, relayed.port()));
+        let bound = socket.local_addr().map_err(|error| format!("the socket of {relayed} is none: {error}"))?;
+        if local != Some(bound) {
+            return Err(format!("the socket of {relayed} is bound to {bound}"));
+        }
+        self.addresses.take_exactly(relayed);
+        // The other process may have been busy, and have let less wait.
+        let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
+        let budget = ReadBudget::of_socket(socket.as_fd());
+        Ok((self.overflow.watch(SocketKind::Relayed, socket), budget))
+    }
+
+    /// The sockets that are held for a RESERVATION-TOKEN.
+    #[allow(clippy::disallowed_methods, reason = "the order does not matter: each goes with its address")]
+    pub(super) fn held(&self) -> impl Iterator<Item = (RelayedTransportAddress, BorrowedFd<'_>)> {
+        self.held.iter().map(|(relayed, socket)| (*relayed, socket.as_fd()))
     }
 
     fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress) {

@@ -3,7 +3,7 @@
 //! What is asked of its workers is in `ask`; what changes it is in `addresses` and `reconfigure`.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,14 +17,13 @@ use super::overflow::{Overflow, SocketKind};
 use super::passed::Passed;
 use super::ports::PortCounts;
 use super::relay_addresses::{RelayAddress, RelayAddresses};
-use super::shared::{Process, SharedChanges, SharedState};
+use super::shared::Process;
 use super::worker::{Mailbox, Message, NotSent};
 use crate::address::Transport;
 use crate::clock;
 use crate::config::checked::Config;
 use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
-use crate::protocol::quota_state::QuotasImportError;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
 use crate::tls::{Handshakes, Tls, watch};
@@ -48,7 +47,7 @@ pub(super) struct Handle {
 }
 
 impl Handle {
-    fn take_thread(&self) -> Option<JoinHandle<()>> {
+    pub(super) fn take_thread(&self) -> Option<JoinHandle<()>> {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
@@ -67,6 +66,10 @@ pub struct Running {
     pub(super) watching: Mutex<Vec<AbortHandle>>,
     pub(super) acceptor: Arc<Acceptor>,
     pub(super) overflow: Arc<Overflow>,
+    /// The key of nonces, for a process that takes over.
+    pub(super) nonce_key: Box<[u8]>,
+    /// Another process reads the sockets, and may give them back.
+    pub(super) is_handed_over: AtomicBool,
 }
 
 impl Running {
@@ -183,6 +186,10 @@ impl Running {
     ///
     /// No message is sent for it: whatever fills a queue of theirs can't make a healthy worker look stuck.
     pub async fn silent_workers(&self, within: Duration) -> Vec<usize> {
+        if self.is_handed_over() {
+            // They stand still, as they should: the other process answers for them.
+            return Vec::new();
+        }
         let deadline = tokio::time::Instant::now() + within;
         let turns = |worker: &Handle| worker.net.loops.get();
         let mut silent: Vec<_> = self.workers.iter().map(turns).enumerate().collect();
@@ -197,49 +204,6 @@ impl Running {
         }
     }
 
-    /// What the workers share, as plain values.
-    #[must_use]
-    pub fn export_shared(&self) -> SharedState {
-        self.process.export()
-    }
-
-    /// Takes over what [`Running::export_shared`] gave in another process, in place of all that is here: for a server that
-    /// has no allocations yet.
-    pub fn import_shared(&self, state: SharedState) {
-        self.process.import(state);
-    }
-
-    /// What the workers share, as far as it can go to another process early: quotas and revocations. From now on their
-    /// changes are noted.
-    #[must_use]
-    pub fn export_shared_early(&self) -> SharedState {
-        self.process.export_early()
-    }
-
-    /// What [`Running::export_shared_early`] lacks, while no worker does anything.
-    #[must_use]
-    pub fn export_shared_changes(&self) -> SharedChanges {
-        self.process.export_changes()
-    }
-
-    /// Nothing is noted any more: the other process failed.
-    pub fn end_early_export(&self) {
-        self.process.end_early_export();
-    }
-
-    /// Takes over what [`Running::export_shared_early`] gave in another process, before any worker takes allocations over.
-    pub fn import_shared_early(&self, state: SharedState) {
-        self.process.import_early(state);
-    }
-
-    /// Takes over what [`Running::export_shared_changes`] gave.
-    ///
-    /// # Errors
-    /// [`QuotasImportError`]; this process must not go on then.
-    pub fn import_shared_changes(&self, changes: SharedChanges) -> Result<(), QuotasImportError> {
-        self.process.import_changes(changes)
-    }
-
     /// Who proved to hold a credential, and what came of it.
     #[must_use]
     pub fn authenticated(&self) -> AuthenticatedCounts {
@@ -249,6 +213,13 @@ impl Running {
     /// What is revoked. After a change, end the live sessions that it concerns with [`Running::close`].
     pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
         self.process.revocations()
+    }
+
+    /// Whether another process has the sessions, and may give them back: this one can neither tell nor change anything about
+    /// them meanwhile.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.is_handed_over.load(Ordering::Relaxed)
     }
 
     /// Ends every allocation, writes every record and waits for the threads.

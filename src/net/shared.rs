@@ -122,16 +122,6 @@ impl Process {
         self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything, as plain values.
-    pub(super) fn export(&self) -> SharedState {
-        SharedState {
-            quotas: self.quotas().to_state(),
-            revocations: self.revocations().to_state(),
-            authenticated: self.authenticated().to_state(),
-            resting_ports: self.addresses.resting(),
-        }
-    }
-
     /// Notes that a worker panicked; `false` if it was one too many within a minute.
     pub(super) fn may_go_on(&self, now: Ticks) -> bool {
         let mut panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner);
@@ -201,16 +191,6 @@ impl Process {
         *counts = AuthenticatedCounts::from_state(&authenticated);
         self.addresses.restore(&resting_ports);
         Ok(())
-    }
-
-    /// Takes over what [`Process::export`] gave in another process, in place of all that is here.
-    pub(super) fn import(&self, state: SharedState) {
-        let SharedState { quotas, revocations, authenticated, resting_ports } = state;
-        *self.quotas() = Quotas::from_state(quotas);
-        *self.revocations() = Revocations::from_state(revocations);
-        let mut counts = self.authenticated.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts = AuthenticatedCounts::from_state(&authenticated);
-        self.addresses.restore(&resting_ports);
     }
 
     /// Who proved to hold a credential, by secret and result.

@@ -238,6 +238,11 @@ impl Streams {
         None
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Every stream's slot, for the end of the process.
     pub(super) fn all(&self) -> Vec<usize> {
         self.slots.iter().map(|(at, _)| at).collect()
@@ -249,7 +254,6 @@ impl Streams {
     /// [`Streams::give_up_beyond`].
     ///
     /// Of two workers with this state only one may ever write: see [`Stream::abandon`].
-    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
     pub(super) fn export(&self) -> (StreamsState, Vec<BorrowedFd<'_>>) {
         let streams = self.slots.iter().map(|(_, stream)| (stream.to_state(), stream.socket.as_fd()));
         let (streams, sockets) = streams.unzip();
@@ -264,7 +268,6 @@ impl Streams {
     ///
     /// # Errors
     /// [`StreamStateError`]; the socket is closed then.
-    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
     pub(super) fn import(
         &mut self,
         next_id: u64,
@@ -314,7 +317,6 @@ impl Streams {
     ///
     /// Gives slots, and whose payload it was, in bytes: it is to be counted as not sent. Records that were held back for it
     /// may be decided now.
-    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
     pub(super) fn give_up_beyond(&mut self, bytes: usize) -> Vec<(usize, Vec<(AllocationId, u32)>)> {
         let share = equal_share(self.slots.iter().map(|(_, stream)| stream.queue_state_bytes()).collect(), bytes);
         let given_up = self.slots.iter_mut().map(|(at, stream)| (at, stream.give_up_beyond(share)));

@@ -210,6 +210,15 @@ pub(super) fn coalesce(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SOL_UDP, libc::UDP_GRO, &1_i32)
 }
 
+/// Whether a socket does so already.
+pub(super) fn coalesces(fd: BorrowedFd<'_>) -> bool {
+    let (mut value, mut len) = (0_i32, size_of::<i32>() as u32);
+    let into = (&raw mut value).cast::<c_void>();
+    // SAFETY: `into` points to `len` writable bytes across the call, and `len` is ours.
+    let asked = unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, into, &raw mut len) };
+    asked == 0 && value != 0
+}
+
 /// How often this thread went to sleep by itself.
 pub(super) fn voluntary_switches() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();

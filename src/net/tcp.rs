@@ -180,7 +180,6 @@ impl Stream {
     /// Nothing is written to this stream any more, not even that it ends: another process has begun to use it and has
     /// ended. It may have used the record numbers that would come next, and what waits here may have left already. The
     /// stream must be closed.
-    #[allow(dead_code, reason = "the worker's side of an upgrade uses it")]
     pub(super) fn abandon(&mut self) {
         self.tls = None;
         (self.is_abandoned, self.must_close) = (true, true);

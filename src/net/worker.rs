@@ -6,12 +6,14 @@
 
 mod budget;
 mod datagrams;
+mod hand_over;
 mod inbox;
 mod listeners;
 mod pace;
 mod receive_buffers;
 mod recovery;
 mod stream;
+mod take_over;
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,6 +24,8 @@ use std::sync::{Arc, Barrier};
 
 use self::budget::{Budget, STREAMS_PER_TURN};
 use self::datagrams::Datagrams;
+use self::hand_over::HandingOver;
+pub(super) use self::hand_over::{HandOver, HandedOver, Outcome};
 use self::inbox::Closing;
 pub(super) use self::inbox::{Adopted, AdoptedStreams, Mailbox, Message, NotSent};
 use self::listeners::Listeners;
@@ -30,6 +34,7 @@ pub(super) use self::pace::ReadBudget;
 use self::pace::{Pace, PacketsSoFar};
 use self::receive_buffers::ReceiveBufferPolicy;
 pub(super) use self::receive_buffers::ReceiveBufferState;
+pub(super) use self::take_over::{AdoptedListener, Reached, TakeOver, TakenOver, TakingOver};
 
 use super::counters::NetCounters;
 use super::events::Events;
@@ -66,6 +71,8 @@ const INBOX: u64 = 3;
 /// A listener's second socket, for what is not data.
 const CONTROL: u64 = 4;
 const ALARM: u64 = 5;
+/// The channel to the new process of an upgrade.
+const HANDOFF: u64 = 6;
 
 const fn token(kind: u64, index: usize) -> u64 {
     kind << KIND_BITS | index as u64
@@ -118,6 +125,8 @@ pub(super) struct Setup {
     pub(super) consumers: Consumers,
     /// Where all workers, and who started them, meet before their loops begin.
     pub(super) begun: Arc<Barrier>,
+    /// What is taken over from another process before that.
+    pub(super) taking_over: Option<TakingOver>,
 }
 
 pub(super) struct Worker {
@@ -153,6 +162,10 @@ pub(super) struct Worker {
     producers: Producers,
     consumers: Consumers,
     stopping: bool,
+    /// The sessions are another process's: the thread ends without a word to anybody.
+    is_over: bool,
+    /// What a new process is told.
+    handing: Option<HandingOver>,
     /// The stream whose bytes are being handled.
     visited: Option<StreamId>,
 }
@@ -192,6 +205,8 @@ impl Worker {
             producers: setup.producers,
             consumers: setup.consumers,
             stopping: false,
+            is_over: false,
+            handing: None,
             visited: None,
         };
         for change in setup.listeners {
@@ -206,7 +221,7 @@ impl Worker {
         self.net.processor.adopt();
         sys::sleep_exactly();
         begun.wait();
-        while !self.stopping {
+        while !self.stopping && !self.is_over {
             // A broken assumption about one packet must not end everybody's calls.
             match catch_unwind(AssertUnwindSafe(|| self.turn(&mut ready))) {
                 Ok(turned) => turned?,
@@ -246,6 +261,8 @@ impl Worker {
                 CONTROL => self.on_control(now, at),
                 // What is due is done at the start of each turn.
                 ALARM => self.alarm.clear(),
+                // What is to be told is told at the end of each turn.
+                HANDOFF => {}
                 _ => self.on_inbox(now),
             }
             self.server.put_down();
@@ -259,6 +276,9 @@ impl Worker {
         self.producers.wake();
         self.gather(now, ready.len());
         self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
+        if self.handing.is_some() {
+            self.go_on_handing_over();
+        }
         Ok(())
     }
 

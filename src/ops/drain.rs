@@ -114,6 +114,19 @@ impl Drain {
         true
     }
 
+    /// Goes on with a drain that another process began so long ago; its sessions are here, and its workers' draining is too.
+    pub fn go_on(self: &Arc<Self>, since: Duration) {
+        *lock(&self.began_at) = Instant::now().checked_sub(since);
+        self.status.set(Phase::Draining);
+        tokio::spawn(Arc::clone(self).follow());
+    }
+
+    /// How long ago it began; `None` before.
+    #[must_use]
+    pub fn since(&self) -> Option<Duration> {
+        Some((*lock(&self.began_at))?.elapsed())
+    }
+
     /// How far it is; `None` before it has begun.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {

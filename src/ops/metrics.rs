@@ -4,12 +4,14 @@
 //! exact and a packet never pays for a metric. Parts above this one register what they count ([`Metrics::with`]). Every reason has its line from the start, at 0. No label has values
 //! that users choose.
 
+mod inherited;
 mod process;
 mod text;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
+use self::inherited::Inherited;
 use crate::address::{Family, Transport};
 use crate::clock;
 use crate::net::counters::{Batches, NetCounters};
@@ -32,6 +34,8 @@ pub struct Metrics {
     usage: Option<UsageMetrics>,
     others: Vec<Source>,
     started: u64,
+    /// What an old process counted.
+    inherited: OnceLock<Inherited>,
 }
 
 /// Writes what another part of the server counts; called at each scrape.
@@ -41,7 +45,14 @@ impl Metrics {
     /// For this relay. Made when the process starts.
     #[must_use]
     pub fn new(running: Arc<Running>, status: Arc<Status>, usage: Option<UsageMetrics>) -> Self {
-        Self { running, status, usage, others: Vec::new(), started: clock::unix_seconds().0 }
+        Self {
+            running,
+            status,
+            usage,
+            others: Vec::new(),
+            started: clock::unix_seconds().0,
+            inherited: OnceLock::new(),
+        }
     }
 
     /// Registers another part of the server, which shows what it counts itself.
@@ -54,6 +65,20 @@ impl Metrics {
     /// The text of `/metrics`.
     #[must_use]
     pub fn render(&self) -> String {
+        let text = self.render_own();
+        match self.inherited.get() {
+            Some(inherited) => inherited.add_to(&text),
+            None => text,
+        }
+    }
+
+    /// Every counter goes on where an old process stopped, whose last text this is; for a process that has taken over and
+    /// counted nothing yet. Once.
+    pub fn go_on_after(&self, old: &str) {
+        let _ = self.inherited.set(Inherited::new(old, &self.render_own()));
+    }
+
+    fn render_own(&self) -> String {
         let workers = Workers(self.running.counters().collect());
         let mut text = Text::default();
         text.gauge("throughway_build_info", "Always 1; the label is the version")

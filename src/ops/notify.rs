@@ -77,6 +77,11 @@ impl Notifier {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", until_next.as_micros()));
     }
 
+    /// Another process is the service's main one from now on; it will say that it is ready.
+    pub fn main_process(&self, pid: u32) {
+        self.send(&format!("MAINPID={pid}"));
+    }
+
     /// The end begins.
     pub fn stopping(&self) {
         self.send("STOPPING=1\nSTATUS=ending every session");

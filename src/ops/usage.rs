@@ -142,6 +142,8 @@ pub struct Usage {
     working: Vec<Working>,
     spool: Option<Arc<Spool>>,
     webhook: Option<tokio::task::JoinHandle<()>>,
+    /// The code of the last line, once there will be no more.
+    last: oneshot::Receiver<Code>,
 }
 
 /// What `/metrics` asks for.
@@ -227,6 +229,13 @@ pub fn open(config: &AccountingConfig, realm: &str) -> Result<Option<Sinks>, Str
 }
 
 impl Sinks {
+    /// Signs on where another process stopped.
+    pub fn go_on_after(&mut self, last: Code) {
+        if let Some(chain) = &mut self.chain {
+            chain.go_on_after(last);
+        }
+    }
+
     /// Starts the threads; they end when every sender of events is gone. Must be called in a tokio runtime.
     ///
     /// # Errors
@@ -256,11 +265,17 @@ impl Sinks {
             working.push(Working { name, waiting, counters: of_sink, is_awaited, ended });
         }
         let signer = Signer { events, realm: self.realm, chain: self.chain, sinks };
-        spawn("usage".to_owned(), move || signer.run())?;
+        let (told, last) = oneshot::channel();
+        spawn("usage".to_owned(), move || {
+            if let Some(chain) = signer.run() {
+                // The process may end without asking.
+                let _ = told.send(chain.last());
+            }
+        })?;
         let webhook = self.webhook.zip(self.spool.clone()).map(|((config, client), spool)| {
             tokio::spawn(webhook::deliver(config, client, spool, Arc::clone(&counters)))
         });
-        Ok(Usage { counters, working, spool: self.spool, webhook })
+        Ok(Usage { counters, working, spool: self.spool, webhook, last })
     }
 }
 
@@ -284,9 +299,10 @@ impl Usage {
         }
     }
 
-    /// Writes what waits and gives the webhook a moment; every sender of events must be gone.
-    pub async fn finish(self) {
-        let Self { counters, working, spool, webhook } = self;
+    /// Writes what waits and gives the webhook a moment; every sender of events must be gone. Gives the code of the last
+    /// signed line.
+    pub async fn finish(self) -> Option<Code> {
+        let Self { counters, working, spool, webhook, last } = self;
         let deadline = tokio::time::Instant::now() + LAST_WRITE;
         for Working { name, waiting, counters, is_awaited, ended } in working {
             if tokio::time::timeout_at(deadline, ended).await.is_err() {
@@ -294,7 +310,8 @@ impl Usage {
                 give_up(name, &waiting, &counters);
             }
         }
-        let (Some(spool), Some(webhook)) = (spool, webhook) else { return };
+        let last = last.await.ok();
+        let (Some(spool), Some(webhook)) = (spool, webhook) else { return last };
         if !counters.webhook_failing.load(Ordering::Relaxed) {
             let _ = tokio::time::timeout(LAST_DELIVERY, spool.emptied()).await;
         }
@@ -303,6 +320,7 @@ impl Usage {
         if records > 0 {
             tracing::warn!(records, "usage records wait in accounting.spool for the next start");
         }
+        last
     }
 }
 

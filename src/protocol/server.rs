@@ -25,7 +25,7 @@ use super::review::Review;
 use super::settings::Settings;
 use super::table::AllocationTable;
 use super::timer::{Due, Timers};
-use crate::address::Via;
+use crate::address::{RelayedTransportAddress, Via};
 use crate::fault;
 use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
@@ -415,6 +415,11 @@ impl Server {
     /// Every live session, for those who ask; a scan, on request only.
     pub fn sessions(&self, now: Now) -> impl Iterator<Item = SessionRecord> {
         self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
+    }
+
+    /// The relayed address of every allocation, and how its client comes.
+    pub fn endpoints(&self) -> impl Iterator<Item = (AllocationId, RelayedTransportAddress, Via)> {
+        self.table.iter().map(|allocation| (allocation.id, allocation.relayed(), allocation.via()))
     }
 
     /// A part of them, so that a question about many delays no client: those in so many slots from one on, and the slot

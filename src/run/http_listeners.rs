@@ -1,8 +1,10 @@
 //! The HTTP listeners of a running server: bound at the start, opened and closed by reloads.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use tokio::task::AbortHandle;
@@ -10,7 +12,9 @@ use tokio::task::AbortHandle;
 use crate::api::host::AllowedHosts;
 use crate::api::{BindError, Bound, Registered};
 use crate::config::checked::{HttpConfig, HttpListen, PublicListen};
+use crate::net::gate::Gate;
 use crate::net::passed::Passed;
+use crate::net::upgrade_messages::PassedSocket;
 use crate::tls::Tls;
 
 /// What a listener is called in the configuration.
@@ -35,20 +39,45 @@ pub(crate) struct BoundHttpListeners {
     bound: Vec<(ConfiguredListener, Registered)>,
     /// Addresses of those that stay.
     staying: Vec<SocketAddr>,
+    /// Files of another process's unix sockets, which go with this one once it serves.
+    files: Vec<PathBuf>,
 }
 
 impl BoundHttpListeners {
     /// Binds everything; for the start.
     pub(crate) fn bind(config: &HttpConfig, passed: &Passed) -> Result<Self, BindError> {
-        Self::bind_all(configured_listeners(config), Vec::new(), passed)
+        Self::bind_all(configured_listeners(config), Vec::new(), passed, &mut Vec::new())
+    }
+
+    /// Takes over what another process served, and binds the rest. Sockets that no listener wants are closed.
+    pub(crate) fn adopt(
+        config: &HttpConfig,
+        passed: &Passed,
+        mut sockets: Vec<(PassedSocket, OwnedFd)>,
+    ) -> Result<Self, BindError> {
+        let ours = sockets.iter().filter_map(|(what, _)| match what {
+            PassedSocket::HttpPath { path, is_ours: true } => Some(path.clone()),
+            PassedSocket::HttpPath { .. }
+            | PassedSocket::Http(_)
+            | PassedSocket::Stream(_)
+            | PassedSocket::Manager(_) => None,
+        });
+        let files = ours.collect();
+        Ok(Self { files, ..Self::bind_all(configured_listeners(config), Vec::new(), passed, &mut sockets)? })
     }
 
     fn bind_all(
         configured_listeners: Vec<ConfiguredListener>,
         staying: Vec<SocketAddr>,
         passed: &Passed,
+        adopted: &mut Vec<(PassedSocket, OwnedFd)>,
     ) -> Result<Self, BindError> {
         let bind = |configured: ConfiguredListener| {
+            if let Some(bound) = configured.take_from(adopted) {
+                let name = bound.name();
+                let failed = |cause| BindError { key: configured.key(), place: name, cause };
+                return Ok((configured.clone(), bound.register().map_err(failed)?));
+            }
             let (key, bound) = match &configured {
                 ConfiguredListener::Private(listen) => ("http.listen", Bound::open(listen, passed)?),
                 ConfiguredListener::Admin(path) => ("http.admin_socket", Bound::open_admin(path, passed)?),
@@ -59,7 +88,8 @@ impl BoundHttpListeners {
             let registered = bound.register().map_err(|cause| BindError { key, place: name, cause })?;
             Ok((configured, registered))
         };
-        Ok(Self { bound: configured_listeners.into_iter().map(bind).collect::<Result<_, _>>()?, staying })
+        let bound = configured_listeners.into_iter().map(bind).collect::<Result<_, _>>()?;
+        Ok(Self { bound, staying, files: Vec::new() })
     }
 
     /// Every address that will be ours.
@@ -72,6 +102,9 @@ struct HttpListener {
     configured: ConfiguredListener,
     address: Option<SocketAddr>,
     serving: AbortHandle,
+    /// For a process that takes over.
+    socket: Option<OwnedFd>,
+    file_is_ours: Option<Arc<AtomicBool>>,
 }
 
 /// Every open HTTP listener, and what is served there.
@@ -79,13 +112,74 @@ pub(crate) struct HttpListeners {
     private: Router,
     public: Router,
     hosts: AllowedHosts,
+    gate: Gate,
     open: Vec<HttpListener>,
 }
 
+impl ConfiguredListener {
+    const fn key(&self) -> &'static str {
+        match self {
+            Self::Private(_) => "http.listen",
+            Self::Admin(_) => "http.admin_socket",
+            Self::Public(_) => "http.public",
+        }
+    }
+
+    /// What another process is told of its socket.
+    fn note(&self, is_ours: bool) -> PassedSocket {
+        match self {
+            Self::Private(HttpListen::Tcp(address)) | Self::Public(PublicListen { address, .. }) => {
+                PassedSocket::Http(*address)
+            }
+            Self::Private(HttpListen::Unix(path)) | Self::Admin(path) => {
+                PassedSocket::HttpPath { path: path.clone(), is_ours }
+            }
+        }
+    }
+
+    /// The socket of this listener, if another process passed it.
+    fn take_from(&self, sockets: &mut Vec<(PassedSocket, OwnedFd)>) -> Option<Bound> {
+        let at = sockets.iter().position(|(what, _)| match (what, self) {
+            (PassedSocket::HttpPath { path, .. }, Self::Private(HttpListen::Unix(own)) | Self::Admin(own)) => {
+                path == own
+            }
+            (what, _) => *what == self.note(false),
+        })?;
+        let (what, socket) = sockets.swap_remove(at);
+        Some(match (what, self) {
+            // As long as the other process may go on, the file is its.
+            (PassedSocket::HttpPath { path, .. }, _) => Bound::adopted_unix(socket, &path),
+            (_, Self::Public(listen)) => Bound::adopted(socket, listen.is_https),
+            _ => Bound::adopted(socket, false),
+        })
+    }
+}
+
 impl HttpListeners {
+    /// Closed while another process may have the listeners.
+    pub(crate) fn gate(&self) -> Gate {
+        self.gate.clone()
+    }
+
+    /// Every socket, for a process that takes over.
+    pub(crate) fn sockets(&self) -> Vec<(PassedSocket, OwnedFd)> {
+        let sockets = self.open.iter().filter_map(|listener| {
+            let is_ours = listener.file_is_ours.as_ref().is_some_and(|ours| ours.load(Ordering::Relaxed));
+            Some((listener.configured.note(is_ours), listener.socket.as_ref()?.try_clone().ok()?))
+        });
+        sockets.collect()
+    }
+
+    /// The files of unix sockets stay when this process ends: they are another one's.
+    pub(crate) fn leave_files(&self) {
+        for file_is_ours in self.open.iter().filter_map(|listener| listener.file_is_ours.as_ref()) {
+            file_is_ours.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Serves nothing yet: `private` will be on `http.listen`, whose Host names are `hosts`, and `public` on `http.public`.
-    pub(crate) const fn new(private: Router, public: Router, hosts: AllowedHosts) -> Self {
-        Self { private, public, hosts, open: Vec::new() }
+    pub(crate) const fn new(private: Router, public: Router, hosts: AllowedHosts, gate: Gate) -> Self {
+        Self { private, public, hosts, gate, open: Vec::new() }
     }
 
     /// Binds what a configuration has and this has not.
@@ -98,7 +192,7 @@ impl HttpListeners {
                 None => missing.push(configured),
             }
         }
-        BoundHttpListeners::bind_all(missing, staying, passed)
+        BoundHttpListeners::bind_all(missing, staying, passed, &mut Vec::new())
     }
 
     /// Serves what was bound, with these certificates where it speaks TLS, and stops what the configuration has no more; requests under way are answered.
@@ -130,8 +224,16 @@ impl HttpListeners {
                     &self.public
                 }
             };
-            let serving = tokio::spawn(listener.serve(routes.clone(), tls.cloned())).abort_handle();
-            self.open.push(HttpListener { configured, address, serving });
+            // Without a duplicate a process that takes over binds it anew.
+            let (socket, file_is_ours) = (listener.duplicate().ok(), listener.file_is_ours());
+            if let (PassedSocket::HttpPath { path, .. }, Some(is_ours)) = (configured.note(false), &file_is_ours)
+                && bound.files.contains(&path)
+            {
+                is_ours.store(true, Ordering::Relaxed);
+            }
+            let serving = listener.serve_through(routes.clone(), tls.cloned(), self.gate.clone());
+            let serving = tokio::spawn(serving).abort_handle();
+            self.open.push(HttpListener { configured, address, serving, socket, file_is_ours });
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Taking over a changed configuration while calls go on.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use super::http_listeners::HttpListeners;
 use crate::config::diff::Change;
 use crate::config::{Config, Environment};
 use crate::net::Running;
+use crate::net::upgrade_messages::PassedSocket;
 use crate::ops::command::Reloaded;
 use crate::ops::log::Level;
 use crate::ops::notify::Notifier;
@@ -86,6 +88,18 @@ impl Reloader {
             Err(error) => tracing::warn!("reload: {error}; the old settings stay"),
         }
         result
+    }
+
+    /// The HTTP listeners' sockets, for a process that takes over.
+    pub(crate) async fn http_sockets(&self) -> Vec<(PassedSocket, OwnedFd)> {
+        self.listeners.lock().await.sockets()
+    }
+
+    /// Another process has the HTTP listeners: no more connections here, and the files of unix sockets stay.
+    pub(crate) async fn leave_listeners(&self) {
+        let listeners = self.listeners.lock().await;
+        listeners.gate().close();
+        listeners.leave_files();
     }
 
     /// This machine's addresses changed: what is made of them follows.

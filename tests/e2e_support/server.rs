@@ -3,11 +3,14 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::http::{self, Scrape};
 use super::log::Log;
@@ -208,9 +211,32 @@ impl Drop for Killed {
     }
 }
 
+/// A process that a server started in its own place; this one becomes its parent when the server has ended.
+struct Successor(u32);
+
+impl Successor {
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0 as i32).expect("a process id")
+    }
+
+    /// How it ended; `None` while it runs.
+    fn try_wait(&self) -> Option<ExitStatus> {
+        let (_, status) = waitpid(Some(self.pid()), WaitOptions::NOHANG).ok()??;
+        Some(ExitStatus::from_raw(status.as_raw()))
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = kill_process(self.pid(), Signal::KILL);
+        let _ = waitpid(Some(self.pid()), WaitOptions::empty());
+    }
+}
+
 /// A running server.
 pub struct Server {
     child: Killed,
+    successor: Option<Successor>,
     reader: Option<JoinHandle<()>>,
     directory: Directory,
     pub settings: Settings,
@@ -253,7 +279,7 @@ impl Server {
         let listeners = listeners.collect();
         let http = log.event("metrics and health")["address"].as_str().unwrap().replace("http://", "");
         let http = http.parse().unwrap();
-        Self { child, reader: Some(reader), directory, settings, ports, log, listeners, http }
+        Self { child, successor: None, reader: Some(reader), directory, settings, ports, log, listeners, http }
     }
 
     /// Its directory: configuration, and what it writes beside it.
@@ -350,8 +376,14 @@ impl Server {
         result
     }
 
+    /// The process that serves: the first one, or the last that took over.
     pub fn pid(&self) -> u32 {
-        self.child.0.id()
+        self.successor.as_ref().map_or_else(|| self.child.0.id(), |successor| successor.0)
+    }
+
+    /// The number of the process that took over, to be ended with the test. The one before it must be on its way out.
+    pub fn take_over_by(&mut self, pid: u32) {
+        self.successor = Some(Successor(pid));
     }
 
     /// Resident memory in bytes.
@@ -418,7 +450,10 @@ impl Server {
 
     /// Waits until the process has ended and its log is whole.
     pub fn wait(&mut self) -> ExitStatus {
-        let status = wait_for("the server's end", || self.child.0.try_wait().unwrap());
+        let status = wait_for("the server's end", || match &self.successor {
+            Some(successor) => successor.try_wait(),
+            None => self.child.0.try_wait().unwrap(),
+        });
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
         }
@@ -426,7 +461,10 @@ impl Server {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.0.try_wait().unwrap().is_none()
+        match &self.successor {
+            Some(successor) => successor.try_wait().is_none(),
+            None => self.child.0.try_wait().unwrap().is_none(),
+        }
     }
 
     pub fn health(&self, path: &str) -> u16 {

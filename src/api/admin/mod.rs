@@ -168,6 +168,11 @@ impl Admin {
         if parts.method.as_str() != call.method() {
             return Err(AdminRefused::Method(call.method()));
         }
+        if call != AdminCall::Status && self.parts.running.is_handed_over() {
+            return Err(AdminRefused::Busy(
+                "a new process has taken over and must prove itself for some seconds: ask again then".into(),
+            ));
+        }
         match call {
             AdminCall::Sessions => self.sessions(&SessionsQuery::parse(&parts.uri)?).await,
             AdminCall::Session => self.session(parts.uri.path().rsplit('/').next().unwrap_or_default()).await,

@@ -145,6 +145,9 @@ impl AdminRefused {
         if let Self::Method(allowed) = self {
             answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         }
+        if let Self::Busy(_) = self {
+            answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
         if let Self::RateFailures(seconds) = self {
             answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -9,10 +9,11 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use tokio::sync::oneshot;
 
-use super::{CONTROL, LISTENER, ListenerChange, STREAMS_PER_TURN, ShellSettings, Worker, token};
+use super::{CONTROL, HandOver, LISTENER, ListenerChange, STREAMS_PER_TURN, ShellSettings, Worker, token};
 use crate::address::FiveTuple;
 use crate::net::fair_limit::Permit;
 use crate::net::fair_map::FairMap;
+use crate::net::handoff::Channel;
 use crate::net::overflow::Watched;
 use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
@@ -59,6 +60,12 @@ pub(in crate::net) enum Message {
     Close { which: Selector, reason: EndReason, done: oneshot::Sender<usize> },
     /// No new allocations; the answer comes when none can begin any more.
     Drain(oneshot::Sender<()>),
+    /// Tell a new process what is here, while calls go on.
+    HandOver(Channel, Arc<HandOver>),
+    /// Tell it the rest, and read no more.
+    StopReading,
+    /// It is gone before that.
+    GiveUpHandOver,
     /// End every allocation and the thread.
     Stop,
 }
@@ -235,6 +242,9 @@ impl Worker {
                 let _ = done.send(());
                 return self.drain(now);
             }
+            Message::HandOver(channel, common) => return self.begin_hand_over(channel, common),
+            Message::StopReading => return self.stop_reading(),
+            Message::GiveUpHandOver => return self.give_up_hand_over(),
             Message::Stop => {
                 self.stopping = true;
                 Input::CloseAll(EndReason::Shutdown)

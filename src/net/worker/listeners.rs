@@ -1,6 +1,7 @@
 //! The UDP sockets that a worker's clients talk to: some open for everybody, some for their last sessions only.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -90,6 +91,16 @@ impl Listener {
             segmentation: ListenerSegmentation::default(),
             users,
             is_leaving: false,
+        }
+    }
+
+    /// For sockets that another process read before: they may coalesce already.
+    pub(super) fn remember_coalescing(&mut self) {
+        self.read_budget = ReadBudget::of_socket(self.socket.as_fd());
+        self.control_read_budget =
+            self.control.as_ref().map_or_else(ReadBudget::default, |of| ReadBudget::of_socket(of.as_fd()));
+        if self.read_budget.coalesces() {
+            self.users.coalesce();
         }
     }
 

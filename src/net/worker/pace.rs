@@ -61,6 +61,11 @@ pub(in crate::net) struct ReadBudget {
 }
 
 impl ReadBudget {
+    /// For a socket that another process read before: it may coalesce already.
+    pub(in crate::net) fn of_socket(fd: BorrowedFd<'_>) -> Self {
+        Self { pieces: if sys::coalesces(fd) { PIECES_MIN } else { 0 }, ..Self::default() }
+    }
+
     /// Datagrams to ask for, now that the socket is ready in this loop.
     ///
     /// One for a socket that was found empty in between; twice as many each time for one that was not.
@@ -181,6 +186,7 @@ mod tests {
         assert_eq!(read_budget.most(64), 64);
         read_budget.coalesce(socket.as_fd());
         assert!(read_budget.coalesces());
+        assert!(ReadBudget::of_socket(socket.as_fd()).coalesces(), "the next reader of it must know");
         assert_eq!(read_budget.most(64), usize::from(PIECES_MIN));
         (0..5).for_each(|_| read_budget.came(16, 16));
         assert_eq!(read_budget.most(64), usize::from(PIECES_MAX), "single ones are read as many at once");

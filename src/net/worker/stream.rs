@@ -37,14 +37,19 @@ impl Worker {
         if self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).is_err() {
             return self.close_stream(now, at);
         }
-        if stream.is_tls() {
-            self.make_stream_room();
-            let Some(stream) = self.streams.get_mut(at) else { return };
-            // Epoll knows nothing of what came with the handshake's last bytes.
-            match stream.read_early(self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), now.ticks) {
-                Ok(len) => self.on_stream_bytes(now, at, len),
-                Err(_) => self.break_tls(now, at),
-            }
+        self.read_early(now, at);
+    }
+
+    /// Handles what came with a TLS handshake's last bytes, or what another process had read: epoll knows nothing of it.
+    pub(super) fn read_early(&mut self, now: Now, at: usize) {
+        if !self.streams.get(at).is_some_and(Stream::is_tls) {
+            return;
+        }
+        self.make_stream_room();
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        match stream.read_early(self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), now.ticks) {
+            Ok(len) => self.on_stream_bytes(now, at, len),
+            Err(_) => self.break_tls(now, at),
         }
     }
 
@@ -276,12 +281,16 @@ impl Worker {
         self.net.waits(before, Amount::default());
         let unsent: Vec<_> = stream.give_up().collect();
         for (allocation, bytes) in unsent {
-            let (bytes, why) = (u64::from(bytes), DropReason::StreamClosed);
-            self.server.not_sent(allocation, Direction::ToClient, 1, bytes, why);
-            if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
-                record.not_sent(Direction::ToClient, 1, bytes, why);
-            }
+            self.not_sent_to_stream(at, allocation, u64::from(bytes), DropReason::StreamClosed);
         }
         self.tell_decided(at);
+    }
+
+    /// Payload that waited in a stream's queue will never leave: the allocation counts it, or the record that is held back.
+    pub(super) fn not_sent_to_stream(&mut self, at: usize, allocation: AllocationId, bytes: u64, why: DropReason) {
+        self.server.not_sent(allocation, Direction::ToClient, 1, bytes, why);
+        if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
+            record.not_sent(Direction::ToClient, 1, bytes, why);
+        }
     }
 }

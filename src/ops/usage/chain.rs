@@ -19,7 +19,9 @@ impl Code {
     /// `prev` of the very first line.
     pub const NONE: Self = Self([0; 16]);
 
-    fn parse(text: &str) -> Option<Self> {
+    /// Reads what `Display` writes.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         (text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))).then_some(())?;
         u128::from_str_radix(text, 16).ok().map(|number| Self(number.to_be_bytes()))
     }
@@ -48,6 +50,17 @@ impl Chain {
     #[must_use]
     pub const fn new(key: Secret, last: Code) -> Self {
         Self { key, last }
+    }
+
+    /// The code of the last line.
+    #[must_use]
+    pub const fn last(&self) -> Code {
+        self.last
+    }
+
+    /// Goes on after another line.
+    pub const fn go_on_after(&mut self, last: Code) {
+        self.last = last;
     }
 
     /// Adds `prev` and `mac` to a line, which is a JSON object that is not empty.

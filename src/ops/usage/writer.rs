@@ -42,7 +42,8 @@ pub(super) struct Signer {
 }
 
 impl Signer {
-    pub(super) fn run(mut self) {
+    /// Gives the chain as it is then.
+    pub(super) fn run(mut self) -> Option<Chain> {
         while let Some(event) = self.events.blocking_recv() {
             self.take(&event);
             while let Ok(event) = self.events.try_recv() {
@@ -53,6 +54,7 @@ impl Signer {
         for (waiting, _) in &self.sinks {
             waiting.close();
         }
+        self.chain
     }
 
     fn take(&mut self, event: &Event) {

@@ -1,0 +1,267 @@
+//! The new process's side of an upgrade in one worker: it takes everything in, and does not read before it is told to.
+//!
+//! [`Worker`] itself stands in `net::worker`; who directs it is `net::take_over`.
+
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::{Listener, ListenerChange, ListenerId, RELAY, STREAM, Users, Worker, token};
+use crate::address::{RelayedTransportAddress, Via};
+use crate::clock;
+use crate::net::handoff::{Channel, from_memory};
+use crate::net::meeting::Meeting;
+use crate::net::overflow::{Overflow, SocketKind};
+use crate::net::stream_state::StreamsState;
+use crate::net::upgrade_messages::WorkerPart;
+use crate::net::{listen, sys};
+use crate::protocol::accounting::Amount;
+use crate::protocol::changes::{EarlyAllocations, ServerChanges};
+use crate::protocol::ids::AllocationId;
+use crate::state;
+
+/// Bytes of one state that are read.
+const STATE_BYTES_MAX: u64 = 1 << 30;
+
+/// How long the old process may be silent before the cut, and how long the new one may wait for its director.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// What the director of the new process has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::net) enum Reached {
+    /// What the workers share is there as it was at the cut.
+    Shared,
+    /// The sockets are ours: read.
+    Go,
+    /// It is off: end without a word.
+    Off,
+}
+
+/// What a worker has taken over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(in crate::net) struct TakenOver {
+    pub(in crate::net) allocations: u64,
+    pub(in crate::net) streams: u64,
+}
+
+/// Where the workers of the new process and their director meet: one report when all is there that was told early, one when all is.
+pub(in crate::net) type TakeOver = Meeting<Reached, Result<TakenOver, String>>;
+
+/// A UDP listener whose sockets an old worker passes.
+#[derive(Clone)]
+pub(in crate::net) struct AdoptedListener {
+    pub(in crate::net) id: ListenerId,
+    pub(in crate::net) address: SocketAddr,
+    pub(in crate::net) users: Arc<Users>,
+    pub(in crate::net) is_leaving: bool,
+}
+
+/// What one worker takes over from.
+pub(in crate::net) struct TakingOver {
+    pub(in crate::net) channel: Channel,
+    pub(in crate::net) listeners: Vec<AdoptedListener>,
+    pub(in crate::net) overflow: Arc<Overflow>,
+    pub(in crate::net) common: Arc<TakeOver>,
+}
+
+/// What comes before the changes do.
+#[derive(Default)]
+struct Passed {
+    /// By slot.
+    relayed: HashMap<u32, OwnedFd>,
+    held: Vec<(RelayedTransportAddress, OwnedFd)>,
+    streams: Vec<OwnedFd>,
+}
+
+fn failed(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn read_state<T: state::State>(memory: Option<OwnedFd>) -> Result<T, String> {
+    let bytes = from_memory(memory.ok_or("memory is missing from a message")?, STATE_BYTES_MAX).map_err(failed)?;
+    state::read(&bytes).map_err(failed)
+}
+
+impl Worker {
+    /// Takes everything in; `false` if it is off.
+    pub(in crate::net) fn take_over_from_process(&mut self, from: TakingOver) -> bool {
+        let TakingOver { mut channel, listeners, overflow, common } = from;
+        let told = self.take_early(&mut channel, &listeners, &overflow);
+        let is_there = told.is_ok();
+        common.report(told);
+        if !is_there {
+            return false;
+        }
+        let all = self.take_rest(&mut channel, &common);
+        let is_there = all.is_ok();
+        common.report(all);
+        let is_ours = is_there && common.decision(1, SILENCE_MAX) == Some(Reached::Go);
+        if is_ours {
+            self.begin_streams();
+        }
+        is_ours
+    }
+
+    fn take_early(
+        &mut self,
+        channel: &mut Channel,
+        listeners: &[AdoptedListener],
+        overflow: &Arc<Overflow>,
+    ) -> Result<TakenOver, String> {
+        loop {
+            let (part, descriptors) = channel.receive::<WorkerPart>(SILENCE_MAX).map_err(failed)?;
+            match part {
+                WorkerPart::Listener(id) => {
+                    let listener =
+                        listeners.iter().find(|of| of.id.0 == id).ok_or("a listener that was not told of")?;
+                    self.adopt_listener(listener, overflow, descriptors)?;
+                }
+                WorkerPart::Early => self.adopt_allocations(descriptors)?,
+                WorkerPart::EarlyEnd => break,
+                WorkerPart::Sockets(_) | WorkerPart::Held(_) | WorkerPart::Streams | WorkerPart::Changes => {
+                    return Err("the old worker told of the cut before it had told all".to_owned());
+                }
+            }
+        }
+        Ok(TakenOver { allocations: self.server.allocations() as u64, streams: 0 })
+    }
+
+    fn adopt_listener(
+        &mut self,
+        listener: &AdoptedListener,
+        overflow: &Arc<Overflow>,
+        sockets: Vec<OwnedFd>,
+    ) -> Result<(), String> {
+        let watch = |socket| overflow.watch(SocketKind::Listener, UdpSocket::from(socket));
+        let mut sockets = sockets.into_iter().map(watch);
+        let data = sockets.next().ok_or("a listener without a socket")?;
+        let control = sockets.next();
+        let bound = data.local_addr().map_err(failed)?;
+        if bound.port() != listener.address.port() || bound.ip() != listener.address.ip() {
+            return Err(format!("the socket of the listener {} is bound to {bound}", listener.address));
+        }
+        if control.is_some() {
+            let _ = sys::set_receive_buffer(data.as_fd(), listen::RECEIVE_BUFFER);
+        }
+        let mut adopted = Listener::new(listener.id, data, control, listener.address, Arc::clone(&listener.users));
+        adopted.remember_coalescing();
+        let change = ListenerChange::Open(Box::new(adopted));
+        self.change_listener(change).map_err(failed)?;
+        if listener.is_leaving {
+            self.change_listener(ListenerChange::Leave(listener.id)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn adopt_allocations(&mut self, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let mut descriptors = descriptors.into_iter();
+        let EarlyAllocations { worker, allocations: states } = read_state(descriptors.next())?;
+        if worker != self.id {
+            return Err(format!("allocations of worker {} came to worker {}", worker.0, self.id.0));
+        }
+        if states.len() != descriptors.len() {
+            return Err(format!("{} allocations came with {} sockets", states.len(), descriptors.len()));
+        }
+        let known: Vec<(AllocationId, RelayedTransportAddress)> = states.iter().map(|of| (of.id, of.relayed)).collect();
+        self.server.import_early(states).map_err(failed)?;
+        known.into_iter().zip(descriptors).try_for_each(|((id, relayed), socket)| self.adopt_relay(id, relayed, socket))
+    }
+
+    fn adopt_relay(
+        &mut self,
+        id: AllocationId,
+        relayed: RelayedTransportAddress,
+        socket: OwnedFd,
+    ) -> Result<(), String> {
+        self.relays.adopt(id, relayed, socket)?;
+        let relay = self.relays.get(id).ok_or("a relayed socket without a place")?;
+        self.epoll.add(relay.socket.as_fd(), token(RELAY, id.index as usize)).map_err(failed)
+    }
+
+    fn take_rest(&mut self, channel: &mut Channel, common: &TakeOver) -> Result<TakenOver, String> {
+        let mut passed = Passed::default();
+        let mut memory = loop {
+            let (part, descriptors) = channel.receive::<WorkerPart>(SILENCE_MAX).map_err(failed)?;
+            match part {
+                WorkerPart::Sockets(slots) if slots.len() == descriptors.len() => {
+                    passed.relayed.extend(slots.into_iter().zip(descriptors));
+                }
+                WorkerPart::Held(relayed) if relayed.len() == descriptors.len() => {
+                    passed.held.extend(relayed.into_iter().zip(descriptors));
+                }
+                WorkerPart::Streams => passed.streams.extend(descriptors),
+                WorkerPart::Changes => break descriptors.into_iter(),
+                WorkerPart::Sockets(_)
+                | WorkerPart::Held(_)
+                | WorkerPart::Listener(_)
+                | WorkerPart::Early
+                | WorkerPart::EarlyEnd => return Err("the old worker's messages contradict each other".to_owned()),
+            }
+        };
+        let (changes, streams) = (read_state(memory.next())?, read_state(memory.next())?);
+        if common.decision(0, SILENCE_MAX) != Some(Reached::Shared) {
+            return Err("the upgrade was given up".to_owned());
+        }
+        self.apply(changes, &mut passed)?;
+        self.adopt_streams(streams, passed.streams)?;
+        Ok(TakenOver { allocations: self.server.allocations() as u64, streams: self.streams.len() as u64 })
+    }
+
+    fn apply(&mut self, changes: ServerChanges, passed: &mut Passed) -> Result<(), String> {
+        self.server.import_changes(changes).map_err(failed)?;
+        for (relayed, socket) in passed.held.drain(..) {
+            self.relays.adopt_held(relayed, socket)?;
+        }
+        let live: Vec<(AllocationId, RelayedTransportAddress, Via)> = self.server.endpoints().collect();
+        // Those that have ended since leave their slots to others.
+        let owned: HashSet<AllocationId> = live.iter().map(|(id, ..)| *id).collect();
+        self.relays.close_others(&owned, clock::now().ticks);
+        for (id, relayed, via) in live {
+            if let Some(socket) = passed.relayed.remove(&id.index) {
+                self.adopt_relay(id, relayed, socket)?;
+            } else if self.relays.get(id).is_none() {
+                return Err(format!("the socket of {relayed} is missing"));
+            }
+            // Sessions over datagrams are counted at the listeners that they came through.
+            if let Via::Datagram(five_tuple) = via {
+                self.listeners.count(&five_tuple.server, true);
+            }
+        }
+        Ok(())
+    }
+
+    fn adopt_streams(&mut self, state: StreamsState, sockets: Vec<OwnedFd>) -> Result<(), String> {
+        if state.streams.len() != sockets.len() {
+            return Err(format!("{} streams came with {} sockets", state.streams.len(), sockets.len()));
+        }
+        let now = clock::now();
+        let StreamsState { next_id, streams } = state;
+        for (state, socket) in streams.into_iter().zip(sockets) {
+            let has_allocation = self.server.has_allocation(&Via::Stream(state.id, state.five_tuple));
+            let socket = TcpStream::from(socket);
+            let at = self.streams.import(next_id, state, socket, has_allocation, now.ticks).map_err(failed)?;
+            self.net.streams_adopted.add(1);
+            self.net.streams_open.add(1);
+            let Some(stream) = self.streams.get_mut(at) else { continue };
+            self.net.waits(Amount::default(), stream.waiting());
+            stream.input_counted = stream.input_bytes();
+            self.net.stream_input_bytes.add(stream.input_counted as u64);
+            self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Handles what the old process had read of its streams, once this one may.
+    fn begin_streams(&mut self) {
+        let now = clock::now();
+        for at in self.streams.all() {
+            self.read_early(now, at);
+        }
+        self.flush();
+        self.flush_streams(now);
+        self.flush();
+    }
+}

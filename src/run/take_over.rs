@@ -1,0 +1,344 @@
+//! The new process's side of an upgrade: say who this is, plan as a reload does, take everything in, read from the moment that it
+//! is told to, and confirm after some seconds in which all went well. The old process's side: `run::upgrade`.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::http_listeners::BoundHttpListeners;
+use crate::clock;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::fault;
+use crate::net::handoff::{Channel, HandoffError, from_memory};
+use crate::net::passed::Passed;
+use crate::net::shared::{SharedChanges, SharedState};
+use crate::net::take_over::{Planned, TakingOverServer};
+use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket};
+use crate::net::{EventReceivers, Running};
+use crate::ops::upgrades::Release;
+use crate::ops::usage::chain::Code;
+use crate::state;
+
+/// Where a new process takes over from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TakeOver {
+    /// The channel that the old process left as this one's standard input.
+    StandardInput,
+    /// The old process's `upgrade.socket`.
+    Path(PathBuf),
+}
+
+/// How long the old process may be silent before the cut.
+const SILENCE_MAX: Duration = Duration::from_secs(70);
+
+/// How long it may take for its last records.
+const LAST_RECORDS: Duration = Duration::from_secs(30);
+
+/// How long a message of ours may wait for it.
+const SEND_TIME: Duration = Duration::from_secs(5);
+
+/// How often the old process is looked at during the probation.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How long the workers' loops may take for a turn.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Bytes of one state, and of the old metrics, that are read.
+const STATE_BYTES_MAX: u64 = 1 << 30;
+const METRICS_BYTES_MAX: u64 = 64 << 20;
+
+/// A relay that has taken over and proved itself.
+pub(crate) struct TakenOver {
+    pub(crate) config: Config,
+    pub(crate) running: Arc<Running>,
+    pub(crate) events: EventReceivers,
+    pub(crate) http: BoundHttpListeners,
+    /// The last metrics of the old process.
+    pub(crate) metrics: String,
+    /// The code of its last signed record.
+    pub(crate) chain: Option<Code>,
+    pub(crate) passage: Passage,
+    pub(crate) draining: Option<Duration>,
+}
+
+/// How this process came to its calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Passage {
+    /// Which process of this server the old one was, from 1.
+    pub(crate) generation: u64,
+    /// How long no packet was read.
+    pub(crate) gap: Duration,
+    /// How long all that came before that took.
+    pub(crate) prepare: Duration,
+}
+
+/// The way to the old process.
+struct OldProcess {
+    channel: Channel,
+}
+
+/// What the old process offered.
+struct Offered {
+    offer: Offer,
+    own: Vec<(PassedSocket, OwnedFd)>,
+    http: Vec<(PassedSocket, OwnedFd)>,
+}
+
+impl FromStr for TakeOver {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, Path::new(text)) {
+            ("0", _) => Ok(Self::StandardInput),
+            (_, path) if path.is_absolute() => Ok(Self::Path(path.to_owned())),
+            _ => Err("expected the absolute path of the other server's upgrade.socket"),
+        }
+    }
+}
+
+impl TakeOver {
+    /// Tells the old process that this one's configuration is wrong, before anything else is done.
+    pub(crate) fn refuse(&self, failure: &Failure) {
+        if let Ok(channel) = self.connect() {
+            let reason = failure.to_string();
+            // It may be gone.
+            let _ = OldProcess { channel }.tell(&FromNew::Refused { reason, is_configuration: true });
+        }
+    }
+
+    fn connect(&self) -> Result<Channel, String> {
+        match self {
+            Self::StandardInput => Channel::of_standard_input().map_err(|error| {
+                format!("--take-over 0: standard input: {error}; an old process starts its successor with this: use `throughway upgrade`")
+            }),
+            Self::Path(path) => {
+                Channel::connect(path).map_err(|error| format!("--take-over {}: {error}", path.display()))
+            }
+        }
+    }
+}
+
+impl OldProcess {
+    fn tell(&self, message: &FromNew) -> Result<(), String> {
+        self.channel.send(message, &[], SEND_TIME).map_err(|error| error.to_string())
+    }
+
+    fn hear(&mut self, within: Duration) -> Result<(FromOld, Vec<OwnedFd>), String> {
+        self.channel.receive(within).map_err(|error| {
+            let is_closed = matches!(error, HandoffError::Closed);
+            let gone = || "the old process has given the upgrade up, or has ended".to_owned();
+            if is_closed { gone() } else { error.to_string() }
+        })
+    }
+
+    /// Tells it why this process can't take over.
+    fn refuse<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        if let Err(failure) = &result {
+            let is_configuration = matches!(failure, Failure::Config(_) | Failure::Usage(_));
+            // It may be gone.
+            let _ = self.tell(&FromNew::Refused { reason: failure.to_string(), is_configuration });
+        }
+        result
+    }
+
+    fn hear_offer(&mut self) -> Result<Offered, String> {
+        let (FromOld::Offer(offer), _) = self.hear(SEND_TIME)? else { return Err(unexpected()) };
+        let (mut own, mut http) = (Vec::new(), Vec::new());
+        loop {
+            match self.hear(SEND_TIME)? {
+                (FromOld::Socket(what), sockets) => {
+                    let socket = sockets.into_iter().next().ok_or("a socket is missing from a message")?;
+                    let list = match what {
+                        PassedSocket::Http(_) | PassedSocket::HttpPath { .. } => &mut http,
+                        PassedSocket::Stream(_) | PassedSocket::Manager(_) => &mut own,
+                    };
+                    list.push((what, socket));
+                }
+                (FromOld::Listeners, _) => return Ok(Offered { offer, own, http }),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
+    /// What comes before the cut; nothing if it was a check only.
+    fn hear_early(&mut self) -> Result<Option<(SharedState, Vec<Channel>)>, String> {
+        let shared = match self.hear(SILENCE_MAX)? {
+            (FromOld::Stop, _) => return Ok(None),
+            (FromOld::Early, memory) => read_state(memory)?,
+            _ => return Err(unexpected()),
+        };
+        let mut channels = Vec::new();
+        loop {
+            let (FromOld::Workers { more }, sockets) = self.hear(SEND_TIME)? else { return Err(unexpected()) };
+            for socket in sockets {
+                channels.push(Channel::of(socket).map_err(|error| error.to_string())?);
+            }
+            if !more {
+                return Ok(Some((shared, channels)));
+            }
+        }
+    }
+
+    fn hear_cut(&mut self) -> Result<(SharedChanges, u64, u64), String> {
+        let (FromOld::Cut { allocations, streams }, memory) = self.hear(SILENCE_MAX)? else { return Err(unexpected()) };
+        Ok((read_state(memory)?, allocations, streams))
+    }
+
+    /// Waits so long; the old process may end meanwhile, which is its own affair. `Err` if it wants this one to end.
+    fn is_there_for(&mut self, time: Duration) -> bool {
+        let until = clock::now().ticks.0 + time.as_millis() as u64;
+        while clock::now().ticks.0 < until {
+            match self.channel.receive::<FromOld>(LOOK_EVERY) {
+                Err(HandoffError::Timeout(_)) => {}
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+fn unexpected() -> String {
+    "the old process said something that does not belong here".to_owned()
+}
+
+fn read_state<T: state::State>(memory: Vec<OwnedFd>) -> Result<T, String> {
+    let memory = memory.into_iter().next().ok_or("memory is missing from a message")?;
+    let bytes = from_memory(memory, STATE_BYTES_MAX).map_err(|error| error.to_string())?;
+    state::read(&bytes).map_err(|error| error.to_string())
+}
+
+fn hello() -> Hello {
+    let Release { version, protocol, format_min, format_max, features } = Release::own();
+    Hello { protocol, version, format_min, format_max, features, clock: clock::now().ticks, pid: std::process::id() }
+}
+
+/// Takes over, from the first word to the confirmation; nothing if it was a check only. Blocks; must be called inside a tokio runtime.
+///
+/// # Errors
+/// Why it is off: the old process goes on, or has ended.
+pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenOver>, Failure> {
+    let mut old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
+    let mut hello = hello();
+    if fault::at_step("hello") {
+        hello.format_min = hello.format_max + 1;
+        hello.format_max = hello.format_min;
+    }
+    old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
+    let Offered { offer, own, http } = old.hear_offer().map_err(Failure::Run)?;
+    let planned = plan(config, &offer, own, http);
+    let (planned, http) = old.refuse(planned)?;
+    if fault::at_step("plan") {
+        let _ = old.tell(&FromNew::Confirm);
+    }
+    let probation = planned.config.upgrade.probation;
+    old.tell(&FromNew::Planned { warnings: planned.warnings.clone() }).map_err(Failure::Run)?;
+    let early = old.hear_early().map_err(Failure::Run);
+    let Some((shared, channels)) = old.refuse(early)? else { return Ok(None) };
+    let config = planned.config.clone();
+    let launched = planned.launch(shared, channels).map_err(|error| Failure::Run(error.to_string()));
+    let workers = old.refuse(launched)?;
+    let (running, events) = take(&mut old, workers)?;
+    let running = Arc::new(running);
+    prove(&mut old, &running, probation);
+    let (chain, metrics, passage) = last_words(&mut old);
+    running.open_gate();
+    Ok(Some(TakenOver {
+        config,
+        running,
+        events,
+        http,
+        metrics,
+        chain,
+        passage: Passage { generation: offer.generation, ..passage },
+        draining: offer.draining_ms.map(Duration::from_millis),
+    }))
+}
+
+fn plan(
+    config: Config,
+    offer: &Offer,
+    own: Vec<(PassedSocket, OwnedFd)>,
+    http: Vec<(PassedSocket, OwnedFd)>,
+) -> Result<(Planned, BoundHttpListeners), Failure> {
+    let http = BoundHttpListeners::adopt(&config.http, &Passed::default(), http);
+    let http = http.map_err(|error| Failure::Run(error.to_string()))?;
+    let addresses: Vec<SocketAddr> = http.addresses();
+    let planned = crate::net::take_over::plan(config, &addresses, offer, own);
+    Ok((planned.map_err(|error| Failure::Run(error.to_string()))?, http))
+}
+
+/// The cut, as this side sees it.
+fn take(old: &mut OldProcess, workers: TakingOverServer) -> Result<(Running, EventReceivers), Failure> {
+    let mut take = || -> Result<(), String> {
+        let mut allocations = workers.wait_until_told()?;
+        if fault::at_step("prepare") {
+            allocations += 1;
+        }
+        old.tell(&FromNew::Prepared { allocations })?;
+        let (shared, allocations, streams) = old.hear_cut()?;
+        workers.take(shared, allocations, streams)
+    };
+    let taken = take().map_err(Failure::Run);
+    old.refuse(taken)?;
+    if fault::at_step("cut") {
+        let _ = old.tell(&FromNew::Confirm);
+    }
+    old.tell(&FromNew::Ready).map_err(Failure::Run)?;
+    let _ = fault::at_step("ready");
+    match old.hear(SEND_TIME).map_err(Failure::Run)? {
+        (FromOld::Go, _) => {}
+        _ => return Err(Failure::Run(unexpected())),
+    }
+    let running = workers.go().map_err(Failure::Run)?;
+    let at = clock::monotonic_microseconds();
+    // If it is gone, the calls are here all the same.
+    if let Err(reason) = old.tell(&FromNew::TakenOver { at }) {
+        tracing::warn!(reason, "the old process does not listen any more");
+    }
+    Ok(running)
+}
+
+/// Lives for a while before the old process may go.
+fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) {
+    if fault::at_step("probation") {
+        let _ = old.tell(&FromNew::Ready);
+    }
+    if !old.is_there_for(probation) {
+        tracing::warn!("the old process ended before the upgrade was confirmed; the calls are here");
+        return;
+    }
+    let silent = tokio::runtime::Handle::current().block_on(running.silent_workers(SIGN_OF_LIFE));
+    if !silent.is_empty() {
+        tracing::error!(workers = ?silent, "workers are stuck right after they took over: the old process goes on");
+        let reason = "a worker is stuck".to_owned();
+        let _ = old.tell(&FromNew::Refused { reason, is_configuration: false });
+        // It kills this process before it goes on.
+        crate::failure::exit(1);
+    }
+    if let Err(reason) = old.tell(&FromNew::Confirm) {
+        tracing::warn!(reason, "the old process ended before the upgrade was confirmed; the calls are here");
+    }
+}
+
+/// What the old process wrote and counted last.
+fn last_words(old: &mut OldProcess) -> (Option<Code>, String, Passage) {
+    let words = old.hear(LAST_RECORDS).and_then(|(words, memory)| {
+        let FromOld::Written { chain, gap_us, prepare_us } = words else { return Err(unexpected()) };
+        let memory = memory.into_iter().next().ok_or("memory is missing from a message")?;
+        let metrics = from_memory(memory, METRICS_BYTES_MAX).map_err(|error| error.to_string())?;
+        let (gap, prepare) = (Duration::from_micros(gap_us), Duration::from_micros(prepare_us));
+        let passage = Passage { generation: 0, gap, prepare };
+        Ok((chain.as_deref().and_then(Code::parse), String::from_utf8_lossy(&metrics).into_owned(), passage))
+    });
+    words.unwrap_or_else(|reason| {
+        tracing::warn!(
+            reason,
+            "the old process did not tell of its last record: some may be missing, and counters begin at 0"
+        );
+        (None, String::new(), Passage::default())
+    })
+}

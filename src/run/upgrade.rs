@@ -1,0 +1,335 @@
+//! The old process's side of an upgrade, in its order: start the new one, tell it everything while calls go on, stop reading at
+//! one moment, watch it for some seconds, and end; or go on, whatever happens to the new one before that.
+//!
+//! Decision: docs/decisions/0212-an-upgrade-hands-over.md. The new process's side: `run::take_over`.
+
+mod new_process;
+mod upgrader;
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+
+use self::new_process::NewProcess;
+pub(crate) use self::new_process::Program;
+pub(crate) use self::upgrader::Upgrader;
+use crate::clock;
+use crate::net::Running;
+use crate::net::hand_over::{HandingOver, Unchanging};
+use crate::net::handoff::{Channel, DESCRIPTORS_MAX, to_memory};
+use crate::net::upgrade_messages::{FromNew, FromOld, Hello, PassedSocket};
+use crate::ops::upgrades::Release;
+use crate::state::{self, State};
+
+/// How long the new process may take for each of its first answers.
+const FIRST_ANSWERS: Duration = Duration::from_secs(10);
+
+/// How long it may take to have all that was told while calls go on.
+const EARLY_TIME: Duration = Duration::from_secs(60);
+
+/// How long it may take at the cut, when no packet is read.
+const CUT_TIME: Duration = Duration::from_secs(1);
+
+/// How long it may take beyond its probation to confirm.
+const CONFIRM_TIME: Duration = Duration::from_secs(10);
+
+/// How far both clocks may differ, in milliseconds.
+const CLOCKS_DIFFER_MAX: u64 = 1_000;
+
+/// Why an upgrade did not take place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct NotUpgraded {
+    /// In which step.
+    pub(crate) step: &'static str,
+    pub(crate) reason: String,
+    /// The new process's configuration is at fault.
+    pub(crate) is_configuration: bool,
+    /// The new process had begun to read.
+    pub(crate) is_rolled_back: bool,
+    /// Client streams that can't go on for that.
+    pub(crate) streams_closed: u64,
+}
+
+impl NotUpgraded {
+    fn at(step: &'static str) -> impl Fn(String) -> Self {
+        move |reason| Self { step, reason, is_configuration: false, is_rolled_back: false, streams_closed: 0 }
+    }
+
+    fn unexpected(step: &'static str) -> Self {
+        Self::at(step)(
+            "the new process said something that does not belong here: is it a throughway server?".to_owned(),
+        )
+    }
+}
+
+/// How an upgrade went, for the log and for who asked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Done {
+    /// The new release.
+    pub(crate) to: String,
+    /// The new process, if it has a number here.
+    pub(crate) pid: Option<u32>,
+    pub(crate) allocations: u64,
+    pub(crate) streams: u64,
+    /// How long no packet was read, in microseconds.
+    pub(crate) gap_us: u64,
+    /// How long all that came before the cut took, in microseconds.
+    pub(crate) prepare_us: u64,
+}
+
+/// What became of an upgrade.
+pub(crate) enum Upgraded {
+    /// The new process could take over.
+    Checked(Done),
+    Confirmed(Box<Confirmed>),
+}
+
+/// An upgrade that the new process has confirmed: it waits for our last record.
+pub(crate) struct Confirmed {
+    pub(crate) done: Done,
+    new: NewProcess,
+    handing: HandingOver,
+}
+
+/// An upgrade that is about to begin.
+pub(crate) struct Upgrade {
+    pub(crate) running: Arc<Running>,
+    /// The HTTP listeners.
+    pub(crate) http: Vec<(PassedSocket, OwnedFd)>,
+    /// How long the new process has to prove itself.
+    pub(crate) probation: Duration,
+    /// Of this process.
+    pub(crate) generation: u64,
+    pub(crate) draining_ms: Option<u64>,
+}
+
+impl Upgrade {
+    /// Goes through all steps up to the new process's confirmation, or to the end of a check. Blocks.
+    ///
+    /// # Errors
+    /// [`NotUpgraded`]; this process goes on then.
+    fn run(self, mut new: NewProcess, unchanging: Unchanging, is_check: bool) -> Result<Upgraded, NotUpgraded> {
+        let FromNew::Hello(hello) = new.hear("start", FIRST_ANSWERS)? else {
+            return Err(NotUpgraded::unexpected("start"));
+        };
+        let pid = new.pid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
+        let mut done = Done { to: hello.version.clone(), pid, ..Done::default() };
+        let format = common_format(&hello).map_err(NotUpgraded::at("hello"))?;
+        self.offer(&mut new, &unchanging, format)?;
+        if is_check {
+            new.tell(&FromOld::Stop, &[]).map_err(NotUpgraded::at("plan"))?;
+            return Ok(Upgraded::Checked(done));
+        }
+        tracing::info!(
+            from = env!("CARGO_PKG_VERSION"),
+            to = hello.version,
+            pid,
+            generation = self.generation + 1,
+            "upgrading"
+        );
+        let began = clock::monotonic_microseconds();
+        let mut handing = self.prepare(&mut new, unchanging, format)?;
+        done.prepare_us = clock::monotonic_microseconds().saturating_sub(began);
+        let watched = self
+            .cut(&mut new, &mut handing, format, &mut done)
+            .and_then(|stopped_at| self.watch(&mut new, &mut done, stopped_at));
+        match watched {
+            Ok(()) => Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing }))),
+            Err(not) => {
+                // In this order: it is gone before the workers go on.
+                drop(new);
+                drop(handing);
+                Err(not)
+            }
+        }
+    }
+
+    /// Tells what there is to take over, and hears whether the new process can.
+    fn offer(&self, new: &mut NewProcess, unchanging: &Unchanging, format: u32) -> Result<(), NotUpgraded> {
+        let failed = NotUpgraded::at("plan");
+        let told = self.tell_offer(new, unchanging, format);
+        // What it says is more than that it does not listen any more.
+        let FromNew::Planned { warnings } = new.hear("plan", FIRST_ANSWERS)? else {
+            return Err(NotUpgraded::unexpected("plan"));
+        };
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        told.map_err(failed)
+    }
+
+    fn tell_offer(&self, new: &NewProcess, unchanging: &Unchanging, format: u32) -> Result<(), String> {
+        let mut offer = self.running.offer(unchanging, format);
+        (offer.generation, offer.draining_ms) = (self.generation, self.draining_ms);
+        new.tell(&FromOld::Offer(offer), &[])?;
+        let sockets = self.running.sockets().map_err(|error| error.to_string())?;
+        for (what, socket) in sockets.iter().chain(&self.http) {
+            new.tell(&FromOld::Socket(what.clone()), &[socket.as_fd()])?;
+        }
+        new.tell(&FromOld::Listeners, &[])
+    }
+
+    /// Everything that goes while calls go on.
+    fn prepare(&self, new: &mut NewProcess, unchanging: Unchanging, format: u32) -> Result<HandingOver, NotUpgraded> {
+        let failed = NotUpgraded::at("prepare");
+        let shared = memory_of(&self.running.export_shared_early(), format).map_err(&failed)?;
+        new.tell(&FromOld::Early, &[shared.as_fd()]).map_err(&failed)?;
+        let channels = self.tell_channels(new).map_err(&failed)?;
+        let handing = self.running.begin_hand_over(unchanging, channels, format);
+        let told = handing.wait_until_told().map_err(&failed)?;
+        let FromNew::Prepared { allocations } = new.hear("prepare", EARLY_TIME)? else {
+            return Err(NotUpgraded::unexpected("prepare"));
+        };
+        if allocations != told {
+            return Err(failed(format!("the new process has {allocations} allocations of {told}")));
+        }
+        tracing::info!(allocations, generation = self.generation + 1, "prepared");
+        Ok(handing)
+    }
+
+    /// A channel for each worker; gives this side's ends.
+    fn tell_channels(&self, new: &NewProcess) -> Result<Vec<Channel>, String> {
+        let workers = self.running.counters().count();
+        let pairs = (0..workers).map(|_| Channel::pair()).collect::<Result<Vec<_>, _>>();
+        let (own, its): (Vec<Channel>, Vec<Channel>) = pairs.map_err(|error| error.to_string())?.into_iter().unzip();
+        let mut left = its.len();
+        for channels in its.chunks(DESCRIPTORS_MAX) {
+            left -= channels.len();
+            let descriptors: Vec<BorrowedFd<'_>> = channels.iter().map(|channel| channel.as_fd()).collect();
+            new.tell(&FromOld::Workers { more: left > 0 }, &descriptors)?;
+        }
+        Ok(own)
+    }
+
+    /// From the last packet that this process reads to the moment in which the new one may read; gives when the first
+    /// worker stopped, in microseconds of the monotonic clock.
+    fn cut(
+        &self,
+        new: &mut NewProcess,
+        handing: &mut HandingOver,
+        format: u32,
+        done: &mut Done,
+    ) -> Result<u64, NotUpgraded> {
+        let failed = NotUpgraded::at("cut");
+        handing.stop_accepting();
+        let cut = handing.cut().map_err(&failed)?;
+        let shared = memory_of(&cut.shared, format).map_err(&failed)?;
+        (done.allocations, done.streams) = (cut.allocations, cut.streams);
+        let told = FromOld::Cut { allocations: cut.allocations, streams: cut.streams };
+        new.tell(&told, &[shared.as_fd()]).map_err(&failed)?;
+        let FromNew::Ready = new.hear("cut", CUT_TIME)? else { return Err(NotUpgraded::unexpected("cut")) };
+        // From here on it may read at any moment.
+        handing.let_go();
+        Ok(cut.stopped_at)
+    }
+
+    /// Lets it read, and watches it until it confirms.
+    fn watch(&self, new: &mut NewProcess, done: &mut Done, stopped_at: u64) -> Result<(), NotUpgraded> {
+        let mut watch = || {
+            new.tell(&FromOld::Go, &[]).map_err(NotUpgraded::at("go"))?;
+            let FromNew::TakenOver { at } = new.hear("go", CUT_TIME)? else {
+                return Err(NotUpgraded::unexpected("go"));
+            };
+            done.gap_us = at.saturating_sub(stopped_at);
+            let Done { allocations, streams, gap_us, .. } = *done;
+            let gap_ms = gap_us as f64 / 1_000.0;
+            tracing::info!(allocations, streams, gap_ms, generation = self.generation + 1, "taken over");
+            let FromNew::Confirm = new.hear("probation", self.probation + CONFIRM_TIME)? else {
+                return Err(NotUpgraded::unexpected("probation"));
+            };
+            Ok(())
+        };
+        let watched = watch();
+        watched.map_err(|not| NotUpgraded { is_rolled_back: true, streams_closed: done.streams, ..not })
+    }
+}
+
+impl Confirmed {
+    /// The workers end without a word.
+    pub(crate) fn end_workers(self) -> Leaving {
+        let Self { done, new, handing } = self;
+        handing.end();
+        Leaving { done, new }
+    }
+
+    /// The new process gets a signal that came to this one.
+    pub(crate) fn pass_on(&self, signal: &str) {
+        let signal = if signal == "SIGINT" { Signal::INT } else { Signal::TERM };
+        if let Some(pid) = self.new.pid() {
+            // It may have ended.
+            let _ = kill_process(pid, signal);
+        }
+    }
+}
+
+/// A process whose sessions are another one's.
+pub(crate) struct Leaving {
+    pub(crate) done: Done,
+    new: NewProcess,
+}
+
+impl Leaving {
+    /// Whether this process started the new one; else something else decides when this one ends.
+    pub(crate) const fn is_of_child(&self) -> bool {
+        self.new.is_child()
+    }
+
+    /// The last message: the new process writes records from now on, and shows metrics that go on where these stop.
+    pub(crate) fn say_goodbye(self, chain: Option<String>, metrics: &str) {
+        let Done { gap_us, prepare_us, .. } = self.done;
+        let memory = to_memory(metrics.as_bytes()).map_err(|error| error.to_string());
+        let told =
+            memory.and_then(|memory| self.new.tell(&FromOld::Written { chain, gap_us, prepare_us }, &[memory.as_fd()]));
+        if let Err(reason) = told {
+            tracing::warn!(reason, "the new process was not told of the last record");
+        }
+        self.new.let_live();
+    }
+}
+
+fn memory_of(state: &impl State, format: u32) -> Result<OwnedFd, String> {
+    let bytes = state::write(state, format).map_err(|error| error.to_string())?;
+    to_memory(&bytes).map_err(|error| error.to_string())
+}
+
+/// The newest format that both know.
+fn common_format(hello: &Hello) -> Result<u32, String> {
+    if clock::now().ticks.0.abs_diff(hello.clock.0) > CLOCKS_DIFFER_MAX {
+        return Err("the clocks of both processes differ: they must run in the same time namespace".to_owned());
+    }
+    let Hello { protocol, version, format_min, format_max, features, .. } = hello.clone();
+    Release::own().common_format(&Release { version, protocol, format_min, format_max, features })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::handoff::PROTOCOL;
+    use crate::time::Ticks;
+
+    fn hello() -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            version: "9.9.9".into(),
+            format_min: state::FORMAT_MIN,
+            format_max: state::FORMAT,
+            features: Vec::new(),
+            clock: clock::now().ticks,
+            pid: 1,
+        }
+    }
+
+    #[test]
+    fn the_newest_format_that_both_know_is_used_and_strangers_are_told_why() {
+        assert_eq!(common_format(&hello()), Ok(state::FORMAT));
+        assert_eq!(common_format(&Hello { format_max: state::FORMAT + 7, ..hello() }), Ok(state::FORMAT));
+        assert_eq!(common_format(&Hello { format_max: state::FORMAT - 1, ..hello() }), Ok(state::FORMAT - 1));
+        let refused = |hello: Hello| common_format(&hello).unwrap_err();
+        let newer = state::FORMAT + 1;
+        let newer = refused(Hello { format_min: newer, format_max: newer, ..hello() });
+        assert!(newer.contains("versions that follow each other"), "{newer}");
+        assert!(refused(Hello { protocol: 7, ..hello() }).contains("protocol 7"));
+        let later = Ticks(clock::now().ticks.0 + 60_000);
+        assert!(refused(Hello { clock: later, ..hello() }).contains("time namespace"));
+    }
+}

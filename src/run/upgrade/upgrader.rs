@@ -1,0 +1,189 @@
+//! Who asks for an upgrade, and what they are answered: one at a time, and the loop of the server hears when one is confirmed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::new_process::{NewProcess, Program};
+use super::{Confirmed, Done, NotUpgraded, Upgrade, Upgraded};
+use crate::net::Running;
+use crate::net::handoff::Channel;
+use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
+use crate::ops::drain::Drain;
+use crate::ops::upgrades::Upgrades;
+use crate::run::Started;
+use crate::run::reload::Reloader;
+
+/// Begins upgrades, one at a time, and says when one is confirmed.
+pub(crate) struct Upgrader {
+    program: Option<Program>,
+    running: Arc<Running>,
+    drain: Arc<Drain>,
+    reloader: Arc<Reloader>,
+    upgrades: Arc<Upgrades>,
+    is_under_way: AtomicBool,
+    /// Told at the end of each.
+    ended: Notify,
+    confirmed: Mutex<Option<Box<Confirmed>>>,
+}
+
+impl Upgrader {
+    pub(crate) fn new(
+        program: Option<Program>,
+        started: &Started,
+        drain: Arc<Drain>,
+        reloader: Arc<Reloader>,
+    ) -> Arc<Self> {
+        let running = Arc::clone(&started.running);
+        Arc::new(Self {
+            program,
+            running,
+            drain,
+            reloader,
+            upgrades: Arc::clone(&started.upgrades),
+            is_under_way: AtomicBool::new(false),
+            ended: Notify::new(),
+            confirmed: Mutex::default(),
+        })
+    }
+
+    /// Whether SIGHUP means an upgrade: the file at the own path is another one.
+    pub(crate) fn is_wanted_on_reload(&self) -> bool {
+        let is_on = self.upgrades.is_wanted_on_reload();
+        is_on && self.program.as_ref().is_some_and(Program::has_changed)
+    }
+
+    /// Begins one with the program at the own path, if none is under way; the answer comes when it has ended.
+    pub(crate) fn begin(self: &Arc<Self>, request: UpgradeRequest, answer: Option<oneshot::Sender<UpgradeReport>>) {
+        let program = self.program.clone();
+        let start = move || program.ok_or("the path of this program is not known")?.start();
+        self.begin_with(request, answer, start);
+    }
+
+    /// Hands over to a process that asked for it by itself, over `upgrade.socket`.
+    pub(crate) fn hand_over_to(self: &Arc<Self>, channel: Channel) {
+        self.begin_with(UpgradeRequest::default(), None, || Ok(NewProcess::connected(channel)));
+    }
+
+    fn begin_with(
+        self: &Arc<Self>,
+        request: UpgradeRequest,
+        answer: Option<oneshot::Sender<UpgradeReport>>,
+        start: impl FnOnce() -> Result<NewProcess, String> + Send + 'static,
+    ) {
+        let upgrader = Arc::clone(self);
+        tokio::spawn(async move {
+            let report = if upgrader.is_under_way.swap(true, Ordering::AcqRel) {
+                tracing::warn!("an upgrade is already under way: another one was asked for and is refused");
+                refused(&NotUpgraded::at("start")("an upgrade is already under way".to_owned()))
+            } else {
+                let report = upgrader.run(request, start).await;
+                upgrader.is_under_way.store(false, Ordering::Release);
+                upgrader.ended.notify_waiters();
+                report
+            };
+            if let Some(answer) = answer {
+                // The asker may have gone.
+                let _ = answer.send(report);
+            }
+        });
+    }
+
+    async fn run(
+        &self,
+        request: UpgradeRequest,
+        start: impl FnOnce() -> Result<NewProcess, String> + Send + 'static,
+    ) -> UpgradeReport {
+        let unchanging = self.running.keep_unchanged().await;
+        let upgrade = Upgrade {
+            running: Arc::clone(&self.running),
+            http: self.reloader.http_sockets().await,
+            probation: self.upgrades.probation(),
+            generation: self.upgrades.generation(),
+            draining_ms: self.drain.since().map(|since| since.as_millis() as u64),
+        };
+        let failed = NotUpgraded::at("start");
+        let ended = tokio::task::spawn_blocking(move || {
+            let new = start().map_err(NotUpgraded::at("start"))?;
+            upgrade.run(new, unchanging, request.check)
+        });
+        let (report, confirmed) = match ended.await.unwrap_or_else(|error| Err(failed(error.to_string()))) {
+            Ok(Upgraded::Checked(done)) => (report_of(UpgradeResult::Checked, &done), None),
+            Ok(Upgraded::Confirmed(confirmed)) => {
+                tracing::info!(to = confirmed.done.to, pid = confirmed.done.pid, "confirmed");
+                (report_of(UpgradeResult::Confirmed, &confirmed.done), Some(confirmed))
+            }
+            Err(not) => (self.tell(&not), None),
+        };
+        // Before this process leaves: the new one goes on counting from here.
+        self.upgrades.ended(report.result);
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = confirmed;
+        report
+    }
+
+    fn tell(&self, not: &NotUpgraded) -> UpgradeReport {
+        let NotUpgraded { step, reason, is_rolled_back, streams_closed, .. } = not;
+        self.upgrades.streams_closed(*streams_closed);
+        if *is_rolled_back {
+            tracing::error!(
+                step,
+                reason,
+                streams_closed,
+                "upgrade rolled back: this process goes on; client streams are closed"
+            );
+        } else {
+            tracing::warn!(step, reason, "upgrade refused: this process goes on");
+        }
+        refused(not)
+    }
+
+    fn take_confirmed(&self) -> Option<Box<Confirmed>> {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits for an upgrade that is confirmed.
+    pub(crate) async fn confirmed(&self) -> Box<Confirmed> {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if let Some(confirmed) = self.take_confirmed() {
+                return confirmed;
+            }
+            ended.await;
+        }
+    }
+
+    /// Waits for the end of an upgrade that is under way; gives what it became if it was confirmed.
+    pub(crate) async fn wait_for_end(&self) -> Option<Box<Confirmed>> {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if !self.is_under_way.load(Ordering::Acquire) {
+                return self.take_confirmed();
+            }
+            ended.await;
+        }
+    }
+}
+
+fn report_of(result: UpgradeResult, done: &Done) -> UpgradeReport {
+    let of_calls = |count| (result == UpgradeResult::Confirmed).then_some(count);
+    UpgradeReport {
+        to: Some(done.to.clone()),
+        allocations: of_calls(done.allocations),
+        streams: of_calls(done.streams),
+        gap_us: of_calls(done.gap_us),
+        ..UpgradeReport::new(result)
+    }
+}
+
+fn refused(not: &NotUpgraded) -> UpgradeReport {
+    let result = if not.is_rolled_back { UpgradeResult::RolledBack } else { UpgradeResult::Refused };
+    UpgradeReport {
+        step: Some(not.step.to_owned()),
+        reason: Some(not.reason.clone()),
+        is_configuration: not.is_configuration,
+        ..UpgradeReport::new(result)
+    }
+}

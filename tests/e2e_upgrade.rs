@@ -1,0 +1,182 @@
+//! Upgrades of the real binary: a new process takes the calls over, and if it can't, the old one goes on.
+
+mod e2e_support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use e2e_support::server::binary;
+use e2e_support::tls::Authority;
+use e2e_support::{Client, Directory, Origin, Server, Settings, Witness, wait_for};
+use serde_json::Value;
+
+/// A server whose program can be replaced.
+struct Upgradable {
+    server: Server,
+    upgrades: usize,
+}
+
+/// Puts another copy of the binary in the place of the one that runs.
+fn replace_program(directory: &Path) {
+    let (new, program) = (directory.join("new"), program(directory));
+    fs::copy(env!("CARGO_BIN_EXE_throughway"), &new).unwrap();
+    fs::rename(new, program).unwrap();
+}
+
+fn program(directory: &Path) -> PathBuf {
+    directory.join("throughway")
+}
+
+/// The events that end an attempt.
+const ENDS: [&str; 3] = [
+    "confirmed",
+    "upgrade refused: this process goes on",
+    "upgrade rolled back: this process goes on; client streams are closed",
+];
+
+impl Upgradable {
+    fn start(settings: Settings) -> Self {
+        Self::start_with(settings, &[])
+    }
+
+    fn start_with(mut settings: Settings, environment: &[(&str, &str)]) -> Self {
+        settings.tables += "[upgrade]\nprobation = \"1s\"\n";
+        // A successor outlives the process that started it: then this one is its parent.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        let directory = Directory::new();
+        replace_program(directory.path());
+        let server = Server::start_as(directory, settings, |config| {
+            let mut command = Command::new(program(config.parent().unwrap()));
+            command.args(["serve", "--config"]).arg(config).env_clear().envs(environment.iter().copied());
+            let as_usual = binary(config);
+            assert!(as_usual.get_args().any(|argument| argument == "serve"));
+            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+            command.stderr(std::process::Stdio::piped());
+            command
+        });
+        Self { server, upgrades: 0 }
+    }
+
+    /// Replaces the program and asks for an upgrade; gives the event that ended it.
+    #[track_caller]
+    fn try_upgrade(&mut self) -> Value {
+        replace_program(self.server.directory());
+        let ended = |server: &Server| ENDS.iter().flat_map(|end| server.log.events(end)).collect::<Vec<_>>();
+        let before = ended(&self.server).len();
+        self.server.signal("HUP");
+        wait_for("the end of the upgrade", || ended(&self.server).into_iter().nth(before));
+        ENDS.iter()
+            .flat_map(|end| self.server.log.events(end).into_iter().last())
+            .max_by_key(|event| event["timestamp"].as_str().unwrap().to_owned())
+            .unwrap()
+    }
+
+    /// An upgrade that must succeed; gives the event of the cut.
+    #[track_caller]
+    fn upgrade(&mut self) -> Value {
+        let end = self.try_upgrade();
+        assert_eq!(end["message"], "confirmed", "{end}\n{}", self.server.log.text());
+        self.upgrades += 1;
+        self.server.take_over_by(end["pid"].as_u64().unwrap() as u32);
+        let log = self.server.log.clone();
+        wait_for("the new process to serve", || (log.events("ready").len() == self.upgrades + 1).then_some(()));
+        self.server.log.events("taken over").pop().unwrap()
+    }
+}
+
+with_one_and_three_workers! {
+    fn calls_over_datagrams_go_on_through_upgrades(workers: u8) {
+        let mut own = Upgradable::start(Settings::new(workers));
+        let server = &own.server;
+        let mut calls: Vec<Witness> =
+            (0..workers).map(|worker| Witness::start(Client::udp_on_worker(server.udp4(), worker, workers))).collect();
+        calls.push(Witness::start(Client::udp(server.udp6())));
+        let mut idle = Client::udp(server.udp4());
+        let relayed = idle.allocate();
+        for round in 1..=3 {
+            let cut = own.upgrade();
+            assert_eq!(cut["allocations"], calls.len() as u64 + 1, "{cut}");
+            assert_eq!(cut["generation"], round + 1);
+            calls.iter().for_each(Witness::see_progress);
+        }
+        // What one had before goes on as before, and all that one may ask for is there.
+        assert_eq!(idle.refresh(600).code(), 0);
+        let peer = e2e_support::peer(relayed);
+        idle.permit(peer.local_addr().unwrap());
+        peer.send_to(b"still there", relayed).unwrap();
+        idle.expect_data(Origin::Peer(peer.local_addr().unwrap()), b"still there");
+        let mut late = Client::udp(own.server.udp4()).user("bob", "builder");
+        late.allocate();
+        let mut packets = 0;
+        for call in calls {
+            let (mut client, rounds) = call.finish();
+            packets += rounds;
+            assert_eq!(client.refresh(0).code(), 0);
+        }
+        assert_eq!((idle.refresh(0).code(), late.refresh(0).code()), (0, 0));
+        let scrape = own.server.scrape();
+        let relayed = |way, side| scrape.value("throughway_payload_packets_total", &[("way", way), ("side", side)]);
+        assert_eq!(relayed("received", "clients"), packets);
+        assert_eq!(relayed("received", "peers"), packets + 1);
+        assert_eq!(relayed("sent", "clients"), packets + 1);
+        let sessions = usize::from(workers) + 3;
+        assert_eq!(scrape.sum("throughway_allocations_created_total"), sessions as u64);
+        assert_eq!(scrape.sum("throughway_allocations_ended_total"), sessions as u64);
+        own.server.signal("TERM");
+        assert_eq!(own.server.wait().code(), Some(0), "{}", own.server.log.text());
+        assert_eq!(own.server.log.sessions().len(), sessions, "each session has one record");
+    }
+
+    fn calls_over_streams_go_on_through_upgrades(workers: u8) {
+        let certificates = Authority::new();
+        let mut own = Upgradable::start(certificates.settings(workers));
+        let mut calls = Vec::new();
+        for _ in 0..3 {
+            calls.push(Witness::start(Client::tcp(own.server.tcp4())));
+            calls.push(Witness::start(certificates.client(own.server.tls4())));
+        }
+        for _ in 0..3 {
+            assert_eq!(own.upgrade()["streams"], calls.len());
+            calls.iter().for_each(Witness::see_progress);
+        }
+        for call in calls {
+            assert_eq!(call.finish().0.refresh(0).code(), 0);
+        }
+    }
+
+    /// Faults of the new process, before it has read a packet: the old one goes on, and lost nothing.
+    fn a_new_process_that_fails_before_it_reads_costs_nothing(workers: u8) {
+        for fault in ["hello=exit", "hello=lie", "plan=exit", "plan=lie", "prepare=exit", "prepare=lie", "cut=exit", "cut=hang", "cut=lie"] {
+            let mut own = Upgradable::start_with(Settings::new(workers), &[("TEST_FAULTS_UPGRADE", fault)]);
+            let calls = [Witness::start(Client::udp(own.server.udp4())), Witness::start(Client::tcp(own.server.tcp4()))];
+            let end = own.try_upgrade();
+            assert_eq!(end["message"], ENDS[1], "{fault}: {end}");
+            for call in calls {
+                call.finish();
+            }
+            Witness::start(Client::tcp(own.server.tcp4())).finish();
+            assert_eq!(own.server.health("/readyz"), 200, "{fault}");
+        }
+    }
+
+    /// The same when it has read: datagrams go on, streams can't.
+    fn a_new_process_that_fails_on_probation_gives_the_calls_back(workers: u8) {
+        for fault in ["ready=exit", "ready=hang", "probation=exit", "probation=lie"] {
+            let mut own = Upgradable::start_with(Settings::new(workers), &[("TEST_FAULTS_UPGRADE", fault)]);
+            let mut call = Client::udp(own.server.udp4());
+            let relayed = call.allocate();
+            let mut over_tcp = Client::tcp(own.server.tcp4());
+            over_tcp.allocate();
+            let end = own.try_upgrade();
+            assert_eq!(end["message"], ENDS[2], "{fault}: {end}");
+            over_tcp.expect_closed();
+            let peer = e2e_support::peer(relayed);
+            call.permit(peer.local_addr().unwrap());
+            peer.send_to(b"back again", relayed).unwrap();
+            call.expect_data(Origin::Peer(peer.local_addr().unwrap()), b"back again");
+            assert_eq!(call.refresh(0).code(), 0, "{fault}");
+            Witness::start(Client::tcp(own.server.tcp4())).finish();
+        }
+    }
+}
