@@ -20,7 +20,10 @@ struct Upgradable {
 /// Puts another copy of the binary in the place of the one that runs.
 fn replace_program(directory: &Path) {
     let (new, program) = (directory.join("new"), program(directory));
-    fs::copy(env!("CARGO_BIN_EXE_throughway"), &new).unwrap();
+    // Written by another process: a child that some other test starts meanwhile would keep the file open for writing, and it
+    // could not be run.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_throughway")).arg(&new).status().unwrap();
+    assert!(copied.success());
     fs::rename(new, program).unwrap();
 }
 

@@ -230,16 +230,25 @@ impl Relays {
         }
     }
 
+    /// How many allocations have a socket.
+    pub(super) const fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Closes the socket of an allocation that has ended elsewhere; its port rests.
+    pub(super) fn close_ended(&mut self, id: AllocationId, now: Ticks) {
+        let Some((address, port)) = self.get(id).map(|socket| (socket.address, socket.port)) else { return };
+        let entry = self.addresses.all().iter().find(|entry| entry.number == address).cloned();
+        if let Some(entry) = entry {
+            self.close(id, RelayedTransportAddress::new(entry.address.advertised, port), None, now);
+        }
+    }
+
     /// Closes the sockets of all allocations but these.
     pub(super) fn close_others(&mut self, owned: &HashSet<AllocationId>, now: Ticks) {
         let others = self.sockets.iter().filter(|socket| !owned.contains(&socket.id));
-        let others: Vec<_> = others.map(|socket| (socket.id, socket.address, socket.port)).collect();
-        for (id, address, port) in others {
-            let entry = self.addresses.all().iter().find(|entry| entry.number == address).cloned();
-            if let Some(entry) = entry {
-                self.close(id, RelayedTransportAddress::new(entry.address.advertised, port), None, now);
-            }
-        }
+        let others: Vec<AllocationId> = others.map(|socket| socket.id).collect();
+        others.into_iter().for_each(|id| self.close_ended(id, now));
     }
 
     /// Closes a held socket whose token was never used.

@@ -14,7 +14,7 @@ use super::relay_addresses::RelayAddress;
 use super::running::Running;
 use super::shared::{SharedChanges, SharedState};
 use super::start::{Built, Foundation, Launched, Secrets, StartError, worker_count};
-use super::upgrade_messages::{Offer, PassedSocket};
+use super::upgrade_messages::{Offer, PassedSocket, RelayAddressNote};
 use super::worker::{AdoptedListener, ListenerChange, Reached, TakeOver, TakenOver, TakingOver};
 use crate::config::checked::{Config, Workers};
 use crate::tls::watch;
@@ -30,6 +30,8 @@ pub struct Planned {
     built: Built,
     changes: Vec<Vec<ListenerChange>>,
     listeners: Vec<AdoptedListener>,
+    /// What new allocations are relayed from, as the old process had it.
+    serving: Vec<RelayAddress>,
     /// Keys whose old values hold.
     pub warnings: Vec<String>,
     /// The configuration that holds.
@@ -42,6 +44,7 @@ pub struct TakingOverServer {
     receivers: Option<EventReceivers>,
     common: Arc<TakeOver>,
     begun: Arc<Barrier>,
+    serving: Vec<RelayAddress>,
 }
 
 /// This configuration as far as a process that takes over can follow it, and what an operator should know of the rest.
@@ -97,10 +100,11 @@ pub fn plan(
     secrets.nonce_key = offer.nonce_key.as_slice().into();
     let base = Foundation::new(&config, offer.workers as usize, secrets)?;
     base.acceptor.gate.close();
-    let relayed = offer.relay_addresses.iter();
-    let relayed: Vec<RelayAddress> =
-        relayed.map(|of| RelayAddress { local: of.local, advertised: of.advertised }).collect();
+    let address = |of: &RelayAddressNote| RelayAddress { local: of.local, advertised: of.advertised };
+    let relayed: Vec<RelayAddress> = offer.relay_addresses.iter().map(address).collect();
+    // Those that the old one has retired too, until their sockets are here.
     base.addresses.serve(&relayed);
+    let serving = offer.relay_addresses.iter().filter(|of| of.is_serving).map(address).collect();
     let adopted = Listening::adopted(&offer.listeners, streams, &base.acceptor, &base.overflow);
     let (listening, mut listeners) = adopted.map_err(StartError::Settings)?;
     let plan = listening.plan(&config, offer.workers as usize, &passed)?;
@@ -115,7 +119,7 @@ pub fn plan(
         listeners.iter_mut().filter(|of| of.id == *id).for_each(|of| of.is_leaving = is_leaving);
     }
     changes.iter_mut().for_each(|of| of.retain(|change| matches!(change, ListenerChange::Open(_))));
-    Ok(Planned { built, changes, listeners, warnings, config })
+    Ok(Planned { built, changes, listeners, serving, warnings, config })
 }
 
 impl Planned {
@@ -124,7 +128,7 @@ impl Planned {
     /// # Errors
     /// When the system has no more threads, or a channel is missing.
     pub fn launch(self, shared: SharedState, channels: Vec<Channel>) -> Result<TakingOverServer, StartError> {
-        let Self { built, changes, listeners, .. } = self;
+        let Self { built, changes, listeners, serving, .. } = self;
         if channels.len() != changes.len() {
             return Err(StartError::Settings(format!("{} channels for {} workers", channels.len(), changes.len())));
         }
@@ -139,7 +143,7 @@ impl Planned {
         });
         let taking_over = taking_over.collect();
         let Launched { running, receivers, begun } = built.launch(changes, taking_over)?;
-        Ok(TakingOverServer { running: Some(running), receivers: Some(receivers), common, begun })
+        Ok(TakingOverServer { running: Some(running), receivers: Some(receivers), common, begun, serving })
     }
 }
 
@@ -174,6 +178,7 @@ impl TakingOverServer {
                 return Err(format!("{here} {name} arrived of {there}"));
             }
         }
+        running.addresses.serve(&self.serving);
         Ok(())
     }
 

@@ -166,6 +166,8 @@ pub(super) struct Worker {
     is_over: bool,
     /// What a new process is told.
     handing: Option<HandingOver>,
+    /// Its sessions came from another process, and it has not had a turn since.
+    has_taken_over: bool,
     /// The stream whose bytes are being handled.
     visited: Option<StreamId>,
 }
@@ -207,6 +209,7 @@ impl Worker {
             stopping: false,
             is_over: false,
             handing: None,
+            has_taken_over: false,
             visited: None,
         };
         for change in setup.listeners {
@@ -276,6 +279,9 @@ impl Worker {
         self.producers.wake();
         self.gather(now, ready.len());
         self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
+        if std::mem::take(&mut self.has_taken_over) {
+            self.count_users();
+        }
         if self.handing.is_some() {
             self.go_on_handing_over();
         }

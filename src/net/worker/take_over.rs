@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use super::{Listener, ListenerChange, ListenerId, RELAY, STREAM, Users, Worker, token};
 use crate::address::{RelayedTransportAddress, Via};
@@ -100,9 +100,20 @@ impl Worker {
         common.report(all);
         let is_ours = is_there && common.decision(1, SILENCE_MAX) == Some(Reached::Go);
         if is_ours {
+            self.has_taken_over = true;
             self.begin_streams();
         }
         is_ours
+    }
+
+    /// Counts the sessions over datagrams at the listeners that they came through; in the first turn and not before, because it
+    /// looks at all of them, and packets wait until then.
+    pub(super) fn count_users(&self) {
+        for (_, _, via) in self.server.endpoints() {
+            if let Via::Datagram(five_tuple) = via {
+                self.listeners.count(&five_tuple.server, true);
+            }
+        }
     }
 
     fn take_early(
@@ -211,24 +222,31 @@ impl Worker {
     }
 
     fn apply(&mut self, changes: ServerChanges, passed: &mut Passed) -> Result<(), String> {
+        // Those that have ended since leave their slots to others.
+        let (ended, is_whole) = (changes.ended.clone(), changes.is_whole);
+        let changed: Vec<(AllocationId, RelayedTransportAddress)> =
+            changes.allocations.iter().map(|allocation| (allocation.id, allocation.relayed)).collect();
         self.server.import_changes(changes).map_err(failed)?;
         for (relayed, socket) in passed.held.drain(..) {
             self.relays.adopt_held(relayed, socket)?;
         }
-        let live: Vec<(AllocationId, RelayedTransportAddress, Via)> = self.server.endpoints().collect();
-        // Those that have ended since leave their slots to others.
-        let owned: HashSet<AllocationId> = live.iter().map(|(id, ..)| *id).collect();
-        self.relays.close_others(&owned, clock::now().ticks);
-        for (id, relayed, via) in live {
+        let now = clock::now();
+        if is_whole {
+            // The old worker's server was restarted in between, and tells of all once more.
+            self.relays.close_others(&changed.iter().map(|(id, _)| *id).collect(), now.ticks);
+        } else {
+            ended.into_iter().for_each(|id| self.relays.close_ended(id, now.ticks));
+        }
+        for (id, relayed) in changed {
             if let Some(socket) = passed.relayed.remove(&id.index) {
                 self.adopt_relay(id, relayed, socket)?;
             } else if self.relays.get(id).is_none() {
                 return Err(format!("the socket of {relayed} is missing"));
             }
-            // Sessions over datagrams are counted at the listeners that they came through.
-            if let Via::Datagram(five_tuple) = via {
-                self.listeners.count(&five_tuple.server, true);
-            }
+        }
+        let (sockets, allocations) = (self.relays.len(), self.server.allocations());
+        if sockets != allocations {
+            return Err(format!("there are {sockets} relayed sockets for {allocations} allocations"));
         }
         Ok(())
     }
