@@ -143,6 +143,18 @@ with_one_and_three_workers! {
             assert_eq!(own.upgrade()["streams"], calls.len());
             calls.iter().for_each(Witness::see_progress);
         }
+        // A client that comes during the probation is served at once by the new process.
+        let upgrades = own.server.log.events("taken over").len();
+        let (log, tcp4) = (own.server.log.clone(), own.server.tcp4());
+        let newcomer = std::thread::spawn(move || {
+            wait_for("the cut", || (log.events("taken over").len() > upgrades).then_some(()));
+            let mut client = Client::tcp(tcp4).user("bob", "builder");
+            client.allocate();
+            assert!(log.events("confirmed").len() < upgrades + 1, "it was served while the new process was on probation");
+            client
+        });
+        own.upgrade();
+        assert_eq!(newcomer.join().unwrap().refresh(0).code(), 0);
         for call in calls {
             assert_eq!(call.finish().0.refresh(0).code(), 0);
         }

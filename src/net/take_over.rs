@@ -204,9 +204,13 @@ impl Drop for TakingOverServer {
 }
 
 impl Running {
-    /// Accepts streams, and follows what a start would have followed from its beginning.
-    pub fn open_gate(self: &Arc<Self>) {
+    /// Accepts streams from now on.
+    pub fn accept_streams(&self) {
         self.acceptor.gate.open();
+    }
+
+    /// Follows what a start would have followed from its beginning, once the workers have had a turn.
+    pub fn follow_as_started(self: &Arc<Self>) {
         if let Some(tls) = self.tls() {
             watch::report(&tls.certificates);
             self.watch(&tls);

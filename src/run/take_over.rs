@@ -188,7 +188,7 @@ impl OldProcess {
         Ok((read_state(memory)?, allocations, streams))
     }
 
-    /// Waits so long; the old process may end meanwhile, which is its own affair. `Err` if it wants this one to end.
+    /// Waits so long; `false` if the old process ended meanwhile.
     fn is_there_for(&mut self, time: Duration) -> bool {
         let until = clock::now().ticks.0 + time.as_millis() as u64;
         while clock::now().ticks.0 < until {
@@ -243,9 +243,10 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
     let workers = old.refuse(launched)?;
     let (running, events) = take(&mut old, workers)?;
     let running = Arc::new(running);
+    running.accept_streams();
     prove(&mut old, &running, probation);
     let (chain, metrics, passage) = last_words(&mut old);
-    running.open_gate();
+    running.follow_as_started();
     Ok(Some(TakenOver {
         config,
         running,
