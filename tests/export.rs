@@ -180,6 +180,7 @@ fn slots_and_clients_may_come_early_more_than_once() {
     assert_eq!((changes.allocations.len(), changes.counts.0.len(), changes.ended.len()), (0, 9, 0));
     successor.import_changes(changes).unwrap();
     assert!(successor.export() == server.export());
+    assert_eq!(successor.leftovers(), server.leftovers(), "nor is a deadline left of those before");
     successor.check_invariants();
 }
 
@@ -273,4 +274,21 @@ fn a_state_that_can_not_be_is_refused() {
     let beyond = refused(&mut h, |state| state.allocations[0].id.index = u32::MAX);
     assert!(beyond.to_string().contains("slot 4294967295"), "{beyond}");
     assert!(h.is_alive(client), "the server that was exported goes on");
+}
+
+// The settings were read again shortly before, and more allocations are to be looked at again than one piece holds.
+#[test]
+fn a_review_that_is_under_way_goes_on() {
+    let (mut h, _) = busy_server();
+    h.is_unchecked = true;
+    for number in 0..1_200 {
+        let client = h.add(user(&format!("user{number}")));
+        h.allocate(client);
+    }
+    let mut is_under_way = false;
+    h.hand_over_early(500, |h| {
+        h.reconfigure(|_| ());
+        is_under_way = h.first_server().export().review.is_some();
+    });
+    assert!(is_under_way && h.first_server().export().review.is_some());
 }

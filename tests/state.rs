@@ -125,6 +125,7 @@ fn in_two_parts(h: &mut Harness) -> (EarlyAllocations, ServerChanges) {
     assert_eq!(next, None);
     let early = EarlyAllocations { worker: WorkerId(0), allocations };
     h.channel_data(busy, 0x4001, b"more").to_peer();
+    h.channel_data(busy, 0x4003, b"unbound");
     assert_eq!(h.permit(changed, &[addr("8.8.8.9:9")]), 0);
     assert_eq!(h.refresh(ends, 0).code(), 0);
     (early, h.first_server().export_changes())
@@ -322,13 +323,19 @@ fn fields_that_nobody_knows_are_skipped_everywhere() {
             other => other.clone(),
         }
     }
+    fn are_skipped<T: State + PartialEq>(state: &T) {
+        let bytes = state::write(state, FORMAT).unwrap();
+        let body: Value = ciborium::from_reader(&bytes[HEAD..]).unwrap();
+        let more = with_more(&body);
+        assert!(more != body);
+        assert!(state::read::<T>(&framed::<T>(&more)).unwrap() == *state);
+    }
     let (mut h, _) = one_of_everything();
-    let (server, _) = states(&mut h);
-    let bytes = state::write(&server, FORMAT).unwrap();
-    let body: Value = ciborium::from_reader(&bytes[HEAD..]).unwrap();
-    let more = with_more(&body);
-    assert!(more != body);
-    assert!(state::read::<ServerState>(&framed::<ServerState>(&more)).unwrap() == server);
+    are_skipped(&states(&mut h).0);
+    are_skipped(&shared_changes(&mut one_of_everything().0));
+    let (early, changes) = in_two_parts(&mut h);
+    are_skipped(&early);
+    are_skipped(&changes);
 }
 
 #[test]

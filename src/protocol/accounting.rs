@@ -115,7 +115,10 @@ impl Traffic {
 ///
 /// Nearly no allocation drops anything, so this is taken from [`ColdStatePool`] at the first drop.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[repr(C)]
 pub(super) struct ColdState {
+    /// Something was dropped since the allocation was last exported early.
+    pub(super) is_untold: bool,
     pub(super) token: Option<ReservationToken>,
     /// What went nowhere, each way.
     pub(super) dropped: [Amount; 2],
@@ -125,7 +128,12 @@ pub(super) struct ColdState {
 
 impl Default for ColdState {
     fn default() -> Self {
-        Self { token: None, dropped: Default::default(), by_reason: [Amount::default(); DropReason::ALL.len()] }
+        Self {
+            is_untold: false,
+            token: None,
+            dropped: Default::default(),
+            by_reason: [Amount::default(); DropReason::ALL.len()],
+        }
     }
 }
 
@@ -135,6 +143,7 @@ impl ColdState {
     }
 
     pub(super) fn not_sent(&mut self, direction: Direction, why: DropReason, packets: u64, bytes: u64) {
+        self.is_untold = true;
         self.dropped[direction as usize].add(packets, bytes);
         self.by_reason[why as usize].add(packets, bytes);
     }
@@ -278,6 +287,7 @@ mod tests {
         cold.not_sent(Direction::ToClient, DropReason::SlowClient, 1, 10);
         assert_eq!(cold.dropped, [Amount::default(), Amount { packets: 1, bytes: 10 }]);
         let list = cold.list();
+        assert!(std::mem::take(&mut cold.is_untold));
         let mut copy = ColdState::default();
         copy.set(cold.dropped, &list);
         assert_eq!(copy, *cold);

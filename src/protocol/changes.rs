@@ -99,7 +99,7 @@ impl Row for AllocationCounts {
     }
 }
 
-/// What one such allocation has dropped, if anything.
+/// What one such allocation has dropped, if it dropped anything since then.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct AllocationDrops {
     /// Its slot.
@@ -182,7 +182,7 @@ pub struct ServerChanges {
     /// Of every other live allocation what packets change.
     #[n(13)]
     pub counts: Rows<AllocationCounts>,
-    /// Those of them that dropped something.
+    /// Those of them that dropped something since their early export: all that they ever dropped.
     #[n(14)]
     pub drops: Vec<AllocationDrops>,
     /// Those of them that have a meter of their own.
@@ -224,11 +224,8 @@ impl ServerChanges {
         let (id, slot) = (allocation.id, allocation.id.index);
         let packets = allocation.packets.to_state();
         self.counts.0.push(AllocationCounts { id, received: allocation.received, packets });
-        if let Some(cold) = &allocation.cold {
-            let by_reason = cold.list();
-            if !by_reason.is_empty() {
-                self.drops.push(AllocationDrops { slot, dropped: cold.dropped, by_reason });
-            }
+        if let Some(cold) = allocation.cold.as_ref().filter(|cold| cold.is_untold) {
+            self.drops.push(AllocationDrops { slot, dropped: cold.dropped, by_reason: cold.list() });
         }
         if let Some(meter) = allocation.owner.own_meter() {
             self.own_meters.0.push(OwnMeterWords { slot, words: meter.words() });
@@ -251,6 +248,9 @@ impl Server {
         let states: Vec<AllocationState> = allocations.map(Allocation::to_state).collect();
         for state in &states {
             self.table.early.note_sent(state.id);
+            if let Some(cold) = self.table.lane_mut(state.id).and_then(|allocation| allocation.cold.as_mut()) {
+                cold.is_untold = false;
+            }
         }
         (states, next)
     }

@@ -232,3 +232,101 @@ impl Quotas {
         self.scopes.iter().map(|(key, _)| key).filter(|key| !is_known(key)).cloned().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::meter::{Meters, Rates};
+    use crate::protocol::quota::{Purpose, QuotaClaim};
+    use crate::protocol::reason::{Direction, DropReason};
+    use crate::protocol::revocation::SessionSubject;
+    use crate::protocol::settings::Limits;
+    use crate::time::{Now, Ticks};
+
+    fn at(seconds: u64) -> Now {
+        Now { ticks: Ticks(1_000_000 + seconds * 1000), unix: UnixSeconds(1_800_000_000 + seconds) }
+    }
+
+    const fn claim(user: &str) -> QuotaClaim<'_> {
+        let subject = SessionSubject { username: user, user, tenant: None };
+        QuotaClaim {
+            subject,
+            expires_at: Some(UnixSeconds(1_900_000_000)),
+            grant: None,
+            client: std::net::IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9)),
+        }
+    }
+
+    fn limits(bits_per_second: u64) -> Limits {
+        Limits {
+            user: Rates { bits_per_second: Some(bits_per_second), packets_per_second: None },
+            burst_ms: 1_000,
+            ..Limits::default()
+        }
+    }
+
+    fn early(quotas: &mut Quotas) -> Quotas {
+        let mut keys = quotas.begin_early_export();
+        keys.sort_unstable();
+        let scopes = quotas.early_scopes(&keys);
+        let lingering = quotas.early_lingering(None, usize::MAX);
+        Quotas::from_early_state(QuotasState { scopes, lingering, ..QuotasState::default() })
+    }
+
+    #[test]
+    fn new_limits_of_a_scope_between_the_parts_are_told() {
+        let mut quotas = Quotas::default();
+        let [bob, eve] = ["bob", "eve"].map(claim);
+        let counted = quotas.admit(at(0), &bob, &limits(8_000), Purpose::Allocation).unwrap().counted;
+        quotas.admit(at(0), &eve, &Limits::default(), Purpose::Allocation).unwrap();
+        let mut successor = early(&mut quotas);
+        for who in [&bob, &eve] {
+            quotas.meters(who, counted, &limits(16_000), &Meters::default());
+        }
+        successor.import_changes(quotas.export_changes()).unwrap();
+        assert_eq!(successor.to_state(), quotas.to_state());
+    }
+
+    // Neither what allocations pass that came early, nor scopes that were not there then.
+    #[test]
+    fn no_meter_is_lost_between_the_parts() {
+        let mut quotas = Quotas::default();
+        let [bob, late] = ["bob", "late"].map(claim);
+        let admitted = quotas.admit(at(0), &bob, &limits(8_000), Purpose::Allocation).unwrap();
+        let mut successor = early(&mut quotas);
+        let admitted_late = quotas.admit(at(0), &late, &limits(8_000), Purpose::Allocation).unwrap();
+        let passed = successor.meters(&bob, admitted.counted, &limits(8_000), &Meters::default());
+        let passed_late = successor.meters(&late, admitted.counted, &limits(8_000), &Meters::default());
+        for meters in [&admitted.meters, &admitted_late.meters] {
+            assert_eq!(meters.charge(at(0), Direction::ToPeer, 600), Ok(()));
+        }
+        successor.import_changes(quotas.export_changes()).unwrap();
+        for meters in [&passed, &passed_late] {
+            assert_eq!(meters.charge(at(0), Direction::ToPeer, 600), Err(DropReason::OverBandwidth));
+            assert_eq!(meters.charge(at(0), Direction::ToPeer, 400), Ok(()));
+        }
+        assert_eq!(successor.meters(&late, admitted.counted, &limits(8_000), &Meters::default()), passed_late);
+    }
+
+    #[test]
+    fn changes_that_do_not_fit_are_refused() {
+        let mut quotas = Quotas::default();
+        quotas.admit(at(0), &claim("bob"), &limits(8_000), Purpose::Allocation).unwrap();
+        let mut successor = early(&mut quotas);
+        let mut changes = quotas.export_changes();
+        changes.remembered += 1;
+        let wrong = QuotasImportError::Scopes { found: 3, expected: 4 };
+        assert_eq!(successor.import_changes(changes), Err(wrong));
+        let changes = quotas.export_changes();
+        assert_eq!(Quotas::default().import_changes(changes), Err(QuotasImportError::Meters));
+        quotas.end_early_export();
+        let mut other = Quotas::default();
+        other.admit(at(0), &claim("eve"), &limits(8_000), Purpose::Allocation).unwrap();
+        other.import_changes(quotas.export_changes()).unwrap();
+        assert_eq!(
+            (other.to_state(), other.usage()),
+            (quotas.to_state(), quotas.usage()),
+            "without an early part it is all"
+        );
+    }
+}

@@ -296,4 +296,30 @@ mod tests {
         );
         assert_eq!(serde_json::from_str::<Vec<Subject>>(&text).unwrap(), all);
     }
+
+    #[test]
+    fn what_changes_after_an_early_export_is_told_whole() {
+        let now = |seconds: u64| Now { ticks: Ticks(seconds * 1000), unix: UnixSeconds(seconds) };
+        let subject = || Subject::Tenant("acme".into());
+        let mut revocations = Revocations::default();
+        assert_eq!(revocations.export_changes(), Some(Vec::new()), "nothing went early");
+        let changes: [fn(&mut Revocations, Subject); 4] = [
+            |revocations, subject| revocations.insert(subject, UnixSeconds(50)),
+            |revocations, _| drop(revocations.sweep(Now { ticks: Ticks(60_000), unix: UnixSeconds(60) })),
+            |revocations, _| drop(revocations.sweep(Now { ticks: Ticks(61_000), unix: UnixSeconds(40) })),
+            |revocations, subject| assert!(revocations.remove(&subject)),
+        ];
+        for change in changes {
+            let early = revocations.early_export();
+            assert_eq!((revocations.export_changes(), revocations.sweep(now(40)).len()), (None, 0));
+            change(&mut revocations, subject());
+            let state = revocations.to_state();
+            assert!(state != early && revocations.export_changes() == Some(state));
+        }
+        revocations.insert(subject(), UnixSeconds(50));
+        revocations.sweep(now(60));
+        revocations.early_export();
+        assert_eq!(revocations.sweep(now(60 + 2 * KEPT_AFTER_END)), [subject()]);
+        assert_eq!(revocations.export_changes(), Some(Vec::new()));
+    }
 }

@@ -253,6 +253,8 @@ pub struct Harness {
     held_admissions: VecDeque<(usize, AllocationId, Purpose)>,
     held_opens: VecDeque<(usize, AllocationId, RelayRequest)>,
     held_asks: VecDeque<(usize, Owed)>,
+    /// Look at nothing after each step: for thousands of clients that takes too long.
+    pub is_unchecked: bool,
     /// Every OpenRelay, CloseRelay and CloseReserved in order.
     pub opens: Vec<RelayRequest>,
     pub closed: Vec<SocketAddr>,
@@ -296,6 +298,7 @@ impl Harness {
             hold_back_admissions: false,
             hold_back_opens: false,
             hold_back_asks: false,
+            is_unchecked: false,
             held_admissions: VecDeque::new(),
             held_opens: VecDeque::new(),
             held_asks: VecDeque::new(),
@@ -883,6 +886,9 @@ impl Harness {
     /// Invariants of each worker, the quota books, and the accounts: sums of the sessions are the totals.
     #[track_caller]
     pub fn check(&self) {
+        if self.is_unchecked {
+            return;
+        }
         for worker in &self.workers {
             worker.server.check_invariants();
             self.check_accounts(worker);
