@@ -302,6 +302,10 @@ async fn serve_until_signal(
 /// How long requests under way over HTTP may take before the process ends.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
+/// How long TLS handshakes under way may take then.
+const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
+const HANDSHAKES_LOOK: Duration = Duration::from_millis(10);
+
 /// Ends a process whose sessions are another one's: what is under way over HTTP is answered, the last record is written.
 async fn leave(
     confirmed: Box<Confirmed>,
@@ -312,6 +316,11 @@ async fn leave(
 ) {
     reloader.leave_listeners().await;
     let metrics = Arc::clone(&started.metrics);
+    // Those who shake hands when it is over are passed on to the new process.
+    let until = tokio::time::Instant::now() + LAST_HANDSHAKES;
+    while started.running.handshakes_under_way() > 0 && tokio::time::Instant::now() < until {
+        tokio::time::sleep(HANDSHAKES_LOOK).await;
+    }
     // Joining threads blocks.
     let leaving = tokio::task::spawn_blocking(move || (*confirmed).end_workers()).await;
     let chain = started.finish().await.map(|code| code.to_string());

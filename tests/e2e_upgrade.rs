@@ -3,12 +3,15 @@
 mod e2e_support;
 
 use std::fs;
+use std::io::Write as _;
+use std::net::{TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use e2e_support::server::binary;
-use e2e_support::tls::Authority;
+use e2e_support::tls::{self, Authority};
 use e2e_support::{Client, Directory, Origin, Server, Settings, Witness, wait_for};
+use rustls::{ClientConnection, StreamOwned};
 use serde_json::Value;
 
 /// A server whose program can be replaced.
@@ -193,5 +196,50 @@ with_one_and_three_workers! {
             assert_eq!(call.refresh(0).code(), 0, "{fault}");
             Witness::start(Client::tcp(own.server.tcp4())).finish();
         }
+    }
+
+    /// A handshake that began before the change is finished by the old process, and the client is the new one's.
+    fn a_handshake_under_way_is_finished(workers: u8) {
+        let authority = Authority::new();
+        let mut own = Upgradable::start(authority.settings(workers));
+        let (log, tls4) = (own.server.log.clone(), own.server.tls4());
+        let config = authority.connector(tls::VERSIONS[1], &[]);
+        let mut connection = ClientConnection::new(config, tls::NAME.try_into().unwrap()).unwrap();
+        let mut stream = TcpStream::connect(tls4).unwrap();
+        let mut hello = Vec::new();
+        connection.write_tls(&mut hello).unwrap();
+        stream.write_all(&hello[..10]).unwrap();
+        wait_for("the handshake to begin", || {
+            (own.server.scrape().sum("throughway_tls_handshakes_under_way") == 1).then_some(())
+        });
+        let late = std::thread::spawn(move || {
+            wait_for("the cut", || (!log.events("taken over").is_empty()).then_some(()));
+            stream.write_all(&hello[10..]).unwrap();
+            let mut client = Client::tls(StreamOwned::new(connection, stream));
+            client.allocate();
+            assert!(log.events("confirmed").is_empty(), "it was served while the new process was on probation");
+            client
+        });
+        own.upgrade();
+        assert_eq!(late.join().unwrap().refresh(0).code(), 0);
+        assert_eq!(own.server.scrape().value("throughway_tls_handshakes_total", &[("result", "ok")]), 1);
+    }
+
+    /// The new process's configuration holds for calls that came from the old one.
+    fn calls_are_judged_by_the_new_configuration(workers: u8) {
+        let mut own = Upgradable::start(Settings::new(workers));
+        let mut call = Client::udp(own.server.udp4());
+        let relayed = call.allocate();
+        let (kept, denied) = (e2e_support::peer(relayed), UdpSocket::bind("127.0.0.9:0").unwrap());
+        call.permit(kept.local_addr().unwrap());
+        call.permit(denied.local_addr().unwrap());
+        let mut settings = own.server.settings.clone();
+        settings.deny.push("127.0.0.9/32");
+        let text = settings.text(&own.server.ports.range);
+        fs::write(own.server.directory().join("config.toml"), text).unwrap();
+        own.upgrade();
+        own.server.expect_dropped("peer_not_permitted", 1, || denied.send_to(b"not any more", relayed).unwrap());
+        kept.send_to(b"as before", relayed).unwrap();
+        call.expect_data(Origin::Peer(kept.local_addr().unwrap()), b"as before");
     }
 }

@@ -6,9 +6,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -21,10 +21,12 @@ use super::fair_limit::{FairLimit, Permit, Source};
 use super::files;
 use super::gate::Gate;
 use super::half_open::HalfOpenStreams;
+use super::handoff::Channel;
 use super::handshake::{Handshake, handshake};
 use super::overflow::Watched;
 use super::tls_resumption::ResumableSessions;
 use super::tls_session::TlsSession;
+use super::upgrade_messages::FromOld;
 use super::worker::{Adopted, Mailbox};
 use crate::address::{FiveTuple, Transport};
 use crate::config::checked::Config;
@@ -32,6 +34,9 @@ use crate::tls::{HANDSHAKE, HANDSHAKE_PROTECTED, Handshakes, Tls};
 
 /// How long accepting rests when the system is out of files: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a stream may wait for room on its way to another process.
+const LATE_TIME: Duration = Duration::from_millis(50);
 
 /// The five-tuple of a stream, which sends at once from now on.
 fn five_tuple(stream: &TcpStream, from: SocketAddr) -> io::Result<FiveTuple> {
@@ -66,6 +71,15 @@ impl Limits {
     }
 }
 
+/// Where established streams go.
+enum Route {
+    Workers,
+    /// No worker reads: they wait. No more than were under way, because none is accepted meanwhile.
+    Held(Vec<Adopted>),
+    /// Another process's workers read.
+    Successor(Channel),
+}
+
 /// Everything that the listeners share.
 pub(super) struct Acceptor {
     limits: Limits,
@@ -81,6 +95,9 @@ pub(super) struct Acceptor {
     under_way: Arc<FairLimit>,
     /// Closed while the sockets are another process's.
     pub(super) gate: Gate,
+    route: Mutex<Route>,
+    /// Streams that were established here and passed to another process.
+    late: AtomicU64,
     /// Not of one [`Tls`]: they survive a change of certificates.
     sessions: ResumableSessions,
 }
@@ -97,6 +114,8 @@ impl Acceptor {
             workers: workers.collect(),
             under_way: Arc::default(),
             gate: Gate::default(),
+            route: Mutex::new(Route::Workers),
+            late: AtomicU64::new(0),
             sessions: ResumableSessions::default(),
         }
     }
@@ -225,9 +244,24 @@ impl Acceptor {
         }
     }
 
-    /// To the worker with the fewest streams.
+    /// To a worker, or where its sessions are by now.
     fn hand_over(&self, stream: TcpStream, five_tuple: FiveTuple, tls: Option<Box<TlsSession>>, permit: Permit) {
         let Ok(socket) = stream.into_std() else { return Handshakes::count(&self.refused) };
+        let adopted = Adopted { socket, five_tuple, tls, permit };
+        match &mut *self.route() {
+            Route::Workers => self.to_worker(adopted),
+            Route::Held(streams) => streams.push(adopted),
+            Route::Successor(channel) => self.to_successor(channel, &adopted),
+        }
+    }
+
+    fn route(&self) -> MutexGuard<'_, Route> {
+        // Whole after each statement.
+        self.route.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To the worker with the fewest streams.
+    fn to_worker(&self, adopted: Adopted) {
         let fewest = self.workers.iter().min_by_key(|(mailbox, net)| {
             // Those on their way count too, or a crowd would all go to one worker.
             let (left, gave_way) = mailbox.stream_counts();
@@ -235,7 +269,56 @@ impl Acceptor {
             left.saturating_sub(gave_way).saturating_sub(closed)
         });
         if let Some((mailbox, _)) = fewest {
-            mailbox.adopt(Adopted { socket, five_tuple, tls, permit });
+            mailbox.adopt(adopted);
+        }
+    }
+
+    fn to_successor(&self, channel: &Channel, adopted: &Adopted) {
+        let tls = adopted.tls.as_ref().map(|tls| minicbor::to_vec(tls.to_state()));
+        let Ok(tls) = tls.transpose() else { return Handshakes::count(&self.refused) };
+        let message = FromOld::Late { five_tuple: adopted.five_tuple, tls: tls.map(Into::into) };
+        match channel.send(&message, &[adopted.socket.as_fd()], LATE_TIME) {
+            Ok(()) => Handshakes::count(&self.late),
+            Err(_) => Handshakes::count(&self.refused),
+        }
+    }
+
+    /// The workers stop reading: what is established from now on waits for what becomes of them.
+    pub(super) fn hold_streams(&self) {
+        *self.route() = Route::Held(Vec::new());
+    }
+
+    /// Streams that are established here from now on, and those that wait, are another process's.
+    pub(super) fn give_streams(&self, channel: Channel) {
+        let before = std::mem::replace(&mut *self.route(), Route::Successor(channel));
+        if let (Route::Held(streams), Route::Successor(channel)) = (before, &*self.route()) {
+            streams.iter().for_each(|stream| self.to_successor(channel, stream));
+        }
+    }
+
+    /// The workers read again.
+    pub(super) fn take_streams_back(&self) {
+        if let Route::Held(streams) = std::mem::replace(&mut *self.route(), Route::Workers) {
+            streams.into_iter().for_each(|stream| self.to_worker(stream));
+        }
+    }
+
+    /// How many streams were established here and passed to another process.
+    pub(super) fn passed_late(&self) -> u64 {
+        self.late.load(Ordering::Relaxed)
+    }
+
+    /// A stream that another process established; nothing if there is no place for it, or its keys make no sense.
+    pub(super) fn adopt_late(&self, five_tuple: FiveTuple, tls: Option<&[u8]>, socket: OwnedFd) {
+        let tls = tls.map(|bytes| TlsSession::from_state(minicbor::decode(bytes).ok()?).ok());
+        let socket = std::net::TcpStream::from(socket);
+        let place = self.half_open.accept(&socket, five_tuple.client);
+        match (tls, place) {
+            (None, Some((permit, _))) => self.to_worker(Adopted { socket, five_tuple, tls: None, permit }),
+            (Some(Some(tls)), Some((permit, _))) => {
+                self.to_worker(Adopted { socket, five_tuple, tls: Some(Box::new(tls)), permit });
+            }
+            _ => Handshakes::count(&self.refused),
         }
     }
 }

@@ -177,6 +177,7 @@ impl HandingOver {
     /// What a worker could not tell, or that it did not in time; dropping this lets them go on.
     pub fn cut(&mut self) -> Result<Cut, String> {
         self.stage = Stage::Stopped;
+        self.running.acceptor.hold_streams();
         for worker in &self.running.workers {
             leave(&worker.mailbox, Message::StopReading);
         }
@@ -193,6 +194,17 @@ impl HandingOver {
     pub fn let_go(&mut self) {
         self.stage = Stage::Gone;
         self.running.is_handed_over.store(true, Ordering::Relaxed);
+    }
+
+    /// Streams that are established from now on go to the new process over this channel.
+    pub fn give_streams(&self, channel: Channel) {
+        self.running.acceptor.give_streams(channel);
+    }
+
+    /// How many did.
+    #[must_use]
+    pub fn passed_late(&self) -> u64 {
+        self.running.acceptor.passed_late()
     }
 
     /// The sessions are the new process's: the workers end without a word.
@@ -223,6 +235,7 @@ impl Drop for HandingOver {
         }
         self.running.process.end_early_export();
         self.running.is_handed_over.store(false, Ordering::Relaxed);
+        self.running.acceptor.take_streams_back();
         self.running.acceptor.gate.open();
     }
 }

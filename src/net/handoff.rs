@@ -115,6 +115,14 @@ impl Channel {
         Ok((Self::over(one), Self::over(other)))
     }
 
+    /// The same end once more, to send from another thread.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self::over(self.socket.try_clone()?))
+    }
+
     /// The process at the other end, if it is in this PID namespace.
     pub(crate) fn peer(&self) -> Option<Pid> {
         // 0 stands for a process that has no number here.

@@ -16,6 +16,7 @@ use super::shared::{SharedChanges, SharedState};
 use super::start::{Built, Foundation, Launched, Secrets, StartError, worker_count};
 use super::upgrade_messages::{Offer, PassedSocket, RelayAddressNote};
 use super::worker::{AdoptedListener, ListenerChange, Reached, TakeOver, TakenOver, TakingOver};
+use crate::address::FiveTuple;
 use crate::config::checked::{Config, Workers};
 use crate::tls::watch;
 
@@ -207,6 +208,11 @@ impl Running {
     /// Accepts streams from now on.
     pub fn accept_streams(&self) {
         self.acceptor.gate.open();
+    }
+
+    /// Takes a stream in that the old process established after the cut.
+    pub fn adopt_late(&self, five_tuple: FiveTuple, tls: Option<&[u8]>, socket: OwnedFd) {
+        self.acceptor.adopt_late(five_tuple, tls, socket);
     }
 
     /// Follows what a start would have followed from its beginning, once the workers have had a turn.

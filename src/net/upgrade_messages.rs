@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use minicbor::{Decode, Encode};
 
+use crate::address::FiveTuple;
 use crate::time::Ticks;
 
 /// What the new process says.
@@ -92,6 +93,16 @@ pub enum FromOld {
     /// The new process reads from now on.
     #[n(7)]
     Go,
+    /// A stream that the old process accepted before the cut and established after it; its socket comes along.
+    #[n(9)]
+    Late {
+        /// Whose it is.
+        #[n(0)]
+        five_tuple: FiveTuple,
+        /// The state of its TLS, as CBOR; `None` without TLS.
+        #[n(1)]
+        tls: Option<minicbor::bytes::ByteVec>,
+    },
     /// The old process has written its last record: memory with its last metrics comes along.
     #[n(8)]
     Written {

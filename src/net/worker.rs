@@ -281,6 +281,7 @@ impl Worker {
         self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
         if std::mem::take(&mut self.has_taken_over) {
             self.count_users();
+            self.server.review_all(now);
         }
         if self.handing.is_some() {
             self.go_on_handing_over();

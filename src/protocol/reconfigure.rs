@@ -31,6 +31,14 @@ impl Server {
         self.go_on_with_review(now);
     }
 
+    /// Looks at every live allocation again, in pieces from the next deadline on: they came from another process, which may
+    /// have had other settings than those that hold here.
+    pub fn review_all(&mut self, now: Now) {
+        let limits = self.settings.limits;
+        self.meter_openings_anew(&limits);
+        self.review = Some(Review { next_slot: 0, since: now.ticks, changed: Changed { peers: true, limits: true } });
+    }
+
     /// Does the next piece of a review that is under way.
     pub(super) fn go_on_with_review(&mut self, now: Now) {
         let Some(mut review) = self.review else { return };

@@ -8,7 +8,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use minicbor::bytes::ByteVec;
+
 use super::http_listeners::BoundHttpListeners;
+use crate::address::FiveTuple;
 use crate::clock;
 use crate::config::Config;
 use crate::failure::Failure;
@@ -188,16 +191,23 @@ impl OldProcess {
         Ok((read_state(memory)?, allocations, streams))
     }
 
-    /// Waits so long; `false` if the old process ended meanwhile.
-    fn is_there_for(&mut self, time: Duration) -> bool {
+    /// Waits so long, and takes in streams that the old process establishes meanwhile; `false` if it ended.
+    fn is_there_for(&mut self, time: Duration, running: &Running) -> bool {
         let until = clock::now().ticks.0 + time.as_millis() as u64;
         while clock::now().ticks.0 < until {
             match self.channel.receive::<FromOld>(LOOK_EVERY) {
+                Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
                 Err(HandoffError::Timeout(_)) => {}
                 _ => return false,
             }
         }
         true
+    }
+}
+
+fn adopt_late(running: &Running, five_tuple: FiveTuple, tls: Option<ByteVec>, socket: Vec<OwnedFd>) {
+    if let Some(socket) = socket.into_iter().next() {
+        running.adopt_late(five_tuple, tls.as_deref().map(Vec::as_slice), socket);
     }
 }
 
@@ -245,7 +255,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
     let running = Arc::new(running);
     running.accept_streams();
     prove(&mut old, &running, probation);
-    let (chain, metrics, passage) = last_words(&mut old);
+    let (chain, metrics, passage) = last_words(&mut old, &running);
     running.follow_as_started();
     Ok(Some(TakenOver {
         config,
@@ -308,7 +318,7 @@ fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) {
     if fault::at_step("probation") {
         let _ = old.tell(&FromNew::Ready);
     }
-    if !old.is_there_for(probation) {
+    if !old.is_there_for(probation, running) {
         tracing::warn!("the old process ended before the upgrade was confirmed; the calls are here");
         return;
     }
@@ -326,8 +336,14 @@ fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) {
 }
 
 /// What the old process wrote and counted last.
-fn last_words(old: &mut OldProcess) -> (Option<Code>, String, Passage) {
-    let words = old.hear(LAST_RECORDS).and_then(|(words, memory)| {
+fn last_words(old: &mut OldProcess, running: &Running) -> (Option<Code>, String, Passage) {
+    let words = loop {
+        match old.hear(LAST_RECORDS) {
+            Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
+            words => break words,
+        }
+    };
+    let words = words.and_then(|(words, memory)| {
         let FromOld::Written { chain, gap_us, prepare_us } = words else { return Err(unexpected()) };
         let memory = memory.into_iter().next().ok_or("memory is missing from a message")?;
         let metrics = from_memory(memory, METRICS_BYTES_MAX).map_err(|error| error.to_string())?;

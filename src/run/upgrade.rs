@@ -73,6 +73,8 @@ pub(crate) struct Done {
     pub(crate) pid: Option<u32>,
     pub(crate) allocations: u64,
     pub(crate) streams: u64,
+    /// Streams that were established here after the cut.
+    pub(crate) late: u64,
     /// How long no packet was read, in microseconds.
     pub(crate) gap_us: u64,
     /// How long all that came before the cut took, in microseconds.
@@ -134,7 +136,7 @@ impl Upgrade {
         done.prepare_us = clock::monotonic_microseconds().saturating_sub(began);
         let watched = self
             .cut(&mut new, &mut handing, format, &mut done)
-            .and_then(|stopped_at| self.watch(&mut new, &mut done, stopped_at));
+            .and_then(|stopped_at| self.watch(&mut new, &handing, &mut done, stopped_at));
         match watched {
             Ok(()) => Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing }))),
             Err(not) => {
@@ -224,19 +226,27 @@ impl Upgrade {
     }
 
     /// Lets it read, and watches it until it confirms.
-    fn watch(&self, new: &mut NewProcess, done: &mut Done, stopped_at: u64) -> Result<(), NotUpgraded> {
+    fn watch(
+        &self,
+        new: &mut NewProcess,
+        handing: &HandingOver,
+        done: &mut Done,
+        stopped_at: u64,
+    ) -> Result<(), NotUpgraded> {
         let mut watch = || {
             new.tell(&FromOld::Go, &[]).map_err(NotUpgraded::at("go"))?;
             let FromNew::TakenOver { at } = new.hear("go", CUT_TIME)? else {
                 return Err(NotUpgraded::unexpected("go"));
             };
             done.gap_us = at.saturating_sub(stopped_at);
+            handing.give_streams(new.channel().map_err(NotUpgraded::at("go"))?);
             let Done { allocations, streams, gap_us, .. } = *done;
             let gap_ms = gap_us as f64 / 1_000.0;
             tracing::info!(allocations, streams, gap_ms, generation = self.generation + 1, "taken over");
             let FromNew::Confirm = new.hear("probation", self.probation + CONFIRM_TIME)? else {
                 return Err(NotUpgraded::unexpected("probation"));
             };
+            done.late = handing.passed_late();
             Ok(())
         };
         let watched = watch();

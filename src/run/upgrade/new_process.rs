@@ -118,6 +118,11 @@ impl NewProcess {
         self.child.is_some()
     }
 
+    /// A way to it for another thread.
+    pub(super) fn channel(&self) -> Result<Channel, String> {
+        self.channel.try_clone().map_err(|error| error.to_string())
+    }
+
     /// Its number here; `None` for one of another PID namespace.
     pub(super) fn pid(&self) -> Option<Pid> {
         self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed())).or(self.peer)

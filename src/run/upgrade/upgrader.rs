@@ -174,6 +174,7 @@ fn report_of(result: UpgradeResult, done: &Done) -> UpgradeReport {
         allocations: of_calls(done.allocations),
         streams: of_calls(done.streams),
         gap_us: of_calls(done.gap_us),
+        late: of_calls(done.late),
         ..UpgradeReport::new(result)
     }
 }
