@@ -17,7 +17,7 @@ use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
 pub use self::take_over::TakeOver;
 use self::take_over::{Passage, TakenOver};
-use self::upgrade::{Confirmed, Done, Program, Upgrader};
+use self::upgrade::{Confirmed, Done, Leaving, Program, Upgrader};
 use crate::api;
 use crate::api::admin::{self, Admin};
 use crate::api::health::{self, Health};
@@ -278,20 +278,21 @@ async fn serve_until_signal(
     let reloader = Arc::new(Reloader::new(running, level, Arc::clone(&notifier), followers, http_listeners));
     let status = Arc::clone(&started.status);
     tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
-    let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader));
+    let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader), Arc::clone(&notifier));
     let successors = invite_successors(&config, &upgrader)?;
     let end = serve_until_stopped(&started, &mut signals, &mut asked, &drain, &reloader, &upgrader).await;
-    // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
-    following.abort();
     match end {
         End::Signal(signal) => {
+            // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
+            following.abort();
             tracing::info!(signal, "stopping");
             notifier.stopping();
             started.stop().await;
         }
         End::HandedOver(confirmed) => {
             successors.iter().for_each(|socket| socket.close());
-            leave(confirmed, started, &reloader, &notifier, &mut signals).await;
+            let Some((leaving, last)) = finish_for(confirmed, started, &reloader).await else { return Ok(()) };
+            leave(leaving, last, notifier, following, &mut signals).await;
             return Ok(());
         }
     }
@@ -306,14 +307,11 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
 const HANDSHAKES_LOOK: Duration = Duration::from_millis(10);
 
-/// Ends a process whose sessions are another one's: what is under way over HTTP is answered, the last record is written.
-async fn leave(
-    confirmed: Box<Confirmed>,
-    started: Started,
-    reloader: &Reloader,
-    notifier: &Notifier,
-    signals: &mut Signals,
-) {
+/// What the new process is told last: the code of the last signed record, and the metrics.
+type LastWords = (Option<String>, String);
+
+/// Does all that must be done before another process goes on: what is under way over HTTP is answered, the last record is written.
+async fn finish_for(confirmed: Box<Confirmed>, started: Started, reloader: &Reloader) -> Option<(Leaving, LastWords)> {
     reloader.leave_listeners().await;
     let metrics = Arc::clone(&started.metrics);
     // Those who shake hands when it is over are passed on to the new process.
@@ -325,14 +323,36 @@ async fn leave(
     let leaving = tokio::task::spawn_blocking(move || (*confirmed).end_workers()).await;
     let chain = started.finish().await.map(|code| code.to_string());
     api::requests_answered(LAST_ANSWERS).await;
-    let Ok(leaving) = leaving else { return };
+    Some((leaving.ok()?, (chain, metrics.render())))
+}
+
+/// Ends a process whose sessions are another one's; one that the other did not come from waits for SIGTERM.
+async fn leave(
+    leaving: Leaving,
+    (chain, metrics): LastWords,
+    notifier: Arc<Notifier>,
+    following: tokio::task::JoinHandle<()>,
+    signals: &mut Signals,
+) {
     let is_of_child = leaving.is_of_child();
     let Done { to, pid, .. } = leaving.done.clone();
-    if let Some(pid) = pid.filter(|_| is_of_child) {
-        notifier.main_process(pid);
+    let main = pid.filter(|_| is_of_child);
+    if main.is_some() {
+        // The manager takes nothing more from this process when another one is the main one.
+        following.abort();
     }
-    let text = metrics.render();
-    let _ = tokio::task::spawn_blocking(move || leaving.say_goodbye(chain, &text)).await;
+    // Waits for the new process and for the manager.
+    let told = tokio::task::spawn_blocking(move || {
+        if let Some(pid) = main {
+            notifier.main_process(pid);
+        }
+        leaving.say_goodbye(chain, &metrics);
+        match main {
+            Some(_) => notifier.wait_until_heard(),
+            None => notifier.handed_over(),
+        }
+    });
+    let _ = told.await;
     if is_of_child {
         tracing::info!(to, pid, "this process ends; its sessions are the new one's");
         return;

@@ -4,6 +4,8 @@
 mod e2e_support;
 
 use std::fs;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -16,6 +18,8 @@ use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary};
 use e2e_support::tls::Authority;
 use e2e_support::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::{Domain, Socket, Type};
 use throughway::clock::{monotonic_microseconds, unix_seconds};
 use throughway::credentials::claims::Claims;
@@ -137,6 +141,180 @@ fn a_reload_that_fails_ends_as_well() {
     server.expect("RELOADING=1\n");
     server.expect("READY=1\nSTATUS=serving");
     wait_for("the reason in the log", || server.log.text().contains("the old one stays").then_some(()));
+}
+
+/// The same for a server that upgrades: so long that a busy machine is in time, and shorter than the probation.
+const WATCHDOG_OF_UPGRADES: Duration = Duration::from_millis(1_200);
+
+/// A message as a manager takes it: who sent it, and what came with it.
+struct Heard {
+    from: u32,
+    text: String,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// A server whose program can be replaced, and the process that took its place.
+struct ManagedUpgrade {
+    server: Managed,
+    successor: Option<Pid>,
+}
+
+impl Drop for ManagedUpgrade {
+    fn drop(&mut self) {
+        if let Some(pid) = self.successor {
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}
+
+impl ManagedUpgrade {
+    fn start(fault: &str) -> Self {
+        // A successor outlives the process that started it: then this one is its parent.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+        let (ports, directory) = (Slice::take(), Directory::new());
+        let config = directory.path().join("config.toml");
+        let mut settings = Settings::new(2);
+        settings.tables += "[upgrade]\nprobation = \"2s\"\n";
+        fs::write(&config, settings.text(&ports.range)).unwrap();
+        let path = directory.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        rustix::net::sockopt::set_socket_passcred(&socket, true).unwrap();
+        Self::replace_program(&directory);
+        let mut command = Command::new("sh");
+        // The shell becomes the server, so its number is the server's.
+        command.args(["-c", "WATCHDOG_PID=$$ exec \"$0\" serve --config \"$1\""]);
+        command.arg(directory.path().join("throughway")).arg(&config).env_clear().env("TEST_FAULTS_UPGRADE", fault);
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", WATCHDOG_OF_UPGRADES.as_micros().to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (log, _) = Log::follow(child.stderr.take().unwrap());
+        let server = Managed { child, log, socket, _ports: ports, _directory: directory };
+        Self { server, successor: None }
+    }
+
+    /// Puts another copy of the binary in the place of the one that runs.
+    fn replace_program(directory: &Directory) {
+        let new = directory.path().join("new");
+        fs::copy(env!("CARGO_BIN_EXE_throughway"), &new).unwrap();
+        fs::rename(new, directory.path().join("throughway")).unwrap();
+    }
+
+    fn pid(&self) -> u32 {
+        self.server.child.id()
+    }
+
+    fn hear(&self) -> Heard {
+        let mut buffer = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4), ScmCredentials(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [IoSliceMut::new(&mut buffer)];
+        let len =
+            recvmsg(&self.server.socket, &mut into, &mut control, RecvFlags::empty()).expect("a message in time").bytes;
+        let (mut from, mut descriptors) = (0, Vec::new());
+        for message in control.drain() {
+            match message {
+                RecvAncillaryMessage::ScmCredentials(sender) => from = sender.pid.as_raw_nonzero().get() as u32,
+                RecvAncillaryMessage::ScmRights(passed) => descriptors.extend(passed),
+                _ => panic!("something else came with a message"),
+            }
+        }
+        Heard { from, text: String::from_utf8(buffer[..len].to_vec()).unwrap(), descriptors }
+    }
+
+    /// The next message that starts like this; what comes before it must feed the watchdog, and in time.
+    #[track_caller]
+    fn expect(&self, from: u32, start: &str) -> Heard {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let begun = Instant::now();
+            assert!(begun < until, "only the watchdog was fed, and no {start:?} came");
+            let heard = self.hear();
+            assert!(begun.elapsed() < WATCHDOG_OF_UPGRADES, "{:?} after silence of {:?}", heard.text, begun.elapsed());
+            assert_eq!(heard.from, from, "who sent {:?}", heard.text);
+            if heard.text.starts_with(start) {
+                return heard;
+            }
+            assert!(heard.text.starts_with("WATCHDOG=1\n"), "{:?} instead of {start:?}", heard.text);
+        }
+    }
+}
+
+/// Each message comes from the process that is the main one then: a manager takes no others.
+#[test]
+fn an_upgrade_is_a_reload_with_another_main_process_at_its_end() {
+    let mut own = ManagedUpgrade::start("");
+    let old = own.pid();
+    own.expect(old, "READY=1\nSTATUS=serving");
+    ManagedUpgrade::replace_program(&own.server._directory);
+    let before = monotonic_microseconds();
+    own.server.signal("HUP");
+    let reloading = own.expect(old, "RELOADING=1\n").text;
+    let time: u64 = reloading.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).unwrap().parse().unwrap();
+    assert!((before..=monotonic_microseconds()).contains(&time), "{before} {time}");
+    assert!(reloading.ends_with("\nSTATUS=upgrading"), "{reloading}");
+    let main = own.expect(old, "MAINPID=").text;
+    let new: u32 = main["MAINPID=".len()..].parse().unwrap();
+    own.successor = Pid::from_raw(new as i32);
+    assert_ne!(new, old);
+    // The new process and the barrier of the old one, in any order.
+    let (mut ready, mut barrier) = (None, None);
+    while ready.is_none() || barrier.is_none() {
+        let heard = own.hear();
+        match heard.text.as_str() {
+            "READY=1\nSTATUS=serving" if heard.from == new => ready = Some(()),
+            "BARRIER=1" if heard.from == old => barrier = Some(heard.descriptors),
+            _ => assert!(
+                heard.from == new && heard.text.starts_with("WATCHDOG=1\n"),
+                "{:?} of {}",
+                heard.text,
+                heard.from
+            ),
+        }
+    }
+    let barrier = barrier.unwrap();
+    assert_eq!(barrier.len(), 1);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(own.server.child.try_wait().unwrap().is_none(), "it waits until the manager has read everything");
+    drop(barrier);
+    wait_for("the end of the old process", || own.server.child.try_wait().unwrap().filter(|status| status.success()));
+    for _ in 0..3 {
+        own.expect(new, "WATCHDOG=1\nSTATUS=0 allocations");
+    }
+}
+
+#[test]
+fn a_manager_that_reads_nothing_keeps_no_process_from_its_end() {
+    let mut own = ManagedUpgrade::start("");
+    ManagedUpgrade::replace_program(&own.server._directory);
+    wait_for("ready", || (!own.server.log.events("ready").is_empty()).then_some(()));
+    own.server.signal("HUP");
+    let confirmed = own.server.log.event("confirmed");
+    own.successor = Pid::from_raw(confirmed["pid"].as_i64().unwrap() as i32);
+    wait_for("the end of the old process", || own.server.child.try_wait().unwrap().filter(|status| status.success()));
+    assert!(own.server.log.text().contains("the service manager does not read what it is told"));
+}
+
+#[test]
+fn an_upgrade_that_fails_leaves_the_old_process_the_main_one_and_the_status_says_why() {
+    for (fault, why) in [
+        ("plan=exit", "upgrade refused in step plan: the new process ended"),
+        ("probation=exit", "upgrade rolled back in step probation: the new process ended"),
+    ] {
+        let own = ManagedUpgrade::start(fault);
+        let old = own.pid();
+        own.expect(old, "READY=1\nSTATUS=serving");
+        ManagedUpgrade::replace_program(&own.server._directory);
+        own.server.signal("HUP");
+        own.expect(old, "RELOADING=1\n");
+        let ready = own.expect(old, "READY=1\n").text;
+        assert!(ready.starts_with(&format!("READY=1\nMAINPID={old}\nSTATUS=serving; {why}")), "{ready}");
+        // It stays there, while the watchdog is fed as before, until the next reload.
+        for _ in 0..3 {
+            own.expect(old, &format!("WATCHDOG=1\nSTATUS=0 allocations; {why}"));
+        }
+    }
 }
 
 #[test]

@@ -4,13 +4,18 @@
 //! Without that variable nothing is sent. Called by `run`.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::clock;
 use crate::net::Running;
@@ -21,12 +26,21 @@ const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// What the status says while there is no address to relay from.
 pub const WAITS: &str = "; waiting for an address to relay from";
 
+/// How long the manager may take to read what a process says at its end.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
+/// So much of a reason is shown: a manager drops messages of more than 4096 bytes.
+const REASON_CHARACTERS: usize = 300;
+
 /// The service manager's socket, if there is one.
 #[derive(Debug, Default)]
 pub struct Notifier {
     manager: Option<(UnixDatagram, SocketAddr)>,
     /// A drain tells the status then.
     is_draining: AtomicBool,
+    is_upgrading: AtomicBool,
+    /// Why the last upgrade did not take place, as the end of the status.
+    not_upgraded: Mutex<String>,
 }
 
 impl Notifier {
@@ -44,7 +58,7 @@ impl Notifier {
         let socket = UnixDatagram::unbound()?;
         // The manager reads at once; should it not, we don't wait for it.
         socket.set_nonblocking(true)?;
-        Ok(Self { manager: Some((socket, address)), is_draining: AtomicBool::new(false) })
+        Ok(Self { manager: Some((socket, address)), ..Self::default() })
     }
 
     fn send(&self, text: &str) {
@@ -67,7 +81,37 @@ impl Notifier {
 
     /// A reload begins; `ready` ends it. The time lets the manager tell this reload from an older one.
     pub fn reloading(&self) {
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS=reloading", clock::monotonic_microseconds()));
+        self.begin_reload("reloading");
+    }
+
+    /// An upgrade begins, which is a reload for the manager; the new process's `ready` ends it, or `not_upgraded`.
+    pub fn upgrading(&self) {
+        self.is_upgrading.store(true, Ordering::Relaxed);
+        self.begin_reload("upgrading");
+    }
+
+    /// A reload was asked for, and can't be now: the manager, which waits for its end, hears that this is it.
+    pub fn reload_refused(&self, why: &str) {
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_microseconds()));
+        self.send(&format!("READY=1\nSTATUS={why}"));
+    }
+
+    fn begin_reload(&self, status: &str) {
+        self.not_upgraded.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", clock::monotonic_microseconds()));
+    }
+
+    /// No other process has taken over: this one is the main one, and ready. The status shows why until the next reload.
+    pub fn not_upgraded(&self, why: &str) {
+        self.is_upgrading.store(false, Ordering::Relaxed);
+        let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARACTERS).collect();
+        let main = format!("READY=1\nMAINPID={}", std::process::id());
+        if self.is_draining.load(Ordering::Relaxed) {
+            self.send(&main);
+        } else {
+            self.send(&format!("{main}\nSTATUS=serving; {why}"));
+        }
+        *self.not_upgraded.lock().unwrap_or_else(PoisonError::into_inner) = format!("; {why}");
     }
 
     /// Calls end by themselves while no new sessions begin. systemd would kill the server after TimeoutStopSec, so each
@@ -77,9 +121,47 @@ impl Notifier {
         self.send(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", until_next.as_micros()));
     }
 
-    /// Another process is the service's main one from now on; it will say that it is ready.
+    /// Another process is the service's main one from now on; it will say that it is ready. Blocks if the manager is busy.
     pub fn main_process(&self, pid: u32) {
-        self.send(&format!("MAINPID={pid}"));
+        self.tell_surely(|manager| manager.send(format!("MAINPID={pid}").as_bytes()).map(drop));
+    }
+
+    /// Waits until the manager has read all that this process said: what a process said that has ended since, the manager
+    /// can't assign to a service. Blocks, but not for long.
+    pub fn wait_until_heard(&self) {
+        self.tell_surely(|manager| {
+            let (ours, its) = io::pipe()?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptor = [its.as_fd()];
+            control.push(SendAncillaryMessage::ScmRights(&descriptor));
+            sendmsg(manager, &[IoSlice::new(b"BARRIER=1")], &mut control, SendFlags::NOSIGNAL)?;
+            drop(its);
+            // The manager closes the other end, or its kernel does if it takes no descriptors.
+            let within = Timespec::try_from(HEARD_WITHIN).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&ours, PollFlags::IN)], Some(&within))? {
+                0 => Err(io::ErrorKind::TimedOut.into()),
+                _ => Ok(()),
+            }
+        });
+    }
+
+    /// Another process has the sessions, which the manager did not start; this one only waits for its end.
+    pub fn handed_over(&self) {
+        self.send("READY=1\nSTATUS=the sessions are another process's");
+    }
+
+    /// Does something with a socket that waits, within bounds, while the manager's queue is full.
+    fn tell_surely(&self, tell: impl FnOnce(&UnixDatagram) -> io::Result<()>) {
+        let Some((_, address)) = &self.manager else { return };
+        let told = UnixDatagram::unbound().and_then(|socket| {
+            socket.connect_addr(address)?;
+            socket.set_write_timeout(Some(HEARD_WITHIN))?;
+            tell(&socket)
+        });
+        if let Err(error) = told {
+            tracing::warn!(%error, "the service manager does not read what it is told: it may restart the service");
+        }
     }
 
     /// The end begins.
@@ -103,9 +185,12 @@ impl Notifier {
                 let fed = if watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
                 if self.is_draining.load(Ordering::Relaxed) {
                     self.send(fed.trim_end());
+                } else if self.is_upgrading.load(Ordering::Relaxed) {
+                    self.send(&format!("{fed}STATUS=upgrading"));
                 } else {
                     let waits = if running.has_relay_address() { "" } else { WAITS };
-                    self.send(&format!("{fed}STATUS={} allocations{waits}", running.usage().0));
+                    let why = self.not_upgraded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    self.send(&format!("{fed}STATUS={} allocations{waits}{why}", running.usage().0));
                 }
             } else {
                 let workers = silent.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

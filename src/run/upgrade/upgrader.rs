@@ -11,6 +11,7 @@ use crate::net::Running;
 use crate::net::handoff::Channel;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
 use crate::ops::drain::Drain;
+use crate::ops::notify::Notifier;
 use crate::ops::upgrades::Upgrades;
 use crate::run::Started;
 use crate::run::reload::Reloader;
@@ -22,6 +23,7 @@ pub(crate) struct Upgrader {
     drain: Arc<Drain>,
     reloader: Arc<Reloader>,
     upgrades: Arc<Upgrades>,
+    notifier: Arc<Notifier>,
     is_under_way: AtomicBool,
     /// Told at the end of each.
     ended: Notify,
@@ -34,6 +36,7 @@ impl Upgrader {
         started: &Started,
         drain: Arc<Drain>,
         reloader: Arc<Reloader>,
+        notifier: Arc<Notifier>,
     ) -> Arc<Self> {
         let running = Arc::clone(&started.running);
         Arc::new(Self {
@@ -42,6 +45,7 @@ impl Upgrader {
             drain,
             reloader,
             upgrades: Arc::clone(&started.upgrades),
+            notifier,
             is_under_way: AtomicBool::new(false),
             ended: Notify::new(),
             confirmed: Mutex::default(),
@@ -76,6 +80,9 @@ impl Upgrader {
         tokio::spawn(async move {
             let report = if upgrader.is_under_way.swap(true, Ordering::AcqRel) {
                 tracing::warn!("an upgrade is already under way: another one was asked for and is refused");
+                if answer.is_none() {
+                    upgrader.notifier.reload_refused("an upgrade is already under way");
+                }
                 refused(&NotUpgraded::at("start")("an upgrade is already under way".to_owned()))
             } else {
                 let report = upgrader.run(request, start).await;
@@ -95,6 +102,9 @@ impl Upgrader {
         request: UpgradeRequest,
         start: impl FnOnce() -> Result<NewProcess, String> + Send + 'static,
     ) -> UpgradeReport {
+        if !request.check {
+            self.notifier.upgrading();
+        }
         let unchanging = self.running.keep_unchanged().await;
         let upgrade = Upgrade {
             running: Arc::clone(&self.running),
@@ -116,6 +126,9 @@ impl Upgrader {
             }
             Err(not) => (self.tell(&not), None),
         };
+        if !request.check && confirmed.is_none() {
+            self.notifier.not_upgraded(&why(&report));
+        }
         // Before this process leaves: the new one goes on counting from here.
         self.upgrades.ended(report.result);
         *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = confirmed;
@@ -177,6 +190,13 @@ fn report_of(result: UpgradeResult, done: &Done) -> UpgradeReport {
         late: of_calls(done.late),
         ..UpgradeReport::new(result)
     }
+}
+
+/// Why there was no upgrade, for the manager's line of status.
+fn why(report: &UpgradeReport) -> String {
+    let what = if report.result == UpgradeResult::RolledBack { "rolled back" } else { "refused" };
+    let of = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("upgrade {what} in step {}: {}", of(&report.step), of(&report.reason))
 }
 
 fn refused(not: &NotUpgraded) -> UpgradeReport {
