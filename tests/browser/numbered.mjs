@@ -9,7 +9,8 @@ export function callIn(task, classes) {
   const { role, iceServers, count, everyMs, size, isReliable } = task;
   const connection = new classes.RTCPeerConnection({ iceServers, iceTransportPolicy: 'relay' });
   const seen = new Set();
-  const end = { connection, errors: [], received: 0, repeated: 0, wrong: 0, sent: 0, candidates: [] };
+  const end = { connection, errors: [], received: 0, repeated: 0, wrong: 0, sent: 0, candidates: [], states: [], ways: [] };
+  const sentAt = new Map();
   let channel = null;
   let opened;
   end.opened = new Promise((resolve) => { opened = resolve; });
@@ -29,6 +30,8 @@ export function callIn(task, classes) {
     if (bytes.length !== size || expected.some((byte, at) => byte !== bytes[at])) end.wrong += 1;
     if (seen.has(number)) end.repeated += 1;
     seen.add(number);
+    // there and back again: when it was sent, and how long it took, in milliseconds
+    if (sentAt.has(number)) end.ways.push([sentAt.get(number), Date.now() - sentAt.get(number)]);
     if (role === 'answer') channel.send(expected);
   };
   const use = (one) => {
@@ -38,6 +41,8 @@ export function callIn(task, classes) {
     if (channel.readyState === 'open') opened();
     else channel.onopen = () => opened();
   };
+  connection.onconnectionstatechange = () => end.states.push(connection.connectionState);
+  connection.onnegotiationneeded = () => end.states.push('negotiation needed');
   connection.onicecandidateerror = ({ url, errorCode, errorText }) => end.errors.push({ url, code: errorCode, text: errorText });
 
   end.gathered = () => new Promise((resolve) => {
@@ -68,11 +73,12 @@ export function callIn(task, classes) {
     for (let number = 0; number < count; number += 1) {
       const wait = began + number * everyMs - Date.now();
       if (wait > 0) await new Promise((resolve) => setTimeout(resolve, wait));
+      sentAt.set(number, Date.now());
       channel.send(message(number));
       end.sent += 1;
     }
   };
   end.missing = () => Array.from({ length: count }, (_, number) => number).filter((number) => !seen.has(number));
-  end.result = () => ({ sent: end.sent, received: end.received, repeated: end.repeated, wrong: end.wrong, missing: end.missing(), state: connection.connectionState });
+  end.result = () => ({ sent: end.sent, received: end.received, repeated: end.repeated, wrong: end.wrong, missing: end.missing(), state: connection.connectionState, states: end.states, ways: end.ways });
   return end;
 }

@@ -67,13 +67,13 @@ class End(calls.PeerProcess):
 
 
 class Call:
-    """From the offer to the open channel; then the messages run by themselves."""
+    """From the offer to the open channel; then the messages run by themselves. `of_answerer` are its servers, if it has others."""
 
-    def __init__(self, offerer, answerer, servers, count, every_ms, seconds=15):
+    def __init__(self, offerer, answerer, servers, count, every_ms, seconds=15, of_answerer=None):
         self.both = {"offer": offerer, "answer": answerer}
         self.count = count
         for role, end in self.both.items():
-            end.say({"role": role, "iceServers": servers, "count": count, "everyMs": every_ms,
+            end.say({"role": role, "iceServers": of_answerer if of_answerer and role == "answer" else servers, "count": count, "everyMs": every_ms,
                      "size": SIZE, "seconds": seconds + (count * every_ms / 1000 if role == "answer" else 0)})
         self.candidates = {}
         offer = offerer.hear(ANSWERS_WITHIN)
@@ -94,11 +94,14 @@ class Call:
                                  f" {told['candidates']}, errors {told['errors']}")
 
     def check_nothing_lost(self):
+        """Gives what each end counted."""
+        results = {}
         for role, end in self.both.items():
-            result = end.hear(self.within)
+            results[role] = result = end.hear(self.within)
             if (result["received"], result["repeated"], result["wrong"], result["missing"]) != (
                     self.count, 0, 0, []) or role == "offer" and result["sent"] != self.count:
                 raise AssertionError(f"{end.name} ({role}), of {self.count} messages: {result}")
+        return results
 
     def over(self):
         for end in self.both.values():
