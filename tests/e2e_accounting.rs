@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use e2e_support::client::request;
+use e2e_support::hook::Hook;
 use e2e_support::server::LOOK;
 use e2e_support::tls::Authority;
 use e2e_support::{Client, Server, Settings, Wanted, payload, peer, receive, wait_for};
@@ -234,45 +235,6 @@ fn a_kill_loses_no_more_than_one_interval() {
     assert_eq!((&report["unfinished"], &report["rows"][0]["user"]), (&Value::from(1), &Value::from("carol")));
     let seqs: Vec<u64> = all.iter().map(|record| record["seq"].as_u64().unwrap()).collect();
     assert_eq!(seqs, (0..all.len() as u64).collect::<Vec<_>>());
-}
-
-/// Takes what is posted; the first answers are as told, all others 204.
-struct Hook {
-    url: String,
-    lines: Arc<Mutex<Vec<String>>>,
-    tokens: Arc<Mutex<Vec<String>>>,
-}
-
-impl Hook {
-    fn start(answers: &'static [&'static str]) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/usage", listener.local_addr().unwrap());
-        let (lines, tokens) = (Arc::<Mutex<Vec<String>>>::default(), Arc::<Mutex<Vec<String>>>::default());
-        let (heard, seen) = (Arc::clone(&lines), Arc::clone(&tokens));
-        std::thread::spawn(move || {
-            for (number, stream) in listener.incoming().enumerate() {
-                let mut reader = BufReader::new(stream.unwrap());
-                let mut head = String::new();
-                while !head.ends_with("\r\n\r\n") {
-                    assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
-                }
-                let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name).map(ToOwned::to_owned));
-                assert!(head.starts_with("POST /usage HTTP/1.1\r\n"), "{head}");
-                let mut body = vec![0; field("Content-Length: ").unwrap().parse().unwrap()];
-                reader.read_exact(&mut body).unwrap();
-                seen.lock().unwrap().extend(field("Authorization: "));
-                // What is refused was heard all the same: it must come again.
-                heard.lock().unwrap().extend(String::from_utf8(body).unwrap().lines().map(ToOwned::to_owned));
-                let answer = answers.get(number).unwrap_or(&"HTTP/1.1 204 No Content\r\n\r\n");
-                let _ = reader.get_mut().write_all(answer.as_bytes());
-            }
-        });
-        Self { url, lines, tokens }
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
-    }
 }
 
 #[test]

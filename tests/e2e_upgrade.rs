@@ -5,91 +5,11 @@ mod e2e_support;
 use std::fs;
 use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use e2e_support::server::binary;
 use e2e_support::tls::{self, Authority};
-use e2e_support::{Client, Directory, Origin, Server, Settings, Witness, wait_for};
+use e2e_support::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
+use e2e_support::{Client, Origin, Settings, Witness, wait_for};
 use rustls::{ClientConnection, StreamOwned};
-use serde_json::Value;
-
-/// A server whose program can be replaced.
-struct Upgradable {
-    server: Server,
-    upgrades: usize,
-}
-
-/// Puts another copy of the binary in the place of the one that runs.
-fn replace_program(directory: &Path) {
-    let (new, program) = (directory.join("new"), program(directory));
-    // Written by another process: a child that some other test starts meanwhile would keep the file open for writing, and it
-    // could not be run.
-    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_throughway")).arg(&new).status().unwrap();
-    assert!(copied.success());
-    fs::rename(new, program).unwrap();
-}
-
-fn program(directory: &Path) -> PathBuf {
-    directory.join("throughway")
-}
-
-/// The events that end an attempt.
-const ENDS: [&str; 3] = [
-    "confirmed",
-    "upgrade refused: this process goes on",
-    "upgrade rolled back: this process goes on; client streams are closed",
-];
-
-impl Upgradable {
-    fn start(settings: Settings) -> Self {
-        Self::start_with(settings, &[])
-    }
-
-    fn start_with(mut settings: Settings, environment: &[(&str, &str)]) -> Self {
-        settings.tables += "[upgrade]\nprobation = \"1s\"\n";
-        // A successor outlives the process that started it: then this one is its parent.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
-        let directory = Directory::new();
-        replace_program(directory.path());
-        let server = Server::start_as(directory, settings, |config| {
-            let mut command = Command::new(program(config.parent().unwrap()));
-            command.args(["serve", "--config"]).arg(config).env_clear().envs(environment.iter().copied());
-            let as_usual = binary(config);
-            assert!(as_usual.get_args().any(|argument| argument == "serve"));
-            command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
-            command.stderr(std::process::Stdio::piped());
-            command
-        });
-        Self { server, upgrades: 0 }
-    }
-
-    /// Replaces the program and asks for an upgrade; gives the event that ended it.
-    #[track_caller]
-    fn try_upgrade(&mut self) -> Value {
-        replace_program(self.server.directory());
-        let ended = |server: &Server| ENDS.iter().flat_map(|end| server.log.events(end)).collect::<Vec<_>>();
-        let before = ended(&self.server).len();
-        self.server.signal("HUP");
-        wait_for("the end of the upgrade", || ended(&self.server).into_iter().nth(before));
-        ENDS.iter()
-            .flat_map(|end| self.server.log.events(end).into_iter().last())
-            .max_by_key(|event| event["timestamp"].as_str().unwrap().to_owned())
-            .unwrap()
-    }
-
-    /// An upgrade that must succeed; gives the event of the cut.
-    #[track_caller]
-    fn upgrade(&mut self) -> Value {
-        let end = self.try_upgrade();
-        assert_eq!(end["message"], "confirmed", "{end}\n{}", self.server.log.text());
-        self.upgrades += 1;
-        self.server.take_over_by(end["pid"].as_u64().unwrap() as u32);
-        let log = self.server.log.clone();
-        wait_for("the new process to serve", || (log.events("ready").len() == self.upgrades + 1).then_some(()));
-        self.server.log.events("taken over").pop().unwrap()
-    }
-}
 
 with_one_and_three_workers! {
     fn calls_over_datagrams_go_on_through_upgrades(workers: u8) {
@@ -169,7 +89,7 @@ with_one_and_three_workers! {
             let mut own = Upgradable::start_with(Settings::new(workers), &[("TEST_FAULTS_UPGRADE", fault)]);
             let calls = [Witness::start(Client::udp(own.server.udp4())), Witness::start(Client::tcp(own.server.tcp4()))];
             let end = own.try_upgrade();
-            assert_eq!(end["message"], ENDS[1], "{fault}: {end}");
+            assert_eq!(end["message"], REFUSED, "{fault}: {end}");
             for call in calls {
                 call.finish();
             }
@@ -187,7 +107,7 @@ with_one_and_three_workers! {
             let mut over_tcp = Client::tcp(own.server.tcp4());
             over_tcp.allocate();
             let end = own.try_upgrade();
-            assert_eq!(end["message"], ENDS[2], "{fault}: {end}");
+            assert_eq!(end["message"], ROLLED_BACK, "{fault}: {end}");
             over_tcp.expect_closed();
             let peer = e2e_support::peer(relayed);
             call.permit(peer.local_addr().unwrap());

@@ -6,11 +6,13 @@
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
 pub mod client;
+pub mod hook;
 pub mod http;
 pub mod log;
 pub mod peer;
 pub mod server;
 pub mod tls;
+pub mod upgrade;
 
 use std::time::{Duration, Instant};
 

@@ -237,6 +237,8 @@ impl Drop for Successor {
 pub struct Server {
     child: Killed,
     successor: Option<Successor>,
+    /// Those before it, which are on their way out.
+    leaving: Vec<Successor>,
     reader: Option<JoinHandle<()>>,
     directory: Directory,
     pub settings: Settings,
@@ -279,7 +281,18 @@ impl Server {
         let listeners = listeners.collect();
         let http = log.event("metrics and health")["address"].as_str().unwrap().replace("http://", "");
         let http = http.parse().unwrap();
-        Self { child, successor: None, reader: Some(reader), directory, settings, ports, log, listeners, http }
+        Self {
+            child,
+            successor: None,
+            leaving: Vec::new(),
+            reader: Some(reader),
+            directory,
+            settings,
+            ports,
+            log,
+            listeners,
+            http,
+        }
     }
 
     /// Its directory: configuration, and what it writes beside it.
@@ -381,9 +394,24 @@ impl Server {
         self.successor.as_ref().map_or_else(|| self.child.0.id(), |successor| successor.0)
     }
 
-    /// The number of the process that took over, to be ended with the test. The one before it must be on its way out.
+    /// The number of the process that took over, to be ended with the test, as those before it.
     pub fn take_over_by(&mut self, pid: u32) {
-        self.successor = Some(Successor(pid));
+        self.leaving.extend(self.successor.replace(Successor(pid)));
+    }
+
+    /// How the process that was started first has ended; `None` while it runs.
+    pub fn first_ended(&mut self) -> Option<ExitStatus> {
+        self.child.0.try_wait().unwrap()
+    }
+
+    /// The number of the process that was started first.
+    pub fn first_pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// Open descriptors of the process that serves.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
     /// Resident memory in bytes.
