@@ -64,6 +64,8 @@ pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
         log::file_limit(net::raise_file_limit());
+        // Before calls come: a signal that is sent while this process takes over is followed when it serves.
+        let signals = Signals::new()?;
         let begun = match from {
             None => begin(config, passed)?,
             // It waits for another process; nothing else is to be done here meanwhile.
@@ -73,7 +75,7 @@ pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
                 None => return Ok(()),
             },
         };
-        serve_until_signal(begun, level, notifier, program.ok()).await
+        serve_until_signal(begun, signals, level, notifier, program.ok()).await
     });
     end(runtime);
     result
@@ -122,9 +124,6 @@ pub(crate) fn start(
     let running = net::start(config, http, passed, revocations);
     let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
-    for (transport, address) in running.listeners() {
-        tracing::info!(%address, transport = transport.name(), "listening");
-    }
     Started::follow(running, events, sinks, on_ended, config.upgrade.clone())
 }
 
@@ -137,8 +136,14 @@ impl Started {
         on_ended: Option<OnEnded>,
         upgrade: UpgradeConfig,
     ) -> Result<Self, Failure> {
+        for (transport, address) in running.listeners() {
+            tracing::info!(%address, transport = transport.name(), "listening");
+        }
         let issuing = Arc::new(IssueCounts::default());
         let usage = sinks.and_then(|sinks| Some(sinks.follow(events.record()?))).transpose().map_err(Failure::Run)?;
+        if usage.is_none() {
+            events.record_nothing();
+        }
         if on_ended.is_some() {
             events.hear();
         }
@@ -229,12 +234,12 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
 
 async fn serve_until_signal(
     begun: Begun,
+    mut signals: Signals,
     level: Level,
     notifier: Arc<Notifier>,
     program: Option<Program>,
 ) -> Result<(), Failure> {
     let Begun { config, started, http, kept, inherited } = begun;
-    let mut signals = Signals::new()?;
     for (key, text) in advice::reach(&config, &started.running.relay_addresses().collect::<Vec<_>>()) {
         tracing::warn!("{key}: {text}");
     }
@@ -291,7 +296,7 @@ async fn serve_until_signal(
         }
         End::HandedOver(confirmed) => {
             successors.iter().for_each(|socket| socket.close());
-            let Some((leaving, last)) = finish_for(confirmed, started, &reloader).await else { return Ok(()) };
+            let Some((leaving, last)) = finish_for(confirmed, started).await else { return Ok(()) };
             leave(leaving, last, notifier, following, &mut signals).await;
             return Ok(());
         }
@@ -311,19 +316,21 @@ const HANDSHAKES_LOOK: Duration = Duration::from_millis(10);
 type LastWords = (Option<String>, String);
 
 /// Does all that must be done before another process goes on: what is under way over HTTP is answered, the last record is written.
-async fn finish_for(confirmed: Box<Confirmed>, started: Started, reloader: &Reloader) -> Option<(Leaving, LastWords)> {
-    reloader.leave_listeners().await;
+async fn finish_for(confirmed: Box<Confirmed>, started: Started) -> Option<(Leaving, LastWords)> {
+    confirmed.leave_listeners();
     let metrics = Arc::clone(&started.metrics);
     // Those who shake hands when it is over are passed on to the new process.
     let until = tokio::time::Instant::now() + LAST_HANDSHAKES;
     while started.running.handshakes_under_way() > 0 && tokio::time::Instant::now() < until {
         tokio::time::sleep(HANDSHAKES_LOOK).await;
     }
+    let before_end = metrics.render();
     // Joining threads blocks.
     let leaving = tokio::task::spawn_blocking(move || (*confirmed).end_workers()).await;
     let chain = started.finish().await.map(|code| code.to_string());
     api::requests_answered(LAST_ANSWERS).await;
-    Some((leaving.ok()?, (chain, metrics.render())))
+    // Threads that have ended show no processor time any more; of two samples of a series the last one counts.
+    Some((leaving.ok()?, (chain, before_end + &metrics.render())))
 }
 
 /// Ends a process whose sessions are another one's; one that the other did not come from waits for SIGTERM.
@@ -346,13 +353,14 @@ async fn leave(
         if let Some(pid) = main {
             notifier.main_process(pid);
         }
-        leaving.say_goodbye(chain, &metrics);
+        let held = leaving.say_goodbye(chain, &metrics);
         match main {
             Some(_) => notifier.wait_until_heard(),
             None => notifier.handed_over(),
         }
+        held
     });
-    let _ = told.await;
+    let _held = told.await;
     if is_of_child {
         tracing::info!(to, pid, "this process ends; its sessions are the new one's");
         return;
@@ -476,6 +484,13 @@ async fn serve_until_stopped(
                 upgrader.begin(UpgradeRequest::default(), None);
             }
             Signal::Reload => {
+                if let Some(confirmed) = upgrader.wait_for_end().await {
+                    // It may have read the configuration before that was changed. An operator asks it by himself.
+                    if answer.is_none() {
+                        confirmed.pass_on("SIGHUP");
+                    }
+                    return End::HandedOver(confirmed);
+                }
                 if let Some(usage) = &started.usage {
                     usage.reopen();
                 }

@@ -81,7 +81,8 @@ impl Events {
 pub struct EventReceivers {
     /// For the log; never lost while it keeps up with 65,536 behind.
     pub sessions: mpsc::Receiver<Event>,
-    /// For usage records, which wait for no log line; nothing is sent until [`EventReceivers::record`] takes it.
+    /// For usage records, which wait for no log line; nothing is sent until [`EventReceivers::record`] takes it, or
+    /// [`EventReceivers::keep_records`] says that this will be done.
     records: Option<mpsc::Receiver<Event>>,
     /// Lost first in a flood; the counters have them all.
     pub refusals: mpsc::Receiver<Event>,
@@ -93,6 +94,17 @@ impl EventReceivers {
     pub fn record(&mut self) -> Option<mpsc::Receiver<Event>> {
         self.readers.are_recorded.store(true, Ordering::Relaxed);
         self.records.take()
+    }
+
+    /// Events for usage records wait from now on until they are taken.
+    pub(super) fn keep_records(&self) {
+        self.readers.are_recorded.store(true, Ordering::Relaxed);
+    }
+
+    /// No usage records are kept.
+    pub fn record_nothing(&mut self) {
+        self.readers.are_recorded.store(false, Ordering::Relaxed);
+        self.records = None;
     }
 
     /// Somebody hears of sessions besides the log, also of what its level leaves out.

@@ -178,6 +178,8 @@ impl HandingOver {
     pub fn cut(&mut self) -> Result<Cut, String> {
         self.stage = Stage::Stopped;
         self.running.acceptor.hold_streams();
+        // What is asked of the workers from now on might be done here and be unknown there.
+        self.running.is_handed_over.store(true, Ordering::Relaxed);
         for worker in &self.running.workers {
             leave(&worker.mailbox, Message::StopReading);
         }
@@ -191,9 +193,8 @@ impl HandingOver {
     }
 
     /// The new process may read from now on: if it ends, streams can't go on here.
-    pub fn let_go(&mut self) {
+    pub const fn let_go(&mut self) {
         self.stage = Stage::Gone;
-        self.running.is_handed_over.store(true, Ordering::Relaxed);
     }
 
     /// Streams that are established from now on go to the new process over this channel.

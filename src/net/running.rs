@@ -68,7 +68,7 @@ pub struct Running {
     pub(super) overflow: Arc<Overflow>,
     /// The key of nonces, for a process that takes over.
     pub(super) nonce_key: Box<[u8]>,
-    /// Another process reads the sockets, and may give them back.
+    /// The workers stand still: another process reads the sockets or is about to, and may give them back.
     pub(super) is_handed_over: AtomicBool,
 }
 

@@ -129,7 +129,7 @@ impl Planned {
     /// # Errors
     /// When the system has no more threads, or a channel is missing.
     pub fn launch(self, shared: SharedState, channels: Vec<Channel>) -> Result<TakingOverServer, StartError> {
-        let Self { built, changes, listeners, serving, .. } = self;
+        let Self { built, changes, listeners, serving, config, .. } = self;
         if channels.len() != changes.len() {
             return Err(StartError::Settings(format!("{} channels for {} workers", channels.len(), changes.len())));
         }
@@ -144,6 +144,10 @@ impl Planned {
         });
         let taking_over = taking_over.collect();
         let Launched { running, receivers, begun } = built.launch(changes, taking_over)?;
+        if config.accounting.is_on() {
+            // They are written when this process is confirmed, with what happened until then.
+            receivers.keep_records();
+        }
         Ok(TakingOverServer { running: Some(running), receivers: Some(receivers), common, begun, serving })
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::http_listeners::HttpListeners;
 use crate::config::diff::Change;
@@ -47,8 +47,8 @@ pub(crate) struct Reloader {
     level: Level,
     notifier: Arc<Notifier>,
     followers: Vec<Follower>,
-    /// Held while a reload goes on.
-    listeners: Mutex<HttpListeners>,
+    /// Held while a reload or an upgrade goes on; before what [`Running`] holds meanwhile.
+    listeners: Arc<Mutex<HttpListeners>>,
     /// Files are being read: one that hangs keeps one thread, however often a reload is asked for.
     is_reading: Arc<AtomicBool>,
 }
@@ -62,6 +62,22 @@ impl Drop for Reading {
     }
 }
 
+/// The HTTP listeners of a server that is being handed over: while it lives no reload begins.
+pub(crate) struct HeldListeners(OwnedMutexGuard<HttpListeners>);
+
+impl HeldListeners {
+    /// The sockets, for a process that takes over.
+    pub(crate) fn sockets(&self) -> Vec<(PassedSocket, OwnedFd)> {
+        self.0.sockets()
+    }
+
+    /// Another process has them: no more connections here, and the files of unix sockets stay.
+    pub(crate) fn leave(&self) {
+        self.0.gate().close();
+        self.0.leave_files();
+    }
+}
+
 impl Reloader {
     /// For a server that runs with this configuration; `followers` hear of each new one, in their order.
     pub(crate) fn new(
@@ -71,7 +87,14 @@ impl Reloader {
         followers: Vec<Follower>,
         listeners: HttpListeners,
     ) -> Self {
-        Self { running, level, notifier, followers, listeners: Mutex::new(listeners), is_reading: Arc::default() }
+        Self {
+            running,
+            level,
+            notifier,
+            followers,
+            listeners: Arc::new(Mutex::new(listeners)),
+            is_reading: Arc::default(),
+        }
     }
 
     /// Takes over what can change without dropping a call; systemd and the log hear of it.
@@ -90,16 +113,9 @@ impl Reloader {
         result
     }
 
-    /// The HTTP listeners' sockets, for a process that takes over.
-    pub(crate) async fn http_sockets(&self) -> Vec<(PassedSocket, OwnedFd)> {
-        self.listeners.lock().await.sockets()
-    }
-
-    /// Another process has the HTTP listeners: no more connections here, and the files of unix sockets stay.
-    pub(crate) async fn leave_listeners(&self) {
-        let listeners = self.listeners.lock().await;
-        listeners.gate().close();
-        listeners.leave_files();
+    /// Waits for a reload that is under way, and lets none begin.
+    pub(crate) async fn hold_listeners(&self) -> HeldListeners {
+        HeldListeners(Arc::clone(&self.listeners).lock_owned().await)
     }
 
     /// This machine's addresses changed: what is made of them follows.

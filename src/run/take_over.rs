@@ -239,6 +239,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
     }
     old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
     let Offered { offer, own, http } = old.hear_offer().map_err(Failure::Run)?;
+    let offered_at = clock::now().ticks;
     let planned = plan(config, &offer, own, http);
     let (planned, http) = old.refuse(planned)?;
     if fault::at_step("plan") {
@@ -265,7 +266,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
         metrics,
         chain,
         passage: Passage { generation: offer.generation, ..passage },
-        draining: offer.draining_ms.map(Duration::from_millis),
+        draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at))),
     }))
 }
 

@@ -19,8 +19,9 @@ use crate::clock;
 use crate::net::Running;
 use crate::net::hand_over::{HandingOver, Unchanging};
 use crate::net::handoff::{Channel, DESCRIPTORS_MAX, to_memory};
-use crate::net::upgrade_messages::{FromNew, FromOld, Hello, PassedSocket};
+use crate::net::upgrade_messages::{FromNew, FromOld, Hello};
 use crate::ops::upgrades::Release;
+use crate::run::reload::HeldListeners;
 use crate::state::{self, State};
 
 /// How long the new process may take for each of its first answers.
@@ -93,13 +94,13 @@ pub(crate) struct Confirmed {
     pub(crate) done: Done,
     new: NewProcess,
     handing: HandingOver,
+    listeners: HeldListeners,
 }
 
 /// An upgrade that is about to begin.
 pub(crate) struct Upgrade {
     pub(crate) running: Arc<Running>,
-    /// The HTTP listeners.
-    pub(crate) http: Vec<(PassedSocket, OwnedFd)>,
+    pub(crate) listeners: HeldListeners,
     /// How long the new process has to prove itself.
     pub(crate) probation: Duration,
     /// Of this process.
@@ -138,7 +139,7 @@ impl Upgrade {
             .cut(&mut new, &mut handing, format, &mut done)
             .and_then(|stopped_at| self.watch(&mut new, &handing, &mut done, stopped_at));
         match watched {
-            Ok(()) => Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing }))),
+            Ok(()) => Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing, listeners: self.listeners }))),
             Err(not) => {
                 // In this order: it is gone before the workers go on.
                 drop(new);
@@ -165,7 +166,7 @@ impl Upgrade {
         (offer.generation, offer.draining_ms) = (self.generation, self.draining_ms);
         new.tell(&FromOld::Offer(offer), &[])?;
         let sockets = self.running.sockets().map_err(|error| error.to_string())?;
-        for (what, socket) in sockets.iter().chain(&self.http) {
+        for (what, socket) in sockets.iter().chain(&self.listeners.sockets()) {
             new.tell(&FromOld::Socket(what.clone()), &[socket.as_fd()])?;
         }
         new.tell(&FromOld::Listeners, &[])
@@ -176,9 +177,9 @@ impl Upgrade {
         let failed = NotUpgraded::at("prepare");
         let shared = memory_of(&self.running.export_shared_early(), format).map_err(&failed)?;
         new.tell(&FromOld::Early, &[shared.as_fd()]).map_err(&failed)?;
-        let channels = self.tell_channels(new).map_err(&failed)?;
+        let channels = self.tell_channels(new).map_err(|reason| new.why("prepare", reason))?;
         let handing = self.running.begin_hand_over(unchanging, channels, format);
-        let told = handing.wait_until_told().map_err(&failed)?;
+        let told = handing.wait_until_told().map_err(|reason| new.why("prepare", reason))?;
         let FromNew::Prepared { allocations } = new.hear("prepare", EARLY_TIME)? else {
             return Err(NotUpgraded::unexpected("prepare"));
         };
@@ -255,16 +256,25 @@ impl Upgrade {
 }
 
 impl Confirmed {
+    /// No connection over HTTP is accepted here any more.
+    pub(crate) fn leave_listeners(&self) {
+        self.listeners.leave();
+    }
+
     /// The workers end without a word.
     pub(crate) fn end_workers(self) -> Leaving {
-        let Self { done, new, handing } = self;
+        let Self { done, new, handing, listeners } = self;
         handing.end();
-        Leaving { done, new }
+        Leaving { done, new, listeners }
     }
 
     /// The new process gets a signal that came to this one.
     pub(crate) fn pass_on(&self, signal: &str) {
-        let signal = if signal == "SIGINT" { Signal::INT } else { Signal::TERM };
+        let signal = match signal {
+            "SIGINT" => Signal::INT,
+            "SIGHUP" => Signal::HUP,
+            _ => Signal::TERM,
+        };
         if let Some(pid) = self.new.pid() {
             // It may have ended.
             let _ = kill_process(pid, signal);
@@ -276,6 +286,7 @@ impl Confirmed {
 pub(crate) struct Leaving {
     pub(crate) done: Done,
     new: NewProcess,
+    listeners: HeldListeners,
 }
 
 impl Leaving {
@@ -284,8 +295,9 @@ impl Leaving {
         self.new.is_child()
     }
 
-    /// The last message: the new process writes records from now on, and shows metrics that go on where these stop.
-    pub(crate) fn say_goodbye(self, chain: Option<String>, metrics: &str) {
+    /// The last message: the new process writes records from now on, and shows metrics that go on where these stop. What
+    /// comes back is to be kept to the end: there is nothing here that could be reloaded.
+    pub(crate) fn say_goodbye(self, chain: Option<String>, metrics: &str) -> HeldListeners {
         let Done { gap_us, prepare_us, .. } = self.done;
         let memory = to_memory(metrics.as_bytes()).map_err(|error| error.to_string());
         let told =
@@ -294,6 +306,7 @@ impl Leaving {
             tracing::warn!(reason, "the new process was not told of the last record");
         }
         self.new.let_live();
+        self.listeners
     }
 }
 

@@ -168,10 +168,8 @@ impl Admin {
         if parts.method.as_str() != call.method() {
             return Err(AdminRefused::Method(call.method()));
         }
-        if call != AdminCall::Status && self.parts.running.is_handed_over() {
-            return Err(AdminRefused::Busy(
-                "a new process has taken over and must prove itself for some seconds: ask again then".into(),
-            ));
+        if call != AdminCall::Status {
+            self.check_serves()?;
         }
         match call {
             AdminCall::Sessions => self.sessions(&SessionsQuery::parse(&parts.uri)?).await,
@@ -179,22 +177,39 @@ impl Admin {
             AdminCall::Refusals => self.refusals(&parts.uri),
             AdminCall::Revocations => Ok(self.revocations()),
             AdminCall::Status => Ok(self.status()),
-            AdminCall::Kick => self.kick(operator, read(&parts.headers, body).await?).await,
-            AdminCall::Revoke => self.revoke(operator, read(&parts.headers, body).await?, settings.max_ttl).await,
+            AdminCall::Kick => self.kick(operator, self.read(&parts.headers, body).await?).await,
+            AdminCall::Revoke => self.revoke(operator, self.read(&parts.headers, body).await?, settings.max_ttl).await,
             AdminCall::Reload => {
-                let EmptyRequest {} = read(&parts.headers, body).await?;
+                let EmptyRequest {} = self.read(&parts.headers, body).await?;
                 self.reload(operator).await
             }
             AdminCall::LogLevel => {
-                let wanted: LogLevelRequest = read(&parts.headers, body).await?;
+                let wanted: LogLevelRequest = self.read(&parts.headers, body).await?;
                 self.log_level(operator, &wanted.level)
             }
             AdminCall::Drain => {
-                let EmptyRequest {} = read(&parts.headers, body).await?;
+                let EmptyRequest {} = self.read(&parts.headers, body).await?;
                 self.drain(operator).await
             }
-            AdminCall::Upgrade => self.upgrade(operator, read(&parts.headers, body).await?).await,
+            AdminCall::Upgrade => self.upgrade(operator, self.read(&parts.headers, body).await?).await,
         }
+    }
+
+    /// Whether this process has the sessions.
+    fn check_serves(&self) -> Result<(), AdminRefused> {
+        if self.parts.running.is_handed_over() {
+            return Err(AdminRefused::Busy(
+                "a new process has taken over and must prove itself for some seconds: ask again then".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The JSON in a body; while it came this process may have handed the sessions over.
+    async fn read<T: DeserializeOwned>(&self, headers: &HeaderMap, body: Body) -> Result<T, AdminRefused> {
+        let read = read(headers, body).await?;
+        self.check_serves()?;
+        Ok(read)
     }
 
     /// A wrong token is charged to where it comes from, and is no ordinary failure any more if there are many.

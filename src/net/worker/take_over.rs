@@ -281,5 +281,8 @@ impl Worker {
         self.flush();
         self.flush_streams(now);
         self.flush();
+        self.producers.wake();
+        // What one turn leaves to the next does not wait for a packet.
+        self.waker.wake();
     }
 }

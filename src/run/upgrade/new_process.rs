@@ -18,6 +18,9 @@ use crate::net::upgrade_messages::{FromNew, FromOld};
 /// How long a message to it may wait.
 const SEND_TIME: Duration = Duration::from_secs(10);
 
+/// How long it may take to say why it does not listen any more.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// How long a process that has closed its channel, or was killed, may take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const ENDS_LOOK: Duration = Duration::from_millis(10);
@@ -77,7 +80,7 @@ impl Program {
             command.env_remove(name);
         }
         let child = command.spawn().map_err(failed)?;
-        Ok(NewProcess { child: Some(child), peer: None, channel: own, has_proved_itself: false })
+        Ok(NewProcess { child: Some(child), peer: None, channel: own, has_said_hello: false, has_proved_itself: false })
     }
 }
 
@@ -97,20 +100,23 @@ fn check_owner(owner: u32, mode: u32, own: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// The new process. Dropped before it has proved itself it is killed, and waited for: never do two read.
+/// The new process. Dropped before it has proved itself it is killed, and waited for: never do two read. Whatever connected
+/// to `upgrade.socket` and did not say that it is a server is left alone.
 pub(super) struct NewProcess {
     /// One that this process started.
     child: Option<Child>,
     /// One that came over `upgrade.socket`, if it is in this PID namespace.
     peer: Option<Pid>,
     channel: Channel,
+    /// It is a server that wants to take over: nothing is told to any other.
+    has_said_hello: bool,
     has_proved_itself: bool,
 }
 
 impl NewProcess {
     /// One that connected by itself.
     pub(super) fn connected(channel: Channel) -> Self {
-        Self { child: None, peer: channel.peer(), channel, has_proved_itself: false }
+        Self { child: None, peer: channel.peer(), channel, has_said_hello: false, has_proved_itself: false }
     }
 
     /// Whether this process started it.
@@ -139,9 +145,20 @@ impl NewProcess {
             Ok((FromNew::Refused { reason, is_configuration }, _)) => {
                 Err(NotUpgraded { is_configuration, ..failed(reason) })
             }
-            Ok((said, _)) => Ok(said),
+            Ok((said, _)) => {
+                self.has_said_hello |= matches!(said, FromNew::Hello(_));
+                Ok(said)
+            }
             Err(HandoffError::Closed) => Err(failed(self.how_it_ended())),
             Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    /// Why something could not be told to it: its own word for that, if it has said one.
+    pub(super) fn why(&mut self, step: &'static str, reason: String) -> NotUpgraded {
+        match self.hear(step, LAST_WORD) {
+            Err(not) => not,
+            Ok(_) => NotUpgraded::at(step)(reason),
         }
     }
 
@@ -196,7 +213,9 @@ impl Drop for NewProcess {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            None => self.end_peer(),
+            None if self.has_said_hello => self.end_peer(),
+            // Whatever has connected there, it got nothing.
+            None => {}
         }
     }
 }

@@ -105,10 +105,12 @@ impl Upgrader {
         if !request.check {
             self.notifier.upgrading();
         }
+        // In the order in which a reload takes them.
+        let listeners = self.reloader.hold_listeners().await;
         let unchanging = self.running.keep_unchanged().await;
         let upgrade = Upgrade {
             running: Arc::clone(&self.running),
-            http: self.reloader.http_sockets().await,
+            listeners,
             probation: self.upgrades.probation(),
             generation: self.upgrades.generation(),
             draining_ms: self.drain.since().map(|since| since.as_millis() as u64),
