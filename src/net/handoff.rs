@@ -33,6 +33,9 @@ pub const DESCRIPTORS_MAX: usize = 253;
 /// The longest message, in bytes; what is longer goes as memory.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
+/// The longest state that is read, in bytes.
+pub const STATE_BYTES_MAX: u64 = 1 << 30;
+
 /// Processes that may wait at [`SuccessorSocket`]: one is enough.
 const SUCCESSORS_WAITING: i32 = 1;
 

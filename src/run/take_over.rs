@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::fault;
-use crate::net::handoff::{Channel, HandoffError, from_memory};
+use crate::net::handoff::{Channel, HandoffError, STATE_BYTES_MAX, from_memory};
 use crate::net::passed::Passed;
 use crate::net::shared::{SharedChanges, SharedState};
 use crate::net::take_over::{Planned, TakingOverServer};
@@ -50,8 +50,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long the workers' loops may take for a turn.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// Bytes of one state, and of the old metrics, that are read.
-const STATE_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of the old metrics that are read.
 const METRICS_BYTES_MAX: u64 = 64 << 20;
 
 /// A relay that has taken over and proved itself.

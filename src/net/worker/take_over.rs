@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use super::{Listener, ListenerChange, ListenerId, RELAY, STREAM, Users, Worker, token};
 use crate::address::{RelayedTransportAddress, Via};
 use crate::clock;
-use crate::net::handoff::{Channel, from_memory};
+use crate::net::handoff::{Channel, STATE_BYTES_MAX, from_memory};
 use crate::net::meeting::Meeting;
 use crate::net::overflow::{Overflow, SocketKind};
 use crate::net::stream_state::StreamsState;
@@ -22,9 +22,6 @@ use crate::protocol::accounting::Amount;
 use crate::protocol::changes::{EarlyAllocations, ServerChanges};
 use crate::protocol::ids::AllocationId;
 use crate::state;
-
-/// Bytes of one state that are read.
-const STATE_BYTES_MAX: u64 = 1 << 30;
 
 /// How long the old process may be silent before the cut, and how long the new one may wait for its director.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
