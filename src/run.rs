@@ -196,6 +196,7 @@ struct Begun {
 /// What another process leaves besides calls.
 struct Inherited {
     metrics: String,
+    own_metrics: String,
     passage: Passage,
     draining: Option<Duration>,
 }
@@ -219,7 +220,7 @@ fn begin(config: Config, passed: Passed) -> Result<Begun, Failure> {
 
 /// Goes on with what another process had.
 fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
-    let TakenOver { config, running, events, http, metrics, chain, passage, draining } = taken;
+    let TakenOver { config, running, events, http, metrics, own_metrics, chain, passage, draining } = taken;
     let mut sinks = usage::open(&config.accounting, &config.realm).unwrap_or_else(|error| {
         tracing::error!("{error}; no usage records are written until the server is restarted");
         None
@@ -229,7 +230,7 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
     }
     let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
     let kept = revocations_path(&config);
-    Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, passage, draining }) })
+    Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, own_metrics, passage, draining }) })
 }
 
 async fn serve_until_signal(
@@ -248,8 +249,8 @@ async fn serve_until_signal(
     let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
     let rest = rest(&config, &started);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
-    if let Some(Inherited { metrics, passage, .. }) = &inherited {
-        started.metrics.go_on_after(metrics);
+    if let Some(Inherited { metrics, own_metrics, passage, .. }) = &inherited {
+        started.metrics.go_on_after(metrics, own_metrics);
         // Its other counts are in those metrics.
         started.upgrades.take_over(&UpgradeCounts { generation: passage.generation, ..UpgradeCounts::default() });
         started.upgrades.prepared(passage.prepare);
@@ -369,6 +370,9 @@ async fn leave(
     while let Signal::Reload = signals.next().await {}
 }
 
+/// How long accepting at `upgrade.socket` rests after an error.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Lets processes connect that shall take over, if the configuration has a place for that.
 fn invite_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
     let Some(path) = &config.upgrade.socket else { return Ok(None) };
@@ -386,8 +390,9 @@ fn invite_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option
             match accepting.accept() {
                 Ok(channel) => upgrader.hand_over_to(channel),
                 Err(error @ HandoffError::Stranger { .. }) => tracing::warn!(%error, "upgrade.socket: refused"),
-                // Closed.
-                Err(_) => return,
+                Err(error) if error.is_of_closed_listener() => return,
+                // Out of files, or a process that went before it came.
+                Err(_) => std::thread::sleep(ACCEPT_PAUSE),
             }
         }
     };

@@ -72,10 +72,10 @@ impl Metrics {
         }
     }
 
-    /// Every counter goes on where an old process stopped, whose last text this is; for a process that has taken over and
-    /// counted nothing yet. Once.
-    pub fn go_on_after(&self, old: &str) {
-        let _ = self.inherited.set(Inherited::new(old, &self.render_own()));
+    /// Every counter goes on where an old process stopped, whose last text this is; `own` is that of this process from the
+    /// moment in which it took over. Once.
+    pub fn go_on_after(&self, old: &str, own: &str) {
+        let _ = self.inherited.set(Inherited::new(old, own));
     }
 
     fn render_own(&self) -> String {

@@ -22,6 +22,7 @@ use crate::net::shared::{SharedChanges, SharedState};
 use crate::net::take_over::{Planned, TakingOverServer};
 use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket};
 use crate::net::{EventReceivers, Running};
+use crate::ops::metrics::Metrics;
 use crate::ops::upgrades::Release;
 use crate::ops::usage::chain::Code;
 use crate::state;
@@ -44,6 +45,9 @@ const LAST_RECORDS: Duration = Duration::from_secs(30);
 /// How long a message of ours may wait for it.
 const SEND_TIME: Duration = Duration::from_secs(5);
 
+/// How long the old process may take to hear that it is off; mostly it ends this one then.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
 /// How often the old process is looked at during the probation.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -61,6 +65,8 @@ pub(crate) struct TakenOver {
     pub(crate) http: BoundHttpListeners,
     /// The last metrics of the old process.
     pub(crate) metrics: String,
+    /// Those of this one when it took over: what came with the calls is counted in both.
+    pub(crate) own_metrics: String,
     /// The code of its last signed record.
     pub(crate) chain: Option<Code>,
     pub(crate) passage: Passage,
@@ -106,9 +112,7 @@ impl TakeOver {
     /// Tells the old process that this one's configuration is wrong, before anything else is done.
     pub(crate) fn refuse(&self, failure: &Failure) {
         if let Ok(channel) = self.connect() {
-            let reason = failure.to_string();
-            // It may be gone.
-            let _ = OldProcess { channel }.tell(&FromNew::Refused { reason, is_configuration: true });
+            let _ = OldProcess { channel }.refuse::<()>(Err(Failure::Config(failure.to_string())));
         }
     }
 
@@ -137,12 +141,21 @@ impl OldProcess {
         })
     }
 
-    /// Tells it why this process can't take over.
-    fn refuse<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+    /// Tells it why this process can't take over, and waits until it has heard: of a process that ends with messages
+    /// unread the other one hears nothing any more.
+    fn refuse<T>(&mut self, result: Result<T, Failure>) -> Result<T, Failure> {
         if let Err(failure) = &result {
             let is_configuration = matches!(failure, Failure::Config(_) | Failure::Usage(_));
-            // It may be gone.
-            let _ = self.tell(&FromNew::Refused { reason: failure.to_string(), is_configuration });
+            let refused = FromNew::Refused { reason: failure.to_string(), is_configuration };
+            if self.tell(&refused).is_ok() {
+                let until = clock::now().ticks.0 + HEARD_WITHIN.as_millis() as u64;
+                while clock::now().ticks.0 < until {
+                    match self.channel.receive::<FromOld>(HEARD_WITHIN) {
+                        Err(HandoffError::Closed | HandoffError::Timeout(_) | HandoffError::System(_)) => break,
+                        _ => {}
+                    }
+                }
+            }
         }
         result
     }
@@ -254,6 +267,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
     let (running, events) = take(&mut old, workers)?;
     let running = Arc::new(running);
     running.accept_streams();
+    let own_metrics = Metrics::new(Arc::clone(&running), Arc::default(), None).render();
     prove(&mut old, &running, probation);
     let (chain, metrics, passage) = last_words(&mut old, &running);
     running.follow_as_started();
@@ -263,6 +277,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
         events,
         http,
         metrics,
+        own_metrics,
         chain,
         passage: Passage { generation: offer.generation, ..passage },
         draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at))),

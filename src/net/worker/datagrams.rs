@@ -196,7 +196,7 @@ impl Worker {
         }
         let row = self.on_received(now, at, count, 0);
         self.flush_to_peer();
-        if self.settings.segmentation_offload
+        if self.may_coalesce()
             && let Some(listener) = self.listeners.get_mut(at)
         {
             listener.adapt(row);
@@ -461,7 +461,7 @@ impl Worker {
         self.net.relayed_batches.add(datagrams);
         self.net.coalesced.add((datagrams - count.min(datagrams)) as u64);
         self.datagrams.since_listeners += datagrams;
-        let offload = self.settings.segmentation_offload;
+        let offload = self.may_coalesce();
         if let Some(relay) = self.relays.get_mut(id) {
             relay.read_budget.took(count);
             relay.read_budget.came(datagrams, count);
@@ -469,6 +469,11 @@ impl Worker {
                 relay.read_budget.coalesce(relay.socket.as_fd());
             }
         }
+    }
+
+    /// Whether sockets may begin to coalesce. Not while a new process is told of them: it asks each of its sockets once.
+    const fn may_coalesce(&self) -> bool {
+        self.settings.segmentation_offload && self.handing.is_none()
     }
 
     /// `room` are bytes before the payload that are not needed any more; `None` where other datagrams lie close before it.
