@@ -150,9 +150,9 @@ impl OldProcess {
             if self.tell(&refused).is_ok() {
                 let until = clock::now().ticks.0 + HEARD_WITHIN.as_millis() as u64;
                 while clock::now().ticks.0 < until {
-                    match self.channel.receive::<FromOld>(HEARD_WITHIN) {
-                        Err(HandoffError::Closed | HandoffError::Timeout(_) | HandoffError::System(_)) => break,
-                        _ => {}
+                    let heard = self.channel.receive::<FromOld>(HEARD_WITHIN);
+                    if let Err(HandoffError::Closed | HandoffError::Timeout(_) | HandoffError::System(_)) = heard {
+                        break;
                     }
                 }
             }
