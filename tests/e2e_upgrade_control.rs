@@ -96,7 +96,7 @@ with_one_and_three_workers! {
         calls.into_iter().for_each(|call| drop(call.finish()));
     }
 
-    /// What is asked on probation: it is answered 503, or done by whoever serves in the end.
+    /// What is asked on probation: it is answered 503, or done by the process that serves in the end.
     fn what_is_asked_on_probation_is_done_once(workers: u8) {
         let mut settings = Settings::new(workers);
         settings.tables = "[upgrade]\non_reload = false\n".to_owned();
@@ -357,7 +357,7 @@ fn rising(text: &str) -> HashMap<String, f64> {
 }
 
 with_one_and_three_workers! {
-    /// Whoever asks over HTTP is answered at every moment, and no counter falls.
+    /// Requests over HTTP are answered at every moment, and no counter falls.
     fn requests_over_http_are_answered_and_counters_never_fall(workers: u8) {
         let certificates = Authority::new();
         let mut own = Upgradable::start(certificates.settings(workers).account("file", "usage.jsonl"));

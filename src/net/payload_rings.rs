@@ -27,7 +27,7 @@ const NETWORK_CELLS: usize = 256;
 
 const ADDRESS_BYTES: usize = 18;
 
-/// Before each payload: its length, from whom, to whom.
+/// Before each payload: its length, its sender, its receiver.
 const HEAD_BYTES: usize = 2 + 2 * ADDRESS_BYTES;
 
 /// Two relayed addresses, and how much goes from the one to the other.

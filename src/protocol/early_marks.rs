@@ -56,7 +56,7 @@ impl EarlyMarks {
         self.sent[slot] = Some(Sent { generation: id.generation, has_changed: false });
     }
 
-    /// The allocation in a slot may be changed by whoever gets it now.
+    /// The allocation in a slot may be changed by the code that gets it now.
     #[inline]
     pub(super) fn note_change(&mut self, slot: u32) {
         if let Some(Some(sent)) = self.sent.get_mut(slot as usize) {

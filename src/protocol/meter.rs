@@ -187,7 +187,7 @@ impl Meter {
         meter
     }
 
-    /// Goes on where [`Meter::to_state`] was, whoever has this meter.
+    /// Goes on where [`Meter::to_state`] was, for all that share this meter.
     pub(super) fn set(&self, state: &MeterState) {
         self.set_words(&state.words());
         self.allow(&state.allowance);

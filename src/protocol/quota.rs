@@ -627,7 +627,7 @@ mod tests {
         let refused = quotas.admit(at(0), &bob, &limits, Purpose::WithReservation(two)).unwrap_err();
         assert_eq!(refused, RejectReason::QuotaUser, "two more are too many");
         let second = admit(&mut quotas, at(0), &bob, &limits).unwrap();
-        // Another user's token frees no place, nor does one that nobody has.
+        // Another user's token frees no place, nor does an unknown one.
         let eve = claim("50:eve", None, "9.9.9.9");
         let narrow = Limits { allocations_per_client: Some(3), ..limits };
         for (who, token) in [(&eve, one), (&bob, two)] {

@@ -822,7 +822,7 @@ fn a_damaged_state_never_panics() {
                 use_it(&mut new, at);
             }
         }
-        // Nobody else reads.
+        // No other reader.
         let mut room = [0; 60_000];
         drop((client.read(&mut room), plain_client.read(&mut room)));
     }

@@ -1,4 +1,4 @@
-//! Counters that go on where another process stopped: they never fall, whoever serves the scrape.
+//! Counters that go on where another process stopped: they never fall, whichever process serves the scrape.
 //!
 //! What the core counts comes with its state. All else is counted anew in a process that took over, and shown as that
 //! and what the old process showed last.
