@@ -93,7 +93,7 @@ async function wholeCall(env, [left, right], transports) {
 
 /** Both ends are relayed addresses of this server, mirrored, over the transport that was chosen. */
 async function checkPairs(server, [a, b], [transportA, transportB]) {
-  const [pairA, pairB] = [await a.pair(), await b.pair()];
+  const [pairA, pairB] = await mirroredPairs(a, b);
   for (const [tab, pair, transport] of [[a, pairA, transportA], [b, pairB, transportB]]) {
     assert.equal(pair.local.type, 'relay', `${tab.name}: local candidate`);
     assert.equal(pair.relayProtocol, transport, `${tab.name}: way to the relay`);
@@ -101,8 +101,20 @@ async function checkPairs(server, [a, b], [transportA, transportB]) {
     const relayed = sessions.map((session) => session.relayed);
     assert.ok(relayed.includes(`${pair.local.address}:${pair.local.port}`), `${tab.name}: ${pair.local.port} is among the server's sessions ${relayed}`);
   }
-  assert.equal(pairA.remote.port, pairB.local.port, "A's remote end is B's relayed port");
-  assert.equal(pairB.remote.port, pairA.local.port, "B's remote end is A's relayed port");
+}
+
+/**
+ * The pairs of both tabs, once each one's remote end is the other's relayed port: Chromium changes the selected pair
+ * while checks go on, and each tab reads its own once a second.
+ */
+async function mirroredPairs(a, b) {
+  const end = Date.now() + 15_000;
+  for (;;) {
+    const [pairA, pairB] = [await a.pair(), await b.pair()];
+    if (pairA.remote.port === pairB.local.port && pairB.remote.port === pairA.local.port) return [pairA, pairB];
+    if (Date.now() > end) throw new Error(`the selected pairs never mirror each other: ${JSON.stringify([pairA, pairB])}`);
+    await sleep(100);
+  }
 }
 
 async function fileArrives(from, to, name) {
