@@ -164,6 +164,11 @@ impl Allocation {
         self.received[direction as usize].add(1, bytes as u64);
     }
 
+    /// Packets that came in, both ways.
+    pub(super) fn packets_received(&self) -> u64 {
+        self.received.iter().map(|of| of.packets).sum()
+    }
+
     /// Packets that came in go nowhere.
     pub(super) fn not_sent(
         &mut self,

@@ -51,7 +51,7 @@ impl State for EarlyAllocations {
     fn keep_for(&mut self, _: u32) {}
 }
 
-/// What data lanes change in an allocation that was exported early and has not changed otherwise.
+/// What data lanes change in an allocation that was exported early, got packets since, and has not changed otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AllocationCounts {
     /// Which one.
@@ -179,10 +179,10 @@ pub struct ServerChanges {
     /// Allocations that were exported early and have ended since.
     #[n(12)]
     pub ended: Vec<AllocationId>,
-    /// Of every other live allocation what packets change.
+    /// Of every other live allocation that got packets since what they change.
     #[n(13)]
     pub counts: Rows<AllocationCounts>,
-    /// Those of them that dropped something since their early export: all that they ever dropped.
+    /// Those of the others that dropped something since their early export: all that they ever dropped.
     #[n(14)]
     pub drops: Vec<AllocationDrops>,
     /// Those of them that have a meter of their own.
@@ -219,16 +219,21 @@ impl State for ServerChanges {
 }
 
 impl ServerChanges {
-    /// Notes of an allocation only what packets change.
+    /// Notes of an allocation only what packets change as they come in.
     fn note_counts(&mut self, allocation: &Allocation) {
         let (id, slot) = (allocation.id, allocation.id.index);
         let packets = allocation.packets.to_state();
         self.counts.0.push(AllocationCounts { id, received: allocation.received, packets });
-        if let Some(cold) = allocation.cold.as_ref().filter(|cold| cold.is_untold) {
-            self.drops.push(AllocationDrops { slot, dropped: cold.dropped, by_reason: cold.list() });
-        }
         if let Some(meter) = allocation.owner.own_meter() {
             self.own_meters.0.push(OwnMeterWords { slot, words: meter.words() });
+        }
+    }
+
+    /// Notes what it dropped; the last packet may have come in long before.
+    fn note_drops(&mut self, allocation: &Allocation) {
+        if let Some(cold) = allocation.cold.as_ref().filter(|cold| cold.is_untold) {
+            let (slot, by_reason) = (allocation.id.index, cold.list());
+            self.drops.push(AllocationDrops { slot, dropped: cold.dropped, by_reason });
         }
     }
 }
@@ -246,11 +251,13 @@ impl Server {
     pub fn early_export(&mut self, from: usize, count: usize) -> (Vec<AllocationState>, Option<usize>) {
         let (allocations, next) = self.table.slots(from, count);
         let states: Vec<AllocationState> = allocations.map(Allocation::to_state).collect();
-        for state in &states {
-            self.table.early.note_sent(state.id);
-            if let Some(cold) = self.table.lane_mut(state.id).and_then(|allocation| allocation.cold.as_mut()) {
+        for AllocationState { id, .. } in &states {
+            let Some(allocation) = self.table.lane_mut(*id) else { continue };
+            if let Some(cold) = &mut allocation.cold {
                 cold.is_untold = false;
             }
+            let packets = allocation.packets_received();
+            self.table.early.note_sent(*id, packets);
         }
         (states, next)
     }
@@ -288,8 +295,12 @@ impl Server {
         };
         // In the order of their slots.
         for allocation in self.table.iter() {
-            match self.table.early_mark(allocation.id) {
-                EarlyMark::Unchanged => changes.note_counts(allocation),
+            match self.table.early_mark(allocation) {
+                EarlyMark::Unchanged => changes.note_drops(allocation),
+                EarlyMark::Counting => {
+                    changes.note_counts(allocation);
+                    changes.note_drops(allocation);
+                }
                 EarlyMark::Unsent | EarlyMark::Changed => changes.allocations.push(allocation.to_state()),
             }
         }

@@ -7,6 +7,8 @@ use super::ids::AllocationId;
 struct Sent {
     generation: u32,
     has_changed: bool,
+    /// Packets that had come in, both ways.
+    packets: u64,
 }
 
 /// How an allocation stands to its early export.
@@ -16,7 +18,9 @@ pub(super) enum EarlyMark {
     Unsent,
     /// It was, and something of it that packets don't change has changed.
     Changed,
-    /// It was, and packets alone changed it.
+    /// It was, and packets alone may have changed it.
+    Counting,
+    /// It was, and not even a packet came in since.
     Unchanged,
 }
 
@@ -44,8 +48,8 @@ impl EarlyMarks {
         self.is_on
     }
 
-    /// An allocation is exported as it is now.
-    pub(super) fn note_sent(&mut self, id: AllocationId) {
+    /// An allocation is exported as it is now, after so many packets both ways.
+    pub(super) fn note_sent(&mut self, id: AllocationId, packets: u64) {
         if !self.is_on {
             return;
         }
@@ -53,7 +57,7 @@ impl EarlyMarks {
         if self.sent.len() <= slot {
             self.sent.resize(slot + 1, None);
         }
-        self.sent[slot] = Some(Sent { generation: id.generation, has_changed: false });
+        self.sent[slot] = Some(Sent { generation: id.generation, has_changed: false, packets });
     }
 
     /// The allocation in a slot may be changed by the code that gets it now.
@@ -64,14 +68,16 @@ impl EarlyMarks {
         }
     }
 
-    /// How a live allocation stands to its early export.
-    pub(super) fn of(&self, id: AllocationId) -> EarlyMark {
+    /// How a live allocation stands to its early export, after so many packets both ways.
+    pub(super) fn of(&self, id: AllocationId, packets: u64) -> EarlyMark {
         match self.sent.get(id.index as usize) {
             Some(Some(sent)) if sent.generation == id.generation => {
                 if sent.has_changed {
                     EarlyMark::Changed
-                } else {
+                } else if sent.packets == packets {
                     EarlyMark::Unchanged
+                } else {
+                    EarlyMark::Counting
                 }
             }
             Some(_) | None => EarlyMark::Unsent,
@@ -98,23 +104,24 @@ mod tests {
     #[test]
     fn a_change_is_noted_from_the_early_export_on() {
         let mut marks = EarlyMarks::default();
-        marks.note_sent(id(3, 7));
+        marks.note_sent(id(3, 7), 5);
         marks.note_change(3);
-        assert_eq!((marks.of(id(3, 7)), marks.sent().count()), (EarlyMark::Unsent, 0), "nothing was begun");
+        assert_eq!((marks.of(id(3, 7), 5), marks.sent().count()), (EarlyMark::Unsent, 0), "nothing was begun");
         marks.begin();
         marks.note_change(3);
-        marks.note_sent(id(3, 7));
-        assert_eq!(marks.of(id(3, 7)), EarlyMark::Unchanged);
-        assert_eq!(marks.of(id(3, 8)), EarlyMark::Unsent, "another allocation in the same slot");
+        marks.note_sent(id(3, 7), 5);
+        assert_eq!(marks.of(id(3, 7), 5), EarlyMark::Unchanged);
+        assert_eq!(marks.of(id(3, 7), 6), EarlyMark::Counting, "a packet came in");
+        assert_eq!(marks.of(id(3, 8), 5), EarlyMark::Unsent, "another allocation in the same slot");
         marks.note_change(3);
         marks.note_change(4_000);
-        assert_eq!(marks.of(id(3, 7)), EarlyMark::Changed);
-        marks.note_sent(id(3, 7));
-        marks.note_sent(id(1, 9));
-        assert_eq!(marks.of(id(3, 7)), EarlyMark::Unchanged, "exported once more");
+        assert_eq!(marks.of(id(3, 7), 6), EarlyMark::Changed);
+        marks.note_sent(id(3, 7), 5);
+        marks.note_sent(id(1, 9), 0);
+        assert_eq!(marks.of(id(3, 7), 5), EarlyMark::Unchanged, "exported once more");
         assert_eq!(marks.sent().collect::<Vec<_>>(), [id(1, 9), id(3, 7)]);
         marks.begin();
-        assert_eq!((marks.of(id(3, 7)), marks.is_on()), (EarlyMark::Unsent, true));
+        assert_eq!((marks.of(id(3, 7), 5), marks.is_on()), (EarlyMark::Unsent, true));
         marks.end();
         assert!(!marks.is_on());
     }

@@ -30,16 +30,22 @@ impl<T> Default for Rows<T> {
 /// Bytes of a word.
 const WORD: usize = size_of::<u64>();
 
+/// Bytes that are written at once.
+const PIECE: usize = 4096;
+
 impl<C, T: Row> Encode<C> for Rows<T> {
     fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
         let width = T::Words::default().as_ref().len();
         e.array(2)?.u32(width as u32)?.bytes_len((self.0.len() * width * WORD) as u64)?;
+        let mut piece = Vec::with_capacity(PIECE.max(width * WORD));
         for row in &self.0 {
-            for word in row.to_words().as_ref() {
-                e.writer_mut().write_all(&word.to_be_bytes()).map_err(encode::Error::write)?;
+            if piece.len() + width * WORD > piece.capacity() {
+                e.writer_mut().write_all(&piece).map_err(encode::Error::write)?;
+                piece.clear();
             }
+            row.to_words().as_ref().iter().for_each(|word| piece.extend_from_slice(&word.to_be_bytes()));
         }
-        Ok(())
+        e.writer_mut().write_all(&piece).map_err(encode::Error::write)
     }
 }
 

@@ -150,8 +150,8 @@ impl AllocationTable {
     }
 
     /// How a live allocation stands to its early export.
-    pub(super) fn early_mark(&self, id: AllocationId) -> EarlyMark {
-        self.early.of(id)
+    pub(super) fn early_mark(&self, allocation: &Allocation) -> EarlyMark {
+        self.early.of(allocation.id, allocation.packets_received())
     }
 
     /// Those that were exported early and have ended since.
