@@ -16,7 +16,7 @@ use minicbor::{Decode, Encode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::net::sockopt::{socket_peercred, socket_type};
+use rustix::net::sockopt::socket_type;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
@@ -24,6 +24,7 @@ use rustix::net::{
 };
 use rustix::process::Pid;
 
+use super::sys::user::PeerCredentials;
 use crate::clock;
 use crate::time::Ticks;
 
@@ -136,8 +137,7 @@ impl Channel {
 
     /// The process at the other end, if it is in this PID namespace.
     pub(crate) fn peer(&self) -> Option<Pid> {
-        // 0 stands for a process that has no number here.
-        socket_peercred(&self.socket).ok().map(|peer| peer.pid).filter(|pid| pid.as_raw_nonzero().get() > 0)
+        PeerCredentials::of(self.socket.as_fd()).ok()?.pid
     }
 
     /// Nothing is said any more, and nothing heard: the other end sees the end of it.
@@ -175,8 +175,8 @@ impl Channel {
         if socket_type(&socket).map_err(|_| HandoffError::NotAChannel)? != SocketType::SEQPACKET {
             return Err(HandoffError::NotAChannel);
         }
-        let peer = socket_peercred(&socket).map_err(|_| HandoffError::NotAChannel)?;
-        check_user(peer.uid.as_raw(), rustix::process::geteuid().as_raw())?;
+        let peer = PeerCredentials::of(socket.as_fd()).map_err(|_| HandoffError::NotAChannel)?;
+        check_user(peer.uid, rustix::process::geteuid().as_raw())?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(Self::over(socket))
     }

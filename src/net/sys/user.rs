@@ -1,8 +1,12 @@
-//! Users of this machine: who we are, and becoming another for the rest of the process.
+//! Users of this machine: who we are, who is at the other end of a unix socket, and becoming another user for the rest of the
+//! process.
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use rustix::process::Pid;
 
 use super::check;
 
@@ -22,6 +26,28 @@ pub struct User {
 pub fn effective_uid() -> u32 {
     // SAFETY: no arguments, and it never fails.
     unsafe { libc::geteuid() }
+}
+
+/// The process that connected the other end of a unix socket, or made both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::net) struct PeerCredentials {
+    /// `None` for a process of another PID namespace: it has no number here.
+    pub(in crate::net) pid: Option<Pid>,
+    pub(in crate::net) uid: u32,
+}
+
+impl PeerCredentials {
+    /// What the kernel noted when the socket was connected. The face of rustix has no place for a process without a number.
+    pub(in crate::net) fn of(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let mut found = libc::ucred { pid: 0, uid: 0, gid: 0 };
+        let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+        let into = (&raw mut found).cast();
+        // SAFETY: both pointers are to values that live across the call, and the first one's size is given.
+        check(unsafe {
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut len)
+        })?;
+        Ok(Self { pid: Pid::from_raw(found.pid), uid: found.uid })
+    }
 }
 
 impl User {
@@ -90,7 +116,19 @@ fn effective(name: &CStr, gid: u32, uid: u32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+
     use super::*;
+
+    #[test]
+    fn a_unix_socket_tells_who_made_it_and_others_tell_of_nobody() {
+        let (end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let found = PeerCredentials::of(end.as_fd()).unwrap();
+        assert_eq!(found, PeerCredentials { pid: Some(rustix::process::getpid()), uid: effective_uid() });
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let of_none = PeerCredentials::of(udp.as_fd()).unwrap();
+        assert_eq!(of_none, PeerCredentials { pid: None, uid: u32::MAX });
+    }
 
     #[test]
     fn users_are_found_by_name() {
