@@ -342,7 +342,7 @@ async fn leave(
     following: tokio::task::JoinHandle<()>,
     signals: &mut Signals,
 ) {
-    let is_of_child = leaving.is_of_child();
+    let (is_of_child, is_stopped) = (leaving.is_of_child(), leaving.is_stopped());
     let Done { to, pid, .. } = leaving.done.clone();
     let main = pid.filter(|_| is_of_child);
     if main.is_some() {
@@ -364,6 +364,10 @@ async fn leave(
     let _held = told.await;
     if is_of_child {
         tracing::info!(to, pid, "this process ends; its sessions are the new one's");
+        return;
+    }
+    if is_stopped {
+        tracing::info!(to, "this process ends, as it was asked to; its sessions are the new one's");
         return;
     }
     tracing::info!(to, "the sessions are the new process's; this one waits for SIGTERM");
@@ -489,7 +493,7 @@ async fn serve_until_stopped(
                 upgrader.begin(UpgradeRequest::default(), None);
             }
             Signal::Reload => {
-                if let Some(confirmed) = upgrader.wait_for_end().await {
+                if let Some(mut confirmed) = upgrader.wait_for_end().await {
                     // It may have read the configuration before that was changed. An operator asks it by himself.
                     if answer.is_none() {
                         confirmed.pass_on("SIGHUP");
@@ -512,7 +516,7 @@ async fn serve_until_stopped(
             }
             Signal::Stop(name) => {
                 // While another process may have the sessions nothing can be stopped here.
-                if let Some(confirmed) = upgrader.wait_for_end().await {
+                if let Some(mut confirmed) = upgrader.wait_for_end().await {
                     confirmed.pass_on(name);
                     return End::HandedOver(confirmed);
                 }

@@ -95,6 +95,7 @@ pub(crate) struct Confirmed {
     new: NewProcess,
     handing: HandingOver,
     listeners: HeldListeners,
+    is_stopped: bool,
 }
 
 /// An upgrade that is about to begin.
@@ -139,7 +140,10 @@ impl Upgrade {
             .cut(&mut new, &mut handing, format, &mut done)
             .and_then(|stopped_at| self.watch(&mut new, &handing, &mut done, stopped_at));
         match watched {
-            Ok(()) => Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing, listeners: self.listeners }))),
+            Ok(()) => {
+                let listeners = self.listeners;
+                Ok(Upgraded::Confirmed(Box::new(Confirmed { done, new, handing, listeners, is_stopped: false })))
+            }
             Err(not) => {
                 // In this order: it is gone before the workers go on.
                 drop(new);
@@ -263,13 +267,18 @@ impl Confirmed {
 
     /// The workers end without a word.
     pub(crate) fn end_workers(self) -> Leaving {
-        let Self { done, new, handing, listeners } = self;
+        let Self { done, new, handing, listeners, is_stopped } = self;
         handing.end();
-        Leaving { done, new, listeners }
+        Leaving { done, new, listeners, is_stopped }
     }
 
-    /// The new process gets a signal that came to this one.
-    pub(crate) fn pass_on(&self, signal: &str) {
+    /// The new process gets a signal that came to this one. One that came by itself is stopped by what started it: a stop of this
+    /// process is meant for nothing but this process.
+    pub(crate) fn pass_on(&mut self, signal: &str) {
+        if signal != "SIGHUP" && !self.new.is_child() {
+            self.is_stopped = true;
+            return;
+        }
         let signal = match signal {
             "SIGINT" => Signal::INT,
             "SIGHUP" => Signal::HUP,
@@ -287,12 +296,18 @@ pub(crate) struct Leaving {
     pub(crate) done: Done,
     new: NewProcess,
     listeners: HeldListeners,
+    is_stopped: bool,
 }
 
 impl Leaving {
     /// Whether this process started the new one; else something else decides when this one ends.
     pub(crate) const fn is_of_child(&self) -> bool {
         self.new.is_child()
+    }
+
+    /// Whether it was asked to stop already.
+    pub(crate) const fn is_stopped(&self) -> bool {
+        self.is_stopped
     }
 
     /// The last message: the new process writes records from now on, and shows metrics that go on where these stop. What
