@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 use api_support::{Answer, ask};
 use e2e_support::server::{Directory, binary};
 use e2e_support::tls::Authority;
-use e2e_support::upgrade::{CONFIRMED, REFUSED, Upgradable, program, replace_by_script, replace_program, said};
-use e2e_support::{Client, PATIENCE, Server, Settings, Wanted, Witness, http, wait_for};
+use e2e_support::upgrade::{
+    CONFIRMED, REFUSED, ROLLED_BACK, Upgradable, program, replace_by_script, replace_program, said,
+};
+use e2e_support::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, http, peer, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use throughway::net::handoff::Channel;
 use throughway::wire::message::METHOD_ALLOCATE;
@@ -182,6 +185,58 @@ with_one_and_three_workers! {
             assert!(sessions.len() == 2 && sessions.iter().all(|session| session["reason"] == due), "{sessions:?}");
             let records = fs::read_to_string(own.server.directory().join("usage.jsonl")).unwrap();
             assert_eq!(records.lines().filter(|line| line.contains("\"stop\"")).count(), 2, "{records}");
+        }
+    }
+
+    /// SIGTERM while an upgrade is under way that comes to nothing is for the old process: when that is over it drains, if
+    /// that is wanted, or ends the calls, in order.
+    fn a_signal_to_stop_during_an_upgrade_that_fails_stops_the_old_process(workers: u8) {
+        // Without a fault the new process is killed on probation.
+        let failures = [("cut=hang", REFUSED), ("ready=hang", ROLLED_BACK), ("", ROLLED_BACK)];
+        for ((fault, message), drains) in failures.into_iter().flat_map(|failure| [(failure, true), (failure, false)]) {
+            let mut settings = Settings::new(workers).account("file", "usage.jsonl");
+            settings.tables = format!("[drain]\non_term = {drains}\n");
+            let mut own = Upgradable::start_with(settings, &[("TEST_FAULTS_UPGRADE", fault)]);
+            let mut call = Client::udp(own.server.udp4());
+            let relayed = call.allocate();
+            let mut stream = Client::tcp(own.server.tcp4()).user("bob", "builder");
+            stream.allocate();
+            replace_program(own.server.directory());
+            own.begin();
+            let new = own.server.log.event("upgrading")["pid"].as_u64().unwrap();
+            if fault.is_empty() { own.wait_for_probation() } else { drop(own.server.log.event("prepared")) }
+            own.server.signal("TERM");
+            assert!(own.server.log.events(message).is_empty(), "{fault}: the signal came during the upgrade");
+            if fault.is_empty() {
+                kill_process(Pid::from_raw(new as i32).unwrap(), Signal::KILL).unwrap();
+            }
+            let end = own.end();
+            assert_eq!(end["message"], message, "{fault}: {end}");
+            if drains {
+                own.server.log.event("draining");
+                let far = peer(relayed);
+                call.permit(far.local_addr().unwrap());
+                far.send_to(b"to the end", relayed).unwrap();
+                call.expect_data(Origin::Peer(far.local_addr().unwrap()), b"to the end");
+                assert_eq!(call.refresh(0).code(), 0, "{fault}");
+                if message == REFUSED {
+                    assert_eq!(stream.refresh(0).code(), 0, "{fault}");
+                }
+            }
+            assert_eq!(own.server.wait().code(), Some(0), "{fault}: {}", own.server.log.text());
+            assert!(!Path::new(&format!("/proc/{new}")).exists(), "{fault}: the new process is not left behind");
+            let reasons = |sessions: &[Value], user: &str| -> Vec<Value> {
+                sessions.iter().filter(|session| session["user"] == user).map(|session| session["reason"].clone()).collect()
+            };
+            let text = fs::read_to_string(own.server.directory().join("usage.jsonl")).unwrap();
+            let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let stops: Vec<Value> = records.into_iter().filter(|record| record["type"] == "stop").collect();
+            let of_call = if drains { "refreshed" } else { "shutdown" };
+            let of_stream = if message == ROLLED_BACK { "client_closed" } else { of_call };
+            for (user, reason) in [("alice", of_call), ("bob", of_stream)] {
+                assert_eq!(reasons(&own.server.log.sessions(), user), [reason], "{fault}, drains: {drains}");
+                assert_eq!(reasons(&stops, user), [reason], "{fault}, drains: {drains}: {text}");
+            }
         }
     }
 }
