@@ -136,10 +136,10 @@ def die_with_parent():
 class Server:
     """A running server; `stop` always ends it."""
 
-    def __init__(self, binary, setup, directory, inside=contextlib.nullcontext, child=die_with_parent):
+    def __init__(self, binary, setup, directory, inside=contextlib.nullcontext, child=die_with_parent, log_directory=None):
         self.setup, self.inside, self.directory = setup, inside, directory
         self.is_coturn = os.path.basename(binary) == "turnserver"
-        self.log_path = os.path.join(directory, f"server-{time.monotonic_ns()}.log")
+        self.log_path = os.path.join(log_directory or directory, f"server-{time.monotonic_ns()}.log")
         if self.is_coturn:
             command = [binary, *coturn_arguments(setup, directory)]
         else:
