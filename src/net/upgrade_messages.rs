@@ -67,7 +67,7 @@ pub enum FromOld {
     /// All listeners have been told.
     #[n(2)]
     Listeners,
-    /// It was a check only: the new process may go.
+    /// It was a check only, or the old process has given the upgrade up: the new process ends.
     #[n(3)]
     Stop,
     /// Channels to the old workers come along, in their order.

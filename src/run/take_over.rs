@@ -209,12 +209,19 @@ impl OldProcess {
         while clock::now().ticks.0 < until {
             match self.channel.receive::<FromOld>(LOOK_EVERY) {
                 Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
+                Ok((FromOld::Stop, _)) => end_for_old_process(),
                 Err(HandoffError::Timeout(_)) => {}
                 _ => return false,
             }
         }
         true
     }
+}
+
+/// The old process has given the upgrade up, and waits for the end of this one before it reads again.
+fn end_for_old_process() -> ! {
+    tracing::error!("the old process has given the upgrade up and goes on: this one ends");
+    crate::failure::exit(1)
 }
 
 fn adopt_late(running: &Running, five_tuple: FiveTuple, tls: Option<ByteVec>, socket: Vec<OwnedFd>) {
@@ -355,6 +362,7 @@ fn last_words(old: &mut OldProcess, running: &Running) -> (Option<Code>, String,
     let words = loop {
         match old.hear(LAST_RECORDS) {
             Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
+            Ok((FromOld::Stop, _)) => end_for_old_process(),
             words => break words,
         }
     };

@@ -239,7 +239,7 @@ impl Upgrade {
         stopped_at: u64,
     ) -> Result<(), NotUpgraded> {
         let mut watch = || {
-            new.tell(&FromOld::Go, &[]).map_err(NotUpgraded::at("go"))?;
+            new.let_read().map_err(NotUpgraded::at("go"))?;
             let FromNew::TakenOver { at } = new.hear("go", CUT_TIME)? else {
                 return Err(NotUpgraded::unexpected("go"));
             };

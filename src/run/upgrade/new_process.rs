@@ -80,7 +80,7 @@ impl Program {
             command.env_remove(name);
         }
         let child = command.spawn().map_err(failed)?;
-        Ok(NewProcess { child: Some(child), peer: None, channel: own, has_said_hello: false, has_proved_itself: false })
+        Ok(NewProcess::new(Some(child), None, own))
     }
 }
 
@@ -100,7 +100,7 @@ fn check_owner(owner: u32, mode: u32, own: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// The new process. Dropped before it has proved itself it is killed, and waited for: never do two read. Whatever connected
+/// The new process. Dropped before it has proved itself it is ended, and waited for if it may read: never do two read. Whatever connected
 /// to `upgrade.socket` and did not say that it is a server is left alone.
 pub(super) struct NewProcess {
     /// One that this process started.
@@ -110,13 +110,19 @@ pub(super) struct NewProcess {
     channel: Channel,
     /// It is a server that wants to take over: nothing is told to any other.
     has_said_hello: bool,
+    /// It was told to read packets, or may have been.
+    may_read: bool,
     has_proved_itself: bool,
 }
 
 impl NewProcess {
     /// One that connected by itself.
     pub(super) fn connected(channel: Channel) -> Self {
-        Self { child: None, peer: channel.peer(), channel, has_said_hello: false, has_proved_itself: false }
+        Self::new(None, channel.peer(), channel)
+    }
+
+    const fn new(child: Option<Child>, peer: Option<Pid>, channel: Channel) -> Self {
+        Self { child, peer, channel, has_said_hello: false, may_read: false, has_proved_itself: false }
     }
 
     /// Whether this process started it.
@@ -136,6 +142,12 @@ impl NewProcess {
 
     pub(super) fn tell(&self, message: &FromOld, descriptors: &[BorrowedFd<'_>]) -> Result<(), String> {
         self.channel.send(message, descriptors, SEND_TIME).map_err(|error| error.to_string())
+    }
+
+    /// It may read packets from now on, and this process may not until it has ended.
+    pub(super) fn let_read(&mut self) -> Result<(), String> {
+        self.may_read = true;
+        self.tell(&FromOld::Go, &[])
     }
 
     /// The next thing that it says; that it can't take over is an error.
@@ -184,13 +196,21 @@ impl NewProcess {
         self.has_proved_itself = true;
     }
 
-    /// Ends one that is not a child of this process.
-    fn end_peer(&mut self) {
+    fn kill_peer(&self) {
         if let Some(pid) = self.peer {
             // It may have ended.
             let _ = kill_process(pid, Signal::KILL);
         }
-        self.channel.shut_down();
+    }
+
+    /// Ends one that is not a child of this process and may read, and waits for its end.
+    fn end_peer(&mut self) {
+        self.kill_peer();
+        // One that can't be killed from here must hear that this process goes on. A channel that only ends would say that this
+        // process has ended, and that the sessions are its own; so it stays open if that can't be told.
+        if self.tell(&FromOld::Stop, &[]).is_ok() {
+            self.channel.shut_down();
+        }
         loop {
             match self.channel.receive::<FromNew>(ENDS_WITHIN) {
                 Ok(_) | Err(HandoffError::Unreadable(_)) => {}
@@ -213,7 +233,9 @@ impl Drop for NewProcess {
                 let _ = child.kill();
                 let _ = child.wait();
             }
-            None if self.has_said_hello => self.end_peer(),
+            None if self.may_read => self.end_peer(),
+            // It was not told to read, and ends when it sees that the channel has ended: nothing has to wait for that.
+            None if self.has_said_hello => self.kill_peer(),
             // Whatever has connected there, it got nothing.
             None => {}
         }
