@@ -163,8 +163,8 @@ impl Sum {
         assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");
-        // No server of this world has a fault of its own.
-        for why in EndReason::ALL.into_iter().filter(|why| *why != EndReason::Fault) {
+        // No server of this world has a fault of its own, and none is killed.
+        for why in EndReason::ALL.into_iter().filter(|why| !matches!(why, EndReason::Fault | EndReason::Crash)) {
             assert!(self.ended[why as usize] > 20, "hardly any allocation was {}: {self:?}", why.name());
         }
         for code in [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508] {

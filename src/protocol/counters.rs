@@ -98,6 +98,21 @@ pub struct Counters {
     pub ended: [Cell; EndReason::ALL.len()],
 }
 
+/// What the names of counters begin with, or are.
+pub(super) const LIVE: &str = "live.";
+pub(super) const ENDED: &str = "ended.";
+pub(super) const CREATED: &str = "created";
+
+/// The name of the counter of live allocations of a kind.
+pub(super) fn live_name(transport: Transport, family: Family) -> String {
+    format!("{LIVE}{}.{}", transport.name(), family.name())
+}
+
+/// The name of the counter of those that ended for this reason.
+pub(super) fn ended_name(why: EndReason) -> String {
+    format!("{ENDED}{}", why.name())
+}
+
 impl Default for Counters {
     fn default() -> Self {
         Self {
@@ -133,16 +148,15 @@ impl Counters {
             ("to_clients", &self.to_clients),
         ];
         let live = Transport::ALL.iter().zip(&self.live).flat_map(|(transport, [ipv4, ipv6])| {
-            let name = transport.name();
-            [(format!("live.{name}.ipv4"), ipv4), (format!("live.{name}.ipv6"), ipv6)]
+            [(live_name(*transport, Family::V4), ipv4), (live_name(*transport, Family::V6), ipv6)]
         });
-        let ended = EndReason::ALL.iter().zip(&self.ended).map(|(why, cell)| (format!("ended.{}", why.name()), cell));
+        let ended = EndReason::ALL.iter().zip(&self.ended).map(|(why, cell)| (ended_name(*why), cell));
         successes
             .chain(rejects)
             .chain(drops.flatten())
             .chain(payload.into_iter().flat_map(|(name, cell)| amount(name.to_owned(), cell)))
             .chain(live)
-            .chain([("created".to_owned(), &self.created)])
+            .chain([(CREATED.to_owned(), &self.created)])
             .chain(ended)
     }
 

@@ -19,6 +19,7 @@ mod hash_index;
 mod small_set;
 pub(crate) mod slots;
 mod early_marks;
+mod touched;
 pub mod rows;
 mod timer;
 
@@ -65,5 +66,6 @@ mod allocate;
 mod reconfigure;
 pub mod export;
 pub mod changes;
+pub mod ledger;
 
 pub use self::server::{CONTROL_BYTES_MAX, DEADLINES_PER_CALL, Parts, Server};

@@ -221,6 +221,26 @@ impl Quotas {
         *population = if is_first { population.saturating_add(1) } else { population.saturating_sub(1) };
     }
 
+    /// Counts in an allocation that was let in before, whatever the limits say.
+    pub fn count_in(&mut self, claim: &QuotaClaim<'_>, counted: Counted) {
+        for scope in AskedScope::of(claim, &Limits::default(), Some(counted)).into_iter().flatten() {
+            let known = self.scopes.get_or_insert(&scope.key);
+            known.count += 1;
+            if known.count == 1 {
+                self.note_population(&scope.key, true);
+            }
+        }
+    }
+
+    /// Scopes in which nothing was counted are forgotten at their time.
+    pub fn end_recount(&mut self, now: Now) {
+        let unused = self.scopes.iter().filter(|(_, scope)| scope.count == 0).map(|(key, _)| key.clone());
+        for key in unused.collect::<Vec<_>>() {
+            self.forget_or_keep(now, key);
+        }
+        self.peak = self.peak.max(self.usage().0);
+    }
+
     /// Counts one allocation out.
     pub fn release(&mut self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
         for scope in AskedScope::of(claim, &Limits::default(), Some(counted)).into_iter().flatten() {

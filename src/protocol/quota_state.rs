@@ -226,6 +226,28 @@ impl Quotas {
         Ok(())
     }
 
+    /// Every key, in no order.
+    #[must_use]
+    pub fn keys(&self) -> Vec<ScopeKey> {
+        self.scopes.keys()
+    }
+
+    /// The scopes of these keys as they are now, without those that are gone, for a ledger: nothing is noted.
+    #[must_use]
+    pub fn scopes_of(&self, keys: &[ScopeKey]) -> Vec<ScopeState> {
+        self.scopes.scopes_of(keys)
+    }
+
+    /// Takes scopes over from a ledger, which may be older than the allocations that are here: what is counted in them is not
+    /// known. [`Quotas::count_in`] follows for each allocation, and [`Quotas::end_recount`].
+    pub fn begin_recount(&mut self, scopes: Vec<ScopeState>, forgotten: u64) {
+        for state in scopes {
+            self.scopes.put(ScopeState { count: 0, reserved: 0, ..state });
+        }
+        self.scopes.end_import();
+        self.forgotten = forgotten;
+    }
+
     /// Every key that is not among these, which are sorted.
     fn keys_beside(&self, scopes: &[ScopeState]) -> Vec<ScopeKey> {
         let is_known = |key: &ScopeKey| scopes.binary_search_by(|state| state.key.cmp(key)).is_ok();

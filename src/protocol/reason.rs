@@ -48,11 +48,14 @@ pub enum EndReason {
     /// What the server did for it panicked.
     #[n(10)]
     Fault,
+    /// The process was killed, and the client's stream ended with it.
+    #[n(11)]
+    Crash,
 }
 
 impl EndReason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Refreshed,
         Self::Expired,
         Self::ClientClosed,
@@ -64,6 +67,7 @@ impl EndReason {
         Self::ClosingTime,
         Self::Budget,
         Self::Fault,
+        Self::Crash,
     ];
 
     /// The word in logs and metrics.
@@ -81,6 +85,7 @@ impl EndReason {
             Self::ClosingTime => "closing_time",
             Self::Budget => "budget",
             Self::Fault => "fault",
+            Self::Crash => "crash",
         }
     }
 }

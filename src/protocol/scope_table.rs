@@ -150,15 +150,25 @@ impl ScopeTable {
 /// In the process that gives its scopes away.
 impl ScopeTable {
     /// From now on changes are noted; what was noted before is forgotten. Gives every key, in no order.
-    #[allow(clippy::disallowed_methods, reason = "who asks sorts what comes out")]
     pub(super) fn begin_early_export(&mut self) -> Vec<ScopeKey> {
         self.early = Some(Box::default());
-        self.scopes.keys().cloned().collect()
+        self.keys()
     }
 
     /// Nothing is noted any more.
     pub(super) fn end_early_export(&mut self) {
         self.early = None;
+    }
+
+    /// Every key, in no order.
+    #[allow(clippy::disallowed_methods, reason = "who asks sorts what comes out")]
+    pub(super) fn keys(&self) -> Vec<ScopeKey> {
+        self.scopes.keys().cloned().collect()
+    }
+
+    /// The scopes of these keys as they are now, and nothing is noted; those that are gone are left out.
+    pub(super) fn scopes_of(&self, keys: &[ScopeKey]) -> Vec<ScopeState> {
+        keys.iter().filter_map(|key| Some(self.scopes.get(key)?.to_state(key.clone()))).collect()
     }
 
     /// The scopes of these keys as they are now; those that are gone are left out.

@@ -5,6 +5,7 @@ use super::early_marks::{EarlyMark, EarlyMarks};
 use super::hash_index::HashIndex;
 use super::ids::AllocationId;
 use super::slots::{Numbers, Slots};
+use super::touched::TouchedSlots;
 use crate::address::{FiveTuple, StreamId, Via};
 
 /// Allocations by slot, and by the way their client comes.
@@ -16,6 +17,8 @@ pub(super) struct AllocationTable {
     generation: u32,
     /// What another process was told of them already.
     pub(super) early: EarlyMarks,
+    /// What a ledger must be told of.
+    pub(super) touched: TouchedSlots,
 }
 
 /// What a client is looked up by: a stream by its own number, a datagram by its five-tuple.
@@ -44,6 +47,7 @@ impl AllocationTable {
             by_client: HashIndex::new(seed),
             generation: 0,
             early: EarlyMarks::default(),
+            touched: TouchedSlots::default(),
         }
     }
 
@@ -82,6 +86,7 @@ impl AllocationTable {
         let index = allocation.id.index;
         debug_assert!(self.numbers.is_taken(index), "a slot was reserved for this allocation");
         self.by_client.insert(&ClientKey::from(&allocation.via()), index);
+        self.touched.note(index);
         let before = self.slots.insert(index, allocation);
         debug_assert!(before.is_none(), "a reserved slot is empty");
     }
@@ -89,6 +94,7 @@ impl AllocationTable {
     pub(super) fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
         self.get(id)?;
         let allocation = self.slots.remove(id.index)?;
+        self.touched.note(id.index);
         self.by_client.remove(&ClientKey::from(&allocation.via()), id.index);
         self.numbers.give_back(id.index);
         Some(allocation)
@@ -112,6 +118,7 @@ impl AllocationTable {
     /// The allocation in a slot, to change anything of it.
     pub(super) fn at_mut(&mut self, slot: u32) -> Option<&mut Allocation> {
         self.early.note_change(slot);
+        self.touched.note(slot);
         self.slots.get_mut(slot)
     }
 

@@ -168,7 +168,7 @@ impl World {
         std::mem::swap(&mut *shared.held.lock().unwrap(), &mut *self.shared.held.lock().unwrap());
         std::mem::swap(&mut *shared.relayed.lock().unwrap(), &mut *self.shared.relayed.lock().unwrap());
         self.shared = shared;
-        self.workers = servers.into_iter().map(|of| Worker { server: of.server, counters: of.counters }).collect();
+        self.workers = servers.into_iter().map(|of| Worker::new(of.server, of.counters)).collect();
     }
 
     fn hand_over_what_is_shared(&self, shared: &SharedTables, format: u32) {

@@ -9,6 +9,7 @@ pub mod actions;
 pub mod config;
 pub mod control;
 pub mod hand_over;
+pub mod ledger;
 pub mod lanes;
 pub mod model;
 pub mod packet;

@@ -41,7 +41,7 @@ impl World {
             let server = Server::import(parts, self.config.settings(), read).expect("its own state");
             server.check_invariants();
             assert!(server.export() == state, "a server exports what it imported: {state:?}");
-            self.workers[index] = Worker { server, counters };
+            self.workers[index] = Worker::new(server, counters);
         }
     }
 

@@ -10,6 +10,7 @@ use throughway::protocol::border::{Answer, PacketMeta, Question, Relay, RelayReq
 use throughway::protocol::counters::Counters;
 use throughway::protocol::ids::SessionId;
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
+use throughway::protocol::ledger::LedgerSum;
 use throughway::protocol::meter::Rates;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
@@ -51,6 +52,8 @@ pub enum Due {
 pub struct Worker {
     pub server: Server,
     pub counters: Arc<Counters>,
+    /// What another process would know of it.
+    pub ledger: LedgerSum,
 }
 
 pub struct Socket {
@@ -185,7 +188,7 @@ impl World {
                     nonce_key: Box::new([7; 32]),
                     seed: rng.bytes(),
                 };
-                Worker { server: Server::new(parts, settings.clone()), counters }
+                Worker::new(Server::new(parts, settings.clone()), counters)
             })
             .collect();
         let mut noise = vec![0; 140_000];
@@ -292,6 +295,7 @@ impl World {
             }
             if self.trace || self.step.is_multiple_of(16) {
                 self.workers.iter().for_each(|worker| worker.server.check_invariants());
+                self.workers.iter_mut().for_each(Worker::check_ledger);
             }
             if self.step.is_multiple_of(128) {
                 self.compare();

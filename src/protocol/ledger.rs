@@ -1,0 +1,162 @@
+//! What a server tells a ledger, from which another process can make one like it when this one is gone without a word: each
+//! allocation when control traffic changed it, and all of them once more, in slices, again and again.
+//!
+//! Counts in a ledger are as old as the last slice with them, all else as old as the last entry. Decision 0213.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+use minicbor::{Decode, Encode};
+
+use super::Server;
+use super::allocation::{Allocation, AllocationState};
+use super::changes::ServerChanges;
+use super::counters::{CREATED, ENDED, LIVE, ended_name, live_name};
+use super::ids::AllocationId;
+use super::quota::{Counted, QuotaClaim};
+use super::reason::EndReason;
+use super::rows::Rows;
+use crate::address::{Family, Via};
+
+/// Allocations that may have begun in a worker after its last word, so that none gets an id that was given already.
+const GENERATIONS_AHEAD: u32 = 1 << 16;
+
+/// What changed, or a slice of what there is.
+#[derive(Clone, PartialEq, Debug, Default, Encode, Decode)]
+#[cbor(map)]
+pub struct LedgerEntry {
+    /// Live allocations as they are now.
+    #[n(0)]
+    pub allocations: Vec<AllocationState>,
+    /// Slots that are free now.
+    #[n(1)]
+    pub free: Vec<u32>,
+}
+
+impl LedgerEntry {
+    /// Whether it tells of nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.allocations.is_empty() && self.free.is_empty()
+    }
+}
+
+/// All entries of one worker taken together.
+#[derive(Clone, Debug, Default)]
+pub struct LedgerSum {
+    allocations: BTreeMap<u32, AllocationState>,
+}
+
+impl LedgerSum {
+    /// What comes later holds.
+    pub fn add(&mut self, entry: LedgerEntry) {
+        for slot in entry.free {
+            self.allocations.remove(&slot);
+        }
+        for allocation in entry.allocations {
+            self.allocations.insert(allocation.id.index, allocation);
+        }
+    }
+
+    /// The allocations that there were, for [`Server::import_early`]. Of two of one client the later one holds.
+    #[must_use]
+    pub fn finish(self) -> Vec<AllocationState> {
+        let mut by_client: HashMap<Via, AllocationId> = HashMap::new();
+        for AllocationState { id, via, .. } in self.allocations.values() {
+            let known = by_client.entry(*via).or_insert(*id);
+            if is_later(id.generation, known.generation) {
+                *known = *id;
+            }
+        }
+        let is_last = |of: &AllocationState| by_client.get(&of.via) == Some(&of.id);
+        self.allocations.into_values().filter(is_last).collect()
+    }
+}
+
+/// Whether an allocation began after another one.
+const fn is_later(generation: u32, than: u32) -> bool {
+    (generation.wrapping_sub(than) as i32) > 0
+}
+
+/// Makes the last totals that a worker told, for [`Server::import_changes`], fit the allocations that there are: some may have
+/// begun since, and some may have ended, of which nothing but that is known.
+pub fn settle<'a>(totals: &mut ServerChanges, allocations: impl Iterator<Item = &'a AllocationState> + Clone) {
+    for AllocationState { id, .. } in allocations.clone() {
+        if is_later(id.generation, totals.generation) {
+            totals.generation = id.generation;
+        }
+    }
+    totals.generation = totals.generation.wrapping_add(GENERATIONS_AHEAD);
+    totals.live = allocations.clone().count() as u64;
+    let counters = &mut totals.counters;
+    counters.retain(|name, _| !name.starts_with(LIVE));
+    for AllocationState { via, relayed, .. } in allocations {
+        *counters.entry(live_name(via.five_tuple().transport, Family::of(relayed.ip()))).or_default() += 1;
+    }
+    let ended = counters.iter().filter(|(name, _)| name.starts_with(ENDED)).map(|(_, count)| count).sum::<u64>();
+    let created = counters.entry(CREATED.to_owned()).or_default();
+    *created = (*created).max(ended + totals.live);
+    let unknown = *created - ended - totals.live;
+    if unknown > 0 {
+        *counters.entry(ended_name(EndReason::Crash)).or_default() += unknown;
+    }
+}
+
+impl Server {
+    /// From now on the server notes which allocations change.
+    pub fn begin_ledger(&mut self) {
+        self.table.touched.begin();
+    }
+
+    /// Up to so many of the allocations that control traffic has touched since they were told last.
+    pub fn touched(&mut self, count: usize) -> LedgerEntry {
+        let mut entry = LedgerEntry::default();
+        for _ in 0..count {
+            let Some(slot) = self.table.touched.pop() else { break };
+            match self.table.at(slot) {
+                Some(allocation) => entry.allocations.push(allocation.to_state()),
+                None => entry.free.push(slot),
+            }
+        }
+        entry
+    }
+
+    /// The allocations in so many slots from one on, and the slot to go on with if there are more.
+    #[must_use]
+    pub fn slice(&self, from: usize, count: usize) -> (LedgerEntry, Option<usize>) {
+        let (allocations, next) = self.table.slots(from, count);
+        let allocations = allocations.map(Allocation::to_state).collect();
+        (LedgerEntry { allocations, free: Vec::new() }, next)
+    }
+
+    /// What belongs to no single allocation. Requests under way and held ports are not among it: their clients ask again.
+    #[must_use]
+    pub fn totals(&self) -> ServerChanges {
+        ServerChanges {
+            worker: self.worker,
+            workers: self.workers,
+            generation: self.table.generation(),
+            questions: self.openings.asked(),
+            draining: self.draining,
+            nonce_key: self.nonces.key().into(),
+            allocations: Vec::new(),
+            openings: Vec::new(),
+            reservations: Vec::new(),
+            review: None,
+            counters: self.counters.to_state(),
+            is_whole: false,
+            ended: Vec::new(),
+            counts: Rows::default(),
+            drops: Vec::new(),
+            own_meters: Rows::default(),
+            live: self.table.len() as u64,
+        }
+    }
+
+    /// Calls `count` for each allocation with what it is counted under.
+    pub fn each_claim(&self, mut count: impl FnMut(&QuotaClaim<'_>, Counted)) {
+        for allocation in self.table.iter() {
+            count(&allocation.owner.claim(&allocation.via()), allocation.owner.counted());
+        }
+    }
+}
