@@ -70,3 +70,12 @@ pub fn exit(code: i32) -> ! {
     }
     std::process::exit(code)
 }
+
+/// Ends the process by SIGABRT, from any thread, after the hook of [`before_exit`]: a core is dumped where the system wants
+/// one, and a supervisor goes on.
+pub fn abort() -> ! {
+    if let Some(hook) = BEFORE_EXIT.get() {
+        hook();
+    }
+    std::process::abort()
+}

@@ -1,4 +1,4 @@
-//! Panics that tests ask for, in builds for debugging only.
+//! Panics, deaths and stand-stills that tests ask for, in builds for debugging only.
 //!
 //! `TEST_FAULTS=1` in the environment arms the places that call [`at`]; the bytes in hand say which of them panics.
 //! A release build has none of it.
@@ -11,8 +11,19 @@ const MARK: &str = "throughway-fault:";
 #[cfg(debug_assertions)]
 pub fn at(place: &str, bytes: &[u8]) {
     static ARMED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    if *ARMED.get_or_init(|| std::env::var_os("TEST_FAULTS").is_some()) && asks_for(place, bytes) {
+    if !*ARMED.get_or_init(|| std::env::var_os("TEST_FAULTS").is_some()) {
+        return;
+    }
+    if asks_for(place, bytes) {
         panic!("a fault at \"{place}\", as a test asked for");
+    }
+    if place == "message" && asks_for("kill", bytes) {
+        // The process may end a moment later than this comes back.
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::thread::sleep(std::time::Duration::from_secs(10));
+    }
+    if place == "message" && asks_for("stuck", bytes) {
+        std::thread::sleep(std::time::Duration::from_secs(600));
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod http_listeners;
 pub mod reload;
+mod revive;
+mod supervise;
 pub mod take_over;
 mod upgrade;
 
@@ -15,6 +17,8 @@ use tokio::sync::mpsc;
 
 use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
+use self::revive::Recovery;
+use self::supervise::Death;
 pub use self::take_over::TakeOver;
 use self::take_over::{Passage, TakenOver};
 use self::upgrade::{Confirmed, Done, Leaving, Program, Upgrader};
@@ -28,9 +32,10 @@ use crate::api::rest::{self, Exposure, Rest};
 use crate::clock;
 use crate::config::Config;
 use crate::config::upgrade::UpgradeConfig;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::net::gate::Gate;
 use crate::net::handoff::{HandoffError, SuccessorSocket};
+use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
@@ -52,8 +57,41 @@ use crate::protocol::revocation::Revocations;
 /// # Errors
 /// [`Failure::Run`] with key, value and remedy when something can't be bound.
 pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
+    if config.supervise {
+        return supervise::supervise(config, from);
+    }
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
+    serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, None)
+}
+
+/// What a server begins with.
+enum Origin<'a> {
+    /// Nothing.
+    Fresh,
+    /// What a process has that is still there.
+    TakeOver(&'a TakeOver),
+    /// What a process left that was killed.
+    Recovery(Box<Recovery>),
+    /// Nothing, though there was a process that was killed.
+    Anew { death: Death, why: String },
+}
+
+/// What a server knows of its supervisor.
+struct Supervised {
+    ledger: Arc<Ledger>,
+    /// Its process id.
+    supervisor: u32,
+}
+
+/// Serves in this process.
+fn serve_from(
+    config: Config,
+    origin: Origin<'_>,
+    passed: Passed,
+    supervised: Option<Supervised>,
+) -> Result<(), Failure> {
+    let ledger = supervised.as_ref().map(|of| Arc::clone(&of.ledger));
     let program = Program::of_process();
     passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
     let runtime = runtime()?;
@@ -66,16 +104,36 @@ pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
         log::file_limit(net::raise_file_limit());
         // Before calls come: a signal that is sent while this process takes over is followed when it serves.
         let signals = Signals::new()?;
-        let begun = match from {
-            None => begin(config, passed)?,
+        let begun = match origin {
+            Origin::Fresh => begin(config, passed, ledger)?,
+            Origin::Anew { death, why } => {
+                tracing::error!(
+                    signal = death.signal,
+                    why,
+                    "the server was killed, and its calls can't be gone on with: it starts anew"
+                );
+                begin(config, passed, ledger)?
+            }
             // It waits for another process; nothing else is to be done here meanwhile.
-            Some(from) => match tokio::task::block_in_place(|| take_over::take_over(config, from))? {
-                Some(taken) => go_on(taken)?,
-                // Another process only wanted to know whether this one could take over.
-                None => return Ok(()),
-            },
+            Origin::TakeOver(from) => {
+                match tokio::task::block_in_place(|| take_over::take_over(config, from, ledger))? {
+                    Some(taken) => go_on(taken)?,
+                    // Another process only wanted to know whether this one could take over.
+                    None => return Ok(()),
+                }
+            }
+            Origin::Recovery(recovery) => {
+                // What is used of them came with the rest; a supervisor may need them once more.
+                std::mem::forget(passed);
+                let taken = tokio::task::block_in_place(|| take_over::recover(config, *recovery, ledger));
+                go_on(taken.unwrap_or_else(|failure| {
+                    tracing::error!(%failure, "what a killed server left can't be gone on with");
+                    // The supervisor starts a server that does not try.
+                    failure::abort()
+                }))?
+            }
         };
-        serve_until_signal(begun, signals, level, notifier, program.ok()).await
+        serve_until_signal(begun, signals, level, notifier, program.ok(), supervised).await
     });
     end(runtime);
     result
@@ -119,9 +177,10 @@ pub(crate) fn start(
     passed: Passed,
     revocations: Revocations,
     on_ended: Option<OnEnded>,
+    ledger: Option<Arc<Ledger>>,
 ) -> Result<Started, Failure> {
     let sinks = usage::open(&config.accounting, &config.realm).map_err(Failure::Run)?;
-    let running = net::start(config, http, passed, revocations);
+    let running = net::start(config, http, passed, revocations, ledger);
     let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     Started::follow(running, events, sinks, on_ended, config.upgrade.clone())
@@ -207,14 +266,14 @@ fn revocations_path(config: &Config) -> Option<PathBuf> {
 }
 
 /// Binds everything and starts the workers of a fresh server.
-fn begin(config: Config, passed: Passed) -> Result<Begun, Failure> {
+fn begin(config: Config, passed: Passed, ledger: Option<Arc<Ledger>>) -> Result<Begun, Failure> {
     if passed.count() > 0 {
         tracing::info!(sockets = passed.count(), "using the sockets that were passed by the service manager");
     }
     let http = BoundHttpListeners::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
     let kept = revocations_path(&config);
     let revoked = revocations::load(kept.as_deref()).map_err(Failure::Run)?;
-    let started = start(&config, &http.addresses(), passed, revoked, None)?;
+    let started = start(&config, &http.addresses(), passed, revoked, None, ledger)?;
     Ok(Begun { config, started, http, kept, inherited: None })
 }
 
@@ -228,9 +287,38 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
     if let (Some(sinks), Some(last)) = (&mut sinks, chain) {
         sinks.go_on_after(last);
     }
-    let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
     let kept = revocations_path(&config);
+    if passage.recovered.is_some() && kept.is_some() {
+        // The file is newer than what the process left in memory.
+        match revocations::load(kept.as_deref()) {
+            Ok(revoked) => *running.revocations() = revoked,
+            Err(error) => {
+                tracing::error!(%error, "the file of revocations can't be read: those that the killed server knew hold");
+            }
+        }
+    }
+    let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
     Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, own_metrics, passage, draining }) })
+}
+
+/// Shows metrics that go on where those of the process before stopped, and tells how this one came to its calls.
+fn go_on_counting(started: &Started, Inherited { metrics, own_metrics, passage, .. }: &Inherited) {
+    started.metrics.go_on_after(metrics, own_metrics);
+    let Some(death) = passage.recovered else {
+        // Its other counts are in those metrics.
+        started.upgrades.take_over(&UpgradeCounts { generation: passage.generation, ..UpgradeCounts::default() });
+        started.upgrades.prepared(passage.prepare);
+        return started.upgrades.taken_over(passage.gap);
+    };
+    started.upgrades.recovered(passage.generation, passage.gap);
+    let (allocations, ..) = started.running.usage();
+    let gap_ms = passage.gap.as_secs_f64() * 1_000.0;
+    tracing::warn!(
+        signal = death.signal,
+        allocations,
+        gap_ms,
+        "the server was killed: this process goes on with its calls over UDP"
+    );
 }
 
 async fn serve_until_signal(
@@ -239,6 +327,7 @@ async fn serve_until_signal(
     level: Level,
     notifier: Arc<Notifier>,
     program: Option<Program>,
+    supervised: Option<Supervised>,
 ) -> Result<(), Failure> {
     let Begun { config, started, http, kept, inherited } = begun;
     for (key, text) in advice::reach(&config, &started.running.relay_addresses().collect::<Vec<_>>()) {
@@ -249,20 +338,13 @@ async fn serve_until_signal(
     let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
     let rest = rest(&config, &started);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
-    if let Some(Inherited { metrics, own_metrics, passage, .. }) = &inherited {
-        started.metrics.go_on_after(metrics, own_metrics);
-        // Its other counts are in those metrics.
-        started.upgrades.take_over(&UpgradeCounts { generation: passage.generation, ..UpgradeCounts::default() });
-        started.upgrades.prepared(passage.prepare);
-        started.upgrades.taken_over(passage.gap);
+    if let Some(inherited) = &inherited {
+        go_on_counting(&started, inherited);
     }
     http_listeners.serve(&config.http, http, started.running.tls().as_ref());
     started.status.set(Phase::Ready);
-    let generation = started.upgrades.generation();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), generation, "ready");
-    let waits = if started.running.has_relay_address() { "" } else { notify::WAITS };
-    notifier.ready(&format!("serving{waits}"));
-    let following = tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog()));
+    let following =
+        tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog(supervised.as_ref())));
     let drain = Drain::new(
         Arc::clone(&started.running),
         Arc::clone(&started.status),
@@ -286,11 +368,19 @@ async fn serve_until_signal(
     tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
     let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader), Arc::clone(&notifier));
     let successors = invite_successors(&config, &upgrader)?;
+    if let Some(supervised) = &supervised {
+        supervise::keep(Arc::clone(&supervised.ledger), &started, Arc::clone(&upgrader)).await;
+    }
+    let generation = started.upgrades.generation();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), realm = %config.realm, workers = started.running.counters().count(), generation, "ready");
+    let waits = if started.running.has_relay_address() { "" } else { notify::WAITS };
+    notifier.ready(&format!("serving{waits}"));
     let end = serve_until_stopped(&started, &mut signals, &mut asked, &drain, &reloader, &upgrader).await;
     match end {
         End::Signal(signal) => {
             // The stop is bounded by the unit's TimeoutStopSec; joining the workers must not look like a stuck one.
             following.abort();
+            started.running.set_recoverable(false);
             tracing::info!(signal, "stopping");
             notifier.stopping();
             started.stop().await;
@@ -405,10 +495,12 @@ fn invite_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option
 }
 
 /// How often the service manager's watchdog wants to be fed.
-fn watchdog() -> Option<Duration> {
+fn watchdog(supervised: Option<&Supervised>) -> Option<Duration> {
     let variable = |name| std::env::var(name).ok();
     let (interval, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
-    notify::watchdog(interval.as_deref(), pid.as_deref(), std::process::id())
+    // The manager knows the supervisor; what it watches is this process.
+    let own = supervised.map_or_else(std::process::id, |of| of.supervisor);
+    notify::watchdog(interval.as_deref(), pid.as_deref(), own)
 }
 
 /// Starts the log, with what an operator should look at first.

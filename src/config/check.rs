@@ -35,6 +35,7 @@ pub(crate) fn check(
 
     let realm = check.realm();
     let workers = check.workers();
+    let supervise = check.flag_of("supervise");
     let mut listen = check.listen(Transport::Udp, "listen.udp");
     listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
     check.listen_tls(&mut listen);
@@ -68,6 +69,7 @@ pub(crate) fn check(
     Ok(Config {
         realm,
         workers,
+        supervise,
         listen: listen.into_iter().map(|(listen, _)| listen).collect(),
         tls,
         relay,

@@ -33,6 +33,8 @@ pub struct Config {
     pub realm: Box<str>,
     /// `workers`.
     pub workers: Workers,
+    /// `supervise`.
+    pub supervise: bool,
     /// `[listen]`: UDP, TCP, TLS, then those for both, each in the order of the file.
     pub listen: Vec<Listen>,
     /// `[tls]`.

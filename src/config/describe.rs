@@ -33,6 +33,12 @@ impl Config {
             Workers::Auto => lines.add("workers", "one up to two cores, else one per core"),
             Workers::Count(count) => lines.add("workers", count),
         }
+        if self.supervise {
+            lines.add(
+                "supervise",
+                "a second process holds every socket; calls over UDP go on when the server is killed",
+            );
+        }
         self.describe_listeners(&mut lines);
         self.describe_relay(&mut lines);
         self.describe_auth(&mut lines);
@@ -178,6 +184,7 @@ impl Config {
             "realm": &*self.realm,
             "challenge_bytes": self.challenge_bytes(),
             "workers": match self.workers { Workers::Auto => json!("auto"), Workers::Count(count) => json!(count) },
+            "supervise": self.supervise,
             "listen": self.listen.iter().map(|listen| json!({
                 "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
             })).collect::<Vec<_>>(),

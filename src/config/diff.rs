@@ -289,6 +289,7 @@ impl Config {
         Self {
             realm: old.realm.clone(),
             workers: old.workers,
+            supervise: old.supervise,
             nonce_key: old.nonce_key.clone(),
             relay: RelayConfig {
                 addresses: old.relay.addresses.clone(),

@@ -109,6 +109,8 @@ pub const KEYS: &[ConfigKey] = &[
         "The realm of the login challenge (401); up to 12 bytes keep that answer at 72 bytes").restart("it is in the key of every client"),
     key("workers", AutoOr(256), "\"auto\"",
         "Threads that relay: `\"auto\"` (one up to two cores, else one per core), or 1 to 256").restart("each client belongs to one of them"),
+    key("supervise", Flag, "false",
+        "A second process holds every socket and starts the server again when it is killed: calls over UDP go on").restart("the supervisor is the first process"),
 
     key("listen.udp", List, "[\"0.0.0.0:3478\", \"[::]:3478\"]",
         "Addresses and ports for clients over UDP; `[::]` is IPv6 only"),

@@ -79,7 +79,7 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let ended = Ended::default();
     let heard = ended.clone();
     let on_ended: OnEnded = Box::new(move |record| heard.add(record));
-    let started = run::start(&config, &page_addresses, Passed::default(), Revocations::default(), Some(on_ended))
+    let started = run::start(&config, &page_addresses, Passed::default(), Revocations::default(), Some(on_ended), None)
         .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
     let status = Arc::clone(&started.status);
     let follow = move |running: &Arc<Running>| status.set_relaying(running.has_relay_address());

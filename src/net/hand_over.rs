@@ -177,6 +177,7 @@ impl HandingOver {
     /// What a worker could not tell, or that it did not in time; dropping this lets them go on.
     pub fn cut(&mut self) -> Result<Cut, String> {
         self.stage = Stage::Stopped;
+        self.running.set_recoverable(false);
         self.running.acceptor.hold_streams();
         // What is asked of the workers from now on might be done here and be unknown there.
         self.running.is_handed_over.store(true, Ordering::Relaxed);
@@ -234,6 +235,7 @@ impl Drop for HandingOver {
             Stage::Gone => self.common.meeting.decide(Outcome::GoOnWithoutStreams),
             Stage::Over => return,
         }
+        self.running.set_recoverable(true);
         self.running.process.end_early_export();
         self.running.is_handed_over.store(false, Ordering::Relaxed);
         self.running.acceptor.take_streams_back();

@@ -32,6 +32,7 @@ mod ports;
 mod relay_addresses;
 mod suspects;
 pub mod shared;
+pub mod ledger;
 
 // What carries bytes.
 mod listen;
@@ -61,6 +62,7 @@ mod sessions;
 mod start;
 pub mod hand_over;
 pub mod take_over;
+pub(crate) mod revive;
 pub(crate) mod memory;
 
 pub(crate) use self::addresses::follow as follow_addresses;
@@ -78,5 +80,6 @@ pub use self::running::Running;
 pub use self::sessions::Cursor;
 pub(crate) use self::start::worker_count;
 pub use self::start::{StartError, start};
+pub(crate) use self::sys::process as processes;
 pub use self::sys::user::{User, effective_uid, give_back};
 pub use self::worker::{DatagramSettings, ShellSettings, TcpLimits};

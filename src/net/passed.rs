@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 
 use socket2::{Domain, Socket, Type};
@@ -80,6 +80,11 @@ impl Passed {
             passed.0.push(Item::of(FIRST + at, name)?);
         }
         Ok(passed)
+    }
+
+    /// The numbers of their descriptors.
+    pub(crate) fn numbers(&self) -> Vec<RawFd> {
+        self.0.iter().map(|item| item.socket.as_raw_fd()).collect()
     }
 
     /// The UDP sockets of an address, in the order in which they were passed.

@@ -240,7 +240,7 @@ mod tests {
     // F-B3: a worker that can't watch a new listener leaves nothing half done.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_a_worker_can_not_open_leaves_the_old_configuration_whole() {
-        let started = crate::net::start(&config(5), &[], Passed::default(), Revocations::default());
+        let started = crate::net::start(&config(5), &[], Passed::default(), Revocations::default(), None);
         let (running, _events) = started.unwrap();
         let running = Arc::new(running);
         let before = running.listeners();

@@ -2,6 +2,7 @@
 //!
 //! What is asked of its workers is in `ask`; what changes it is in `addresses` and `reconfigure`.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::accept::Acceptor;
 use super::counters::NetCounters;
+use super::ledger::{Cell, Incident, Ledger, LedgerPhase};
 use super::listening::{self, Listening};
 use super::overflow::{Overflow, SocketKind};
 use super::passed::Passed;
@@ -26,6 +28,7 @@ use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
+use crate::time::Ticks;
 use crate::tls::{Handshakes, Tls, watch};
 
 /// How often is looked whether the workers' loops have turned.
@@ -70,9 +73,35 @@ pub struct Running {
     pub(super) nonce_key: Box<[u8]>,
     /// The workers stand still: another process reads the sockets or is about to, and may give them back.
     pub(super) is_handed_over: AtomicBool,
+    /// Where the workers write what the next process needs if this one is killed.
+    pub(super) ledger: Option<Arc<Ledger>>,
 }
 
 impl Running {
+    /// Writes into the ledger what the workers share.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub(crate) fn publish_shared(&self, ledger: &Ledger) -> io::Result<()> {
+        let shared = self.process.export_for_ledger();
+        let bytes = minicbor::to_vec(&shared).map_err(|error| io::Error::other(error.to_string()))?;
+        ledger.publish(Cell::Shared, bytes, Vec::new())
+    }
+
+    /// Whether another process goes on if this one is killed from now on.
+    pub(crate) fn set_recoverable(&self, is_recoverable: bool) {
+        if let Some(ledger) = &self.ledger {
+            ledger.set_phase(if is_recoverable { LedgerPhase::Serving } else { LedgerPhase::Leaving });
+        }
+    }
+
+    /// A client's messages were in hand when processes died; a second time it is not heard for a minute.
+    pub(crate) fn suspect(&self, incidents: &[Incident], now: Ticks) {
+        for incident in incidents {
+            self.process.suspects.note(incident.five_tuple, now);
+        }
+    }
+
     /// The configuration that holds.
     pub async fn config(&self) -> Arc<Config> {
         Arc::clone(&self.current.lock().await.config)

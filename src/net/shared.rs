@@ -193,6 +193,46 @@ impl Process {
         Ok(())
     }
 
+    /// What a ledger is told: everything as it is now, and the counts as they were a moment ago. Scopes of quotas are looked at a few
+    /// at a time, so that no admission waits long.
+    pub(super) fn export_for_ledger(&self) -> SharedChanges {
+        let mut keys = self.quotas().keys();
+        keys.sort_unstable();
+        let mut quotas = QuotasChanges { is_whole: true, ..QuotasChanges::default() };
+        for keys in keys.chunks(SCOPES_AT_ONCE) {
+            quotas.scopes.extend(self.quotas().scopes_of(keys));
+        }
+        quotas.remembered = quotas.scopes.len() as u64;
+        quotas.forgotten = self.quotas().forgotten();
+        SharedChanges {
+            quotas,
+            revocations: Some(self.revocations().to_state()),
+            authenticated: self.authenticated().to_state(),
+            resting_ports: self.addresses.resting(),
+        }
+    }
+
+    /// Takes over what [`Process::export_for_ledger`] gave, but for what is counted: [`Process::count_in`] follows for each
+    /// allocation, and [`Process::end_recount`].
+    pub(super) fn import_from_ledger(&self, state: SharedChanges) {
+        let SharedChanges { quotas, revocations, authenticated, resting_ports } = state;
+        self.quotas().begin_recount(quotas.scopes, quotas.forgotten);
+        *self.revocations() = Revocations::from_state(revocations.unwrap_or_default());
+        let mut counts = self.authenticated.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts = AuthenticatedCounts::from_state(&authenticated);
+        self.addresses.restore(&resting_ports);
+    }
+
+    /// Counts in an allocation that was let in before.
+    pub(super) fn count_in(&self, claim: &QuotaClaim<'_>, counted: Counted) {
+        self.quotas().count_in(claim, counted);
+    }
+
+    /// All that is there has been counted in.
+    pub(super) fn end_recount(&self, now: Now) {
+        self.quotas().end_recount(now);
+    }
+
     /// Who proved to hold a credential, by secret and result.
     #[must_use]
     pub fn authenticated(&self) -> AuthenticatedCounts {

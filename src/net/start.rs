@@ -13,6 +13,7 @@ use super::ask::shell_settings;
 use super::counters::NetCounters;
 use super::events::{EventReceivers, Events};
 use super::half_open::HalfOpenStreams;
+use super::ledger::Ledger;
 use super::listen::BindError;
 use super::listening::{self, Listening, Plan};
 use super::overflow::Overflow;
@@ -63,7 +64,7 @@ pub enum StartError {
 /// does not have yet are used as soon as it has them: see [`Running::look_at_addresses`].
 ///
 /// `http` are our own HTTP listeners, which are never peers; `passed` are sockets that were open before us;
-/// `revocations` are those of an earlier life. Must be called inside a tokio runtime, which
+/// `revocations` are those of an earlier life; into `ledger` goes what the next process needs if this one is killed. Must be called inside a tokio runtime, which
 /// accepts TCP connections from then on.
 ///
 /// # Errors
@@ -73,6 +74,7 @@ pub fn start(
     http: &[SocketAddr],
     passed: Passed,
     revocations: Revocations,
+    ledger: Option<Arc<Ledger>>,
 ) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let listening = Listening::default();
@@ -82,7 +84,7 @@ pub fn start(
     addresses::report(&[], config, &base.addresses, &missing);
     *base.process.revocations() = revocations;
     let (relay, changes) = base.with_listeners(config, http, passed, listening, plan)?;
-    let Launched { running, receivers, begun } = relay.launch(changes, Vec::new())?;
+    let Launched { running, receivers, begun } = relay.launch(changes, Vec::new(), ledger)?;
     // A server that is ready has workers that listen, and whose processor time can be read. One that can't begin ends
     // the process.
     begun.wait();
@@ -158,6 +160,7 @@ impl Built {
         self,
         changes: Vec<Vec<ListenerChange>>,
         taking_over: Vec<TakingOver>,
+        ledger: Option<Arc<Ledger>>,
     ) -> Result<Launched, StartError> {
         let Self { base, settings, current, passed, listening } = self;
         let Foundation { inboxes, mailboxes, acceptor, addresses, process, overflow, mut secrets } = base;
@@ -173,6 +176,7 @@ impl Built {
             mailboxes: &mailboxes,
             events: &events,
             begun: &begun,
+            ledger: ledger.as_ref(),
         };
         let workers = common.start_workers(inboxes, changes, taking_over, &mut secrets)?;
         let running = Running {
@@ -188,6 +192,7 @@ impl Built {
             overflow,
             nonce_key: secrets.nonce_key,
             is_handed_over: AtomicBool::new(false),
+            ledger,
         };
         Ok(Launched { running, receivers, begun })
     }
@@ -254,6 +259,7 @@ struct Common<'a> {
     mailboxes: &'a Arc<Vec<Mailbox>>,
     events: &'a Events,
     begun: &'a Arc<Barrier>,
+    ledger: Option<&'a Arc<Ledger>>,
 }
 
 impl Common<'_> {
@@ -298,6 +304,7 @@ impl Common<'_> {
                 consumers,
                 begun: Arc::clone(self.begun),
                 taking_over: taking_over.next(),
+                ledger: self.ledger.map(Arc::clone),
             };
             let thread =
                 std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || run_worker(setup))?;

@@ -250,6 +250,18 @@ impl Streams {
 
     // ---- to another process
 
+    /// The last number that a stream got.
+    pub(super) const fn last_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Goes on counting streams where another process was.
+    pub(super) const fn go_on_after(&mut self, last_id: u64) {
+        if self.next_id < last_id {
+            self.next_id = last_id;
+        }
+    }
+
     /// Everything but the limits, as plain values, and the sockets in the same order. Between two turns, and after
     /// [`Streams::give_up_beyond`].
     ///

@@ -8,6 +8,7 @@
 mod address;
 mod arena;
 mod netlink;
+pub(crate) mod process;
 mod receive;
 mod segmentation;
 mod send;
@@ -16,7 +17,7 @@ pub(super) mod user;
 use std::io;
 use std::mem::MaybeUninit;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use libc::{c_int, c_void};
 use rustix::event::{EventfdFlags, epoll, eventfd};
@@ -45,6 +46,16 @@ pub(super) struct Epoll(OwnedFd);
 impl Epoll {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+    }
+
+    /// A set that another process made.
+    pub(super) const fn adopted(set: OwnedFd) -> Self {
+        Self(set)
+    }
+
+    /// The number of its descriptor.
+    pub(super) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     /// Waits for `fd` to be readable, level-triggered. Closing the descriptor ends it.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::events::EventReceivers;
 use super::handoff::Channel;
+use super::ledger::{Incident, Ledger};
 use super::listening::{self, Listening};
 use super::passed::Passed;
 use super::relay_addresses::RelayAddress;
@@ -17,6 +18,7 @@ use super::start::{Built, Foundation, Launched, Secrets, StartError, worker_coun
 use super::upgrade_messages::{Offer, PassedSocket, RelayAddressNote};
 use super::worker::{AdoptedListener, ListenerChange, Reached, TakeOver, TakenOver, TakingOver};
 use crate::address::FiveTuple;
+use crate::clock;
 use crate::config::checked::{Config, Workers};
 use crate::tls::watch;
 
@@ -33,6 +35,8 @@ pub struct Planned {
     listeners: Vec<AdoptedListener>,
     /// What new allocations are relayed from, as the old process had it.
     serving: Vec<RelayAddress>,
+    /// The old process was killed.
+    is_recovery: bool,
     /// Keys whose old values hold.
     pub warnings: Vec<String>,
     /// The configuration that holds.
@@ -46,6 +50,7 @@ pub struct TakingOverServer {
     common: Arc<TakeOver>,
     begun: Arc<Barrier>,
     serving: Vec<RelayAddress>,
+    is_recovery: bool,
 }
 
 /// This configuration as far as a process that takes over can follow it, and what an operator should know of the rest.
@@ -76,7 +81,8 @@ fn held(mut config: Config, offer: &Offer) -> (Config, Vec<String>) {
 }
 
 /// Does everything that can fail before the old process is asked for its calls: binds what is new, reads certificates.
-/// `http` are our own HTTP listeners; `sockets` came with the offer. Must be called inside a tokio runtime.
+/// `http` are our own HTTP listeners; `sockets` came with the offer; `is_recovery` if the old process was killed, and what its
+/// ledger says may be a moment older than its allocations. Must be called inside a tokio runtime.
 ///
 /// # Errors
 /// [`StartError`]; nothing is left behind then.
@@ -85,6 +91,7 @@ pub fn plan(
     http: &[SocketAddr],
     offer: &Offer,
     sockets: Vec<(PassedSocket, OwnedFd)>,
+    is_recovery: bool,
 ) -> Result<Planned, StartError> {
     let (config, warnings) = held(config, offer);
     let (mut streams, mut of_manager) = (Vec::new(), Vec::new());
@@ -120,7 +127,7 @@ pub fn plan(
         listeners.iter_mut().filter(|of| of.id == *id).for_each(|of| of.is_leaving = is_leaving);
     }
     changes.iter_mut().for_each(|of| of.retain(|change| matches!(change, ListenerChange::Open(_))));
-    Ok(Planned { built, changes, listeners, serving, warnings, config })
+    Ok(Planned { built, changes, listeners, serving, is_recovery, warnings, config })
 }
 
 impl Planned {
@@ -128,8 +135,13 @@ impl Planned {
     ///
     /// # Errors
     /// When the system has no more threads, or a channel is missing.
-    pub fn launch(self, shared: SharedState, channels: Vec<Channel>) -> Result<TakingOverServer, StartError> {
-        let Self { built, changes, listeners, serving, config, .. } = self;
+    pub fn launch(
+        self,
+        shared: SharedState,
+        channels: Vec<Channel>,
+        ledger: Option<Arc<Ledger>>,
+    ) -> Result<TakingOverServer, StartError> {
+        let Self { built, changes, listeners, serving, is_recovery, config, .. } = self;
         if channels.len() != changes.len() {
             return Err(StartError::Settings(format!("{} channels for {} workers", channels.len(), changes.len())));
         }
@@ -143,12 +155,12 @@ impl Planned {
             common: Arc::clone(&common),
         });
         let taking_over = taking_over.collect();
-        let Launched { running, receivers, begun } = built.launch(changes, taking_over)?;
+        let Launched { running, receivers, begun } = built.launch(changes, taking_over, ledger)?;
         if config.accounting.is_on() {
             // They are written when this process is confirmed, with what happened until then.
             receivers.keep_records();
         }
-        Ok(TakingOverServer { running: Some(running), receivers: Some(receivers), common, begun, serving })
+        Ok(TakingOverServer { running: Some(running), receivers: Some(receivers), common, begun, serving, is_recovery })
     }
 }
 
@@ -156,6 +168,13 @@ impl TakingOverServer {
     fn reports(&self, within: Duration) -> Result<Vec<TakenOver>, String> {
         let reports = self.common.reports(within);
         reports.ok_or_else(|| format!("a worker was not done within {} ms", within.as_millis()))?.into_iter().collect()
+    }
+
+    /// Clients whose messages were in hand when processes died.
+    pub(crate) fn suspect(&self, incidents: &[Incident]) {
+        if let Some(running) = &self.running {
+            running.suspect(incidents, clock::now().ticks);
+        }
     }
 
     /// Waits until everything is here that was told while calls went on; gives how many allocations.
@@ -172,7 +191,11 @@ impl TakingOverServer {
     /// What does not fit.
     pub fn take(&self, shared: SharedChanges, allocations: u64, streams: u64) -> Result<(), String> {
         let running = self.running.as_ref().ok_or("there are no workers")?;
-        running.process.import_changes(shared).map_err(|error| error.to_string())?;
+        if self.is_recovery {
+            running.process.import_from_ledger(shared);
+        } else {
+            running.process.import_changes(shared).map_err(|error| error.to_string())?;
+        }
         self.common.decide(Reached::Shared);
         let taken = self.reports(CUT_TIME)?;
         let sum = |of: fn(&TakenOver) -> u64| taken.iter().map(of).sum::<u64>();
@@ -182,6 +205,9 @@ impl TakingOverServer {
             if here != there {
                 return Err(format!("{here} {name} arrived of {there}"));
             }
+        }
+        if self.is_recovery {
+            running.process.end_recount(clock::now());
         }
         running.addresses.serve(&self.serving);
         Ok(())

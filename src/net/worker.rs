@@ -8,6 +8,7 @@ mod budget;
 mod datagrams;
 mod hand_over;
 mod inbox;
+mod ledger;
 mod listeners;
 mod pace;
 mod receive_buffers;
@@ -28,6 +29,7 @@ use self::hand_over::HandingOver;
 pub(super) use self::hand_over::{HandOver, HandedOver, Outcome};
 use self::inbox::Closing;
 pub(super) use self::inbox::{Adopted, AdoptedStreams, Mailbox, Message, NotSent};
+use self::ledger::{Recovered, WorkerLedger};
 use self::listeners::Listeners;
 pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
 pub(super) use self::pace::ReadBudget;
@@ -39,6 +41,7 @@ pub(super) use self::take_over::{AdoptedListener, Reached, TakeOver, TakenOver, 
 use super::counters::NetCounters;
 use super::events::Events;
 use super::half_open::{EvictedStreams, HalfOpenStreams};
+use super::ledger::{Ledger, WorkerLog};
 use super::payload_rings::{Consumers, Producers};
 use super::relay_socket::Relays;
 use super::shared::Process;
@@ -127,6 +130,8 @@ pub(super) struct Setup {
     pub(super) begun: Arc<Barrier>,
     /// What is taken over from another process before that.
     pub(super) taking_over: Option<TakingOver>,
+    /// Where it writes what the next process needs if this one is killed.
+    pub(super) ledger: Option<Arc<Ledger>>,
 }
 
 pub(super) struct Worker {
@@ -168,6 +173,9 @@ pub(super) struct Worker {
     handing: Option<HandingOver>,
     /// Its sessions came from another process, and it has not had a turn since.
     has_taken_over: bool,
+    /// That process was killed.
+    recovered: Option<Recovered>,
+    ledger: Option<WorkerLedger>,
     /// The stream whose bytes are being handled.
     visited: Option<StreamId>,
 }
@@ -210,8 +218,14 @@ impl Worker {
             is_over: false,
             handing: None,
             has_taken_over: false,
+            recovered: None,
+            ledger: None,
             visited: None,
         };
+        if let Some(ledger) = setup.ledger {
+            worker.server.begin_ledger();
+            worker.ledger = Some(WorkerLedger::new(WorkerLog::new(ledger, usize::from(worker.id.0))));
+        }
         for change in setup.listeners {
             worker.change_listener(change)?;
         }
@@ -273,6 +287,10 @@ impl Worker {
                 self.visit_listeners(now);
             }
         }
+        // Before the answers leave: what a client was told holds after a crash.
+        if self.ledger.is_some() {
+            self.write_ledger();
+        }
         self.flush();
         self.flush_streams(now);
         self.flush();
@@ -281,6 +299,9 @@ impl Worker {
         self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
         if std::mem::take(&mut self.has_taken_over) {
             self.count_users();
+            if let Some(recovered) = self.recovered.take() {
+                self.end_what_is_lost(now, &recovered);
+            }
             self.server.review_all(now);
         }
         if self.handing.is_some() {
@@ -309,7 +330,8 @@ impl Worker {
 
     /// When something must be done by itself.
     fn next_deadline(&self) -> Option<Ticks> {
-        [self.server.poll_timeout(), self.streams.next_deadline()].into_iter().flatten().min()
+        let of_ledger = self.ledger.as_ref().and_then(WorkerLedger::next_deadline);
+        [self.server.poll_timeout(), self.streams.next_deadline(), of_ledger].into_iter().flatten().min()
     }
 
     fn on_deadlines(&mut self, now: Now) {

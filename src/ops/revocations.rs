@@ -440,7 +440,7 @@ mod tests {
         let text = "workers = 1\nlisten = { udp = [], tcp = [] }\nrelay.addresses = [\"127.0.0.1\"]\nauth.users = { a = \"b\" }";
         let config = crate::config::Config::from_toml("c.toml", text).unwrap();
         let running = runtime.block_on(async {
-            crate::net::start(&config, &[], crate::net::passed::Passed::default(), kept).unwrap().0
+            crate::net::start(&config, &[], crate::net::passed::Passed::default(), kept, None).unwrap().0
         });
         (Store::new(Arc::new(running), file), runtime)
     }

@@ -88,6 +88,9 @@ pub struct Upgrades {
     gap_us: AtomicU64,
     prepare_us: AtomicU64,
     streams_closed: AtomicU64,
+    /// Whether this process went on for one that was killed.
+    recoveries: AtomicU64,
+    recovery_gap_us: AtomicU64,
 }
 
 /// What a process that takes over needs to go on counting.
@@ -112,6 +115,8 @@ impl Upgrades {
             gap_us: AtomicU64::default(),
             prepare_us: AtomicU64::default(),
             streams_closed: AtomicU64::default(),
+            recoveries: AtomicU64::default(),
+            recovery_gap_us: AtomicU64::default(),
         }
     }
 
@@ -182,6 +187,13 @@ impl Upgrades {
         self.gap_us.store(micros(gap), Ordering::Relaxed);
     }
 
+    /// This process went on for one that was killed, under the same generation; so long no process read the sockets.
+    pub fn recovered(&self, generation: u64, gap: Duration) {
+        self.generation.store(generation, Ordering::Relaxed);
+        self.recoveries.fetch_add(1, Ordering::Relaxed);
+        self.recovery_gap_us.store(micros(gap), Ordering::Relaxed);
+    }
+
     /// Client streams that did not move, or could not go on after an upgrade was rolled back.
     pub fn streams_closed(&self, count: u64) {
         self.streams_closed.fetch_add(count, Ordering::Relaxed);
@@ -197,6 +209,13 @@ impl Upgrades {
         let seconds = |of: &AtomicU64| of.load(Ordering::Relaxed) as f64 / 1e6;
         text.gauge("throughway_upgrade_gap_seconds", "Time in which no process read the sockets at the last upgrade")
             .value(seconds(&self.gap_us));
+        text.counter(
+            "throughway_recoveries_total",
+            "Times that the server was killed and its supervisor went on with its calls",
+        )
+        .value(self.recoveries.load(Ordering::Relaxed));
+        text.gauge("throughway_recovery_gap_seconds", "Time in which no process read the sockets at the last recovery")
+            .value(seconds(&self.recovery_gap_us));
         text.gauge("throughway_upgrade_prepare_seconds", "Time that the preparation of the last upgrade took")
             .value(seconds(&self.prepare_us));
         text.counter("throughway_upgrade_streams_closed_total", "Client streams that an upgrade closed")

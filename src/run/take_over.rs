@@ -11,12 +11,15 @@ use std::time::Duration;
 use minicbor::bytes::ByteVec;
 
 use super::http_listeners::BoundHttpListeners;
+use super::revive::Recovery;
+use super::supervise::Death;
 use crate::address::FiveTuple;
 use crate::clock;
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::fault;
 use crate::net::handoff::{Channel, HandoffError, STATE_BYTES_MAX, from_memory};
+use crate::net::ledger::{Incident, Ledger};
 use crate::net::passed::Passed;
 use crate::net::shared::{SharedChanges, SharedState};
 use crate::net::take_over::{Planned, TakingOverServer};
@@ -82,6 +85,8 @@ pub(crate) struct Passage {
     pub(crate) gap: Duration,
     /// How long all that came before that took.
     pub(crate) prepare: Duration,
+    /// The old process was killed.
+    pub(crate) recovered: Option<Death>,
 }
 
 /// The way to the old process.
@@ -249,8 +254,45 @@ fn hello() -> Hello {
 ///
 /// # Errors
 /// Why it is off: the old process goes on, or has ended.
-pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenOver>, Failure> {
-    let mut old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
+pub(crate) fn take_over(
+    config: Config,
+    from: &TakeOver,
+    ledger: Option<Arc<Ledger>>,
+) -> Result<Option<TakenOver>, Failure> {
+    let old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
+    take_over_from(config, old, ledger, None)
+}
+
+/// Goes on for a process that was killed. Blocks; must be called inside a tokio runtime.
+///
+/// # Errors
+/// Why that can't be.
+pub(crate) fn recover(config: Config, recovery: Recovery, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
+    let (own, its) = Channel::pair()?;
+    let lost = Lost { death: recovery.death, incidents: recovery.left.incidents.clone() };
+    let speak = move || {
+        if let Err(why) = recovery.speak(its) {
+            tracing::error!(why, "what a killed server left can't be told");
+        }
+    };
+    let speaking = std::thread::Builder::new().name("recovery".to_owned()).spawn(speak)?;
+    let taken = take_over_from(config, OldProcess { channel: own }, ledger, Some(lost));
+    let _ = speaking.join();
+    taken?.ok_or_else(|| Failure::Run("there was nothing to take over".to_owned()))
+}
+
+/// How the old process ended, if it was killed.
+struct Lost {
+    death: Death,
+    incidents: Vec<Incident>,
+}
+
+fn take_over_from(
+    config: Config,
+    mut old: OldProcess,
+    ledger: Option<Arc<Ledger>>,
+    lost: Option<Lost>,
+) -> Result<Option<TakenOver>, Failure> {
     let mut hello = hello();
     if fault::at_step("hello") {
         hello.format_min = hello.format_max + 1;
@@ -259,18 +301,22 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
     old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
     let Offered { offer, own, http } = old.hear_offer().map_err(Failure::Run)?;
     let offered_at = clock::now().ticks;
-    let planned = plan(config, &offer, own, http);
+    let planned = plan(config, &offer, own, http, lost.is_some());
     let (planned, http) = old.refuse(planned)?;
     if fault::at_step("plan") {
         let _ = old.tell(&FromNew::Confirm);
     }
-    let probation = planned.config.upgrade.probation;
+    // After a death there is no process that could go on instead.
+    let probation = if lost.is_some() { Duration::ZERO } else { planned.config.upgrade.probation };
     old.tell(&FromNew::Planned { warnings: planned.warnings.clone() }).map_err(Failure::Run)?;
     let early = old.hear_early().map_err(Failure::Run);
     let Some((shared, channels)) = old.refuse(early)? else { return Ok(None) };
     let config = planned.config.clone();
-    let launched = planned.launch(shared, channels).map_err(|error| Failure::Run(error.to_string()));
+    let launched = planned.launch(shared, channels, ledger).map_err(|error| Failure::Run(error.to_string()));
     let workers = old.refuse(launched)?;
+    if let Some(lost) = &lost {
+        workers.suspect(&lost.incidents);
+    }
     let (running, events) = take(&mut old, workers)?;
     let running = Arc::new(running);
     running.accept_streams();
@@ -286,7 +332,7 @@ pub(crate) fn take_over(config: Config, from: &TakeOver) -> Result<Option<TakenO
         metrics,
         own_metrics,
         chain,
-        passage: Passage { generation: offer.generation, ..passage },
+        passage: Passage { generation: offer.generation, recovered: lost.map(|lost| lost.death), ..passage },
         draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at))),
     }))
 }
@@ -296,11 +342,12 @@ fn plan(
     offer: &Offer,
     own: Vec<(PassedSocket, OwnedFd)>,
     http: Vec<(PassedSocket, OwnedFd)>,
+    is_recovery: bool,
 ) -> Result<(Planned, BoundHttpListeners), Failure> {
     let http = BoundHttpListeners::adopt(&config.http, &Passed::default(), http);
     let http = http.map_err(|error| Failure::Run(error.to_string()))?;
     let addresses: Vec<SocketAddr> = http.addresses();
-    let planned = crate::net::take_over::plan(config, &addresses, offer, own);
+    let planned = crate::net::take_over::plan(config, &addresses, offer, own, is_recovery);
     Ok((planned.map_err(|error| Failure::Run(error.to_string()))?, http))
 }
 
@@ -337,7 +384,7 @@ fn take(old: &mut OldProcess, workers: TakingOverServer) -> Result<(Running, Eve
 
 /// Lives for a while before the old process may go.
 fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) {
-    if fault::at_step("probation") {
+    if !probation.is_zero() && fault::at_step("probation") {
         let _ = old.tell(&FromNew::Ready);
     }
     if !old.is_there_for(probation, running) {
@@ -371,7 +418,7 @@ fn last_words(old: &mut OldProcess, running: &Running) -> (Option<Code>, String,
         let memory = memory.into_iter().next().ok_or("memory is missing from a message")?;
         let metrics = from_memory(memory, METRICS_BYTES_MAX).map_err(|error| error.to_string())?;
         let (gap, prepare) = (Duration::from_micros(gap_us), Duration::from_micros(prepare_us));
-        let passage = Passage { generation: 0, gap, prepare };
+        let passage = Passage { gap, prepare, ..Passage::default() };
         Ok((chain.as_deref().and_then(Code::parse), String::from_utf8_lossy(&metrics).into_owned(), passage))
     });
     words.unwrap_or_else(|reason| {

@@ -20,6 +20,7 @@ use super::{PATIENCE, wait_for};
 #[derive(Clone)]
 pub struct Settings {
     pub workers: u8,
+    pub supervise: bool,
     pub udp: Vec<String>,
     pub tcp: Vec<String>,
     pub tls: Vec<String>,
@@ -50,6 +51,7 @@ impl Settings {
         let both = vec!["127.0.0.1:0".to_owned(), "[::1]:0".to_owned()];
         Self {
             workers,
+            supervise: false,
             udp: both.clone(),
             tcp: both,
             tls: Vec::new(),
@@ -90,7 +92,7 @@ impl Settings {
         let mut text = String::new();
         let pairs =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
-        writeln!(text, "workers = {}", self.workers).unwrap();
+        writeln!(text, "workers = {}\nsupervise = {}", self.workers, self.supervise).unwrap();
         writeln!(text, "[listen]\nudp = {:?}\ntcp = {:?}", self.udp, self.tcp).unwrap();
         writeln!(text, "tls = {:?}\nauto = {:?}", self.tls, self.auto).unwrap();
         for (at, (certificate, key)) in self.certificates.iter().enumerate() {

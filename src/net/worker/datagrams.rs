@@ -274,6 +274,7 @@ impl Worker {
                     Some(len) => self.reply_datagram(listener, via.five_tuple(), &answer[..len]),
                     None => {
                         self.flush_payload();
+                        self.take_in_hand(&via);
                         let bytes = self.datagrams.arena.part(part);
                         self.server.handle_input(now, Input::Message { via, bytes });
                         self.drain(now);

@@ -74,6 +74,7 @@ impl Worker {
         }
         self.drain(now);
         self.match_sockets(now);
+        self.begin_ledger_anew();
         self.flush();
         self.end_streams_in_hand(now, client, visited);
         let address = client.map(|via| via.five_tuple().client);

@@ -202,6 +202,7 @@ impl Worker {
             }
             Class::Stun | Class::Neither => {
                 self.flush_payload();
+                self.take_in_hand(&via);
                 let bytes = self.datagrams.arena.part(part);
                 self.server.handle_input(now, Input::Message { via, bytes });
                 self.drain(now);

@@ -16,6 +16,7 @@ use crate::net::handoff::{Channel, STATE_BYTES_MAX, from_memory};
 use crate::net::meeting::Meeting;
 use crate::net::overflow::{Overflow, SocketKind};
 use crate::net::stream_state::StreamsState;
+use crate::net::sys::Epoll;
 use crate::net::upgrade_messages::WorkerPart;
 use crate::net::{listen, sys};
 use crate::protocol::accounting::Amount;
@@ -129,6 +130,10 @@ impl Worker {
                 }
                 WorkerPart::Early => self.adopt_allocations(descriptors)?,
                 WorkerPart::EarlyEnd => break,
+                WorkerPart::Recovered(silenced) => {
+                    let epoll = descriptors.into_iter().next().ok_or("what the old worker waited for is missing")?;
+                    self.adopt_epoll(Epoll::adopted(epoll), silenced).map_err(failed)?;
+                }
                 WorkerPart::Sockets(_) | WorkerPart::Held(_) | WorkerPart::Streams | WorkerPart::Changes => {
                     return Err("the old worker told of the cut before it had told all".to_owned());
                 }
@@ -185,6 +190,10 @@ impl Worker {
         socket: OwnedFd,
     ) -> Result<(), String> {
         self.relays.adopt(id, relayed, socket)?;
+        if self.recovered.is_some() {
+            // The set that was taken over has it.
+            return Ok(());
+        }
         let relay = self.relays.get(id).ok_or("a relayed socket without a place")?;
         self.epoll.add(relay.socket.as_fd(), token(RELAY, id.index as usize)).map_err(failed)
     }
@@ -206,6 +215,7 @@ impl Worker {
                 | WorkerPart::Held(_)
                 | WorkerPart::Listener(_)
                 | WorkerPart::Early
+                | WorkerPart::Recovered(_)
                 | WorkerPart::EarlyEnd => return Err("the old worker's messages contradict each other".to_owned()),
             }
         };
@@ -224,6 +234,9 @@ impl Worker {
         let changed: Vec<(AllocationId, RelayedTransportAddress)> =
             changes.allocations.iter().map(|allocation| (allocation.id, allocation.relayed)).collect();
         self.server.import_changes(changes).map_err(failed)?;
+        if self.recovered.is_some() {
+            self.server.each_claim(|claim, counted| self.process.count_in(claim, counted));
+        }
         for (relayed, socket) in passed.held.drain(..) {
             self.relays.adopt_held(relayed, socket)?;
         }
@@ -254,6 +267,7 @@ impl Worker {
         }
         let now = clock::now();
         let StreamsState { next_id, streams } = state;
+        self.streams.go_on_after(next_id);
         for (state, socket) in streams.into_iter().zip(sockets) {
             let has_allocation = self.server.has_allocation(&Via::Stream(state.id, state.five_tuple));
             let socket = TcpStream::from(socket);

@@ -211,6 +211,11 @@ impl NewProcess {
         if self.tell(&FromOld::Stop, &[]).is_ok() {
             self.channel.shut_down();
         }
+        self.wait_until_closed();
+    }
+
+    /// Waits until no process has the other end of the channel.
+    fn wait_until_closed(&mut self) {
         loop {
             match self.channel.receive::<FromNew>(ENDS_WITHIN) {
                 Ok(_) | Err(HandoffError::Unreadable(_)) => {}
@@ -232,6 +237,8 @@ impl Drop for NewProcess {
             Some(mut child) => {
                 let _ = child.kill();
                 let _ = child.wait();
+                // What was started may have been a supervisor, whose server ends with it.
+                self.wait_until_closed();
             }
             None if self.may_read => self.end_peer(),
             // It was not told to read, and ends when it sees that the channel has ended: nothing has to wait for that.

@@ -1,0 +1,148 @@
+//! Two processes with one table of descriptors: a parent that only waits, and its child that serves.
+
+use std::io;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+
+use libc::c_int;
+
+use super::check;
+
+/// What a clone of this process is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cloned {
+    /// This is the new process.
+    Child,
+    /// This is the old one, and that is the new one's number.
+    Parent(libc::pid_t),
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    /// With this exit code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// Makes a copy of this process whose descriptors are the same table: what one opens or closes, the other has opened or
+/// closed, and what the child had open stays open when it is killed (CLONE_FILES of clone(2)).
+///
+/// Must be called while the process has one thread.
+pub(crate) fn clone_with_descriptors() -> io::Result<Cloned> {
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: without a stack of its own the child goes on here with a copy of this process's memory, as after fork(2). There
+    // is one thread, so no lock is held by a thread that the child does not have.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    match pid {
+        0 => Ok(Cloned::Child),
+        pid if pid > 0 => Ok(Cloned::Parent(pid as libc::pid_t)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// This process is killed when its parent, which is `parent`, ends.
+pub(crate) fn end_with_parent(parent: u32) -> io::Result<()> {
+    // SAFETY: prctl(2) with plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    if std::os::unix::process::parent_id() == parent {
+        Ok(())
+    } else {
+        Err(io::Error::other("the supervisor has gone"))
+    }
+}
+
+/// Signals that wait until somebody asks for them.
+pub(crate) struct HeldSignals {
+    held: libc::sigset_t,
+    before: libc::sigset_t,
+}
+
+impl HeldSignals {
+    /// Holds these back from now on, in this thread and those that it starts.
+    pub(crate) fn hold(signals: &[c_int]) -> io::Result<Self> {
+        // SAFETY: all bits zero are a signal set, which sigemptyset fills anyway; the pointers are of this function.
+        unsafe {
+            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            check(libc::sigemptyset(&raw mut held))?;
+            for signal in signals {
+                check(libc::sigaddset(&raw mut held, *signal))?;
+            }
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before) {
+                0 => Ok(Self { held, before }),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+
+    /// Holds nothing back that was not held back before.
+    pub(crate) fn let_go(&self) -> io::Result<()> {
+        // SAFETY: the set is the one that the system gave.
+        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// Waits for the next of those held back.
+    pub(crate) fn next(&self) -> io::Result<c_int> {
+        loop {
+            // SAFETY: the set is whole; no information about the signal is asked for.
+            let signal = unsafe { libc::sigwaitinfo(&raw const self.held, std::ptr::null_mut()) };
+            match check(signal) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// How this child ended; nothing if it lives.
+pub(crate) fn ended(child: libc::pid_t) -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    // SAFETY: the pointer is of this function.
+    let found = check(unsafe { libc::waitpid(child, &raw mut status, libc::WNOHANG) })?;
+    Ok((found == child).then(|| {
+        if libc::WIFSIGNALED(status) {
+            Ended::Killed(libc::WTERMSIG(status))
+        } else {
+            Ended::Exited(libc::WEXITSTATUS(status))
+        }
+    }))
+}
+
+/// Sends a signal to a child that was not waited for yet.
+pub(crate) fn signal(child: libc::pid_t, signal: c_int) {
+    // SAFETY: kill(2) with plain numbers. The child may have ended.
+    unsafe { libc::kill(child, signal) };
+}
+
+/// Takes a descriptor that a process with the same table opened, and that no part of this one owns; nothing if it is closed.
+pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: fcntl(2) with plain numbers.
+    let is_open = number > 2 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and the caller says that it has no owner.
+    is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Every open descriptor but the first three.
+pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    // That of the directory itself is closed by now, and is looked at before it is adopted.
+    Ok(numbers.filter(|number| *number > 2).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_open_descriptors_are_adopted() {
+        use std::os::fd::IntoRawFd as _;
+        let number = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
+        assert!(open_descriptors().unwrap().contains(&number));
+        assert!(adopt_descriptor(number).is_some());
+        assert!(adopt_descriptor(1 << 24).is_none() && adopt_descriptor(-1).is_none() && adopt_descriptor(1).is_none());
+    }
+}

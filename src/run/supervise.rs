@@ -1,0 +1,210 @@
+//! Two processes: a supervisor that only waits, and the server, which it starts again when that is killed. Both have one table
+//! of descriptors and a ledger, so the next server goes on with the calls over UDP. Decision 0213.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashSet;
+use rustix::process::Signal;
+
+use super::revive::Recovery;
+use super::take_over::TakeOver;
+use super::upgrade::Upgrader;
+use super::{Origin, Started, Supervised, serve_from};
+use crate::clock;
+use crate::config::{Config, Environment};
+use crate::failure::{self, Failure};
+use crate::net::Running;
+use crate::net::ledger::{Cell, Incident, Ledger, LedgerPhase};
+use crate::net::passed::Passed;
+use crate::net::processes::{self, Cloned, Ended, HeldSignals};
+use crate::ops::metrics::Metrics;
+
+/// Signals that the supervisor passes on.
+const PASSED_ON: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
+
+/// Deaths within a minute with a message in hand after which nothing is taken over, and after which the server ends.
+const INCIDENTS_MAX: usize = 3;
+
+/// Deaths within [`DEATHS_WITHIN`] after which the server ends whatever the reason is.
+const DEATHS_MAX: usize = 60;
+const DEATHS_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often what belongs to no worker is written, and workers are looked at.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How long a worker may be stuck before the process ends itself, to be started again; below the manager's 30 s.
+const STUCK_MAX: Duration = Duration::from_secs(10);
+
+/// How the process before ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Death {
+    /// The signal that ended it.
+    pub(crate) signal: i32,
+    /// Microseconds of the monotonic clock when the supervisor heard of it.
+    pub(crate) at: u64,
+    /// It had not yet taken over from the one before.
+    was_recovering: bool,
+}
+
+/// Runs the server as a child of this process, again and again if it is killed. Must be called while there is one thread.
+///
+/// # Errors
+/// As of [`serve`](super::serve); [`Failure::Run`] when the server can't be gone on with.
+pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
+    let passed = Passed::take().map_err(Failure::Run)?;
+    let failed = |error: io::Error| Failure::Run(format!("supervise: {error}"));
+    let ledger = Arc::new(Ledger::new().map_err(failed)?);
+    let child = Signal::CHILD.as_raw();
+    let held: Vec<i32> = PASSED_ON.iter().map(|signal| signal.as_raw()).chain([child]).collect();
+    let signals = HeldSignals::hold(&held).map_err(failed)?;
+    let own = std::process::id();
+    let mut deaths: Vec<Death> = Vec::new();
+    loop {
+        let pid = match processes::clone_with_descriptors().map_err(failed)? {
+            Cloned::Child => {
+                processes::end_with_parent(own).and_then(|()| signals.let_go()).map_err(failed)?;
+                return serve_in_child(config, from, passed, ledger, own, deaths.last().copied());
+            }
+            Cloned::Parent(pid) => pid,
+        };
+        let signal = match wait(pid, &signals).map_err(failed)? {
+            Ended::Exited(code) => failure::exit(code),
+            Ended::Killed(signal) => signal,
+        };
+        let phase = ledger.phase();
+        if let LedgerPhase::Starting | LedgerPhase::Leaving = phase {
+            let when = if phase == LedgerPhase::Starting { "before it served" } else { "when its sessions were over" };
+            return Err(Failure::Run(format!("the server was ended by signal {signal} {when}")));
+        }
+        let at = clock::monotonic_microseconds();
+        deaths.retain(|death| at - death.at < DEATHS_WITHIN.as_micros() as u64);
+        deaths.push(Death { signal, at, was_recovering: phase == LedgerPhase::Recovering });
+        if deaths.len() > DEATHS_MAX {
+            return Err(Failure::Run(format!("the server was ended {} times within a minute", deaths.len())));
+        }
+    }
+}
+
+/// Waits for the end of the child, and passes signals on to it.
+fn wait(pid: i32, signals: &HeldSignals) -> io::Result<Ended> {
+    loop {
+        if let Some(ended) = processes::ended(pid)? {
+            return Ok(ended);
+        }
+        let signal = signals.next()?;
+        if PASSED_ON.iter().any(|passed_on| passed_on.as_raw() == signal) {
+            processes::signal(pid, signal);
+        }
+    }
+}
+
+/// A server's life: the first, or one after a death.
+fn serve_in_child(
+    config: Config,
+    from: Option<&TakeOver>,
+    passed: Passed,
+    ledger: Arc<Ledger>,
+    supervisor: u32,
+    death: Option<Death>,
+) -> Result<(), Failure> {
+    let supervised = Supervised { ledger: Arc::clone(&ledger), supervisor };
+    let Some(death) = death else {
+        ledger.set_phase(LedgerPhase::Starting);
+        return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, Some(supervised));
+    };
+    let left = ledger.take_left(&passed.numbers());
+    let incidents = left.as_ref().map(|left| left.incidents.clone()).unwrap_or_default();
+    let times = incidents.iter().map(|incident| incident.at).collect::<HashSet<_>>().len();
+    if times > INCIDENTS_MAX && left.as_ref().is_ok_and(|left| left.is_incident) {
+        return Err(Failure::Run(format!(
+            "the server was ended by signal {}, the {times}th time within a minute over a client's message",
+            death.signal
+        )));
+    }
+    // The file may have changed since the start; a broken one must not end what runs.
+    let config = config.reload(&Environment::of_process()).unwrap_or(config);
+    let why_not = match &left {
+        Err(why) => Some(why.clone()),
+        Ok(_) if death.was_recovering => Some("the process before this one could not go on either".to_owned()),
+        Ok(left) if times == INCIDENTS_MAX && left.is_incident => {
+            Some("it was the third time within a minute over a client's message".to_owned())
+        }
+        Ok(_) => None,
+    };
+    remember(&ledger, &incidents);
+    let origin = match (left, why_not) {
+        (Ok(left), None) => {
+            ledger.set_phase(LedgerPhase::Recovering);
+            Origin::Recovery(Box::new(Recovery { left, death }))
+        }
+        (left, why) => {
+            drop(left);
+            ledger.set_phase(LedgerPhase::Starting);
+            Origin::Anew { death, why: why.unwrap_or_default() }
+        }
+    };
+    serve_from(config, origin, passed, Some(supervised))
+}
+
+fn remember(ledger: &Ledger, incidents: &[Incident]) {
+    if let Ok(bytes) = minicbor::to_vec(incidents) {
+        // Without them the next process knows fewer suspects.
+        let _ = ledger.publish(Cell::Incidents, bytes, Vec::new());
+    }
+}
+
+/// Writes what belongs to no worker, from now on once a second, and ends the process if a worker is stuck. When this comes back
+/// another process could go on.
+pub(super) async fn keep(ledger: Arc<Ledger>, started: &Started, upgrader: Arc<Upgrader>) {
+    let running = Arc::clone(&started.running);
+    let looked_at = Arc::clone(&running);
+    tokio::spawn(async move {
+        loop {
+            let stuck = looked_at.silent_workers(STUCK_MAX).await;
+            if !stuck.is_empty() {
+                tracing::error!(workers = ?stuck, "workers are stuck: this process ends itself, and its supervisor goes on");
+                failure::abort();
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    });
+    // Each worker writes in its turns.
+    running.silent_workers(STUCK_MAX).await;
+    let keeper = Keeper { ledger, running, metrics: Arc::clone(&started.metrics), upgrader };
+    keeper.write().await;
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            keeper.write().await;
+        }
+    });
+}
+
+/// Writes what belongs to no worker.
+struct Keeper {
+    ledger: Arc<Ledger>,
+    running: Arc<Running>,
+    metrics: Arc<Metrics>,
+    upgrader: Arc<Upgrader>,
+}
+
+impl Keeper {
+    async fn write(&self) {
+        let Some((note, descriptors)) = self.upgrader.note_for_ledger().await else { return };
+        let publish = || -> io::Result<()> {
+            let note = minicbor::to_vec(&note).map_err(|error| io::Error::other(error.to_string()))?;
+            self.running.publish_shared(&self.ledger)?;
+            self.ledger.publish(Cell::Metrics, self.metrics.render().into_bytes(), Vec::new())?;
+            self.ledger.publish(Cell::Shell, note, descriptors)
+        };
+        if let Err(error) = publish() {
+            tracing::error!(%error, "the ledger can't be written: after a crash calls may be lost");
+            return;
+        }
+        if let LedgerPhase::Starting | LedgerPhase::Recovering = self.ledger.phase() {
+            self.running.set_recoverable(true);
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! A supervised server that is killed: calls over UDP go on, streams end, nothing is charged twice, and what kills it does not do so
+//! for ever.
+
+mod e2e_support;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use e2e_support::client::channel_data;
+use e2e_support::peer::Echo;
+use e2e_support::server::{Directory, binary, run_to_end};
+use e2e_support::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
+use e2e_support::{Client, Server, Settings, Wanted, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use throughway::wire::message::METHOD_ALLOCATE;
+
+const GOES_ON: &str = "the server was killed: this process goes on with its calls over UDP";
+const ANEW: &str = "the server was killed, and its calls can't be gone on with: it starts anew";
+
+fn supervised(workers: u8) -> Settings {
+    Settings { supervise: true, ..Settings::new(workers) }
+}
+
+fn armed(config: &Path) -> Command {
+    let mut command = binary(config);
+    command.env("TEST_FAULTS", "1");
+    command
+}
+
+/// The process that serves: the one child of the supervisor.
+#[track_caller]
+fn serving(supervisor: u32) -> Pid {
+    wait_for("the supervisor's child", || {
+        let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
+}
+
+fn is_gone(pid: Pid) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    state.map_or(true, |state| state.contains(") Z "))
+}
+
+/// Kills the process that serves, and waits until the next one does.
+#[track_caller]
+fn kill(server: &Server) {
+    let before = server.log.events("ready").len();
+    kill_process(serving(server.pid()), Signal::KILL).unwrap();
+    wait_for_ready(server, before + 1);
+}
+
+#[track_caller]
+fn wait_for_ready(server: &Server, times: usize) {
+    wait_for("the next process to serve", || (server.log.events("ready").len() == times).then_some(()));
+}
+
+fn recoveries(server: &Server) -> u64 {
+    server.scrape().value("throughway_recoveries_total", &[])
+}
+
+/// A call whose packets are numbered, and what became of each.
+struct Flow {
+    client: Client,
+    _echo: Echo,
+    sent: Vec<Instant>,
+    came_back: HashMap<u32, u32>,
+}
+
+impl Flow {
+    const CHANNEL: u16 = 0x4A11;
+
+    fn start(mut client: Client) -> Self {
+        let echo = Echo::start(client.allocate());
+        client.bind(Self::CHANNEL, echo.address);
+        Self { client, _echo: echo, sent: Vec::new(), came_back: HashMap::new() }
+    }
+
+    fn note(&mut self, within: Duration) -> bool {
+        let Some(data) = self.client.data_within(within) else { return false };
+        let number = u32::from_be_bytes(data.payload[..4].try_into().unwrap());
+        *self.came_back.entry(number).or_default() += 1;
+        true
+    }
+
+    fn round(&mut self) {
+        let payload = [&(self.sent.len() as u32).to_be_bytes()[..], &[0x5A; 96]].concat();
+        self.client.send_raw(&channel_data(Self::CHANNEL, &payload));
+        self.sent.push(Instant::now());
+        self.note(Duration::from_millis(2));
+    }
+
+    /// What is still under way comes in; gives how many were lost. None came twice.
+    #[track_caller]
+    fn settle(&mut self) -> usize {
+        while self.note(Duration::from_millis(300)) {}
+        assert!(self.came_back.values().all(|times| *times == 1), "a packet came twice");
+        self.sent.len() - self.came_back.len()
+    }
+
+    /// How many were sent in the time before one of these moments for which counts may be lost, and while nobody read.
+    fn uncounted_at_most(&self, kills: &[Instant]) -> u64 {
+        let before = Duration::from_millis(1_300);
+        let near = |at: &&Instant| kills.iter().any(|kill| **at + before > *kill && **at < *kill + before);
+        self.sent.iter().filter(near).count() as u64
+    }
+}
+
+with_one_and_three_workers! {
+    fn calls_over_udp_go_on_and_nothing_is_charged_twice(workers: u8) {
+        let mut server = supervised(workers).start();
+        let mut flows: Vec<Flow> = (0..workers)
+            .map(|worker| Flow::start(Client::udp_on_worker(server.udp4(), worker, workers)))
+            .collect();
+        flows.push(Flow::start(Client::udp(server.udp6())));
+        let mut idle = Client::udp(server.udp4()).user("bob", "builder");
+        idle.allocate();
+        let mut kills = Vec::new();
+        for round in 0..3_000 {
+            flows.iter_mut().for_each(Flow::round);
+            if round % 900 == 600 {
+                wait_for_ready(&server, kills.len() + 1);
+                kills.push(Instant::now());
+                kill_process(serving(server.pid()), Signal::KILL).unwrap();
+            }
+        }
+        wait_for_ready(&server, kills.len() + 1);
+        assert_eq!((kills.len(), recoveries(&server)), (3, 3), "{}", server.log.text());
+        assert_eq!(server.log.events(GOES_ON).len(), 3);
+        for flow in &mut flows {
+            let lost = flow.settle();
+            // Each has one packet under way at most: one that was read and not sent on is lost with the process.
+            assert!(lost <= kills.len(), "{lost} lost");
+        }
+        // Nonces, keys and permissions are known as before, and the ports are the same.
+        idle.permit(flows[0].client.local());
+        assert_eq!((idle.refresh(600).code(), idle.refresh(0).code()), (0, 0));
+        let scrape = server.scrape();
+        assert_eq!((server.live(), scrape.value("throughway_allocations_created_total", &[])), (flows.len() as u64, flows.len() as u64 + 1));
+        for flow in &mut flows {
+            let sent = flow.sent.len() as u64;
+            let (local, least) = (flow.client.local().to_string(), sent - flow.uncounted_at_most(&kills));
+            assert_eq!(flow.client.refresh(0).code(), 0);
+            let of_client = |record: &serde_json::Value| record["client"] == local.as_str();
+            let record = wait_for("its record", || server.log.sessions().into_iter().find(of_client));
+            let counted = record["packets_from_client"].as_u64().unwrap();
+            assert!((least..=sent).contains(&counted), "{counted} of {sent} counted, at least {least} must be");
+        }
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0));
+        assert_eq!(server.log.sessions().len(), flows.len() + 1, "each session ended once");
+    }
+
+    /// A stream ends with the process that had it; its session is told of, and its place is free.
+    fn streams_end_and_come_back(workers: u8) {
+        let server = supervised(workers).limit("allocations_per_user", "2").start();
+        let of_carol = |client: Client| client.minted("north-of-everything", "carol");
+        let mut over_udp = of_carol(Client::udp(server.udp4()));
+        over_udp.allocate();
+        let mut over_tcp = of_carol(Client::tcp(server.tcp4()));
+        over_tcp.allocate();
+        let mut third = of_carol(Client::udp(server.udp4()));
+        assert_eq!(third.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 486);
+        kill(&server);
+        over_tcp.expect_closed();
+        let of_tcp = |record: &serde_json::Value| record["transport"] == "tcp";
+        let record = wait_for("the stream's session", || server.log.sessions().into_iter().find(of_tcp));
+        assert_eq!(record["reason"], "crash");
+        let mut again = of_carol(Client::tcp(server.tcp4()));
+        again.allocate();
+        assert_eq!(third.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 486, "two are counted");
+        assert_eq!(over_udp.refresh(0).code(), 0);
+        third.allocate();
+        assert_eq!(server.live(), 2);
+    }
+
+    /// What was asked for a moment before is there: the ledger is written before an answer leaves.
+    fn what_a_client_was_told_holds(workers: u8) {
+        let server = supervised(workers).start();
+        for round in 0..5 {
+            let mut client = Client::udp(server.udp4());
+            let relayed = client.allocate();
+            let echo = Echo::start(relayed);
+            client.bind(Flow::CHANNEL, echo.address);
+            kill(&server);
+            client.send_channel(Flow::CHANNEL, b"after");
+            assert_eq!(client.data().expect("the channel is bound").payload, b"after", "round {round}");
+            assert_eq!(client.refresh(0).code(), 0);
+            let mut gone = client;
+            kill(&server);
+            assert_eq!(gone.refresh(600).code(), 437, "an end holds too");
+        }
+        assert_eq!(recoveries(&server), 10);
+    }
+}
+
+/// A client's own reload of the configuration is not needed: what the file says then is used, and a broken one is not.
+#[test]
+fn a_broken_file_does_not_end_what_runs() {
+    let server = supervised(1).start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    std::fs::write(server.directory().join("config.toml"), "workers = \"many\"\n").unwrap();
+    kill(&server);
+    assert_eq!(client.refresh(600).code(), 0);
+    assert_eq!(server.log.events(GOES_ON).len(), 1);
+}
+
+/// Nothing but the sockets of live sessions and of the server itself is open, however often it is killed.
+#[test]
+fn no_descriptor_is_left_behind() {
+    let server = supervised(1).start();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::udp(server.udp4())).collect();
+    for client in &mut clients {
+        client.allocate();
+    }
+    let mut streams: Vec<Client> = (0..20).map(|_| Client::tcp(server.tcp4())).collect();
+    for client in &mut streams {
+        client.allocate();
+    }
+    kill(&server);
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+    wait_for("the streams' end", || (server.live() == 20).then_some(()));
+    let before = open();
+    for _ in 0..5 {
+        let mut short = Client::tcp(server.tcp4());
+        short.allocate();
+        kill(&server);
+        wait_for("the stream's end", || (server.live() == 20).then_some(()));
+    }
+    // A connection of this test's own over HTTP may be open in one look and not in the other.
+    assert!(open().abs_diff(before) <= 4, "{before} before, {} after", open());
+    assert!(clients.iter_mut().all(|client| client.refresh(600).code() == 0));
+}
+
+#[test]
+fn how_a_server_ends_by_itself_is_how_its_supervisor_ends() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let directory = Directory::new();
+    let config = directory.path().join("config.toml");
+    let settings = Settings { udp: vec![taken.local_addr().unwrap().to_string()], ..supervised(1) };
+    std::fs::write(&config, settings.text(&(50_000..=50_010))).unwrap();
+    let (code, text) = run_to_end(&config);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("can't listen on udp"), "{text}");
+}
+
+/// The server never outlives its supervisor: two must not serve the same sessions.
+#[test]
+fn a_server_ends_with_its_supervisor() {
+    let mut server = supervised(1).start();
+    let child = serving(server.pid());
+    server.signal("KILL");
+    server.wait();
+    wait_for("the server's end", || is_gone(child).then_some(()));
+}
+
+#[cfg(debug_assertions)]
+mod faults {
+    use std::net::SocketAddr;
+    use throughway::wire::attribute::ATTR_SOFTWARE;
+
+    use throughway::wire::message::{METHOD_BINDING, METHOD_REFRESH};
+
+    use super::*;
+    use e2e_support::client::request;
+
+    fn mark(place: &str) -> Wanted {
+        Wanted::Bytes(ATTR_SOFTWARE, format!("xx throughway-fault:{place}; xx").into_bytes())
+    }
+
+    fn binding_request() -> Vec<u8> {
+        request(METHOD_BINDING, &[], None)
+    }
+
+    fn send_mark(client: &mut Client, place: &str) {
+        client.send_raw(&request(METHOD_REFRESH, &[mark(place)], None));
+    }
+
+    /// A message that kills the server, sent again and again by one client, then by others.
+    #[test]
+    fn what_kills_the_server_does_not_do_so_for_ever() {
+        let mut server = Server::start_as(Directory::new(), supervised(1), armed);
+        let mut other = Client::udp(server.udp4()).user("bob", "builder");
+        other.allocate();
+        let mut culprit = Client::udp(server.udp4());
+        culprit.allocate();
+        send_mark(&mut culprit, "kill");
+        wait_for_ready(&server, 2);
+        assert_eq!(server.live(), 2, "once is no pattern");
+        send_mark(&mut culprit, "kill");
+        wait_for_ready(&server, 3);
+        wait_for("the end of the session", || (server.live() == 1).then_some(()));
+        assert_eq!(server.log.wait_for_session("alice")["reason"], "fault");
+        server.expect_dropped("suspect", 1, || send_mark(&mut culprit, "kill"));
+        assert_eq!(other.refresh(600).code(), 0);
+        // A third death within a minute: whatever it is, it may lie in what is kept.
+        send_mark(&mut Client::udp(server.udp4()), "kill");
+        wait_for_ready(&server, 4);
+        assert_eq!(server.log.event(ANEW)["why"], "it was the third time within a minute over a client's message");
+        // Port 0 is another port now, and nobody is known there.
+        let is_udp4 = |event: &serde_json::Value| {
+            event["transport"] == "udp" && event["address"].as_str().unwrap().starts_with("127.")
+        };
+        let listening = server.log.events("listening").into_iter().rfind(is_udp4).unwrap();
+        let address: SocketAddr = listening["address"].as_str().unwrap().parse().unwrap();
+        assert_ne!(address, server.udp4());
+        assert_eq!(
+            other.answer_within(&binding_request(), Duration::from_millis(300)).map(|answer| answer.code()),
+            None
+        );
+        assert_eq!(Client::udp(address).user("bob", "builder").request(METHOD_REFRESH, &[]).code(), 437);
+        // And a fourth is left to whoever started it.
+        send_mark(&mut Client::udp(address), "kill");
+        assert_eq!(server.wait().code(), Some(1));
+        server.log.wait_for_line("the 4th time within a minute over a client's message");
+    }
+
+    #[test]
+    fn a_stuck_worker_is_noticed_and_calls_go_on() {
+        let server = Server::start_as(Directory::new(), supervised(1), armed);
+        let mut other = Client::udp(server.udp4()).user("bob", "builder");
+        other.allocate();
+        send_mark(&mut Client::udp(server.udp4()), "stuck");
+        let until = Instant::now() + Duration::from_secs(40);
+        while server.log.events(GOES_ON).is_empty() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(server.log.event(GOES_ON)["signal"], 6, "{}", server.log.text());
+        assert_eq!(other.refresh(600).code(), 0);
+    }
+
+    /// A successor that dies while it proves itself takes its supervisor along, and the old pair goes on, supervised as before.
+    #[test]
+    fn a_supervised_server_is_upgraded_and_the_new_one_is_supervised_too() {
+        let mut upgradable = Upgradable::start(supervised(1));
+        let mut flow = Flow::start(Client::udp(upgradable.server.udp4()));
+        let first = upgradable.server.pid();
+        (0..50).for_each(|_| flow.round());
+        upgradable.upgrade();
+        (0..50).for_each(|_| flow.round());
+        assert_eq!(flow.settle(), 0);
+        assert_ne!(upgradable.server.pid(), first);
+        wait_for("the old pair's end", || {
+            upgradable.server.first_ended().map(|status| assert_eq!(status.code(), Some(0)))
+        });
+        let before = upgradable.server.log.events("ready").len();
+        kill_process(serving(upgradable.server.pid()), Signal::KILL).unwrap();
+        wait_for_ready(&upgradable.server, before + 1);
+        (0..50).for_each(|_| flow.round());
+        assert!(flow.settle() <= 1);
+        assert_eq!(upgradable.server.scrape().value("throughway_generation", &[]), 2);
+        assert_eq!(recoveries(&upgradable.server), 1);
+        assert_eq!(upgradable.server.log.events(CONFIRMED).len(), 1);
+    }
+
+    #[test]
+    fn a_successor_that_is_killed_leaves_the_old_pair() {
+        let mut upgradable = Upgradable::start_with(supervised(1), &[("TEST_FAULTS_UPGRADE", "probation=hang")]);
+        let mut flow = Flow::start(Client::udp(upgradable.server.udp4()));
+        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        upgradable.begin();
+        upgradable.wait_for_probation();
+        let supervisor = upgradable.server.log.event("upgrading")["pid"].as_u64().unwrap() as u32;
+        kill_process(serving(supervisor), Signal::KILL).unwrap();
+        assert_eq!(upgradable.end()["message"], ROLLED_BACK);
+        let supervisor = Pid::from_raw(supervisor as i32).unwrap();
+        wait_for("the new supervisor's end", || is_gone(supervisor).then_some(()));
+        (0..50).for_each(|_| flow.round());
+        assert_eq!(flow.settle(), 0);
+        kill(&upgradable.server);
+        (0..50).for_each(|_| flow.round());
+        assert!(flow.settle() <= 1);
+    }
+}
