@@ -37,6 +37,7 @@ use crate::net::gate::Gate;
 use crate::net::handoff::{HandoffError, SuccessorSocket};
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
+use crate::net::processes::HeldSignals;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
@@ -82,6 +83,8 @@ struct Supervised {
     ledger: Arc<Ledger>,
     /// Its process id.
     supervisor: u32,
+    /// Those that wait until this process listens for them.
+    signals: HeldSignals,
 }
 
 /// Serves in this process.
@@ -104,6 +107,9 @@ fn serve_from(
         log::file_limit(net::raise_file_limit());
         // Before calls come: a signal that is sent while this process takes over is followed when it serves.
         let signals = Signals::new()?;
+        if let Some(supervised) = &supervised {
+            supervised.signals.let_go()?;
+        }
         let begun = match origin {
             Origin::Fresh => begin(config, passed, ledger)?,
             Origin::Anew { death, why } => {

@@ -72,7 +72,7 @@ async fn metrics(State(health): State<Arc<Health>>, headers: HeaderMap) -> Respo
     }
     // With many sockets the kernel has much to answer; other requests need not wait for that.
     let metrics = Arc::clone(&health.metrics);
-    match tokio::task::spawn_blocking(move || metrics.render()).await {
+    match tokio::task::spawn_blocking(move || metrics.show()).await {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -88,6 +88,14 @@ impl Running {
         ledger.publish(Cell::Shared, bytes, Vec::new())
     }
 
+    /// A process that goes on for this one counts from here, if there may be one.
+    pub(crate) fn remember_metrics(&self, text: &str) {
+        if let Some(ledger) = &self.ledger {
+            // Once a second that is tried again.
+            let _ = ledger.publish(Cell::Metrics, text.as_bytes().to_vec(), Vec::new());
+        }
+    }
+
     /// Whether another process goes on if this one is killed from now on.
     pub(crate) fn set_recoverable(&self, is_recoverable: bool) {
         if let Some(ledger) = &self.ledger {

@@ -72,6 +72,14 @@ impl Metrics {
         }
     }
 
+    /// The same for who will compare it with a later one: no counter falls, also when this process is killed in between.
+    #[must_use]
+    pub fn show(&self) -> String {
+        let text = self.render();
+        self.running.remember_metrics(&text);
+        text
+    }
+
     /// Every counter goes on where an old process stopped, whose last text this is; `own` is that of this process from the
     /// moment in which it took over. Once.
     pub fn go_on_after(&self, old: &str, own: &str) {

@@ -61,15 +61,21 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
     let signals = HeldSignals::hold(&held).map_err(failed)?;
     let own = std::process::id();
     let mut deaths: Vec<Death> = Vec::new();
+    let mut end_asked = None;
     loop {
         let pid = match processes::clone_with_descriptors().map_err(failed)? {
             Cloned::Child => {
-                processes::end_with_parent(own).and_then(|()| signals.let_go()).map_err(failed)?;
-                return serve_in_child(config, from, passed, ledger, own, deaths.last().copied());
+                processes::end_with_parent(own).map_err(failed)?;
+                let supervised = Supervised { ledger, supervisor: own, signals };
+                return serve_in_child(config, from, passed, supervised, deaths.last().copied());
             }
             Cloned::Parent(pid) => pid,
         };
-        let signal = match wait(pid, &signals).map_err(failed)? {
+        if let Some(signal) = end_asked {
+            // The one before may not have heard it.
+            processes::signal(pid, signal);
+        }
+        let signal = match wait(pid, &signals, &mut end_asked).map_err(failed)? {
             Ended::Exited(code) => failure::exit(code),
             Ended::Killed(signal) => signal,
         };
@@ -87,8 +93,8 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
     }
 }
 
-/// Waits for the end of the child, and passes signals on to it.
-fn wait(pid: i32, signals: &HeldSignals) -> io::Result<Ended> {
+/// Waits for the end of the child, and passes signals on to it; notes the one by which an end is asked for.
+fn wait(pid: i32, signals: &HeldSignals, end_asked: &mut Option<i32>) -> io::Result<Ended> {
     loop {
         if let Some(ended) = processes::ended(pid)? {
             return Ok(ended);
@@ -96,6 +102,9 @@ fn wait(pid: i32, signals: &HeldSignals) -> io::Result<Ended> {
         let signal = signals.next()?;
         if PASSED_ON.iter().any(|passed_on| passed_on.as_raw() == signal) {
             processes::signal(pid, signal);
+            if signal != Signal::HUP.as_raw() {
+                *end_asked = Some(signal);
+            }
         }
     }
 }
@@ -105,11 +114,10 @@ fn serve_in_child(
     config: Config,
     from: Option<&TakeOver>,
     passed: Passed,
-    ledger: Arc<Ledger>,
-    supervisor: u32,
+    supervised: Supervised,
     death: Option<Death>,
 ) -> Result<(), Failure> {
-    let supervised = Supervised { ledger: Arc::clone(&ledger), supervisor };
+    let ledger = Arc::clone(&supervised.ledger);
     let Some(death) = death else {
         ledger.set_phase(LedgerPhase::Starting);
         return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, Some(supervised));
@@ -162,7 +170,11 @@ pub(super) async fn keep(ledger: Arc<Ledger>, started: &Started, upgrader: Arc<U
     let looked_at = Arc::clone(&running);
     tokio::spawn(async move {
         loop {
-            let stuck = looked_at.silent_workers(STUCK_MAX).await;
+            let mut stuck = looked_at.silent_workers(STUCK_MAX).await;
+            if !stuck.is_empty() {
+                // The whole process may have stood still.
+                stuck = looked_at.silent_workers(EVERY).await;
+            }
             if !stuck.is_empty() {
                 tracing::error!(workers = ?stuck, "workers are stuck: this process ends itself, and its supervisor goes on");
                 failure::abort();

@@ -237,8 +237,10 @@ impl Drop for NewProcess {
             Some(mut child) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                // What was started may have been a supervisor, whose server ends with it.
-                self.wait_until_closed();
+                if self.may_read {
+                    // What was started may have been a supervisor, whose server ends with it, but a moment later.
+                    self.wait_until_closed();
+                }
             }
             None if self.may_read => self.end_peer(),
             // It was not told to read, and ends when it sees that the channel has ended: nothing has to wait for that.
