@@ -162,11 +162,9 @@ with_one_and_three_workers! {
 #[test]
 fn a_silenced_stream_is_refused_by_every_worker() {
     let server = start(Settings::new(3));
-    let first = std::net::TcpStream::connect(server.tcp4()).unwrap();
-    let from = first.local_addr().unwrap();
-    first.set_nodelay(true).unwrap();
-    socket2::SockRef::from(&first).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(first);
+    // An address of its own: at the common one some other test may get the port meanwhile.
+    let own = std::net::UdpSocket::bind("127.77.0.1:0").unwrap();
+    let from = own.local_addr().unwrap();
     let again = || {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_reuse_address(true).unwrap();
@@ -190,7 +188,7 @@ fn a_silenced_stream_is_refused_by_every_worker() {
     }
     let scrape = server.scrape();
     let adopted = scrape.value("throughway_streams_accepted_total", &[]);
-    assert!(adopted >= 1 + 2 + 6 + 21, "{adopted}: those that were refused came as well");
+    assert!(adopted >= 2 + 6 + 21, "{adopted}: those that were refused came as well");
     Client::tcp(server.tcp4()).binding();
 }
 
