@@ -63,7 +63,8 @@ pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
     }
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
-    serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, None)
+    let program = Program::of_process().ok();
+    serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, program, None)
 }
 
 /// What a server begins with.
@@ -92,10 +93,10 @@ fn serve_from(
     config: Config,
     origin: Origin<'_>,
     passed: Passed,
+    program: Option<Program>,
     supervised: Option<Supervised>,
 ) -> Result<(), Failure> {
     let ledger = supervised.as_ref().map(|of| Arc::clone(&of.ledger));
-    let program = Program::of_process();
     passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
     let runtime = runtime()?;
     let result = runtime.block_on(async {
@@ -139,7 +140,7 @@ fn serve_from(
                 }))?
             }
         };
-        serve_until_signal(begun, signals, level, notifier, program.ok(), supervised).await
+        serve_until_signal(begun, signals, level, notifier, program, supervised).await
     });
     end(runtime);
     result

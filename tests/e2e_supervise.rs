@@ -392,7 +392,15 @@ mod faults {
         assert!(flow.settle() <= 1);
         assert_eq!(upgradable.server.scrape().value("throughway_generation", &[]), 2);
         assert_eq!(recoveries(&upgradable.server), 1);
-        assert_eq!(upgradable.server.log.events(CONFIRMED).len(), 1);
+        // The file is replaced, the server is killed, and only then is an upgrade asked for.
+        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        kill(&upgradable.server);
+        upgradable.begin();
+        let log = upgradable.server.log.clone();
+        let confirmed = wait_for("the second upgrade", || log.events(CONFIRMED).into_iter().nth(1));
+        upgradable.server.take_over_by(confirmed["pid"].as_u64().unwrap() as u32);
+        (0..50).for_each(|_| flow.round());
+        assert!(flow.settle() <= 2, "one under way at each death");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use socket2::SockRef;
 
 use super::shared::SharedChanges;
 use super::sys::process::{adopt_descriptor, open_descriptors};
-use super::upgrade_messages::{Offer, PassedSocket};
+use super::upgrade_messages::{ListenerNote, Offer, PassedSocket};
 use crate::address::FiveTuple;
 use crate::clock;
 use crate::protocol::allocation::AllocationState;
@@ -408,7 +408,7 @@ impl Ledger {
         incidents.extend(in_hand.iter().map(|five_tuple| Incident { at: now, five_tuple: *five_tuple }));
         let times = |five_tuple| incidents.iter().filter(|incident| incident.five_tuple == five_tuple).count();
         let silenced = in_hand.iter().copied().filter(|five_tuple| times(*five_tuple) > 1).collect();
-        let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker));
+        let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker, &offer.listeners));
         Ok(Left {
             sockets: sockets.into_iter().filter_map(|(what, number)| Some((what, adopt_descriptor(number)?))).collect(),
             metrics: self.cell(Cell::Metrics).unwrap_or_default(),
@@ -421,7 +421,7 @@ impl Ledger {
         })
     }
 
-    fn left_worker(&self, worker: usize) -> Result<LeftWorker, String> {
+    fn left_worker(&self, worker: usize, notes: &[ListenerNote]) -> Result<LeftWorker, String> {
         let word = WORKERS + 2 * worker as u64;
         let logs = [word, word + 1].into_iter().filter_map(|word| whole(adopt_descriptor(self.named(word)?)?).ok());
         let mut sum = LedgerSum::default();
@@ -444,27 +444,29 @@ impl Ledger {
         let epoll = adopt_descriptor(epoll).ok_or_else(|| format!("what worker {worker} waited for is closed"))?;
         let mut totals = *totals;
         let socket = |allocation: AllocationState| {
-            let socket = adopt_descriptor(*numbers.get(&allocation.id)?)?;
-            // A descriptor that was closed and given to something else belongs to that, which must not be closed here.
-            if is_bound_to(&socket, allocation.relayed.port()) {
-                return Some((allocation, socket));
-            }
-            let _ = socket.into_raw_fd();
-            None
+            let socket = adopt_if_bound(*numbers.get(&allocation.id)?, allocation.relayed.port())?;
+            Some((allocation, socket))
         };
         let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
         let listener = |(id, data, control): (u32, i32, Option<i32>)| {
-            Some((id, adopt_descriptor(data)?, control.and_then(adopt_descriptor)))
+            let port = notes.iter().find(|note| note.id == id)?.bound.port();
+            Some((id, adopt_if_bound(data, port)?, control.and_then(|number| adopt_if_bound(number, port))))
         };
         let listeners = listeners.into_iter().filter_map(listener).collect();
         Ok(LeftWorker { epoll, listeners, allocations, totals, streams })
     }
 }
 
-fn is_bound_to(socket: &OwnedFd, port: u16) -> bool {
-    let address = SockRef::from(socket).local_addr().ok().and_then(|address| address.as_socket());
-    address.is_some_and(|address| address.port() == port)
+/// Takes a descriptor if it is what it was: one that was closed may have been given to something else, which owns it.
+fn adopt_if_bound(number: RawFd, port: u16) -> Option<OwnedFd> {
+    let socket = adopt_descriptor(number)?;
+    let address = SockRef::from(&socket).local_addr().ok().and_then(|address| address.as_socket());
+    if address.is_some_and(|address| address.port() == port) {
+        return Some(socket);
+    }
+    let _ = socket.into_raw_fd();
+    None
 }
 
 impl Left {

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use super::revive::Recovery;
 use super::take_over::TakeOver;
-use super::upgrade::Upgrader;
+use super::upgrade::{Program, Upgrader};
 use super::{Origin, Started, Supervised, serve_from};
 use crate::clock;
 use crate::config::{Config, Environment};
@@ -54,6 +54,8 @@ pub(crate) struct Death {
 /// As of [`serve`](super::serve); [`Failure::Run`] when the server can't be gone on with.
 pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
     let passed = Passed::take().map_err(Failure::Run)?;
+    // The file may have been replaced when the next child begins.
+    let program = Program::of_process().ok();
     let failed = |error: io::Error| Failure::Run(format!("supervise: {error}"));
     let ledger = Arc::new(Ledger::new().map_err(failed)?);
     let child = Signal::CHILD.as_raw();
@@ -67,7 +69,7 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
             Cloned::Child => {
                 processes::end_with_parent(own).map_err(failed)?;
                 let supervised = Supervised { ledger, supervisor: own, signals };
-                return serve_in_child(config, from, passed, supervised, deaths.last().copied());
+                return serve_in_child(config, from, passed, program, supervised, deaths.last().copied());
             }
             Cloned::Parent(pid) => pid,
         };
@@ -114,13 +116,14 @@ fn serve_in_child(
     config: Config,
     from: Option<&TakeOver>,
     passed: Passed,
+    program: Option<Program>,
     supervised: Supervised,
     death: Option<Death>,
 ) -> Result<(), Failure> {
     let ledger = Arc::clone(&supervised.ledger);
     let Some(death) = death else {
         ledger.set_phase(LedgerPhase::Starting);
-        return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, Some(supervised));
+        return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, program, Some(supervised));
     };
     let left = ledger.take_left(&passed.numbers());
     let incidents = left.as_ref().map(|left| left.incidents.clone()).unwrap_or_default();
@@ -153,7 +156,7 @@ fn serve_in_child(
             Origin::Anew { death, why: why.unwrap_or_default() }
         }
     };
-    serve_from(config, origin, passed, Some(supervised))
+    serve_from(config, origin, passed, program, Some(supervised))
 }
 
 fn remember(ledger: &Ledger, incidents: &[Incident]) {
