@@ -37,7 +37,7 @@ use crate::net::gate::Gate;
 use crate::net::handoff::{HandoffError, SuccessorSocket};
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
-use crate::net::processes::HeldSignals;
+use crate::net::processes;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
@@ -84,8 +84,6 @@ struct Supervised {
     ledger: Arc<Ledger>,
     /// Its process id.
     supervisor: u32,
-    /// Those that wait until this process listens for them.
-    signals: HeldSignals,
 }
 
 /// Serves in this process.
@@ -108,9 +106,6 @@ fn serve_from(
         log::file_limit(net::raise_file_limit());
         // Before calls come: a signal that is sent while this process takes over is followed when it serves.
         let signals = Signals::new()?;
-        if let Some(supervised) = &supervised {
-            supervised.signals.let_go()?;
-        }
         let begun = match origin {
             Origin::Fresh => begin(config, passed, ledger)?,
             Origin::Anew { death, why } => {
@@ -689,11 +684,14 @@ impl Signals {
     pub(crate) fn new() -> Result<Self, Failure> {
         let listen =
             |kind| unix::signal(kind).map_err(|error| Failure::Run(format!("can't listen for signals: {error}")));
-        Ok(Self {
+        let signals = Self {
             hangup: listen(SignalKind::hangup())?,
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
-        })
+        };
+        let kinds = [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt(), SignalKind::child()];
+        processes::hear(&kinds.map(|kind| kind.as_raw_value()))?;
+        Ok(signals)
     }
 
     /// The next of them.

@@ -68,7 +68,7 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
         let pid = match processes::clone_with_descriptors().map_err(failed)? {
             Cloned::Child => {
                 processes::end_with_parent(own).map_err(failed)?;
-                let supervised = Supervised { ledger, supervisor: own, signals };
+                let supervised = Supervised { ledger, supervisor: own };
                 return serve_in_child(config, from, passed, program, supervised, deaths.last().copied());
             }
             Cloned::Parent(pid) => pid,

@@ -53,42 +53,39 @@ pub(crate) fn end_with_parent(parent: u32) -> io::Result<()> {
 }
 
 /// Signals that wait until somebody asks for them.
-pub(crate) struct HeldSignals {
-    held: libc::sigset_t,
-    before: libc::sigset_t,
+pub(crate) struct HeldSignals(libc::sigset_t);
+
+fn change_mask(how: c_int, signals: &[c_int]) -> io::Result<libc::sigset_t> {
+    // SAFETY: all bits zero are a signal set, which sigemptyset fills anyway; the pointers are of this function.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        check(libc::sigemptyset(&raw mut set))?;
+        for signal in signals {
+            check(libc::sigaddset(&raw mut set, *signal))?;
+        }
+        match libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) {
+            0 => Ok(set),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// From now on these are heard by this thread, whatever the process that started this one had held back: a process inherits that.
+pub(crate) fn hear(signals: &[c_int]) -> io::Result<()> {
+    change_mask(libc::SIG_UNBLOCK, signals).map(drop)
 }
 
 impl HeldSignals {
     /// Holds these back from now on, in this thread and those that it starts.
     pub(crate) fn hold(signals: &[c_int]) -> io::Result<Self> {
-        // SAFETY: all bits zero are a signal set, which sigemptyset fills anyway; the pointers are of this function.
-        unsafe {
-            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
-            check(libc::sigemptyset(&raw mut held))?;
-            for signal in signals {
-                check(libc::sigaddset(&raw mut held, *signal))?;
-            }
-            match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before) {
-                0 => Ok(Self { held, before }),
-                error => Err(io::Error::from_raw_os_error(error)),
-            }
-        }
-    }
-
-    /// Holds nothing back that was not held back before.
-    pub(crate) fn let_go(&self) -> io::Result<()> {
-        // SAFETY: the set is the one that the system gave.
-        match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) } {
-            0 => Ok(()),
-            error => Err(io::Error::from_raw_os_error(error)),
-        }
+        change_mask(libc::SIG_BLOCK, signals).map(Self)
     }
 
     /// Waits for the next of those held back.
     pub(crate) fn next(&self) -> io::Result<c_int> {
         loop {
             // SAFETY: the set is whole; no information about the signal is asked for.
-            let signal = unsafe { libc::sigwaitinfo(&raw const self.held, std::ptr::null_mut()) };
+            let signal = unsafe { libc::sigwaitinfo(&raw const self.0, std::ptr::null_mut()) };
             match check(signal) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => return result,
