@@ -315,6 +315,14 @@ impl WorkerLog {
         Ok(())
     }
 
+    /// Nothing more is written: what is there is not to be gone on with.
+    pub(super) fn abandon(self) {
+        for word in [self.word(), self.word() + 1] {
+            // Before the files are closed, and their numbers are given to others.
+            let _ = self.ledger.name(word, None);
+        }
+    }
+
     /// Writes an entry at the end; one of the new file only is part of what there was already.
     pub(super) fn append(&mut self, entry: &LogEntry, to_next_only: bool) -> io::Result<()> {
         let mut bytes = vec![0; HEAD];
@@ -532,6 +540,11 @@ mod tests {
         }
         log.complete().unwrap();
         assert_eq!(entries(&bytes_of(&log)), [entry(&[4]), entry(&[5])]);
+        log.begin().unwrap();
+        let (ledger, word) = (Arc::clone(&log.ledger), log.word());
+        assert!(ledger.named(word).is_some() && ledger.named(word + 1).is_some());
+        log.abandon();
+        assert_eq!((ledger.named(word), ledger.named(word + 1)), (None, None));
     }
 
     fn entries_len(entries: &[LogEntry]) -> usize {

@@ -61,27 +61,28 @@ impl Worker {
         }
         match self.write_to(&mut ledger) {
             Ok(()) => self.ledger = Some(ledger),
-            Err(error) => {
-                tracing::error!(worker = self.id.0, %error, "the ledger can't be written: a crash will end this worker's calls");
-            }
+            Err(error) => self.give_up_ledger(ledger, &error),
         }
+    }
+
+    fn give_up_ledger(&self, ledger: WorkerLedger, error: &io::Error) {
+        ledger.log.abandon();
+        tracing::error!(worker = self.id.0, %error, "the ledger can't be written: a crash will end every call");
     }
 
     /// The core was made anew: what it has is all there is.
     pub(super) fn begin_ledger_anew(&mut self) {
-        let Some(ledger) = &mut self.ledger else { return };
-        self.server.begin_ledger();
-        // The new file must be complete before anything else is known to be there.
-        (ledger.next, ledger.begun_at) = (None, None);
         let Some(mut ledger) = self.ledger.take() else { return };
+        self.server.begin_ledger();
         let written = self.begin_all(&mut ledger).and_then(|()| {
             while ledger.next.is_some() {
                 self.write_slice(&mut ledger)?;
             }
             Ok(())
         });
-        if written.is_ok() {
-            self.ledger = Some(ledger);
+        match written {
+            Ok(()) => self.ledger = Some(ledger),
+            Err(error) => self.give_up_ledger(ledger, &error),
         }
     }
 
