@@ -270,7 +270,7 @@ fn a_key_in_the_wrong_place_is_told_where_it_belongs() {
     }
     let error = error_of(&format!("zzzzzzzzzz = 5\n{SECRET}"));
     assert_eq!(error.matches("log").count(), 1, "each section once: {error}");
-    assert!(error.ends_with("and above them stand realm and workers"), "{error}");
+    assert!(error.ends_with("and above them stand realm, workers, supervise"), "{error}");
     let directory = Directory::new("latin");
     let path = directory.write("c.toml", b"realm = \"caf\xE9\"\n");
     let error = Config::load(&path, &Environment::default()).unwrap_err().to_string();

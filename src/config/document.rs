@@ -254,7 +254,7 @@ fn unknown(entry: &TableEntry) -> Problem {
             format!(
                 "unknown key; the sections are {}, and above them stand {}",
                 sections().join(", "),
-                above.join(" and ")
+                above.join(", ")
             )
         }
     };

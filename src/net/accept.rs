@@ -35,6 +35,10 @@ use crate::tls::{HANDSHAKE, HANDSHAKE_PROTECTED, Handshakes, Tls};
 /// How long accepting rests when the system is out of files: the next try would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Streams that must give way and are not closed yet while more are accepted.
+const LEAVING_MAX: u64 = 16;
+const LEAVING_PAUSE: Duration = Duration::from_millis(1);
+
 /// How long a stream may wait for room on its way to another process.
 const LATE_TIME: Duration = Duration::from_millis(50);
 
@@ -152,7 +156,7 @@ impl Acceptor {
             let accepted = tokio::select! {
                 biased;
                 _ = &mut stop => return,
-                accepted = self.gate.accept(|| listener.accept()) => accepted,
+                accepted = self.accept_next(&listener) => accepted,
             };
             match accepted {
                 Ok((stream, from)) => match five_tuple(&stream, from) {
@@ -169,6 +173,15 @@ impl Acceptor {
                 }
             }
         }
+    }
+
+    /// The next stream. While others have yet to give way it waits in the kernel: each of them has a file that an allocation may
+    /// need.
+    async fn accept_next(&self, listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+        while self.half_open.leaving() > LEAVING_MAX {
+            tokio::time::sleep(LEAVING_PAUSE).await;
+        }
+        self.gate.accept(|| listener.accept()).await
     }
 
     /// Counts a stream in, and goes on with it elsewhere if something must be waited for.

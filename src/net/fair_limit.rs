@@ -123,6 +123,8 @@ pub(crate) struct FairLimit {
     table: Mutex<Table>,
     freed: Notify,
     evicted: AtomicU64,
+    /// Had to give way, and are not gone yet.
+    leaving: AtomicU64,
 }
 
 /// A place, free again when this is dropped.
@@ -147,6 +149,11 @@ impl FairLimit {
         self.evicted.load(Ordering::Relaxed)
     }
 
+    /// How many had to give way and are not gone yet.
+    pub(crate) fn leaving(&self) -> u64 {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Takes a place now. If there are more than `max` then, the longest idle of the fullest source gives way.
     pub(crate) fn admit(self: &Arc<Self>, max: u64, source: Source, evict: Evict) -> Permit {
         self.admit_locked(self.table(), max, source, evict)
@@ -163,6 +170,7 @@ impl FairLimit {
         let giving_way = table.shrink(max);
         drop(table);
         self.evicted.fetch_add(giving_way.len() as u64, Ordering::Relaxed);
+        self.leaving.fetch_add(giving_way.len() as u64, Ordering::Relaxed);
         for evict in giving_way {
             evict();
         }
@@ -236,6 +244,9 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let evict = self.of.table().remove(self.id);
+        if evict.is_none() {
+            self.of.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
         drop(evict);
         self.of.freed.notify_one();
     }
@@ -294,10 +305,12 @@ mod tests {
         // A source that has the most takes from itself.
         let another = admit(&limit, 4, 2);
         assert!(gave_way(&mut crowd[1]) && !gave_way(&mut early) && !gave_way(&mut late));
-        assert_eq!((limit.count(), limit.evicted()), (4, 2));
+        assert_eq!((limit.count(), limit.evicted(), limit.leaving()), (4, 2, 2));
         check(&limit);
+        drop(crowd.remove(0));
+        assert_eq!(limit.leaving(), 1);
         drop((early, crowd, late, another));
-        assert_eq!(limit.count(), 0);
+        assert_eq!((limit.count(), limit.leaving()), (0, 0));
         check(&limit);
     }
 

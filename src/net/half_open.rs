@@ -42,6 +42,11 @@ impl HalfOpenStreams {
         self.limit.count()
     }
 
+    /// How many must give way and are not closed yet.
+    pub(super) fn leaving(&self) -> u64 {
+        self.limit.leaving()
+    }
+
     /// How many were closed for others.
     pub(super) fn gave_way(&self) -> u64 {
         self.limit.evicted()
