@@ -114,7 +114,9 @@ fn serve_from(
                     why,
                     "the server was killed, and its calls can't be gone on with: it starts anew"
                 );
-                begin(config, passed, ledger)?
+                let begun = begin(config, passed, ledger)?;
+                begun.started.upgrades.recovered(1, Duration::ZERO);
+                begun
             }
             // It waits for another process; nothing else is to be done here meanwhile.
             Origin::TakeOver(from) => {
@@ -332,6 +334,7 @@ async fn serve_until_signal(
     supervised: Option<Supervised>,
 ) -> Result<(), Failure> {
     let Begun { config, started, http, kept, inherited } = begun;
+    let has_taken_over = inherited.is_some();
     for (key, text) in advice::reach(&config, &started.running.relay_addresses().collect::<Vec<_>>()) {
         tracing::warn!("{key}: {text}");
     }
@@ -369,7 +372,7 @@ async fn serve_until_signal(
     let status = Arc::clone(&started.status);
     tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
     let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader), Arc::clone(&notifier));
-    let successors = invite_successors(&config, &upgrader)?;
+    let successors = invite_successors(&config, &upgrader, has_taken_over)?;
     if let Some(supervised) = &supervised {
         supervise::keep(Arc::clone(&supervised.ledger), &started, Arc::clone(&upgrader)).await;
     }
@@ -470,7 +473,24 @@ async fn leave(
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lets processes connect that shall take over, if the configuration has a place for that.
-fn invite_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
+///
+/// # Errors
+/// When it can't be made at a start; after that the calls are worth more.
+fn invite_successors(
+    config: &Config,
+    upgrader: &Arc<Upgrader>,
+    has_taken_over: bool,
+) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
+    match listen_for_successors(config, upgrader) {
+        Err(failure) if has_taken_over => {
+            tracing::error!(%failure, "no other process can take over until the server is restarted");
+            Ok(None)
+        }
+        socket => socket,
+    }
+}
+
+fn listen_for_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
     let Some(path) = &config.upgrade.socket else { return Ok(None) };
     let failed = |error: std::io::Error| {
         let path = path.display();

@@ -235,6 +235,54 @@ fn a_stop_is_not_lost_between_two_lives() {
     }
 }
 
+/// A stream that is opened after a crash is nobody's: it never has the session of one that ended with the process.
+#[test]
+fn a_dead_streams_session_is_nobody_elses() {
+    let server = supervised(1).start();
+    for _ in 0..3 {
+        let mut dead: Vec<Client> = (0..6).map(|_| Client::tcp(server.tcp4())).collect();
+        let relayed = dead.iter_mut().map(Client::allocate).last().unwrap();
+        let peer = e2e_support::peer(relayed);
+        dead.iter_mut().for_each(|client| client.permit(peer.local_addr().unwrap()));
+        // While the supervisor stands still strangers wait at the listener.
+        let supervisor = Pid::from_raw(server.pid() as i32).unwrap();
+        let (child, before) = (serving(server.pid()), server.log.events("ready").len());
+        kill_process(supervisor, Signal::STOP).unwrap();
+        kill_process(child, Signal::KILL).unwrap();
+        let mut strangers: Vec<Client> = (0..12).map(|_| Client::tcp(server.tcp4())).collect();
+        strangers.iter_mut().for_each(|client| client.send_to(peer.local_addr().unwrap(), b"of a stranger"));
+        kill_process(supervisor, Signal::CONT).unwrap();
+        wait_for_ready(&server, before + 1);
+        wait_for("the end of what is dead", || (server.live() == 0).then_some(()));
+        e2e_support::peer::expect_silence(&peer);
+    }
+    assert!(server.log.sessions().iter().all(|record| record["reason"] == "crash"));
+}
+
+/// What is new in the file is there after a crash, and what can't be is told and ends no call.
+#[test]
+fn the_file_is_read_again() {
+    let directory = Directory::new();
+    let socket = directory.path().join("run/upgrade.sock");
+    std::fs::create_dir(directory.path().join("run")).unwrap();
+    let mut settings = supervised(1);
+    settings.tables = format!("[upgrade]\nsocket = \"{}\"\n", socket.display());
+    let server = Server::start_in(directory, settings);
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let new = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = server.directory().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("udp = [", &format!("udp = [\"{new}\", "))).unwrap();
+    std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
+    kill(&server);
+    assert_eq!(client.refresh(600).code(), 0);
+    let mut at_new = Client::udp(new);
+    assert_eq!(at_new.binding(), at_new.local(), "the new listener answers");
+    let line = server.log.event("no other process can take over until the server is restarted");
+    assert!(line["failure"].as_str().unwrap().contains("upgrade.socket"), "{line}");
+}
+
 /// What the file says after a crash is used, and a broken one is not.
 #[test]
 fn a_broken_file_does_not_end_what_runs() {

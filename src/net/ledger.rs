@@ -19,8 +19,8 @@ use socket2::SockRef;
 
 use super::shared::SharedChanges;
 use super::sys::process::{adopt_descriptor, open_descriptors};
-use super::upgrade_messages::{ListenerNote, Offer, PassedSocket};
-use crate::address::FiveTuple;
+use super::upgrade_messages::{Offer, PassedSocket};
+use crate::address::{FiveTuple, StreamId, Via};
 use crate::clock;
 use crate::protocol::allocation::AllocationState;
 use crate::protocol::changes::ServerChanges;
@@ -36,6 +36,9 @@ const PHASE: u64 = 0;
 /// The words of the first worker; each has two.
 const WORKERS: u64 = 16;
 
+/// As many as the configuration allows.
+const WORKERS_MAX: usize = 256;
+
 /// Where the root tells what each worker has in hand, and the room for it.
 const IN_HAND: u64 = 1 << 16;
 const IN_HAND_BYTES: u64 = 256;
@@ -43,8 +46,15 @@ const IN_HAND_BYTES: u64 = 256;
 /// The longest entry of a log that is read, in bytes.
 const ENTRY_BYTES_MAX: usize = 1 << 28;
 
+/// Bytes of changes behind what there is, and as many as that has, from which on a log is begun anew.
+const LOG_BYTES: u64 = 4 << 20;
+
 /// Bytes before each entry: its length and its checksum.
 const HEAD: usize = 8;
+
+/// Streams that may have begun after a worker's last word, so that none gets a number that was given already: whoever has it has
+/// the session of a dead stream.
+const STREAMS_AHEAD: u64 = 1 << 20;
 
 /// How long a client is remembered whose message was in hand when a process died, in milliseconds.
 const INCIDENT_MS: u64 = 60_000;
@@ -237,14 +247,14 @@ impl Ledger {
     }
 
     /// Whose messages were in hand.
-    fn in_hand(&self, workers: usize) -> Vec<FiveTuple> {
+    fn in_hand(&self) -> Vec<FiveTuple> {
         let of_worker = |worker| {
             let mut place = [0; IN_HAND_BYTES as usize];
             let _ = self.root.read_at(&mut place, IN_HAND + worker as u64 * IN_HAND_BYTES);
             let len = usize::from(place[0]);
             (len > 0).then(|| minicbor::decode(place.get(1..=len)?).ok()).flatten()
         };
-        (0..workers).filter_map(of_worker).collect()
+        (0..WORKERS_MAX).filter_map(of_worker).collect()
     }
 }
 
@@ -283,11 +293,13 @@ pub(super) struct WorkerLog {
     current: Option<LogFile>,
     /// The one that will replace it.
     next: Option<LogFile>,
+    /// Bytes of the current one when all was in it.
+    complete_bytes: u64,
 }
 
 impl WorkerLog {
     pub(super) const fn new(ledger: Arc<Ledger>, worker: usize) -> Self {
-        Self { ledger, worker, current: None, next: None }
+        Self { ledger, worker, current: None, next: None, complete_bytes: 0 }
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -311,8 +323,14 @@ impl WorkerLog {
         let Some(next) = self.next.take() else { return Ok(()) };
         self.ledger.name(self.word(), Some(&next.file))?;
         self.ledger.name(self.word() + 1, None)?;
+        self.complete_bytes = next.len;
         self.current = Some(next);
         Ok(())
+    }
+
+    /// Whether so much was written behind all that there is that it is time to begin anew.
+    pub(super) fn is_long(&self) -> bool {
+        self.current.as_ref().is_some_and(|log| log.len > 2 * self.complete_bytes + LOG_BYTES)
     }
 
     /// Nothing more is written: what is there is not to be gone on with.
@@ -371,12 +389,17 @@ pub(crate) struct Left {
     pub(crate) shared: SharedChanges,
     pub(crate) metrics: Vec<u8>,
     pub(crate) workers: Vec<LeftWorker>,
-    /// Whose messages were in hand, this time and within the last minute.
-    pub(crate) incidents: Vec<Incident>,
-    /// Those among them for whom that was so more than once.
+}
+
+/// Over whose messages processes died within the last minute.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Incidents {
+    /// The last death's among them.
+    pub(crate) all: Vec<Incident>,
+    /// For whom it was not the first time.
     pub(crate) silenced: Vec<FiveTuple>,
-    /// Whether this process died with a message in hand.
-    pub(crate) is_incident: bool,
+    /// Whether a message was in hand at the last death.
+    pub(crate) is_new: bool,
 }
 
 impl Ledger {
@@ -385,21 +408,35 @@ impl Ledger {
     ///
     /// # Errors
     /// Why there is nothing to go on with; then all is closed.
-    pub(crate) fn take_left(&self, keep: &[RawFd]) -> Result<Left, String> {
-        let left = self.left();
+    pub(crate) fn take_left(&self, keep: &[RawFd]) -> (Result<Left, String>, Incidents) {
+        let (incidents, left) = (self.incidents(), self.left());
         let kept = left.as_ref().map(Left::numbers).unwrap_or_default();
         let keep: HashSet<RawFd> =
             kept.into_iter().chain(keep.iter().copied()).chain([self.root.as_raw_fd()]).collect();
-        let open = open_descriptors().map_err(|error| format!("/proc/self/fd: {error}"))?;
-        open.into_iter().filter(|number| !keep.contains(number)).filter_map(adopt_descriptor).for_each(drop);
+        open_descriptors()
+            .into_iter()
+            .filter(|number| !keep.contains(number))
+            .filter_map(adopt_descriptor)
+            .for_each(drop);
         // What was named is closed, or has an owner.
         Cell::ALL.iter().for_each(|cell| drop(self.set_word(cell.word(), 0)));
-        let workers = left.as_ref().map_or(0, |left| left.workers.len()) as u64;
-        for word in WORKERS..WORKERS + 2 * workers.max(256) {
+        for word in WORKERS..WORKERS + 2 * WORKERS_MAX as u64 {
             let _ = self.set_word(word, 0);
         }
-        (0..workers).for_each(|worker| self.put_down(worker as usize));
-        left
+        (0..WORKERS_MAX).for_each(|worker| self.put_down(worker));
+        (left, incidents)
+    }
+
+    fn incidents(&self) -> Incidents {
+        let known = self.cell(Cell::Incidents).unwrap_or_default();
+        let mut all: Vec<Incident> = minicbor::decode(&known).unwrap_or_default();
+        let now = clock::now().ticks;
+        all.retain(|incident| now.since(incident.at) < INCIDENT_MS);
+        let in_hand = self.in_hand();
+        all.extend(in_hand.iter().map(|five_tuple| Incident { at: now, five_tuple: *five_tuple }));
+        let times = |five_tuple| all.iter().filter(|incident| incident.five_tuple == five_tuple).count();
+        let silenced = in_hand.iter().copied().filter(|five_tuple| times(*five_tuple) > 1).collect();
+        Incidents { is_new: !in_hand.is_empty(), silenced, all }
     }
 
     fn left(&self) -> Result<Left, String> {
@@ -408,28 +445,17 @@ impl Ledger {
         let ShellNote { offer, sockets } = minicbor::decode(&shell).map_err(|_| unreadable("description"))?;
         let shared = self.cell(Cell::Shared).ok_or("it had not written what its workers share")?;
         let shared = minicbor::decode(&shared).map_err(|_| unreadable("shared state"))?;
-        let incidents = self.cell(Cell::Incidents).unwrap_or_default();
-        let mut incidents: Vec<Incident> = minicbor::decode(&incidents).unwrap_or_default();
-        let now = clock::now().ticks;
-        incidents.retain(|incident| now.since(incident.at) < INCIDENT_MS);
-        let in_hand = self.in_hand(offer.workers as usize);
-        incidents.extend(in_hand.iter().map(|five_tuple| Incident { at: now, five_tuple: *five_tuple }));
-        let times = |five_tuple| incidents.iter().filter(|incident| incident.five_tuple == five_tuple).count();
-        let silenced = in_hand.iter().copied().filter(|five_tuple| times(*five_tuple) > 1).collect();
-        let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker, &offer.listeners));
+        let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker, &offer));
         Ok(Left {
             sockets: sockets.into_iter().filter_map(|(what, number)| Some((what, adopt_descriptor(number)?))).collect(),
             metrics: self.cell(Cell::Metrics).unwrap_or_default(),
             workers: workers.collect::<Result<_, _>>()?,
-            is_incident: !in_hand.is_empty(),
             offer,
             shared,
-            incidents,
-            silenced,
         })
     }
 
-    fn left_worker(&self, worker: usize, notes: &[ListenerNote]) -> Result<LeftWorker, String> {
+    fn left_worker(&self, worker: usize, offer: &Offer) -> Result<LeftWorker, String> {
         let word = WORKERS + 2 * worker as u64;
         let logs = [word, word + 1].into_iter().filter_map(|word| whole(adopt_descriptor(self.named(word)?)?).ok());
         let mut sum = LedgerSum::default();
@@ -451,17 +477,27 @@ impl Ledger {
         let (totals, streams, listeners, epoll) = last.ok_or_else(|| format!("worker {worker} had written nothing"))?;
         let epoll = adopt_descriptor(epoll).ok_or_else(|| format!("what worker {worker} waited for is closed"))?;
         let mut totals = *totals;
+        // One at an address that was not told of yet can't be gone on with; the others can.
+        let is_ours = |ip| offer.relay_addresses.iter().any(|note| note.advertised == ip);
         let socket = |allocation: AllocationState| {
+            if !is_ours(allocation.relayed.ip()) {
+                return None;
+            }
             let socket = adopt_if_bound(*numbers.get(&allocation.id)?, allocation.relayed.port())?;
             Some((allocation, socket))
         };
         let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
         let listener = |(id, data, control): (u32, i32, Option<i32>)| {
-            let port = notes.iter().find(|note| note.id == id)?.bound.port();
+            let port = offer.listeners.iter().find(|note| note.id == id)?.bound.port();
             Some((id, adopt_if_bound(data, port)?, control.and_then(|number| adopt_if_bound(number, port))))
         };
         let listeners = listeners.into_iter().filter_map(listener).collect();
+        let number = |(allocation, _): &(AllocationState, OwnedFd)| match allocation.via {
+            Via::Stream(StreamId(number), _) => number,
+            Via::Datagram(_) => 0,
+        };
+        let streams = allocations.iter().map(number).fold(streams, u64::max) + STREAMS_AHEAD;
         Ok(LeftWorker { epoll, listeners, allocations, totals, streams })
     }
 }
@@ -567,12 +603,12 @@ mod tests {
         let number = ledger.named(Cell::Metrics.word()).unwrap();
         let copy = std::fs::read(format!("/proc/self/fd/{number}")).unwrap();
         assert_eq!(copy, b"two");
-        assert_eq!(ledger.in_hand(3), []);
+        assert_eq!(ledger.in_hand(), []);
         ledger.take_in_hand(2, &five_tuple(7));
         ledger.take_in_hand(0, &five_tuple(8));
-        assert_eq!(ledger.in_hand(3), [five_tuple(8), five_tuple(7)]);
+        assert_eq!(ledger.in_hand(), [five_tuple(8), five_tuple(7)]);
         ledger.put_down(0);
-        assert_eq!(ledger.in_hand(3), [five_tuple(7)]);
+        assert_eq!(ledger.in_hand(), [five_tuple(7)]);
     }
 
     #[test]

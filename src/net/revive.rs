@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
-use super::handoff::{Channel, DESCRIPTORS_MAX, HandoffError, to_memory};
+use super::handoff::{Channel, HandoffError, to_memory};
 use super::ledger::LeftWorker;
 use super::shared::SharedState;
 use super::stream_state::StreamsState;
@@ -16,8 +16,8 @@ use crate::protocol::changes::EarlyAllocations;
 use crate::protocol::quota_state::QuotasState;
 use crate::state::{self, FORMAT, State};
 
-/// Allocations told at once.
-const ALLOCATIONS_AT_ONCE: usize = DESCRIPTORS_MAX - 3;
+/// Allocations told at once: for a moment each has two descriptors, and there may be few left.
+const ALLOCATIONS_AT_ONCE: usize = 24;
 
 /// How long a message may wait.
 const WITHIN: Duration = Duration::from_secs(60);

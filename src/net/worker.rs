@@ -266,6 +266,14 @@ impl Worker {
         self.loops = self.loops.wrapping_add(1);
         self.net.loops.add(1);
         self.budget.begin_turn();
+        let has_taken_over = std::mem::take(&mut self.has_taken_over);
+        if has_taken_over {
+            // Before anything of it ends, and before any other stream comes.
+            self.count_users();
+            if let Some(recovered) = self.recovered.take() {
+                self.end_what_is_lost(now, &recovered);
+            }
+        }
         self.on_deadlines(now);
         self.visit_ready_streams(now);
         for index in 0..ready.len() {
@@ -297,11 +305,7 @@ impl Worker {
         self.producers.wake();
         self.gather(now, ready.len());
         self.receive_buffers.on_turn(now.ticks, self.datagrams_received());
-        if std::mem::take(&mut self.has_taken_over) {
-            self.count_users();
-            if let Some(recovered) = self.recovered.take() {
-                self.end_what_is_lost(now, &recovered);
-            }
+        if has_taken_over {
             self.server.review_all(now);
         }
         if self.handing.is_some() {

@@ -211,7 +211,7 @@ impl Upgrades {
             .value(seconds(&self.gap_us));
         text.counter(
             "throughway_recoveries_total",
-            "Times that the server was killed and its supervisor went on with its calls",
+            "Times that the server was killed and its supervisor started the next one",
         )
         .value(self.recoveries.load(Ordering::Relaxed));
         text.gauge("throughway_recovery_gap_seconds", "Time in which no process read the sockets at the last recovery")

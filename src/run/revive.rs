@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::supervise::Death;
 use crate::net::handoff::{Channel, DESCRIPTORS_MAX, HandoffError, to_memory};
-use crate::net::ledger::{Left, LeftWorker};
+use crate::net::ledger::{Incidents, Left, LeftWorker};
 use crate::net::revive::{WorkerVoice, empty_shared};
 use crate::net::upgrade_messages::{FromNew, FromOld};
 use crate::state::{self, FORMAT, State};
@@ -17,6 +17,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// What a process that was killed left, and how that came.
 pub(crate) struct Recovery {
     pub(super) left: Left,
+    pub(super) incidents: Incidents,
     pub(super) death: Death,
 }
 
@@ -26,8 +27,8 @@ impl Recovery {
     /// # Errors
     /// What the other side could not take.
     pub(super) fn speak(self, mut channel: Channel) -> Result<(), String> {
-        let Self { left, death } = self;
-        let Left { mut offer, sockets, shared, metrics, workers, silenced, .. } = left;
+        let Self { left, incidents, death } = self;
+        let Left { mut offer, sockets, shared, metrics, workers } = left;
         let FromNew::Hello(_) = hear(&mut channel)? else { return Err(unexpected()) };
         offer.format = FORMAT;
         tell(&channel, &FromOld::Offer(offer), &[])?;
@@ -41,7 +42,7 @@ impl Recovery {
         let mut voices: Vec<WorkerVoice> = voices.into_iter().map(|(own, left)| WorkerVoice::new(own, left)).collect();
         // Each has a thread at the other side that listens.
         std::thread::scope(|scope| {
-            let silenced = &silenced;
+            let silenced = &incidents.silenced;
             let speaking: Vec<_> =
                 voices.iter_mut().map(|voice| scope.spawn(move || voice.tell_early(silenced))).collect();
             speaking

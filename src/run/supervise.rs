@@ -13,12 +13,13 @@ use super::take_over::TakeOver;
 use super::upgrade::{Program, Upgrader};
 use super::{Origin, Started, Supervised, serve_from};
 use crate::clock;
+use crate::config::error::{Problem, SourceLocation};
 use crate::config::{Config, Environment};
 use crate::failure::{self, Failure};
-use crate::net::Running;
 use crate::net::ledger::{Cell, Incident, Ledger, LedgerPhase};
 use crate::net::passed::Passed;
 use crate::net::processes::{self, Cloned, Ended, HeldSignals};
+use crate::net::{self, Running};
 use crate::ops::metrics::Metrics;
 
 /// Signals that the supervisor passes on.
@@ -54,6 +55,8 @@ pub(crate) struct Death {
 /// As of [`serve`](super::serve); [`Failure::Run`] when the server can't be gone on with.
 pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
     let passed = Passed::take().map_err(Failure::Run)?;
+    // What is open is open in both processes, and counts in both.
+    let _ = net::raise_file_limit();
     // The file may have been replaced when the next child begins.
     let program = Program::of_process().ok();
     let failed = |error: io::Error| Failure::Run(format!("supervise: {error}"));
@@ -125,30 +128,28 @@ fn serve_in_child(
         ledger.set_phase(LedgerPhase::Starting);
         return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, program, Some(supervised));
     };
-    let left = ledger.take_left(&passed.numbers());
-    let incidents = left.as_ref().map(|left| left.incidents.clone()).unwrap_or_default();
-    let times = incidents.iter().map(|incident| incident.at).collect::<HashSet<_>>().len();
-    if times > INCIDENTS_MAX && left.as_ref().is_ok_and(|left| left.is_incident) {
+    let (left, incidents) = ledger.take_left(&passed.numbers());
+    let times = incidents.all.iter().map(|incident| incident.at).collect::<HashSet<_>>().len();
+    if times > INCIDENTS_MAX && incidents.is_new {
         return Err(Failure::Run(format!(
             "the server was ended by signal {}, the {times}th time within a minute over a client's message",
             death.signal
         )));
     }
-    // The file may have changed since the start; a broken one must not end what runs.
-    let config = config.reload(&Environment::of_process()).unwrap_or(config);
+    let config = config_of_next(config, death);
     let why_not = match &left {
-        Err(why) => Some(why.clone()),
-        Ok(_) if death.was_recovering => Some("the process before this one could not go on either".to_owned()),
-        Ok(left) if times == INCIDENTS_MAX && left.is_incident => {
+        _ if times == INCIDENTS_MAX && incidents.is_new => {
             Some("it was the third time within a minute over a client's message".to_owned())
         }
+        _ if death.was_recovering => Some("the process before this one could not go on either".to_owned()),
+        Err(why) => Some(why.clone()),
         Ok(_) => None,
     };
-    remember(&ledger, &incidents);
+    remember(&ledger, &incidents.all);
     let origin = match (left, why_not) {
         (Ok(left), None) => {
             ledger.set_phase(LedgerPhase::Recovering);
-            Origin::Recovery(Box::new(Recovery { left, death }))
+            Origin::Recovery(Box::new(Recovery { left, incidents, death }))
         }
         (left, why) => {
             drop(left);
@@ -157,6 +158,19 @@ fn serve_in_child(
         }
     };
     serve_from(config, origin, passed, program, Some(supervised))
+}
+
+/// The configuration as the file has it now; the one of the start if that is wrong, or if the process before ended over it.
+fn config_of_next(config: Config, death: Death) -> Config {
+    if death.was_recovering {
+        return config;
+    }
+    config.reload(&Environment::of_process()).unwrap_or_else(|error| {
+        let mut config = config;
+        let text = format!("the configuration is wrong, so that of the start holds: {error}");
+        config.warnings.push(Problem::new(SourceLocation::Nowhere, "after a crash", text));
+        config
+    })
 }
 
 fn remember(ledger: &Ledger, incidents: &[Incident]) {

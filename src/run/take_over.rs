@@ -269,7 +269,7 @@ pub(crate) fn take_over(
 /// Why that can't be.
 pub(crate) fn recover(config: Config, recovery: Recovery, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
     let (own, its) = Channel::pair()?;
-    let lost = Lost { death: recovery.death, incidents: recovery.left.incidents.clone() };
+    let lost = Lost { death: recovery.death, incidents: recovery.incidents.all.clone() };
     let speak = move || {
         if let Err(why) = recovery.speak(its) {
             tracing::error!(why, "what a killed server left can't be told");

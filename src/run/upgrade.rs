@@ -187,7 +187,8 @@ impl Upgrade {
         let FromNew::Prepared { allocations } = new.hear("prepare", EARLY_TIME)? else {
             return Err(NotUpgraded::unexpected("prepare"));
         };
-        if allocations != told {
+        // Some may have ended meanwhile, and others have come in their place.
+        if allocations > told {
             return Err(failed(format!("the new process has {allocations} allocations of {told}")));
         }
         tracing::info!(allocations, generation = self.generation + 1, "prepared");

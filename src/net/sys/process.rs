@@ -4,8 +4,12 @@ use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 
 use libc::c_int;
+use rustix::process::{Resource, getrlimit};
 
 use super::check;
+
+/// The highest number that is looked at without /proc.
+const NUMBERS_MAX: RawFd = 1 << 20;
 
 /// What a clone of this process is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,8 +80,11 @@ pub(crate) fn hear(signals: &[c_int]) -> io::Result<()> {
 }
 
 impl HeldSignals {
-    /// Holds these back from now on, in this thread and those that it starts.
+    /// Holds these back from now on, in this thread and those that it starts. The end of a child is heard, whatever the process
+    /// that started this one did not want to hear.
     pub(crate) fn hold(signals: &[c_int]) -> io::Result<Self> {
+        // SAFETY: the default action, which runs no code of this process.
+        unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
         change_mask(libc::SIG_BLOCK, signals).map(Self)
     }
 
@@ -123,11 +130,17 @@ pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
 }
 
 /// Every open descriptor but the first three.
-pub(crate) fn open_descriptors() -> io::Result<Vec<RawFd>> {
-    let entries = std::fs::read_dir("/proc/self/fd")?;
+pub(crate) fn open_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
+        // No /proc, or no descriptor left to read it.
+        let end = getrlimit(Resource::Nofile)
+            .maximum
+            .map_or(NUMBERS_MAX, |end| end.min(u64::from(NUMBERS_MAX.unsigned_abs())) as RawFd);
+        return (3..end).collect();
+    };
     let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     // That of the directory itself is closed by now, and is looked at before it is adopted.
-    Ok(numbers.filter(|number| *number > 2).collect())
+    numbers.filter(|number| *number > 2).collect()
 }
 
 #[cfg(test)]
@@ -138,7 +151,7 @@ mod tests {
     fn only_open_descriptors_are_adopted() {
         use std::os::fd::IntoRawFd as _;
         let number = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
-        assert!(open_descriptors().unwrap().contains(&number));
+        assert!(open_descriptors().contains(&number));
         assert!(adopt_descriptor(number).is_some());
         assert!(adopt_descriptor(1 << 24).is_none() && adopt_descriptor(-1).is_none() && adopt_descriptor(1).is_none());
     }

@@ -4,9 +4,9 @@
 //! [`Worker`] itself stands in `net::worker`.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use super::{ALARM, INBOX};
+use super::{ALARM, CONTROL, INBOX, LISTENER};
 use super::{Worker, token};
 use crate::address::{FiveTuple, Via};
 use crate::net::ledger::{LogEntry, WorkerLog};
@@ -87,7 +87,8 @@ impl Worker {
     }
 
     fn write_to(&mut self, ledger: &mut WorkerLedger) -> io::Result<()> {
-        if ledger.begun_at.is_none_or(|at| self.now.since(at) >= ALL_EVERY) && ledger.next.is_none() {
+        let is_due = ledger.begun_at.is_none_or(|at| self.now.since(at) >= ALL_EVERY) || ledger.log.is_long();
+        if is_due && ledger.next.is_none() {
             self.begin_all(ledger)?;
         }
         let touched = self.server.touched(TOUCHED_PER_TURN);
@@ -156,6 +157,14 @@ impl Worker {
     pub(super) fn adopt_epoll(&mut self, epoll: Epoll, silenced: Vec<FiveTuple>) -> io::Result<()> {
         epoll.add(self.waker.fd(), token(INBOX, 0))?;
         epoll.add(self.alarm.fd(), token(ALARM, 0))?;
+        // Those that are new in the configuration.
+        for at in self.listeners.places() {
+            let Some(listener) = self.listeners.get(at) else { continue };
+            epoll.add(listener.socket.as_fd(), token(LISTENER, at))?;
+            if let Some(control) = &listener.control {
+                epoll.add(control.as_fd(), token(CONTROL, at))?;
+            }
+        }
         self.epoll = epoll;
         self.recovered = Some(Recovered { silenced });
         Ok(())

@@ -104,8 +104,7 @@ impl Worker {
         is_ours
     }
 
-    /// Counts the sessions over datagrams at the listeners that they came through; in the first turn and not before, because it
-    /// looks at all of them, and packets wait until then.
+    /// Counts the sessions over datagrams at the listeners that they came through; before anything else in the first turn.
     pub(super) fn count_users(&self) {
         for (_, _, via) in self.server.endpoints() {
             if let Via::Datagram(five_tuple) = via {
