@@ -267,6 +267,30 @@ impl Server {
         self.table.early.end();
     }
 
+    /// What belongs to no single allocation. Requests under way and held ports are not among it: their clients ask again.
+    #[must_use]
+    pub fn totals(&self) -> ServerChanges {
+        ServerChanges {
+            worker: self.worker,
+            workers: self.workers,
+            generation: self.table.generation(),
+            questions: self.openings.asked(),
+            draining: self.draining,
+            nonce_key: self.nonces.key().into(),
+            allocations: Vec::new(),
+            openings: Vec::new(),
+            reservations: Vec::new(),
+            review: None,
+            counters: self.counters.to_state(),
+            is_whole: false,
+            ended: Vec::new(),
+            counts: Rows::default(),
+            drops: Vec::new(),
+            own_meters: Rows::default(),
+            live: self.table.len() as u64,
+        }
+    }
+
     /// Everything that the early export lacks, as plain values; [`Server::poll_output`] must have been drained. Without
     /// an early export, and after a restart of this server, that is all there is.
     ///
@@ -275,23 +299,13 @@ impl Server {
     pub fn export_changes(&self) -> ServerChanges {
         debug_assert!(self.outputs.is_empty(), "what the core wants done is done before the export");
         let mut changes = ServerChanges {
-            worker: self.worker,
-            workers: self.workers,
-            generation: self.table.generation(),
-            questions: self.openings.asked(),
-            draining: self.draining,
-            nonce_key: self.nonces.key().into(),
-            allocations: Vec::new(),
             openings: self.openings.to_state(),
             reservations: self.reservations.to_state(),
             review: self.review,
-            counters: self.counters.to_state(),
             is_whole: !self.table.early.is_on(),
             ended: self.table.ended_since().collect(),
             counts: Rows(Vec::with_capacity(self.table.len())),
-            drops: Vec::new(),
-            own_meters: Rows::default(),
-            live: self.table.len() as u64,
+            ..self.totals()
         };
         // In the order of their slots.
         for allocation in self.table.iter() {

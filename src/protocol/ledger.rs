@@ -15,7 +15,6 @@ use super::counters::{CREATED, ENDED, LIVE, ended_name, live_name};
 use super::ids::AllocationId;
 use super::quota::{Counted, QuotaClaim};
 use super::reason::EndReason;
-use super::rows::Rows;
 use crate::address::{Family, Via};
 
 /// Allocations that may have begun in a worker after its last word, so that none gets an id that was given already.
@@ -127,30 +126,6 @@ impl Server {
         let (allocations, next) = self.table.slots(from, count);
         let allocations = allocations.map(Allocation::to_state).collect();
         (LedgerEntry { allocations, free: Vec::new() }, next)
-    }
-
-    /// What belongs to no single allocation. Requests under way and held ports are not among it: their clients ask again.
-    #[must_use]
-    pub fn totals(&self) -> ServerChanges {
-        ServerChanges {
-            worker: self.worker,
-            workers: self.workers,
-            generation: self.table.generation(),
-            questions: self.openings.asked(),
-            draining: self.draining,
-            nonce_key: self.nonces.key().into(),
-            allocations: Vec::new(),
-            openings: Vec::new(),
-            reservations: Vec::new(),
-            review: None,
-            counters: self.counters.to_state(),
-            is_whole: false,
-            ended: Vec::new(),
-            counts: Rows::default(),
-            drops: Vec::new(),
-            own_meters: Rows::default(),
-            live: self.table.len() as u64,
-        }
     }
 
     /// Calls `count` for each allocation with what it is counted under.
