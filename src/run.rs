@@ -3,6 +3,7 @@
 mod http_listeners;
 pub mod reload;
 mod revive;
+mod signals;
 mod supervise;
 pub mod take_over;
 mod upgrade;
@@ -12,12 +13,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 
 use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
 use self::revive::Recovery;
+pub(crate) use self::signals::{Signal, Signals};
 use self::supervise::Death;
 pub use self::take_over::TakeOver;
 use self::take_over::{Passage, TakenOver};
@@ -37,7 +38,6 @@ use crate::net::gate::Gate;
 use crate::net::handoff::{HandoffError, SuccessorSocket};
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
-use crate::net::processes;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
@@ -681,45 +681,4 @@ fn admin(
         clock: clock::now,
     };
     Admin::new(config, hosts, parts)
-}
-
-/// What a signal asks for.
-pub(crate) enum Signal {
-    Reload,
-    Stop(&'static str),
-}
-
-impl Signal {
-    const TERMINATE: &'static str = "SIGTERM";
-}
-
-/// SIGHUP, SIGTERM and SIGINT.
-pub(crate) struct Signals {
-    hangup: unix::Signal,
-    terminate: unix::Signal,
-    interrupt: unix::Signal,
-}
-
-impl Signals {
-    pub(crate) fn new() -> Result<Self, Failure> {
-        let listen =
-            |kind| unix::signal(kind).map_err(|error| Failure::Run(format!("can't listen for signals: {error}")));
-        let signals = Self {
-            hangup: listen(SignalKind::hangup())?,
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        };
-        let kinds = [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt(), SignalKind::child()];
-        processes::hear(&kinds.map(|kind| kind.as_raw_value()))?;
-        Ok(signals)
-    }
-
-    /// The next of them.
-    pub(crate) async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.hangup.recv() => Signal::Reload,
-            _ = self.terminate.recv() => Signal::Stop(Signal::TERMINATE),
-            _ = self.interrupt.recv() => Signal::Stop("SIGINT"),
-        }
-    }
 }

@@ -99,7 +99,7 @@ impl Flow {
         self.sent.len() - self.came_back.len()
     }
 
-    /// How many were sent in the time before one of these moments for which counts may be lost, and while nobody read.
+    /// How many were sent in the time before one of these moments for which counts may be lost, and while no process read.
     fn uncounted_at_most(&self, kills: &[Instant]) -> u64 {
         let before = Duration::from_millis(1_300);
         let near = |at: &&Instant| kills.iter().any(|kill| **at + before > *kill && **at < *kill + before);
@@ -221,7 +221,7 @@ fn what_was_shown_is_not_taken_back() {
     }
 }
 
-/// A stop that is asked for while nobody serves is done by the one who serves next.
+/// A stop that is asked for while no process serves is done by the next one.
 #[test]
 fn a_stop_is_not_lost_between_two_lives() {
     for _ in 0..10 {
@@ -235,7 +235,7 @@ fn a_stop_is_not_lost_between_two_lives() {
     }
 }
 
-/// A stream that is opened after a crash is nobody's: it never has the session of one that ended with the process.
+/// A stream that is opened after a crash is new: it never has the session of one that ended with the process.
 #[test]
 fn a_dead_streams_session_is_nobody_elses() {
     let server = supervised(1).start();
@@ -387,7 +387,7 @@ mod faults {
         send_mark(&mut Client::udp(server.udp4()), "kill");
         wait_for_ready(&server, 4);
         assert_eq!(server.log.event(ANEW)["why"], "it was the third time within a minute over a client's message");
-        // Port 0 is another port now, and nobody is known there.
+        // Port 0 is another port now, and no client is known there.
         let is_udp4 = |event: &serde_json::Value| {
             event["transport"] == "udp" && event["address"].as_str().unwrap().starts_with("127.")
         };
@@ -399,7 +399,7 @@ mod faults {
             None
         );
         assert_eq!(Client::udp(address).user("bob", "builder").request(METHOD_REFRESH, &[]).code(), 437);
-        // And a fourth is left to whoever started it.
+        // And a fourth is left to the service manager.
         send_mark(&mut Client::udp(address), "kill");
         assert_eq!(server.wait().code(), Some(1));
         server.log.wait_for_line("the 4th time within a minute over a client's message");

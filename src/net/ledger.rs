@@ -52,7 +52,7 @@ const LOG_BYTES: u64 = 4 << 20;
 /// Bytes before each entry: its length and its checksum.
 const HEAD: usize = 8;
 
-/// Streams that may have begun after a worker's last word, so that none gets a number that was given already: whoever has it has
+/// Streams that may have begun after a worker's last word, so that none gets a number that was given already: with it comes
 /// the session of a dead stream.
 const STREAMS_AHEAD: u64 = 1 << 20;
 
@@ -68,7 +68,7 @@ pub enum LedgerPhase {
     Serving,
     /// It takes over what a dead one left.
     Recovering,
-    /// Its sessions end, or another process of an upgrade may have them: nobody goes on for it.
+    /// Its sessions end, or another process of an upgrade may have them: no process goes on for it.
     Leaving,
 }
 
