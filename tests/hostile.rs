@@ -173,8 +173,10 @@ with_one_and_three_workers! {
         assert!(round.units > 50, "{} sessions were granted", round.units);
         // A burst of 100, and the rate for as long as the attack took.
         assert!(round.units as f64 <= 100.0 + 20.0 * round.seconds, "{} sessions in {:.1} s", round.units, round.seconds);
-        assert_eq!(stand.server.scrape().sum("throughway_accounting_lost_total"), 0);
-        assert_eq!(stand.server.scrape().sum("throughway_events_lost_total"), 0);
+        let scrape = stand.server.scrape();
+        assert_eq!(scrape.sum("throughway_accounting_lost_total"), 0);
+        // Lines of refusals are lost first, by intent: a burst of them may fill their short queue on a slow machine.
+        assert_eq!(scrape.value("throughway_events_lost_total", &[("event", "session")]), 0);
     }
 
     /// F-A6. Ports held under RESERVATION-TOKENs by one user: others find some.
