@@ -6,7 +6,10 @@
 mod admin;
 mod check;
 mod check_config;
+mod completions;
+mod config;
 mod credentials;
+mod man;
 mod usage;
 
 use std::io::{self, IsTerminal, Write};
@@ -74,6 +77,18 @@ enum Command {
     Drain(admin::drain::DrainOptions),
     /// Replace a running server by the installed version; no call is lost
     Upgrade(admin::upgrade::UpgradeOptions),
+    /// Print what is known about the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Print completions for a shell
+    #[command(after_help = completions::HELP)]
+    Completions(completions::CompletionsOptions),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
     /// Show the version
     Version {
         /// Print JSON: what an upgrade to this program needs
@@ -184,6 +199,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::LogLevel(options) => admin::log_level(&options),
         Command::Drain(options) => admin::drain::drain(&options),
         Command::Upgrade(options) => admin::upgrade::upgrade(&options),
+        Command::Config(command) => config::run(&command),
+        Command::Completions(options) => completions::run(&options),
+        Command::Man { directory } => man::write(&directory),
         Command::Version { handover } => version(handover),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),

@@ -15,6 +15,7 @@ pub mod error;
 pub mod initial_secret;
 pub mod issuing;
 pub mod keys;
+pub mod schema;
 pub mod upgrade;
 
 mod auth;

@@ -1,10 +1,13 @@
 //! The configuration as an operator meets it: the real binary, files, variables, exit codes.
 
+mod json_schema;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use json_schema::Validator;
 use throughway::config::{Config, Environment, KEYS};
 
 const EXAMPLE: &str = include_str!("../config.example.toml");
@@ -321,6 +324,55 @@ fn each_mistake_is_shown_with_line_key_value_and_remedy() {
             assert!(shown.contains(part), "{text}\n{shown}\nlacks {part}");
         }
     }
+}
+
+/// What only the server can find, by a part of its message: what two keys have to do with each other, what a file holds, and what
+/// an address stands for.
+const NOT_IN_THE_SCHEMA: &[&str] = &[
+    "below turn.default_lifetime = \"600s\"",
+    "above turn.max_lifetime = \"3600s\"",
+    "twice",
+    "overlaps with \"0.0.0.0:3478\"",
+    "write 1.2.3.4",
+    "multicast",
+    "unspecified",
+    "write \"49152-65535\"",
+    "0.0.0.0:3478",
+    "relay.ports = \"49152-65535\"",
+    "second ipv4 address",
+    "no ipv6 address in relay.addresses",
+    "two owners",
+    "one family",
+    "is taken by listen.tcp = \"0.0.0.0:3478\"",
+    "always denied",
+    "write \"10.0.0.0/8\"",
+    "needs a certificate",
+    "needs a certificate: set tls.certificate and tls.private_key",
+    "has no key; tls.private_key",
+    "has no certificate; tls.certificate",
+    "/nowhere/chain: can't be read: No such file",
+    "is the socket of http.admin_socket",
+    "is not an address clients can reach",
+    "203.0.113.8:1 is listed already; list one address per family",
+    "a listener of this server",
+    "drain.alternate_tls",
+    "can't read",
+    "/nowhere/key",
+    "CREDENTIALS_DIRECTORY is not set",
+];
+
+#[test]
+fn the_schema_finds_every_mistake_of_one_value() {
+    let schema = Validator::new();
+    schema.check(&format!("{EXAMPLE}\n{SECRET}")).expect("the example");
+    let mut missed = Vec::new();
+    for (text, _, _, says) in WRONG {
+        let is_known = says.iter().any(|part| NOT_IN_THE_SCHEMA.contains(part));
+        if schema.check(&format!("{text}\n{SECRET}")).is_ok() && !is_known {
+            missed.push((text, says));
+        }
+    }
+    assert!(missed.is_empty(), "the schema takes {missed:#?}\nif it can't know better, add a part of the message");
 }
 
 #[test]
@@ -685,6 +737,8 @@ fn help_is_as_documented() {
         &["log-level"],
         &["drain"],
         &["upgrade"],
+        &["config"],
+        &["completions"],
         &["version"],
         &["credentials", "mint"],
         &["credentials", "verify"],

@@ -3,12 +3,14 @@
 //!
 //! With UPDATE_SNAPSHOTS=1 the table is written anew, and the example gets the keys and the first lines that it lacks.
 
+mod json_schema;
 mod source_text;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use json_schema::Validator;
 use source_text::{Source, sources, words};
 use throughway::protocol::peer_policy::LocalAddresses;
 
@@ -276,6 +278,15 @@ fn other_value(key: &ConfigKey) -> (&'static str, String) {
     ("", value)
 }
 
+/// A configuration, and one in which a key has another value.
+fn old_and_new_text(key: &ConfigKey) -> [String; 2] {
+    let (beside, value) = other_value(key);
+    let secret = if key.path == "auth.secrets" { "" } else { SECRET };
+    let is_other = |line: &&str| !line.starts_with(&format!("{} =", key.path));
+    let without: String = beside.split_inclusive('\n').filter(is_other).collect();
+    [format!("{beside}{SECRET}"), format!("{without}{} = {value}\n{secret}", key.path)]
+}
+
 #[test]
 fn a_changed_value_is_told_by_a_reload_and_waits_for_a_restart_if_its_row_says_so() {
     let directory = Files::new("changed");
@@ -299,6 +310,67 @@ fn a_changed_value_is_told_by_a_reload_and_waits_for_a_restart_if_its_row_says_s
              (`Config::until_restart`)",
             key.path
         );
+    }
+}
+
+#[test]
+fn the_schema_takes_each_right_value_and_refuses_each_wrong_one() {
+    let (schema, directory) = (Validator::new(), Files::new("schema"));
+    for key in KEYS {
+        for text in old_and_new_text(key) {
+            // That it is right for the server too, whatever is in the files.
+            directory.load(&text);
+            schema.check(&text).unwrap_or_else(|error| panic!("{}: {error}\n{text}", key.path));
+        }
+        for value in wrong_values(key) {
+            let text = format!("{} = {value}\n", key.path);
+            assert!(schema.check(&text).is_err(), "the schema takes {text}");
+        }
+    }
+    for field in FIELDS {
+        for value in wrong_values(field) {
+            let (text, _) = table_with(field, &value);
+            assert!(schema.check(&text).is_err(), "the schema takes {text}");
+        }
+    }
+}
+
+/// Forms that are right, at the edges of what is allowed.
+#[test]
+fn the_schema_is_no_narrower_than_the_check() {
+    let schema = Validator::new();
+    for text in [
+        "workers = 256",
+        "realm = \"ü\"",
+        "listen.udp = [{ address = \"[::1]:0\" }, \"127.0.0.1:065535\"]",
+        "relay.external = [\"203.0.113.7\", \"2001:db8::7\"]",
+        "relay.external = { \"10.0.0.5\" = \"203.0.113.7\" }",
+        "relay.ports = \" 5000 - 05000\"",
+        "turn.max_lifetime = \"4294967295s\"",
+        "auth.max_ttl = \"3650d\"",
+        "auth.max_session = \"0s\"",
+        "auth.max_session = \"0\"",
+        "limits.burst = \"1m\"",
+        "limits.tcp_queue = \"65556B\"",
+        "limits.tcp_queue = \"65KiB\"",
+        "limits.bandwidth = \"18446744073Gbit/s\"",
+        "limits.channels_per_allocation = 16383",
+        "peers.allow = [\"10.0.0.1\", \"fd00::/8\"]",
+        "http.listen = \"\"",
+        "http.listen = \"unix:/run/t.sock\"",
+        "http.unix_uids = [33, \"34\"]",
+        "http.admin_socket = \"none\"",
+        "upgrade.socket = \"unix:/run/upgrade.sock\"",
+        "relay.tcp = false",
+        "listen.shared = []",
+        "auth.users.a = { key_md5 = \"0123456789abcdef0123456789ABCDEF\", limits = { bytes_per_day = \"1GiB\" } }",
+        "[[auth.secrets]]\nid = \"b\"\nvalue = \"üüüüüüüü\"\nnot_after = 2099-12-31\nclaims = [\"bytes\"]",
+        "[[auth.secrets]]\nid = \"b\"\nvalue = \"south-of-everything\"\nnot_after = \"2099-12-31T12:00:00+01:00\"\n\
+         limits = { peers = \"relay\", transports = [\"tls\"] }",
+    ] {
+        let text = format!("{text}\n{SECRET}");
+        Config::from_toml("c.toml", &text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        schema.check(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 }
 
@@ -421,17 +493,15 @@ struct Files(PathBuf);
 impl Files {
     /// A configuration, and one in which a key has another value.
     fn old_and_new(&self, key: &ConfigKey) -> (Config, Config) {
+        let [old, new] = old_and_new_text(key);
+        (self.load(&old), self.load(&new))
+    }
+
+    fn load(&self, text: &str) -> Config {
         let environment: Environment = [("CREDENTIALS_DIRECTORY", self.0.to_str().unwrap())].into_iter().collect();
-        let load = |text: &str| {
-            let path = self.0.join("c.toml");
-            fs::write(&path, text).unwrap();
-            Config::load(&path, &environment).unwrap_or_else(|error| panic!("{text}\n{error}"))
-        };
-        let (beside, value) = other_value(key);
-        let secret = if key.path == "auth.secrets" { "" } else { SECRET };
-        let is_other = |line: &&str| !line.starts_with(&format!("{} =", key.path));
-        let without: String = beside.split_inclusive('\n').filter(is_other).collect();
-        (load(&format!("{beside}{SECRET}")), load(&format!("{without}{} = {value}\n{secret}", key.path)))
+        let path = self.0.join("c.toml");
+        fs::write(&path, text).unwrap();
+        Config::load(&path, &environment).unwrap_or_else(|error| panic!("{text}\n{error}"))
     }
 
     fn new(name: &str) -> Self {

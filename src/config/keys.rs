@@ -378,6 +378,9 @@ pub(crate) fn fields(table: &str) -> impl Iterator<Item = (&'static str, &'stati
     FIELDS.iter().filter_map(move |row| Some((row.path.strip_prefix(table)?.strip_prefix('.')?, row)))
 }
 
+/// A file with every key, its default, and what it does in more words than its row has.
+pub const EXAMPLE: &str = include_str!("../../config.example.toml");
+
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
 pub const LATER: &[(&str, &str)] = &[("listen.shared", "[]"), ("relay.tcp", "false"), ("relay.mobility", "false")];
 

@@ -43,6 +43,11 @@ impl Quantity {
         format!("{} such as {}", self.name, self.example)
     }
 
+    /// Its units, the largest first, each with what it stands for in the smallest.
+    pub(crate) const fn units(&self) -> &'static [(&'static str, u64)] {
+        self.units
+    }
+
     /// The number in the smallest unit.
     pub(crate) fn parse(&self, text: &str) -> Result<u64, String> {
         let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
