@@ -8,6 +8,7 @@ mod client;
 pub mod endpoint;
 mod foreign;
 mod link;
+pub mod mapped;
 mod relay;
 pub mod remedy;
 pub mod report;
