@@ -9,7 +9,9 @@ mod check_config;
 mod completions;
 mod config;
 mod credentials;
+mod init;
 mod man;
+mod service;
 mod usage;
 
 use std::io::{self, IsTerminal, Write};
@@ -77,6 +79,13 @@ enum Command {
     Drain(admin::drain::DrainOptions),
     /// Replace a running server by the installed version; no call is lost
     Upgrade(admin::upgrade::UpgradeOptions),
+    /// Ask the running server whether it is alive: one line, and exit code 0 or 1
+    Health(admin::health::HealthOptions),
+    /// Write a first configuration with a new secret; show what to open in the firewall, and what to do next
+    Init(init::InitOptions),
+    /// Install the server as a service of systemd on a machine without a package of it
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
     /// Print what is known about the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -199,6 +208,9 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::LogLevel(options) => admin::log_level(&options),
         Command::Drain(options) => admin::drain::drain(&options),
         Command::Upgrade(options) => admin::upgrade::upgrade(&options),
+        Command::Health(options) => admin::health::health(&options),
+        Command::Init(options) => init::run(&options),
+        Command::Service(command) => service::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Completions(options) => completions::run(&options),
         Command::Man { directory } => man::write(&directory),

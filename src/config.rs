@@ -37,7 +37,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use keys::KEYS;
 
-pub(crate) use document::nearest;
+pub(crate) use document::{nearest, quote};
 pub(crate) use units::{DURATION, RATE, SIZE, instant as parse_instant};
 
 use crate::config::error::{Problem, SourceLocation};

@@ -1,7 +1,8 @@
-//! Commands that talk to a running server: sessions, kick, revoke, reload, log-level, drain, upgrade.
+//! Commands that talk to a running server: sessions, kick, revoke, reload, log-level, drain, upgrade, health.
 
 pub(super) mod client;
 pub(super) mod drain;
+pub(super) mod health;
 pub(super) mod upgrade;
 
 use std::io::{self, Write};

@@ -132,7 +132,7 @@ fn shared(bytes: &[u8]) -> SharedSecret {
 }
 
 /// 256 random bits as text, so that it can be copied into an issuer's settings.
-fn random_text() -> String {
+pub(crate) fn random_text() -> String {
     let mut bytes = [0; 32];
     getrandom::fill(&mut bytes).expect("Linux gives random bytes to every process");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -203,6 +203,21 @@ impl Client {
         self.ask(Method::POST, target, Some(body.to_string()), within)
     }
 
+    /// Asks for a short text that needs no token; gives the status, whatever it is, and the text.
+    pub(in crate::cli) fn plain(&self, target: &str, within: Duration) -> Result<(StatusCode, String), Failure> {
+        let headers = vec![(header::HOST, HeaderValue::from_static("localhost"))];
+        let request = HttpRequest { method: Method::GET, headers, body: Vec::new(), response_bytes_max: 4096 };
+        let response = self
+            .exchange(target, request, within)
+            .map_err(|error| Failure::Run(format!("no answer from {} ({}): {error}", self.address, self.source)))?;
+        Ok((response.status, String::from_utf8_lossy(&response.body).into_owned()))
+    }
+
+    /// Where it asks, for messages.
+    pub(in crate::cli) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     fn ask(&self, method: Method, target: &str, body: Option<String>, within: Duration) -> Result<Value, Failure> {
         let token = match (&self.token, &self.address) {
             (Ok(token), _) => token.as_deref(),

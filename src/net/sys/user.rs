@@ -81,6 +81,12 @@ impl User {
         self.uid
     }
 
+    /// The number of the user's own group.
+    #[must_use]
+    pub const fn gid(&self) -> u32 {
+        self.gid
+    }
+
     /// Takes this user's rights to files, groups included, until [`give_back`]. Only root can take another's.
     ///
     /// # Errors

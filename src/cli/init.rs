@@ -1,0 +1,194 @@
+//! `init`: writes a first configuration, and tells what is left to do outside of it.
+
+mod file;
+mod next;
+mod questions;
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::check::{mapped, remedy};
+use crate::config::initial_secret::random_text;
+use crate::config::{Config, DEFAULT_PATH, Environment};
+use crate::failure::Failure;
+use crate::net::{User, effective_uid, routed_addresses};
+
+/// Who reads the configuration besides root.
+const GROUP: &str = "throughway";
+
+/// The defaults of the server, which the file leaves out.
+const PORT: u16 = 3478;
+const RELAY_PORTS: &str = "49152-65535";
+
+/// Options of `init`.
+#[derive(Args, Debug)]
+pub(super) struct InitOptions {
+    /// Where to write it
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// The host name of this server, such as turn.example.org
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Public address behind which this machine is, one for each family
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    external: Vec<IpAddr>,
+    /// Ask this STUN server for the public address; no server is asked without it
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "external")]
+    stun: Option<String>,
+    /// Port for clients over UDP and TCP
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = PORT)]
+    port: u16,
+    /// UDP ports of relayed traffic
+    #[arg(long, value_name = "FIRST-LAST", default_value = RELAY_PORTS)]
+    relay_ports: String,
+    /// PEM file of a certificate chain: also listen for TLS
+    #[arg(long, value_name = "FILE", requires = "private_key")]
+    certificate: Option<PathBuf>,
+    /// PEM file of its private key
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    private_key: Option<PathBuf>,
+    /// Port for clients over TLS
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = 5349)]
+    tls_port: u16,
+    /// Ask nothing: what no option says is left at its default
+    #[arg(long)]
+    non_interactive: bool,
+    /// Replace the file if there is one; its secret is lost
+    #[arg(long)]
+    force: bool,
+}
+
+/// What the file will say.
+#[derive(Clone, Debug)]
+struct Plan {
+    host: Option<String>,
+    /// At most one for each family.
+    external: Vec<IpAddr>,
+    /// What the routes give.
+    local: Vec<IpAddr>,
+    port: u16,
+    relay_ports: String,
+    /// Chain and key.
+    tls: Option<(PathBuf, PathBuf)>,
+    tls_port: u16,
+    secret: String,
+}
+
+impl Plan {
+    /// Why the file would be no configuration.
+    fn check(&self, path: &Path) -> Result<(), String> {
+        let checked = Config::of_text(path, &self.text(), &Environment::default());
+        checked.map(|_| ()).map_err(|error| {
+            // The file is not there yet, so its lines mean nothing.
+            let say = |problem: &crate::config::error::Problem| match &problem.value {
+                Some(value) => format!("{} = {value}: {}", problem.key, problem.message),
+                None => format!("{}: {}", problem.key, problem.message),
+            };
+            error.problems.iter().map(say).collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    /// The address of a family that clients will reach it by, as far as it is known.
+    fn public(&self, is_ipv4: bool) -> Option<IpAddr> {
+        let of_family = |ips: &[IpAddr]| ips.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4);
+        of_family(&self.external).or_else(|| of_family(&self.local).filter(|ip| remedy::is_global(*ip)))
+    }
+
+    /// An address of this machine that the internet does not reach, and for which there is no other.
+    fn hidden(&self, is_ipv4: bool) -> Option<IpAddr> {
+        let local = self.local.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4)?;
+        self.public(is_ipv4).is_none().then_some(local)
+    }
+}
+
+pub(super) fn run(options: &InitOptions) -> Result<(), Failure> {
+    let path = &options.config;
+    if path.exists() && !options.force {
+        let message = format!("{} exists; --force replaces it, and its secrets are lost then", path.display());
+        return Err(Failure::Usage(message));
+    }
+    let is_person = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if !is_person && !options.non_interactive {
+        let message = "init asks on a terminal; without one give --non-interactive, and what it would ask as options";
+        return Err(Failure::Usage(message.to_owned()));
+    }
+    let mut plan = plan(options)?;
+    plan.check(path).map_err(Failure::Usage)?;
+    if !options.non_interactive {
+        let check = |plan: &Plan| plan.check(path);
+        questions::ask(&mut plan, options, &mut io::stdin().lock(), &mut io::stderr(), &check)?;
+    }
+    let owner = write(path, &plan.text(), options.force)?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "Wrote {} (0640, {owner}).\n", path.display())?;
+    out.write_all(plan.next(path).as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// What the options say, with what this machine and the STUN server know.
+fn plan(options: &InitOptions) -> Result<Plan, Failure> {
+    let local = routed_addresses();
+    let mut external = options.external.clone();
+    if let Some(server) = &options.stun {
+        external = mapped::addresses(server).map_err(|why| Failure::Run(format!("--stun {why}")))?;
+        if let Some(ip) = external.iter().find(|ip| !remedy::is_global(**ip)) {
+            let message = format!(
+                "--stun {server}: sees this machine as {ip}, which the internet does not reach; ask a server on the internet, or give --external"
+            );
+            return Err(Failure::Run(message));
+        }
+    }
+    // What the machine has itself needs no line.
+    external.retain(|ip| !local.contains(ip));
+    Ok(Plan {
+        host: options.host.clone(),
+        external,
+        local,
+        port: options.port,
+        relay_ports: options.relay_ports.clone(),
+        tls: options.certificate.clone().zip(options.private_key.clone()),
+        tls_port: options.tls_port,
+        secret: random_text(),
+    })
+}
+
+/// Writes the file whole or not at all; says whose it is.
+fn write(path: &Path, text: &str, may_replace: bool) -> Result<&'static str, Failure> {
+    let failed = |error: io::Error| {
+        let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; try sudo" } else { "" };
+        Failure::Run(format!("can't write {}: {error}{remedy}", path.display()))
+    };
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(directory).map_err(failed)?;
+    let aside = directory.join(format!(".throughway-init.{}", std::process::id()));
+    let written = write_aside(&aside, text).and_then(|owner| {
+        // A link fails where a file is, even one that came just now.
+        let placed = if may_replace { fs::rename(&aside, path) } else { fs::hard_link(&aside, path) };
+        placed.map(|()| owner)
+    });
+    // After a rename it is gone already.
+    let _ = fs::remove_file(&aside);
+    written.map_err(failed)
+}
+
+fn write_aside(aside: &Path, text: &str) -> io::Result<&'static str> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)?;
+    let group = if effective_uid() == 0 { User::find(GROUP)? } else { None };
+    if let Some(group) = &group {
+        chown(aside, None, Some(group.gid()))?;
+    }
+    file.set_permissions(Permissions::from_mode(0o640))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    Ok(match (group, effective_uid()) {
+        (Some(_), _) => "root:throughway",
+        (None, 0) => "root:root",
+        (None, _) => "your own",
+    })
+}

@@ -1,0 +1,117 @@
+//! What is left to do after `init`: firewall, DNS, the next commands.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::Plan;
+use crate::config::DEFAULT_PATH;
+
+/// Where a unit is, if there is one.
+const UNITS: [&str; 3] = [
+    "/etc/systemd/system/throughway.service",
+    "/usr/lib/systemd/system/throughway.service",
+    "/lib/systemd/system/throughway.service",
+];
+
+impl Plan {
+    pub(super) fn next(&self, config: &Path) -> String {
+        let mut text = self.firewall();
+        text += &self.dns();
+        let file = config.display();
+        let is_default = config == Path::new(DEFAULT_PATH);
+        let option = if is_default { String::new() } else { format!(" --config {file}") };
+        let mut commands = vec![format!("throughway check-config {file}")];
+        match UNITS.iter().any(|unit| Path::new(unit).exists()) {
+            true if is_default => commands.push("systemctl enable --now throughway".to_owned()),
+            true | false => commands.push(format!("throughway serve{option}")),
+        }
+        commands.push(format!("throughway credentials mint --user alice{option}"));
+        commands.push(format!("throughway check{option} turn:{}", self.address()));
+        let _ = write!(text, "Next:\n  {}\n", commands.join("\n  "));
+        text
+    }
+
+    /// What the check names: the host, else an address.
+    fn address(&self) -> String {
+        let port = if self.port == super::PORT { String::new() } else { format!(":{}", self.port) };
+        let ip = || self.public(true).map(|ip| ip.to_string()).or(self.public(false).map(|ip| format!("[{ip}]")));
+        let host = self.host.clone().or_else(ip).unwrap_or_else(|| "ADDRESS".to_owned());
+        format!("{host}{port}")
+    }
+
+    fn firewall(&self) -> String {
+        let (port, range) = (self.port, &self.relay_ports);
+        let colons = range.replace('-', ":");
+        let tls = self.tls.as_ref().map(|_| self.tls_port);
+        let and = |before: &str, after: &str| tls.map_or_else(String::new, |tls| format!("{before}{tls}{after}"));
+        let mut text = String::from("Open in the firewall:\n");
+        let ufw = and(" && ufw allow ", "/tcp");
+        let _ = writeln!(text, "  ufw        ufw allow {port} && ufw allow {colons}/udp{ufw}");
+        let firewalld = and(" --add-port=", "/tcp");
+        let _ = writeln!(
+            text,
+            "  firewalld  firewall-cmd --permanent --add-port={port}/udp --add-port={port}/tcp --add-port={range}/udp{firewalld} && firewall-cmd --reload"
+        );
+        let nft = and(", ", "");
+        let _ = writeln!(text, "  nft        nft add rule inet filter input udp dport '{{ {port}, {range} }}' accept");
+        let _ = writeln!(text, "             nft add rule inet filter input tcp dport '{{ {port}{nft} }}' accept");
+        let _ = writeln!(
+            text,
+            "  clouds     security group or firewall, inbound from everywhere: UDP {port}, UDP {range}, TCP {port}{nft}\n"
+        );
+        text
+    }
+
+    fn dns(&self) -> String {
+        let Some(host) = &self.host else { return String::new() };
+        let mut text = String::from("DNS records:\n");
+        let (ipv4, ipv6) = (self.public(true), self.public(false));
+        for (kind, ip) in [("A   ", ipv4), ("AAAA", ipv6)] {
+            if let Some(ip) = ip {
+                let _ = writeln!(text, "  {host}.  {kind}  {ip}");
+            }
+        }
+        if ipv4.is_none() && ipv6.is_none() {
+            let _ = writeln!(text, "  {host}.  A     the public address of this machine, which is not known here");
+        }
+        text.push('\n');
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_port_is_in_every_firewall_and_every_address_in_dns() {
+        let plan = Plan {
+            host: Some("turn.example.org".to_owned()),
+            external: vec!["45.0.0.7".parse().unwrap()],
+            local: vec!["10.0.0.5".parse().unwrap(), "2a00::5".parse().unwrap()],
+            port: 3479,
+            relay_ports: "50000-50100".to_owned(),
+            tls: Some(("a".into(), "b".into())),
+            tls_port: 443,
+            secret: "north-of-everything".to_owned(),
+        };
+        let text = plan.next(Path::new("/tmp/c.toml"));
+        for line in [
+            "ufw allow 3479 && ufw allow 50000:50100/udp && ufw allow 443/tcp",
+            "--add-port=3479/udp --add-port=3479/tcp --add-port=50000-50100/udp --add-port=443/tcp",
+            "udp dport '{ 3479, 50000-50100 }' accept",
+            "tcp dport '{ 3479, 443 }' accept",
+            "UDP 3479, UDP 50000-50100, TCP 3479, 443",
+            "turn.example.org.  A     45.0.0.7",
+            "turn.example.org.  AAAA  2a00::5",
+            "throughway check-config /tmp/c.toml",
+            "throughway serve --config /tmp/c.toml",
+            "throughway check --config /tmp/c.toml turn:turn.example.org:3479",
+        ] {
+            assert!(text.contains(line), "{text}\nlacks {line}");
+        }
+        let bare = Plan { host: None, tls: None, external: Vec::new(), local: Vec::new(), ..plan };
+        let text = bare.next(Path::new(DEFAULT_PATH));
+        assert!(!text.contains("DNS") && !text.contains("443") && text.contains("turn:ADDRESS:3479"), "{text}");
+    }
+}

@@ -1,0 +1,143 @@
+//! What `init` asks on a terminal: each question with its default, asked again until its answer is good.
+
+use std::io::{self, BufRead, Write};
+
+use super::{InitOptions, Plan};
+use crate::failure::Failure;
+
+/// Asks for what no option said. `check` says what is wrong with a plan.
+pub(super) fn ask(
+    plan: &mut Plan,
+    options: &InitOptions,
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+    check: &dyn Fn(&Plan) -> Result<(), String>,
+) -> Result<(), Failure> {
+    let mut person = Person { input, output, check };
+    if options.host.is_none() {
+        let question = "Host name of this server, such as turn.example.org (empty: clients use its address)";
+        person.ask(plan, question, |plan, answer| {
+            plan.host = Some(answer.to_owned());
+            Ok(())
+        })?;
+    }
+    if let Some(local) = plan.hidden(true) {
+        let question = format!(
+            "Public IPv4 address; this machine has {local}, which the internet does not reach (empty: not on the internet)"
+        );
+        person.ask(plan, &question, |plan, answer| {
+            plan.external.push(answer.parse().map_err(|_| "expected an address such as 203.0.113.7".to_owned())?);
+            Ok(())
+        })?;
+    }
+    if plan.relay_ports == super::RELAY_PORTS {
+        let question = format!("UDP ports for relayed traffic (empty: {})", plan.relay_ports);
+        person.ask(plan, &question, |plan, answer| {
+            plan.relay_ports = answer.to_owned();
+            Ok(())
+        })?;
+    }
+    if plan.tls.is_none() {
+        let question = "PEM file of a certificate chain for TLS (empty: no TLS yet)";
+        let mut chain = None;
+        person.ask(plan, question, |_, answer| {
+            chain = Some(answer.into());
+            Ok(())
+        })?;
+        if let Some(chain) = chain {
+            person.ask(plan, "PEM file of its private key", |plan, answer| {
+                plan.tls = Some((std::path::PathBuf::clone(&chain), answer.into()));
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+struct Person<'p> {
+    input: &'p mut dyn BufRead,
+    output: &'p mut dyn Write,
+    check: &'p dyn Fn(&Plan) -> Result<(), String>,
+}
+
+impl Person<'_> {
+    /// One question. An empty answer changes nothing, and a wrong one is told and asked again.
+    fn ask(
+        &mut self,
+        plan: &mut Plan,
+        question: &str,
+        mut set: impl FnMut(&mut Plan, &str) -> Result<(), String>,
+    ) -> Result<(), Failure> {
+        loop {
+            write!(self.output, "{question}: ")?;
+            self.output.flush()?;
+            let mut line = String::new();
+            if self.input.read_line(&mut line)? == 0 {
+                let ended = io::Error::new(io::ErrorKind::UnexpectedEof, "no answer; nothing was written");
+                return Err(ended.into());
+            }
+            let answer = line.trim();
+            if answer.is_empty() {
+                return Ok(());
+            }
+            let mut next = plan.clone();
+            match set(&mut next, answer).and_then(|()| (self.check)(&next)) {
+                Ok(()) => {
+                    *plan = next;
+                    return Ok(());
+                }
+                Err(why) => writeln!(self.output, "{why}")?,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: InitOptions,
+    }
+
+    fn asked(arguments: &[&str], answers: &str) -> (Result<Plan, Failure>, String) {
+        let options = Line::parse_from([&["init"], arguments].concat()).options;
+        let mut plan = Plan { local: vec!["10.0.0.5".parse().unwrap()], ..super::super::plan(&options).unwrap() };
+        let mut output = Vec::new();
+        let check = |plan: &Plan| plan.check(std::path::Path::new("/nowhere/c.toml"));
+        let asked = ask(&mut plan, &options, &mut answers.as_bytes(), &mut output, &check);
+        (asked.map(|()| plan), String::from_utf8(output).unwrap())
+    }
+
+    #[test]
+    fn a_wrong_answer_is_told_and_asked_again() {
+        let answers = "https://turn.example.org/\nturn.example.org\n10.0.0.300\n45.0.0.7\n9-8\n50000-50100\n\n";
+        let (plan, said) = asked(&[], answers);
+        let plan = plan.unwrap();
+        assert_eq!(plan.host.as_deref(), Some("turn.example.org"), "{said}");
+        assert_eq!(plan.external, ["45.0.0.7".parse::<std::net::IpAddr>().unwrap()], "{said}");
+        assert_eq!((&*plan.relay_ports, &plan.tls), ("50000-50100", &None), "{said}");
+        for why in ["without scheme", "expected an address", "write \"8-9\""] {
+            assert!(said.contains(why), "{said}\nlacks {why}");
+        }
+        assert_eq!(said.matches("Host name").count(), 2, "{said}");
+    }
+
+    #[test]
+    fn what_an_option_says_is_not_asked() {
+        let arguments = ["--host", "turn.example.org", "--external", "45.0.0.7", "--relay-ports", "50000-50100"];
+        let (plan, said) = asked(&arguments, "\n");
+        assert_eq!(plan.unwrap().host.as_deref(), Some("turn.example.org"));
+        assert_eq!(said.matches(": ").count(), 2, "only the certificate: {said}");
+    }
+
+    #[test]
+    fn an_end_of_answers_writes_nothing() {
+        let (plan, _) = asked(&[], "turn.example.org\n");
+        assert!(plan.unwrap_err().to_string().contains("nothing was written"));
+    }
+}
