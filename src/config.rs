@@ -121,6 +121,17 @@ impl Config {
         check::check(None, environment, secret)
     }
 
+    /// What this text says in place of the file, and files that it names as they are now.
+    ///
+    /// # Errors
+    /// Every mistake.
+    pub(crate) fn with_text(&self, text: &str, environment: &Environment) -> Result<Self, ConfigError> {
+        match &self.source.file {
+            Some(path) => Self::of_text(path, text, environment),
+            None => Ok(self.clone()),
+        }
+    }
+
     /// Reads everything again: the same file, or the defaults with the initial secret.
     ///
     /// # Errors

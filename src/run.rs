@@ -129,7 +129,7 @@ fn serve_from(
             Origin::Recovery(recovery) => {
                 // What is used of them came with the rest; a supervisor may need them once more.
                 std::mem::forget(passed);
-                let taken = tokio::task::block_in_place(|| take_over::recover(config, *recovery, ledger));
+                let taken = tokio::task::block_in_place(|| recovery.go_on(config, ledger));
                 go_on(taken.unwrap_or_else(|failure| {
                     tracing::error!(%failure, "what a killed server left can't be gone on with");
                     // The supervisor starts a server that does not try.

@@ -295,6 +295,81 @@ fn a_broken_file_does_not_end_what_runs() {
     assert_eq!(server.log.events(GOES_ON).len(), 1);
 }
 
+/// A file that can be read but not carried out leaves the configuration that the killed server had, also what a reload brought.
+#[test]
+fn a_file_that_can_not_be_carried_out_does_not_end_what_runs() {
+    let server = supervised(1).start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let config = server.directory().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let new = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    std::fs::write(&config, text.replace("udp = [", &format!("udp = [\"{new}\", "))).unwrap();
+    kill_process(serving(server.pid()), Signal::HUP).unwrap();
+    wait_for("the new listener", || server.log.text().contains(&new.to_string()).then_some(()));
+    let mut at_new = Client::udp(new);
+    at_new.allocate();
+    // What the supervisor has is older, and writes of the ledger may be a second old.
+    std::thread::sleep(Duration::from_millis(1_500));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let wrong = text.replace("tcp = [", &format!("tcp = [\"{}\", ", taken.local_addr().unwrap()));
+    assert_ne!(wrong, text);
+    std::fs::write(&config, wrong).unwrap();
+    kill(&server);
+    assert_eq!((client.refresh(600).code(), at_new.refresh(600).code()), (0, 0));
+    assert_eq!(server.log.events(GOES_ON).len(), 1);
+    let line = server.log.event("the configuration can't be carried out: the one that the killed server had holds");
+    assert!(line["failure"].as_str().unwrap().contains(&taken.local_addr().unwrap().to_string()), "{line}");
+}
+
+/// A file that can't be read to its end keeps calls waiting for a moment only, and a stop is heard.
+#[test]
+fn a_file_that_hangs_does_not_end_what_runs() {
+    let mut server = supervised(1).start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let config = server.directory().join("config.toml");
+    std::fs::remove_file(&config).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    kill(&server);
+    assert_eq!(client.refresh(600).code(), 0);
+    let warned = server.log.text().contains("could not be read within 2 s");
+    assert!(warned, "{}", server.log.text());
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
+}
+
+/// A drain is known to the next process, however soon the one before was killed.
+#[test]
+fn a_drain_is_gone_on_with() {
+    let server = supervised(1).start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let drained = e2e_support::http::ask(server.http(), "POST", "/v1/drain", &[("Host", "localhost")], "");
+    assert_eq!(drained.status, 202, "{}", drained.body);
+    std::thread::sleep(Duration::from_millis(100));
+    kill(&server);
+    assert_eq!(client.refresh(600).code(), 0);
+    assert!(Client::udp(server.udp4()).try_allocate().is_err_and(|code| code == 486), "a session began while it drains");
+}
+
+/// What can't be written for a while is written again: a crash then ends no call.
+#[test]
+fn a_ledger_that_could_not_be_written_is_written_again() {
+    let server = supervised(1).start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let child = serving(server.pid());
+    let files = |soft| rustix::process::prlimit(Some(child), rustix::process::Resource::Nofile, soft).unwrap();
+    let before = files(rustix::process::Rlimit { current: Some(3), maximum: None });
+    server.log.wait_for_event("the ledger can't be written: until it can, a crash ends every call");
+    files(before);
+    server.log.wait_for_event("the ledger is written again");
+    kill(&server);
+    assert_eq!(client.refresh(600).code(), 0);
+    assert_eq!(server.log.events("the ledger can't be written: until it can, a crash ends every call").len(), 1);
+}
+
 /// Nothing but the sockets of live sessions and of the server itself is open, however often it is killed.
 #[test]
 fn no_descriptor_is_left_behind() {

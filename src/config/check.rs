@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -18,7 +19,7 @@ use crate::config::document::{self, Node, TableEntry, Value};
 use crate::config::environment::{self, Environment};
 use crate::config::error::{ConfigError, Note, Problem, SourceLocation};
 use crate::config::keys::{ConfigKey, KEYS, LATER_FIELDS, ValueType, fields, find};
-use crate::credentials::SharedSecret;
+use crate::credentials::{Secret, SharedSecret};
 
 /// What stands before the name of a credential where a file could be named.
 pub(crate) const CREDENTIAL: &str = "credential:";
@@ -86,6 +87,7 @@ pub(crate) fn check(
         log,
         source: Source {
             file: path,
+            text: file.map(|(_, text)| Arc::new(Secret::new(text.as_bytes()))),
             variables: environment.names().map(str::to_owned).collect(),
             holds_secrets,
             initial_secret,

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use crate::config::general::{Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Workers};
 pub use crate::config::http::{HttpConfig, HttpListen, PublicListen};
@@ -76,6 +77,8 @@ pub struct Config {
 pub struct Source {
     /// The file; `None` means built-in defaults.
     pub file: Option<PathBuf>,
+    /// What it said.
+    pub text: Option<Arc<Secret>>,
     /// The environment variables that had a say.
     pub variables: Vec<String>,
     /// Whether the file itself holds a password or a secret.

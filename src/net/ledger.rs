@@ -8,17 +8,17 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd as _, OwnedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hashbrown::HashSet;
+use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use rustix::fs::MemfdFlags;
-use socket2::SockRef;
 
 use super::shared::SharedChanges;
-use super::sys::process::{adopt_descriptor, open_descriptors};
+use super::sys::process::{adopt_descriptor, adopt_if_bound, close_all_but};
 use super::upgrade_messages::{Offer, PassedSocket};
 use crate::address::{FiveTuple, StreamId, Via};
 use crate::clock;
@@ -105,6 +105,9 @@ pub(crate) struct ShellNote {
     /// With the numbers of their descriptors.
     #[n(1)]
     pub(crate) sockets: Vec<(PassedSocket, i32)>,
+    /// The text of the configuration, if it has a file.
+    #[n(2)]
+    pub(crate) config: Option<ByteVec>,
 }
 
 /// Somebody's message was in hand when a process died.
@@ -333,12 +336,13 @@ impl WorkerLog {
         self.current.as_ref().is_some_and(|log| log.len > 2 * self.complete_bytes + LOG_BYTES)
     }
 
-    /// Nothing more is written: what is there is not to be gone on with.
-    pub(super) fn abandon(self) {
+    /// What is there is not to be gone on with, until all has been written anew.
+    pub(super) fn give_up(&mut self) {
         for word in [self.word(), self.word() + 1] {
             // Before the files are closed, and their numbers are given to others.
             let _ = self.ledger.name(word, None);
         }
+        (self.current, self.next) = (None, None);
     }
 
     /// Writes an entry at the end; one of the new file only is part of what there was already.
@@ -374,12 +378,19 @@ fn entries(bytes: &[u8]) -> Vec<LogEntry> {
 
 /// What a worker that is gone has left.
 pub(crate) struct LeftWorker {
-    pub(crate) epoll: OwnedFd,
-    pub(crate) listeners: Vec<(u32, OwnedFd, Option<OwnedFd>)>,
-    pub(crate) allocations: Vec<(AllocationState, OwnedFd)>,
-    pub(crate) totals: ServerChanges,
+    pub(super) sockets: LeftSockets,
+    pub(super) totals: ServerChanges,
     /// The last number of a client stream.
-    pub(crate) streams: u64,
+    pub(super) streams: u64,
+}
+
+/// What it had open.
+pub(super) struct LeftSockets {
+    /// The set of descriptors that it waited for.
+    pub(super) epoll: OwnedFd,
+    pub(super) listeners: Vec<(u32, OwnedFd, Option<OwnedFd>)>,
+    /// Each with the socket that is bound to its relayed transport address.
+    pub(super) allocations: Vec<(AllocationState, OwnedFd)>,
 }
 
 /// What a process that is gone has left.
@@ -389,6 +400,8 @@ pub(crate) struct Left {
     pub(crate) shared: SharedChanges,
     pub(crate) metrics: Vec<u8>,
     pub(crate) workers: Vec<LeftWorker>,
+    /// The text of its configuration.
+    pub(crate) config: Option<String>,
 }
 
 /// Over whose messages processes died within the last minute.
@@ -411,13 +424,7 @@ impl Ledger {
     pub(crate) fn take_left(&self, keep: &[RawFd]) -> (Result<Left, String>, Incidents) {
         let (incidents, left) = (self.incidents(), self.left());
         let kept = left.as_ref().map(Left::numbers).unwrap_or_default();
-        let keep: HashSet<RawFd> =
-            kept.into_iter().chain(keep.iter().copied()).chain([self.root.as_raw_fd()]).collect();
-        open_descriptors()
-            .into_iter()
-            .filter(|number| !keep.contains(number))
-            .filter_map(adopt_descriptor)
-            .for_each(drop);
+        close_all_but(kept.into_iter().chain(keep.iter().copied()).chain([self.root.as_raw_fd()]).collect());
         // What was named is closed, or has an owner.
         Cell::ALL.iter().for_each(|cell| drop(self.set_word(cell.word(), 0)));
         for word in WORKERS..WORKERS + 2 * WORKERS_MAX as u64 {
@@ -442,7 +449,7 @@ impl Ledger {
     fn left(&self) -> Result<Left, String> {
         let unreadable = |what: &str| format!("its {what} can't be read");
         let shell = self.cell(Cell::Shell).ok_or("it had not written what it is")?;
-        let ShellNote { offer, sockets } = minicbor::decode(&shell).map_err(|_| unreadable("description"))?;
+        let ShellNote { offer, sockets, config } = minicbor::decode(&shell).map_err(|_| unreadable("description"))?;
         let shared = self.cell(Cell::Shared).ok_or("it had not written what its workers share")?;
         let shared = minicbor::decode(&shared).map_err(|_| unreadable("shared state"))?;
         let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker, &offer));
@@ -450,6 +457,7 @@ impl Ledger {
             sockets: sockets.into_iter().filter_map(|(what, number)| Some((what, adopt_descriptor(number)?))).collect(),
             metrics: self.cell(Cell::Metrics).unwrap_or_default(),
             workers: workers.collect::<Result<_, _>>()?,
+            config: config.and_then(|text| String::from_utf8(text.into()).ok()),
             offer,
             shared,
         })
@@ -477,20 +485,18 @@ impl Ledger {
         let (totals, streams, listeners, epoll) = last.ok_or_else(|| format!("worker {worker} had written nothing"))?;
         let epoll = adopt_descriptor(epoll).ok_or_else(|| format!("what worker {worker} waited for is closed"))?;
         let mut totals = *totals;
-        // One at an address that was not told of yet can't be gone on with; the others can.
-        let is_ours = |ip| offer.relay_addresses.iter().any(|note| note.advertised == ip);
         let socket = |allocation: AllocationState| {
-            if !is_ours(allocation.relayed.ip()) {
-                return None;
-            }
-            let socket = adopt_if_bound(*numbers.get(&allocation.id)?, allocation.relayed.port())?;
+            // One at an address that was not told of yet can't be gone on with; the others can.
+            let address = offer.relay_addresses.iter().find(|note| note.advertised == allocation.relayed.ip())?;
+            let local = SocketAddr::new(address.local, allocation.relayed.port());
+            let socket = adopt_if_bound(*numbers.get(&allocation.id)?, local)?;
             Some((allocation, socket))
         };
         let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
         let listener = |(id, data, control): (u32, i32, Option<i32>)| {
-            let port = offer.listeners.iter().find(|note| note.id == id)?.bound.port();
-            Some((id, adopt_if_bound(data, port)?, control.and_then(|number| adopt_if_bound(number, port))))
+            let bound = offer.listeners.iter().find(|note| note.id == id)?.bound;
+            Some((id, adopt_if_bound(data, bound)?, control.and_then(|number| adopt_if_bound(number, bound))))
         };
         let listeners = listeners.into_iter().filter_map(listener).collect();
         let number = |(allocation, _): &(AllocationState, OwnedFd)| match allocation.via {
@@ -498,27 +504,17 @@ impl Ledger {
             Via::Datagram(_) => 0,
         };
         let streams = allocations.iter().map(number).fold(streams, u64::max) + STREAMS_AHEAD;
-        Ok(LeftWorker { epoll, listeners, allocations, totals, streams })
+        Ok(LeftWorker { sockets: LeftSockets { epoll, listeners, allocations }, totals, streams })
     }
-}
-
-/// Takes a descriptor if it is what it was: one that was closed may have been given to something else, which owns it.
-fn adopt_if_bound(number: RawFd, port: u16) -> Option<OwnedFd> {
-    let socket = adopt_descriptor(number)?;
-    let address = SockRef::from(&socket).local_addr().ok().and_then(|address| address.as_socket());
-    if address.is_some_and(|address| address.port() == port) {
-        return Some(socket);
-    }
-    let _ = socket.into_raw_fd();
-    None
 }
 
 impl Left {
     fn numbers(&self) -> Vec<RawFd> {
         let of_worker = |worker: &LeftWorker| {
-            let listeners = worker.listeners.iter().flat_map(|(_, data, control)| [Some(data), control.as_ref()]);
-            let relays = worker.allocations.iter().map(|(_, socket)| socket);
-            let all = listeners.flatten().chain(relays).chain([&worker.epoll]);
+            let LeftSockets { epoll, listeners, allocations } = &worker.sockets;
+            let listeners = listeners.iter().flat_map(|(_, data, control)| [Some(data), control.as_ref()]);
+            let relays = allocations.iter().map(|(_, socket)| socket);
+            let all = listeners.flatten().chain(relays).chain([epoll]);
             all.map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>()
         };
         let sockets = self.sockets.iter().map(|(_, socket)| socket.as_raw_fd());
@@ -579,8 +575,13 @@ mod tests {
         log.begin().unwrap();
         let (ledger, word) = (Arc::clone(&log.ledger), log.word());
         assert!(ledger.named(word).is_some() && ledger.named(word + 1).is_some());
-        log.abandon();
+        log.give_up();
         assert_eq!((ledger.named(word), ledger.named(word + 1)), (None, None));
+        log.append(&entry(&[6]), false).unwrap();
+        log.begin().unwrap();
+        log.append(&entry(&[7]), true).unwrap();
+        log.complete().unwrap();
+        assert_eq!(entries(&bytes_of(&log)), [entry(&[7])], "all is written anew");
     }
 
     fn entries_len(entries: &[LogEntry]) -> usize {

@@ -62,7 +62,6 @@ mod sessions;
 mod start;
 pub mod hand_over;
 pub mod take_over;
-pub(crate) mod revive;
 pub(crate) mod memory;
 
 pub(crate) use self::addresses::follow as follow_addresses;

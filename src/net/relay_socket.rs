@@ -155,12 +155,18 @@ impl Relays {
         relayed: RelayedTransportAddress,
         socket: OwnedFd,
     ) -> Result<(), String> {
-        let (socket, budget) = self.adopted(relayed, socket)?;
+        let socket = self.bound(relayed, socket)?;
+        self.adopt_bound(id, relayed, socket);
+        Ok(())
+    }
+
+    /// As [`RelaySockets::adopt`], of a socket that is known to be bound to that relayed address.
+    pub(super) fn adopt_bound(&mut self, id: AllocationId, relayed: RelayedTransportAddress, socket: OwnedFd) {
+        let (socket, budget) = self.adopted(relayed, socket);
         self.keep(id, socket, relayed);
         if let Some(socket) = self.get_mut(id) {
             socket.read_budget = budget;
         }
-        Ok(())
     }
 
     /// Holds a socket that another process held for a RESERVATION-TOKEN.
@@ -168,27 +174,28 @@ impl Relays {
     /// # Errors
     /// When it is not bound to that relayed address.
     pub(super) fn adopt_held(&mut self, relayed: RelayedTransportAddress, socket: OwnedFd) -> Result<(), String> {
-        let (socket, _) = self.adopted(relayed, socket)?;
+        let (socket, _) = self.adopted(relayed, self.bound(relayed, socket)?);
         self.held.insert(relayed, socket);
         Ok(())
     }
 
-    fn adopted(
-        &self,
-        relayed: RelayedTransportAddress,
-        socket: OwnedFd,
-    ) -> Result<(Watched<UdpSocket>, ReadBudget), String> {
-        let socket = UdpSocket::from(socket);
+    fn bound(&self, relayed: RelayedTransportAddress, socket: OwnedFd) -> Result<OwnedFd, String> {
         let local = self.addresses.with(relayed.ip(), |entry| SocketAddr::new(entry.address.local, relayed.port()));
+        let socket = UdpSocket::from(socket);
         let bound = socket.local_addr().map_err(|error| format!("the socket of {relayed} is none: {error}"))?;
         if local != Some(bound) {
             return Err(format!("the socket of {relayed} is bound to {bound}"));
         }
+        Ok(socket.into())
+    }
+
+    fn adopted(&self, relayed: RelayedTransportAddress, socket: OwnedFd) -> (Watched<UdpSocket>, ReadBudget) {
+        let socket = UdpSocket::from(socket);
         self.addresses.take_exactly(relayed);
         // The other process may have been busy, and have let less wait.
         let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
         let budget = ReadBudget::of_socket(socket.as_fd());
-        Ok((self.overflow.watch(SocketKind::Relayed, socket), budget))
+        (self.overflow.watch(SocketKind::Relayed, socket), budget)
     }
 
     /// The sockets that are held for a RESERVATION-TOKEN.

@@ -7,7 +7,6 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use super::events::EventReceivers;
-use super::handoff::Channel;
 use super::ledger::{Incident, Ledger};
 use super::listening::{self, Listening};
 use super::passed::Passed;
@@ -16,6 +15,7 @@ use super::running::Running;
 use super::shared::{SharedChanges, SharedState};
 use super::start::{Built, Foundation, Launched, Secrets, StartError, worker_count};
 use super::upgrade_messages::{Offer, PassedSocket, RelayAddressNote};
+pub(crate) use super::worker::Before;
 use super::worker::{AdoptedListener, ListenerChange, Reached, TakeOver, TakenOver, TakingOver};
 use crate::address::FiveTuple;
 use crate::clock;
@@ -131,25 +131,27 @@ pub fn plan(
 }
 
 impl Planned {
-    /// Starts the workers, which take in over their channels what the old ones tell.
+    /// Starts the workers, which take in what those before them tell, or left. `shared` is nothing if the old process was killed.
     ///
     /// # Errors
-    /// When the system has no more threads, or a channel is missing.
-    pub fn launch(
+    /// When the system has no more threads, or a worker is missing.
+    pub(crate) fn launch(
         self,
-        shared: SharedState,
-        channels: Vec<Channel>,
+        shared: Option<SharedState>,
+        before: Vec<Before>,
         ledger: Option<Arc<Ledger>>,
     ) -> Result<TakingOverServer, StartError> {
         let Self { built, changes, listeners, serving, is_recovery, config, .. } = self;
-        if channels.len() != changes.len() {
-            return Err(StartError::Settings(format!("{} channels for {} workers", channels.len(), changes.len())));
+        if before.len() != changes.len() {
+            return Err(StartError::Settings(format!("{} workers of before for {}", before.len(), changes.len())));
         }
-        built.base.process.import_early(shared);
-        let common = Arc::new(TakeOver::new(channels.len()));
+        if let Some(shared) = shared {
+            built.base.process.import_early(shared);
+        }
+        let common = Arc::new(TakeOver::new(before.len()));
         let overflow = Arc::clone(&built.base.overflow);
-        let taking_over = channels.into_iter().map(|channel| TakingOver {
-            channel,
+        let taking_over = before.into_iter().map(|before| TakingOver {
+            before,
             listeners: listeners.clone(),
             overflow: Arc::clone(&overflow),
             common: Arc::clone(&common),

@@ -281,10 +281,6 @@ pub(super) enum WorkerPart {
     /// Memory with what changed since the early states, and memory with the streams: the last message.
     #[n(6)]
     Changes,
-    /// The old process was killed, and who tells this reads its ledger: the set of descriptors that its worker waited for comes along,
-    /// before all else. These clients are not heard any more.
-    #[n(7)]
-    Recovered(#[n(0)] Vec<FiveTuple>),
 }
 
 #[cfg(test)]

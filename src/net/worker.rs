@@ -36,6 +36,7 @@ pub(super) use self::pace::ReadBudget;
 use self::pace::{Pace, PacketsSoFar};
 use self::receive_buffers::ReceiveBufferPolicy;
 pub(super) use self::receive_buffers::ReceiveBufferState;
+pub(crate) use self::take_over::Before;
 pub(super) use self::take_over::{AdoptedListener, Reached, TakeOver, TakenOver, TakingOver};
 
 use super::counters::NetCounters;

@@ -73,7 +73,7 @@ pub struct Drain {
     status: Arc<Status>,
     notifier: Arc<Notifier>,
     config: Mutex<DrainConfig>,
-    began_at: Mutex<Option<Instant>>,
+    began_at: watch::Sender<Option<Instant>>,
     over: watch::Sender<Option<Over>>,
 }
 
@@ -85,7 +85,7 @@ impl Drain {
     /// Not begun.
     #[must_use]
     pub fn new(running: Arc<Running>, status: Arc<Status>, notifier: Arc<Notifier>, config: DrainConfig) -> Arc<Self> {
-        let (config, began_at) = (Mutex::new(config), Mutex::new(None));
+        let (config, began_at) = (Mutex::new(config), watch::Sender::new(None));
         Arc::new(Self { running, status, notifier, config, began_at, over: watch::Sender::new(None) })
     }
 
@@ -102,10 +102,14 @@ impl Drain {
 
     /// No new sessions from when this returns; `false` if it was begun before. `by` is for the log.
     pub async fn begin(self: &Arc<Self>, by: &str) -> bool {
-        if lock(&self.began_at).is_some() {
+        let is_first = self.began_at.send_if_modified(|began_at| {
+            let is_first = began_at.is_none();
+            began_at.get_or_insert_with(Instant::now);
+            is_first
+        });
+        if !is_first {
             return false;
         }
-        *lock(&self.began_at) = Some(Instant::now());
         self.status.set(Phase::Draining);
         self.running.drain().await;
         let Some(progress) = self.progress() else { return false };
@@ -116,7 +120,7 @@ impl Drain {
 
     /// Goes on with a drain that another process began so long ago; its sessions are here, and its workers' draining is too.
     pub fn go_on(self: &Arc<Self>, since: Duration) {
-        *lock(&self.began_at) = Instant::now().checked_sub(since);
+        self.began_at.send_replace(Instant::now().checked_sub(since));
         self.status.set(Phase::Draining);
         tokio::spawn(Arc::clone(self).follow());
     }
@@ -124,13 +128,19 @@ impl Drain {
     /// How long ago it began; `None` before.
     #[must_use]
     pub fn since(&self) -> Option<Duration> {
-        Some((*lock(&self.began_at))?.elapsed())
+        Some((*self.began_at.borrow())?.elapsed())
+    }
+
+    /// Waits for its beginning.
+    pub async fn began(&self) {
+        // Its sender lives as long as this does.
+        let _ = self.began_at.subscribe().wait_for(Option::is_some).await;
     }
 
     /// How far it is; `None` before it has begun.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
-        let began_at = (*lock(&self.began_at))?;
+        let began_at = (*self.began_at.borrow())?;
         let ends_in = lock(&self.config).deadline.map(|deadline| deadline.saturating_sub(began_at.elapsed()));
         // Openings under way are counted too.
         Some(Progress { allocations: self.running.usage().0, ends_in })

@@ -1,18 +1,18 @@
-//! Speaks for a process that was killed, out of its ledger, to the one that goes on: the old process's side of an upgrade, without
-//! one that could go on itself.
+//! Goes on for a process that was killed, out of its ledger: as an upgrade takes over, but without anybody who could go on instead.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::supervise::Death;
-use crate::net::handoff::{Channel, DESCRIPTORS_MAX, HandoffError, to_memory};
-use crate::net::ledger::{Incidents, Left, LeftWorker};
-use crate::net::revive::{WorkerVoice, empty_shared};
-use crate::net::upgrade_messages::{FromNew, FromOld};
-use crate::state::{self, FORMAT, State};
-
-/// How long one message may wait, and the next answer may take: the other side is a thread of this process.
-const WITHIN: Duration = Duration::from_secs(60);
+use super::supervise::{Death, read_in_time};
+use super::take_over::{Passage, SIGN_OF_LIFE, TakenOver, plan};
+use crate::clock;
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::net::ledger::{Incidents, Ledger, Left};
+use crate::net::take_over::Before;
+use crate::net::upgrade_messages::PassedSocket;
+use crate::ops::metrics::Metrics;
 
 /// What a process that was killed left, and how that came.
 pub(crate) struct Recovery {
@@ -22,79 +22,60 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// Tells all of it over the channel; gives when both sides are done. Blocks.
+    /// Goes on. Blocks; must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// What the other side could not take.
-    pub(super) fn speak(self, mut channel: Channel) -> Result<(), String> {
+    /// Why that can't be.
+    pub(super) fn go_on(self, config: Config, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
         let Self { left, incidents, death } = self;
-        let Left { mut offer, sockets, shared, metrics, workers } = left;
-        let FromNew::Hello(_) = hear(&mut channel)? else { return Err(unexpected()) };
-        offer.format = FORMAT;
-        tell(&channel, &FromOld::Offer(offer), &[])?;
-        for (what, socket) in sockets {
-            tell(&channel, &FromOld::Socket(what), &[socket.as_fd()])?;
+        let Left { offer, sockets, shared, metrics, workers, config: had } = left;
+        let begun_at = clock::now().ticks;
+        // Those that are planned with may be needed once more.
+        let copies = copies_of(&sockets)?;
+        let planned = plan(config.clone(), &offer, copies, true).or_else(|failure| {
+            let Some(had) = had.and_then(|had| read_in_time(&config, Some(&had)).ok()) else { return Err(failure) };
+            tracing::error!(%failure, "the configuration can't be carried out: the one that the killed server had holds");
+            plan(had, &offer, copies_of(&sockets)?, true)
+        });
+        let (planned, http) = planned?;
+        drop(sockets);
+        planned.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+        let config = planned.config.clone();
+        let before = |left| Before::Killed { left: Box::new(left), silenced: incidents.silenced.clone() };
+        let launched = planned.launch(None, workers.into_iter().map(before).collect(), ledger);
+        let taking_over = launched.map_err(|error| Failure::Run(error.to_string()))?;
+        taking_over.suspect(&incidents.all);
+        let allocations = taking_over.wait_until_told().map_err(Failure::Run)?;
+        taking_over.take(shared, allocations, 0).map_err(Failure::Run)?;
+        let (running, events) = taking_over.go().map_err(Failure::Run)?;
+        let gap = Duration::from_micros(clock::monotonic_microseconds().saturating_sub(death.at));
+        let running = Arc::new(running);
+        running.accept_streams();
+        let own_metrics = Metrics::new(Arc::clone(&running), Arc::default(), None).render();
+        let silent = tokio::runtime::Handle::current().block_on(running.silent_workers(SIGN_OF_LIFE));
+        if !silent.is_empty() {
+            return Err(Failure::Run(format!("workers are stuck right after they took over: {silent:?}")));
         }
-        tell(&channel, &FromOld::Listeners, &[])?;
-        let FromNew::Planned { .. } = hear(&mut channel)? else { return Err(unexpected()) };
-        tell(&channel, &FromOld::Early, &[memory_of(&empty_shared())?.as_fd()])?;
-        let voices = give_channels(&channel, workers)?;
-        let mut voices: Vec<WorkerVoice> = voices.into_iter().map(|(own, left)| WorkerVoice::new(own, left)).collect();
-        // Each has a thread at the other side that listens.
-        std::thread::scope(|scope| {
-            let silenced = &incidents.silenced;
-            let speaking: Vec<_> =
-                voices.iter_mut().map(|voice| scope.spawn(move || voice.tell_early(silenced))).collect();
-            speaking
-                .into_iter()
-                .try_for_each(|thread| thread.join().map_err(|_| unexpected())?.map_err(|error| error.to_string()))
-        })?;
-        let FromNew::Prepared { allocations } = hear(&mut channel)? else { return Err(unexpected()) };
-        for voice in &mut voices {
-            voice.tell_rest().map_err(|error| error.to_string())?;
-        }
-        tell(&channel, &FromOld::Cut { allocations, streams: 0 }, &[memory_of(&shared)?.as_fd()])?;
-        let FromNew::Ready = hear(&mut channel)? else { return Err(unexpected()) };
-        tell(&channel, &FromOld::Go, &[])?;
-        let FromNew::TakenOver { at } = hear(&mut channel)? else { return Err(unexpected()) };
-        let FromNew::Confirm = hear(&mut channel)? else { return Err(unexpected()) };
-        let metrics = to_memory(&metrics).map_err(|error| error.to_string())?;
-        let gap_us = at.saturating_sub(death.at);
-        tell(&channel, &FromOld::Written { chain: None, gap_us, prepare_us: 0 }, &[metrics.as_fd()])
+        running.follow_as_started();
+        let passage =
+            Passage { generation: offer.generation, gap, recovered: Some(death), ..Passage::default() };
+        Ok(TakenOver {
+            config,
+            running,
+            events,
+            http,
+            metrics: String::from_utf8_lossy(&metrics).into_owned(),
+            own_metrics,
+            chain: None,
+            passage,
+            draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(begun_at))),
+        })
     }
 }
 
-/// A channel for each worker of the other side; gives our ends with what the workers left.
-fn give_channels(channel: &Channel, workers: Vec<LeftWorker>) -> Result<Vec<(Channel, LeftWorker)>, String> {
-    let pairs = workers.iter().map(|_| Channel::pair()).collect::<Result<Vec<_>, _>>();
-    let (own, its): (Vec<Channel>, Vec<Channel>) = pairs.map_err(|error| error.to_string())?.into_iter().unzip();
-    let mut left = its.len();
-    for channels in its.chunks(DESCRIPTORS_MAX) {
-        left -= channels.len();
-        let descriptors: Vec<BorrowedFd<'_>> = channels.iter().map(|channel| channel.as_fd()).collect();
-        tell(channel, &FromOld::Workers { more: left > 0 }, &descriptors)?;
-    }
-    Ok(own.into_iter().zip(workers).collect())
-}
+type Sockets = Vec<(PassedSocket, OwnedFd)>;
 
-fn tell(channel: &Channel, message: &FromOld, descriptors: &[BorrowedFd<'_>]) -> Result<(), String> {
-    channel.send(message, descriptors, WITHIN).map_err(|error| error.to_string())
-}
-
-fn hear(channel: &mut Channel) -> Result<FromNew, String> {
-    match channel.receive::<FromNew>(WITHIN) {
-        Ok((FromNew::Refused { reason, .. }, _)) => Err(reason),
-        Ok((said, _)) => Ok(said),
-        Err(HandoffError::Closed) => Err("it was given up".to_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn unexpected() -> String {
-    "both sides of a recovery disagree".to_owned()
-}
-
-fn memory_of(state: &impl State) -> Result<OwnedFd, String> {
-    let bytes = state::write(state, FORMAT).map_err(|error| error.to_string())?;
-    to_memory(&bytes).map_err(|error| error.to_string())
+fn copies_of(sockets: &Sockets) -> Result<Sockets, Failure> {
+    let copy = |(what, socket): &(PassedSocket, OwnedFd)| Ok((what.clone(), socket.try_clone()?));
+    sockets.iter().map(copy).collect()
 }

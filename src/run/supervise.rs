@@ -136,7 +136,7 @@ fn serve_in_child(
             death.signal
         )));
     }
-    let config = config_of_next(config, death);
+    let config = config_of_next(config, death, left.as_ref().ok().and_then(|left| left.config.as_deref()));
     let why_not = match &left {
         _ if times == INCIDENTS_MAX && incidents.is_new => {
             Some("it was the third time within a minute over a client's message".to_owned())
@@ -160,17 +160,42 @@ fn serve_in_child(
     serve_from(config, origin, passed, program, Some(supervised))
 }
 
-/// The configuration as the file has it now; the one of the start if that is wrong, or if the process before ended over it.
-fn config_of_next(config: Config, death: Death) -> Config {
+/// The configuration as the file has it now; if that is wrong, the one that the process before had; and the one of the start
+/// if the process before ended over it.
+fn config_of_next(config: Config, death: Death, had: Option<&str>) -> Config {
     if death.was_recovering {
         return config;
     }
-    config.reload(&Environment::of_process()).unwrap_or_else(|error| {
-        let mut config = config;
-        let text = format!("the configuration is wrong, so that of the start holds: {error}");
+    read_in_time(&config, None).unwrap_or_else(|error| {
+        let (mut config, which) = match had.map(|had| read_in_time(&config, Some(had))) {
+            Some(Ok(had)) => (had, "the one that the killed server had"),
+            Some(Err(_)) | None => (config, "the one of the start"),
+        };
+        let text = format!("the configuration can't be used, so {which} holds: {error}");
         config.warnings.push(Problem::new(SourceLocation::Nowhere, "after a crash", text));
         config
     })
+}
+
+/// How long a configuration and the files that it names may take to be read after a crash: calls wait for it.
+const READ_TIME: Duration = Duration::from_secs(2);
+
+/// The configuration as its file has it now, or as this text has it.
+///
+/// # Errors
+/// What is wrong, or that a file could not be read in time: a disk may hang, and a named pipe may have no writer.
+pub(super) fn read_in_time(config: &Config, text: Option<&str>) -> Result<Config, String> {
+    let (config, text) = (config.clone(), text.map(ToOwned::to_owned));
+    let (sender, read) = std::sync::mpsc::channel();
+    let read_it = move || {
+        let environment = Environment::of_process();
+        let result = text.map_or_else(|| config.reload(&environment), |text| config.with_text(&text, &environment));
+        // If that took too long, there is no reader any more.
+        let _ = sender.send(result.map_err(|error| error.to_string()));
+    };
+    std::thread::Builder::new().name("config".to_owned()).spawn(read_it).map_err(|error| error.to_string())?;
+    let too_long = |_| format!("it, or a file that it names, could not be read within {} s", READ_TIME.as_secs());
+    read.recv_timeout(READ_TIME).map_err(too_long)?
 }
 
 fn remember(ledger: &Ledger, incidents: &[Incident]) {
@@ -204,8 +229,12 @@ pub(super) async fn keep(ledger: Arc<Ledger>, started: &Started, upgrader: Arc<U
     let keeper = Keeper { ledger, running, metrics: Arc::clone(&started.metrics), upgrader };
     keeper.write().await;
     tokio::spawn(async move {
+        let mut knows_drain = false;
         loop {
-            tokio::time::sleep(EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = keeper.upgrader.drain_began(), if !knows_drain => knows_drain = true,
+            }
             keeper.write().await;
         }
     });

@@ -11,7 +11,6 @@ use std::time::Duration;
 use minicbor::bytes::ByteVec;
 
 use super::http_listeners::BoundHttpListeners;
-use super::revive::Recovery;
 use super::supervise::Death;
 use crate::address::FiveTuple;
 use crate::clock;
@@ -19,10 +18,10 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::fault;
 use crate::net::handoff::{Channel, HandoffError, STATE_BYTES_MAX, from_memory};
-use crate::net::ledger::{Incident, Ledger};
+use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
 use crate::net::shared::{SharedChanges, SharedState};
-use crate::net::take_over::{Planned, TakingOverServer};
+use crate::net::take_over::{Before, Planned, TakingOverServer};
 use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket};
 use crate::net::{EventReceivers, Running};
 use crate::ops::metrics::Metrics;
@@ -55,7 +54,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How long the workers' loops may take for a turn.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Bytes of the old metrics that are read.
 const METRICS_BYTES_MAX: u64 = 64 << 20;
@@ -97,8 +96,7 @@ struct OldProcess {
 /// What the old process offered.
 struct Offered {
     offer: Offer,
-    own: Vec<(PassedSocket, OwnedFd)>,
-    http: Vec<(PassedSocket, OwnedFd)>,
+    sockets: Vec<(PassedSocket, OwnedFd)>,
 }
 
 impl FromStr for TakeOver {
@@ -167,18 +165,14 @@ impl OldProcess {
 
     fn hear_offer(&mut self) -> Result<Offered, String> {
         let (FromOld::Offer(offer), _) = self.hear(SEND_TIME)? else { return Err(unexpected()) };
-        let (mut own, mut http) = (Vec::new(), Vec::new());
+        let mut sockets = Vec::new();
         loop {
             match self.hear(SEND_TIME)? {
-                (FromOld::Socket(what), sockets) => {
-                    let socket = sockets.into_iter().next().ok_or("a socket is missing from a message")?;
-                    let list = match what {
-                        PassedSocket::Http(_) | PassedSocket::HttpPath { .. } => &mut http,
-                        PassedSocket::Stream(_) | PassedSocket::Manager(_) => &mut own,
-                    };
-                    list.push((what, socket));
+                (FromOld::Socket(what), descriptors) => {
+                    let socket = descriptors.into_iter().next().ok_or("a socket is missing from a message")?;
+                    sockets.push((what, socket));
                 }
-                (FromOld::Listeners, _) => return Ok(Offered { offer, own, http }),
+                (FromOld::Listeners, _) => return Ok(Offered { offer, sockets }),
                 _ => return Err(unexpected()),
             }
         }
@@ -259,64 +253,28 @@ pub(crate) fn take_over(
     from: &TakeOver,
     ledger: Option<Arc<Ledger>>,
 ) -> Result<Option<TakenOver>, Failure> {
-    let old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
-    take_over_from(config, old, ledger, None)
-}
-
-/// Goes on for a process that was killed. Blocks; must be called inside a tokio runtime.
-///
-/// # Errors
-/// Why that can't be.
-pub(crate) fn recover(config: Config, recovery: Recovery, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
-    let (own, its) = Channel::pair()?;
-    let lost = Lost { death: recovery.death, incidents: recovery.incidents.all.clone() };
-    let speak = move || {
-        if let Err(why) = recovery.speak(its) {
-            tracing::error!(why, "what a killed server left can't be told");
-        }
-    };
-    let speaking = std::thread::Builder::new().name("recovery".to_owned()).spawn(speak)?;
-    let taken = take_over_from(config, OldProcess { channel: own }, ledger, Some(lost));
-    let _ = speaking.join();
-    taken?.ok_or_else(|| Failure::Run("there was nothing to take over".to_owned()))
-}
-
-/// How the old process ended, if it was killed.
-struct Lost {
-    death: Death,
-    incidents: Vec<Incident>,
-}
-
-fn take_over_from(
-    config: Config,
-    mut old: OldProcess,
-    ledger: Option<Arc<Ledger>>,
-    lost: Option<Lost>,
-) -> Result<Option<TakenOver>, Failure> {
+    let mut old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
     let mut hello = hello();
     if fault::at_step("hello") {
         hello.format_min = hello.format_max + 1;
         hello.format_max = hello.format_min;
     }
     old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
-    let Offered { offer, own, http } = old.hear_offer().map_err(Failure::Run)?;
+    let Offered { offer, sockets } = old.hear_offer().map_err(Failure::Run)?;
     let offered_at = clock::now().ticks;
-    let planned = plan(config, &offer, own, http, lost.is_some());
+    let planned = plan(config, &offer, sockets, false);
     let (planned, http) = old.refuse(planned)?;
     if fault::at_step("plan") {
         let _ = old.tell(&FromNew::Confirm);
     }
-    // After a death there is no process that could go on instead.
-    let probation = if lost.is_some() { Duration::ZERO } else { planned.config.upgrade.probation };
+    let probation = planned.config.upgrade.probation;
     old.tell(&FromNew::Planned { warnings: planned.warnings.clone() }).map_err(Failure::Run)?;
     let early = old.hear_early().map_err(Failure::Run);
     let Some((shared, channels)) = old.refuse(early)? else { return Ok(None) };
     let config = planned.config.clone();
-    let launched = planned.launch(shared, channels, ledger).map_err(|error| Failure::Run(error.to_string()));
+    let before = channels.into_iter().map(Before::Process).collect();
+    let launched = planned.launch(Some(shared), before, ledger).map_err(|error| Failure::Run(error.to_string()));
     let workers = old.refuse(launched)?;
-    if let Some(lost) = &lost {
-        workers.suspect(&lost.incidents);
-    }
     let (running, events) = take(&mut old, workers)?;
     let running = Arc::new(running);
     running.accept_streams();
@@ -332,18 +290,26 @@ fn take_over_from(
         metrics,
         own_metrics,
         chain,
-        passage: Passage { generation: offer.generation, recovered: lost.map(|lost| lost.death), ..passage },
+        passage: Passage { generation: offer.generation, ..passage },
         draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at))),
     }))
 }
 
-fn plan(
+/// Does all that can fail: binds what is new, reads what the configuration names. `is_recovery` if the old process was killed.
+///
+/// # Errors
+/// What can't be bound, read or gone on with; nothing is left behind then.
+pub(super) fn plan(
     config: Config,
     offer: &Offer,
-    own: Vec<(PassedSocket, OwnedFd)>,
-    http: Vec<(PassedSocket, OwnedFd)>,
+    sockets: Vec<(PassedSocket, OwnedFd)>,
     is_recovery: bool,
 ) -> Result<(Planned, BoundHttpListeners), Failure> {
+    let is_http = |what: &PassedSocket| match what {
+        PassedSocket::Http(_) | PassedSocket::HttpPath { .. } => true,
+        PassedSocket::Stream(_) | PassedSocket::Manager(_) => false,
+    };
+    let (http, own) = sockets.into_iter().partition(|(what, _)| is_http(what));
     let http = BoundHttpListeners::adopt(&config.http, &Passed::default(), http);
     let http = http.map_err(|error| Failure::Run(error.to_string()))?;
     let addresses: Vec<SocketAddr> = http.addresses();

@@ -1,7 +1,8 @@
 //! Two processes with one table of descriptors: a parent that only waits, and its child that serves.
 
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
 use libc::c_int;
 use rustix::process::{Resource, getrlimit};
@@ -129,8 +130,39 @@ pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Takes a socket as [`adopt_descriptor`] does, if it is bound to this address: a number that was closed may have been given to
+/// something else, which owns it.
+pub(crate) fn adopt_if_bound(number: RawFd, bound: SocketAddr) -> Option<OwnedFd> {
+    if number <= 2 {
+        return None;
+    }
+    // SAFETY: it is used for one call, which fails if it is closed.
+    let address = rustix::net::getsockname(unsafe { BorrowedFd::borrow_raw(number) }).ok()?;
+    // SAFETY: it is open, and the caller says that it has no owner.
+    (SocketAddr::try_from(address) == Ok(bound)).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor but the first three and those to `keep`: none of them may have an owner in this process.
+pub(crate) fn close_all_but(mut keep: Vec<RawFd>) {
+    keep.sort_unstable();
+    let mut from = 3;
+    for number in keep.iter().copied().chain([RawFd::MAX]) {
+        if from < number && !close_range(from, number - 1) {
+            // The kernel is older than 5.9.
+            let others = open_descriptors().into_iter().filter(|number| keep.binary_search(number).is_err());
+            return others.filter_map(adopt_descriptor).for_each(drop);
+        }
+        from = from.max(number.saturating_add(1));
+    }
+}
+
+fn close_range(first: RawFd, last: RawFd) -> bool {
+    // SAFETY: close_range(2) with plain numbers; the caller says that none of them has an owner.
+    unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, last as libc::c_uint, 0) == 0 }
+}
+
 /// Every open descriptor but the first three.
-pub(crate) fn open_descriptors() -> Vec<RawFd> {
+fn open_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else {
         // No /proc, or no descriptor left to read it.
         let end = getrlimit(Resource::Nofile)

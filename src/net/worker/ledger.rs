@@ -4,7 +4,7 @@
 //! [`Worker`] itself stands in `net::worker`.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use super::{ALARM, CONTROL, INBOX, LISTENER};
 use super::{Worker, token};
@@ -31,6 +31,8 @@ pub(super) struct WorkerLedger {
     /// The slot with which the writing of all goes on.
     next: Option<usize>,
     begun_at: Option<Ticks>,
+    /// It could not be written, and all has not been written again since.
+    is_broken: bool,
     /// A message is noted as being in hand.
     holds: bool,
 }
@@ -43,7 +45,7 @@ pub(super) struct Recovered {
 
 impl WorkerLedger {
     pub(super) const fn new(log: WorkerLog) -> Self {
-        Self { log, next: None, begun_at: None, holds: false }
+        Self { log, next: None, begun_at: None, is_broken: false, holds: false }
     }
 
     /// When it has something to write by itself.
@@ -59,15 +61,19 @@ impl Worker {
         if std::mem::take(&mut ledger.holds) {
             ledger.log.ledger().put_down(usize::from(self.id.0));
         }
-        match self.write_to(&mut ledger) {
-            Ok(()) => self.ledger = Some(ledger),
-            Err(error) => self.give_up_ledger(ledger, &error),
+        if let Err(error) = self.write_to(&mut ledger) {
+            self.give_up_ledger(&mut ledger, &error);
         }
+        self.ledger = Some(ledger);
     }
 
-    fn give_up_ledger(&self, ledger: WorkerLedger, error: &io::Error) {
-        ledger.log.abandon();
-        tracing::error!(worker = self.id.0, %error, "the ledger can't be written: a crash will end every call");
+    /// It is tried again when all is due the next time.
+    fn give_up_ledger(&self, ledger: &mut WorkerLedger, error: &io::Error) {
+        ledger.log.give_up();
+        (ledger.next, ledger.begun_at) = (None, Some(self.now));
+        if !std::mem::replace(&mut ledger.is_broken, true) {
+            tracing::error!(worker = self.id.0, %error, "the ledger can't be written: until it can, a crash ends every call");
+        }
     }
 
     /// The core was made anew: what it has is all there is.
@@ -80,10 +86,10 @@ impl Worker {
             }
             Ok(())
         });
-        match written {
-            Ok(()) => self.ledger = Some(ledger),
-            Err(error) => self.give_up_ledger(ledger, &error),
+        if let Err(error) = written {
+            self.give_up_ledger(&mut ledger, &error);
         }
+        self.ledger = Some(ledger);
     }
 
     fn write_to(&mut self, ledger: &mut WorkerLedger) -> io::Result<()> {
@@ -131,7 +137,14 @@ impl Worker {
             ledger.log.append(&self.log_entry(slice), true)?;
         }
         ledger.next = next;
-        if next.is_none() { ledger.log.complete() } else { Ok(()) }
+        if next.is_some() {
+            return Ok(());
+        }
+        ledger.log.complete()?;
+        if std::mem::take(&mut ledger.is_broken) {
+            tracing::info!(worker = self.id.0, "the ledger is written again");
+        }
+        Ok(())
     }
 
     fn log_entry(&self, mut entry: LedgerEntry) -> LogEntry {
@@ -154,7 +167,8 @@ impl Worker {
     // ---- in the process after
 
     /// Goes on waiting for what the process that was killed waited for.
-    pub(super) fn adopt_epoll(&mut self, epoll: Epoll, silenced: Vec<FiveTuple>) -> io::Result<()> {
+    pub(super) fn adopt_epoll(&mut self, epoll: OwnedFd, silenced: Vec<FiveTuple>) -> io::Result<()> {
+        let epoll = Epoll::adopted(epoll);
         epoll.add(self.waker.fd(), token(INBOX, 0))?;
         epoll.add(self.alarm.fd(), token(ALARM, 0))?;
         // Those that are new in the configuration.

@@ -10,16 +10,17 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::{Listener, ListenerChange, ListenerId, RELAY, STREAM, Users, Worker, token};
-use crate::address::{RelayedTransportAddress, Via};
+use crate::address::{FiveTuple, RelayedTransportAddress, Via};
 use crate::clock;
 use crate::net::handoff::{Channel, STATE_BYTES_MAX, from_memory};
+use crate::net::ledger::{LeftSockets, LeftWorker};
 use crate::net::meeting::Meeting;
 use crate::net::overflow::{Overflow, SocketKind};
 use crate::net::stream_state::StreamsState;
-use crate::net::sys::Epoll;
 use crate::net::upgrade_messages::WorkerPart;
 use crate::net::{listen, sys};
 use crate::protocol::accounting::Amount;
+use crate::protocol::allocation::AllocationState;
 use crate::protocol::changes::{EarlyAllocations, ServerChanges};
 use crate::protocol::ids::AllocationId;
 use crate::state;
@@ -57,9 +58,21 @@ pub(in crate::net) struct AdoptedListener {
     pub(in crate::net) is_leaving: bool,
 }
 
+/// Who had the allocations before.
+pub(crate) enum Before {
+    /// A worker of a process that lives and tells of them over a channel.
+    Process(Channel),
+    /// One of a process that was killed.
+    Killed {
+        left: Box<LeftWorker>,
+        /// Clients that are not heard any more: their messages were in hand twice.
+        silenced: Vec<FiveTuple>,
+    },
+}
+
 /// What one worker takes over from.
 pub(in crate::net) struct TakingOver {
-    pub(in crate::net) channel: Channel,
+    pub(in crate::net) before: Before,
     pub(in crate::net) listeners: Vec<AdoptedListener>,
     pub(in crate::net) overflow: Arc<Overflow>,
     pub(in crate::net) common: Arc<TakeOver>,
@@ -74,6 +87,10 @@ struct Passed {
     streams: Vec<OwnedFd>,
 }
 
+fn told_of(listeners: &[AdoptedListener], id: u32) -> Result<&AdoptedListener, &'static str> {
+    listeners.iter().find(|of| of.id.0 == id).ok_or("a listener that was not told of")
+}
+
 fn failed(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
@@ -86,16 +103,23 @@ fn read_state<T: state::State>(memory: Option<OwnedFd>) -> Result<T, String> {
 impl Worker {
     /// Takes everything in; `false` if it is off.
     pub(in crate::net) fn take_over_from_process(&mut self, from: TakingOver) -> bool {
-        let TakingOver { mut channel, listeners, overflow, common } = from;
-        let told = self.take_early(&mut channel, &listeners, &overflow);
-        let is_there = told.is_ok();
-        common.report(told);
-        if !is_there {
-            return false;
-        }
-        let all = self.take_rest(&mut channel, &common);
-        let is_there = all.is_ok();
-        common.report(all);
+        let TakingOver { before, listeners, overflow, common } = from;
+        let is_reported = |result: Result<TakenOver, String>| {
+            let is_there = result.is_ok();
+            common.report(result);
+            is_there
+        };
+        let is_there = match before {
+            Before::Process(mut channel) => {
+                is_reported(self.take_early(&mut channel, &listeners, &overflow))
+                    && is_reported(self.take_rest(&mut channel, &common))
+            }
+            Before::Killed { left, silenced } => {
+                let LeftWorker { sockets, totals, streams } = *left;
+                is_reported(self.take_left(sockets, silenced, &listeners, &overflow))
+                    && is_reported(self.take_totals(totals, streams, &common))
+            }
+        };
         let is_ours = is_there && common.decision(1, SILENCE_MAX) == Some(Reached::Go);
         if is_ours {
             self.has_taken_over = true;
@@ -113,6 +137,42 @@ impl Worker {
         }
     }
 
+    /// Takes over what a worker of a process that was killed had open.
+    fn take_left(
+        &mut self,
+        left: LeftSockets,
+        silenced: Vec<FiveTuple>,
+        listeners: &[AdoptedListener],
+        overflow: &Arc<Overflow>,
+    ) -> Result<TakenOver, String> {
+        let LeftSockets { epoll, listeners: sockets, allocations } = left;
+        self.adopt_epoll(epoll, silenced).map_err(failed)?;
+        for (id, data, control) in sockets {
+            let sockets: Vec<OwnedFd> = [Some(data), control].into_iter().flatten().collect();
+            // They are waited for in places that may be others now.
+            sockets.iter().for_each(|socket| self.epoll.remove(socket.as_fd()));
+            self.adopt_listener(told_of(listeners, id)?, overflow, sockets)?;
+        }
+        let (states, sockets): (Vec<AllocationState>, Vec<OwnedFd>) = allocations.into_iter().unzip();
+        let known: Vec<(AllocationId, RelayedTransportAddress)> = states.iter().map(|of| (of.id, of.relayed)).collect();
+        self.server.import_early(states).map_err(failed)?;
+        for ((id, relayed), socket) in known.into_iter().zip(sockets) {
+            self.relays.adopt_bound(id, relayed, socket);
+        }
+        Ok(TakenOver { allocations: self.server.allocations() as u64, streams: 0 })
+    }
+
+    /// Takes over what belongs to no single allocation of them.
+    fn take_totals(&mut self, totals: ServerChanges, streams: u64, common: &TakeOver) -> Result<TakenOver, String> {
+        if common.decision(0, SILENCE_MAX) != Some(Reached::Shared) {
+            return Err("it was given up".to_owned());
+        }
+        self.apply(totals, &mut Passed::default())?;
+        self.server.each_claim(|claim, counted| self.process.count_in(claim, counted));
+        self.streams.go_on_after(streams);
+        Ok(TakenOver { allocations: self.server.allocations() as u64, streams: 0 })
+    }
+
     fn take_early(
         &mut self,
         channel: &mut Channel,
@@ -123,16 +183,10 @@ impl Worker {
             let (part, descriptors) = channel.receive::<WorkerPart>(SILENCE_MAX).map_err(failed)?;
             match part {
                 WorkerPart::Listener(id) => {
-                    let listener =
-                        listeners.iter().find(|of| of.id.0 == id).ok_or("a listener that was not told of")?;
-                    self.adopt_listener(listener, overflow, descriptors)?;
+                    self.adopt_listener(told_of(listeners, id)?, overflow, descriptors)?;
                 }
                 WorkerPart::Early => self.adopt_allocations(descriptors)?,
                 WorkerPart::EarlyEnd => break,
-                WorkerPart::Recovered(silenced) => {
-                    let epoll = descriptors.into_iter().next().ok_or("what the old worker waited for is missing")?;
-                    self.adopt_epoll(Epoll::adopted(epoll), silenced).map_err(failed)?;
-                }
                 WorkerPart::Sockets(_) | WorkerPart::Held(_) | WorkerPart::Streams | WorkerPart::Changes => {
                     return Err("the old worker told of the cut before it had told all".to_owned());
                 }
@@ -189,10 +243,6 @@ impl Worker {
         socket: OwnedFd,
     ) -> Result<(), String> {
         self.relays.adopt(id, relayed, socket)?;
-        if self.recovered.is_some() {
-            // The set that was taken over has it.
-            return Ok(());
-        }
         let relay = self.relays.get(id).ok_or("a relayed socket without a place")?;
         self.epoll.add(relay.socket.as_fd(), token(RELAY, id.index as usize)).map_err(failed)
     }
@@ -214,7 +264,6 @@ impl Worker {
                 | WorkerPart::Held(_)
                 | WorkerPart::Listener(_)
                 | WorkerPart::Early
-                | WorkerPart::Recovered(_)
                 | WorkerPart::EarlyEnd => return Err("the old worker's messages contradict each other".to_owned()),
             }
         };
@@ -233,9 +282,6 @@ impl Worker {
         let changed: Vec<(AllocationId, RelayedTransportAddress)> =
             changes.allocations.iter().map(|allocation| (allocation.id, allocation.relayed)).collect();
         self.server.import_changes(changes).map_err(failed)?;
-        if self.recovered.is_some() {
-            self.server.each_claim(|claim, counted| self.process.count_in(claim, counted));
-        }
         for (relayed, socket) in passed.held.drain(..) {
             self.relays.adopt_held(relayed, socket)?;
         }

@@ -114,7 +114,14 @@ impl Upgrader {
         sockets.extend(listeners.sockets());
         let numbers = sockets.iter().map(|(what, socket)| (what.clone(), socket.as_raw_fd())).collect();
         let descriptors = sockets.into_iter().map(|(_, socket)| socket).collect();
-        Some((ShellNote { offer, sockets: numbers }, descriptors))
+        let text = unchanging.config().source.text.as_ref();
+        let config = text.map(|text| text.expose().to_vec().into());
+        Some((ShellNote { offer, sockets: numbers, config }, descriptors))
+    }
+
+    /// Waits until the server drains.
+    pub(crate) async fn drain_began(&self) {
+        self.drain.began().await;
     }
 
     async fn run(
