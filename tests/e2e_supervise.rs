@@ -342,15 +342,21 @@ fn a_file_that_hangs_does_not_end_what_runs() {
 /// A drain is known to the next process, however soon the one before was killed.
 #[test]
 fn a_drain_is_gone_on_with() {
-    let server = supervised(1).start();
+    let (directory, mut settings) = (Directory::new(), supervised(1));
+    let socket = directory.path().join("admin.sock");
+    settings.http = format!("admin_socket = {socket:?}\n{}", settings.http);
+    let server = Server::start_in(directory, settings);
     let mut client = Client::udp(server.udp4());
     client.allocate();
-    let drained = e2e_support::http::ask(server.http(), "POST", "/v1/drain", &[("Host", "localhost")], "");
-    assert_eq!(drained.status, 202, "{}", drained.body);
+    let (config, url) = (server.directory().join("config.toml"), format!("unix:{}", socket.display()));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+    command.args(["drain", "--url", &url, "--config", config.to_str().unwrap()]).env_clear();
+    assert!(command.stdout(std::process::Stdio::null()).status().unwrap().success());
     std::thread::sleep(Duration::from_millis(100));
     kill(&server);
     assert_eq!(client.refresh(600).code(), 0);
-    assert!(Client::udp(server.udp4()).try_allocate().is_err_and(|code| code == 486), "a session began while it drains");
+    let begun = Client::udp(server.udp4()).request(METHOD_ALLOCATE, &[Wanted::udp()]);
+    assert_eq!(begun.code(), 486, "a session began while it drains");
 }
 
 /// What can't be written for a while is written again: a crash then ends no call.
@@ -360,11 +366,14 @@ fn a_ledger_that_could_not_be_written_is_written_again() {
     let mut client = Client::udp(server.udp4());
     client.allocate();
     let child = serving(server.pid());
-    let files = |soft| rustix::process::prlimit(Some(child), rustix::process::Resource::Nofile, soft).unwrap();
-    let before = files(rustix::process::Rlimit { current: Some(3), maximum: None });
-    server.log.wait_for_event("the ledger can't be written: until it can, a crash ends every call");
-    files(before);
-    server.log.wait_for_event("the ledger is written again");
+    let files = |soft: u32| {
+        let limit = [format!("--pid={}", child.as_raw_nonzero()), format!("--nofile={soft}:")];
+        assert!(Command::new("prlimit").args(limit).status().unwrap().success());
+    };
+    files(3);
+    server.log.event("the ledger can't be written: until it can, a crash ends every call");
+    files(1_024);
+    server.log.event("the ledger is written again");
     kill(&server);
     assert_eq!(client.refresh(600).code(), 0);
     assert_eq!(server.log.events("the ledger can't be written: until it can, a crash ends every call").len(), 1);

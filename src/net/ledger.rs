@@ -358,22 +358,19 @@ impl WorkerLog {
 }
 
 /// The whole entries of a log, up to its end or the first that was cut short.
-fn entries(bytes: &[u8]) -> Vec<LogEntry> {
-    let mut entries = Vec::new();
-    let mut rest = bytes;
-    while let Some((head, body)) = rest.split_at_checked(HEAD) {
+fn entries(mut rest: &[u8]) -> impl Iterator<Item = LogEntry> {
+    std::iter::from_fn(move || {
+        let (head, body) = rest.split_at_checked(HEAD)?;
         let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let len = word(0) as usize;
         if len > ENTRY_BYTES_MAX {
-            break;
+            return None;
         }
-        let Some((body, after)) = body.split_at_checked(len) else { break };
+        let (body, after) = body.split_at_checked(len)?;
         let is_whole = crc32fast::hash(body) == word(4);
-        let Some(entry) = Some(body).filter(|_| is_whole).and_then(|body| minicbor::decode(body).ok()) else { break };
-        entries.push(entry);
-        rest = after;
-    }
-    entries
+        rest = if is_whole { after } else { &[] };
+        is_whole.then(|| minicbor::decode(body).ok())?
+    })
 }
 
 /// What a worker that is gone has left.
@@ -467,30 +464,27 @@ impl Ledger {
         let word = WORKERS + 2 * worker as u64;
         let logs = [word, word + 1].into_iter().filter_map(|word| whole(adopt_descriptor(self.named(word)?)?).ok());
         let mut sum = LedgerSum::default();
-        let mut numbers = hashbrown::HashMap::new();
         let mut last = None;
-        for entry in logs.flat_map(|log| entries(&log)) {
-            match entry {
-                LogEntry::Allocations { entry, sockets } => {
-                    for (allocation, socket) in entry.allocations.iter().zip(&sockets) {
-                        numbers.insert(allocation.id, *socket);
+        for log in logs {
+            for entry in entries(&log) {
+                match entry {
+                    LogEntry::Allocations { entry, sockets } => sum.add(entry, sockets),
+                    LogEntry::Totals { totals, streams, listeners, epoll } => {
+                        last = Some((totals, streams, listeners, epoll));
                     }
-                    sum.add(entry);
-                }
-                LogEntry::Totals { totals, streams, listeners, epoll } => {
-                    last = Some((totals, streams, listeners, epoll))
                 }
             }
         }
         let (totals, streams, listeners, epoll) = last.ok_or_else(|| format!("worker {worker} had written nothing"))?;
         let epoll = adopt_descriptor(epoll).ok_or_else(|| format!("what worker {worker} waited for is closed"))?;
         let mut totals = *totals;
-        let socket = |allocation: AllocationState| {
+        // What belongs to no worker is written as soon as a drain begins.
+        totals.draining |= offer.draining_ms.is_some();
+        let socket = |(allocation, number): (AllocationState, i32)| {
             // One at an address that was not told of yet can't be gone on with; the others can.
             let address = offer.relay_addresses.iter().find(|note| note.advertised == allocation.relayed.ip())?;
             let local = SocketAddr::new(address.local, allocation.relayed.port());
-            let socket = adopt_if_bound(*numbers.get(&allocation.id)?, local)?;
-            Some((allocation, socket))
+            Some((allocation, adopt_if_bound(number, local)?))
         };
         let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
@@ -540,6 +534,10 @@ mod tests {
         LogEntry::Allocations { entry, sockets: Vec::new() }
     }
 
+    fn all_of(bytes: &[u8]) -> Vec<LogEntry> {
+        entries(bytes).collect()
+    }
+
     fn bytes_of(log: &WorkerLog) -> Vec<u8> {
         let file = &log.current.as_ref().unwrap().file;
         let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
@@ -559,19 +557,19 @@ mod tests {
         log.append(&entry(&[5]), false).unwrap();
         let bytes = bytes_of(&log);
         let all = [entry(&[1]), entry(&[2, 3]), entry(&[5])];
-        assert_eq!(entries(&bytes), all, "what is for the new file only is not in the old one");
+        assert_eq!(all_of(&bytes), all, "what is for the new file only is not in the old one");
         let first = bytes.len() - entries_len(&all[1..]);
         for len in 0..bytes.len() {
             let whole = if len < first { 0 } else { 1 + usize::from(len >= first + entries_len(&all[1..2])) };
-            assert_eq!(entries(&bytes[..len]), all[..whole], "{len} bytes");
+            assert_eq!(all_of(&bytes[..len]), all[..whole], "{len} bytes");
         }
         for at in first..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 0x40;
-            assert!(entries(&changed).len() < 3 && entries(&changed)[0] == all[0], "byte {at}");
+            assert!(all_of(&changed).len() < 3 && all_of(&changed)[0] == all[0], "byte {at}");
         }
         log.complete().unwrap();
-        assert_eq!(entries(&bytes_of(&log)), [entry(&[4]), entry(&[5])]);
+        assert_eq!(all_of(&bytes_of(&log)), [entry(&[4]), entry(&[5])]);
         log.begin().unwrap();
         let (ledger, word) = (Arc::clone(&log.ledger), log.word());
         assert!(ledger.named(word).is_some() && ledger.named(word + 1).is_some());
@@ -581,7 +579,7 @@ mod tests {
         log.begin().unwrap();
         log.append(&entry(&[7]), true).unwrap();
         log.complete().unwrap();
-        assert_eq!(entries(&bytes_of(&log)), [entry(&[7])], "all is written anew");
+        assert_eq!(all_of(&bytes_of(&log)), [entry(&[7])], "all is written anew");
     }
 
     fn entries_len(entries: &[LogEntry]) -> usize {

@@ -156,16 +156,28 @@ impl Relays {
         socket: OwnedFd,
     ) -> Result<(), String> {
         let socket = self.bound(relayed, socket)?;
-        self.adopt_bound(id, relayed, socket);
+        // The other process may have been busy, and have let less wait.
+        let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
+        self.keep_adopted(id, relayed, socket, ReceiveBufferState::default());
         Ok(())
     }
 
-    /// As [`RelaySockets::adopt`], of a socket that is known to be bound to that relayed address.
+    /// As [`RelaySockets::adopt`], of a socket that is known to be bound to that relayed address, and for which calls wait.
     pub(super) fn adopt_bound(&mut self, id: AllocationId, relayed: RelayedTransportAddress, socket: OwnedFd) {
-        let (socket, budget) = self.adopted(relayed, socket);
+        self.keep_adopted(id, relayed, socket, ReceiveBufferState::unknown());
+    }
+
+    fn keep_adopted(
+        &mut self,
+        id: AllocationId,
+        relayed: RelayedTransportAddress,
+        socket: OwnedFd,
+        buffer_state: ReceiveBufferState,
+    ) {
+        let (socket, read_budget) = self.adopted(relayed, socket);
         self.keep(id, socket, relayed);
         if let Some(socket) = self.get_mut(id) {
-            socket.read_budget = budget;
+            (socket.read_budget, socket.buffer_state) = (read_budget, buffer_state);
         }
     }
 
@@ -192,8 +204,6 @@ impl Relays {
     fn adopted(&self, relayed: RelayedTransportAddress, socket: OwnedFd) -> (Watched<UdpSocket>, ReadBudget) {
         let socket = UdpSocket::from(socket);
         self.addresses.take_exactly(relayed);
-        // The other process may have been busy, and have let less wait.
-        let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
         let budget = ReadBudget::of_socket(socket.as_fd());
         (self.overflow.watch(SocketKind::Relayed, socket), budget)
     }

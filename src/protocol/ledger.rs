@@ -15,7 +15,7 @@ use super::counters::{CREATED, ENDED, LIVE, ended_name, live_name};
 use super::ids::AllocationId;
 use super::quota::{Counted, QuotaClaim};
 use super::reason::EndReason;
-use crate::address::{Family, Via};
+use crate::address::{Family, Transport, Via};
 
 /// Allocations that may have begun in a worker after its last word, so that none gets an id that was given already.
 const GENERATIONS_AHEAD: u32 = 1 << 16;
@@ -40,35 +40,58 @@ impl LedgerEntry {
     }
 }
 
-/// All entries of one worker taken together.
-#[derive(Clone, Debug, Default)]
-pub struct LedgerSum {
-    allocations: BTreeMap<u32, AllocationState>,
+/// All entries of one worker taken together; with each allocation goes what the shell says of it. Calls wait while this is
+/// made, and a state is half a kilobyte, so each is moved as seldom as can be.
+#[derive(Clone, Debug)]
+pub struct LedgerSum<T> {
+    /// By slot: the place in `allocations`.
+    places: BTreeMap<u32, usize>,
+    allocations: Vec<Option<(AllocationState, T)>>,
 }
 
-impl LedgerSum {
-    /// What comes later holds.
-    pub fn add(&mut self, entry: LedgerEntry) {
+impl<T> Default for LedgerSum<T> {
+    fn default() -> Self {
+        Self { places: BTreeMap::new(), allocations: Vec::new() }
+    }
+}
+
+impl<T> LedgerSum<T> {
+    /// What comes later holds. `with` is what goes with each allocation of the entry, in the same order.
+    pub fn add(&mut self, entry: LedgerEntry, with: impl IntoIterator<Item = T>) {
         for slot in entry.free {
-            self.allocations.remove(&slot);
+            if let Some(place) = self.places.remove(&slot) {
+                self.allocations[place] = None;
+            }
         }
-        for allocation in entry.allocations {
-            self.allocations.insert(allocation.id.index, allocation);
+        for (allocation, with) in entry.allocations.into_iter().zip(with) {
+            let place = *self.places.entry(allocation.id.index).or_insert(self.allocations.len());
+            let known = Some((allocation, with));
+            match self.allocations.get_mut(place) {
+                Some(old) => *old = known,
+                None => self.allocations.push(known),
+            }
         }
     }
 
-    /// The allocations that there were, for [`Server::import_early`]. Of two of one client the later one holds.
+    /// The allocations that there were by their slots, for [`Server::import_early`]. Of two of one client the later one holds.
     #[must_use]
-    pub fn finish(self) -> Vec<AllocationState> {
-        let mut by_client: HashMap<Via, AllocationId> = HashMap::new();
-        for AllocationState { id, via, .. } in self.allocations.values() {
-            let known = by_client.entry(*via).or_insert(*id);
+    pub fn finish(mut self) -> Vec<(AllocationState, T)> {
+        let mut by_client: HashMap<&Via, AllocationId> = HashMap::with_capacity(self.places.len());
+        let mut others = Vec::new();
+        for (AllocationState { id, via, .. }, _) in self.allocations.iter().flatten() {
+            let known = by_client.entry(via).or_insert(*id);
             if is_later(id.generation, known.generation) {
-                *known = *id;
+                others.push(std::mem::replace(known, *id));
+            } else if known != id {
+                others.push(*id);
             }
         }
-        let is_last = |of: &AllocationState| by_client.get(&of.via) == Some(&of.id);
-        self.allocations.into_values().filter(is_last).collect()
+        drop(by_client);
+        for id in others {
+            self.places.remove(&id.index);
+        }
+        let Self { places, mut allocations } = self;
+        places.into_values().filter_map(|place| allocations[place].take()).collect()
     }
 }
 
@@ -89,9 +112,11 @@ pub fn settle<'a>(totals: &mut ServerChanges, allocations: impl Iterator<Item = 
     totals.live = allocations.clone().count() as u64;
     let counters = &mut totals.counters;
     counters.retain(|name, _| !name.starts_with(LIVE));
+    let mut live: BTreeMap<(Transport, Family), u64> = BTreeMap::new();
     for AllocationState { via, relayed, .. } in allocations {
-        *counters.entry(live_name(via.five_tuple().transport, Family::of(relayed.ip()))).or_default() += 1;
+        *live.entry((via.five_tuple().transport, Family::of(relayed.ip()))).or_default() += 1;
     }
+    counters.extend(live.into_iter().map(|((transport, family), count)| (live_name(transport, family), count)));
     let ended = counters.iter().filter(|(name, _)| name.starts_with(ENDED)).map(|(_, count)| count).sum::<u64>();
     let created = counters.entry(CREATED.to_owned()).or_default();
     *created = (*created).max(ended + totals.live);

@@ -57,8 +57,7 @@ impl Recovery {
             return Err(Failure::Run(format!("workers are stuck right after they took over: {silent:?}")));
         }
         running.follow_as_started();
-        let passage =
-            Passage { generation: offer.generation, gap, recovered: Some(death), ..Passage::default() };
+        let passage = Passage { generation: offer.generation, gap, recovered: Some(death), ..Passage::default() };
         Ok(TakenOver {
             config,
             running,

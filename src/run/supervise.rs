@@ -186,7 +186,7 @@ const READ_TIME: Duration = Duration::from_secs(2);
 /// What is wrong, or that a file could not be read in time: a disk may hang, and a named pipe may have no writer.
 pub(super) fn read_in_time(config: &Config, text: Option<&str>) -> Result<Config, String> {
     let (config, text) = (config.clone(), text.map(ToOwned::to_owned));
-    let (sender, read) = std::sync::mpsc::channel();
+    let (sender, read) = std::sync::mpsc::sync_channel(1);
     let read_it = move || {
         let environment = Environment::of_process();
         let result = text.map_or_else(|| config.reload(&environment), |text| config.with_text(&text, &environment));

@@ -17,7 +17,7 @@ impl Worker {
         let mut next = Some(0);
         while let Some(from) = next {
             let (slice, after) = server.slice(from, 5);
-            ledger.add(slice);
+            ledger.add(slice, std::iter::repeat(()));
             next = after;
         }
         Self { server, counters, ledger }
@@ -30,12 +30,12 @@ impl Worker {
             if entry.is_empty() {
                 break;
             }
-            self.ledger.add(entry);
+            self.ledger.add(entry, std::iter::repeat(()));
         }
         let known = self.ledger.clone().finish();
         let real = self.server.export().allocations;
         assert_eq!(known.len(), real.len(), "the ledger knows of as many allocations as there are");
-        for (known, real) in known.into_iter().zip(real) {
+        for ((known, ()), real) in known.into_iter().zip(real) {
             let mut counted = AllocationState {
                 traffic: real.traffic,
                 dropped: real.dropped.clone(),

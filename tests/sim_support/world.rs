@@ -53,7 +53,7 @@ pub struct Worker {
     pub server: Server,
     pub counters: Arc<Counters>,
     /// What another process would know of it.
-    pub ledger: LedgerSum,
+    pub ledger: LedgerSum<()>,
 }
 
 pub struct Socket {

@@ -30,6 +30,16 @@ pub(in crate::net) struct ReceiveBufferState {
     window: u8,
 }
 
+/// The setting of a socket that another process had: it is set anew when it is read. As such it is never used.
+const UNKNOWN: u8 = u8::MAX;
+
+impl ReceiveBufferState {
+    /// For a socket that another process read before: nobody knows what its buffer is.
+    pub(in crate::net) const fn unknown() -> Self {
+        Self { setting: UNKNOWN, window: 0 }
+    }
+}
+
 /// Watches whether a worker ever sleeps, and says how large buffers should be.
 #[derive(Debug)]
 pub(super) struct ReceiveBufferPolicy {
@@ -93,7 +103,7 @@ impl ReceiveBufferPolicy {
         // 0 is what every socket begins with.
         self.setting = match bytes {
             None => 0,
-            Some(_) if self.setting == u8::MAX => 1,
+            Some(_) if self.setting + 1 == UNKNOWN => 1,
             Some(_) => self.setting + 1,
         };
     }
@@ -156,6 +166,18 @@ mod tests {
         read(&mut room, &mut sockets);
         room.close_window(Ticks(100), 20_000, 0);
         assert_eq!(read(&mut room, &mut sockets[..2]), [Some(LEAST_BYTES); 2]);
+    }
+
+    #[test]
+    fn a_socket_that_another_process_had_is_set_when_it_is_read() {
+        let mut room = room();
+        let mut sockets = [ReceiveBufferState::unknown()];
+        assert_eq!(read(&mut room, &mut sockets), [Some(USUAL)]);
+        assert_eq!(read(&mut room, &mut sockets), [None]);
+        for _ in 0..1_000 {
+            room.set(Some(LEAST_BYTES));
+            assert_eq!(read(&mut room, &mut [ReceiveBufferState::unknown()]), [Some(LEAST_BYTES)]);
+        }
     }
 
     #[test]
