@@ -206,7 +206,7 @@ impl Ledger {
     /// What the process is doing from now on.
     pub fn set_phase(&self, phase: LedgerPhase) {
         if let Err(error) = self.set_word(PHASE, phase as u64) {
-            tracing::error!(%error, "the ledger can't be written: a crash will end every call");
+            tracing::error!(%error, "the ledger can't be written: until it can, a crash ends every call");
         }
     }
 
