@@ -23,7 +23,7 @@ BOOT = r"""
 set -euo pipefail
 mount -t tmpfs tmpfs "$STAGE"
 mkdir "$STAGE/upper" "$STAGE/work" "$STAGE/root"
-mount -t overlay overlay -o "lowerdir=/,upperdir=$STAGE/upper,workdir=$STAGE/work" "$STAGE/root"
+mount -t overlay overlay -o "lowerdir=$LOWER,upperdir=$STAGE/upper,workdir=$STAGE/work" "$STAGE/root"
 cd "$STAGE/root"
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
@@ -49,7 +49,7 @@ ln -s /proc/self/fd dev/fd
 mount -t tmpfs tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
 mkdir -p run/lock run/systemd/system .old
-install -m 0755 "$BINARY" usr/local/bin/throughway
+[ -z "$BINARY" ] || install -m 0755 "$BINARY" usr/local/bin/throughway
 : > etc/fstab
 # A target that wants nobody, and services of a boot that are of no use here.
 printf '[Unit]\nDescription=nothing but what the test asks for\nDefaultDependencies=no\n' > run/systemd/system/alone.target
@@ -103,7 +103,8 @@ def unified_hierarchy():
 class Machine:
     """The namespaces, and systemd in them once `boot` was called."""
 
-    def __init__(self, binary, directory):
+    def __init__(self, binary, directory, lower="/"):
+        """`binary` is installed, if there is one; what lies in `lower` is the machine's system."""
         self.directory = directory
         self.init = None
         self.stage = os.path.join(directory, "stage")
@@ -119,7 +120,8 @@ class Machine:
         self.unshare = subprocess.Popen(
             ["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--cgroup", "--propagation", "private",
              "--kill-child=KILL", "bash", "-c", BOOT],
-            env={"PATH": os.environ["PATH"], "BINARY": os.path.abspath(binary), "STAGE": self.stage},
+            env={"PATH": os.environ["PATH"], "BINARY": os.path.abspath(binary) if binary else "", "STAGE": self.stage,
+                 "LOWER": os.path.abspath(lower)},
             stdin=subprocess.PIPE, stdout=self.console, stderr=self.console, text=True, preexec_fn=enter_group)
         try:
             wait_for("a root of its own", lambda: "own root is ready" in self.said())
