@@ -7,6 +7,7 @@
 pub mod accounting;
 pub mod admin;
 pub mod checked;
+pub mod coturn;
 pub mod describe;
 pub mod diff;
 pub mod drain;
@@ -37,6 +38,7 @@ pub use environment::Environment;
 pub use error::ConfigError;
 pub use keys::KEYS;
 
+pub(crate) use auth::{PASSWORD_BYTES_MIN, SECRETS_MAX, weakness};
 pub(crate) use document::{nearest, quote};
 pub(crate) use units::{DURATION, RATE, SIZE, instant as parse_instant};
 

@@ -21,7 +21,7 @@ pub(crate) const SECRETS_MAX: usize = 8;
 pub(crate) const SECRET_BYTES_MIN: usize = 16;
 
 /// A static user's password with fewer bytes gets a warning only: some devices take no longer ones.
-const PASSWORD_BYTES_MIN: usize = 12;
+pub(crate) const PASSWORD_BYTES_MIN: usize = 12;
 
 /// No key, password or secret is longer.
 const FILE_BYTES_MAX: u64 = 4096;

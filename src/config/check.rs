@@ -395,6 +395,9 @@ impl Check {
             let problem = |message| Problem::new(field.location.clone(), &field.node.key, message);
             self.problems.push(if table.key.starts_with("listen.") && LATER_FIELDS.contains(&field.name.as_str()) {
                 problem("not in this version; leave it out".to_owned()).with_value(field.node.render())
+            } else if let Some(of_coturn) = document::of_coturn(&field.location, &field.node.key) {
+                all_known = false;
+                of_coturn
             } else {
                 all_known = false;
                 let message = match elsewhere(&table.key, &field.name) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::config::coturn;
 use crate::config::error::{Problem, SourceLocation};
 use crate::config::explain;
 use crate::config::keys::{KEYS, LATER, find};
@@ -233,9 +234,8 @@ fn all_paths() -> impl Iterator<Item = &'static str> {
 /// The error for a key that no version knows.
 fn unknown(entry: &TableEntry) -> Problem {
     let (location, path, node) = (entry.location.clone(), entry.node.key.as_str(), &entry.node);
-    if let Some(ours) = explain::coturn_key(path) {
-        let instead = if ours.is_empty() { "nothing is needed for it".to_owned() } else { format!("write {ours}") };
-        return Problem::new(location, path, format!("is a key of coturn's turnserver.conf; here {instead}"));
+    if let Some(problem) = of_coturn(&location, path) {
+        return problem;
     }
     let nearest = nearest_key(path, matches!(node.value, Value::Table(_)));
     let message = match (&nearest, path.rsplit_once('.')) {
@@ -259,6 +259,18 @@ fn unknown(entry: &TableEntry) -> Problem {
         }
     };
     Problem::new(location, path, message).with_suggestion(nearest.map(|key| format!("`{key}`")))
+}
+
+/// The error for a key or field that has the name of an option of coturn's, wherever it stands.
+pub(crate) fn of_coturn(location: &SourceLocation, path: &str) -> Option<Problem> {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    if KEYS.iter().any(|key| key.path.rsplit('.').next() == Some(name)) {
+        // One of ours too, which has a place of its own.
+        return None;
+    }
+    let option = coturn::find(name)?;
+    let message = format!("is a key of coturn's turnserver.conf; here {}", option.instead());
+    Some(Problem::new(location.clone(), path, message))
 }
 
 fn sections() -> Vec<&'static str> {

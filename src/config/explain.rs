@@ -4,71 +4,33 @@
 
 use std::ops::Range;
 
-/// Keys of coturn's turnserver.conf, and the key that replaces each here.
-const COTURN: &[(&str, &str)] = &[
-    ("listening-port", "listen.udp and listen.tcp"),
-    ("tls-listening-port", "listen.tls"),
-    ("listening-ip", "listen.udp and listen.tcp"),
-    ("relay-ip", "relay.addresses"),
-    ("external-ip", "relay.external"),
-    ("min-port", "relay.ports"),
-    ("max-port", "relay.ports"),
-    ("static-auth-secret", "[[auth.secrets]]"),
-    ("use-auth-secret", "[[auth.secrets]]"),
-    ("user", "auth.users"),
-    ("cert", "tls.certificate"),
-    ("pkey", "tls.private_key"),
-    ("total-quota", "limits.allocations"),
-    ("user-quota", "limits.allocations_per_user"),
-    ("max-bps", "limits.bandwidth_per_allocation"),
-    ("bps-capacity", "limits.bandwidth"),
-    ("allowed-peer-ip", "peers.allow"),
-    ("denied-peer-ip", "peers.deny"),
-    ("stale-nonce", "auth.nonce_lifetime"),
-    ("max-allocate-lifetime", "turn.max_lifetime"),
-    ("relay-threads", "workers"),
-    ("prometheus", "http.listen"),
-    ("verbose", "log.level"),
-];
-
-/// Keys of coturn's that need no replacement.
-#[rustfmt::skip]
-const COTURN_NOT_NEEDED: &[&str] = &[
-    "server-name", "lt-cred-mech", "fingerprint", "no-cli", "no-auth", "no-tls", "no-dtls", "no-udp", "no-tcp",
-    "no-tcp-relay", "no-multicast-peers", "no-loopback-peers", "no-stdout-log", "no-tlsv1", "no-tlsv1_1",
-    "cli-password", "log-file", "simple-log", "syslog", "proc-user", "proc-group", "pidfile", "userdb", "mobility",
-];
-
-fn coturn_keys() -> impl Iterator<Item = (&'static str, &'static str)> {
-    COTURN.iter().copied().chain(COTURN_NOT_NEEDED.iter().map(|key| (*key, "")))
-}
-
-/// The key that replaces a key of coturn's, empty if none is needed; `None` if coturn has no such key.
-pub(super) fn coturn_key(key: &str) -> Option<&'static str> {
-    coturn_keys().find(|(name, _)| *name == key).map(|(_, ours)| ours)
-}
+use crate::config::coturn::{self, CoturnOption, Fate};
 
 /// The line of the first key of coturn's, and a sentence, if two or more of them stand in a file.
 pub(super) fn coturn_file(text: &str) -> Option<(usize, String)> {
-    let mut found: Vec<(usize, (&str, &str))> = Vec::new();
+    let mut found: Vec<(usize, &CoturnOption)> = Vec::new();
     for (at, line) in text.lines().enumerate() {
         let key = line.split('=').next().unwrap_or_default().trim();
         let is_key = key.bytes().next().is_some_and(|first| first.is_ascii_alphabetic());
         if is_key
-            && let Some(known) = coturn_keys().find(|(name, _)| name.eq_ignore_ascii_case(key))
-            && !found.iter().any(|(_, other)| other.0 == known.0)
+            && let Some(option) = coturn::find(key)
+            && !found.iter().any(|(_, other)| other.name == option.name)
         {
-            found.push((at + 1, known));
+            found.push((at + 1, option));
         }
     }
     let (line, _) = *found.first().filter(|_| found.len() >= 2)?;
-    let pairs = found.iter().filter(|(_, (_, ours))| !ours.is_empty());
-    let pairs: Vec<String> = pairs.map(|(_, (theirs, ours))| format!("{theirs} is {ours}")).collect();
+    let pair = |option: &CoturnOption| match option.fate {
+        Fate::Becomes(keys, _) => Some(format!("{} is {keys}", option.name)),
+        Fate::Implied(_) | Fate::Dropped(_) | Fate::Asks(_) => None,
+    };
+    let pairs: Vec<String> = found.iter().filter_map(|(_, option)| pair(option)).collect();
     let pairs = if pairs.is_empty() { String::new() } else { format!(": {}", pairs.join(", ")) };
     Some((
         line,
         format!(
-            "looks like the turnserver.conf of coturn; this file is TOML and has other keys, see config.example.toml{pairs}"
+            "looks like the turnserver.conf of coturn; `throughway import-coturn FILE` makes a configuration of it. This file \
+             is TOML and has other keys, see config.example.toml{pairs}"
         ),
     ))
 }
