@@ -9,6 +9,7 @@ mod check_config;
 mod completions;
 mod config;
 mod credentials;
+mod import;
 mod init;
 mod man;
 mod service;
@@ -62,6 +63,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Convert a configuration of coturn, with a verdict on each line
+    #[command(after_help = import::HELP)]
+    ImportCoturn(import::CoturnOptions),
+    /// Convert a configuration of eturnal, with a verdict on each line
+    #[command(after_help = import::HELP)]
+    ImportEturnal(import::EturnalOptions),
     /// Test a running server from outside over every transport, with a remedy for each failure
     #[command(after_help = check::HELP)]
     Check(check::CheckOptions),
@@ -200,6 +207,8 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Demo(options) => demo::run(options),
         Command::Serve { config, take_over } => serve(config.as_deref(), take_over.as_ref()),
         Command::CheckConfig { file, user, json } => check_config::run(&file, user.as_deref(), json),
+        Command::ImportCoturn(options) => import::import_coturn(&options),
+        Command::ImportEturnal(options) => import::import_eturnal(&options),
         Command::Check(options) => check::run(options),
         Command::Sessions(options) => admin::sessions(&options),
         Command::Kick(options) => admin::kick(&options),

@@ -92,6 +92,7 @@ pub mod demo;
 pub mod failure;
 pub mod fault;
 pub mod fetch;
+pub mod import;
 pub mod jwt;
 pub mod net;
 pub mod ops;

@@ -21,7 +21,7 @@ fn uses_crate(source: &Source, name: &str) -> bool {
 }
 
 /// The parts of the crate from the ground up: each may use only those before it. `docs/architecture.md` has the same list.
-const PARTS: [&str; 23] = [
+const PARTS: [&str; 24] = [
     "address",
     "time",
     "clock",
@@ -38,6 +38,7 @@ const PARTS: [&str; 23] = [
     "fetch",
     "protocol",
     "config",
+    "import",
     "net",
     "ops",
     "api",

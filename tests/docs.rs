@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use throughway::api::rest::refused::IssueRefused;
+use throughway::config::coturn::{CoturnOption, OPTIONS};
 use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
 
@@ -425,4 +426,35 @@ fn the_manual_names_every_cipher_suite() {
         );
     }
     assert_eq!(count, 6, "and no other");
+}
+
+/// A row of a table of coturn's options.
+fn coturn_row(option: &CoturnOption, marks_gone: bool) -> String {
+    let gone = if option.is_gone && marks_gone { " (gone)" } else { "" };
+    format!("| `{}`{gone} | {} |\n", option.name, option.cell())
+}
+
+/// Both tables are made from the rows of `config::coturn`; with UPDATE_SNAPSHOTS=1 they are written anew.
+#[test]
+fn the_page_for_those_who_come_from_coturn_has_the_codes_table() {
+    const HEAD: &str = "| option | what becomes of it |\n|---|---|\n";
+    let page = read("docs/coming-from-coturn.md");
+    let parts: Vec<&str> = page.split(HEAD).collect();
+    let [start, frequent, all] = parts.as_slice() else { panic!("the page has two tables") };
+    let (frequent, between) = frequent.split_once("\n\n").unwrap();
+    let named = frequent.lines().map(|row| row.split('`').nth(1).unwrap_or_else(|| panic!("no option in {row}")));
+    let option = |name: &str| OPTIONS.iter().find(|option| option.name == name).unwrap_or_else(|| panic!("{name}"));
+    let frequent: String = named.map(|name| coturn_row(option(name), false)).collect();
+    assert!(frequent.lines().count() >= 40);
+    let rest = all.split_once("\n\n").map_or("", |(_, rest)| rest);
+    let every: String = OPTIONS.iter().map(|option| coturn_row(option, true)).collect();
+    let wanted = format!("{start}{HEAD}{frequent}\n{between}{HEAD}{every}{rest}");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(root().join("docs/coming-from-coturn.md"), wanted).unwrap();
+        return;
+    }
+    for (line, wanted) in page.lines().zip(wanted.lines()) {
+        assert_eq!(line, wanted, "docs/coming-from-coturn.md differs from config::coturn");
+    }
+    assert_eq!(page, wanted);
 }

@@ -202,7 +202,9 @@ fn sources() -> Vec<Source> {
 }
 
 fn is_of_the_server(module: &str) -> bool {
-    !["check", "cli", "config"].iter().any(|other| module == *other || module.starts_with(&format!("{other}::")))
+    !["check", "cli", "config", "import"]
+        .iter()
+        .any(|other| module == *other || module.starts_with(&format!("{other}::")))
 }
 
 /// All constants by their path, with the text of their value.

@@ -266,6 +266,21 @@ fn single_addresses(nets: &[IpNet]) -> Vec<IpAddr> {
     single
 }
 
+/// The built-in table of denied prefixes.
+pub(crate) fn denied_by_default() -> impl Iterator<Item = IpNet> {
+    parse(DENIED_IPV4).chain(parse(DENIED_IPV6))
+}
+
+/// What no entry opens.
+pub(crate) fn never() -> impl Iterator<Item = IpNet> {
+    parse(NEVER)
+}
+
+/// What only an entry of its own opens.
+pub(crate) fn metadata() -> impl Iterator<Item = IpNet> {
+    parse(METADATA)
+}
+
 fn parse(nets: &'static [&'static str]) -> impl Iterator<Item = IpNet> {
     nets.iter().map(|net| net.parse().expect("the tables in this file are prefixes"))
 }
