@@ -9,7 +9,7 @@ import traceback
 DEBIAN_PACKAGE = {
     "ip": "iproute2", "nft": "nftables", "cc": "gcc", "unshare": "util-linux", "node": "nodejs", "openssl": "openssl",
     "certutil": "libnss3-tools", "chromium": "chromium", "firefox-esr": "firefox-esr",
-    "turnutils_uclient": "coturn", "turnutils_peer": "coturn", "turnutils_stunclient": "coturn", "turnserver": "coturn",
+    "turnutils_uclient": "coturn", "turnutils_peer": "coturn", "turnutils_stunclient": "coturn", "turnserver": "coturn", "turnadmin": "coturn",
     "faketime": "faketime", "openssl": "openssl",
 }
 
