@@ -145,6 +145,7 @@ fn the_variables_of_a_kubernetes_service_are_ignored_and_all_others_are_not() {
         ("THROUGHWAY_SERVICE_HOST", "fd00::17"),
         ("THROUGHWAY_SERVICE_PORT", "3478"),
         ("THROUGHWAY_SERVICE_PORT_TURN_UDP", "3478"),
+        ("THROUGHWAY_SERVICE_PORT_TURN__UDP", "3478"),
         ("THROUGHWAY_PORT", "tcp://10.96.0.17:3478"),
         ("THROUGHWAY_PORT", "udp://[fd00::17]:3478"),
         ("THROUGHWAY_PORT_3478_UDP", "udp://10.96.0.17:3478"),
@@ -167,6 +168,8 @@ fn the_variables_of_a_kubernetes_service_are_ignored_and_all_others_are_not() {
         ("THROUGHWAY_SERVICE_PORT", "many"),
         ("THROUGHWAY_SERVICE", "10.96.0.17"),
         ("THROUGHWAY_RELAY__PORT", "tcp://10.96.0.17:3478"),
+        ("THROUGHWAY_SERVICE_PORT__TURN", "3478"),
+        ("THROUGHWAY_SERVICE_PORT_TURN__UDP", "0.0.0.0:3478"),
         ("THROUGHWAY_LISTEN_UDP", "0.0.0.0:3478"),
     ] {
         let error = load(name, value).expect_err(name).to_string();

@@ -145,8 +145,11 @@ impl Environment {
 /// did, `NAME_PORT`, `NAME_PORT_3478_UDP` and the same with `_PROTO`, `_PORT` and `_ADDR`. Name and value must both be
 /// of these forms: everything else that begins with THROUGHWAY_ is a mistake to be told.
 fn is_service_link(name: &str, value: &str) -> bool {
-    // No service has two underscores in a row; our own keys of sections have.
-    if name.contains("__") || !name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_') {
+    // The name of a port may have two dashes in a row, and so two underscores; else only our own keys of sections have them.
+    let of_port = name.strip_prefix("THROUGHWAY_SERVICE_PORT_").unwrap_or_default();
+    if (name.contains("__") && (of_port.is_empty() || of_port.starts_with('_')))
+        || !name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    {
         return false;
     }
     let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
