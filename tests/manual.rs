@@ -43,6 +43,11 @@ fn each_command_has_a_page_and_each_key_its_paragraph() {
     for key in KEYS {
         assert!(configuration.contains(&format!("\n.BR {} \" = ", key.path)), "{}", key.path);
     }
+    // An editor shows the range too, since a pattern tells a person nothing.
+    let schema: serde_json::Value = serde_json::from_slice(&throughway(&["config", "schema"]).stdout).unwrap();
+    let burst = schema["properties"]["limits"]["properties"]["burst"]["description"].as_str().unwrap();
+    assert!(burst.ends_with("Allowed: 1s to 1m."), "{burst}");
+    assert!(configuration.contains("at that rate.\nAllowed: 1s to 1m.\n"), "{configuration}");
     for field in FIELDS {
         assert!(configuration.contains(&format!("\n.B {}\n", field.path)), "{}", field.path);
     }

@@ -424,6 +424,21 @@ impl ConfigKey {
         self.zero.map_or_else(|| self.help.to_owned(), |zero| format!("{}; 0 = {zero}", self.help))
     }
 
+    /// The range of its numbers, where they have one besides what 0 means.
+    #[must_use]
+    pub fn range(&self) -> Option<String> {
+        match self.value_type {
+            Count(max) | AutoOr(max) if max < ANY => Some(format!("1 to {max}")),
+            Duration(min, max) if max < u64::from(ANY) => {
+                Some(format!("{} to {}", units::DURATION.show(min), units::DURATION.show(max)))
+            }
+            Duration(min, _) => Some(format!("at least {}", units::DURATION.show(min))),
+            Size(min) if min > 1 => Some(format!("at least {}", units::SIZE.show(min))),
+            Count(_) | AutoOr(_) | Size(_) | Rate | Text | Word(_) | Flag | List | Addresses | Tables(_) | Table(_)
+            | Instant | Claims | Peers => None,
+        }
+    }
+
     /// Why a changed value waits for a restart; `None` if it does not.
     #[must_use]
     pub const fn restart_reason(&self) -> Option<&'static str> {

@@ -61,7 +61,8 @@ fn described(key: &ConfigKey, mut schema: Value) -> Value {
         Applies::ByItself => " The server watches the file itself.".to_owned(),
         Applies::AtRestart(_) => " A change needs a restart.".to_owned(),
     };
-    schema["description"] = json!(format!("{}.{change}", key.sentence()));
+    let range = key.range().map_or_else(String::new, |range| format!(" Allowed: {range}."));
+    schema["description"] = json!(format!("{}.{range}{change}", key.sentence()));
     if !key.default.is_empty() {
         schema["default"] = of_toml(key.default);
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::{PORT, Plan, RELAY_PORTS};
-use crate::config::{DEFAULT_PATH, quote};
+use crate::config::quote;
 
 /// Where packages put the schema.
 const SCHEMA: &str = "/usr/share/throughway/config.schema.json";
@@ -13,8 +13,8 @@ const HEAD: &str = "\
 # Configuration of throughway, written by `throughway init`. It says only what differs from the defaults.
 # Every key, what it does and its default: `throughway config example`, or throughway.toml(5).
 #
-#   throughway check-config CONFIG      checks this file: explains its effect or its errors
-#   throughway reload                   applies changes to the running server; calls go on
+#   throughway check-config FILE    checks this file: explains its effect or its errors
+#   throughway reload               applies changes to the running server; calls go on
 ";
 
 const SECRET: &str = "
@@ -28,7 +28,7 @@ impl Plan {
         if Path::new(SCHEMA).exists() {
             let _ = writeln!(text, "#:schema file://{SCHEMA}");
         }
-        text += &HEAD.replace("CONFIG ", &format!("{DEFAULT_PATH} "));
+        text += HEAD;
         self.listen(&mut text);
         self.relay(&mut text);
         if let Some(host) = &self.host {

@@ -17,6 +17,13 @@ impl Plan {
     pub(super) fn next(&self, config: &Path) -> String {
         let mut text = self.firewall();
         text += &self.dns();
+        if let Some(local) = self.hidden(true) {
+            let _ = writeln!(
+                text,
+                "Clients on the internet don't reach {local}, the address of this machine. If they reach it by another one, set\n\
+                 relay.external to that: `throughway init --force --external ADDRESS`, or `--stun HOST:PORT` to ask a STUN server.\n"
+            );
+        }
         let file = config.display();
         let is_default = config == Path::new(DEFAULT_PATH);
         let option = if is_default { String::new() } else { format!(" --config {file}") };
@@ -110,8 +117,12 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}\nlacks {line}");
         }
+        let hidden = Plan { external: Vec::new(), ..plan.clone() };
+        let told = hidden.next(Path::new("/tmp/c.toml"));
+        assert!(told.contains("don't reach 10.0.0.5") && !text.contains("don't reach"), "{told}");
         let bare = Plan { host: None, tls: None, external: Vec::new(), local: Vec::new(), ..plan };
         let text = bare.next(Path::new(DEFAULT_PATH));
+        assert!(!text.contains("relay.external"), "nothing is known about its address: {text}");
         assert!(!text.contains("DNS") && !text.contains("443") && text.contains("turn:ADDRESS:3479"), "{text}");
     }
 }

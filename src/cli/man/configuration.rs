@@ -85,6 +85,9 @@ pub(super) fn page() -> String {
 fn entry(page: &mut String, key: &ConfigKey) {
     let _ = write!(page, ".TP\n.BR {} \" = {}\"\n", escape(key.path), escape(key.default).replace('"', "\\(dq"));
     let _ = writeln!(page, "{}.", inline(&key.sentence()));
+    if let Some(range) = key.range() {
+        let _ = writeln!(page, "Allowed: {}.", inline(&range));
+    }
     details(page, comment_below(format!("# {}.", key.sentence())), ".IP\n");
     let change = match key.applies {
         Applies::AtReload => return,
