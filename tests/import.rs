@@ -208,6 +208,137 @@ fn no_import_opens_a_peer_that_nobody_listed() {
     assert!(opened > 0, "some case opens something");
 }
 
+/// A generator with a seed, so that a failure comes again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+/// Words that mean something somewhere, to put in the wrong place.
+const WORDS: &[&str] = &[
+    "realm",
+    "user",
+    "=",
+    ":",
+    "::",
+    "0.0.0.0",
+    "-",
+    "/",
+    "${X",
+    "}",
+    "\"",
+    "'",
+    "\n",
+    "\t",
+    "#",
+    ";",
+    "\\",
+    "[x]",
+    "\u{85}",
+    "\u{2028}",
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    "255.255.255.255",
+    "99999999999999999999",
+    "0x",
+    "allowed-peer-ip=",
+    "external-ip=",
+    "static-auth-secret=",
+    "- ",
+    "{",
+    "&a",
+    "*a",
+    "~",
+];
+
+/// Whatever is in the old file, the result is TOML that says nothing but what was carried over, and no line is lost.
+#[test]
+fn damaged_files_never_break_the_result() {
+    let mut random = Random(0x5EED_0214);
+    let cases = cases();
+    let texts: Vec<(String, bool)> = cases
+        .iter()
+        .map(|case| match fs::read_to_string(folder(case).join("eturnal.yml")) {
+            Ok(text) => (text, true),
+            Err(_) => (fs::read_to_string(folder(case).join("turnserver.conf")).unwrap_or_default(), false),
+        })
+        .collect();
+    let mut read = 0;
+    for round in 0..1500 {
+        let (text, is_yaml) = &texts[round % texts.len()];
+        let mut text = text.clone();
+        for _ in 0..=random.below(4) {
+            let at = (0..=random.below(text.len() + 1)).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            match random.below(3) {
+                0 => text.insert_str(at, WORDS[random.below(WORDS.len())]),
+                1 => text.truncate(at),
+                _ => {
+                    let end = (at + random.below(40)).min(text.len());
+                    let end = (end..=text.len()).find(|end| text.is_char_boundary(*end)).unwrap();
+                    text.replace_range(at..end, "");
+                }
+            }
+        }
+        let draft = if *is_yaml {
+            let Ok(draft) = eturnal::import("e.yml", &text) else { continue };
+            draft
+        } else {
+            of_coturn(text.as_bytes(), &[])
+        };
+        read += 1;
+        let result = draft.text("t.conf");
+        let parsed: Result<toml::Table, _> = toml::from_str(&result);
+        assert!(parsed.is_ok(), "round {round}: {parsed:?}\nof\n{text}\nmade\n{result}");
+        let sections: Vec<String> = parsed.unwrap().keys().cloned().collect();
+        let known = ["realm", "workers", "listen", "tls", "relay", "turn", "auth", "peers", "limits", "http", "log"];
+        assert!(sections.iter().all(|section| known.contains(&section.as_str())), "round {round}: {sections:?}");
+    }
+    assert!(read > 1200, "{read}");
+}
+
+#[test]
+fn a_value_of_several_lines_stays_in_its_comment() {
+    let text = "eturnal:\n  realm: \"${X\\nworkers = 7\\n}\"\n  secret: chai4Ohnie8aeNgaeb2o\n";
+    let draft = eturnal::import("e.yml", text).unwrap();
+    let parsed: toml::Table = toml::from_str(&draft.text("e.yml")).unwrap();
+    assert!(!parsed.contains_key("workers"), "{}", draft.text("e.yml"));
+    assert!(
+        draft.text("e.yml").contains("# FILL IN (e.yml:2): realm holds ${X\\u{a}workers"),
+        "{}",
+        draft.text("e.yml")
+    );
+}
+
+#[test]
+fn what_the_running_coturn_does_counts_and_not_what_a_line_says() {
+    let told = |file: &str| verdicts(&of_coturn(file.as_bytes(), &[]));
+    let both =
+        told("realm=a\nuse-auth-secret\nstatic-auth-secret=Ahk4quoh7eePh0fooghuechee1Lo\nuser=dora:aed8IeCh8Joof0\n");
+    assert!(both.contains(":4: dropped: user: coturn ignores users"), "{both}");
+    // It is on whatever its value is.
+    let switched =
+        told("realm=a\nuse-auth-secret=0\nuser=dora:aed8IeCh8Joof0\nstatic-auth-secret=Ahk4quoh7eePh0fooghuechee1Lo\n");
+    assert!(
+        switched.contains(":2: needs you: use-auth-secret: ") && switched.contains("ignores the value"),
+        "{switched}"
+    );
+    // A database has both, and coturn looks at one of them.
+    let users = of_coturn(b"realm=turn.example.org\nlt-cred-mech\nuserdb=turndb\n", &[]);
+    let (text, told_of_users) = (users.text("t.conf"), verdicts(&users));
+    assert!(!text.contains("[[auth.secrets]]") && text.contains("\"user7\""), "{text:.800}");
+    assert!(told_of_users.contains("without use-auth-secret coturn does not look at secrets"), "{told_of_users}");
+    let open = told("realm=turn.example.org\nuserdb=turndb\n");
+    assert!(open.contains("changed: lt-cred-mech: without lt-cred-mech coturn asked nobody"), "{open}");
+    // The command line wins.
+    let won = of_coturn(b"realm=a\nmin-port=50000\n", &["--realm=b".to_owned(), "--no-tls".to_owned()]);
+    assert!(won.text("t.conf").contains("realm = \"b\"  # argument 1"), "{}", won.text("t.conf"));
+}
+
 // ---- the commands ----
 
 fn throughway(arguments: &[&str], directory: &Path) -> Output {
@@ -326,6 +457,12 @@ fn bad_input_is_an_error_with_a_place_and_a_remedy() {
     write("large.yml", &vec![b'#'; 10 << 20]);
     write("deep.yml", "[".repeat(100_000).as_bytes());
     write("list.yml", b"- a\n- b\n");
+    let users: String = (0..50_000).map(|number| format!("user=user{number}:password-of-{number}\n")).collect();
+    write("users.conf", format!("realm=a.example\n{users}").as_bytes());
+    let peers: String =
+        (0..3000).map(|number| format!("denied-peer-ip=45.{}.{}.7\n", number / 256, number % 256)).collect();
+    write("peers.conf", format!("realm=a.example\nuser=dora:aed8IeCh8Joof0\n{peers}").as_bytes());
+    write("more.conf", format!("realm=a.example\nuser=dora:aed8IeCh8Joof0\n{peers}{peers}").as_bytes());
     let fifo = scratch.0.join("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let closed = if is_bound_by_permissions() { "closed.conf" } else { "" };
@@ -340,6 +477,11 @@ fn bad_input_is_an_error_with_a_place_and_a_remedy() {
         (&["import-coturn", "fifo"], 2, "fifo: is no ordinary file"),
         (&["import-coturn", "missing.conf"], 2, "missing.conf: can't be read: No such file"),
         (&["import-coturn", closed], 2, "closed.conf: can't be read: Permission denied"),
+        // A file that opens and can't be read, also for root.
+        (&["import-coturn", "/proc/self/mem"], 2, "/proc/self/mem: can't be read: Input/output error"),
+        (&["import-coturn", "users.conf"], 0, "users.conf:50001: carried: user: auth.users: user49999"),
+        (&["import-coturn", "peers.conf"], 0, "3000 lines that deny peers"),
+        (&["import-coturn", "more.conf"], 3, "more than 4000 lines of peers"),
         (&["import-coturn", "--database", "text.db", "--", "-n"], 2, "text.db is no SQLite database"),
         (&["import-coturn", "--database", "short.db", "--", "-n"], 2, "short.db the database is damaged"),
         (&["import-coturn", "--csv", "users=text.db", "--", "-n"], 2, "users is none of coturn's tables"),

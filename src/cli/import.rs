@@ -101,7 +101,8 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 
 fn name_of(path: &Path) -> String {
     match path.file_name() {
-        Some(name) if path.as_os_str() != "-" => name.to_string_lossy().into_owned(),
+        // It stands in comments of the result.
+        Some(name) if path.as_os_str() != "-" => printable(&name.to_string_lossy()).into_owned(),
         Some(_) | None => "standard input".to_owned(),
     }
 }

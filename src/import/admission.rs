@@ -23,6 +23,8 @@ pub(super) struct Admission {
     /// How many of them are in the configuration.
     written: usize,
     users: BTreeSet<String>,
+    /// Whether there is a `user`, which makes coturn ask for credentials.
+    has_user: bool,
     /// What `user-quota` allows, as static users have no limit by it.
     quota: Option<u64>,
 }
@@ -34,7 +36,15 @@ pub(super) fn carry(source: &mut Source, tables: &[Table], name: &str, draft: &m
     let switches: Vec<Setting> = switch.collect();
     let secrets = source.all("static-auth-secret");
     let has_secret = !switches.is_empty() || !secrets.is_empty() || source.asks("static-auth-secret");
-    let mut admission = Admission { realm, has_secret, secrets: Vec::new(), written: 0, users: BTreeSet::new(), quota };
+    let mut admission = Admission {
+        realm,
+        has_secret,
+        secrets: Vec::new(),
+        written: 0,
+        users: BTreeSet::new(),
+        has_user: false,
+        quota,
+    };
     for setting in &switches {
         let sha256 = if setting.name.ends_with("sha256") { ", with algorithm = \"sha256\" in each" } else { "" };
         draft.say(setting, Outcome::Carried, format!("[[auth.secrets]]{sha256}"));
@@ -43,6 +53,7 @@ pub(super) fn carry(source: &mut Source, tables: &[Table], name: &str, draft: &m
         admission.secrets.push((setting.value.clone().unwrap_or_default(), setting));
     }
     let users = source.all("user");
+    admission.has_user = !users.is_empty();
     let name_of = |setting: &Setting| Some(setting.value.as_deref()?.split_once(':')?.0.to_owned());
     // The last one of a name counts.
     let last: BTreeMap<String, usize> =
@@ -160,6 +171,10 @@ impl Admission {
                 "turnusers_lt" => {
                     draft.say_of(place.clone(), "", Outcome::Carried, format!("{rows}: auth.users, by key_md5"))
                 }
+                "turn_secret" if !self.has_secret => {
+                    let message = format!("{rows}: without use-auth-secret coturn does not look at secrets");
+                    draft.say_of(place.clone(), "", Outcome::Dropped, message);
+                }
                 "turn_secret" => draft.say_of(place.clone(), "", Outcome::Carried, format!("{rows}: [[auth.secrets]]")),
                 _ => {}
             }
@@ -211,8 +226,8 @@ impl Admission {
                 draft.say_of(place.clone(), "", Outcome::NeedsYou, message);
                 false
             }
+            "turn_secret" if !self.has_secret => true,
             "turn_secret" => {
-                self.has_secret = true;
                 self.secrets.push((field(1), setting(field(1))));
                 true
             }
@@ -302,6 +317,11 @@ impl Admission {
             draft.say_of(place.clone(), "auth", Outcome::NeedsYou, message);
             let example = "[[auth.secrets]]\nid = \"main\"\nvalue = \"the output of `openssl rand -hex 32`\"";
             draft.question("auth.secrets", &place, "who may come in?", example);
+        }
+        let asks_for_credentials = self.has_secret || self.has_user || source.has("lt-cred-mech");
+        if !asks_for_credentials && !self.users.is_empty() {
+            let message = "without lt-cred-mech coturn asked nobody for a credential; here every client needs one";
+            draft.say_of(place.clone(), "lt-cred-mech", Outcome::Changed, message);
         }
         if self.written > 0 || source.asks("static-auth-secret") {
             let message = "a credential that ends more than 48 hours ahead is refused here, and not by coturn: let the issuers \

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::config::Config;
 use crate::import::lines::Setting;
 use crate::import::verdict::{Outcome, Place, Verdict};
+use crate::printable::printable;
 
 /// The sections in the order of the example; a table of `auth.users` and the secrets stand behind the keys of `[auth]`.
 const SECTIONS: [&str; 12] =
@@ -43,7 +44,8 @@ impl Draft {
 
     /// Adds a question with an example of the answer, both as comments.
     pub fn question(&mut self, section: &str, place: &Place, question: &str, example: &str) {
-        let mut lines = format!("# FILL IN ({place}): {question}\n");
+        // A value of YAML may hold ends of lines, which would end the comment too.
+        let mut lines = printable(&format!("# FILL IN ({place}): {question}")).into_owned() + "\n";
         for line in example.lines() {
             let _ = writeln!(lines, "#{line}");
         }

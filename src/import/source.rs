@@ -37,6 +37,9 @@ const QUESTIONS: &[(&str, &str, &str, &str)] = &[
     ("relay-threads", "", "workers = \"auto\"", "how many threads?"),
 ];
 
+/// Flags that coturn switches on whatever their value is.
+const ALWAYS_ON: [&str; 2] = ["use-auth-secret", "prometheus"];
+
 /// How many unknown names are compared with the known ones: a file that is no turnserver.conf has thousands.
 const COMPARED_MAX: usize = 50;
 
@@ -145,6 +148,12 @@ impl Source {
     /// Takes a flag if it is on.
     pub fn flag(&mut self, name: &str, draft: &mut Draft) -> Option<Setting> {
         let setting = self.last(name, draft)?;
+        if ALWAYS_ON.contains(&name) && setting.value.is_some() {
+            return Some(Setting {
+                note: "coturn ignores the value of this one: it is on once it is there",
+                ..setting
+            });
+        }
         match lines::flag(setting.value.as_deref()) {
             Some(true) => return Some(setting),
             Some(false) => draft.say(&setting, Outcome::Dropped, "it is switched off"),
