@@ -77,7 +77,7 @@ fn each_case_becomes_what_is_written_beside_it() {
 }
 
 #[test]
-fn what_needs_nobody_is_a_valid_configuration() {
+fn a_result_without_questions_is_a_valid_configuration() {
     let mut valid = 0;
     for case in cases() {
         let (draft, source) = import_case(&case);
@@ -176,7 +176,7 @@ fn every_option_of_every_version_is_known() {
 /// The address vectors of the peer policy, before and after, as far as a model of coturn can tell; the interop tests ask
 /// coturn itself.
 #[test]
-fn no_import_opens_a_peer_that_nobody_listed() {
+fn no_import_opens_a_peer_that_is_not_listed() {
     let vectors =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/peer_policy.tsv")).unwrap();
     let default = PeerPolicy::new(&[], &[], LocalAddresses::default()).unwrap();
@@ -333,7 +333,9 @@ fn what_the_running_coturn_does_counts_and_not_what_a_line_says() {
     assert!(!text.contains("[[auth.secrets]]") && text.contains("\"user7\""), "{text:.800}");
     assert!(told_of_users.contains("without use-auth-secret coturn does not look at secrets"), "{told_of_users}");
     let open = told("realm=turn.example.org\nuserdb=turndb\n");
-    assert!(open.contains("changed: lt-cred-mech: without lt-cred-mech coturn asked nobody"), "{open}");
+    assert!(open.contains("changed: lt-cred-mech: without lt-cred-mech coturn did not ask"), "{open}");
+    let two = told("realm=a\nuserdb=nowhere\ndb=turndb\nlt-cred-mech\n");
+    assert!(two.contains(":2: dropped: userdb: set again later: turnserver.conf:3"), "{two}");
     // The command line wins.
     let won = of_coturn(b"realm=a\nmin-port=50000\n", &["--realm=b".to_owned(), "--no-tls".to_owned()]);
     assert!(won.text("t.conf").contains("realm = \"b\"  # argument 1"), "{}", won.text("t.conf"));

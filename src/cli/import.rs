@@ -145,7 +145,8 @@ fn read_database(path: &Path) -> Result<Vec<Table>, String> {
 
 /// Writes the result and the verdicts, and tells by the exit code whether a person must look.
 fn finish(mut draft: Draft, name: &str, options: &OutputOptions) -> Result<(), Failure> {
-    let checked = options.check.then(|| draft.check(name));
+    let at = options.output.as_deref().map_or_else(|| "config.toml".into(), Path::to_string_lossy);
+    let checked = options.check.then(|| draft.check(name, &at));
     let text = draft.text(name);
     let verdicts = draft.sorted();
     if let Some(path) = &options.output {

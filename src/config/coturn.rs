@@ -144,14 +144,14 @@ pub const OPTIONS: &[CoturnOption] = &[
     flag("channel-lifetime", Dropped("it is 600 s, as RFC 8656 says")),
     flag("permission-lifetime", Dropped("it is 300 s, as RFC 8656 says")),
     value("max-allocate-timeout", Becomes("limits.tcp_unauthenticated", "10 s by default")),
-    flag("server-relay", Dropped("it switches permissions off, and anybody could then send to your clients through the relay")),
+    flag("server-relay", Dropped("it switches permissions off: any address could then send to your clients through the relay")),
     flag("rfc5766-channel-numbers", Implied("the channels of RFC 5766 are accepted")),
 
     // Who may come in.
     value("realm", Becomes("realm", "")).short('r'),
     flag("lt-cred-mech", Implied("it is the only mechanism")).short('a'),
     flag("st-cred-mech", Dropped("no client uses short-term credentials for TURN")).gone(),
-    flag("no-auth", Asks("a relay open to everybody is not offered: add auth.users or [[auth.secrets]]")).short('z'),
+    flag("no-auth", Asks("an open relay is not offered: add auth.users or [[auth.secrets]]")).short('z'),
     flag("use-auth-secret", Becomes("[[auth.secrets]]", "")),
     flag("use-auth-secret-sha256", Becomes("[[auth.secrets]]", "with algorithm = \"sha256\"")).gone(),
     value("static-auth-secret", Becomes("[[auth.secrets]]", "")),

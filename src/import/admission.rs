@@ -11,7 +11,8 @@ use crate::import::source::Source;
 use crate::import::verdict::{Outcome, Place};
 
 /// Databases that are asked by coturn while it runs, and are not read here.
-const OTHER_DATABASES: [&str; 5] = ["psql-userdb", "sql-userdb", "mysql-userdb", "mongo-userdb", "redis-userdb"];
+pub(super) const OTHER_DATABASES: [&str; 5] =
+    ["psql-userdb", "sql-userdb", "mysql-userdb", "mongo-userdb", "redis-userdb"];
 
 /// What the rest must know of those who come in.
 pub(super) struct Admission {
@@ -85,8 +86,8 @@ impl Admission {
     /// One `user`, or one row of the table of users as such.
     fn user(&mut self, setting: &Setting, draft: &mut Draft) {
         if self.has_secret {
-            let message = "coturn ignores users once it has a shared secret, so nobody came in by it; if somebody should, add \
-                them to auth.users";
+            let message = "coturn ignores users when it has a shared secret, so this user could not log in; to allow it here, add it to \
+                auth.users";
             draft.say(setting, Outcome::Dropped, message);
             return;
         }
@@ -165,7 +166,7 @@ impl Admission {
             match table.name {
                 "turnusers_lt" if self.has_secret => {
                     let message =
-                        format!("{rows}: coturn ignores users once it has a shared secret, so nobody came in by them");
+                        format!("{rows}: coturn ignores users when it has a shared secret, so these could not log in");
                     draft.say_of(place.clone(), "", Outcome::Dropped, message);
                 }
                 "turnusers_lt" => {
@@ -295,7 +296,7 @@ impl Admission {
         let place = Place::File(name.into());
         let is_open = source.flag("no-auth", draft);
         if let Some(setting) = &is_open {
-            let message = "let everybody relay through the server, into your network too; here every client needs a credential: \
+            let message = "every client could relay through the server without a credential, into your network too; here each needs one: \
                 add [[auth.secrets]] or auth.users";
             draft.say_unsafe(setting, Outcome::NeedsYou, message);
         }
@@ -312,15 +313,15 @@ impl Admission {
         }
         let is_asked = source.asks("static-auth-secret") || source.asks("user");
         if self.secrets.is_empty() && self.users.is_empty() && !is_asked && is_open.is_none() {
-            let message = "no secret and no user was found. Without any, coturn lets everybody in; here every client needs a \
-                credential: add [[auth.secrets]] or auth.users. If they are in a database, import again with --database FILE";
+            let message = "no secret and no user was found. coturn then lets every client in; here each needs a credential: \
+                add [[auth.secrets]] or auth.users. If they are in a database, import again with --database FILE";
             draft.say_of(place.clone(), "auth", Outcome::NeedsYou, message);
             let example = "[[auth.secrets]]\nid = \"main\"\nvalue = \"the output of `openssl rand -hex 32`\"";
             draft.question("auth.secrets", &place, "who may come in?", example);
         }
         let asks_for_credentials = self.has_secret || self.has_user || source.has("lt-cred-mech");
         if !asks_for_credentials && !self.users.is_empty() {
-            let message = "without lt-cred-mech coturn asked nobody for a credential; here every client needs one";
+            let message = "without lt-cred-mech coturn did not ask clients for a credential; here each needs one";
             draft.say_of(place.clone(), "lt-cred-mech", Outcome::Changed, message);
         }
         if self.written > 0 || source.asks("static-auth-secret") {

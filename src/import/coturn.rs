@@ -1,6 +1,6 @@
 //! A turnserver.conf and its command line become a configuration.
 
-use crate::import::admission;
+use crate::import::admission::{self, OTHER_DATABASES};
 use crate::import::database::Table;
 use crate::import::draft::Draft;
 use crate::import::limits;
@@ -37,7 +37,7 @@ pub fn import(input: Input<'_>, read: ReadDatabase<'_>) -> Draft {
     let read_settings = vec![lines::of_file(input.name, input.file), lines::of_arguments(input.arguments)];
     let mut source = Source::new(read_settings, &mut draft);
     let mut tables = input.tables;
-    database(&mut source, &mut tables, read, &mut draft);
+    database(&mut source, &mut tables, input.name, read, &mut draft);
     let listeners = listeners::carry(&mut source, &mut draft);
     let own = relay::carry(&mut source, &listeners, &mut draft);
     let admission = admission::carry(&mut source, &tables, input.name, &mut draft);
@@ -48,9 +48,22 @@ pub fn import(input: Input<'_>, read: ReadDatabase<'_>) -> Draft {
     draft
 }
 
-fn database(source: &mut Source, tables: &mut Vec<Table>, read: ReadDatabase<'_>, draft: &mut Draft) {
-    let last = ["userdb", "db"].into_iter().filter_map(|name| source.last(name, draft)).last();
-    let Some(setting) = last else { return };
+fn database(source: &mut Source, tables: &mut Vec<Table>, name: &str, read: ReadDatabase<'_>, draft: &mut Draft) {
+    let mut named: Vec<Setting> = ["userdb", "db"].into_iter().filter_map(|name| source.last(name, draft)).collect();
+    named.sort_by(|a, b| a.place.cmp(&b.place));
+    let last = named.pop();
+    for (earlier, last) in named.iter().zip(&last) {
+        draft.say(earlier, Outcome::Dropped, format!("set again later: {}", last.place));
+    }
+    let Some(setting) = last else {
+        let is_elsewhere = OTHER_DATABASES.iter().any(|name| source.has(name)) || source.asks("userdb");
+        if tables.is_empty() && !is_elsewhere {
+            let message = "coturn also looks into its default database, which is /var/lib/turn/turndb on Debian: if `turnadmin` wrote \
+                into it, import again with --database FILE";
+            draft.say_of(Place::File(name.into()), "userdb", Outcome::Changed, message);
+        }
+        return;
+    };
     let path = setting.value.clone().unwrap_or_default();
     if !tables.is_empty() {
         draft.say(&setting, Outcome::Dropped, "tables were given with --database or --csv, so it was not read");

@@ -133,11 +133,16 @@ impl Draft {
     }
 
     /// Lets the check of configurations look at the result; what it refuses needs a person.
-    pub fn check(&mut self, source: &str) -> Result<Config, String> {
-        let checked = Config::from_toml("config.toml", &self.text(source));
+    ///
+    /// `path` is where it will be, as relative paths in it begin there.
+    ///
+    /// # Errors
+    /// Every mistake in it, in words.
+    pub fn check(&mut self, source: &str, path: &str) -> Result<Config, String> {
+        let checked = Config::from_toml(path, &self.text(source));
         if let Err(error) = &checked {
             for problem in &error.problems {
-                let place = Place::File("config.toml".into());
+                let place = Place::File(path.into());
                 self.say_of(place, &problem.key, Outcome::NeedsYou, format!("refused: {}", problem.message));
             }
         }

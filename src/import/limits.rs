@@ -140,7 +140,7 @@ fn threads(source: &mut Source, draft: &mut Draft) {
     }
 }
 
-/// coturn serves metrics to everybody who asks, here they stay on the machine.
+/// coturn serves metrics on every address; here they stay on the machine.
 fn metrics(source: &mut Source, draft: &mut Draft) {
     let switch = ["prometheus", "prom"].into_iter().find_map(|name| source.flag(name, draft));
     let port = ["prometheus-port", "prom-port"].into_iter().find_map(|name| source.port(name, draft));

@@ -1,7 +1,7 @@
 //! From the configuration of another relay to one of ours: turnserver.conf and its command line, or eturnal.yml.
 //!
-//! Nothing here serves anybody: text goes in, the text of a config.toml and a verdict on each line come out. `lines` and
-//! `yaml` read, `placeholder` finds what nobody has filled in, `coturn` and `eturnal` decide, with a file for each subject
+//! No server runs here: text goes in, the text of a config.toml and a verdict on each line come out. `lines` and
+//! `yaml` read, `placeholder` finds values that are not filled in, `coturn` and `eturnal` decide, with a file for each subject
 //! between them, and `draft` holds the result. All that is read is bounded, and no verdict shows a secret.
 
 pub mod coturn;

@@ -14,7 +14,7 @@ use crate::import::ranges::{Range, intersect, subtract, union};
 use crate::import::verdict::{Outcome, Place};
 use crate::protocol::peer_policy::{self, LocalAddresses, PeerPolicy};
 
-/// A range that covers so many built-in entries opens more than anybody means.
+/// A range that covers so many built-in entries is refused: it opens more than was meant.
 const OPENED_MAX: usize = 3;
 
 /// No list of peers is longer; each range is compared with all others.
@@ -94,7 +94,7 @@ pub fn rule_of(setting: Setting, is_allowed: bool, draft: &mut Draft) -> Option<
         return None;
     };
     if is_any(last) || (is_any(first) && first.is_ipv6()) {
-        let message = "in coturn an unspecified address here stands for every address of both families, which nobody can mean; \
+        let message = "in coturn an unspecified address here stands for every address of both families; that is hardly meant, so \
             list the prefix in peers.allow or peers.deny";
         draft.say(&setting, Outcome::NeedsYou, message);
         return None;
@@ -362,7 +362,7 @@ fn tell_of_closed(peers: &Peers, mut shut: Vec<Range>, table: &BuiltIn, source: 
     if closed.is_empty() {
         return;
     }
-    // Those in which somebody may have a media server.
+    // Those in which a media server may be.
     let first = ["10.0.0.0", "172.16.0.0", "192.168.0.0", "100.64.0.0", "fc00::", "169.254.0.0"];
     let place = |range: &Range| {
         let start = range.address(range.first).to_string();

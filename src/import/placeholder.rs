@@ -1,4 +1,4 @@
-//! Values that nobody has filled in yet: variables of a shell or of a template.
+//! Values that are not filled in yet: variables of a shell or of a template.
 
 /// The first placeholder in a value: `${NAME}`, `$NAME`, `{{ name }}`, `%NAME%`, `__NAME__` or `<name>`.
 ///

@@ -1,4 +1,4 @@
-//! The settings of coturn while they are being carried over: each is taken once, and what nobody takes gets the verdict
+//! The settings of coturn while they are carried over: each is taken once, and what is left at the end gets the verdict
 //! of the table of options.
 
 use crate::config::coturn::{self, Fate, OPTIONS};
@@ -43,7 +43,7 @@ const ALWAYS_ON: [&str; 2] = ["use-auth-secret", "prometheus"];
 /// How many unknown names are compared with the known ones: a file that is no turnserver.conf has thousands.
 const COMPARED_MAX: usize = 50;
 
-/// The settings that nobody has taken yet.
+/// The settings that are not taken yet.
 pub struct Source {
     settings: Vec<Setting>,
     /// Options that had a placeholder in place of a value.
