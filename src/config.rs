@@ -5,6 +5,7 @@
 //! once; each section of it has a file of its own.
 
 pub mod accounting;
+pub mod acme;
 pub mod admin;
 pub mod checked;
 pub mod coturn;

@@ -80,6 +80,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("throughway runs on Linux only for now; see docs/scope.md");
 
+pub mod acme;
 pub mod address;
 pub mod api;
 pub mod calendar;

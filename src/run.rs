@@ -23,6 +23,7 @@ use self::supervise::Death;
 pub use self::take_over::TakeOver;
 use self::take_over::{Passage, TakenOver};
 use self::upgrade::{Confirmed, Done, Leaving, Program, Upgrader};
+use crate::acme::{self, Acme};
 use crate::api;
 use crate::api::admin::{self, Admin};
 use crate::api::health::{self, Health};
@@ -169,6 +170,7 @@ pub(crate) struct Started {
     pub(crate) status: Arc<Status>,
     pub(crate) issuing: Arc<IssueCounts>,
     pub(crate) refusals: Arc<Refusals>,
+    acme: Arc<Acme>,
     upgrades: Arc<Upgrades>,
     usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
@@ -221,8 +223,12 @@ impl Started {
         let upgrades = Arc::new(Upgrades::new(upgrade));
         let of_upgrades = Arc::clone(&upgrades);
         let metrics = metrics.with(move |text| counts.publish(text)).with(api::publish);
-        let metrics = Arc::new(metrics.with(move |text| of_upgrades.publish(text)));
-        Ok(Self { running, metrics, status, issuing, refusals, upgrades, usage, log })
+        let relay = Arc::downgrade(&running);
+        let acme = Acme::start(move || relay.upgrade()?.tls());
+        let of_acme = Arc::clone(&acme);
+        let metrics = metrics.with(move |text| of_upgrades.publish(text));
+        let metrics = Arc::new(metrics.with(move |text| of_acme.publish(text)));
+        Ok(Self { running, metrics, status, issuing, refusals, acme, upgrades, usage, log })
     }
 
     /// Waits until the last session's line and record are written; the workers must have ended. Gives the code of the last
@@ -360,11 +366,14 @@ async fn serve_until_signal(
         drain.go_on(since);
     }
     let (draining, upgrades) = (Arc::clone(&drain), Arc::clone(&started.upgrades));
+    started.acme.reconfigure(config.tls.acme.as_ref());
+    let acme = Arc::clone(&started.acme);
     let followers: Vec<Follower> = vec![
         Box::new(move |config, running| rest.reconfigure(config, rest::uris_of(running, config))),
         Box::new(move |config, _| admin.reconfigure(config)),
         Box::new(move |config, _| draining.reconfigure(&config.drain)),
         Box::new(move |config, _| upgrades.reconfigure(&config.upgrade)),
+        Box::new(move |config, _| acme.reconfigure(config.tls.acme.as_ref())),
         Box::new(|config, _| log::reconfigure(&config.log)),
     ];
     let running = Arc::clone(&started.running);
@@ -555,6 +564,7 @@ fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts
         .merge(admin::router(admin));
     let private = with_fallback(private, health::PATHS.into_iter().chain(rest::paths()).chain(admin::paths()));
     let public = health::public_router().merge(rest::router(rest, &Exposure::Public));
+    let public = public.merge(acme::router(started.acme.tokens()));
     let public = with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()));
     HttpListeners::new(private, public, hosts, Gate::default())
 }
@@ -676,6 +686,7 @@ fn admin(
         status: Arc::clone(&started.status),
         usage: started.usage.as_ref().map(Usage::metrics),
         refusals: Arc::clone(&started.refusals),
+        acme: Arc::clone(&started.acme),
         commands,
         level,
         clock: clock::now,

@@ -29,6 +29,9 @@ pub const HANDSHAKE: u8 = 0x16;
 /// two satellites, and in a crowd that reconnects each would else end another's.
 pub const HANDSHAKE_PROTECTED: Duration = Duration::from_secs(2);
 
+/// For an authority that looks for proof of control over a name (RFC 8737 section 3); no client of ours offers it.
+pub const ALPN_ACME: &[u8] = b"acme-tls/1";
+
 /// For listeners of HTTP: no HTTP/2.
 const ALPN_HTTP: &[u8] = b"http/1.1";
 
@@ -97,13 +100,13 @@ impl Tls {
             .map_err(nowhere)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificates) as _);
-        server.alpn_protocols = ALPN.map(<[u8]>::to_vec).into();
+        server.alpn_protocols = ALPN.into_iter().chain([ALPN_ACME]).map(<[u8]>::to_vec).collect();
         // Those without tickets are kept by who does the handshake and knows the client: `net::tls_resumption`.
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.ticketer = ring::Ticketer::new().map_err(nowhere)?;
         // Tickets of its own: one of a TURN client must not open a way into HTTP without a handshake of its own.
         let mut http = server.clone();
-        http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
+        http.alpn_protocols = vec![ALPN_HTTP.to_vec(), ALPN_ACME.to_vec()];
         http.ticketer = ring::Ticketer::new().map_err(nowhere)?;
         Ok(Self {
             certificates,

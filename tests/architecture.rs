@@ -41,6 +41,7 @@ const PARTS: [&str; 24] = [
     "import",
     "net",
     "ops",
+    "acme",
     "api",
     "check",
     "run",

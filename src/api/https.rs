@@ -143,7 +143,8 @@ mod tests {
         let issued = rcgen::generate_simple_self_signed(["turn.example".to_owned()]).unwrap();
         let directory = std::env::temp_dir().join(format!("throughway-https-{}-{}", std::process::id(), rand()));
         std::fs::create_dir(&directory).unwrap();
-        let files = Files { certificate: directory.join("c.pem"), private_key: directory.join("k.pem") };
+        let files =
+            Files { certificate: directory.join("c.pem"), private_key: directory.join("k.pem"), stand_in: None };
         std::fs::write(&files.certificate, issued.cert.pem()).unwrap();
         std::fs::write(&files.private_key, issued.signing_key.serialize_pem()).unwrap();
         let tls = Arc::new(Tls::new(&[files]).unwrap());

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::auth::read_at_most;
 use crate::config::check::Check;
+use crate::config::document::Node;
 use crate::config::units::{DURATION, SIZE};
 use crate::credentials::Secret;
 use crate::fetch::{Authorities, Url};
@@ -139,10 +140,15 @@ impl Check {
             self.wrong(&node, format!("has no effect: {url_key} is not an https URL"));
             return None;
         }
-        let path = self.beside(&node, &text);
+        self.authorities_in(&node, &text)
+    }
+
+    /// The certificates in a file.
+    pub(crate) fn authorities_in(&mut self, node: &Node, path: &str) -> Option<Authorities> {
+        let path = self.beside(node, path);
         let read = read_at_most(&path, CA_BYTES_MAX).map_err(|error| format!("can't be read: {error}"));
         let authorities = read.and_then(|pem| Authorities::parse(&pem));
-        self.ok(&node, authorities.map_err(|what| format!("{} {what}", path.display())))
+        self.ok(node, authorities.map_err(|what| format!("{} {what}", path.display())))
     }
 }
 

@@ -41,9 +41,12 @@ pub(crate) fn check(
     listen.extend(check.listen(Transport::Tcp, "listen.tcp"));
     check.listen_tls(&mut listen);
     check.note_no_listener(&listen);
-    let tls = check.tls(&listen);
+    let mut tls = check.tls(&listen);
     let relay = check.relay(&listen);
     let http = check.http(&listen, &tls);
+    if let Some(acme) = &mut tls.acme {
+        acme.know_http(&http);
+    }
     check.public_name_needs_a_certificate(&listen, &http, &tls);
     let admin = check.admin();
     let lifetimes = check.lifetimes();
@@ -120,6 +123,8 @@ pub(crate) struct Check {
     credentials_directory: Option<PathBuf>,
     /// Where the service manager lets us put sockets.
     pub(crate) runtime_directory: Option<PathBuf>,
+    /// Where the server keeps what must outlive it.
+    pub(crate) state_directory: Option<PathBuf>,
 }
 
 /// An error about a value, which it shows unless that is a user's or a secret's.
@@ -196,6 +201,7 @@ impl Check {
             holds_secrets: false,
             credentials_directory: environment.credentials_directory().map(PathBuf::from),
             runtime_directory: environment.runtime_directory().map(PathBuf::from),
+            state_directory: environment.state_directory().map(PathBuf::from),
         })
     }
 

@@ -20,6 +20,9 @@ pub(crate) const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// Where systemd makes a directory for what RuntimeDirectory= names.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
+/// Where systemd makes a directory for what StateDirectory= names.
+const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+
 /// The variables that concern us.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -28,6 +31,7 @@ pub struct Environment {
     not_text: Vec<String>,
     credentials_directory: Option<String>,
     runtime_directory: Option<String>,
+    state_directory: Option<String>,
 }
 
 // A value may be a secret.
@@ -45,9 +49,9 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
             if name == CREDENTIALS_DIRECTORY {
                 environment.credentials_directory = Some(value).filter(|directory| !directory.is_empty());
             } else if name == RUNTIME_DIRECTORY {
-                // systemd may name several; the first counts.
-                environment.runtime_directory =
-                    value.split(':').next().filter(|first| !first.is_empty()).map(ToOwned::to_owned);
+                environment.runtime_directory = first_of(&value);
+            } else if name == STATE_DIRECTORY {
+                environment.state_directory = first_of(&value);
             } else if name.starts_with(PREFIX) && !is_service_link(&name, &value) {
                 environment.variables.push((name, value));
             }
@@ -55,6 +59,11 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
         environment.variables.sort();
         environment
     }
+}
+
+/// systemd may name several directories; the first counts.
+fn first_of(directories: &str) -> Option<String> {
+    directories.split(':').next().filter(|first| !first.is_empty()).map(ToOwned::to_owned)
 }
 
 impl Environment {
@@ -94,6 +103,11 @@ impl Environment {
     /// Where systemd lets us put sockets.
     pub(crate) fn runtime_directory(&self) -> Option<&str> {
         self.runtime_directory.as_deref()
+    }
+
+    /// Where the server keeps what must outlive it.
+    pub(crate) fn state_directory(&self) -> Option<&str> {
+        self.state_directory.as_deref()
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<&str> {

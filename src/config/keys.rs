@@ -128,6 +128,9 @@ pub const KEYS: &[ConfigKey] = &[
     key("tls.certificates", Tables("certificate = \"...\" and private_key = \"...\""), "[]",
         "More pairs of certificate and private_key, chosen by the server name that the client asks for").by_itself(),
 
+    key("tls.acme", Table("{ domains = [\"turn.example.org\"], email = \"ops@example.org\" }"), "{}",
+        "A certificate that the server gets and renews itself, from an authority that speaks ACME (RFC 8555)"),
+
     key("relay.addresses", List, "[]",
         "Local addresses to relay from; empty: one per family, found from the routes").restart("sessions relay from them"),
     key("relay.external", Addresses, "\"\"",
@@ -339,6 +342,14 @@ const fn field(path: &'static str, value_type: ValueType, help: &'static str) ->
 pub const FIELDS: &[ConfigKey] = &[
     field("tls.certificates.certificate", Text, "PEM file of a certificate chain"),
     field("tls.certificates.private_key", Text, "PEM file of its private key"),
+
+    field("tls.acme.domains", List, "The host names that the certificate is for"),
+    field("tls.acme.email", Text, "Where the authority writes when something is wrong"),
+    field("tls.acme.directory", Text, "The authority's directory, an https URL; left out: Let's Encrypt"),
+    field("tls.acme.ca_file", Text, "PEM file of the authorities to trust for that URL; left out: those of the system"),
+    field("tls.acme.challenge", Word(&["auto", "tls-alpn-01", "http-01"]), "How the authority is shown that the names are this server's: `tls-alpn-01` on port 443, `http-01` on port 80; `auto` (the default): the first if a listener for TLS has port 443"),
+    field("tls.acme.http_listen", Text, "Where `http-01` answers; left out: `[::]:80`"),
+    field("tls.acme.state", Text, "The directory of the account and of the certificate; left out: `acme` in the state directory of the unit"),
 
     field("auth.users.password", Text, "The password; a text in place of the table says the same"),
     field("auth.users.file", Text, "The file that holds it"),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::address::Transport;
+use crate::config::acme::AcmeConfig;
 use crate::config::check::Check;
 use crate::config::document::Node;
 use crate::config::http::{HttpConfig, taken};
@@ -20,6 +21,8 @@ pub struct TlsConfig {
     pub certificates: Vec<Summary>,
     /// The first DNS name in a certificate that is no wildcard: what clients must be told for `turns:`.
     pub name: Option<Box<str>>,
+    /// `tls.acme`: one of the files comes from an authority by itself.
+    pub acme: Option<AcmeConfig>,
 }
 
 impl Check {
@@ -56,12 +59,17 @@ impl Check {
             }
         }
         self.certificates(&mut tls);
+        tls.acme = self.acme(listen);
+        if let Some(files) = tls.acme.as_ref().map(AcmeConfig::files) {
+            let node = self.get("tls.acme");
+            self.certificate_in(&node, &node, files, &mut tls);
+        }
         let needing = listen.iter().find(|(listen, _)| listen.transport == Transport::Tls);
         if let Some((_, node)) = needing
             && tls.files.is_empty()
             && !self.has_problem_with("tls")
         {
-            self.wrong(node, "needs a certificate: set tls.certificate and tls.private_key to PEM files");
+            self.wrong(node, "needs a certificate: set tls.certificate and tls.private_key to PEM files, or tls.acme to get one from an authority");
         }
         tls
     }
@@ -86,7 +94,15 @@ impl Check {
         let (Some(chain), Some(private)) = (self.file(certificate, chain), self.file(private_key, private)) else {
             return;
         };
-        let files = Files { certificate: chain, private_key: private };
+        self.certificate_in(
+            certificate,
+            private_key,
+            Files { certificate: chain, private_key: private, stand_in: None },
+            tls,
+        );
+    }
+
+    fn certificate_in(&mut self, certificate: &Node, private_key: &Node, files: Files, tls: &mut TlsConfig) {
         if tls.files.contains(&files) {
             self.wrong(certificate, "is listed twice");
             return;
@@ -96,7 +112,7 @@ impl Check {
             Err(error) if error.is_key => return self.wrong(private_key, error.to_string()),
             Err(error) => return self.wrong(certificate, error.to_string()),
         };
-        if loaded.days_left() < 0 {
+        if loaded.days_left() < 0 && files.stand_in.is_none() {
             self.note(certificate, format!("ended {} days ago; clients will refuse it", -loaded.days_left()));
         }
         for warning in loaded.warnings() {

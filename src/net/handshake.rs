@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::record::{Established, RECORD_BYTES_MAX, config_of_connection, record_bytes};
+use crate::tls::ALPN_ACME;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4 * 1024;
@@ -35,6 +36,9 @@ pub(super) async fn handshake(stream: &mut TcpStream, config: &ServerConfig) -> 
         if fed.is_err() || connection.is_handshaking() {
             send(stream, &mut connection).await?;
             fed?;
+        } else if connection.alpn_protocol() == Some(ALPN_ACME) {
+            send(stream, &mut connection).await?;
+            return Err(io::Error::other("an authority has seen its proof, and that was all"));
         } else {
             let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
             let established = Established::take(connection, &secrets).map_err(io::Error::other)?;

@@ -26,6 +26,8 @@ pub struct Files {
     pub certificate: PathBuf,
     /// Its private key: PKCS#8, PKCS#1 or SEC1.
     pub private_key: PathBuf,
+    /// Of files that are still to come: the names that a stand-in is presented for until then.
+    pub stand_in: Option<Arc<[String]>>,
 }
 
 /// A file that can't be used.
@@ -47,6 +49,10 @@ pub struct Loaded {
     key: Arc<CertifiedKey>,
     /// The DNS names it stands for, in lower case, wildcards as they are written.
     pub names: Vec<String>,
+    /// When it begins, in seconds since 1970.
+    pub not_before: u64,
+    /// Nobody certified it: it is presented until the real one is there.
+    pub is_stand_in: bool,
     /// When it ends itself, in seconds since 1970. What comes behind it in the file decides nothing: clients look for a
     /// way to their own list of authorities, and may find one past it.
     pub not_after: u64,
@@ -112,8 +118,44 @@ impl Loaded {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn read(files: &Files, provider: &CryptoProvider) -> Result<Self, LoadError> {
-        let chain = read_chain(&files.certificate)?;
-        let key = read_key(&files.private_key)?;
+        let loaded = Self::read_files(files, provider);
+        match &files.stand_in {
+            Some(names) => loaded.or_else(|_| Self::stand_in(files, names, provider)),
+            None => loaded,
+        }
+    }
+
+    fn read_files(files: &Files, provider: &CryptoProvider) -> Result<Self, LoadError> {
+        let bad = |path: &Path, is_key, reason| LoadError { path: path.to_owned(), is_key, reason };
+        let chain = read_small(&files.certificate).map_err(|reason| bad(&files.certificate, false, reason))?;
+        let key = read_small(&files.private_key).map_err(|reason| bad(&files.private_key, true, reason))?;
+        Self::of_pem(&chain, &key, files, provider)
+    }
+
+    /// Reads a text that holds both.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(pem: &[u8], provider: &CryptoProvider) -> Result<Self, String> {
+        let nowhere = Files { certificate: PathBuf::new(), private_key: PathBuf::new(), stand_in: None };
+        Self::of_pem(pem, pem, &nowhere, provider).map_err(|error| error.reason)
+    }
+
+    /// One that nobody certified, for handshakes before there is another one.
+    fn stand_in(files: &Files, names: &[String], provider: &CryptoProvider) -> Result<Self, LoadError> {
+        let bad = |reason: String| LoadError { path: files.certificate.clone(), is_key: false, reason };
+        let (chain, key) = self_signed(names.to_vec(), None).map_err(bad)?;
+        let nowhere = |error: rustls::Error| bad(error.to_string());
+        let key = provider.key_provider.load_private_key(key).map_err(nowhere)?;
+        let links = links(std::slice::from_ref(&chain)).map_err(bad)?;
+        let now = clock::unix_seconds().0;
+        let key = Arc::new(CertifiedKey::new(vec![chain], key));
+        Ok(Self { key, names: names.to_vec(), not_before: now, not_after: now, is_stand_in: true, chain: links })
+    }
+
+    fn of_pem(chain: &[u8], key: &[u8], files: &Files, provider: &CryptoProvider) -> Result<Self, LoadError> {
+        let chain = parse_chain(chain, &files.certificate)?;
+        let key = parse_key(key, &files.private_key)?;
         let bad = |path: &Path, is_key, reason: String| LoadError { path: path.to_owned(), is_key, reason };
         let key = provider.key_provider.load_private_key(key).map_err(|error| {
             bad(
@@ -127,6 +169,7 @@ impl Loaded {
         })?;
         let names: Vec<String> = own.valid_dns_names().map(str::to_ascii_lowercase).collect();
         let links = links(&chain).map_err(|reason| bad(&files.certificate, false, reason))?;
+        let not_before = der::facts(&chain[0]).map_or(0, |facts| facts.not_before);
         let certified = CertifiedKey::new(chain, key);
         match certified.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -136,7 +179,8 @@ impl Loaded {
             }
             Err(error) => return Err(bad(&files.certificate, false, error.to_string())),
         }
-        Ok(Self { key: Arc::new(certified), names, not_after: links[0].not_after, chain: links })
+        let not_after = links[0].not_after;
+        Ok(Self { key: Arc::new(certified), names, not_before, not_after, is_stand_in: false, chain: links })
     }
 
     /// What an operator should look at besides its own end, in sentences; nothing here keeps it from being presented.
@@ -217,10 +261,33 @@ fn read_small(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     Ok(bytes)
 }
 
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
+/// A certificate that signs itself, with its key; `proof` is the digest that RFC 8737 section 3 puts into it.
+fn self_signed(
+    names: Vec<String>,
+    proof: Option<&[u8]>,
+) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>), String> {
+    let failed = |error: rcgen::Error| error.to_string();
+    let mut params = rcgen::CertificateParams::new(names).map_err(failed)?;
+    params.custom_extensions = proof.into_iter().map(rcgen::CustomExtension::new_acme_identifier).collect();
+    let key = rcgen::KeyPair::generate().map_err(failed)?;
+    let certificate = params.self_signed(&key).map_err(failed)?;
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(ToOwned::to_owned)?;
+    Ok((certificate.der().clone(), key))
+}
+
+/// What proves control over a name in a handshake (RFC 8737), for [`Certificates::present_challenges`].
+///
+/// # Errors
+/// If the system gives no random bytes.
+pub fn challenge(name: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
+    let (certificate, key) = self_signed(vec![name.to_owned()], Some(digest))?;
+    let key = super::provider().key_provider.load_private_key(key).map_err(|error| error.to_string())?;
+    Ok(Arc::new(CertifiedKey::new(vec![certificate], key)))
+}
+
+fn parse_chain(bytes: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
     let bad = |reason: String| LoadError { path: path.to_owned(), is_key: false, reason };
-    let bytes = read_small(path).map_err(bad)?;
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&bytes)
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(bytes)
         .collect::<Result<_, _>>()
         .map_err(|error| bad(format!("is not complete PEM: {error}")))?;
     if chain.is_empty() {
@@ -229,10 +296,9 @@ fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, LoadError> {
     Ok(chain)
 }
 
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
+fn parse_key(bytes: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, LoadError> {
     let bad = |reason: String| LoadError { path: path.to_owned(), is_key: true, reason };
-    let bytes = read_small(path).map_err(bad)?;
-    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
+    PrivateKeyDer::from_pem_slice(bytes).map_err(|error| {
         // Both forms: the old one keeps PEM's ordinary head and has a line of its own, which is no base64.
         let is_locked = bytes.windows(9).any(|part| part == b"ENCRYPTED");
         bad(if is_locked {
@@ -256,7 +322,12 @@ pub struct Pending(Vec<Files>, Vec<Loaded>);
 #[derive(Debug)]
 pub struct Certificates {
     current: ArcSwap<(Vec<Files>, Vec<Loaded>)>,
+    /// What proves control over names at this moment.
+    challenges: ArcSwap<Challenges>,
 }
+
+/// By name, at most a hundred.
+type Challenges = Vec<(String, Arc<CertifiedKey>)>;
 
 impl Certificates {
     /// Reads every pair.
@@ -265,7 +336,8 @@ impl Certificates {
     /// The first file that can't be used.
     pub fn load(files: &[Files], provider: &CryptoProvider) -> Result<Self, LoadError> {
         let loaded = read_all(files, provider)?;
-        Ok(Self { current: ArcSwap::from_pointee((files.to_vec(), loaded)) })
+        let current = ArcSwap::from_pointee((files.to_vec(), loaded));
+        Ok(Self { current, challenges: ArcSwap::default() })
     }
 
     /// Where they came from.
@@ -297,12 +369,21 @@ impl Certificates {
         let loaded = read_all(files, provider)?;
         let current = self.current.load();
         for ((file, new), old) in files.iter().zip(&loaded).zip(&current.1) {
+            if new.is_stand_in && !old.is_stand_in {
+                let reason = "can't be read any more, and the one in use is good".to_owned();
+                return Err(LoadError { path: file.certificate.clone(), is_key: false, reason });
+            }
             if new.days_left() < 0 && old.days_left() >= 0 {
                 let reason = format!("ended {} days ago, and the one in use has not", -new.days_left());
                 return Err(LoadError { path: file.certificate.clone(), is_key: false, reason });
             }
         }
         Ok(Pending(files.to_vec(), loaded))
+    }
+
+    /// Proves control over these names, and over no others, to clients that ask for nothing else (RFC 8737 section 3).
+    pub fn present_challenges(&self, challenges: Challenges) {
+        self.challenges.store(Arc::new(challenges));
     }
 
     /// Presents what was read from the next handshake on.
@@ -319,6 +400,11 @@ impl ResolvesServerCert for Certificates {
     /// The first that stands for the name and whose key the client can verify; an unknown name, or none
     /// at all (clients that connect to an address send none), gets the first that the client can verify.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == super::ALPN_ACME)) {
+            let name = hello.server_name()?;
+            let challenges = self.challenges.load();
+            return challenges.iter().find(|(of, _)| of.eq_ignore_ascii_case(name)).map(|(_, key)| Arc::clone(key));
+        }
         let current = self.current.load();
         let name = hello.server_name().map(str::to_ascii_lowercase);
         let fits = |loaded: &&Loaded| loaded.key.key.choose_scheme(hello.signature_schemes()).is_some();
@@ -360,7 +446,8 @@ mod tests {
         }
 
         fn files(&self, (certificate, key): (&str, &str)) -> Files {
-            let files = Files { certificate: self.0.join("chain.pem"), private_key: self.0.join("key.pem") };
+            let files =
+                Files { certificate: self.0.join("chain.pem"), private_key: self.0.join("key.pem"), stand_in: None };
             fs::write(&files.certificate, certificate).unwrap();
             fs::write(&files.private_key, key).unwrap();
             files
@@ -505,5 +592,34 @@ mod tests {
         fs::remove_file(&files.private_key).unwrap();
         let error = certificates.replace(&[files], &provider()).unwrap_err();
         assert!(error.to_string().contains("key.pem: can't be read: No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_stand_in_is_replaced_by_what_the_file_holds_and_never_comes_back() {
+        let directory = std::env::temp_dir().join(format!("throughway-stand-in-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let pair = directory.join("certificate.pem");
+        let stand_in: Arc<[String]> = vec!["turn.example.org".to_owned()].into();
+        let files = [Files { certificate: pair.clone(), private_key: pair.clone(), stand_in: Some(stand_in) }];
+        let certificates = Certificates::load(&files, &provider()).unwrap();
+        let shown = || certificates.loaded().remove(0);
+        assert!(shown().is_stand_in && shown().summary().is_for("turn.example.org"));
+        let issued = rcgen::generate_simple_self_signed(["turn.example.org".to_owned()]).unwrap();
+        std::fs::write(&pair, format!("{}{}", issued.cert.pem(), issued.signing_key.serialize_pem())).unwrap();
+        certificates.replace(&files, &provider()).unwrap();
+        assert!(!shown().is_stand_in && shown().not_before < shown().not_after);
+        std::fs::write(&pair, "broken").unwrap();
+        let error = certificates.replace(&files, &provider()).unwrap_err();
+        assert!(error.to_string().contains("the one in use is good") && !shown().is_stand_in, "{error}");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    // RFC 8737 section 3.
+    #[test]
+    fn a_proof_holds_the_digest() {
+        let key = challenge("turn.example.org", &[0xA7; 32]).unwrap();
+        // OID 1.3.6.1.5.5.7.1.31, critical, OCTET STRING of an OCTET STRING of 32 bytes.
+        let extension = [&[0x06, 8, 0x2B, 6, 1, 5, 5, 7, 1, 0x1F, 1, 1, 0xFF, 4, 34, 4, 32][..], &[0xA7; 32]].concat();
+        assert!(key.cert[0].windows(extension.len()).any(|part| part == extension));
     }
 }

@@ -11,6 +11,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) issuer: &'a [u8],
     /// The content of the subject's Name.
     pub(crate) subject: &'a [u8],
+    /// When it begins, in seconds since 1970.
+    pub(crate) not_before: u64,
     /// When it ends, in seconds since 1970.
     pub(crate) not_after: u64,
 }
@@ -31,9 +33,9 @@ pub(crate) fn facts(certificate: &[u8]) -> Option<Facts<'_>> {
     let (SEQUENCE, issuer, rest) = der(rest)? else { return None };
     let (SEQUENCE, validity, rest) = der(rest)? else { return None };
     let (SEQUENCE, subject, _) = der(rest)? else { return None };
-    let not_before_on = der(validity)?.2;
-    let (tag, time, _) = der(not_before_on)?;
-    Some(Facts { issuer, subject, not_after: seconds(tag, time)? })
+    let (tag_before, time_before, rest) = der(validity)?;
+    let (tag, time, _) = der(rest)?;
+    Some(Facts { issuer, subject, not_before: seconds(tag_before, time_before)?, not_after: seconds(tag, time)? })
 }
 
 /// A Time (RFC 5280 section 4.1.2.5) in seconds since 1970.

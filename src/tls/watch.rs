@@ -77,6 +77,10 @@ pub fn report(certificates: &Certificates) {
     for (at, (files, loaded)) in certificates.files().iter().zip(certificates.loaded()).enumerate() {
         let (days, names) = (loaded.days_left(), loaded.names.join(", "));
         let file = files.certificate.display();
+        if loaded.is_stand_in {
+            tracing::info!(certificate = at, %file, names, "no certificate yet: a stand-in is presented until the authority gives one");
+            continue;
+        }
         if days < 0 {
             tracing::warn!(certificate = at, %file, names, days, "a certificate has ended; clients will refuse it");
         } else {

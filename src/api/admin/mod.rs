@@ -31,6 +31,7 @@ use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
 use super::serve::LONG_PATH;
+use crate::acme::Acme;
 use crate::calendar::rfc3339;
 use crate::config::Config;
 use crate::config::checked::LogLevel;
@@ -105,6 +106,8 @@ pub struct AdminParts {
     pub usage: Option<UsageMetrics>,
     /// Who was refused lately.
     pub refusals: Arc<Refusals>,
+    /// Certificates that the server gets itself.
+    pub acme: Arc<Acme>,
     /// Who is shut out.
     pub revocations: Arc<Store>,
     /// What is done beside the signals.

@@ -56,6 +56,7 @@ impl Admin {
             "certificates": certificates.iter().map(|certificate| json!({
                 "names": certificate.names, "days": certificate.days_left(),
             })).collect::<Vec<_>>(),
+            "acme": self.parts.acme.status(),
             "revocations": running.revocations().len(),
         })
     }
