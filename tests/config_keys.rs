@@ -136,6 +136,7 @@ fn table_with(field: &ConfigKey, value: &str) -> (String, String) {
                 format!("auth.users.a = {{ password = \"wonderland-2026\", limits = {{ {name} = {value} }} }}\n");
             (text, format!("auth.users.a.limits.{name}"))
         }
+        "tls.acme" => (format!("tls.acme = {{ {name} = {value} }}\n{SECRET}"), field.path.to_owned()),
         "auth.users" => (format!("auth.users.a = {{ {name} = {value} }}\n"), format!("auth.users.a.{name}")),
         table => {
             let secret = if table == "auth.secrets" { "" } else { SECRET };
@@ -199,6 +200,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("tls.certificate", TLS, "\"b.pem\""),
     ("tls.private_key", TLS, "\"b.key\""),
     ("tls.certificates", "", "[{ certificate = \"a.pem\", private_key = \"a.key\" }]"),
+    ("tls.acme", "", "{ domains = [\"a.example.org\"], state = \"acme\" }"),
     ("relay.addresses", "", "[\"127.0.0.1\"]"),
     ("relay.external", "", "\"192.0.2.1\""),
     ("relay.ports", "", "\"50000-50100\""),

@@ -208,7 +208,8 @@ mod tests {
         assert_eq!(acme.state, std::path::Path::new("/var/lib/t/acme"));
         let elsewhere = check("tls = [\"0.0.0.0:5349\"]", "domains = [\"a.example.org\"], state = \"s\"").unwrap();
         assert_eq!((elsewhere.proof, elsewhere.state), (Proof::Http01(HTTP.parse().unwrap()), "/etc/t/s".into()));
-        let chosen = check("auto = [\"0.0.0.0:443\"]", "domains = [\"a.example.org\"], challenge = \"http-01\"").unwrap();
+        let chosen =
+            check("auto = [\"0.0.0.0:443\"]", "domains = [\"a.example.org\"], challenge = \"http-01\"").unwrap();
         assert_eq!(chosen.proof, Proof::Http01(HTTP.parse().unwrap()));
     }
 
@@ -224,7 +225,10 @@ mod tests {
             ("domains = [\"a.example.org\", \"A.example.org\"]", "is listed twice"),
             ("domains = [\"a.example.org\"], email = \"nobody\"", "is not an e-mail address"),
             ("domains = [\"a.example.org\"], directory = \"http://a.example.org/\"", "expected an https URL"),
-            ("domains = [\"a.example.org\"], challenge = \"dns-01\"", "allowed are \"auto\", \"tls-alpn-01\", \"http-01\""),
+            (
+                "domains = [\"a.example.org\"], challenge = \"dns-01\"",
+                "allowed are \"auto\", \"tls-alpn-01\", \"http-01\"",
+            ),
             ("domains = [\"a.example.org\"], http_listen = \"80\"", "expected an address and a port"),
             ("domains = [\"a.example.org\"], ca_file = \"/nowhere.pem\"", "/nowhere.pem can't be read"),
             ("domain = \"a.example.org\"", "domains"),
