@@ -83,6 +83,9 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     // Within one request, answer or record.
     ("fetch", "of one answer, bounded by its caller"),
     ("ops::command::Reloaded", "of one reload"),
+    ("acme::Acme::config", "of the configuration"),
+    ("acme::State::domains", "of the configuration"),
+    ("acme::http01::Tokens", "one for each name of the configuration"),
     ("ops::upgrades::Release", "of one answer, with each feature of a release"),
     ("ops::usage::report", "of the command `usage report`"),
     ("ops::usage::record", "of one record"),
@@ -127,6 +130,8 @@ const CONSTANTS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::stream_state::INPUT_BYTES_MAX", "what is refused in a copy; a stream keeps less"),
     ("net::stream_state::TLS_INPUT_BYTES_MAX", "what is refused in a copy; a stream keeps less"),
     ("net::record", "sizes of the wire format, and what ends the connection; a stream keeps nothing for it"),
+    ("acme::order::ANSWER_BYTES_MAX", "of one answer of the authority that the operator chose"),
+    ("acme::store::ACCOUNT_BYTES_MAX", "what is read of a file of the server's own"),
     ("net::relay_addresses::SLOT_MAX", "bits of a word; limits.allocations is far below"),
     ("net::relay_addresses::RETIRED_MAX", "addresses of this machine that are gone; no client causes one"),
     ("net::worker::receive_buffers", "thresholds"),

@@ -100,6 +100,7 @@ fn of_type(key: &ConfigKey) -> Value {
             let user = json!({ "anyOf": [{ "type": "string", "minLength": 1 }, fields_of(key.path)] });
             json!({ "type": "object", "additionalProperties": user })
         }
+        ValueType::Table(_) if key.path == "tls.acme" => fields_of(key.path),
         ValueType::Table(_) => limits(key.path),
         ValueType::Instant => pattern(concat!(
             r"^[0-9]{4}-[0-9]{2}-[0-9]{2}",
