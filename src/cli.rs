@@ -12,6 +12,7 @@ mod credentials;
 mod import;
 mod init;
 mod man;
+mod mint_format;
 mod service;
 mod usage;
 
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use self::mint_format::MintFormat;
 use crate::config::error::{Problem, SourceLocation};
 use crate::config::initial_secret::{Kept, existing_secret, initial_secret, is_world_readable};
 use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
@@ -144,8 +146,11 @@ struct MintOptions {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one line
-    #[arg(long)]
+    #[arg(long, conflicts_with = "format")]
     json: bool,
+    /// In whose words it is printed
+    #[arg(long, value_enum, default_value_t = MintFormat::Json)]
+    format: MintFormat,
 }
 
 /// What goes into the credential; its secret must read these (claims in its table of auth.secrets).

@@ -12,6 +12,7 @@ use crate::api::rest::limits::in_words;
 use crate::api::uris;
 use crate::check::answer::Login;
 use crate::check::skew::Minter;
+use crate::cli::mint_format::formatted;
 use crate::cli::{LimitOptions, MintOptions, VerifyOptions, first_line, load_existing};
 use crate::config::{Config, DURATION, RATE, SIZE, parse_instant};
 use crate::credentials::claims::{Claim, Claims, Grant};
@@ -37,7 +38,11 @@ pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
             );
         }
     }
-    let text = if options.json { answer.to_string() } else { format!("{answer:#}") };
+    let text = if options.json {
+        answer.to_string()
+    } else {
+        formatted(options.format, &answer, &options.user, &config).map_err(Failure::Usage)?
+    };
     Ok(writeln!(io::stdout().lock(), "{text}")?)
 }
 

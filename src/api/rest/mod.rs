@@ -451,6 +451,25 @@ pub fn router(rest: &Arc<Rest>, exposure: &Exposure) -> Router {
     router.with_state((Arc::clone(rest), exposure.clone()))
 }
 
+/// Servers and a credential as XEP-0215 services, for those who answer XMPP clients themselves.
+#[must_use]
+pub fn xep0215(uris: &[TurnUri], username: &str, password: &str, expires_at: u64) -> String {
+    let issued = IssuedCredential {
+        username,
+        password,
+        ttl: 0,
+        now: 0,
+        expires_at,
+        realm: "",
+        uris,
+        tenant: None,
+        limits: &Grant::default(),
+        label: "",
+        account: "",
+    };
+    Shape::Xep0215Xml.render(&issued).2
+}
+
 /// The URIs of a running relay's listeners.
 #[must_use]
 pub fn uris_of(running: &Running, config: &Config) -> Vec<TurnUri> {
