@@ -232,7 +232,8 @@ impl Channel {
         loop {
             match self.try_receive() {
                 Err(Errno::AGAIN) => self.wait(PollFlags::IN, until, within)?,
-                Err(Errno::INTR) => {}
+                // The other side is gone and had not read all of ours: told once, before what it had said itself.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
                 Err(error) => return Err(error.into()),
                 Ok((_, descriptors, flags)) if flags.contains(ReturnFlags::CTRUNC) => {
                     drop(descriptors);
@@ -449,6 +450,16 @@ mod tests {
         drop(one);
         assert_eq!(other.receive::<Note>(SOON).unwrap().0, note("last", 1));
         assert!(matches!(other.receive::<Note>(SOON), Err(HandoffError::Closed)));
+    }
+
+    #[test]
+    fn the_last_word_of_a_process_that_did_not_read_to_the_end_is_heard() {
+        let (mut one, other) = Channel::pair().unwrap();
+        one.send(&note("unread", 1), &[], SOON).unwrap();
+        other.send(&note("why", 2), &[], SOON).unwrap();
+        drop(other);
+        assert_eq!(one.receive::<Note>(SOON).unwrap().0, note("why", 2));
+        assert!(matches!(one.receive::<Note>(SOON), Err(HandoffError::Closed)));
     }
 
     #[test]
