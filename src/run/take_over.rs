@@ -260,7 +260,8 @@ pub(crate) fn take_over(
         hello.format_max = hello.format_min;
     }
     old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
-    let Offered { offer, sockets } = old.hear_offer().map_err(Failure::Run)?;
+    let offered = old.hear_offer().map_err(Failure::Run);
+    let Offered { offer, sockets } = old.refuse(offered)?;
     let offered_at = clock::now().ticks;
     let planned = plan(config, &offer, sockets, false);
     let (planned, http) = old.refuse(planned)?;
