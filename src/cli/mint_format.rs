@@ -14,13 +14,13 @@ use crate::turn_uri::{self, TurnUri};
 pub(super) enum MintFormat {
     /// iceServers, as browsers take them
     Json,
-    /// One URI per line with the login in it, as GStreamer and go2rtc take them: turn://USER:PASSWORD@HOST:PORT
+    /// One URI per line with the login in it, as GStreamer and go2rtc take them
     Uri,
-    /// One line for the setting "STUN/TURN Servers" of Rocket.Chat
+    /// One line for the setting of Rocket.Chat that lists the servers
     Rocketchat,
-    /// Lines for a shell: TURN_URLS, TURN_USERNAME, TURN_PASSWORD, TURN_EXPIRES_AT
+    /// Lines for a shell that set TURN_URLS, TURN_USERNAME, TURN_PASSWORD and TURN_EXPIRES_AT
     Env,
-    /// The curl command that asks the credential endpoint for one like it; $KEY is an API key
+    /// The curl command that asks the credential endpoint for one like it, with an API key in the variable KEY
     Curl,
     /// XEP-0215 services in XML, for XMPP servers
     Xep0215,
