@@ -36,7 +36,7 @@ pub enum Proof {
 pub struct AcmeConfig {
     /// The names that the certificate is for, in small letters.
     pub domains: Vec<Box<str>>,
-    /// Whom the authority may write to.
+    /// Where the authority may write to.
     pub email: Option<Box<str>>,
     /// The authority's directory.
     pub directory: Url,
@@ -44,7 +44,7 @@ pub struct AcmeConfig {
     pub authorities: Option<Authorities>,
     /// How control is proved.
     pub proof: Proof,
-    /// Nobody chose that.
+    /// The configuration leaves that to the server.
     is_proof_by_itself: bool,
     /// The directory of the account and of the certificate.
     pub state: PathBuf,

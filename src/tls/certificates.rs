@@ -51,7 +51,7 @@ pub struct Loaded {
     pub names: Vec<String>,
     /// When it begins, in seconds since 1970.
     pub not_before: u64,
-    /// Nobody certified it: it is presented until the real one is there.
+    /// It signs itself, and is presented until the real one is there.
     pub is_stand_in: bool,
     /// When it ends itself, in seconds since 1970. What comes behind it in the file decides nothing: clients look for a
     /// way to their own list of authorities, and may find one past it.
@@ -141,7 +141,7 @@ impl Loaded {
         Self::of_pem(pem, pem, &nowhere, provider).map_err(|error| error.reason)
     }
 
-    /// One that nobody certified, for handshakes before there is another one.
+    /// One that signs itself, for handshakes before there is another one.
     fn stand_in(files: &Files, names: &[String], provider: &CryptoProvider) -> Result<Self, LoadError> {
         let bad = |reason: String| LoadError { path: files.certificate.clone(), is_key: false, reason };
         let (chain, key) = self_signed(names.to_vec(), None).map_err(bad)?;

@@ -106,7 +106,7 @@ fn place(path: &Path, bytes: &[u8], mode: u32) -> io::Result<bool> {
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&aside, path));
     if placed.is_err() {
-        // What is left of it helps nobody; the first error is the one to tell.
+        // The first error is the one to tell; what is left of the file is of no use.
         let _ = fs::remove_file(&aside);
     }
     placed.map(|()| true)

@@ -34,7 +34,7 @@ pub(in crate::net) struct ReceiveBufferState {
 const UNKNOWN: u8 = u8::MAX;
 
 impl ReceiveBufferState {
-    /// For a socket that another process read before: nobody knows what its buffer is.
+    /// For a socket that another process read before: what its buffer is, is not known.
     pub(in crate::net) const fn unknown() -> Self {
         Self { setting: UNKNOWN, window: 0 }
     }
