@@ -38,8 +38,8 @@ fn asks_for(place: &str, bytes: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
-/// What a test asks of a process that takes over, at a step of that: `TEST_FAULTS_UPGRADE` is `step=exit`, `step=hang` or
-/// `step=lie`. `true` if it shall say something wrong.
+/// What a test asks of a process that takes over, at a step of that: `TEST_FAULTS_UPGRADE` is `step=exit`, `step=kill`,
+/// `step=hang` or `step=lie`. `true` if it shall say something wrong.
 ///
 /// # Panics
 /// Never; it may end the process, or not come back for ten minutes.
@@ -49,6 +49,10 @@ pub fn at_step(step: &str) -> bool {
     let asked = std::env::var("TEST_FAULTS_UPGRADE").unwrap_or_default();
     match asked.split_once('=').filter(|(at, _)| *at == step) {
         Some((_, "exit")) => crate::failure::exit(3),
+        Some((_, "kill")) => {
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            std::thread::sleep(std::time::Duration::from_secs(10));
+        }
         Some((_, "hang")) => std::thread::sleep(std::time::Duration::from_secs(600)),
         Some((_, "lie")) => return true,
         _ => {}

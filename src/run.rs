@@ -1,6 +1,7 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
 mod http_listeners;
+mod ledger_note;
 pub mod reload;
 mod revive;
 mod signals;

@@ -553,4 +553,28 @@ mod faults {
         (0..50).for_each(|_| flow.round());
         assert!(flow.settle() <= 1);
     }
+    /// From the word by which the old process may go on, the new supervisor answers for the calls, though its server has not
+    /// told that it is ready.
+    #[test]
+    fn a_successor_that_is_killed_right_after_it_confirmed_is_gone_on_with() {
+        let mut upgradable = Upgradable::start_with(supervised(1), &[("TEST_FAULTS_UPGRADE", "confirmed=kill")]);
+        let mut flow = Flow::start(Client::udp(upgradable.server.udp4()));
+        (0..50).for_each(|_| flow.round());
+        let before = upgradable
+            .server
+            .scrape()
+            .value("throughway_payload_packets_total", &[("way", "received"), ("side", "peers")]);
+        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        upgradable.begin();
+        let confirmed = upgradable.server.log.event(CONFIRMED);
+        upgradable.server.take_over_by(confirmed["pid"].as_u64().unwrap() as u32);
+        wait_for_ready(&upgradable.server, 2);
+        assert_eq!(upgradable.server.log.events(GOES_ON).len(), 1);
+        (0..50).for_each(|_| flow.round());
+        assert!(flow.settle() <= 1, "one may be under way");
+        let scrape = upgradable.server.scrape();
+        assert_eq!((scrape.value("throughway_generation", &[]), recoveries(&upgradable.server)), (2, 1));
+        assert!(scrape.value("throughway_payload_packets_total", &[("way", "received"), ("side", "peers")]) >= before);
+        assert_eq!(upgradable.server.live(), 1);
+    }
 }

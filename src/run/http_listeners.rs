@@ -92,6 +92,20 @@ impl BoundHttpListeners {
         Ok(Self { bound, staying, files: Vec::new() })
     }
 
+    /// Every socket that is bound, for a process that goes on if this one is killed.
+    pub(crate) fn sockets(&self) -> Vec<(PassedSocket, OwnedFd)> {
+        let sockets = self.bound.iter().filter_map(|(configured, listener)| {
+            let is_ours = listener.file_is_ours().is_some_and(|ours| ours.load(Ordering::Relaxed));
+            let will_be = |path: &PathBuf| is_ours || self.files.contains(path);
+            let what = match configured.note(is_ours) {
+                PassedSocket::HttpPath { path, .. } => PassedSocket::HttpPath { is_ours: will_be(&path), path },
+                what => what,
+            };
+            Some((what, listener.duplicate().ok()?))
+        });
+        sockets.collect()
+    }
+
     /// Every address that will be ours.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.staying.iter().copied().chain(self.bound.iter().filter_map(|(_, bound)| bound.address())).collect()

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ledger_note::write_first;
 use super::supervise::{Death, read_in_time};
 use super::take_over::{Passage, SIGN_OF_LIFE, TakenOver, plan};
 use crate::clock;
@@ -42,7 +43,7 @@ impl Recovery {
         planned.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let config = planned.config.clone();
         let before = |left| Before::Killed { left: Box::new(left), silenced: incidents.silenced.clone() };
-        let launched = planned.launch(None, workers.into_iter().map(before).collect(), ledger);
+        let launched = planned.launch(None, workers.into_iter().map(before).collect(), ledger.clone());
         let taking_over = launched.map_err(|error| Failure::Run(error.to_string()))?;
         taking_over.suspect(&incidents.all);
         let allocations = taking_over.wait_until_told().map_err(Failure::Run)?;
@@ -56,19 +57,16 @@ impl Recovery {
         if !silent.is_empty() {
             return Err(Failure::Run(format!("workers are stuck right after they took over: {silent:?}")));
         }
+        let metrics = String::from_utf8_lossy(&metrics).into_owned();
+        let draining = offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(begun_at)));
+        let write =
+            |ledger: Arc<Ledger>| write_first(&ledger, &running, &http, metrics.clone(), offer.generation, draining);
+        if ledger.is_some_and(write) {
+            running.set_recoverable(true);
+        }
         running.follow_as_started();
         let passage = Passage { generation: offer.generation, gap, recovered: Some(death), ..Passage::default() };
-        Ok(TakenOver {
-            config,
-            running,
-            events,
-            http,
-            metrics: String::from_utf8_lossy(&metrics).into_owned(),
-            own_metrics,
-            chain: None,
-            passage,
-            draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(begun_at))),
-        })
+        Ok(TakenOver { config, running, events, http, metrics, own_metrics, chain: None, passage, draining })
     }
 }
 

@@ -250,14 +250,9 @@ struct Keeper {
 
 impl Keeper {
     async fn write(&self) {
-        let Some((note, descriptors)) = self.upgrader.note_for_ledger().await else { return };
-        let publish = || -> io::Result<()> {
-            let note = minicbor::to_vec(&note).map_err(|error| io::Error::other(error.to_string()))?;
-            self.running.publish_shared(&self.ledger)?;
-            self.ledger.publish(Cell::Metrics, self.metrics.render().into_bytes(), Vec::new())?;
-            self.ledger.publish(Cell::Shell, note, descriptors)
-        };
-        if let Err(error) = publish() {
+        let Some(note) = self.upgrader.note_for_ledger().await else { return };
+        let written = note.and_then(|note| note.write(&self.ledger, &self.running, self.metrics.render()));
+        if let Err(error) = written {
             tracing::error!(%error, "the ledger can't be written: after a crash calls may be lost");
             return;
         }

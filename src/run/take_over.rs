@@ -11,6 +11,7 @@ use std::time::Duration;
 use minicbor::bytes::ByteVec;
 
 use super::http_listeners::BoundHttpListeners;
+use super::ledger_note::write_first;
 use super::supervise::Death;
 use crate::address::FiveTuple;
 use crate::clock;
@@ -274,14 +275,32 @@ pub(crate) fn take_over(
     let Some((shared, channels)) = old.refuse(early)? else { return Ok(None) };
     let config = planned.config.clone();
     let before = channels.into_iter().map(Before::Process).collect();
-    let launched = planned.launch(Some(shared), before, ledger).map_err(|error| Failure::Run(error.to_string()));
+    let launched =
+        planned.launch(Some(shared), before, ledger.clone()).map_err(|error| Failure::Run(error.to_string()));
     let workers = old.refuse(launched)?;
     let (running, events) = take(&mut old, workers)?;
     let running = Arc::new(running);
     running.accept_streams();
     let own_metrics = Metrics::new(Arc::clone(&running), Arc::default(), None).render();
-    prove(&mut old, &running, probation);
+    let is_old_there = prove(&mut old, &running, probation);
+    let draining = offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at)));
+    let generation = offer.generation;
+    let write = |ledger: Arc<Ledger>| {
+        write_first(&ledger, &running, &http, own_metrics.clone(), generation.saturating_add(1), draining)
+    };
+    let is_written = ledger.is_some_and(write);
+    if is_old_there && let Err(reason) = old.tell(&FromNew::Confirm) {
+        tracing::warn!(reason, "the old process ended before the upgrade was confirmed; the calls are here");
+    }
+    if is_written {
+        // The old process does not go on for this one any more, so the supervisor may.
+        running.set_recoverable(true);
+    }
+    let _ = fault::at_step("confirmed");
     let (chain, metrics, passage) = last_words(&mut old, &running);
+    if !metrics.is_empty() {
+        running.remember_metrics(&metrics);
+    }
     running.follow_as_started();
     Ok(Some(TakenOver {
         config,
@@ -291,8 +310,8 @@ pub(crate) fn take_over(
         metrics,
         own_metrics,
         chain,
-        passage: Passage { generation: offer.generation, ..passage },
-        draining: offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at))),
+        passage: Passage { generation, ..passage },
+        draining,
     }))
 }
 
@@ -349,26 +368,23 @@ fn take(old: &mut OldProcess, workers: TakingOverServer) -> Result<(Running, Eve
     Ok(running)
 }
 
-/// Lives for a while before the old process may go.
-fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) {
+/// Lives for a while before the old process may go; gives whether that is still there to be told.
+fn prove(old: &mut OldProcess, running: &Arc<Running>, probation: Duration) -> bool {
     if !probation.is_zero() && fault::at_step("probation") {
         let _ = old.tell(&FromNew::Ready);
     }
-    if !old.is_there_for(probation, running) {
-        tracing::warn!("the old process ended before the upgrade was confirmed; the calls are here");
-        return;
-    }
+    let is_there = old.is_there_for(probation, running);
     let silent = tokio::runtime::Handle::current().block_on(running.silent_workers(SIGN_OF_LIFE));
-    if !silent.is_empty() {
+    if !is_there {
+        tracing::warn!("the old process ended before the upgrade was confirmed; the calls are here");
+    } else if !silent.is_empty() {
         tracing::error!(workers = ?silent, "workers are stuck right after they took over: the old process goes on");
         let reason = "a worker is stuck".to_owned();
         let _ = old.tell(&FromNew::Refused { reason, is_configuration: false });
         // It kills this process before it goes on.
         crate::failure::exit(1);
     }
-    if let Err(reason) = old.tell(&FromNew::Confirm) {
-        tracing::warn!(reason, "the old process ended before the upgrade was confirmed; the calls are here");
-    }
+    is_there
 }
 
 /// What the old process wrote and counted last.

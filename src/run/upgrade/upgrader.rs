@@ -1,6 +1,6 @@
 //! Who asks for an upgrade, and what they are answered: one at a time, and the loop of the server hears when one is confirmed.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,14 +10,13 @@ use super::new_process::{NewProcess, Program};
 use super::{Confirmed, Done, NotUpgraded, Upgrade, Upgraded};
 use crate::net::Running;
 use crate::net::handoff::Channel;
-use crate::net::ledger::ShellNote;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
 use crate::ops::drain::Drain;
 use crate::ops::notify::Notifier;
 use crate::ops::upgrades::Upgrades;
 use crate::run::Started;
+use crate::run::ledger_note::LedgerNote;
 use crate::run::reload::Reloader;
-use crate::state;
 
 /// Begins upgrades, one at a time, and says when one is confirmed.
 pub(crate) struct Upgrader {
@@ -101,22 +100,14 @@ impl Upgrader {
     }
 
     /// What this process is, and its sockets, for a ledger; nothing during an upgrade.
-    pub(crate) async fn note_for_ledger(&self) -> Option<(ShellNote, Vec<OwnedFd>)> {
+    pub(crate) async fn note_for_ledger(&self) -> Option<io::Result<LedgerNote>> {
         if self.is_under_way.load(Ordering::Acquire) {
             return None;
         }
         let listeners = self.reloader.hold_listeners().await;
         let unchanging = self.running.keep_unchanged().await;
-        let mut offer = self.running.offer(&unchanging, state::FORMAT);
-        offer.generation = self.upgrades.generation();
-        offer.draining_ms = self.drain.since().map(|since| since.as_millis() as u64);
-        let mut sockets = self.running.sockets().ok()?;
-        sockets.extend(listeners.sockets());
-        let numbers = sockets.iter().map(|(what, socket)| (what.clone(), socket.as_raw_fd())).collect();
-        let descriptors = sockets.into_iter().map(|(_, socket)| socket).collect();
-        let text = unchanging.config().source.text.as_ref();
-        let config = text.map(|text| text.expose().to_vec().into());
-        Some((ShellNote { offer, sockets: numbers, config }, descriptors))
+        let generation = self.upgrades.generation();
+        Some(LedgerNote::of(&self.running, &unchanging, listeners.sockets(), generation, self.drain.since()))
     }
 
     /// Waits until the server drains.
