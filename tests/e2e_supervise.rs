@@ -14,7 +14,7 @@ use e2e_support::server::{Directory, binary, run_to_end};
 use e2e_support::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
 use e2e_support::{Client, Server, Settings, Wanted, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
-use throughway::wire::message::METHOD_ALLOCATE;
+use throughway::wire::message::{METHOD_ALLOCATE, METHOD_REFRESH};
 
 const GOES_ON: &str = "the server was killed: this process goes on with its calls over UDP";
 const ANEW: &str = "the server was killed, and its calls can't be gone on with: it starts anew";
@@ -257,6 +257,71 @@ fn a_dead_streams_session_is_nobody_elses() {
         e2e_support::peer::expect_silence(&peer);
     }
     assert!(server.log.sessions().iter().all(|record| record["reason"] == "crash"));
+}
+
+/// Clients that begin and end sessions all the time send again what was not answered: what they were told holds, and what is
+/// over leaves nothing behind.
+#[test]
+fn sessions_that_begin_and_end_meanwhile_leave_nothing_behind() {
+    const KILLS: usize = 10;
+    let mut settings = supervised(3);
+    for key in ["allocations_per_user_per_minute", "allocations_per_client_per_minute"] {
+        settings = settings.limit(key, "0");
+    }
+    let server = settings.start();
+    let udp = server.udp4();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let cycle = || {
+        let mut client = Client::udp(udp);
+        let (challenge, _) = client.request_until_answered(METHOD_ALLOCATE, &[Wanted::udp()]);
+        client.take_challenge(&challenge);
+        let (created, _) = client.request_until_answered(METHOD_ALLOCATE, &[Wanted::udp()]);
+        assert_eq!(created.code(), 0);
+        let (ended, times) = client.request_until_answered(METHOD_REFRESH, &[Wanted::lifetime(0)]);
+        // The answer of the dead process may be lost: then there is no session any more when it is asked for again.
+        assert!(ended.code() == 0 || times > 1 && ended.code() == 437, "{} after {times}", ended.code());
+    };
+    let before = server.descriptors();
+    let sessions: usize = std::thread::scope(|scope| {
+        let run = || {
+            let mut sessions = 0;
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                cycle();
+                sessions += 1;
+            }
+            sessions
+        };
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(run)).collect();
+        (0..KILLS).for_each(|_| kill(&server));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!(sessions > KILLS, "{sessions}");
+    assert_eq!(recoveries(&server), KILLS as u64);
+    wait_for("the end of all sessions", || (server.live() == 0).then_some(()));
+    // Sockets of a request to the server itself come and go.
+    wait_for("all descriptors to be closed", || (server.descriptors() <= before + 4).then_some(()));
+}
+
+/// Who started the server may have said that ended children are not waited for; that is inherited.
+#[test]
+fn a_parent_that_ignores_the_end_of_children_changes_nothing() {
+    let ignoring = |config: &Path| {
+        let whole = binary(config);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' CHLD; exec \"$0\" \"$@\""]).arg(whole.get_program()).args(whole.get_args());
+        command.env_clear().stdin(std::process::Stdio::null());
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command
+    };
+    let mut server = Server::start_as(Directory::new(), supervised(1), ignoring);
+    let ignored = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    kill(&server);
+    assert_eq!(client.refresh(0).code(), 0, "{ignored}");
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 /// What is new in the file is there after a crash, and what can't be is told and ends no call.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use e2e_support::tls::Authority;
 use e2e_support::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
-use e2e_support::{Client, Directory, Origin, SILENCE, Server, Settings, Witness, payload, peer, wait_for};
+use e2e_support::{Client, Directory, Echo, Origin, SILENCE, Server, Settings, Witness, payload, peer, wait_for};
 use serde_json::Value;
 
 const SECRET: &str = "north-of-everything";
@@ -276,6 +276,75 @@ with_one_and_three_workers! {
             }
         }
         assert_eq!(own.server.log.sessions().len(), 10, "each session has one line");
+    }
+}
+
+/// Sessions that begin and end all the time, each with a packet in both ways; gives how many there were.
+struct Churn {
+    is_over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<u64>>,
+}
+
+impl Churn {
+    fn start(connect: impl Iterator<Item = Box<dyn Fn() -> Client + Send>>) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let start = |connect: Box<dyn Fn() -> Client + Send>| {
+            let is_over = Arc::clone(&is_over);
+            std::thread::spawn(move || {
+                let mut sessions = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut client = connect();
+                    let echo = Echo::start(client.allocate());
+                    client.bind(CHANNEL, echo.address);
+                    client.send_channel(CHANNEL, b"once");
+                    client.expect_data(Origin::Channel(CHANNEL), b"once");
+                    assert_eq!(client.refresh(0).code(), 0);
+                    sessions += 1;
+                }
+                sessions
+            })
+        };
+        Self { threads: connect.map(start).collect(), is_over }
+    }
+
+    fn finish(self) -> u64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    }
+}
+
+with_one_and_three_workers! {
+    /// Requests for sessions and their ends come at every moment of an upgrade: each is carried out once, and counted once.
+    fn sessions_that_begin_and_end_meanwhile_are_counted_once(workers: u8) {
+        let certificates = Authority::new();
+        let mut settings = certificates.settings(workers);
+        for key in ["allocations_per_user_per_minute", "allocations_per_client_per_minute"] {
+            settings = settings.limit(key, "0");
+        }
+        let mut own = Upgradable::start(settings);
+        let (udp, tcp) = (own.server.udp4(), own.server.tcp4());
+        let over_udp = (0..3).map(|_| Box::new(move || Client::udp(udp)) as Box<dyn Fn() -> Client + Send>);
+        let over_tcp = (0..2).map(|_| Box::new(move || Client::tcp(tcp)) as Box<dyn Fn() -> Client + Send>);
+        let churn = Churn::start(over_udp.chain(over_tcp));
+        for _ in 0..upgrades() {
+            own.upgrade();
+        }
+        let sessions = churn.finish();
+        assert!(sessions > 50, "{sessions}");
+        wait_for("the last end", || (own.server.live() == 0).then_some(()));
+        let scrape = own.server.scrape();
+        assert_eq!(scrape.sum("throughway_allocations_created_total"), sessions);
+        assert_eq!(scrape.sum("throughway_allocations_ended_total"), sessions);
+        for (way, side, _) in SERIES {
+            let labels = [("way", way), ("side", side)];
+            assert_eq!(scrape.value("throughway_payload_packets_total", &labels), sessions, "{way} {side}");
+        }
+        own.server.signal("TERM");
+        assert_eq!(own.server.wait().code(), Some(0));
+        let all = own.server.log.sessions();
+        assert_eq!(all.len() as u64, sessions);
+        let is_whole = |line: &&Value| line["packets_from_client"] == 1 && line["packets_to_client"] == 1;
+        assert_eq!(all.iter().find(|line| !is_whole(line)), None);
     }
 }
 

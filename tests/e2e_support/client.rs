@@ -403,6 +403,20 @@ impl Client {
         response
     }
 
+    /// The same, sent again until an answer comes; gives how often it was sent.
+    #[track_caller]
+    pub fn request_until_answered(&mut self, method: Method, wanted: &[Wanted]) -> (Response, usize) {
+        const TIMES_MAX: usize = 40;
+        let bytes = request(method, wanted, self.login.as_ref());
+        for times in 1..=TIMES_MAX {
+            self.send_raw(&bytes);
+            if let Some(response) = self.answer_within(&bytes, Duration::from_millis(250)) {
+                return (response, times);
+            }
+        }
+        panic!("no answer to {TIMES_MAX} requests");
+    }
+
     #[track_caller]
     pub fn binding(&mut self) -> SocketAddr {
         let response = self.ask(&request(METHOD_BINDING, &[], None));
