@@ -1,7 +1,7 @@
 //! Reads the tables of a SQLite database: the format of its file, as far as rows need it, and nothing else.
 //!
 //! No SQL, no indexes, no writing. Every number of the file is checked before it is used, every page is visited once at
-//! most, and rows are bounded, so a damaged or hostile file ends in an error. What stands in a write-ahead log is not seen:
+//! most, and rows have no more bytes than the file, so a damaged or hostile file ends in an error. What stands in a write-ahead log is not seen:
 //! the caller looks for one. Decision 0214 tells why this is no library.
 
 use std::collections::BTreeMap;
@@ -126,6 +126,8 @@ impl<'b> Database<'b> {
         let damaged = || DAMAGED.to_owned();
         let mut rows = Vec::new();
         let mut left = self.bytes.len() / self.page_bytes;
+        // Cells of a hostile file may all lie at one place.
+        let mut bytes_left = self.bytes.len();
         // The next page is the last one; children are put there from right to left.
         let mut pages = vec![root];
         while let Some(number) = pages.pop() {
@@ -137,7 +139,7 @@ impl<'b> Database<'b> {
                 Some(0x0D) => {
                     for at in 0..count {
                         let cell = u16_at(page, head + 8 + 2 * at).map(usize::from).ok_or_else(damaged)?;
-                        rows.push(self.row(page, cell).ok_or_else(damaged)?);
+                        rows.push(self.row(page, cell, &mut bytes_left).ok_or_else(damaged)?);
                         if rows.len() > ROWS_MAX {
                             return Err(format!(
                                 "has a table with more than {ROWS_MAX} rows, which are more than is read"
@@ -161,10 +163,11 @@ impl<'b> Database<'b> {
         Ok(rows)
     }
 
-    /// The row in a cell of a leaf.
-    fn row(&self, page: &[u8], cell: usize) -> Option<Vec<Cell>> {
+    /// The row in a cell of a leaf, which takes from the bytes that rows may have together.
+    fn row(&self, page: &[u8], cell: usize, bytes_left: &mut usize) -> Option<Vec<Cell>> {
         let mut at = cell;
         let length = usize::try_from(varint(page, &mut at)?).ok().filter(|length| *length <= ROW_BYTES_MAX)?;
+        *bytes_left = bytes_left.checked_sub(length)?;
         varint(page, &mut at)?;
         let record = self.payload(page, at, length)?;
         cells_of(&record)
@@ -310,6 +313,27 @@ mod tests {
             let _ = Database::open(&FILE[..length]).map(|database| database.rows("turnusers_lt", &["name"]).is_ok());
         }
         assert!(Database::open(&FILE[..1024]).is_err());
+    }
+
+    /// Each cell of a page names the same row, whose bytes lie on a page of their own.
+    #[test]
+    fn rows_that_share_their_bytes_are_an_error() {
+        let mut bytes = vec![0; 3 * 65_536];
+        bytes[..16].copy_from_slice(MAGIC);
+        bytes[16..18].copy_from_slice(&1_u16.to_be_bytes());
+        bytes[HEAD_BYTES] = 0x0D;
+        let cells: u16 = 1_000;
+        bytes[HEAD_BYTES + 3..HEAD_BYTES + 5].copy_from_slice(&cells.to_be_bytes());
+        for at in 0..usize::from(cells) {
+            bytes[HEAD_BYTES + 8 + 2 * at..][..2].copy_from_slice(&4_000_u16.to_be_bytes());
+        }
+        // 30,000 bytes, row 1; the head of the record has one byte, and its rest says nothing.
+        bytes[4_000..4_004].copy_from_slice(&[0x81, 0xEA, 0x30, 1]);
+        bytes[4_004] = 1;
+        assert_eq!(Database::open(&bytes).map(|_| ()), Err(DAMAGED.to_owned()));
+        let one: u16 = 1;
+        bytes[HEAD_BYTES + 3..HEAD_BYTES + 5].copy_from_slice(&one.to_be_bytes());
+        assert_eq!(Database::open(&bytes).map(|_| ()), Ok(()), "one of them is a row");
     }
 
     #[test]
