@@ -32,6 +32,7 @@ use crate::api::host::AllowedHosts;
 use crate::api::not_found::with_fallback;
 use crate::api::rest::counts::IssueCounts;
 use crate::api::rest::{self, Exposure, Rest};
+use crate::api::revoker::Revoker;
 use crate::clock;
 use crate::config::Config;
 use crate::config::upgrade::UpgradeConfig;
@@ -347,8 +348,9 @@ async fn serve_until_signal(
     }
     let (commands, mut asked) = command::channel();
     let hosts = AllowedHosts::default();
-    let admin = Arc::new(admin(&config, &started, hosts.clone(), kept, commands, level.clone()));
-    let rest = rest(&config, &started);
+    let revoker = revoker(&started, kept);
+    let admin = Arc::new(admin(&config, &started, hosts.clone(), Arc::clone(&revoker), commands, level.clone()));
+    let rest = rest(&config, &started, revoker);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
     if let Some(inherited) = &inherited {
         go_on_counting(&started, inherited);
@@ -549,11 +551,12 @@ fn start_log(config: &Config) -> Result<Level, Failure> {
 }
 
 /// The credential API, which refuses the same users as the relay.
-fn rest(config: &Config, started: &Started) -> Arc<Rest> {
+fn rest(config: &Config, started: &Started, revoker: Arc<Revoker>) -> Arc<Rest> {
     let uris = rest::uris_of(&started.running, config);
     let rest = Rest::new(config, uris, Arc::clone(&started.issuing), clock::now);
     let running = Arc::clone(&started.running);
     rest.shut_out(move |party, now| running.revocations().includes(party, now));
+    rest.revoke_with(revoker);
     Arc::new(rest)
 }
 
@@ -567,7 +570,7 @@ fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts
     let public = health::public_router().merge(rest::router(rest, &Exposure::Public));
     let public = public.merge(acme::router(started.acme.tokens()));
     let public = with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()));
-    HttpListeners::new(private, public, hosts, Gate::default())
+    HttpListeners::new(private, public, Arc::clone(rest), hosts, Gate::default())
 }
 
 /// How a server ends.
@@ -670,20 +673,25 @@ fn follow_addresses(
     })
 }
 
+/// What revokes, with the file that keeps it.
+fn revoker(started: &Started, kept: Option<PathBuf>) -> Arc<Revoker> {
+    let running = Arc::clone(&started.running);
+    let store = Arc::new(Store::new(Arc::clone(&running), kept));
+    tokio::spawn(revocations::sweep_now_and_then(Arc::downgrade(&store)));
+    Arc::new(Revoker::new(running, store, clock::now))
+}
+
 fn admin(
     config: &Config,
     started: &Started,
     hosts: AllowedHosts,
-    kept: Option<PathBuf>,
+    revoker: Arc<Revoker>,
     commands: Commands,
     level: Level,
 ) -> Admin {
-    let running = Arc::clone(&started.running);
-    let store = Arc::new(Store::new(Arc::clone(&running), kept));
-    tokio::spawn(revocations::sweep_now_and_then(Arc::downgrade(&store)));
     let parts = admin::AdminParts {
-        revocations: store,
-        running,
+        revoker,
+        running: Arc::clone(&started.running),
         status: Arc::clone(&started.status),
         usage: started.usage.as_ref().map(Usage::metrics),
         refusals: Arc::clone(&started.refusals),

@@ -217,6 +217,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("http.public", "http.proxies = [\"127.0.0.1\"]\nhttp.identity_header = \"X-User\"\n", "[\"127.0.0.1:21001\"]"),
     ("http.public_name", "", "\"turn.example.org\""),
     ("http.unix_uids", "", "[33]"),
+    ("http.chatmail_socket", "http.unix_uids = [33]\n", "\"/run/chatmail.sock\""),
     ("http.proxies", "", "[\"127.0.0.1\"]"),
     ("http.identity_header", "http.proxies = [\"127.0.0.1\"]\n", "\"X-User\""),
     ("http.jwt_keys", URL, "\"jwks\""),

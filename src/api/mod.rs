@@ -5,6 +5,7 @@ pub mod health;
 pub mod host;
 pub mod not_found;
 pub mod rest;
+pub mod revoker;
 pub mod uris;
 
 mod failed_logins;
@@ -15,7 +16,7 @@ mod slow_reader;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +33,9 @@ use crate::tls::Tls;
 
 pub use serve::Peer;
 pub(crate) use serve::requests_answered;
+
+/// Connecting needs the right to write.
+const CHATMAIL_MODE: u32 = 0o666;
 
 /// Shows what the listeners and the admin API count; registered with
 /// [`Metrics::with`](crate::ops::metrics::Metrics::with).
@@ -126,6 +130,23 @@ impl Bound {
     pub fn open_admin(path: &Path, passed: &Passed) -> Result<Self, BindError> {
         Self::open(&HttpListen::Unix(path.to_owned()), passed)
             .map_err(|error| BindError { key: "http.admin_socket", ..error })
+    }
+
+    /// The same for `http.chatmail_socket`. Every process may connect: who gets something, its user decides.
+    ///
+    /// # Errors
+    /// As [`Bound::bind`].
+    pub fn open_chatmail(path: &Path, passed: &Passed) -> Result<Self, BindError> {
+        let key = "http.chatmail_socket";
+        let bound = Self::open(&HttpListen::Unix(path.to_owned()), passed);
+        let bound = bound.map_err(|error| BindError { key, ..error })?;
+        if let Self::Unix(_, file) = &bound
+            && file.is_ours.load(Ordering::Relaxed)
+        {
+            let opened = std::fs::set_permissions(path, std::fs::Permissions::from_mode(CHATMAIL_MODE));
+            opened.map_err(|cause| BindError { key, place: path.display().to_string(), cause })?;
+        }
+        Ok(bound)
     }
 
     /// The same for one of `http.public`.
@@ -267,6 +288,19 @@ impl Registered {
             }
             Listener::Tcp(listener) => serve::tcp(listener, router, gate).await,
             Listener::Unix(listener, _file) => serve::unix(listener, router, gate).await,
+        }
+    }
+}
+
+impl Registered {
+    /// Gives a line with a credential to each process that connects to a unix socket, while the gate is open.
+    ///
+    /// # Errors
+    /// When it is no unix socket.
+    pub(crate) async fn serve_lines(self, rest: Arc<rest::Rest>, gate: Gate) -> io::Result<()> {
+        match self.listener {
+            Listener::Unix(listener, _file) => rest::line::serve(listener, rest, gate).await,
+            Listener::Tcp(_) | Listener::Https(_) => Err(io::Error::other("credentials as lines need a unix socket")),
         }
     }
 }

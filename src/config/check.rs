@@ -53,6 +53,7 @@ pub(crate) fn check(
     let auth = check.auth(environment, initial_secret.as_ref());
     let nonce_key = check.secret_of("auth.nonce_key_file");
     check.issuing_needs_a_secret(&http.issuing, &auth);
+    check.chatmail_ttl_fits(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);
     let peers = check.peers();
     let limits = check.limits();

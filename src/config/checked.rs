@@ -124,6 +124,7 @@ impl Config {
             Err(path) => {
                 matches!(http, Some(HttpListen::Unix(own)) if own == path)
                     || self.http.admin_socket.as_deref() == Some(path)
+                    || self.http.chatmail_socket.as_deref() == Some(path)
             }
         }
     }

@@ -262,6 +262,7 @@ impl Config {
                 "name": &*key.name, "max_ttl": key.max_ttl, "from": strings(&key.from),
             })).collect::<Vec<_>>(),
             "unix_uids": issuing.unix_uids,
+            "chatmail_socket": self.http.chatmail_socket,
             "proxies": strings(&issuing.proxies),
             "identity_header": issuing.identity_header,
             "jwt": issuing.jwt.as_ref().map(|jwt| json!({
@@ -292,6 +293,10 @@ impl Config {
         if !issuing.unix_uids.is_empty() {
             let uids = join(&issuing.unix_uids, ", ");
             lines.push(format!("credentials over a unix socket to the users with the ids {uids}"));
+        }
+        if let Some(path) = &self.http.chatmail_socket {
+            let ttl = DURATION.show(issuing.chatmail_ttl.min(self.auth.max_ttl));
+            lines.push(format!("credentials as lines to the same users on {}, for {ttl}", path.display()));
         }
         if let Some(jwt) = &issuing.jwt {
             lines.push(format!(

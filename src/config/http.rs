@@ -23,6 +23,8 @@ pub struct HttpConfig {
     pub issuing: IssuingConfig,
     /// Where the admin API is served besides: a unix socket for root, the server's own user and `http.admin_uids`.
     pub admin_socket: Option<PathBuf>,
+    /// Where credentials are served as lines, to `http.unix_uids`.
+    pub chatmail_socket: Option<PathBuf>,
 }
 
 /// One of `http.public`; `[::]` means IPv6 only.
@@ -73,7 +75,33 @@ impl Check {
             let node = self.get("http.admin_socket");
             self.wrong(&node, "is taken by http.listen, which serves the admin API too; write \"none\"");
         }
-        HttpConfig { listen: private, hosts, public, issuing, admin_socket }
+        let chatmail_socket = self.chatmail_socket(private.as_ref(), admin_socket.as_ref(), &issuing);
+        HttpConfig { listen: private, hosts, public, issuing, admin_socket, chatmail_socket }
+    }
+
+    /// `http.chatmail_socket`, a path of its own; its callers are known by their user only.
+    fn chatmail_socket(
+        &mut self,
+        private: Option<&HttpListen>,
+        admin: Option<&PathBuf>,
+        issuing: &IssuingConfig,
+    ) -> Option<PathBuf> {
+        let (text, node) = self.text_of("http.chatmail_socket")?;
+        let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
+        if !path.is_absolute() || path.file_name().is_none() {
+            self.wrong(&node, "expected an absolute path, such as \"/run/throughway/chatmail.sock\"");
+            return None;
+        }
+        let of_listen = matches!(private, Some(HttpListen::Unix(own)) if *own == path);
+        let taken = [("http.listen", of_listen), ("http.admin_socket", admin == Some(&path))];
+        if let Some((key, _)) = taken.into_iter().find(|(_, is_taken)| *is_taken) {
+            self.wrong(&node, format!("is the socket of {key}; name another one"));
+        } else if issuing.unix_uids.is_empty() && !self.has_problem_with("http.unix_uids") {
+            let message = "has no caller: put the user of the relay's metadata service into http.unix_uids, the number that \
+                 `id -u vmail` prints";
+            self.wrong(&node, message);
+        }
+        Some(path)
     }
 
     fn hosts(&mut self) -> Vec<Box<str>> {

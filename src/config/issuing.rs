@@ -10,6 +10,7 @@ use crate::config::check::{Check, Table, problem};
 use crate::config::diff::digest_of;
 use crate::config::document::{Node, Value};
 use crate::config::initial_secret::is_world_readable;
+use crate::config::units::DURATION;
 use crate::credentials::claims::{Claim, Claims, Grant};
 use crate::credentials::published::published;
 use crate::fetch::{Authorities, Url};
@@ -39,6 +40,8 @@ pub struct IssuingConfig {
     pub cors: Vec<Box<str>>,
     /// `http.ttl`, in seconds.
     pub ttl: u64,
+    /// `http.chatmail_ttl`, in seconds.
+    pub chatmail_ttl: u64,
     /// `http.public_name`: a host name or an address.
     pub public_name: Option<Box<str>>,
     /// `limits.credentials_per_key`, a minute.
@@ -138,6 +141,7 @@ impl Check {
             jwt: self.jwt(),
             cors: self.cors(),
             ttl: self.number("http.ttl"),
+            chatmail_ttl: self.number("http.chatmail_ttl"),
             public_name: self.public_name(),
             per_key: self.limit("limits.credentials_per_key"),
             per_user: self.limit("limits.credentials_per_user"),
@@ -150,6 +154,20 @@ impl Check {
             let node = self.get("http.keys");
             self.wrong(&node, "credentials are made with a secret, and there is none: add [[auth.secrets]]");
         }
+    }
+
+    /// A lifetime that is written down is meant: the relay would refuse credentials that it cuts off in silence.
+    pub(crate) fn chatmail_ttl_fits(&mut self, issuing: &IssuingConfig, auth: &AuthSettings) {
+        let node = self.get("http.chatmail_ttl");
+        if node.is_default() || issuing.chatmail_ttl <= auth.max_ttl || self.has_problem_with("auth.max_ttl") {
+            return;
+        }
+        let message = format!(
+            "the server accepts credentials for {} at most: lower it, or raise auth.max_ttl. Chatmail's own TURN server gives \
+             5d; Delta Chat asks again 12 hours before the end, so 48h is enough",
+            DURATION.show(auth.max_ttl)
+        );
+        self.wrong(&node, message);
     }
 
     /// What keys and tokens say of tenant and limits goes into the credential, so a secret that mints must read it.

@@ -179,7 +179,7 @@ fn text(path: &str) -> Value {
         "http.identity_header" => pattern("^[0-9A-Za-z_-]*$"),
         "drain.alternate_domain" => pattern(r"^$|^[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*$"),
         "http.admin_socket" => pattern("^$|^none$|^(?:unix:)?/.+"),
-        "upgrade.socket" => pattern("^$|^(?:unix:)?/.+"),
+        "http.chatmail_socket" | "upgrade.socket" => pattern("^$|^(?:unix:)?/.+"),
         "auth.secrets.id" => pattern("^[!-~]{1,64}$"),
         // At least 16 bytes: letters that are not ASCII have more than one.
         "auth.secrets.value" => pattern(r"[^\x00-\x7f]|^[\s\S]{16}"),

@@ -50,6 +50,7 @@ impl Check {
         }
         let taken = [
             ("http.admin_socket", http.admin_socket.as_ref()),
+            ("http.chatmail_socket", http.chatmail_socket.as_ref()),
             (
                 "http.listen",
                 match &http.listen {

@@ -129,6 +129,12 @@ impl Store {
         Self { running, file, set: Mutex::new(RevocationSet { revocations, changes: 0 }), written: Mutex::new(0) }
     }
 
+    /// Whether a caller with an API key may revoke one more: half of the room is the operator's.
+    #[must_use]
+    pub fn has_room_for_callers(&self) -> bool {
+        self.set().revocations.len() < ENTRIES_MAX / 2
+    }
+
     /// Where the entries are kept; nowhere if they are lost with the process.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {

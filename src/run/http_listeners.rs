@@ -10,6 +10,7 @@ use axum::Router;
 use tokio::task::AbortHandle;
 
 use crate::api::host::AllowedHosts;
+use crate::api::rest::Rest;
 use crate::api::{BindError, Bound, Registered};
 use crate::config::checked::{HttpConfig, HttpListen, PublicListen};
 use crate::net::gate::Gate;
@@ -24,6 +25,8 @@ enum ConfiguredListener {
     Private(HttpListen),
     /// `http.admin_socket`.
     Admin(PathBuf),
+    /// `http.chatmail_socket`.
+    Chatmail(PathBuf),
     /// One of `http.public`.
     Public(PublicListen),
 }
@@ -31,7 +34,8 @@ enum ConfiguredListener {
 fn configured_listeners(config: &HttpConfig) -> Vec<ConfiguredListener> {
     let private = config.listen.iter().cloned().map(ConfiguredListener::Private);
     let admin = config.admin_socket.iter().cloned().map(ConfiguredListener::Admin);
-    private.chain(admin).chain(config.public.iter().copied().map(ConfiguredListener::Public)).collect()
+    let chatmail = config.chatmail_socket.iter().cloned().map(ConfiguredListener::Chatmail);
+    private.chain(admin).chain(chatmail).chain(config.public.iter().copied().map(ConfiguredListener::Public)).collect()
 }
 
 /// Listeners that are bound and not served yet; dropping it closes them.
@@ -81,6 +85,7 @@ impl BoundHttpListeners {
             let (key, bound) = match &configured {
                 ConfiguredListener::Private(listen) => ("http.listen", Bound::open(listen, passed)?),
                 ConfiguredListener::Admin(path) => ("http.admin_socket", Bound::open_admin(path, passed)?),
+                ConfiguredListener::Chatmail(path) => ("http.chatmail_socket", Bound::open_chatmail(path, passed)?),
                 ConfiguredListener::Public(listen) => ("http.public", Bound::open_public(*listen, passed)?),
             };
             // The last thing that can fail: serving must not.
@@ -125,6 +130,7 @@ struct HttpListener {
 pub(crate) struct HttpListeners {
     private: Router,
     public: Router,
+    rest: Arc<Rest>,
     hosts: AllowedHosts,
     gate: Gate,
     open: Vec<HttpListener>,
@@ -135,6 +141,7 @@ impl ConfiguredListener {
         match self {
             Self::Private(_) => "http.listen",
             Self::Admin(_) => "http.admin_socket",
+            Self::Chatmail(_) => "http.chatmail_socket",
             Self::Public(_) => "http.public",
         }
     }
@@ -145,7 +152,7 @@ impl ConfiguredListener {
             Self::Private(HttpListen::Tcp(address)) | Self::Public(PublicListen { address, .. }) => {
                 PassedSocket::Http(*address)
             }
-            Self::Private(HttpListen::Unix(path)) | Self::Admin(path) => {
+            Self::Private(HttpListen::Unix(path)) | Self::Admin(path) | Self::Chatmail(path) => {
                 PassedSocket::HttpPath { path: path.clone(), is_ours }
             }
         }
@@ -154,9 +161,10 @@ impl ConfiguredListener {
     /// The socket of this listener, if another process passed it.
     fn take_from(&self, sockets: &mut Vec<(PassedSocket, OwnedFd)>) -> Option<Bound> {
         let at = sockets.iter().position(|(what, _)| match (what, self) {
-            (PassedSocket::HttpPath { path, .. }, Self::Private(HttpListen::Unix(own)) | Self::Admin(own)) => {
-                path == own
-            }
+            (
+                PassedSocket::HttpPath { path, .. },
+                Self::Private(HttpListen::Unix(own)) | Self::Admin(own) | Self::Chatmail(own),
+            ) => path == own,
             (what, _) => *what == self.note(false),
         })?;
         let (what, socket) = sockets.swap_remove(at);
@@ -191,9 +199,10 @@ impl HttpListeners {
         }
     }
 
-    /// Serves nothing yet: `private` will be on `http.listen`, whose Host names are `hosts`, and `public` on `http.public`.
-    pub(crate) const fn new(private: Router, public: Router, hosts: AllowedHosts, gate: Gate) -> Self {
-        Self { private, public, hosts, gate, open: Vec::new() }
+    /// Serves nothing yet: `private` will be on `http.listen`, whose Host names are `hosts`, `public` on `http.public`, and
+    /// lines of `rest` on `http.chatmail_socket`.
+    pub(crate) const fn new(private: Router, public: Router, rest: Arc<Rest>, hosts: AllowedHosts, gate: Gate) -> Self {
+        Self { private, public, rest, hosts, gate, open: Vec::new() }
     }
 
     /// Binds what a configuration has and this has not.
@@ -227,15 +236,19 @@ impl HttpListeners {
             let routes = match &configured {
                 ConfiguredListener::Private(_) => {
                     tracing::info!(address = name, "metrics and health");
-                    &self.private
+                    Some(&self.private)
                 }
                 ConfiguredListener::Admin(_) => {
                     tracing::info!(address = name, "serving the admin API to root and the server's own user");
-                    &self.private
+                    Some(&self.private)
+                }
+                ConfiguredListener::Chatmail(_) => {
+                    tracing::info!(address = name, "serving credentials as lines, for chatmail");
+                    None
                 }
                 ConfiguredListener::Public(_) => {
                     tracing::info!(address = name, "serving the credential API");
-                    &self.public
+                    Some(&self.public)
                 }
             };
             // Without a duplicate a process that takes over binds it anew.
@@ -245,8 +258,12 @@ impl HttpListeners {
             {
                 is_ours.store(true, Ordering::Relaxed);
             }
-            let serving = listener.serve_through(routes.clone(), tls.cloned(), self.gate.clone());
-            let serving = tokio::spawn(serving).abort_handle();
+            let gate = self.gate.clone();
+            let serving = match routes {
+                Some(routes) => tokio::spawn(listener.serve_through(routes.clone(), tls.cloned(), gate)),
+                None => tokio::spawn(listener.serve_lines(Arc::clone(&self.rest), gate)),
+            };
+            let serving = serving.abort_handle();
             self.open.push(HttpListener { configured, address, serving, socket, file_is_ours });
         }
     }

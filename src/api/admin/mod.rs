@@ -30,6 +30,7 @@ use self::sessions::{SessionsQuery, SubjectRequest};
 use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
+use super::revoker::Revoker;
 use super::serve::LONG_PATH;
 use crate::acme::Acme;
 use crate::calendar::rfc3339;
@@ -39,7 +40,7 @@ use crate::net::{Cursor, Running};
 use crate::ops::command::{Command, Commands, UpgradeRequest};
 use crate::ops::log::Level;
 use crate::ops::refusals::Refusals;
-use crate::ops::revocations::{NotRevoked, Store, until};
+use crate::ops::revocations::NotRevoked;
 use crate::ops::status::Status;
 use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::SessionRecord;
@@ -108,8 +109,8 @@ pub struct AdminParts {
     pub refusals: Arc<Refusals>,
     /// Certificates that the server gets itself.
     pub acme: Arc<Acme>,
-    /// Who is shut out.
-    pub revocations: Arc<Store>,
+    /// Who is shut out, and how more are.
+    pub revoker: Arc<Revoker>,
     /// What is done beside the signals.
     pub commands: Commands,
     /// The log's level.
@@ -284,13 +285,14 @@ impl Admin {
     }
 
     fn revocations(&self) -> Value {
-        let all = self.parts.revocations.list((self.parts.clock)());
+        let store = self.parts.revoker.store();
+        let all = store.list((self.parts.clock)());
         let entries = all.iter().map(|(whose, until)| {
             let mut entry = sessions::show_whose(whose);
             entry.insert("until".to_owned(), json!(rfc3339(until.0)));
             Value::Object(entry)
         });
-        json!({ "revocations": entries.collect::<Vec<_>>(), "file": self.parts.revocations.file() })
+        json!({ "revocations": entries.collect::<Vec<_>>(), "file": store.file() })
     }
 
     async fn kick(&self, by: Operator, meant: SubjectRequest) -> Result<Value, AdminRefused> {
@@ -312,10 +314,10 @@ impl Admin {
     async fn revoke(&self, by: Operator, meant: SubjectRequest, max_ttl: u64) -> Result<Value, AdminRefused> {
         let (whose, undo) = meant.revocation()?;
         let whom = Value::Object(sessions::show_whose(&whose));
-        let now = (self.parts.clock)();
-        let is_kept = self.parts.revocations.file().is_some();
+        let revoker = &self.parts.revoker;
+        let is_kept = revoker.store().file().is_some();
         if undo {
-            let done = self.stored(move |store| store.undo(&whose, now)).await;
+            let done = revoker.undo(whose).await;
             tracing::info!(%by, %whom, is_saved = done.is_ok() && is_kept, "revocation undone by an operator");
             return match done {
                 Ok(true) => Ok(json!({ "undone": true })),
@@ -326,32 +328,11 @@ impl Admin {
                 Err(error) => Err(not_revoked(&error)),
             };
         }
-        let until = until(&whose, now.unix, max_ttl);
-        // Where there is no end, no such credential is good any more; a session that outlived it may be there all the same.
-        let change = until.map(|until| self.parts.revocations.revoke(whose.clone(), until, now)).transpose();
-        let change = change.map_err(|error| not_revoked(&error))?;
-        // Before the file: a disk that hangs must not keep a session alive.
-        let ended = self.parts.running.close(&Selector::Subject(whose), EndReason::Revoked).await;
-        let saved = match change {
-            Some(change) => self.stored(move |store| store.save(change, now)).await,
-            None => Ok(()),
-        };
-        tracing::info!(%by, %whom, ended, is_saved = saved.is_ok() && is_kept, "revoked by an operator");
-        saved.map_err(|error| not_revoked(&error))?;
-        let until = until.map(|until| rfc3339(until.0));
-        Ok(json!({ "until": until, "ended": ended, "file": self.parts.revocations.file() }))
-    }
-
-    /// Writing a file blocks, so it is done elsewhere.
-    async fn stored<T: Send + 'static>(
-        &self,
-        change: impl FnOnce(&Store) -> Result<T, NotRevoked> + Send + 'static,
-    ) -> Result<T, NotRevoked> {
-        let store = Arc::clone(&self.parts.revocations);
-        let changed = tokio::task::spawn_blocking(move || change(&store)).await;
-        changed.unwrap_or_else(|error| {
-            Err(NotRevoked::NotSaved { path: Default::default(), cause: std::io::Error::other(error.to_string()) })
-        })
+        let done = revoker.revoke(whose, max_ttl).await.map_err(|error| not_revoked(&error))?;
+        tracing::info!(%by, %whom, ended = done.ended, is_saved = done.saved.is_ok() && is_kept, "revoked by an operator");
+        done.saved.map_err(|error| not_revoked(&error))?;
+        let until = done.until.map(|until| rfc3339(until.0));
+        Ok(json!({ "until": until, "ended": done.ended, "file": revoker.store().file() }))
     }
 
     async fn reload(&self, by: Operator) -> Result<Value, AdminRefused> {

@@ -33,7 +33,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    fn known_by(name: &str, user: Option<String>) -> Self {
+    pub(super) fn known_by(name: &str, user: Option<String>) -> Self {
         Self { name: name.into(), max_ttl: None, user, tenant: None, grant: Grant::default() }
     }
 

@@ -7,10 +7,12 @@ mod access;
 pub mod counts;
 mod forwarded;
 pub(crate) mod limits;
+pub(in crate::api) mod line;
 mod own_key;
 mod rate;
 pub mod refused;
 mod request;
+mod revoke;
 pub mod shape;
 mod token_keys;
 
@@ -20,7 +22,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody as _};
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts as _, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
@@ -36,6 +38,7 @@ use self::token_keys::TokenKeys;
 use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
+use super::revoker::Revoker;
 use super::uris;
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
@@ -65,7 +68,7 @@ pub fn client_address(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -
 }
 
 /// Where each shape is found.
-const ROUTES: [(&str, Shape); 13] = [
+const ROUTES: [(&str, Shape); 14] = [
     ("/v1/credentials", Shape::All),
     ("/", Shape::Draft),
     ("/turn", Shape::Draft),
@@ -75,6 +78,7 @@ const ROUTES: [(&str, Shape); 13] = [
     ("/_matrix/client/r0/voip/turnServer", Shape::Matrix),
     ("/v1/turn/keys/{id}/credentials/generate-ice-servers", Shape::Cloudflare),
     ("/v1/turn/keys/{id}/credentials/generate", Shape::CloudflareOld),
+    ("/v1/turn/keys/{id}/credentials/{username}/revoke", Shape::CloudflareRevoke),
     ("/2010-04-01/Accounts/{id}/Tokens.json", Shape::Twilio),
     ("/api/v1/turn/credentials", Shape::Metered),
     ("/api/v1/turn/credential", Shape::MeteredNew),
@@ -121,6 +125,7 @@ pub struct Rest {
     counts: Arc<IssueCounts>,
     clock: fn() -> Now,
     is_revoked: OnceLock<IsRevoked>,
+    revoker: OnceLock<Arc<Revoker>>,
 }
 
 /// Whether the relay would refuse this credential.
@@ -148,6 +153,7 @@ impl Rest {
             counts,
             clock,
             is_revoked: OnceLock::new(),
+            revoker: OnceLock::new(),
         }
     }
 
@@ -155,6 +161,12 @@ impl Rest {
     pub fn shut_out(&self, is_revoked: impl Fn(&SessionSubject<'_>, UnixSeconds) -> bool + Send + Sync + 'static) {
         // Told twice it is the same relay.
         let _ = self.is_revoked.set(Box::new(is_revoked));
+    }
+
+    /// Lets callers revoke credentials of the relay, from now on.
+    pub fn revoke_with(&self, revoker: Arc<Revoker>) {
+        // Told twice it is the same relay.
+        let _ = self.revoker.set(revoker);
     }
 
     /// Takes a new configuration over; requests under way end with the old one.
@@ -167,7 +179,13 @@ impl Rest {
     /// Checks everything, mints, and gives the answer with its head.
     async fn answer(&self, shape: Shape, exposure: &Exposure, peer: Peer, request: Request) -> Response {
         let issuer = self.issuer.load_full();
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let username = match shape {
+            // Its escapes are taken out; one that is no UTF-8 is no username.
+            Shape::CloudflareRevoke => Path::<(String, String)>::from_request_parts(&mut parts, &()).await.ok(),
+            _ => None,
+        };
+        let username = username.map(|Path((_, username))| username).unwrap_or_default();
         let (method, uri, headers) = (parts.method, parts.uri, parts.headers);
         let origin = allowed_origin(&issuer.config, &headers);
         if method == Method::OPTIONS {
@@ -175,8 +193,16 @@ impl Rest {
         }
         let query: Vec<_> =
             url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let head =
-            RequestHead { shape, exposure, peer, method: &method, path: uri.path(), query: &query, headers: &headers };
+        let head = RequestHead {
+            shape,
+            exposure,
+            peer,
+            method: &method,
+            path: uri.path(),
+            username: &username,
+            query: &query,
+            headers: &headers,
+        };
         let (status, content_type, text) = match self.issue(&issuer, &head, body).await {
             Ok(answer) => answer,
             Err(refused) => {
@@ -278,6 +304,9 @@ impl Rest {
         let caller = identify(issuer, head, now).await?;
         if caller.has_key_rate() {
             self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
+        }
+        if head.shape == Shape::CloudflareRevoke {
+            return self.revoke(issuer, &caller, head.username, now).await;
         }
         let request = CredentialRequest::parse(head.shape, head.query, head.headers, &read_body(body).await?)?;
         let shape = head.shape.for_request(&request)?;
@@ -402,6 +431,8 @@ struct RequestHead<'a> {
     peer: Peer,
     method: &'a Method,
     path: &'a str,
+    /// Of the credential that is to be revoked.
+    username: &'a str,
     query: &'a [(String, String)],
     headers: &'a HeaderMap,
 }
@@ -507,7 +538,11 @@ fn respond(status: StatusCode, content_type: &'static str, text: String) -> Resp
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::VARY, "Authorization"),
     ];
-    (status, head, text).into_response()
+    let mut answer = (status, head, text).into_response();
+    if content_type.is_empty() {
+        answer.headers_mut().remove(header::CONTENT_TYPE);
+    }
+    answer
 }
 
 /// The origin of a page that may read the answer.

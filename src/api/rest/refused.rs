@@ -47,11 +47,13 @@ pub enum IssueRefused {
     NoTokenKeys,
     /// The user, or the user's tenant, is revoked.
     Revoked,
+    /// A credential could not be revoked, or not for long; the sentence says why.
+    NotRevoked(&'static str),
 }
 
 impl IssueRefused {
     /// One of each, in the order of their numbers.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoMethod,
         Self::NoKey,
         Self::WrongKey,
@@ -72,6 +74,7 @@ impl IssueRefused {
         Self::Revoked,
         Self::UnknownMember(Cow::Borrowed("")),
         Self::RateFailures(0),
+        Self::NotRevoked(""),
     ];
 
     /// Its place among [`Self::ALL`].
@@ -98,6 +101,7 @@ impl IssueRefused {
             Self::Revoked => 17,
             Self::UnknownMember(_) => 18,
             Self::RateFailures(_) => 19,
+            Self::NotRevoked(_) => 20,
         }
     }
 
@@ -125,6 +129,7 @@ impl IssueRefused {
             Self::Revoked => "revoked",
             Self::UnknownMember(_) => "unknown_member",
             Self::RateFailures(_) => "rate_failures",
+            Self::NotRevoked(_) => "not_revoked",
         }
     }
 
@@ -140,7 +145,7 @@ impl IssueRefused {
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::NoServers => StatusCode::NOT_FOUND,
             Self::RateKey(_) | Self::RateUser(_) | Self::RateFailures(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoRandom | Self::NoTokenKeys => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRandom | Self::NoTokenKeys | Self::NotRevoked(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -157,7 +162,10 @@ impl IssueRefused {
             Self::Host => "this Host is not allowed; use 127.0.0.1 or localhost, or list the name in http.hosts",
             Self::Origin => "this origin is not allowed; list it in http.cors",
             Self::Method => "this path does not support this method",
-            Self::BadToken(sentence) | Self::BadRequest(sentence) | Self::BadUser(sentence) => sentence,
+            Self::BadToken(sentence)
+            | Self::BadRequest(sentence)
+            | Self::BadUser(sentence)
+            | Self::NotRevoked(sentence) => sentence,
             Self::UnknownMember(sentence) => sentence,
             Self::TooLarge => "the body is too long",
             Self::Slow => "the request took too long",
@@ -199,7 +207,8 @@ impl IssueRefused {
             | Self::Slow
             | Self::NoServers
             | Self::NoRandom
-            | Self::Revoked => None,
+            | Self::Revoked
+            | Self::NotRevoked(_) => None,
         }
     }
 }

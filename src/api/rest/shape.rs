@@ -33,6 +33,8 @@ pub enum Shape {
     Cloudflare,
     /// Cloudflare before that, `iceServers` as an object.
     CloudflareOld,
+    /// Cloudflare's call to revoke a credential: 204 without a body.
+    CloudflareRevoke,
     /// Twilio Network Traversal Service.
     Twilio,
     /// Metered: a bare array.
@@ -80,7 +82,9 @@ impl Shape {
                 "GET, POST, OPTIONS"
             }
             Self::Matrix | Self::Metered | Self::WellKnown => "GET, OPTIONS",
-            Self::Cloudflare | Self::CloudflareOld | Self::Twilio | Self::MeteredNew => "POST, OPTIONS",
+            Self::Cloudflare | Self::CloudflareOld | Self::CloudflareRevoke | Self::Twilio | Self::MeteredNew => {
+                "POST, OPTIONS"
+            }
         }
     }
 
@@ -93,6 +97,7 @@ impl Shape {
             | Self::Matrix
             | Self::Cloudflare
             | Self::CloudflareOld
+            | Self::CloudflareRevoke
             | Self::Twilio
             | Self::Metered
             | Self::MeteredNew
@@ -112,6 +117,7 @@ impl Shape {
             | Self::Matrix
             | Self::Cloudflare
             | Self::CloudflareOld
+            | Self::CloudflareRevoke
             | Self::Twilio
             | Self::Metered
             | Self::MeteredNew
@@ -170,6 +176,8 @@ impl Shape {
                 "label": issued.label,
                 "apiKey": own_key::make(username, password),
             })),
+            // It is answered before there is a credential.
+            Self::CloudflareRevoke => (StatusCode::NO_CONTENT, "", String::new()),
             Self::WellKnown => well_known(issued.realm, issued.uris),
             Self::Xep0215 => ok(json!({ "services": services(issued).iter().map(Service::json).collect::<Vec<_>>() })),
             Self::Xep0215Xml => (StatusCode::OK, "application/xml; charset=utf-8", xml(&services(issued))),
@@ -199,7 +207,10 @@ impl Shape {
                     IssueRefused::TooLarge => "M_TOO_LARGE",
                     IssueRefused::Method => "M_UNRECOGNIZED",
                     IssueRefused::NoServers => "M_NOT_FOUND",
-                    IssueRefused::Slow | IssueRefused::NoRandom | IssueRefused::NoTokenKeys => "M_UNKNOWN",
+                    IssueRefused::Slow
+                    | IssueRefused::NoRandom
+                    | IssueRefused::NoTokenKeys
+                    | IssueRefused::NotRevoked(_) => "M_UNKNOWN",
                 };
                 let mut body = json!({ "errcode": code, "error": sentence });
                 if let Some(seconds) = refused.retry_after() {
@@ -224,6 +235,7 @@ impl Shape {
                     | IssueRefused::NoServers
                     | IssueRefused::NoRandom
                     | IssueRefused::NoTokenKeys
+                    | IssueRefused::NotRevoked(_)
                     | IssueRefused::Revoked => status.as_u16(),
                 };
                 json!({ "code": code, "message": sentence, "status": status.as_u16() })
@@ -234,6 +246,7 @@ impl Shape {
             | Self::Ice
             | Self::Cloudflare
             | Self::CloudflareOld
+            | Self::CloudflareRevoke
             | Self::Metered
             | Self::MeteredNew
             | Self::WellKnown
@@ -376,7 +389,7 @@ impl Service<'_> {
 }
 
 /// As an attribute's value; control characters were refused before.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
