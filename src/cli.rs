@@ -13,6 +13,7 @@ mod import;
 mod init;
 mod man;
 mod mint_format;
+mod recipe;
 mod service;
 mod usage;
 
@@ -116,6 +117,9 @@ enum Command {
     /// Mint or verify credentials
     #[command(subcommand)]
     Credentials(CredentialsCommand),
+    /// Print the lines that let another program use this server, from the configuration
+    #[command(after_help = recipe::HELP)]
+    Recipe(recipe::RecipeOptions),
     /// Work with usage records
     #[command(subcommand)]
     Usage(usage::UsageCommand),
@@ -231,6 +235,7 @@ pub fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Version { handover } => version(handover),
         Command::Credentials(CredentialsCommand::Mint(options)) => credentials::mint(&options),
         Command::Credentials(CredentialsCommand::Verify(options)) => credentials::verify(&options),
+        Command::Recipe(options) => recipe::run(&options),
         Command::Usage(usage::UsageCommand::Report(options)) => usage::report(&options),
     }
 }

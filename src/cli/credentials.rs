@@ -21,6 +21,7 @@ use crate::credentials::{self, CredentialRefused, MintRefused, USERNAME_BYTES_MA
 use crate::failure::Failure;
 use crate::printable::{json_line, printable_lines};
 use crate::protocol::settings::StaticKey;
+use crate::turn_uri::TurnUri;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
     let config = load_existing(options.config.as_deref())?;
@@ -169,10 +170,14 @@ fn texts(items: &[String]) -> Option<LimitValue<'_>> {
     (!items.is_empty()).then(|| LimitValue::List(items.iter().map(String::as_str).collect()))
 }
 
-/// One TURN URI per listener (RFC 7065): a wildcard becomes the address that clients are told.
-fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
+/// One TURN URI per listener (RFC 7065), at most four: a wildcard becomes the address that clients are told.
+pub(super) fn servers(
+    config: &Config,
+    names: &uris::UriNames<'_>,
+    local: impl Fn(Family) -> Option<IpAddr>,
+) -> Vec<TurnUri> {
     let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
-    let uris = uris::of_listeners(listeners, &uris::names(config), |ip| {
+    uris::few(uris::of_listeners(listeners, names, |ip| {
         if !ip.is_unspecified() {
             return Some(config.relay.external.advertised(ip));
         }
@@ -180,12 +185,15 @@ fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String
         let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
         let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
         public.or_else(relay).or_else(|| local(family))
-    });
-    uris::few(uris).iter().map(ToString::to_string).collect()
+    }))
+}
+
+fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
+    servers(config, &uris::names(config), local).iter().map(ToString::to_string).collect()
 }
 
 /// Families whose address in the URLs is the one of the machine that runs this command.
-fn guessed(config: &Config) -> Vec<Family> {
+pub(super) fn guessed(config: &Config) -> Vec<Family> {
     let is_told = |family| {
         let of_family = |ip: &IpAddr| Family::of(*ip) == family;
         config.relay.external.public().iter().any(of_family) || config.relay.addresses.iter().any(of_family)
@@ -204,7 +212,7 @@ fn guessed(config: &Config) -> Vec<Family> {
 }
 
 /// The address of ours that the route to the world starts from; connecting a UDP socket sends nothing.
-fn address_to_the_world(family: Family) -> Option<IpAddr> {
+pub(super) fn address_to_the_world(family: Family) -> Option<IpAddr> {
     let (from, to) = match family {
         Family::V4 => ("0.0.0.0:0", "198.41.0.4:53"),
         Family::V6 => ("[::]:0", "[2001:503:ba3e::2:30]:53"),
@@ -322,7 +330,7 @@ fn verdict_json(verdict: &CredentialVerdict<'_>) -> Value {
     clippy::disallowed_methods,
     reason = "a command reads the clock once; the core and the workers get theirs from clock"
 )]
-fn unix_now() -> Result<u64, Failure> {
+pub(super) fn unix_now() -> Result<u64, Failure> {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map(|since| since.as_secs())

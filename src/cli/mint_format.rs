@@ -59,12 +59,12 @@ impl<'a> Minted<'a> {
 }
 
 /// Percent-encoded (RFC 3986 section 2.1), a blank too.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// One word of a shell, whatever is in it.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
@@ -99,7 +99,7 @@ pub(super) fn formatted(format: MintFormat, answer: &Value, user: &str, config: 
                 .append_pair("username", user)
                 .append_pair("ttl", &minted.ttl.to_string())
                 .finish();
-            let (options, base) = endpoint(config)?;
+            let (options, base) = endpoint(config).map_err(|error| format!("--format curl: {error}"))?;
             let url = quoted(&format!("{base}/v1/credentials?{query}"));
             format!("curl -sS {options}-H \"Authorization: Bearer $KEY\" {url}")
         }
@@ -108,7 +108,7 @@ pub(super) fn formatted(format: MintFormat, answer: &Value, user: &str, config: 
 }
 
 /// Where the credential endpoint is reached: what callers on other machines are told, else what this machine reaches.
-fn endpoint(config: &Config) -> Result<(String, String), String> {
+pub(super) fn endpoint(config: &Config) -> Result<(String, String), String> {
     if let Some(public) = config.http.public.first() {
         let name = config.http.issuing.public_name.as_deref().or(config.tls.name.as_deref());
         let scheme = if public.is_https { "https" } else { "http" };
@@ -120,7 +120,7 @@ fn endpoint(config: &Config) -> Result<(String, String), String> {
         Some(HttpListen::Unix(path)) => {
             Ok((format!("--unix-socket {} ", quoted(&path.display().to_string())), "http://localhost".to_owned()))
         }
-        None => Err("--format curl: nothing answers over HTTP; set http.listen or http.public".to_owned()),
+        None => Err("nothing answers over HTTP; set http.listen or http.public".to_owned()),
     }
 }
 
