@@ -771,6 +771,7 @@ fn help_is_as_documented() {
         &["version"],
         &["credentials", "mint"],
         &["credentials", "verify"],
+        &["recipe"],
     ]
     .map(|arguments| {
         format!(

@@ -16,6 +16,7 @@ use super::request::CredentialRequest;
 use super::{Rest, mint};
 use crate::api::Peer;
 use crate::api::serve::{BOUNDS, ConnectionSlot, REST};
+use crate::config::issuing::IssuingConfig;
 use crate::net::files;
 use crate::net::gate::Gate;
 use crate::protocol::revocation::SessionSubject;
@@ -38,6 +39,11 @@ pub(in crate::api) async fn serve(listener: UnixListener, rest: Arc<Rest>, gate:
             Err(_) => tokio::time::sleep(REST).await,
         }
     }
+}
+
+/// What a caller asks for by connecting.
+fn request(config: &IssuingConfig) -> CredentialRequest {
+    CredentialRequest { ttl: Some(config.chatmail_ttl), ..CredentialRequest::default() }
 }
 
 impl Rest {
@@ -67,8 +73,7 @@ impl Rest {
         let now = (self.clock)();
         let caller = Caller::known_by("unix", None);
         self.rates.take(&caller.name, None, issuer.config.per_key, now.ticks.0).map_err(IssueRefused::RateKey)?;
-        let request = CredentialRequest { ttl: Some(issuer.config.chatmail_ttl), ..CredentialRequest::default() };
-        let credential = mint(&issuer, &caller, &request, String::new(), now)?;
+        let credential = mint(&issuer, &caller, &request(&issuer.config), String::new(), now)?;
         // Without a user id the whole username is the user.
         let username = credential.minted.username.as_str();
         let party = SessionSubject { username, user: username, tenant: credential.tenant.as_deref() };
