@@ -4,6 +4,7 @@ Every ratio is taken within a round and above 1 means that the row's server is b
 """
 
 import statistics
+import textwrap
 from pathlib import Path
 
 from scenarios import BARE, DROPS, REFERENCE, SCENARIOS
@@ -200,12 +201,14 @@ def tables(summary, setups):
 def introduction(report):
     machine, options = report["machine"], report["options"]
     raised = [f"{name}: {text}" for name, c in report["configurations"].items() for text in c["raised"]]
-    return (f"{machine['date']}, {machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}. "
+    text = (f"{machine['date']}, {machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}. "
             f"Load average {machine['load_average']} at the start"
             + (": others shared the CPUs. " if machine["load_average"] > 0.5 else ". ")
             + f"{options['rounds']} rounds of {options['measure']:g} s after {options['warm_up']:g} s of warm-up. "
             + "; ".join(f"{name} {version.removeprefix(name + ' ')}".strip() for name, version in report["servers"].items())
             + ". " + (f"Limits raised by configuration: {'; '.join(raised)}." if raised else "No limit was raised by configuration."))
+    # As long as all lines of the manual.
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def refresh(document: Path, report, text, chart):
