@@ -333,7 +333,7 @@ fn how_often_a_client_address_may_allocate_is_limited_for_static_users_too() {
     assert_eq!(rate(&mut h, loopback), 500, "as with limits.allocations_per_client");
 }
 
-// Events of sessions wait in queues of 65,536 (docs/operations.md, "Maxima"); one address brings less than half of that
+// Events of sessions wait in queues of 65,536 (docs/reference/maxima.md); one address brings less than half of that
 // within a minute, in which its readers may do nothing.
 #[test]
 fn in_a_minute_one_address_brings_at_most_24_000_events() {

@@ -1,9 +1,10 @@
-//! Each row of `config::keys` holds: the reference table and the example are made from it, a wrong value is an error that
+//! Each row of `config::keys` holds: the page of keys and the example are made from it, a wrong value is an error that
 //! names it, and a changed value is told by a reload and reaches the typed configuration.
 //!
-//! With UPDATE_SNAPSHOTS=1 the table is written anew, and the example gets the keys and the first lines that it lacks.
+//! With UPDATE_SNAPSHOTS=1 the page is written anew, and the example gets the keys and the first lines that it lacks.
 
 mod json_schema;
+mod key_page;
 mod source_text;
 
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use json_schema::Validator;
 use source_text::{Source, sources, words};
 use throughway::protocol::peer_policy::LocalAddresses;
 
-use throughway::config::keys::{Applies, ConfigKey, FIELDS, ValueType};
+use throughway::config::keys::{ConfigKey, FIELDS, ValueType};
 use throughway::config::{Config, Environment, KEYS};
 
 const SECRET: &str = "[[auth.secrets]]\nid = \"main\"\nvalue = \"north-of-everything\"\n\
@@ -36,28 +37,8 @@ fn hold(name: &str, make: impl Fn(&str) -> String) {
 }
 
 #[test]
-fn the_reference_tables_are_made_from_the_rows() {
-    let with_rows = |text: &str, head: &str, rows: String| {
-        let start = text.find(head).expect("the table's head") + head.len();
-        let end =
-            start + text[start..].split_inclusive('\n').take_while(|line| *line != "\n").map(str::len).sum::<usize>();
-        format!("{}{rows}{}", &text[..start], &text[end..])
-    };
-    hold("docs/operations.md", |text| {
-        let row = |key: &ConfigKey| {
-            let reload = match key.applies {
-                Applies::AtReload => "yes".to_owned(),
-                Applies::ToNew(things) => format!("for new {things}"),
-                Applies::ByItself => "by itself".to_owned(),
-                Applies::AtRestart(_) => "no".to_owned(),
-            };
-            format!("| `{}` | `{}` | {} | {reload} |\n", key.path, key.default, key.sentence())
-        };
-        let head = "| key | default | what it does | reload |\n|---|---|---|---|\n";
-        let text = with_rows(text, head, KEYS.iter().map(row).collect());
-        let row = |field: &ConfigKey| format!("| `{}` | {} |\n", field.path, field.help);
-        with_rows(&text, "| field | what it says |\n|---|---|\n", FIELDS.iter().map(row).collect())
-    });
+fn the_page_of_keys_is_made_from_the_rows_and_the_example() {
+    hold("docs/reference/keys.md", key_page::renewed);
 }
 
 #[test]

@@ -239,7 +239,7 @@ fn every_alert_asks_for_series_that_a_live_server_has() {
 
 #[test]
 fn every_alert_is_documented_and_made_to_fire() {
-    let operations = read("docs/operations.md");
+    let page = read("docs/reference/alerts.md");
     let tests = YamlLoader::load_from_str(&read("deploy/prometheus/alerts_test.yml")).unwrap();
     let tests = tests[0]["tests"].as_vec().expect("tests");
     let fired: BTreeSet<&str> = tests.iter().filter_map(|test| test["name"].as_str()?.split(':').next()).collect();
@@ -248,12 +248,12 @@ fn every_alert_is_documented_and_made_to_fire() {
         assert!(fired.contains(name), "alerts_test.yml does not make {name} fire");
         let severity = rule["labels"]["severity"].as_str().unwrap();
         assert!(
-            operations.contains(&format!("| `{name}` | {severity} |")),
-            "docs/operations.md lacks the alert {name}"
+            page.contains(&format!("| `{name}` | {severity} |")),
+            "docs/reference/alerts.md lacks the alert {name}"
         );
     }
-    let rows = operations.lines().filter(|line| line.starts_with("| `Throughway")).count();
-    assert_eq!(rows, rules().len(), "docs/operations.md has alerts that do not exist");
+    let rows = page.lines().filter(|line| line.starts_with("| `Throughway")).count();
+    assert_eq!(rows, rules().len(), "docs/reference/alerts.md has alerts that do not exist");
 }
 
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {

@@ -1,6 +1,10 @@
 //! Manual pages and completions are made of the commands that there are.
 
+mod command_page;
+
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use throughway::config::KEYS;
@@ -66,6 +70,110 @@ fn a_directory_that_can_not_be_made_is_an_error_that_names_it() {
     let output = throughway(&["man", "/dev/null/man"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("/dev/null/man: "), "{}", text(&output.stderr));
+}
+
+/// With UPDATE_SNAPSHOTS=1 the page is written anew.
+#[test]
+fn the_page_of_commands_is_made_from_the_command_line() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/commands.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let wanted = command_page::renewed(&page);
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(&path, wanted).unwrap();
+        return;
+    }
+    for (line, wanted) in page.lines().zip(wanted.lines()) {
+        assert_eq!(line, wanted, "docs/reference/commands.md is stale; run again with UPDATE_SNAPSHOTS=1");
+    }
+    assert_eq!(page, wanted);
+}
+
+/// Every command line of ours in a text: in a span or on a line of a block of code.
+fn command_lines(markdown: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut take = |text: &str| {
+        for part in text.split(['|', ';', '&', '(', '\n']) {
+            let part = part.split('#').next().unwrap_or_default().trim();
+            let at = part
+                .split_whitespace()
+                .position(|word| !word.contains('=') && word.rsplit('/').next() == Some("throughway"));
+            let is_plain = |before: usize| {
+                let mut words = part.split_whitespace().take(before);
+                words.all(|word| word == "sudo" || word == "$" || word.contains('='))
+            };
+            if let Some(at) = at.filter(|at| is_plain(*at)) {
+                found.push(part.split_whitespace().skip(at + 1).collect::<Vec<_>>().join(" "));
+            }
+        }
+    };
+    let mut fenced = false;
+    for line in markdown.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        } else if fenced {
+            take(line);
+        } else {
+            line.split('`').skip(1).step_by(2).for_each(&mut take);
+        }
+    }
+    found
+}
+
+/// Why a command line of the manual is none; `None` if it is one.
+fn wrong_command(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let commands = command_page::commands();
+    // `man` is for packages, and `help` is clap's.
+    if words.is_empty() || ["man", "help"].contains(&words[0]) || words[0].starts_with('-') {
+        return None;
+    }
+    let is_start = |command: &&clap::Command| {
+        let name = command_page::name(command);
+        let own: Vec<&str> = name.split(' ').skip(1).collect();
+        words.starts_with(&own) || own.starts_with(&words)
+    };
+    let Some(command) = commands.iter().find(is_start) else { return Some(format!("no command: throughway {line}")) };
+    // What stands behind `--` is another program's.
+    let own = words.iter().take_while(|word| **word != "--");
+    let wrong = own.filter_map(|word| word.trim_start_matches('[').strip_prefix("--")).find(|word| {
+        let word = word.split('=').next().unwrap_or_default().trim_end_matches(|c: char| !c.is_alphanumeric());
+        let has = command.get_arguments().any(|argument| argument.get_long() == Some(word));
+        !has && !word.is_empty() && word != "help" && word != "version"
+    });
+    wrong.map(|word| format!("throughway {line}: no option --{word}"))
+}
+
+#[test]
+fn every_command_that_the_pages_name_exists_with_its_options() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("SECURITY.md")];
+    let mut directories = vec![root.join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            // A decision tells what was thought of at its time.
+            if path.is_dir() && !path.ends_with("decisions") {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                pages.push(path);
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for page in pages {
+        for line in command_lines(&fs::read_to_string(&page).unwrap()) {
+            wrong.extend(wrong_command(&line).map(|why| format!("{}: {why}", page.display())));
+            seen.insert(line);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen.len() >= 40, "only {} commands were found: {seen:?}", seen.len());
+    for (line, is_wrong) in
+        [("serve --config FILE", false), ("serve --confg FILE", true), ("fly", true), ("usage", false)]
+    {
+        assert_eq!(wrong_command(line).is_some(), is_wrong, "{line}");
+    }
 }
 
 /// The shell that most systems have shows it; tests/manual/run asks the others.

@@ -1,4 +1,4 @@
-//! The tables "Maxima" and "What is charged" of docs/operations.md against the code.
+//! The tables "Maxima" and "What is charged" of docs/reference/maxima.md against the code.
 //!
 //! One way: each constant, field, key, metric and reason that a row names exists, and each value is the code's. The
 //! other way: each field of the server that can grow, each constant that bounds something and each queue between tasks
@@ -26,6 +26,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("api::rest::counts::IssueCounts::issued", "one for each key of the configuration"),
     ("api::rest::token_keys", "of the operator's login, bounded in its own row"),
     ("api::admin::access::AdminAccess::uids", "of the configuration"),
+    ("run::ledger_note::LedgerNote::descriptors", "of the listeners, which are the configuration's"),
     ("run::http_listeners", "one for each HTTP listener"),
     ("run::reload", "of one reload"),
     ("net::listening", "one for each listener"),
@@ -121,7 +122,7 @@ const CONSTANTS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::ledger::WORKERS_MAX", "the most that `workers` allows"),
     ("net::sys::process::NUMBERS_MAX", "where looking ends without /proc"),
     ("net::worker::ledger::TOUCHED_PER_TURN", "the rest is written in the next turns"),
-    ("run::supervise::DEATHS_MAX", "what ends the server: docs/operations.md, its part about a server that is killed"),
+    ("run::supervise::DEATHS_MAX", "what ends the server: docs/operating/crashes.md"),
     ("run::supervise::INCIDENTS_MAX", "the same"),
     ("run::supervise::STUCK_MAX", "the same"),
     ("net::payload_rings::HEAD_BYTES", "size of an entry"),
@@ -351,9 +352,9 @@ fn number_of(text: &str) -> Option<u64> {
 
 /// A row's cells.
 fn rows(title: &str, cells: usize) -> Vec<Vec<String>> {
-    let operations = read("docs/operations.md");
-    let start = operations.find(&format!("\n{title}\n")).unwrap_or_else(|| panic!("docs/operations.md has no {title}"));
-    let section = operations[start + 1..].split("\n## ").next().unwrap();
+    let page = read("docs/reference/maxima.md");
+    let start = page.find(&format!("\n{title}\n")).unwrap_or_else(|| panic!("docs/reference/maxima.md has no {title}"));
+    let section = page[start + 1..].split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("|-"));
     let rows: Vec<Vec<String>> = rows
         .skip(1)
@@ -541,7 +542,7 @@ fn each_field_that_can_grow_has_a_row() {
     let mut wrong = check_places(&all, &in_table, FIELDS_WITHOUT_ROW);
     wrong.extend(in_table.iter().filter(|place| !all.contains(*place)).map(|place| format!("{place} does not exist")));
     assert!(all.len() > 60, "only {} fields were found", all.len());
-    assert!(wrong.is_empty(), "the table \"Maxima\" of docs/operations.md:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "the table \"Maxima\" of docs/reference/maxima.md:\n{}", wrong.join("\n"));
 }
 
 fn bounds_something(name: &str) -> bool {
@@ -581,7 +582,7 @@ fn each_constant_that_bounds_something_has_a_row() {
         .collect();
     let wrong = check_places(&all, &in_table, CONSTANTS_WITHOUT_ROW);
     assert!(all.len() > 40, "only {} constants were found", all.len());
-    assert!(wrong.is_empty(), "the table \"Maxima\" of docs/operations.md:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "the table \"Maxima\" of docs/reference/maxima.md:\n{}", wrong.join("\n"));
 }
 
 #[test]

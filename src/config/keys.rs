@@ -1,7 +1,7 @@
 //! Every key of the configuration, one row each: the one place that knows a key's type, range, default and meaning.
 //!
 //! The check of types, the reload's list of changes, `check-config`, environment variables, the reference table of
-//! docs/operations.md and the first line of each key's comment in config.example.toml are made from these rows. The file
+//! docs/reference/keys.md and the first line of each key's comment in config.example.toml are made from these rows. The file
 //! of a section (`limits`, `drain`, ...) reads a value by its path and puts it into the typed configuration.
 
 use serde_json::json;

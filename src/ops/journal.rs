@@ -202,7 +202,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let user = "bob\nPRIORITY=0\nTHROUGHWAY_CLIENT=forged";
             let none = None::<&str>;
-            // Not by the macro of its level: docs/operations.md lists what the server says, and it never says this.
+            // Not by the macro of its level: docs/reference/log.md lists what the server says, and it never says this.
             tracing::event!(Level::WARN, client = %"192.0.2.1:5", user, count = 3, empty = "", none, "two\nlines");
             tracing::debug!(error = %"a \"quoted\" thing", "quiet");
         });
