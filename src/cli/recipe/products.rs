@@ -195,7 +195,6 @@ fn galene(relay: &mut Relay<'_>) -> Result<Vec<Block>, String> {
         "urls": relay.urls(), "username": "galene", "credential": relay.secret()?, "credentialType": "hmac-sha1",
     });
     let text = format!("{:#}", serde_json::json!([server]));
-    relay.note("start galene with -turn \"\", or it also offers its own relay");
     Ok(vec![Block::new("data/ice-servers.json of Galene", Comment::Missing, text)])
 }
 
