@@ -659,6 +659,61 @@ impl RecordOracle {
     }
 }
 
+/// The sections that an import may write.
+const IMPORTED: [&str; 11] =
+    ["realm", "workers", "listen", "tls", "relay", "turn", "auth", "peers", "limits", "http", "log"];
+
+/// Configurations of other relays. The first byte tells what the rest is: `c` a turnserver.conf, `a` a command line with
+/// an argument in each line, `s` a SQLite database, `v` a table as CSV, `e` an eturnal.yml.
+pub(crate) fn import(bytes: &[u8]) {
+    use throughway::import::coturn::{self, Input};
+    use throughway::import::{database, eturnal};
+    let Some((kind, rest)) = bytes.split_first() else { return };
+    let text = String::from_utf8_lossy(rest);
+    let mut input = Input { name: "t.conf", keep_verbose: true, ..Input::default() };
+    let arguments: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    let unreadable = |_: &str| Err("can't be read".to_owned());
+    let draft = match kind {
+        b'c' => coturn::import(Input { file: rest, ..input }, &unreadable),
+        b'a' => coturn::import(Input { arguments: &arguments, ..input }, &unreadable),
+        b's' => {
+            // Once as `--database`, and once as the configuration names it.
+            let Ok(tables) = database::of_sqlite("turndb", rest) else { return };
+            let read = |_: &str| database::of_sqlite("turndb", rest);
+            let named = Input { file: b"realm=r\nuserdb=turndb\n", keep_verbose: true, ..Input::default() };
+            check_draft(&coturn::import(named, &read));
+            input.tables = tables;
+            coturn::import(Input { file: b"realm=r\nuse-auth-secret\n", ..input }, &unreadable)
+        }
+        b'v' => {
+            for table in ["turnusers_lt", "turn_secret", "allowed_peer_ip", "denied_peer_ip"] {
+                input.tables.extend(database::of_csv("t.csv", table, &text));
+            }
+            coturn::import(Input { file: b"realm=r\n", ..input }, &unreadable)
+        }
+        b'e' => {
+            let Ok(draft) = eturnal::import("e.yml", &text) else { return };
+            draft
+        }
+        _ => return,
+    };
+    check_draft(&draft);
+}
+
+/// Whatever the old file holds, the result is TOML with sections that an import writes, and each verdict has a place.
+fn check_draft(draft: &throughway::import::draft::Draft) {
+    let text = draft.text("old");
+    let table: toml::Table = toml::from_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    for section in table.keys() {
+        assert!(IMPORTED.contains(&section.as_str()), "{section} in\n{text}");
+    }
+    for verdict in draft.sorted() {
+        let shown = verdict.to_string();
+        assert!(!verdict.message.is_empty() && shown.contains(verdict.outcome.word()), "{shown}");
+        assert_eq!(verdict.to_json()["verdict"], verdict.outcome.word());
+    }
+}
+
 /// Records of TLS: a script of what a client sends, rightly sealed or not, and then the rest as it is.
 ///
 /// The first byte chooses the suite. Each step is a byte that says what, a byte for a type or a place, a length, and

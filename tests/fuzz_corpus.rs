@@ -76,6 +76,11 @@ fn tokens_claims_records_headers_and_bodies_of_the_corpus_do_not_panic() {
 }
 
 #[test]
+fn configurations_of_other_relays_of_the_corpus_do_not_panic() {
+    replay("import", targets::import);
+}
+
+#[test]
 fn records_of_the_corpus_do_not_panic() {
     replay("record", targets::record);
 }

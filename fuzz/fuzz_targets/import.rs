@@ -1,0 +1,8 @@
+//! Configurations of coturn and eturnal.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::import(bytes));
