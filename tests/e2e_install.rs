@@ -133,6 +133,28 @@ fn init_writes_a_configuration_that_only_its_group_reads_and_none_twice() {
 }
 
 #[test]
+fn init_with_an_email_writes_what_the_server_starts_with_and_none_is_asked_for_without_one() {
+    let directory = Directory::new();
+    let path = directory.path().join("config.toml");
+    let write = |more: &[&str]| run(&[&["init", "--non-interactive", "--config", text(&path)], more].concat());
+    // As the package does.
+    assert_eq!(write(&[]).0, 0);
+    assert!(!fs::read_to_string(&path).unwrap().contains("acme"));
+    let (code, said, failed) =
+        write(&["--force", "--host", "turn.example.org", "--external", "45.0.0.7", "--email", "ops@example.org"]);
+    assert_eq!((code, failed.as_str()), (0, ""), "{said}");
+    for line in ["turn.example.org.  A     45.0.0.7", "TCP port 80 of it must be reachable", "TCP 3478, 5349, 80"] {
+        assert!(said.contains(line), "{said}\nlacks {line}");
+    }
+    let acme = Config::load(&path, &Environment::default()).unwrap().tls.acme.unwrap();
+    assert_eq!((&*acme.domains[0], acme.email.as_deref()), ("turn.example.org", Some("ops@example.org")));
+    assert_eq!(acme.state, directory.path().join("acme"));
+    let (code, checked, failed) = run(&["check-config", text(&path)]);
+    assert_eq!(code, 0, "{failed}");
+    assert!(checked.contains("turn.example.org"), "{checked}");
+}
+
+#[test]
 fn init_writes_nothing_that_the_server_would_refuse() {
     let directory = Directory::new();
     let path = directory.path().join("config.toml");
@@ -145,6 +167,14 @@ fn init_writes_nothing_that_the_server_would_refuse() {
         (&["--port", "50000"], "relay.ports"),
         (&["--external", "45.0.0.7,45.0.0.8"], "a second ipv4 address"),
         (&["--external", "turn.example.org"], "invalid value"),
+        (&["--email", "ops@example.org"], "--host"),
+        (&["--host", "turn.example.org", "--email", "ops"], "is not an e-mail address"),
+        (&["--host", "192.0.2.7", "--email", "ops@example.org"], "is not a host name"),
+        (&["--host", "turn.example.org", "--email", "ops@example.org", "--tls-port", "3478"], "3478"),
+        (
+            &["--host", "turn.example.org", "--email", "ops@example.org", "--certificate", "a", "--private-key", "b"],
+            "cannot be used with",
+        ),
         (
             &["--certificate", "/nowhere/chain.pem", "--private-key", "/nowhere/key.pem"],
             "/nowhere/chain.pem: can't be read",
@@ -183,7 +213,7 @@ fn init_asks_a_person() {
     let path = directory.path().join("config.toml");
     let command = format!("{} init --config {} --external 45.0.0.7", env!("CARGO_BIN_EXE_throughway"), path.display());
     let answers = directory.path().join("answers");
-    fs::write(&answers, "a b\nturn.example.org\n50000-50100\n\n").unwrap();
+    fs::write(&answers, "a b\nturn.example.org\n50000-50100\nops@example.org\n443\n").unwrap();
     let mut script = Command::new("script");
     script.args(["-qec", &command, "/dev/null"]).stdin(fs::File::open(&answers).unwrap());
     let (code, said, _) = end(&mut script);
@@ -192,6 +222,9 @@ fn init_asks_a_person() {
     let config = Config::load(&path, &Environment::default()).unwrap();
     assert_eq!(config.http.issuing.public_name.as_deref(), Some("turn.example.org"));
     assert_eq!(config.relay.ports, 50000..=50100);
+    let acme = config.tls.acme.unwrap();
+    assert_eq!((&*acme.domains[0], acme.email.as_deref()), ("turn.example.org", Some("ops@example.org")));
+    assert!(said.contains("TCP port 443 of it must be reachable"), "{said}");
 }
 
 #[test]

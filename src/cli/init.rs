@@ -23,7 +23,11 @@ const GROUP: &str = "throughway";
 
 /// The defaults of the server, which the file leaves out.
 const PORT: u16 = 3478;
+const TLS_PORT: u16 = 5349;
 const RELAY_PORTS: &str = "49152-65535";
+
+/// Where the unit keeps the account and the certificate of an authority.
+const ACME_STATE: &str = "/var/lib/throughway/acme";
 
 /// Options of `init`.
 #[derive(Args, Debug)]
@@ -46,6 +50,10 @@ pub(super) struct InitOptions {
     /// UDP ports of relayed traffic
     #[arg(long, value_name = "FIRST-LAST", default_value = RELAY_PORTS)]
     relay_ports: String,
+    /// Get a certificate for the host name from Let's Encrypt, whose terms you accept by this, and listen for TLS;
+    /// the authority writes to this address when something is wrong
+    #[arg(long, value_name = "ADDRESS", requires = "host", conflicts_with = "certificate")]
+    email: Option<String>,
     /// PEM file of a certificate chain: also listen for TLS
     #[arg(long, value_name = "FILE", requires = "private_key")]
     certificate: Option<PathBuf>,
@@ -53,7 +61,7 @@ pub(super) struct InitOptions {
     #[arg(long, value_name = "FILE", requires = "certificate")]
     private_key: Option<PathBuf>,
     /// Port for clients over TLS
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = 5349)]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = TLS_PORT)]
     tls_port: u16,
     /// Ask nothing: what no option says is left at its default
     #[arg(long)]
@@ -73,13 +81,41 @@ struct Plan {
     local: Vec<IpAddr>,
     port: u16,
     relay_ports: String,
-    /// Chain and key.
-    tls: Option<(PathBuf, PathBuf)>,
+    tls: Option<Certificate>,
     tls_port: u16,
     secret: String,
 }
 
+/// Where the certificate comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Certificate {
+    /// From two files.
+    Files { chain: PathBuf, key: PathBuf },
+    /// From an authority, which writes to this address; it keeps its things in that directory.
+    Authority { email: String, state: PathBuf },
+}
+
+impl Certificate {
+    /// From an authority, for a configuration at this path.
+    fn of_authority(email: &str, config: &Path) -> Self {
+        let beside = || std::path::absolute(config).ok()?.parent().map(|directory| directory.join("acme"));
+        let own = (config != Path::new(DEFAULT_PATH)).then(beside).flatten();
+        Self::Authority { email: email.to_owned(), state: own.unwrap_or_else(|| ACME_STATE.into()) }
+    }
+}
+
 impl Plan {
+    /// Whether there can be a certificate for the host: an authority has none for addresses and local names.
+    fn has_domain(&self) -> bool {
+        self.host.as_ref().is_some_and(|host| host.contains('.') && host.parse::<IpAddr>().is_err())
+    }
+
+    /// The TCP port at which an authority looks for the proof, if one is asked.
+    fn proof_port(&self) -> Option<u16> {
+        let is_asked = matches!(self.tls, Some(Certificate::Authority { .. }));
+        is_asked.then_some(if self.tls_port == 443 { 443 } else { 80 })
+    }
+
     /// Why the file would be no configuration.
     fn check(&self, path: &Path) -> Result<(), String> {
         let checked = Config::of_text(path, &self.text(), &Environment::default());
@@ -144,6 +180,10 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
             return Err(Failure::Run(message));
         }
     }
+    let files = options.certificate.clone().zip(options.private_key.clone());
+    let files = files.map(|(chain, key)| Certificate::Files { chain, key });
+    let asked = options.email.as_ref().map(|email| Certificate::of_authority(email, &options.config));
+    let tls = files.or(asked);
     // What the machine has itself needs no line.
     external.retain(|ip| !local.contains(ip));
     Ok(Plan {
@@ -152,7 +192,7 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
         local,
         port: options.port,
         relay_ports: options.relay_ports.clone(),
-        tls: options.certificate.clone().zip(options.private_key.clone()),
+        tls,
         tls_port: options.tls_port,
         secret: random_text(),
     })

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{PORT, Plan, RELAY_PORTS};
+use super::{Certificate, PORT, Plan, RELAY_PORTS};
 use crate::config::quote;
 
 /// Where packages put the schema.
@@ -51,14 +51,27 @@ impl Plan {
         if self.port != PORT {
             let _ = write!(text, "# Clients over UDP and TCP.\nudp = {0}\ntcp = {0}\n", list(self.port));
         }
-        if let Some((chain, key)) = &self.tls {
-            let _ = write!(text, "# Clients behind firewalls that let only TLS pass.\ntls = {}\n", list(self.tls_port));
-            let [chain, key] = [chain, key].map(|path| quote(&path.display().to_string()));
-            let _ = write!(
-                text,
-                "\n[tls]\n# A changed certificate is used at once. The user throughway must be able to read both files.\n\
-                 certificate = {chain}\nprivate_key = {key}\n"
-            );
+        let Some(certificate) = &self.tls else { return };
+        let _ = write!(text, "# Clients behind firewalls that let only TLS pass.\ntls = {}\n", list(self.tls_port));
+        let quoted = |path: &Path| quote(&path.display().to_string());
+        match certificate {
+            Certificate::Files { chain, key } => {
+                let [chain, key] = [chain, key].map(|path| quoted(path));
+                let _ = write!(
+                    text,
+                    "\n[tls]\n# A changed certificate is used at once. The user throughway must be able to read both files.\n\
+                     certificate = {chain}\nprivate_key = {key}\n"
+                );
+            }
+            Certificate::Authority { email, state } => {
+                let (domain, email) = (quote(self.host.as_deref().unwrap_or_default()), quote(email));
+                let _ = write!(
+                    text,
+                    "\n[tls.acme]\n# The server gets its certificate from Let's Encrypt and renews it; by this you accept the authority's terms.\n\
+                     domains = [{domain}]\nemail = {email}\n# The account and the certificate.\nstate = {}\n",
+                    quoted(state)
+                );
+            }
         }
     }
 
@@ -160,10 +173,28 @@ mod tests {
 
     #[test]
     fn a_certificate_makes_a_listener() {
-        let tls = Some(("/etc/a b/chain.pem".into(), "key.pem".into()));
+        let tls = Some(Certificate::Files { chain: "/etc/a b/chain.pem".into(), key: "key.pem".into() });
         let text = Plan { tls, ..plan() }.text();
         assert_eq!(keys(&text), ["listen.tls", "tls.certificate", "tls.private_key", "auth.secrets"], "{text}");
         assert!(text.contains("certificate = \"/etc/a b/chain.pem\"\nprivate_key = \"key.pem\""), "{text}");
+    }
+
+    #[test]
+    fn an_email_makes_a_listener_and_a_certificate_from_an_authority() {
+        let host = Some("turn.example.org".to_owned());
+        let at = |path: &str| Some(Certificate::of_authority("ops@example.org", Path::new(path)));
+        let text = Plan { host: host.clone(), tls: at("/etc/throughway/config.toml"), ..plan() }.text();
+        assert_eq!(keys(&text), ["listen.tls", "tls.acme", "auth.secrets", "http.public_name"], "{text}");
+        let config = Config::from_toml("c.toml", &text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(config.warnings.is_empty(), "{:?}\n{text}", config.warnings);
+        let acme = config.tls.acme.unwrap();
+        assert_eq!((&*acme.domains[0], acme.email.as_deref()), ("turn.example.org", Some("ops@example.org")));
+        assert_eq!(acme.state, Path::new("/var/lib/throughway/acme"));
+        // Another configuration than the unit's has a directory of its own.
+        let text = Plan { host, tls: at("/srv/turn/c.toml"), ..plan() }.text();
+        let acme = Config::from_toml("c.toml", &text).unwrap().tls.acme.unwrap();
+        assert_eq!(acme.state, Path::new("/srv/turn/acme"));
+        assert!(text.lines().all(|line| line.len() < 130), "{text}");
     }
 
     /// A name comes from a person: it can't add lines of its own.
@@ -172,5 +203,9 @@ mod tests {
         let wrong = Plan { host: Some("a\"\n[auth]\nusers = {}\n".to_owned()), ..plan() };
         let error = Config::from_toml("c.toml", &wrong.text()).unwrap_err();
         assert_eq!(error.problems[0].key, "http.public_name", "{error}");
+        let tls = Some(Certificate::of_authority("a@b.c\"\n[auth]\n", Path::new("c.toml")));
+        let wrong = Plan { host: Some("turn.example.org".to_owned()), tls, ..plan() };
+        let error = Config::from_toml("c.toml", &wrong.text()).unwrap_err();
+        assert!(error.to_string().contains("is not an e-mail address"), "{error}");
     }
 }

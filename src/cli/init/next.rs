@@ -17,6 +17,7 @@ impl Plan {
     pub(super) fn next(&self, config: &Path) -> String {
         let mut text = self.firewall();
         text += &self.dns();
+        text += &self.certificate();
         if let Some(local) = self.hidden(true) {
             let _ = writeln!(
                 text,
@@ -33,7 +34,11 @@ impl Plan {
             true | false => commands.push(format!("throughway serve{option}")),
         }
         commands.push(format!("throughway credentials mint --user alice{option}"));
-        commands.push(format!("throughway check{option} turn:{}", self.address()));
+        let over_tls = self.proof_port().and(self.host.as_ref()).map_or_else(String::new, |host| {
+            let port = if self.tls_port == super::TLS_PORT { String::new() } else { format!(":{}", self.tls_port) };
+            format!(" turns:{host}{port}")
+        });
+        commands.push(format!("throughway check{option} turn:{}{over_tls}", self.address()));
         let _ = write!(text, "Next:\n  {}\n", commands.join("\n  "));
         text
     }
@@ -49,8 +54,9 @@ impl Plan {
     fn firewall(&self) -> String {
         let (port, range) = (self.port, &self.relay_ports);
         let colons = range.replace('-', ":");
-        let tls = self.tls.as_ref().map(|_| self.tls_port);
-        let and = |before: &str, after: &str| tls.map_or_else(String::new, |tls| format!("{before}{tls}{after}"));
+        let mut tls: Vec<u16> = self.tls.iter().map(|_| self.tls_port).chain(self.proof_port()).collect();
+        tls.dedup();
+        let and = |before: &str, after: &str| tls.iter().map(|tls| format!("{before}{tls}{after}")).collect::<String>();
         let mut text = String::from("Open in the firewall:\n");
         let ufw = and(" && ufw allow ", "/tcp");
         let _ = writeln!(text, "  ufw        ufw allow {port} && ufw allow {colons}/udp{ufw}");
@@ -67,6 +73,16 @@ impl Plan {
             "  clouds     security group or firewall, inbound from everywhere: UDP {port}, UDP {range}, TCP {port}{nft}\n"
         );
         text
+    }
+
+    /// What an authority needs before it gives a certificate.
+    fn certificate(&self) -> String {
+        let (Some(port), Some(host)) = (self.proof_port(), &self.host) else { return String::new() };
+        format!(
+            "Certificate: the server gets it from Let's Encrypt when it starts, and renews it. Both times the name {host} must lead to\n\
+             this machine, and TCP port {port} of it must be reachable from the internet. The log says `certificate obtained` when it\n\
+             is there; until then clients can't use turns:, and the log says why.\n\n"
+        )
     }
 
     fn dns(&self) -> String {
@@ -88,7 +104,39 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Certificate;
     use super::*;
+
+    #[test]
+    fn an_authority_needs_a_name_that_leads_here_and_a_port() {
+        let mut plan = Plan {
+            host: Some("turn.example.org".to_owned()),
+            external: vec!["45.0.0.7".parse().unwrap()],
+            local: vec!["10.0.0.5".parse().unwrap()],
+            port: 3478,
+            relay_ports: "49152-65535".to_owned(),
+            tls: Some(Certificate::of_authority("ops@example.org", Path::new(DEFAULT_PATH))),
+            tls_port: 5349,
+            secret: "north-of-everything".to_owned(),
+        };
+        let text = plan.next(Path::new(DEFAULT_PATH));
+        for line in [
+            "ufw allow 49152:65535/udp && ufw allow 5349/tcp && ufw allow 80/tcp\n",
+            "--add-port=5349/tcp --add-port=80/tcp &&",
+            "tcp dport '{ 3478, 5349, 80 }' accept",
+            "TCP 3478, 5349, 80\n",
+            "turn.example.org.  A     45.0.0.7",
+            "the name turn.example.org must lead to",
+            "TCP port 80 of it must be reachable",
+            "throughway check turn:turn.example.org turns:turn.example.org\n",
+        ] {
+            assert!(text.contains(line), "{text}\nlacks {line}");
+        }
+        plan.tls_port = 443;
+        let text = plan.next(Path::new(DEFAULT_PATH));
+        assert!(text.contains("TCP port 443 of it") && text.contains("TCP 3478, 443\n"), "{text}");
+        assert!(text.contains("turns:turn.example.org:443\n") && !text.contains("80"), "{text}");
+    }
 
     #[test]
     fn every_port_is_in_every_firewall_and_every_address_in_dns() {
@@ -98,7 +146,7 @@ mod tests {
             local: vec!["10.0.0.5".parse().unwrap(), "2a00::5".parse().unwrap()],
             port: 3479,
             relay_ports: "50000-50100".to_owned(),
-            tls: Some(("a".into(), "b".into())),
+            tls: Some(Certificate::Files { chain: "a".into(), key: "b".into() }),
             tls_port: 443,
             secret: "north-of-everything".to_owned(),
         };

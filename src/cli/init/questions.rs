@@ -1,8 +1,9 @@
 //! What `init` asks on a terminal: each question with its default, asked again until its answer is good.
 
 use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
 
-use super::{InitOptions, Plan};
+use super::{Certificate, InitOptions, Plan};
 use crate::failure::Failure;
 
 /// Asks for what no option said. `check` says what is wrong with a plan.
@@ -37,6 +38,14 @@ pub(super) fn ask(
             Ok(())
         })?;
     }
+    if plan.tls.is_none() && plan.has_domain() {
+        let question = "E-mail address for a certificate from Let's Encrypt, whose terms you accept by this \
+             (empty: none from there)";
+        person.ask(plan, question, |plan, answer| {
+            plan.tls = Some(Certificate::of_authority(answer, &options.config));
+            Ok(())
+        })?;
+    }
     if plan.tls.is_none() {
         let question = "PEM file of a certificate chain for TLS (empty: no TLS yet)";
         let mut chain = None;
@@ -46,10 +55,18 @@ pub(super) fn ask(
         })?;
         if let Some(chain) = chain {
             person.ask(plan, "PEM file of its private key", |plan, answer| {
-                plan.tls = Some((std::path::PathBuf::clone(&chain), answer.into()));
+                plan.tls = Some(Certificate::Files { chain: PathBuf::clone(&chain), key: answer.into() });
                 Ok(())
             })?;
         }
+    }
+    if plan.tls.is_some() && plan.tls_port == super::TLS_PORT {
+        let question = format!("Port for clients over TLS; 443 passes most firewalls (empty: {})", plan.tls_port);
+        person.ask(plan, &question, |plan, answer| {
+            let port = answer.parse().ok().filter(|port| *port > 0);
+            plan.tls_port = port.ok_or_else(|| format!("{answer}: expected a port, 1 to 65535"))?;
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -104,8 +121,12 @@ mod tests {
         options: InitOptions,
     }
 
+    fn options(arguments: &[&str]) -> InitOptions {
+        Line::parse_from([&["init"], arguments].concat()).options
+    }
+
     fn asked(arguments: &[&str], answers: &str) -> (Result<Plan, Failure>, String) {
-        let options = Line::parse_from([&["init"], arguments].concat()).options;
+        let options = options(arguments);
         let mut plan = Plan { local: vec!["10.0.0.5".parse().unwrap()], ..super::super::plan(&options).unwrap() };
         let mut output = Vec::new();
         let check = |plan: &Plan| plan.check(std::path::Path::new("/nowhere/c.toml"));
@@ -115,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_told_and_asked_again() {
-        let answers = "https://turn.example.org/\nturn.example.org\n10.0.0.300\n45.0.0.7\n9-8\n50000-50100\n\n";
+        let answers = "https://turn.example.org/\nturn.example.org\n10.0.0.300\n45.0.0.7\n9-8\n50000-50100\n\n\n";
         let (plan, said) = asked(&[], answers);
         let plan = plan.unwrap();
         assert_eq!(plan.host.as_deref(), Some("turn.example.org"), "{said}");
@@ -130,9 +151,30 @@ mod tests {
     #[test]
     fn what_an_option_says_is_not_asked() {
         let arguments = ["--host", "turn.example.org", "--external", "45.0.0.7", "--relay-ports", "50000-50100"];
-        let (plan, said) = asked(&arguments, "\n");
+        let (plan, said) = asked(&arguments, "\n\n");
         assert_eq!(plan.unwrap().host.as_deref(), Some("turn.example.org"));
-        assert_eq!(said.matches(": ").count(), 2, "only the certificate: {said}");
+        assert_eq!(said.matches("E-mail").count() + said.matches("PEM").count(), 2, "{said}");
+        assert!(!["Host", "IPv4", "UDP ports", "Port for"].iter().any(|asked| said.contains(asked)), "{said}");
+        let (plan, said) = asked(&[&arguments[..], &["--email", "ops@example.org", "--tls-port", "443"]].concat(), "");
+        assert!(matches!(plan.unwrap().tls, Some(Certificate::Authority { .. })) && said.is_empty(), "{said}");
+    }
+
+    #[test]
+    fn a_name_and_an_email_are_a_certificate_and_a_port() {
+        let arguments = ["--host", "turn.example.org", "--external", "45.0.0.7", "--relay-ports", "50000-50100"];
+        let (plan, said) = asked(&arguments, "ops\nops@example.org\n0\nhttps\n3478\n443\n");
+        let plan = plan.unwrap();
+        let wanted = Certificate::of_authority("ops@example.org", &options(&arguments).config);
+        assert_eq!((plan.tls, plan.tls_port), (Some(wanted), 443), "{said}");
+        for why in ["is not an e-mail address", "0: expected a port", "https: expected a port", "3478"] {
+            assert!(said.contains(why), "{said}\nlacks {why}");
+        }
+        assert!(!said.contains("PEM"), "{said}");
+        // For an address or a local name no authority has one.
+        for host in ["192.0.2.7", "turn"] {
+            let (plan, said) = asked(&["--host", host, "--external", "45.0.0.7"], "\n\n");
+            assert!(plan.unwrap().tls.is_none() && !said.contains("E-mail"), "{said}");
+        }
     }
 
     #[test]
