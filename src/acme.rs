@@ -20,7 +20,7 @@ use tokio::sync::watch;
 pub use self::http01::{Tokens, router};
 use self::order::Order;
 use self::schedule::{Failures, due_at};
-use self::store::Store;
+use self::store::{Refusal, Store};
 use crate::clock;
 use crate::config::acme::AcmeConfig;
 use crate::ops::metrics::Text;
@@ -133,8 +133,21 @@ impl Acme {
             self.state().domains.clone_from(&config.domains);
             tokio::select! {
                 () = self.keep(&config) => {}
-                _ = configs.changed() => self.tokens.clear(),
+                _ = configs.changed() => self.withdraw_proofs(),
             }
+        }
+    }
+
+    /// Asks the authority nothing more: another process does from now on.
+    pub fn leave(&self) {
+        self.reconfigure(None);
+    }
+
+    /// What no order under way needs is shown to no one.
+    fn withdraw_proofs(&self) {
+        self.tokens.clear();
+        if let Some(tls) = (self.tls)() {
+            tls.certificates.present_challenges(Vec::new());
         }
     }
 
@@ -142,6 +155,11 @@ impl Acme {
     async fn keep(&self, config: &AcmeConfig) {
         let store = Store::new(config);
         let mut failures = Failures::default();
+        // What the authority told the process before this one holds for this one too.
+        if let Some(Refusal { error, not_before }) = store.refusal(clock::unix_seconds().0) {
+            failures.wait_until(not_before);
+            self.state().error = Some(error);
+        }
         // One that could not be written: it is not ordered again.
         let mut unwritten: Option<String> = None;
         loop {
@@ -155,6 +173,7 @@ impl Acme {
             match self.order(config, &store, &mut unwritten).await {
                 Ok(names) => {
                     failures = Failures::default();
+                    store.forget_refusal();
                     self.obtained.fetch_add(1, Ordering::Relaxed);
                     self.state().error = None;
                     tracing::info!(names, "certificate obtained");
@@ -163,6 +182,9 @@ impl Acme {
                 Err(error) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     let retry_at = failures.add(clock::unix_seconds().0, error.not_before);
+                    if error.not_before.is_some() {
+                        store.write_refusal(&Refusal { error: error.to_string(), not_before: retry_at });
+                    }
                     let retry_in_s = retry_at.saturating_sub(clock::unix_seconds().0);
                     tracing::warn!(
                         directory = %config.directory,
@@ -190,8 +212,7 @@ impl Acme {
                 let tls = (self.tls)().ok_or("no listener needs a certificate")?;
                 let order = Order { config, store, certificates: &tls.certificates, tokens: &self.tokens };
                 let pair = tokio::time::timeout(ORDER_TIME, order.pair()).await;
-                tls.certificates.present_challenges(Vec::new());
-                self.tokens.clear();
+                self.withdraw_proofs();
                 pair.map_err(|_| format!("the order was not complete within {} s", ORDER_TIME.as_secs()))??
             }
         };

@@ -7,6 +7,9 @@ use crate::tls::certificates::Loaded;
 const RETRY_FIRST: u64 = 60;
 const RETRY_MOST: u64 = 12 * 3_600;
 
+/// The longest that an authority can make us wait, in seconds.
+pub(super) const WAIT_MOST: u64 = 7 * 86_400;
+
 /// When the next order is due, in seconds since 1970: `now` if there is no certificate, or one for other names.
 pub(super) fn due_at(config: &AcmeConfig, certificate: Option<&Loaded>, now: u64) -> u64 {
     let Some(certificate) = certificate else { return now };
@@ -30,11 +33,16 @@ impl Failures {
         self.retry_at
     }
 
+    /// Tries again then, and not before.
+    pub(super) const fn wait_until(&mut self, retry_at: u64) {
+        self.retry_at = Some(retry_at);
+    }
+
     /// One more, at `now`; gives when to try again: not before the authority allows it, and never all servers at once.
     pub(super) fn add(&mut self, now: u64, not_before: Option<u64>) -> u64 {
         let wait = (RETRY_FIRST << self.count.min(16)).min(RETRY_MOST);
         self.count += 1;
-        let retry_at = (now + wait + random_up_to(wait / 10)).max(not_before.unwrap_or(0).min(now + 7 * 86_400));
+        let retry_at = (now + wait + random_up_to(wait / 10)).max(not_before.unwrap_or(0).min(now + WAIT_MOST));
         self.retry_at = Some(retry_at);
         retry_at
     }
@@ -64,6 +72,6 @@ mod tests {
         }
         assert_eq!(Failures::default().add(1_000, Some(100_000)), 100_000);
         // An authority can't stop us for good.
-        assert_eq!(Failures::default().add(1_000, Some(u64::MAX)), 1_000 + 7 * 86_400);
+        assert_eq!(Failures::default().add(1_000, Some(u64::MAX)), 1_000 + WAIT_MOST);
     }
 }

@@ -6,8 +6,10 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::schedule::WAIT_MOST;
 use crate::config::acme::AcmeConfig;
 use crate::tls::certificates::Loaded;
 use crate::tls::provider;
@@ -15,8 +17,11 @@ use crate::tls::provider;
 /// The account's file.
 const ACCOUNT: &str = "account.json";
 
-/// No account is longer.
-const ACCOUNT_BYTES_MAX: u64 = 64 << 10;
+/// The file of an authority's refusal.
+const REFUSAL: &str = "refusal.json";
+
+/// No file of ours is longer.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// An account, and where it is one.
 #[derive(Serialize, Deserialize)]
@@ -25,12 +30,28 @@ struct KnownAccount {
     credentials: AccountCredentials,
 }
 
+/// An authority that does not want to be asked again before a time, in seconds since 1970.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(super) struct Refusal {
+    pub(super) error: String,
+    pub(super) not_before: u64,
+}
+
+/// A refusal, and of what.
+#[derive(Serialize, Deserialize)]
+struct KnownRefusal {
+    directory: String,
+    domains: Vec<Box<str>>,
+    refusal: Refusal,
+}
+
 /// The files of one configuration.
 pub(super) struct Store {
     directory: PathBuf,
     pair: PathBuf,
     /// The authority's directory.
     authority: String,
+    domains: Vec<Box<str>>,
 }
 
 fn told(path: &Path, error: &io::Error) -> String {
@@ -39,7 +60,8 @@ fn told(path: &Path, error: &io::Error) -> String {
 
 impl Store {
     pub(super) fn new(config: &AcmeConfig) -> Self {
-        Self { directory: config.state.clone(), pair: config.pair(), authority: config.directory.to_string() }
+        let (directory, authority) = (config.state.clone(), config.directory.to_string());
+        Self { directory, pair: config.pair(), authority, domains: config.domains.clone() }
     }
 
     /// The certificate that is there; nothing if there is none that can be used.
@@ -61,10 +83,34 @@ impl Store {
 
     /// The account at this authority.
     pub(super) fn account(&self) -> Option<AccountCredentials> {
-        let mut bytes = Vec::new();
-        File::open(self.directory.join(ACCOUNT)).ok()?.take(ACCOUNT_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        let known: KnownAccount = serde_json::from_slice(&bytes).ok()?;
+        let known: KnownAccount = self.read(ACCOUNT)?;
         (known.directory == self.authority).then_some(known.credentials)
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> Option<T> {
+        let mut bytes = Vec::new();
+        File::open(self.directory.join(file)).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// A refusal of these names by this authority that still holds.
+    pub(super) fn refusal(&self, now: u64) -> Option<Refusal> {
+        let known: KnownRefusal = self.read(REFUSAL)?;
+        let is_ours = known.directory == self.authority && known.domains == self.domains;
+        Some(known.refusal).filter(|of| is_ours && of.not_before > now && of.not_before <= now + WAIT_MOST)
+    }
+
+    /// Keeps a refusal for the process after this one; if it can't be kept, that one asks a time too often.
+    pub(super) fn write_refusal(&self, refusal: &Refusal) {
+        let (directory, domains) = (self.authority.clone(), self.domains.clone());
+        let known = KnownRefusal { directory, domains, refusal: refusal.clone() };
+        if let Ok(bytes) = serde_json::to_vec(&known) {
+            let _ = replace(&self.directory.join(REFUSAL), &bytes);
+        }
+    }
+
+    pub(super) fn forget_refusal(&self) {
+        let _ = fs::remove_file(self.directory.join(REFUSAL));
     }
 
     pub(super) fn write_account(&self, credentials: AccountCredentials) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -313,15 +314,28 @@ fn parse_key(bytes: &[u8], path: &Path) -> Result<PrivateKeyDer<'static>, LoadEr
     })
 }
 
+/// Device, inode, size, and the times of content and inode; `None` for what is not there.
+pub(super) type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
+
+fn stamp(path: &Path) -> Stamp {
+    let of = std::fs::metadata(path).ok()?;
+    Some((of.dev(), of.ino(), of.size(), (of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())))
+}
+
+/// Of certificate and key of each pair.
+pub(super) fn stamps(files: &[Files]) -> Vec<Stamp> {
+    files.iter().flat_map(|files| [stamp(&files.certificate), stamp(&files.private_key)]).collect()
+}
+
 /// Certificates that were read and found good, and are not presented yet.
 #[must_use = "they are not presented yet"]
 #[derive(Debug)]
-pub struct Pending(Vec<Files>, Vec<Loaded>);
+pub struct Pending(Vec<Files>, Vec<Loaded>, Vec<Stamp>);
 
 /// All that can be presented, in the order of the configuration.
 #[derive(Debug)]
 pub struct Certificates {
-    current: ArcSwap<(Vec<Files>, Vec<Loaded>)>,
+    current: ArcSwap<Pending>,
     /// What proves control over names at this moment.
     challenges: ArcSwap<Challenges>,
 }
@@ -335,8 +349,7 @@ impl Certificates {
     /// # Errors
     /// The first file that can't be used.
     pub fn load(files: &[Files], provider: &CryptoProvider) -> Result<Self, LoadError> {
-        let loaded = read_all(files, provider)?;
-        let current = ArcSwap::from_pointee((files.to_vec(), loaded));
+        let current = ArcSwap::from_pointee(read_all(files, provider)?);
         Ok(Self { current, challenges: ArcSwap::default() })
     }
 
@@ -344,6 +357,11 @@ impl Certificates {
     #[must_use]
     pub fn files(&self) -> Vec<Files> {
         self.current.load().0.clone()
+    }
+
+    /// What these files were when they were read.
+    pub(super) fn stamps(&self) -> Vec<Stamp> {
+        self.current.load().2.clone()
     }
 
     /// What is presented now.
@@ -366,9 +384,9 @@ impl Certificates {
     /// # Errors
     /// The first file that can't be used.
     pub fn read(&self, files: &[Files], provider: &CryptoProvider) -> Result<Pending, LoadError> {
-        let loaded = read_all(files, provider)?;
+        let read = read_all(files, provider)?;
         let current = self.current.load();
-        for ((file, new), old) in files.iter().zip(&loaded).zip(&current.1) {
+        for ((file, new), old) in files.iter().zip(&read.1).zip(&current.1) {
             if new.is_stand_in && !old.is_stand_in {
                 let reason = "can't be read any more, and the one in use is good".to_owned();
                 return Err(LoadError { path: file.certificate.clone(), is_key: false, reason });
@@ -378,7 +396,7 @@ impl Certificates {
                 return Err(LoadError { path: file.certificate.clone(), is_key: false, reason });
             }
         }
-        Ok(Pending(files.to_vec(), loaded))
+        Ok(read)
     }
 
     /// Proves control over these names, and over no others, to clients that ask for nothing else (RFC 8737 section 3).
@@ -387,13 +405,16 @@ impl Certificates {
     }
 
     /// Presents what was read from the next handshake on.
-    pub fn present(&self, Pending(files, loaded): Pending) {
-        self.current.store(Arc::new((files, loaded)));
+    pub fn present(&self, read: Pending) {
+        self.current.store(Arc::new(read));
     }
 }
 
-fn read_all(files: &[Files], provider: &CryptoProvider) -> Result<Vec<Loaded>, LoadError> {
-    files.iter().map(|files| Loaded::read(files, provider)).collect()
+fn read_all(files: &[Files], provider: &CryptoProvider) -> Result<Pending, LoadError> {
+    // Before they are read: what changes meanwhile is read again.
+    let stamps = stamps(files);
+    let loaded = files.iter().map(|files| Loaded::read(files, provider)).collect::<Result<_, _>>()?;
+    Ok(Pending(files.to_vec(), loaded, stamps))
 }
 
 impl ResolvesServerCert for Certificates {

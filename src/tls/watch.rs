@@ -3,40 +3,27 @@
 //! By metadata of what the paths lead to, so a rewritten file, a renamed one and a swapped symlink (also of a
 //! directory, as orchestrators mount secrets) are all seen; notifications of the kernel miss the last.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::certificates::{Certificates, Files};
+use super::certificates::{Certificates, Files, stamps};
 use super::provider;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// Device, inode, size, and the times of content and inode; `None` for what is not there.
-type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
-
-fn stamp(path: &Path) -> Stamp {
-    let of = std::fs::metadata(path).ok()?;
-    Some((of.dev(), of.ino(), of.size(), (of.mtime(), of.mtime_nsec()), (of.ctime(), of.ctime_nsec())))
-}
-
-fn stamps(files: &[Files]) -> Vec<Stamp> {
-    files.iter().flat_map(|files| [stamp(&files.certificate), stamp(&files.private_key)]).collect()
-}
-
 /// Runs until it is aborted.
 pub async fn watch(certificates: Arc<Certificates>) {
     let mut files = certificates.files();
-    let mut taken = stamps(&files);
+    // Of what was read: a process that takes over reads them some time before it comes here.
+    let mut taken = certificates.stamps();
     let mut before = taken.clone();
     loop {
         tokio::time::sleep(EVERY).await;
         let of = certificates.files();
         if of != files {
             // A reload named other files, and has just read them.
-            (taken, files) = (stamps(&of), of);
+            (taken, files) = (certificates.stamps(), of);
             before.clone_from(&taken);
             continue;
         }

@@ -1,7 +1,8 @@
 """Certification authorities that speak ACME, for tests/namespaces/acme; run as `authority.py KIND DIRECTORY ADDRESS PORT [NAME-SERVER]`.
 
-`real` is acme2certifier with an authority of the test's own below it: it proves names as any authority does. The others answer
-as no good authority would: `refuses`, `hangs`, `limits`, `other_name`, `garbage`. All speak TLS with a certificate of the test.
+`real` is acme2certifier with an authority of the test's own below it: it proves names as any authority does. `waits` has the
+certificate ready when there is a file `waits.go` in DIRECTORY. The others answer as no good authority would: `refuses`, `hangs`,
+`limits`, `other_name`, `garbage`. All speak TLS with a certificate of the test.
 """
 
 import base64
@@ -118,7 +119,9 @@ class Bad(BaseHTTPRequestHandler):
         at, kind, step = self.server.at, self.server.kind, self.path.rsplit("/", 1)[-1]
         with open(self.server.log, "a", encoding="ascii") as file:
             file.write(step + "\n")
-        order = {"status": "ready", "identifiers": [], "authorizations": [f"{at}/authz"], "finalize": f"{at}/finalize"}
+        # Each order has a number, which is in its URLs.
+        number = int(self.path.split("/")[1]) if self.path.count("/") == 2 else len(self.server.requests)
+        order = {"status": "ready", "identifiers": [], "authorizations": [f"{at}/{number}/authz"], "finalize": f"{at}/{number}/finalize"}
         if step == "newAccount":
             if kind == "refuses":
                 return self.problem(403, "unauthorized", "no\naccounts \x1b[31mhere")
@@ -126,30 +129,34 @@ class Bad(BaseHTTPRequestHandler):
         if step == "newOrder":
             if kind == "limits":
                 return self.problem(429, "rateLimited", "too many orders", [("Retry-After", str(RETRY_AFTER))])
-            return self.answer(201, order, [("Location", f"{at}/order")])
+            self.server.requests.append(None)
+            return self.answer(201, order, [("Location", f"{at}/{number}/order")])
         if step == "authz":
             return self.answer(200, {"status": "valid", "identifier": {"type": "dns", "value": self.server.name}, "challenges": []})
         if step == "finalize":
             payload = json.loads(base64.urlsafe_b64decode(body["payload"] + "=="))
-            self.server.request = x509.load_der_x509_csr(base64.urlsafe_b64decode(payload["csr"] + "=="))
+            self.server.requests[number] = x509.load_der_x509_csr(base64.urlsafe_b64decode(payload["csr"] + "=="))
+        request = self.server.requests[number]
         if step == "certificate":
-            return self.answer(200, self.server.certify(), kind="application/pem-certificate-chain")
-        if hasattr(self.server, "request"):
-            order.update({"status": "valid", "certificate": f"{at}/certificate"})
+            return self.answer(200, self.server.certify(request), kind="application/pem-certificate-chain")
+        if request and kind == "waits" and not os.path.exists(self.server.log.replace(".log", ".go")):
+            order["status"] = "processing"
+        elif request:
+            order.update({"status": "valid", "certificate": f"{at}/{number}/certificate"})
         return self.answer(200, order)
 
 
-def certify(server, directory):
-    """For another name than the one asked for."""
+def certify(request, directory, name):
+    """For the name that was asked for, or for another one."""
     with open(os.path.join(directory, "issuing.key"), "rb") as file:
         key = serialization.load_pem_private_key(file.read(), None)
     with open(os.path.join(directory, "issuing.pem"), "rb") as file:
         issuer = x509.load_pem_x509_certificate(file.read())
     now = datetime.datetime.now(datetime.timezone.utc)
     builder = (x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(issuer.subject)
-               .public_key(server.request.public_key()).serial_number(x509.random_serial_number())
+               .public_key(request.public_key()).serial_number(x509.random_serial_number())
                .not_valid_before(now).not_valid_after(now + datetime.timedelta(days=30))
-               .add_extension(x509.SubjectAlternativeName([x509.DNSName("other.example.test")]), False))
+               .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
@@ -158,7 +165,8 @@ def bad(kind, directory, address, port):
     server.daemon_threads = True
     server.kind, server.at, server.name = kind, f"https://{address}:{port}", "turn.example.test"
     server.log = os.path.join(directory, f"{kind}.log")
-    server.certify = lambda: certify(server, directory)
+    server.requests = []
+    server.certify = lambda request: certify(request, directory, server.name if kind == "waits" else "other.example.test")
     server.socket = context(directory).wrap_socket(server.socket, server_side=True)
     server.serve_forever()
 
