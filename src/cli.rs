@@ -54,6 +54,9 @@ enum Command {
         /// Take the clients of a running server over: the path of its upgrade.socket
         #[arg(long, value_name = "WHERE")]
         take_over: Option<TakeOver>,
+        /// With --take-over: start without it if no server listens there
+        #[arg(long, requires = "take_over")]
+        or_start: bool,
     },
     /// Check a configuration file: explain its effect or its errors
     CheckConfig {
@@ -214,7 +217,7 @@ struct VerifyOptions {
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Demo(options) => demo::run(options),
-        Command::Serve { config, take_over } => serve(config.as_deref(), take_over.as_ref()),
+        Command::Serve { config, take_over, or_start } => serve(config.as_deref(), take_over, or_start),
         Command::CheckConfig { file, user, json } => check_config::run(&file, user.as_deref(), json),
         Command::ImportCoturn(options) => import::import_coturn(&options),
         Command::ImportEturnal(options) => import::import_eturnal(&options),
@@ -252,7 +255,12 @@ fn version(handover: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn serve(file: Option<&Path>, take_over: Option<&TakeOver>) -> Result<(), Failure> {
+fn serve(file: Option<&Path>, take_over: Option<TakeOver>, or_start: bool) -> Result<(), Failure> {
+    let take_over = match take_over {
+        Some(from) if or_start => Some(from.or_start().map_err(|why| Failure::Usage(format!("--or-start {why}")))?),
+        from => from,
+    };
+    let take_over = take_over.as_ref();
     let config = load_to_serve(file).map_err(Failure::from);
     if let (Err(failure), Some(from)) = (&config, take_over) {
         from.refuse(failure);

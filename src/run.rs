@@ -121,14 +121,15 @@ fn serve_from(
                 begun.started.upgrades.recovered(1, Duration::ZERO);
                 begun
             }
-            // It waits for another process; nothing else is to be done here meanwhile.
-            Origin::TakeOver(from) => {
-                match tokio::task::block_in_place(|| take_over::take_over(config, from, ledger))? {
+            Origin::TakeOver(from) => match from.connect().map_err(Failure::Run)? {
+                None => begin(config, passed, ledger)?,
+                // It waits for another process; nothing else is to be done here meanwhile.
+                Some(old) => match tokio::task::block_in_place(|| take_over::take_over(config, old, ledger))? {
                     Some(taken) => go_on(taken)?,
                     // Another process only wanted to know whether this one could take over.
                     None => return Ok(()),
-                }
-            }
+                },
+            },
             Origin::Recovery(recovery) => {
                 // What is used of them came with the rest; a supervisor may need them once more.
                 std::mem::forget(passed);
@@ -403,6 +404,8 @@ async fn serve_until_signal(
             started.stop().await;
         }
         End::HandedOver(confirmed) => {
+            // An order under way ends here, and the new process makes its own.
+            started.acme.leave();
             successors.iter().for_each(|socket| socket.close());
             let Some((leaving, last)) = finish_for(confirmed, started).await else { return Ok(()) };
             leave(leaving, last, notifier, following, &mut signals).await;

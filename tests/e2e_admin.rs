@@ -604,6 +604,13 @@ fn a_program_tells_what_an_upgrade_needs_and_where_it_can_take_over() {
         let (code, _, why) = throughway(&["serve", "--take-over", wrong]);
         assert!(code == Some(2) && why.contains("expected the absolute path"), "{wrong}: {why}");
     }
+    for (arguments, part) in [
+        (&["serve", "--or-start"][..], "--take-over"),
+        (&["serve", "--take-over", "0", "--or-start"], "--or-start needs --take-over with the path"),
+    ] {
+        let (code, _, why) = throughway(arguments);
+        assert!(code == Some(2) && why.contains(part), "{why}");
+    }
     let environment = [("THROUGHWAY_AUTH__SECRET", "north-of-everything")];
     for place in ["0", "/nowhere/upgrade.sock"] {
         let mut serve = Command::new(env!("CARGO_BIN_EXE_throughway"));

@@ -395,6 +395,41 @@ fn a_process_that_connects_takes_over_and_strangers_do_not() {
     assert!(!socket.exists(), "the last one removes it");
 }
 
+/// As containers do, whose command is always the same.
+#[test]
+fn a_process_that_may_start_by_itself_takes_over_where_there_is_a_server() {
+    let directory = Directory::new();
+    let socket = directory.path().join("upgrade.sock");
+    let mut settings = Settings::new(1);
+    settings.tables = format!("[upgrade]\nprobation = \"1s\"\nsocket = {:?}\n", socket.to_str().unwrap());
+    let start = |directory: Directory, settings: Settings| {
+        Server::start_as(directory, settings, |config| {
+            let mut command = binary(config);
+            command.arg("--take-over").arg(&socket).arg("--or-start");
+            command
+        })
+    };
+    const ALONE: &str = "no server to take over from: starting";
+    let mut first = start(Directory::new(), settings);
+    first.log.event(ALONE);
+    let settings = Settings { ports: Some(first.ports.range.clone()), ..first.settings.clone() };
+    let call = Witness::start(Client::udp(first.udp4()));
+    let mut second = start(Directory::new(), settings.clone());
+    assert_eq!(first.log.events(CONFIRMED).len(), 1);
+    assert!(second.log.events(ALONE).is_empty());
+    call.see_progress();
+    first.signal("TERM");
+    assert_eq!(first.wait().code(), Some(0));
+    assert_eq!(call.finish().0.refresh(0).code(), 0);
+    // What a killed one leaves keeps no other one from starting.
+    second.signal("KILL");
+    second.wait();
+    assert!(socket.exists());
+    let third = start(Directory::new(), settings);
+    third.log.event(ALONE);
+    assert_eq!(third.health("/readyz"), 200);
+}
+
 // ---- HTTP ----
 
 /// The samples of all series that must not fall.

@@ -100,6 +100,13 @@ pub enum HandoffError {
 }
 
 impl HandoffError {
+    /// Whether [`Channel::connect`] gave it because no process listens at the path.
+    #[must_use]
+    pub fn is_of_absent_listener(&self) -> bool {
+        let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+        matches!(self, Self::System(error) if absent.contains(&error.kind()))
+    }
+
     /// Whether [`SuccessorSocket::accept`] gave it because the socket is closed.
     #[must_use]
     pub fn is_of_closed_listener(&self) -> bool {

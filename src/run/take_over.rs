@@ -37,6 +37,8 @@ pub enum TakeOver {
     StandardInput,
     /// The old process's `upgrade.socket`.
     Path(PathBuf),
+    /// The same; where no process listens, this one starts by itself.
+    PathOrStart(PathBuf),
 }
 
 /// How long the old process may be silent before the cut.
@@ -113,21 +115,37 @@ impl FromStr for TakeOver {
 }
 
 impl TakeOver {
+    /// Starts without a process to take over from, if none listens.
+    ///
+    /// # Errors
+    /// If it is not the path of a socket.
+    pub fn or_start(self) -> Result<Self, &'static str> {
+        match self {
+            Self::Path(path) | Self::PathOrStart(path) => Ok(Self::PathOrStart(path)),
+            Self::StandardInput => Err("needs --take-over with the path of the other server's upgrade.socket"),
+        }
+    }
+
     /// Tells the old process that this one's configuration is wrong, before anything else is done.
     pub(crate) fn refuse(&self, failure: &Failure) {
-        if let Ok(channel) = self.connect() {
+        if let Ok(Some(channel)) = self.connect() {
             let _ = OldProcess { channel }.refuse::<()>(Err(Failure::Config(failure.to_string())));
         }
     }
 
-    fn connect(&self) -> Result<Channel, String> {
-        match self {
-            Self::StandardInput => Channel::of_standard_input().map_err(|error| {
+    /// The way to the old process; nothing if there is none and this one may start by itself.
+    pub(crate) fn connect(&self) -> Result<Option<Channel>, String> {
+        let (Self::Path(path) | Self::PathOrStart(path)) = self else {
+            return Channel::of_standard_input().map(Some).map_err(|error| {
                 format!("--take-over 0: standard input: {error}; an old process starts its successor with this: use `throughway upgrade`")
-            }),
-            Self::Path(path) => {
-                Channel::connect(path).map_err(|error| format!("--take-over {}: {error}", path.display()))
+            });
+        };
+        match Channel::connect(path) {
+            Err(error) if error.is_of_absent_listener() && matches!(self, Self::PathOrStart(_)) => {
+                tracing::info!(socket = %path.display(), "no server to take over from: starting");
+                Ok(None)
             }
+            connected => connected.map(Some).map_err(|error| format!("--take-over {}: {error}", path.display())),
         }
     }
 }
@@ -251,10 +269,10 @@ fn hello() -> Hello {
 /// Why it is off: the old process goes on, or has ended.
 pub(crate) fn take_over(
     config: Config,
-    from: &TakeOver,
+    from: Channel,
     ledger: Option<Arc<Ledger>>,
 ) -> Result<Option<TakenOver>, Failure> {
-    let mut old = OldProcess { channel: from.connect().map_err(Failure::Run)? };
+    let mut old = OldProcess { channel: from };
     let mut hello = hello();
     if fault::at_step("hello") {
         hello.format_min = hello.format_max + 1;
