@@ -395,6 +395,8 @@ fn a_process_that_connects_takes_over_and_strangers_do_not() {
     assert!(!socket.exists(), "the last one removes it");
 }
 
+const ALONE: &str = "no server to take over from: starting";
+
 /// As containers do, whose command is always the same.
 #[test]
 fn a_process_that_may_start_by_itself_takes_over_where_there_is_a_server() {
@@ -409,7 +411,6 @@ fn a_process_that_may_start_by_itself_takes_over_where_there_is_a_server() {
             command
         })
     };
-    const ALONE: &str = "no server to take over from: starting";
     let mut first = start(Directory::new(), settings);
     first.log.event(ALONE);
     let settings = Settings { ports: Some(first.ports.range.clone()), ..first.settings.clone() };
