@@ -102,9 +102,11 @@ impl BoundHttpListeners {
         let sockets = self.bound.iter().filter_map(|(configured, listener)| {
             let is_ours = listener.file_is_ours().is_some_and(|ours| ours.load(Ordering::Relaxed));
             let will_be = |path: &PathBuf| is_ours || self.files.contains(path);
-            let what = match configured.note(is_ours) {
-                PassedSocket::HttpPath { path, .. } => PassedSocket::HttpPath { is_ours: will_be(&path), path },
-                what => what,
+            let note = configured.note(is_ours);
+            let what = if let PassedSocket::HttpPath { path, .. } = note {
+                PassedSocket::HttpPath { is_ours: will_be(&path), path }
+            } else {
+                note
             };
             Some((what, listener.duplicate().ok()?))
         });

@@ -11,7 +11,7 @@ const MARK: &str = "<!-- From here on made from the definitions of the command l
 const LINE_CHARACTERS_MAX: usize = 120;
 
 /// The page with all below the mark made anew.
-pub fn renewed(page: &str) -> String {
+pub(crate) fn renewed(page: &str) -> String {
     let (text, _) = page.split_once(MARK).expect("docs/reference/commands.md has its mark");
     let mut page = format!("{text}{MARK}");
     for mut command in commands() {
@@ -21,7 +21,7 @@ pub fn renewed(page: &str) -> String {
 }
 
 /// Every command that does something and is no secret, those below others too.
-pub fn commands() -> Vec<Command> {
+pub(crate) fn commands() -> Vec<Command> {
     let mut root = Arguments::command().disable_help_subcommand(true).disable_help_flag(true);
     root.build();
     let mut found = Vec::new();
@@ -40,7 +40,7 @@ fn below(command: &Command, found: &mut Vec<Command>) {
 }
 
 /// Words as the command line has them: `throughway usage report`.
-pub fn name(command: &Command) -> String {
+pub(crate) fn name(command: &Command) -> String {
     command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned()
 }
 

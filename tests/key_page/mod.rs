@@ -12,7 +12,7 @@ const MARK: &str =
 const LINE_CHARACTERS_MAX: usize = 120;
 
 /// The page with all below the mark made anew.
-pub fn renewed(page: &str) -> String {
+pub(crate) fn renewed(page: &str) -> String {
     let (text, _) = page.split_once(MARK).expect("docs/reference/keys.md has its mark");
     let mut page = format!("{text}{MARK}");
     let mut sections: Vec<&str> = KEYS.iter().map(section_of).collect();

@@ -180,10 +180,11 @@ impl Rest {
     async fn answer(&self, shape: Shape, exposure: &Exposure, peer: Peer, request: Request) -> Response {
         let issuer = self.issuer.load_full();
         let (mut parts, body) = request.into_parts();
-        let username = match shape {
+        let username = if matches!(shape, Shape::CloudflareRevoke) {
             // Its escapes are taken out; one that is no UTF-8 is no username.
-            Shape::CloudflareRevoke => Path::<(String, String)>::from_request_parts(&mut parts, &()).await.ok(),
-            _ => None,
+            Path::<(String, String)>::from_request_parts(&mut parts, &()).await.ok()
+        } else {
+            None
         };
         let username = username.map(|Path((_, username))| username).unwrap_or_default();
         let (method, uri, headers) = (parts.method, parts.uri, parts.headers);
