@@ -27,6 +27,7 @@ use self::upgrade::{Confirmed, Done, Leaving, Program, Upgrader};
 use crate::acme::{self, Acme};
 use crate::api;
 use crate::api::admin::{self, Admin};
+use crate::api::connectivity;
 use crate::api::health::{self, Health};
 use crate::api::host::AllowedHosts;
 use crate::api::not_found::with_fallback;
@@ -571,8 +572,9 @@ fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts
         .merge(admin::router(admin));
     let private = with_fallback(private, health::PATHS.into_iter().chain(rest::paths()).chain(admin::paths()));
     let public = health::public_router().merge(rest::router(rest, &Exposure::Public));
-    let public = public.merge(acme::router(started.acme.tokens()));
-    let public = with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()));
+    let public = public.merge(connectivity::public_router()).merge(acme::router(started.acme.tokens()));
+    let public =
+        with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()).chain([connectivity::PATH]));
     HttpListeners::new(private, public, Arc::clone(rest), hosts, Gate::default())
 }
 

@@ -260,6 +260,7 @@ fn nobody_without_the_token_learns_or_changes_anything() {
         ("POST", "/v1/log-level"),
         ("POST", "/v1/drain"),
         ("POST", "/v1/upgrade"),
+        ("POST", "/v1/test-credential"),
     ];
     let wrong_tokens = ["Bearer 0123456789abcdef-of-the-operatoR", "Bearer x", "Basic eDp5", "Bearer", "x"];
     let body = r#"{"user":"carol"}"#;
@@ -751,9 +752,13 @@ fn over_a_unix_socket_the_system_says_who_asks() {
 #[test]
 fn the_page_itself_holds_no_data_and_loads_nothing_from_elsewhere() {
     let server = start(Settings::new(1));
-    for (path, kind) in
-        [("/status", "text/html"), ("/status/page.js", "text/javascript"), ("/status/page.css", "text/css")]
-    {
+    for (path, kind) in [
+        ("/status", "text/html"),
+        ("/status/page.js", "text/javascript"),
+        ("/status/page.css", "text/css"),
+        ("/status/test.js", "text/javascript"),
+        ("/status/test.css", "text/css"),
+    ] {
         let answer = ask(server.http(), "GET", path, &[HOST], "");
         assert_eq!(answer.status, 200);
         assert!(answer.header("content-type").unwrap().starts_with(kind), "{answer:?}");
@@ -764,6 +769,53 @@ fn the_page_itself_holds_no_data_and_loads_nothing_from_elsewhere() {
         refused(&ask(server.http(), "GET", path, &[("Host", "evil.example")], ""), 403, "host");
         refused(&ask(server.http(), "POST", path, &[HOST], ""), 405, "method");
     }
+}
+
+/// It relays for a short time, within this server only where the secret reads claims, and the log says who made it.
+#[test]
+fn a_credential_for_a_test_relays_within_this_server_and_ends_soon() {
+    let mut settings = Settings::new(1);
+    settings.secrets.clear();
+    settings.tables =
+        format!("{}[[auth.secrets]]\nid = \"limited\"\nvalue = \"{SECRET}\"\nclaims = true\n", settings.tables);
+    let server = start(settings);
+    let made = done(post(&server, "/v1/test-credential", json!({ "ttl": 60 })));
+    let user = made["user"].as_str().unwrap();
+    assert!(user.starts_with("connectivity-test-"), "{made}");
+    assert_eq!((&made["is_limited"], &made["link"]), (&json!(true), &Value::Null), "no http.public, no page for users");
+    let server_of_test = &made["iceServers"][0];
+    let urls: Vec<&str> = server_of_test["urls"].as_array().unwrap().iter().map(|url| url.as_str().unwrap()).collect();
+    assert!(urls.iter().any(|url| url.ends_with(&format!("{}?transport=udp", server.udp4().port()))), "{urls:?}");
+    let expires_at = made["expires_at"].as_u64().unwrap();
+    let (username, password) =
+        (server_of_test["username"].as_str().unwrap(), server_of_test["credential"].as_str().unwrap());
+    assert!(username.starts_with(&format!("{expires_at}:{user}~")), "{username}");
+    let mut own = Client::udp(server.udp4()).user(username, password);
+    own.allocate();
+    // Any user may reach the internet, one who tests may not. A permission sends nothing there.
+    let mut ordinary = minted(&server, "carol");
+    ordinary.allocate();
+    let peer = "8.8.8.8:9".parse().unwrap();
+    assert_eq!((ordinary.try_permit(peer), own.try_permit(peer)), (0, 403));
+    let other = done(post(&server, "/v1/test-credential", json!({})));
+    assert_ne!(other["user"], made["user"], "each has a quota of its own");
+    let issued = server.log.events("credential for a connectivity test issued");
+    assert_eq!((issued.len(), &issued[0]["by"], &issued[0]["user"]), (2, &json!("token"), &made["user"]));
+    assert_eq!((&issued[0]["ttl"], &issued[1]["ttl"]), (&json!(60), &json!(600)));
+    assert!(!server.log.text().contains(password));
+    for bad in [json!({ "ttl": 59 }), json!({ "ttl": 604_801 }), json!({ "ttl": "60" }), json!({ "tll": 60 })] {
+        refused(&post(&server, "/v1/test-credential", bad), 400, "bad_request");
+    }
+}
+
+#[test]
+fn without_a_secret_a_test_gets_no_credential_and_is_told_what_to_add() {
+    let mut settings = Settings::new(1);
+    settings.secrets.clear();
+    let server = start(settings);
+    let answer = post(&server, "/v1/test-credential", json!({}));
+    refused(&answer, 409, "no_credential");
+    assert!(answer.body.contains("auth.secrets"), "{answer:?}");
 }
 
 // F-B8

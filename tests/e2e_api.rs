@@ -117,6 +117,16 @@ fn the_public_listener_has_credentials_and_healthz_and_nothing_else() {
     let ports = [server.udp4(), server.udp6(), server.tcp4(), server.tcp6()].map(|address| address.port());
     assert_eq!(uris[0], format!("turn:turn.example.org:{}?transport=udp", ports[0]));
     assert_eq!(uris[3], format!("turn:turn.example.org:{}?transport=tcp", ports[3]));
+    // The page of the connectivity test holds nothing: the credential is in the link that an operator makes.
+    for path in ["", "/page.js", "/page.css", "/test.js", "/test.css"].map(|file| format!("/connectivity{file}")) {
+        let answer = ask(public, "GET", &path, &[("Host", "turn.example.org")], "");
+        assert_eq!(answer.status, 200, "{path}");
+        let policy = answer.header("content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
+        assert!(!answer.body.contains("http://") && !answer.body.contains("https://"), "{path} loads from elsewhere");
+        assert_eq!(ask(public, "POST", &path, &[], "").status, 405);
+    }
+    assert_eq!(ask(public, "POST", "/v1/test-credential", &[("Content-Type", "application/json")], "{}").status, 404);
     // On http.listen all of it is there, and a foreign Host is not answered.
     assert_eq!(server.health("/metrics"), 200);
     assert_eq!(ask(server.http(), "GET", "/ice", &[("Host", "evil.example"), BEARER], "").status, 403);

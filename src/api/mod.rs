@@ -1,9 +1,11 @@
 //! HTTP for people and machines that run the server: its own listener, its own runtime, never a relay port.
 
 pub mod admin;
+pub mod connectivity;
 pub mod health;
 pub mod host;
 pub mod not_found;
+pub(crate) mod page;
 pub mod rest;
 pub mod revoker;
 pub mod uris;

@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 
 use super::DemoState;
+use crate::api::connectivity;
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -15,7 +16,7 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, media type, content.
-const FILES: [(&str, &str, &str); 14] = [
+const FILES: [(&str, &str, &str); 16] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/style.css", STYLE, include_str!("page/style.css")),
     ("/icon.svg", SVG, include_str!("page/icon.svg")),
@@ -29,6 +30,8 @@ const FILES: [(&str, &str, &str); 14] = [
     ("/sha256.js", SCRIPT, include_str!("page/sha256.js")),
     ("/signalling.js", SCRIPT, include_str!("page/signalling.js")),
     ("/stats.js", SCRIPT, include_str!("page/stats.js")),
+    ("/test.css", STYLE, connectivity::STYLE),
+    ("/test.js", SCRIPT, connectivity::SCRIPT),
     ("/ticker.js", SCRIPT, include_str!("page/ticker.js")),
 ];
 

@@ -1,4 +1,5 @@
-//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, upgrade, and a page for people.
+//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, upgrade, give out credentials for
+//! a connectivity test, and a page for people.
 //!
 //! On `http.listen` alone. Each call is checked in this order: Host, the caller, method, content type, body; so a
 //! caller without rights learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
@@ -9,6 +10,7 @@ mod page;
 pub mod refused;
 mod sessions;
 mod status;
+mod test_credential;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use serde_json::{Value, json};
 use self::access::{AdminAccess, Operator};
 use self::refused::AdminRefused;
 use self::sessions::{SessionsQuery, SubjectRequest};
+use self::test_credential::{TestCredentialRequest, TestCredentials};
 use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
@@ -72,9 +75,10 @@ enum AdminCall {
     LogLevel,
     Drain,
     Upgrade,
+    TestCredential,
 }
 
-const ROUTES: [(&str, AdminCall); 11] = [
+const ROUTES: [(&str, AdminCall); 12] = [
     ("/v1/sessions", AdminCall::Sessions),
     ("/v1/sessions/{session}", AdminCall::Session),
     ("/v1/refusals", AdminCall::Refusals),
@@ -86,13 +90,20 @@ const ROUTES: [(&str, AdminCall); 11] = [
     ("/v1/log-level", AdminCall::LogLevel),
     ("/v1/drain", AdminCall::Drain),
     (LONG_PATH, AdminCall::Upgrade),
+    ("/v1/test-credential", AdminCall::TestCredential),
 ];
 
 impl AdminCall {
     const fn method(self) -> &'static str {
         match self {
             Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
-            Self::Kick | Self::Revoke | Self::Reload | Self::LogLevel | Self::Drain | Self::Upgrade => "POST",
+            Self::Kick
+            | Self::Revoke
+            | Self::Reload
+            | Self::LogLevel
+            | Self::Drain
+            | Self::Upgrade
+            | Self::TestCredential => "POST",
         }
     }
 }
@@ -123,6 +134,7 @@ pub struct AdminParts {
 struct AdminSettings {
     access: AdminAccess,
     max_ttl: u64,
+    test_credentials: TestCredentials,
 }
 
 /// The API.
@@ -143,7 +155,7 @@ impl Admin {
         let started = (parts.clock)();
         let own = own_user();
         Self {
-            settings: ArcSwap::from_pointee(AdminSettings::new(config, own)),
+            settings: ArcSwap::from_pointee(AdminSettings::new(config, own, &parts.running)),
             parts,
             hosts,
             failed: FailedLogins::default(),
@@ -154,7 +166,7 @@ impl Admin {
 
     /// Takes a new configuration over.
     pub fn reconfigure(&self, config: &Config) {
-        self.settings.store(Arc::new(AdminSettings::new(config, self.own)));
+        self.settings.store(Arc::new(AdminSettings::new(config, self.own, &self.parts.running)));
     }
 
     async fn answer(&self, call: AdminCall, peer: Peer, request: Request) -> Result<Value, AdminRefused> {
@@ -196,6 +208,10 @@ impl Admin {
                 self.drain(operator).await
             }
             AdminCall::Upgrade => self.upgrade(operator, self.read(&parts.headers, body).await?).await,
+            AdminCall::TestCredential => {
+                let wanted = self.read(&parts.headers, body).await?;
+                self.test_credential(operator, &settings.test_credentials, &wanted)
+            }
         }
     }
 
@@ -373,11 +389,27 @@ impl Admin {
         let report = self.parts.commands.ask(|answer| Command::Upgrade(request, answer)).await;
         Ok(json!(report.ok_or_else(stopping)?))
     }
+
+    /// For the connectivity test of an operator's own browser, or for the link that a user gets.
+    fn test_credential(
+        &self,
+        by: Operator,
+        of: &TestCredentials,
+        wanted: &TestCredentialRequest,
+    ) -> Result<Value, AdminRefused> {
+        let made = of.mint(wanted, (self.parts.clock)().unix, test_credential::fresh_user_id()?)?;
+        tracing::info!(%by, user = made.user, ttl = made.ttl, "credential for a connectivity test issued");
+        Ok(made.answer)
+    }
 }
 
 impl AdminSettings {
-    fn new(config: &Config, own: u32) -> Self {
-        Self { access: AdminAccess::new(&config.admin, own), max_ttl: config.auth.max_ttl }
+    fn new(config: &Config, own: u32, running: &Running) -> Self {
+        Self {
+            access: AdminAccess::new(&config.admin, own),
+            max_ttl: config.auth.max_ttl,
+            test_credentials: TestCredentials::new(config, running),
+        }
     }
 }
 
@@ -441,7 +473,8 @@ pub fn check_body(bytes: &[u8]) -> Result<(), AdminRefused> {
     let revoke = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::revocation).map(drop);
     let level = parse_body::<LogLevelRequest>(bytes).map(drop);
     let upgrade = parse_body::<UpgradeRequest>(bytes).map(drop);
-    kick.or(revoke).or(level).or(upgrade).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
+    let test = parse_body::<TestCredentialRequest>(bytes).map(drop);
+    kick.or(revoke).or(level).or(upgrade).or(test).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response {

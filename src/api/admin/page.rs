@@ -4,21 +4,19 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 
 use super::refused::AdminRefused;
 use super::{Admin, is_get};
+use crate::api::connectivity;
+use crate::api::page::{self, HTML, PageFile};
 
-/// Nothing from other origins, and in no frame of theirs.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
-                      form-action 'none'; frame-ancestors 'none'";
-
-const FILES: [(&str, &str, &str); 3] = [
-    ("/status", "text/html; charset=utf-8", include_str!("page/status.html")),
-    ("/status/page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
-    ("/status/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+const FILES: [PageFile; 5] = [
+    ("/status", HTML, include_str!("page/status.html")),
+    ("/status/page.js", page::SCRIPT, include_str!("page/page.js")),
+    ("/status/page.css", page::STYLE, include_str!("page/page.css")),
+    ("/status/test.js", page::SCRIPT, connectivity::SCRIPT),
+    ("/status/test.css", page::STYLE, connectivity::STYLE),
 ];
 
 pub(super) fn router() -> Router<Arc<Admin>> {
@@ -30,19 +28,8 @@ pub(super) fn router() -> Router<Arc<Admin>> {
             if !is_get(request.method()) {
                 return AdminRefused::Method("GET").into_response();
             }
-            file(kind, text)
+            page::file(kind, text)
         };
         router.route(path, any(handler))
     })
-}
-
-fn file(kind: &'static str, text: &'static str) -> Response {
-    let head = [
-        (header::CONTENT_TYPE, kind),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-    ];
-    (StatusCode::OK, head, text).into_response()
 }

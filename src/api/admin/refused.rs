@@ -40,13 +40,15 @@ pub enum AdminRefused {
     NotSaved(String),
     /// The configuration is wrong, and the old one stays.
     BadConfig(String),
+    /// No credential for a test can be made.
+    NoCredential(&'static str),
     /// A worker does not answer, or the server is about to stop.
     Busy(Cow<'static, str>),
 }
 
 impl AdminRefused {
     /// The reasons in the order of their numbers.
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
         "host",
         "not_set_up",
         "no_token",
@@ -63,6 +65,7 @@ impl AdminRefused {
         "bad_config",
         "busy",
         "rate_failures",
+        "no_credential",
     ];
 
     const fn number(&self) -> usize {
@@ -83,6 +86,7 @@ impl AdminRefused {
             Self::BadConfig(_) => 13,
             Self::Busy(_) => 14,
             Self::RateFailures(_) => 15,
+            Self::NoCredential(_) => 16,
         }
     }
 
@@ -105,7 +109,7 @@ impl AdminRefused {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
-            Self::BadConfig(_) => StatusCode::CONFLICT,
+            Self::BadConfig(_) | Self::NoCredential(_) => StatusCode::CONFLICT,
             Self::NotSaved(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Full(_) | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -129,6 +133,7 @@ impl AdminRefused {
             }
             Self::Method(allowed) => return Cow::Owned(format!("this path is for {allowed}")),
             Self::ContentType => "a request that changes something needs Content-Type: application/json",
+            Self::NoCredential(sentence) => sentence,
             Self::TooLarge => "the body is too long",
             Self::Slow => "the request took too long",
             Self::BadRequest(sentence) | Self::NotFound(sentence) | Self::Busy(sentence) => return sentence.clone(),

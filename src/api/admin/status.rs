@@ -55,6 +55,7 @@ impl Admin {
             "lost": self.lost(),
             "certificates": certificates.iter().map(|certificate| json!({
                 "names": certificate.names, "days": certificate.days_left(),
+                "valid_until": (!certificate.is_stand_in).then_some(certificate.not_after),
             })).collect::<Vec<_>>(),
             "acme": self.parts.acme.status(),
             "revocations": running.revocations().len(),

@@ -16,6 +16,7 @@ mod revoke;
 pub mod shape;
 mod token_keys;
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -63,7 +64,7 @@ const PREFLIGHT_SECONDS: &str = "600";
 
 /// Whom a request is from, as limits and `from` of keys take it: for fuzzing.
 #[must_use]
-pub fn client_address(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Option<std::net::IpAddr> {
+pub fn client_address(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
     forwarded::client(&config.proxies, peer, headers).ip()
 }
 
@@ -505,13 +506,16 @@ pub fn xep0215(uris: &[TurnUri], username: &str, password: &str, expires_at: u64
 /// The URIs of a running relay's listeners.
 #[must_use]
 pub fn uris_of(running: &Running, config: &Config) -> Vec<TurnUri> {
-    uris::of_listeners(running.listeners(), &uris::names(config), |ip| {
-        if ip.is_unspecified() {
-            running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
-        } else {
-            Some(config.relay.external.advertised(ip))
-        }
-    })
+    uris::of_listeners(running.listeners(), &uris::names(config), |ip| told(running, config, ip))
+}
+
+/// What clients are told for a local address, or for the unspecified one of a family.
+pub(super) fn told(running: &Running, config: &Config, ip: IpAddr) -> Option<IpAddr> {
+    if ip.is_unspecified() {
+        running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
+    } else {
+        Some(config.relay.external.advertised(ip))
+    }
 }
 
 /// The user of the credential: the verified one, else the one that the caller names, else none.

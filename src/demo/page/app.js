@@ -7,6 +7,7 @@ import { bytesText, clockText, rateText, roundTripText, sparkline } from './form
 import { cameraPicture, clock, testPicture } from './picture.js';
 import { Signalling } from './signalling.js';
 import { Meter, endText } from './stats.js';
+import { entriesOf, mountTest } from './test.js';
 
 const LOG_LINES_MAX = 200;
 const TRANSFERS_SHOWN = 6;
@@ -94,6 +95,16 @@ async function fetchConfig() {
   showCards(config, room);
   return config;
 }
+
+/** The test has a user of its own, so that its traffic is not counted for this tab. */
+mountTest($('test'), async () => {
+  const tester = `test-${randomName(8)}`;
+  const answers = await Promise.all(['udp', 'tcp'].map((each) => fetch(`/config?user=${tester}&transport=${each}`)));
+  const refused = answers.find(({ ok }) => !ok);
+  if (refused) throw new Error(`The server gave no credentials: ${refused.status} ${await refused.text()}`);
+  const servers = await Promise.all(answers.map((answer) => answer.json()));
+  return entriesOf(servers.flatMap(({ iceServers }) => iceServers), { isOneServer: true });
+});
 
 // ---- events to the screen
 

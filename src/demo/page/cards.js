@@ -2,26 +2,9 @@
 
 import { clockText } from './format.js';
 import { clock } from './picture.js';
+import { copyText } from './test.js';
 
 const $ = (id) => document.getElementById(id);
-
-/** The clipboard is for secure contexts alone, and over plain http on a LAN address this page is none. */
-export async function copyText(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    const field = document.createElement('textarea');
-    field.value = text;
-    field.style.position = 'fixed';
-    field.style.opacity = '0';
-    document.body.append(field);
-    field.select();
-    const copied = document.execCommand('copy');
-    field.remove();
-    return copied;
-  }
-}
 
 /** A button that copies what `text` gives at that moment, and says that it did. */
 export function copies(button, text) {

@@ -1,4 +1,7 @@
-// Asks the admin API of this very server every two seconds and shows what it says. Reads only: nothing here changes anything.
+// Asks the admin API of this very server every two seconds and shows what it says. Changes nothing; the connectivity test and
+// the link for a user ask for a credential when a person wants that.
+
+import { copyButton, entriesOf, mountTest } from './test.js';
 
 const EVERY_MS = 2000;
 const SESSIONS = 100;
@@ -23,10 +26,12 @@ class Refused extends Error {
   }
 }
 
-async function ask(path) {
+async function ask(path, wanted) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) });
+  const post = wanted && { method: 'POST', body: JSON.stringify(wanted) };
+  if (wanted) headers['Content-Type'] = 'application/json';
+  const answer = await fetch(path, { ...post, headers, cache: 'no-store', signal: AbortSignal.timeout(ANSWER_MS) });
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Refused(body.reason, body.error ?? `status ${answer.status}`);
   return body;
@@ -67,6 +72,9 @@ function age(seconds) {
   if (seconds < 172_800) return `${Math.floor(seconds / 3600)} h ${Math.floor(seconds / 60) % 60} min`;
   return `${Math.floor(seconds / 86_400)} days`;
 }
+
+const day = (unix) => new Date(1000 * unix).toISOString().slice(0, 10);
+const moment = (unix) => `${day(unix)} ${new Date(1000 * unix).toISOString().slice(11, 16)} UTC`;
 
 /** Rows of texts; a cell may be [text, class]. What users choose is text and never markup. */
 function fill(table, rows, empty, heads = []) {
@@ -134,13 +142,28 @@ function showNumbers(now) {
   fill('ended-table', [...byReason(now.lost, minute.lost, 'lost: '), ...ends, ...dropped], 'nothing yet');
   fill(
     'certificate-table',
-    now.certificates.map(({ names, days }) => {
+    now.certificates.map(({ names, days, valid_until: until }) => {
       const tone = days < 0 ? 'bad' : days < 14 ? 'wait' : '';
-      return [names.join(', ') || 'no name', [whole(days), `number ${tone}`]];
+      return [names.join(', ') || 'no name', until === null ? 'stand-in' : day(until), [whole(days), `number ${tone}`]];
     }),
     'no listener has TLS',
   );
+  showAcme(now);
   for (const id of ['numbers', 'why', 'ends', 'certs']) at(id).hidden = false;
+}
+
+/** What becomes of the certificate that the server gets itself. */
+function showAcme({ acme, certificates }) {
+  at('acme').hidden = !acme;
+  if (!acme) return;
+  const own = certificates.find(({ names, valid_until: until }) => until !== null && acme.domains.every((domain) => names.includes(domain)));
+  at('acme-domains').textContent = acme.domains.join(', ');
+  at('acme-until').textContent = own ? day(own.valid_until) : 'no certificate yet';
+  at('acme-until').className = own ? '' : 'wait';
+  at('acme-next-label').textContent = acme.error ? 'Next try' : 'Next order';
+  at('acme-next').textContent = acme.next_order === null ? 'under way' : moment(acme.next_order);
+  at('acme-error').textContent = acme.error ?? 'none';
+  at('acme-error').className = acme.error ? 'bad' : '';
 }
 
 function showSessions({ sessions, more }) {
@@ -184,7 +207,7 @@ function showRefusals({ refusals: all }) {
 function askForToken({ reason, message }) {
   const isWrong = reason === 'wrong_token';
   sessionStorage.removeItem(TOKEN);
-  for (const id of ['people', 'who']) at(id).hidden = true;
+  for (const id of ['people', 'who', 'test', 'link']) at(id).hidden = true;
   at('login').classList.toggle('wrong', isWrong);
   at('login-text').textContent =
     reason === 'no_token' ? "Enter the token in the server's http.admin_token_file. It stays in this tab." : `The server says: ${message}.`;
@@ -204,6 +227,7 @@ async function look() {
     ]);
     showSessions(sessions);
     showRefusals(latest);
+    for (const id of ['test', 'link']) at(id).hidden = false;
     at('login').hidden = true;
   } catch (error) {
     const isRefused = error instanceof Refused;
@@ -225,6 +249,31 @@ async function turn() {
   clearTimeout(timer);
   if (await look()) timer = setTimeout(turn, EVERY_MS);
 }
+
+mountTest(at('test'), async () => entriesOf((await ask('/v1/test-credential', {})).iceServers));
+
+const copyLink = copyButton('Copy link', () => at('link-url').value);
+copyLink.hidden = true;
+at('link-form').append(copyLink);
+at('link-form').addEventListener('submit', async (event) => {
+  event.preventDefault();
+  let note;
+  let made = {};
+  try {
+    made = await ask('/v1/test-credential', { ttl: Number(at('link-ttl').value) });
+    const until = moment(made.expires_at);
+    const limits = made.is_limited ? 'It relays nothing but the test.' : 'Its password relays like that of any user: set claims = true for the secret in auth.secrets to limit it.';
+    note = made.link
+      ? `For the user ${made.user}, until ${until}. ${limits} If a proxy is in front of http.public, put its address in place of the first part.`
+      : 'There is no page for users: set http.public, where the page of the test is served, and make the link again.';
+  } catch (error) {
+    note = error.message;
+  }
+  at('link-url').value = made.link ?? '';
+  at('link-url').hidden = !made.link;
+  copyLink.hidden = !made.link;
+  at('link-note').textContent = note;
+});
 
 at('login').addEventListener('submit', (event) => {
   event.preventDefault();
