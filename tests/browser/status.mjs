@@ -42,6 +42,8 @@ async function startServer(folder, hasToken = true) {
     `listen.tls = ["${address}:0"]`,
     `tls.certificate = "${certificate}"`,
     `tls.private_key = "${key}"`,
+    // An authority that answers nobody: the page says so.
+    `tls.acme = { domains = ["own.example.org"], directory = "https://127.0.0.1:9/directory", state = "${folder}/acme", http_listen = "127.0.0.1:0" }`,
     `relay.addresses = ["${address}"]`,
     'peers.allow = ["127.0.0.0/8"]',
     'log.format = "json"',
@@ -210,14 +212,21 @@ async function showsWhatHappens(running, server) {
   assert.match(await text(page, '#refusals'), /bob[\s\S]*throughway credentials verify/);
   await until('its count', async () => /bad_integrity/.test(await text(page, '#refused-table')));
   assert.ok(!/challenge/.test(await text(page, '#refused-table')), 'a first request is no refusal');
-  assert.match(await text(page, '#certificate-table'), /turn\.example\.org\s+[89]$/m);
+  const validUntil = new Date(Date.now() + 9 * 86_400_000).toISOString().slice(0, 10);
+  assert.match(await text(page, '#certificate-table'), new RegExp(`turn\\.example\\.org\\s+${validUntil}\\s+[89]$`, 'm'));
+  // The certificate that the server should get itself: for what, and why it has none yet.
+  await until('the error of the authority', async () => /127\.0\.0\.1:9/.test(await text(page, '#acme-error')));
+  assert.equal(await text(page, '#acme-domains'), 'own.example.org');
+  assert.equal(await text(page, '#acme-until'), 'no certificate yet');
+  assert.equal(await text(page, '#acme-next-label'), 'Next try');
+  assert.match(await text(page, '#acme-next'), /^\d{4}-\d\d-\d\d \d\d:\d\d UTC$/);
   assert.ok(await page.$('#certificate-table td.wait'), 'nine days are few');
   assert.equal(await text(page, '#pill'), 'ready');
   for (const [width, height] of WIDTHS) {
     await page.setViewport({ width, height });
     const widest = await page.evaluate(() => document.documentElement.scrollWidth);
     assert.ok(widest <= width, `${widest} of ${width} pixels`);
-    for (const part of ['#numbers', '#people', '#why', '#certs', '#who']) assert.ok(await isShown(page, part), part);
+    for (const part of ['#numbers', '#people', '#why', '#certs', '#who', '#test', '#link']) assert.ok(await isShown(page, part), part);
     await picture(page, `${running.name}-${width}`);
   }
   await page.setViewport({ width: 1280, height: 900 });
@@ -266,7 +275,9 @@ async function tellsOfTheEnd(running, server) {
   const minuteOf = ([hours, minutes]) => 60 * Number(hours) + Number(minutes);
   const now = await page.evaluate(() => [new Date().getHours(), new Date().getMinutes()]);
   assert.ok((minuteOf(now) - minuteOf(told.slice(1)) + 1440) % 1440 <= 5, `${told[0]} at ${now}`);
-  assert.ok(Number(await page.$eval('#numbers', (tiles) => getComputedStyle(tiles).opacity)) < 0.6, 'the old numbers are pale');
+  const looks = (selector) => page.$eval(selector, (part) => [getComputedStyle(part).color, getComputedStyle(part.closest('.card')).borderTopStyle]);
+  assert.deepEqual(await looks('#sessions'), await looks('#sessions-by'), 'the old numbers have lost their colour');
+  assert.equal((await looks('#sessions'))[1], 'dashed', 'and their edge is broken');
   for (const [width, height] of WIDTHS) {
     await page.setViewport({ width, height });
     assert.ok((await page.evaluate(() => document.documentElement.scrollWidth)) <= width);
