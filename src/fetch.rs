@@ -79,7 +79,10 @@ pub enum FetchError {
     /// The certificate is not trusted, or it is not TLS at all.
     #[error("TLS: {0}")]
     Tls(io::Error),
-    /// What came back is no HTTP, or broke off.
+    /// The connection ended first.
+    #[error("the connection ended before an answer came")]
+    Incomplete,
+    /// What came back is no HTTP.
     #[error("the answer is not complete HTTP: {0}")]
     Http(String),
     /// More than was asked for.
@@ -224,7 +227,9 @@ async fn exchange<S>(stream: S, host: &str, target: &str, request: HttpRequest) 
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let broken = |error: hyper::Error| FetchError::Http(error.to_string());
+    let broken = |error: hyper::Error| {
+        if error.is_incomplete_message() { FetchError::Incomplete } else { FetchError::Http(error.to_string()) }
+    };
     let mut builder = http1::Builder::new();
     // Names as most write them: some receivers look for that by hand.
     builder.max_buf_size(HEADER_BYTES_MAX).title_case_headers(true);

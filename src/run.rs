@@ -36,6 +36,7 @@ use crate::api::rest::{self, Exposure, Rest};
 use crate::api::revoker::Revoker;
 use crate::clock;
 use crate::config::Config;
+use crate::config::checked::LogFormat;
 use crate::config::upgrade::UpgradeConfig;
 use crate::failure::{self, Failure};
 use crate::net::gate::Gate;
@@ -99,11 +100,17 @@ fn serve_from(
     supervised: Option<Supervised>,
 ) -> Result<(), Failure> {
     let ledger = supervised.as_ref().map(|of| Arc::clone(&of.ledger));
-    passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
+    let is_first = matches!(origin, Origin::Fresh | Origin::TakeOver(_));
+    if is_first {
+        // A reload may have taken listeners away since.
+        passed.check(net::worker_count(&config), |place| config.has_listener(place)).map_err(Failure::Run)?;
+    }
     let runtime = runtime()?;
     let result = runtime.block_on(async {
-        let level = start_log(&config)?;
-        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref());
+        let level = start_log(&config)
+            .or_else(|failure| if is_first { Err(failure) } else { start_any_log(&config, &failure) })?;
+        let main = supervised.as_ref().map_or_else(std::process::id, |of| of.supervisor);
+        let notifier = Notifier::new(std::env::var_os("NOTIFY_SOCKET").as_deref(), main);
         let notifier = Arc::new(notifier.map_err(|error| {
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
@@ -510,9 +517,12 @@ fn listen_for_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Op
     let Some(path) = &config.upgrade.socket else { return Ok(None) };
     let failed = |error: std::io::Error| {
         let path = path.display();
-        Failure::Run(format!(
-            "upgrade.socket: can't listen on {path}: {error}; its directory must be there, and be the server's user's"
-        ))
+        let remedy = if error.kind() == std::io::ErrorKind::AddrInUse {
+            "another process listens there: give each server a path of its own"
+        } else {
+            "its directory must be there, and be the server's user's"
+        };
+        Failure::Run(format!("upgrade.socket: can't listen on {path}: {error}; {remedy}"))
     };
     let socket = Arc::new(SuccessorSocket::bind(path).map_err(failed)?);
     let (accepting, upgrader, runtime) = (Arc::clone(&socket), Arc::clone(upgrader), tokio::runtime::Handle::current());
@@ -551,6 +561,15 @@ fn start_log(config: &Config) -> Result<Level, Failure> {
     for advice in advice::machine(granted, wanted) {
         tracing::warn!("{advice}");
     }
+    Ok(level)
+}
+
+/// A log on standard error, for a server that goes on for one that was killed: calls are worth more than where its lines go.
+fn start_any_log(config: &Config, failure: &Failure) -> Result<Level, Failure> {
+    let mut config = config.clone();
+    config.log.format = LogFormat::Auto;
+    let level = start_log(&config)?;
+    tracing::error!(%failure, "the log goes to standard error until the server is restarted");
     Ok(level)
 }
 

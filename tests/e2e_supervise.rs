@@ -405,6 +405,82 @@ fn a_file_that_hangs_does_not_end_what_runs() {
 }
 
 /// A drain is known to the next process, however soon the one before was killed.
+/// Certificates may be renewed at the moment of a kill: calls over UDP need none, and streams get them as soon as they are there.
+#[test]
+fn a_certificate_that_can_not_be_read_ends_no_call() {
+    let authority = e2e_support::tls::Authority::new();
+    let mut settings = authority.settings(1);
+    settings.supervise = true;
+    let server = settings.start();
+    let mut client = Client::udp(server.udp4());
+    client.allocate();
+    let (certificate, key) = authority.paths("first");
+    let other = authority.write("other", &[e2e_support::tls::NAME]);
+    let kept = [&certificate, &key].map(|path| std::fs::read(path).unwrap());
+    for spoil in [
+        &(|| std::fs::remove_file(&certificate).unwrap()) as &dyn Fn(),
+        // One of two files is there already.
+        &|| drop(std::fs::copy(&other.1, &key).unwrap()),
+        &|| [&certificate, &key].into_iter().for_each(|path| std::fs::remove_file(path).unwrap()),
+    ] {
+        spoil();
+        kill(&server);
+        assert_eq!(client.refresh(600).code(), 0, "{}", server.log.text());
+        server.log.wait_for_line("can't be used now; until they can, clients over TLS");
+        assert!(authority.connect(server.tls4()).is_err(), "no client trusts what is presented instead");
+        [&certificate, &key].into_iter().zip(&kept).for_each(|(path, text)| std::fs::write(path, text).unwrap());
+        wait_for("the certificate to be presented", || authority.connect(server.tls4()).ok());
+    }
+    authority.client(server.tls4()).allocate();
+    assert_eq!((server.log.events(GOES_ON).len(), server.log.events(ANEW).len()), (3, 0));
+}
+
+/// What waits for a restart waits on: this is none.
+#[test]
+fn what_waits_for_a_restart_is_not_taken_from_the_file() {
+    let server = supervised(3).start();
+    let mut clients: Vec<Client> = (0..3).map(|worker| Client::udp_on_worker(server.udp4(), worker, 3)).collect();
+    for client in &mut clients {
+        client.allocate();
+    }
+    let config = server.directory().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let journal = server.directory().join("no-journal").display().to_string();
+    let changed = text.replace("workers = 3", "workers = 1").replace("format = \"json\"", "format = \"journal\"");
+    let changed = changed.replace("[log]\n", &format!("[log]\njournal = {journal:?}\n"));
+    std::fs::write(&config, changed).unwrap();
+    kill(&server);
+    for client in &mut clients {
+        assert_eq!(client.refresh(600).code(), 0, "{}", server.log.text());
+    }
+    assert_eq!(server.log.events("ready").pop().unwrap()["workers"], 3);
+}
+
+/// After an upgrade to another local address behind the same public one there are sessions at both.
+#[test]
+fn sessions_at_two_local_addresses_of_one_public_address_go_on() {
+    let mut settings = supervised(1);
+    settings.relay = vec![("addresses", "[\"127.0.0.1\"]"), ("external", "\"192.0.2.7\"")];
+    let mut upgradable = Upgradable::start(settings.clone());
+    let mut before = Client::udp(upgradable.server.udp4());
+    before.allocate_family(true);
+    settings.relay = vec![("addresses", "[\"127.0.0.2\"]"), ("external", "\"192.0.2.7\"")];
+    settings.udp.clone_from(&upgradable.server.settings.udp);
+    upgradable.write(Settings {
+        tables: upgradable.server.settings.tables.clone(),
+        http: upgradable.server.settings.http.clone(),
+        ..settings
+    });
+    upgradable.upgrade();
+    let mut after = Client::udp(upgradable.server.udp4()).user("bob", "builder");
+    after.allocate_family(true);
+    let ready = upgradable.server.log.events("ready").len();
+    kill_process(serving(upgradable.server.pid()), Signal::KILL).unwrap();
+    wait_for_ready(&upgradable.server, ready + 1);
+    assert_eq!((before.refresh(600).code(), after.refresh(600).code()), (0, 0), "{}", upgradable.server.log.text());
+    assert_eq!(upgradable.server.live(), 2);
+}
+
 #[test]
 fn a_drain_is_gone_on_with() {
     let (directory, mut settings) = (Directory::new(), supervised(1));

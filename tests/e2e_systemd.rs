@@ -170,11 +170,14 @@ impl Drop for ManagedUpgrade {
 
 impl ManagedUpgrade {
     fn start(fault: &str) -> Self {
+        Self::start_with(fault, Settings::new(2))
+    }
+
+    fn start_with(fault: &str, mut settings: Settings) -> Self {
         // A successor outlives the process that started it: then this one is its parent.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         let (ports, directory) = (Slice::take(), Directory::new());
         let config = directory.path().join("config.toml");
-        let mut settings = Settings::new(2);
         settings.tables += "[upgrade]\nprobation = \"2s\"\n";
         fs::write(&config, settings.text(&ports.range)).unwrap();
         let path = directory.path().join("notify");
@@ -314,6 +317,24 @@ fn an_upgrade_that_fails_leaves_the_old_process_the_main_one_and_the_status_says
         for _ in 0..3 {
             own.expect(old, &format!("WATCHDOG=1\nSTATUS=0 allocations; {why}"));
         }
+    }
+}
+
+/// With a supervisor that is the main process, whatever its server says: else the end of the server would be the service's.
+#[test]
+fn an_upgrade_that_fails_leaves_the_supervisor_the_main_process() {
+    for fault in ["plan=exit", "probation=exit"] {
+        let own = ManagedUpgrade::start_with(fault, Settings { supervise: true, ..Settings::new(2) });
+        let said = |start: &str| {
+            let heard = (0..1000).map(|_| own.hear().text).find(|text| text.starts_with(start));
+            heard.unwrap_or_else(|| panic!("no {start:?}"))
+        };
+        said("READY=1\nSTATUS=serving");
+        ManagedUpgrade::replace_program(&own.server._directory);
+        own.server.signal("HUP");
+        said("RELOADING=1\n");
+        let (ready, main) = (said("READY=1\n"), own.pid());
+        assert!(ready.starts_with(&format!("READY=1\nMAINPID={main}\nSTATUS=serving; upgrade ")), "{ready} of {main}");
     }
 }
 

@@ -134,6 +134,21 @@ with_one_and_three_workers! {
         calls.into_iter().for_each(|call| drop(call.finish()));
     }
 
+    /// SIGHUP on probation is no second upgrade, though the file of the old process is another one all the time.
+    fn a_reload_that_is_asked_for_on_probation_is_done_by_the_new_process(workers: u8) {
+        let mut own = Upgradable::start(Settings::new(workers));
+        e2e_support::upgrade::replace_program(own.server.directory());
+        own.begin();
+        own.wait_for_probation();
+        let mut next = own.server.settings.clone();
+        next.users.push(("carol", "cat"));
+        own.write(next);
+        own.server.signal("HUP");
+        own.follow();
+        assert_eq!(own.server.log.event("reload: changes applied")["changed"], "auth.users: added \"carol\"");
+        assert_eq!(allocate_code(Client::udp(own.server.udp4()).user("carol", "cat")), 0);
+    }
+
     /// A drain goes along, with its beginning; the new process ends when the last session does.
     fn a_draining_server_drains_on(workers: u8) {
         let mut own = Upgradable::start(Settings::new(workers));
@@ -315,6 +330,29 @@ fn end_of_silence(own: &Upgradable, count: usize) -> Value {
         std::thread::sleep(Duration::from_millis(20));
     }
     own.server.log.events(REFUSED).pop().unwrap()
+}
+
+/// What a new process opens only when it has taken over is looked at before.
+#[test]
+fn a_place_that_can_not_be_written_is_found_before_the_cut() {
+    for (tables, accounting, key) in [
+        ("[upgrade]\n", Some("gone/usage.jsonl"), "accounting.file: can't write "),
+        ("[upgrade]\nsocket = \"DIRECTORY/gone/upgrade.sock\"\n", None, "upgrade.socket: can't write in "),
+    ] {
+        let mut own = Upgradable::start(Settings::new(1));
+        let calls = [Witness::start(Client::udp(own.server.udp4()))];
+        let mut next = own.server.settings.clone();
+        let directory = own.server.directory().display().to_string();
+        next.tables = next.tables.replace("[upgrade]\n", &tables.replace("DIRECTORY", &directory));
+        if let Some(file) = accounting {
+            next = next.account("file", file);
+        }
+        own.write(next);
+        e2e_support::upgrade::replace_program(own.server.directory());
+        expect_refused(&mut own, &calls, "plan", key);
+        let (code, _, error) = own.run(&["upgrade", "--check"]);
+        assert!(code != 0 && error.contains(key) && error.contains("server's user"), "{code} {error}");
+    }
 }
 
 #[test]

@@ -126,6 +126,8 @@ pub(crate) struct Check {
     pub(crate) runtime_directory: Option<PathBuf>,
     /// Where the server keeps what must outlive it.
     pub(crate) state_directory: Option<PathBuf>,
+    /// Certificates may be missing, or not fit their keys.
+    pub(crate) is_after_crash: bool,
 }
 
 /// An error about a value, which it shows unless that is a user's or a secret's.
@@ -203,6 +205,7 @@ impl Check {
             credentials_directory: environment.credentials_directory().map(PathBuf::from),
             runtime_directory: environment.runtime_directory().map(PathBuf::from),
             state_directory: environment.state_directory().map(PathBuf::from),
+            is_after_crash: environment.is_after_crash(),
         })
     }
 

@@ -32,6 +32,7 @@ pub struct Environment {
     credentials_directory: Option<String>,
     runtime_directory: Option<String>,
     state_directory: Option<String>,
+    is_after_crash: bool,
 }
 
 // A value may be a secret.
@@ -82,6 +83,17 @@ impl Environment {
         }
         not_text.sort();
         Self { not_text, ..text.into_iter().collect() }
+    }
+
+    /// The same, for a server that goes on for one that was killed: calls are worth more than a certificate that can't be read
+    /// at this moment.
+    #[must_use]
+    pub(crate) fn after_crash(self) -> Self {
+        Self { is_after_crash: true, ..self }
+    }
+
+    pub(crate) const fn is_after_crash(&self) -> bool {
+        self.is_after_crash
     }
 
     /// The names of all variables that concern us.

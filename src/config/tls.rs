@@ -94,12 +94,9 @@ impl Check {
         let (Some(chain), Some(private)) = (self.file(certificate, chain), self.file(private_key, private)) else {
             return;
         };
-        self.certificate_in(
-            certificate,
-            private_key,
-            Files { certificate: chain, private_key: private, stand_in: None },
-            tls,
-        );
+        let stand_in = self.is_after_crash.then(Files::stand_in_for_lost);
+        let files = Files { certificate: chain, private_key: private, stand_in };
+        self.certificate_in(certificate, private_key, files, tls);
     }
 
     fn certificate_in(&mut self, certificate: &Node, private_key: &Node, files: Files, tls: &mut TlsConfig) {
@@ -112,7 +109,14 @@ impl Check {
             Err(error) if error.is_key => return self.wrong(private_key, error.to_string()),
             Err(error) => return self.wrong(certificate, error.to_string()),
         };
-        if loaded.days_left() < 0 && files.stand_in.is_none() {
+        let is_lost = self.is_after_crash && loaded.is_stand_in;
+        if is_lost {
+            let shown = files.certificate.display();
+            self.note(
+                certificate,
+                format!("{shown} and its key can't be used now; until they can, clients over TLS are shown a certificate that they refuse"),
+            );
+        } else if loaded.days_left() < 0 && files.stand_in.is_none() {
             self.note(certificate, format!("ended {} days ago; clients will refuse it", -loaded.days_left()));
         }
         for warning in loaded.warnings() {
@@ -122,7 +126,7 @@ impl Check {
             let shown = files.private_key.display();
             self.note(private_key, format!("every user of this machine can read {shown}; chmod 0640 it"));
         }
-        if tls.name.is_none() {
+        if tls.name.is_none() && !is_lost {
             tls.name = loaded.names.iter().find(|name| !name.starts_with('*')).map(|name| name.as_str().into());
         }
         tls.certificates.push(loaded.summary());

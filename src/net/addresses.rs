@@ -80,7 +80,11 @@ pub(super) fn report(
         );
     }
     for address in before.iter().filter(|address| !now.contains(address)) {
-        tracing::warn!(local = %address.local, "this address is gone: no new allocations from it until it is back");
+        if config.relay.addresses.is_empty() || config.relay.addresses.contains(&address.local) {
+            tracing::warn!(local = %address.local, "this address is gone: no new allocations from it until it is back");
+        } else {
+            tracing::info!(local = %address.local, "relay.addresses has this address no more: no new allocations from it");
+        }
     }
     for (address, error) in missing {
         tracing::warn!(%address, %error, "relay.addresses: no interface has this address yet; it is used as soon as one has (see `ip address`)");

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use minicbor::{Decode, Encode};
 use rustix::fs::MemfdFlags;
 
 use super::shared::SharedChanges;
-use super::sys::process::{adopt_descriptor, adopt_if_bound, close_all_but};
+use super::sys::process::{adopt_descriptor, adopt_if, close_all_but};
 use super::upgrade_messages::{Offer, PassedSocket};
 use crate::address::{FiveTuple, StreamId, Via};
 use crate::clock;
@@ -482,15 +482,20 @@ impl Ledger {
         totals.draining |= offer.draining_ms.is_some();
         let socket = |(allocation, number): (AllocationState, i32)| {
             // One at an address that was not told of yet can't be gone on with; the others can.
-            let address = offer.relay_addresses.iter().find(|note| note.advertised == allocation.relayed.ip())?;
-            let local = SocketAddr::new(address.local, allocation.relayed.port());
-            Some((allocation, adopt_if_bound(number, local)?))
+            let (ip, port) = (allocation.relayed.ip(), allocation.relayed.port());
+            let notes = &offer.relay_addresses;
+            notes.iter().find(|note| note.advertised == ip)?;
+            // It may have been opened at a local address that has had this public address before.
+            let is_others = |local: IpAddr| notes.iter().any(|note| note.local == local && note.advertised != ip);
+            let is_own = |local: IpAddr| notes.iter().any(|note| note.local == local && note.advertised == ip);
+            let fits = |bound: SocketAddr| bound.port() == port && (is_own(bound.ip()) || !is_others(bound.ip()));
+            Some((allocation, adopt_if(number, fits)?))
         };
         let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
         let listener = |(id, data, control): (u32, i32, Option<i32>)| {
             let bound = offer.listeners.iter().find(|note| note.id == id)?.bound;
-            Some((id, adopt_if_bound(data, bound)?, control.and_then(|number| adopt_if_bound(number, bound))))
+            Some((id, adopt_if(data, |of| of == bound)?, control.and_then(|number| adopt_if(number, |of| of == bound))))
         };
         let listeners = listeners.into_iter().filter_map(listener).collect();
         let number = |(allocation, _): &(AllocationState, OwnedFd)| match allocation.via {

@@ -36,6 +36,8 @@ const REASON_CHARACTERS: usize = 300;
 #[derive(Debug, Default)]
 pub struct Notifier {
     manager: Option<(UnixDatagram, SocketAddr)>,
+    /// The process that the manager takes for the service's main one: this one, or its supervisor.
+    main: u32,
     /// A drain tells the status then.
     is_draining: AtomicBool,
     is_upgrading: AtomicBool,
@@ -44,11 +46,11 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// The socket that the variable names.
+    /// The socket that the variable names; `main` is the service's main process.
     ///
     /// # Errors
     /// When it names something that can't be a socket.
-    pub fn new(socket: Option<&OsStr>) -> io::Result<Self> {
+    pub fn new(socket: Option<&OsStr>, main: u32) -> io::Result<Self> {
         let Some(name) = socket.filter(|name| !name.is_empty()) else { return Ok(Self::default()) };
         let address = match name.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -58,7 +60,7 @@ impl Notifier {
         let socket = UnixDatagram::unbound()?;
         // The manager reads at once; should it not, we don't wait for it.
         socket.set_nonblocking(true)?;
-        Ok(Self { manager: Some((socket, address)), ..Self::default() })
+        Ok(Self { manager: Some((socket, address)), main, ..Self::default() })
     }
 
     fn send(&self, text: &str) {
@@ -101,11 +103,11 @@ impl Notifier {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", clock::monotonic_microseconds()));
     }
 
-    /// No other process has taken over: this one is the main one, and ready. The status shows why until the next reload.
+    /// No other process has taken over: the main one is as before, and ready. The status shows why until the next reload.
     pub fn not_upgraded(&self, why: &str) {
         self.is_upgrading.store(false, Ordering::Relaxed);
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARACTERS).collect();
-        let main = format!("READY=1\nMAINPID={}", std::process::id());
+        let main = format!("READY=1\nMAINPID={}", self.main);
         if self.is_draining.load(Ordering::Relaxed) {
             self.send(&main);
         } else {
@@ -228,7 +230,7 @@ mod tests {
     fn an_abstract_socket_hears_each_message_and_no_socket_is_fine() {
         let name = format!("throughway-notify-{}", std::process::id());
         let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}")))).unwrap();
+        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))), 7).unwrap();
         let mut buffer = [0; 200];
         let mut heard = || {
             let len = manager.recv(&mut buffer).unwrap();
@@ -242,7 +244,7 @@ mod tests {
         assert!(reloading.starts_with("RELOADING=1\n") && time.parse::<u64>().unwrap() > 0, "{reloading}");
         notifier.stopping();
         assert!(heard().starts_with("STOPPING=1\n"));
-        Notifier::new(None).unwrap().ready("nobody hears it");
-        assert!(Notifier::new(Some(OsStr::new("relative"))).is_err());
+        Notifier::new(None, 7).unwrap().ready("nobody hears it");
+        assert!(Notifier::new(Some(OsStr::new("relative")), 7).is_err());
     }
 }

@@ -16,10 +16,13 @@ mod waiting;
 mod webhook;
 mod writer;
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use tokio::sync::{mpsc, oneshot};
 
 use self::chain::{Chain, Code};
@@ -186,6 +189,36 @@ impl UsageMetrics {
     }
 }
 
+/// Whether every sink could be opened; nothing is, and nothing is changed.
+///
+/// # Errors
+/// What can't be, by its key.
+pub fn check(config: &AccountingConfig) -> Result<(), String> {
+    let may_write = |path: &Path| rustix::fs::access(path, Access::WRITE_OK);
+    if let Some(file) = &config.file {
+        let directory = file.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let checked = if file.path.exists() { may_write(&file.path) } else { may_write(directory) };
+        checked.map_err(|error| wont_write(&file.path, &error.into()))?;
+    }
+    if let Some(webhook) = &config.webhook
+        && let Err(error) = may_write(&webhook.spool)
+        && webhook.spool.exists()
+    {
+        return Err(wont_spool(&webhook.spool, &error.into()));
+    }
+    Ok(())
+}
+
+fn wont_write(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user")
+}
+
+fn wont_spool(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    format!("accounting.spool: can't use {path}: {error}; it must be a directory of the server's user")
+}
+
 /// Opens every sink; `None` when nothing is to be recorded.
 ///
 /// # Errors
@@ -197,10 +230,7 @@ pub fn open(config: &AccountingConfig, realm: &str) -> Result<Option<Sinks>, Str
     let mut last = None;
     let mut open = Vec::new();
     if let Some(wanted) = &config.file {
-        let path = wanted.path.display().to_string();
-        let (opened, line) = UsageFile::open(wanted.clone()).map_err(|error| {
-            format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user")
-        })?;
+        let (opened, line) = UsageFile::open(wanted.clone()).map_err(|error| wont_write(&wanted.path, &error))?;
         open.push(Sink::File(opened, Rotation::default()));
         last = line;
     }
@@ -210,10 +240,8 @@ pub fn open(config: &AccountingConfig, realm: &str) -> Result<Option<Sinks>, Str
     }
     let (mut spool, mut webhook) = (None, None);
     if let Some(config) = &config.webhook {
-        let path = config.spool.display().to_string();
-        let opened = Spool::open(config.spool.clone(), config.spool_bytes).map_err(|error| {
-            format!("accounting.spool: can't use {path}: {error}; it must be a directory of the server's user")
-        })?;
+        let opened = Spool::open(config.spool.clone(), config.spool_bytes);
+        let opened = opened.map_err(|error| wont_spool(&config.spool, &error))?;
         let opened = Arc::new(opened);
         open.push(Sink::Spool(Arc::clone(&opened)));
         spool = Some(opened);

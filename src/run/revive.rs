@@ -34,7 +34,8 @@ impl Recovery {
         // Those that are planned with may be needed once more.
         let copies = copies_of(&sockets)?;
         let planned = plan(config.clone(), &offer, copies, true).or_else(|failure| {
-            let Some(had) = had.and_then(|had| read_in_time(&config, Some(&had)).ok()) else { return Err(failure) };
+            let had = had.and_then(|had| read_in_time(&config, Some(&had)).ok());
+            let Some(had) = had.map(|had| had.until_restart(&config)) else { return Err(failure) };
             tracing::error!(%failure, "the configuration can't be carried out: the one that the killed server had holds");
             plan(had, &offer, copies_of(&sockets)?, true)
         });

@@ -21,6 +21,7 @@ use crate::net::passed::Passed;
 use crate::net::processes::{self, Cloned, Ended, HeldSignals};
 use crate::net::{self, Running};
 use crate::ops::metrics::Metrics;
+use crate::tls::certificates::Files;
 
 /// Signals that the supervisor passes on.
 const PASSED_ON: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
@@ -161,20 +162,23 @@ fn serve_in_child(
 }
 
 /// The configuration as the file has it now; if that is wrong, the one that the process before had; and the one of the start
-/// if the process before ended over it.
-fn config_of_next(config: Config, death: Death, had: Option<&str>) -> Config {
+/// if the process before ended over it. What waits for a restart is as at the start: this is none.
+fn config_of_next(mut start: Config, death: Death, had: Option<&str>) -> Config {
+    start.tls.files.iter_mut().for_each(|files| files.stand_in = Some(Files::stand_in_for_lost()));
     if death.was_recovering {
-        return config;
+        return start;
     }
-    read_in_time(&config, None).unwrap_or_else(|error| {
-        let (mut config, which) = match had.map(|had| read_in_time(&config, Some(had))) {
-            Some(Ok(had)) => (had, "the one that the killed server had"),
-            Some(Err(_)) | None => (config, "the one of the start"),
-        };
-        let text = format!("the configuration can't be used, so {which} holds: {error}");
-        config.warnings.push(Problem::new(SourceLocation::Nowhere, "after a crash", text));
-        config
-    })
+    let error = match read_in_time(&start, None) {
+        Ok(config) => return config.until_restart(&start),
+        Err(error) => error,
+    };
+    let (mut config, which) = match had.map(|had| read_in_time(&start, Some(had))) {
+        Some(Ok(had)) => (had.until_restart(&start), "the one that the killed server had"),
+        Some(Err(_)) | None => (start, "the one of the start"),
+    };
+    let text = format!("the configuration can't be used, so {which} holds: {error}");
+    config.warnings.push(Problem::new(SourceLocation::Nowhere, "after a crash", text));
+    config
 }
 
 /// How long a configuration and the files that it names may take to be read after a crash: calls wait for it.
@@ -188,7 +192,7 @@ pub(super) fn read_in_time(config: &Config, text: Option<&str>) -> Result<Config
     let (config, text) = (config.clone(), text.map(ToOwned::to_owned));
     let (sender, read) = std::sync::mpsc::sync_channel(1);
     let read_it = move || {
-        let environment = Environment::of_process();
+        let environment = Environment::of_process().after_crash();
         let result = text.map_or_else(|| config.reload(&environment), |text| config.with_text(&text, &environment));
         // If that took too long, there is no reader any more.
         let _ = sender.send(result.map_err(|error| error.to_string()));

@@ -27,7 +27,7 @@ use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket}
 use crate::net::{EventReceivers, Running};
 use crate::ops::metrics::Metrics;
 use crate::ops::upgrades::Release;
-use crate::ops::usage::chain::Code;
+use crate::ops::usage::{self, chain::Code};
 use crate::state;
 
 /// Where a new process takes over from.
@@ -183,7 +183,13 @@ impl OldProcess {
     }
 
     fn hear_offer(&mut self) -> Result<Offered, String> {
-        let (FromOld::Offer(offer), _) = self.hear(SEND_TIME)? else { return Err(unexpected()) };
+        let offer = match self.hear(SEND_TIME)? {
+            (FromOld::Offer(offer), _) => offer,
+            (FromOld::Stop, _) => {
+                return Err("an upgrade of that server is already under way: try again when it is over".to_owned());
+            }
+            _ => return Err(unexpected()),
+        };
         let mut sockets = Vec::new();
         loop {
             match self.hear(SEND_TIME)? {
@@ -282,7 +288,7 @@ pub(crate) fn take_over(
     let offered = old.hear_offer().map_err(Failure::Run);
     let Offered { offer, sockets } = old.refuse(offered)?;
     let offered_at = clock::now().ticks;
-    let planned = plan(config, &offer, sockets, false);
+    let planned = check_places(&config).and_then(|()| plan(config, &offer, sockets, false));
     let (planned, http) = old.refuse(planned)?;
     if fault::at_step("plan") {
         let _ = old.tell(&FromNew::Confirm);
@@ -331,6 +337,24 @@ pub(crate) fn take_over(
         passage: Passage { generation, ..passage },
         draining,
     }))
+}
+
+/// Files and sockets that are only opened when this process has taken over: what can't be opened then is a loss that nobody is told of.
+///
+/// # Errors
+/// The key, the place and the remedy.
+fn check_places(config: &Config) -> Result<(), Failure> {
+    usage::check(&config.accounting).map_err(Failure::Run)?;
+    let directory = config.upgrade.socket.as_deref().and_then(Path::parent);
+    if let Some(directory) = directory
+        && let Err(error) = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK)
+    {
+        let shown = directory.display();
+        return Err(Failure::Run(format!(
+            "upgrade.socket: can't write in {shown}: {error}; make this directory, and give it to the server's user"
+        )));
+    }
+    Ok(())
 }
 
 /// Does all that can fail: binds what is new, reads what the configuration names. `is_recovery` if the old process was killed.

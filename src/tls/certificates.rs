@@ -31,6 +31,15 @@ pub struct Files {
     pub stand_in: Option<Arc<[String]>>,
 }
 
+impl Files {
+    /// Names that no client asks for, of what is presented while certificates of a server that goes on after a crash can't be
+    /// read.
+    #[must_use]
+    pub fn stand_in_for_lost() -> Arc<[String]> {
+        Arc::from(["certificate.invalid".to_owned()])
+    }
+}
+
 /// A file that can't be used.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}: {reason}", path.display())]

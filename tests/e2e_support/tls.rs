@@ -94,7 +94,15 @@ impl Authority {
 
     /// A client with the newest TLS and nothing special.
     pub fn client(&self, server: SocketAddr) -> Client {
-        Client::tls(connect(&self.connector(VERSIONS[1], &[]), server, NAME).unwrap())
+        Client::tls(self.connect(server).unwrap())
+    }
+
+    /// A stream as such a client has it.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    pub fn connect(&self, server: SocketAddr) -> std::io::Result<TlsStream> {
+        connect(&self.connector(VERSIONS[1], &[]), server, NAME)
     }
 }
 

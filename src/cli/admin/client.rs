@@ -239,6 +239,9 @@ impl Client {
         let foreign = |what: &str| Failure::Run(format!("what answers at {} is not throughway: {what}", self.address));
         let response = self.exchange(target, request, within).map_err(|error| {
             let remedy = match &error {
+                FetchError::Incomplete => {
+                    "the server may have ended meanwhile, and another one may serve: ask again; --config and --url select another"
+                }
                 FetchError::Http(_) | FetchError::TooLong(_) => return foreign(&error.to_string()),
                 FetchError::Connect(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     "ask as root (sudo) or as the server's own user, or give --token-file and --url http://HOST:PORT"

@@ -130,16 +130,17 @@ pub(crate) fn adopt_descriptor(number: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Takes a socket as [`adopt_descriptor`] does, if it is bound to this address: a number that was closed may have been given to
+/// Takes a socket as [`adopt_descriptor`] does, if it is bound to an address that fits: a number that was closed may have been given to
 /// something else, which owns it.
-pub(crate) fn adopt_if_bound(number: RawFd, bound: SocketAddr) -> Option<OwnedFd> {
+pub(crate) fn adopt_if(number: RawFd, fits: impl FnOnce(SocketAddr) -> bool) -> Option<OwnedFd> {
     if number <= 2 {
         return None;
     }
     // SAFETY: it is used for one call, which fails if it is closed.
     let address = rustix::net::getsockname(unsafe { BorrowedFd::borrow_raw(number) }).ok()?;
+    let does_fit = SocketAddr::try_from(address).is_ok_and(fits);
     // SAFETY: it is open, and the caller says that it has no owner.
-    (SocketAddr::try_from(address) == Ok(bound)).then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    does_fit.then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Closes every descriptor but the first three and those to `keep`: none of them may have an owner in this process.

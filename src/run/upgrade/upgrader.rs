@@ -10,6 +10,7 @@ use super::new_process::{NewProcess, Program};
 use super::{Confirmed, Done, NotUpgraded, Upgrade, Upgraded};
 use crate::net::Running;
 use crate::net::handoff::Channel;
+use crate::net::upgrade_messages::FromOld;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
 use crate::ops::drain::Drain;
 use crate::ops::notify::Notifier;
@@ -54,9 +55,10 @@ impl Upgrader {
         })
     }
 
-    /// Whether SIGHUP means an upgrade: the file at the own path is another one.
+    /// Whether SIGHUP means an upgrade: the file at the own path is another one. During an upgrade, which leaves that so, it means a
+    /// reload by the process that serves in the end.
     pub(crate) fn is_wanted_on_reload(&self) -> bool {
-        let is_on = self.upgrades.is_wanted_on_reload();
+        let is_on = self.upgrades.is_wanted_on_reload() && !self.is_under_way.load(Ordering::Acquire);
         is_on && self.program.as_ref().is_some_and(Program::has_changed)
     }
 
@@ -69,6 +71,11 @@ impl Upgrader {
 
     /// Hands over to a process that asked for it by itself, over `upgrade.socket`.
     pub(crate) fn hand_over_to(self: &Arc<Self>, channel: Channel) {
+        if self.is_under_way.load(Ordering::Acquire) {
+            // Its end would be the only other answer. A process that has gone needs none.
+            let _ = NewProcess::connected(channel).tell(&FromOld::Stop, &[]);
+            return tracing::warn!("an upgrade is already under way: a process that wants to take over is refused");
+        }
         self.begin_with(UpgradeRequest::default(), None, || Ok(NewProcess::connected(channel)));
     }
 
