@@ -5,20 +5,10 @@
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import sys
-import time
 
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection
-
-
-def mint(secret: str, user: str, ttl: int = 3600) -> tuple[str, str]:
-    """What `throughway credentials mint` does; your web application does the same for its users."""
-    username = f"{int(time.time()) + ttl}:{user}"
-    digest = hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()
-    return username, base64.b64encode(digest).decode()
+from clients.turn_credentials import mint
 
 
 async def main(url: str, secret: str) -> None:

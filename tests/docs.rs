@@ -543,3 +543,42 @@ fn the_page_for_those_who_come_from_coturn_has_the_codes_table() {
     }
     assert_eq!(page, wanted);
 }
+
+/// Language, its name in a fence, its program in examples/clients.
+const CLIENTS: [(&str, &str, &str); 9] = [
+    ("JavaScript", "js", "turn-credentials.mjs"),
+    ("Python", "python", "turn_credentials.py"),
+    ("Go", "go", "turn_credentials.go"),
+    ("PHP", "php", "turn_credentials.php"),
+    ("Ruby", "ruby", "turn_credentials.rb"),
+    ("Java", "java", "TurnCredentials.java"),
+    ("C#", "csharp", "TurnCredentials.cs"),
+    ("Elixir", "elixir", "turn_credentials.exs"),
+    ("Rust", "rust", "turn_credentials.rs"),
+];
+
+/// The page shows the files that tests/clients/run runs; with UPDATE_SNAPSHOTS=1 it is written anew.
+#[test]
+fn the_page_of_clients_shows_the_programs_that_are_tested() {
+    let page = read("docs/clients.md");
+    let introduction = page.split("\n## ").next().unwrap().trim_end();
+    let mut wanted = introduction.to_owned() + "\n";
+    for (language, fence, file) in CLIENTS {
+        let program = read(format!("examples/clients/{file}"));
+        let lines = program.lines().count();
+        assert!(lines <= 65, "{file} has {lines} lines, more than a page");
+        for line in program.lines().filter(|line| line.chars().count() > 112) {
+            panic!("{file}: the line is too long for a page: {line}");
+        }
+        wanted += &format!(
+            "\n## {language}\n\n[examples/clients/{file}](../examples/clients/{file})\n\n```{fence}\n{program}```\n"
+        );
+    }
+    let files = fs::read_dir(root().join("examples/clients")).unwrap().count();
+    assert_eq!(files, CLIENTS.len(), "each program of examples/clients is on the page");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        fs::write(root().join("docs/clients.md"), wanted).unwrap();
+        return;
+    }
+    assert_eq!(page, wanted, "docs/clients.md differs from examples/clients; renew it with UPDATE_SNAPSHOTS=1");
+}

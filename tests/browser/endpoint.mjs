@@ -1,4 +1,4 @@
-// Real browsers read what the credential endpoint answers: examples/ice-endpoint.html asks across origins, calls itself
+// Real browsers read what the credential endpoint answers: examples/ice-servers.html asks across origins, calls itself
 // through the relay, and every shape that holds servers for a browser is given to an RTCPeerConnection.
 //
 //   node endpoint.mjs [BINARY]
@@ -7,7 +7,7 @@
 // is `N passed, M failed`.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -16,9 +16,11 @@ import { networkInterfaces, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 
 import { launch } from './browsers.mjs';
 
+const run = promisify(execFile);
 const READY_MS = 15_000;
 const CALL_MS = 20_000;
 
@@ -38,6 +40,7 @@ async function startServer(folder) {
     `listen.udp = ["${address}:0"]`,
     `listen.tcp = ["${address}:0"]`,
     `relay.addresses = ["${address}"]`,
+    'relay.ports = "61400-61499"', // the kernel takes listeners' ports from below
     'peers.allow = ["127.0.0.0/8"]',
     'log.format = "json"',
     '[http]',
@@ -66,7 +69,7 @@ async function startServer(folder) {
     await sleep(20);
   }
   const url = events.find(({ message }) => message === 'metrics and health').address;
-  return { child, events, url };
+  return { child, events, url, config };
 }
 
 async function open(running, server) {
@@ -98,6 +101,25 @@ async function exampleCalls(running, server) {
   const issued = server.events.filter(({ message }) => message === 'credential issued');
   assert.ok(issued.length > 0 && issued.every((event) => event.key === 'page'));
   assert.ok(!JSON.stringify(server.events).includes(key), 'the key is not in the log');
+}
+
+/** The same page takes what the command prints, without an endpoint. */
+async function pastedCredentialCalls(running, server) {
+  const issued = () => server.events.filter(({ message }) => message === 'credential issued').length;
+  const before = issued();
+  // The server's configuration leaves the port to the kernel; the command must know it.
+  const [uri] = (await (await fetch(`${server.url}/.well-known/turn`)).json()).uris;
+  const config = join(folder, 'mint.toml');
+  const text = await readFile(server.config, 'utf8');
+  const listener = `listen.udp = ["${/^turn:(.*)\?transport=udp$/.exec(uri)[1]}"]`;
+  await writeFile(config, text.replace(/^listen[.]udp.*$/m, listener), { mode: 0o600 });
+  const minted = await run(binary, ['credentials', 'mint', '--config', config, '--user', 'pasted']);
+  const page = await open(running, server);
+  await page.$eval('#minted', (field, value) => { field.value = value; }, minted.stdout);
+  await page.click('#start');
+  await untilLogged(page, /received: hello through the relay/);
+  await page.close();
+  assert.equal(issued(), before, 'the endpoint was not asked');
 }
 
 /** A wrong key is told to the page in a sentence: it may read a refusal, too. */
@@ -151,12 +173,13 @@ async function shapesAreRead(running, server) {
 
 const cases = [
   ['the example page calls itself with a credential of the endpoint', exampleCalls],
+  ['the example page calls itself with a pasted credential', pastedCredentialCalls],
   ['a wrong key is told to the page', wrongKeyIsTold],
   ['an RTCPeerConnection reads every shape', shapesAreRead],
 ];
 
 const folder = await mkdtemp(join(tmpdir(), 'throughway-endpoint-'));
-const example = await readFile(new URL('../../examples/ice-endpoint.html', import.meta.url));
+const example = await readFile(new URL('../../examples/ice-servers.html', import.meta.url));
 const pages = createServer((_, answer) => answer.writeHead(200, { 'Content-Type': 'text/html' }).end(example));
 pages.listen(pagePort, '127.0.0.1');
 await once(pages, 'listening');
@@ -166,9 +189,9 @@ let failed = 0;
 try {
   for (const name of ['chromium', 'firefox']) {
     const running = await launch(name);
-    for (const [what, run] of cases) {
+    for (const [what, test] of cases) {
       try {
-        await run(running, server);
+        await test(running, server);
         passed += 1;
         console.log(`ok    ${name}: ${what}`);
       } catch (error) {

@@ -1,4 +1,5 @@
-"""aiortc reads what the credential endpoint answers, and gets relayed addresses with it.
+"""aiortc reads what the credential endpoint answers, and gets relayed addresses with it; and so does examples/ice_servers.py
+with a credential that it mints.
 
     target/test-venv/bin/python tests/namespaces/endpoint.py BINARY
 
@@ -17,7 +18,9 @@ import urllib.request
 
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection
 
+EXAMPLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "examples", "ice_servers.py")
 KEY = secrets.token_hex(24)
+SECRET = "north-of-everything"
 CONFIG = f"""
 listen.udp = ["127.0.0.1:0"]
 listen.tcp = ["127.0.0.1:0"]
@@ -30,7 +33,7 @@ name = "aiortc"
 sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"
 [[auth.secrets]]
 id = "main"
-value = "north-of-everything"
+value = "{SECRET}"
 """
 
 
@@ -91,19 +94,30 @@ async def call(servers):
         await callee.close()
 
 
+def example(url):
+    """The example calls itself, and shows the relayed addresses that it was given."""
+    done = subprocess.run([sys.executable, "-B", EXAMPLE, url, SECRET], stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "received: hello" in done.stdout and " typ relay" in done.stdout, done.stdout
+
+
 def main(binary):
     passed = failed = 0
     with tempfile.TemporaryDirectory() as directory:
         server, url = start(binary, directory)
         try:
-            for name, servers in entries(url):
+            cases = [(f"aiortc calls with the shape {name}", lambda servers=servers: asyncio.run(call(servers)))
+                     for name, servers in entries(url)]
+            turn = fetch(url, "/.well-known/turn")["uris"][0]
+            for name, case in [*cases, ("examples/ice_servers.py calls itself", lambda: example(turn))]:
                 try:
-                    asyncio.run(call(servers))
+                    case()
                     passed += 1
-                    print(f"ok    aiortc calls with the shape {name}")
+                    print(f"ok    {name}")
                 except Exception as error:  # each case says what was wrong with it
                     failed += 1
-                    print(f"FAIL  aiortc with the shape {name}: {error!r}")
+                    print(f"FAIL  {name}: {error!r}")
         finally:
             server.terminate()
             server.wait(10)
