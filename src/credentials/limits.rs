@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
 
 use super::claims::{Claim, Grant, PeerScope, Transports};
 use crate::address::Transport;
@@ -27,12 +27,22 @@ pub enum LimitValue<'a> {
 impl<'a> From<&'a Value> for LimitValue<'a> {
     fn from(value: &'a Value) -> Self {
         match value {
-            Value::Number(number) => number.as_u64().map_or(Self::Other, Self::Number),
+            Value::Number(number) => whole(number).map_or(Self::Other, Self::Number),
             Value::String(text) => Self::Text(text),
             Value::Array(items) => Self::of_texts(items.iter().map(Value::as_str)),
             Value::Null | Value::Bool(_) | Value::Object(_) => Self::Other,
         }
     }
+}
+
+/// A whole number, not negative, in whatever way JSON has it: 3600.0 and 1e9 are whole numbers too, and some languages
+/// write them so.
+pub(crate) fn whole(number: &Number) -> Option<u64> {
+    /// 2^64, the first that is too large.
+    const END: f64 = 18_446_744_073_709_551_616.0;
+    let is_whole = |float: &f64| float.fract() == 0.0 && (0.0..END).contains(float);
+    // Of such a float each is exactly a u64.
+    number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|float| float as u64))
 }
 
 /// Why a value is not taken.
@@ -155,9 +165,11 @@ mod tests {
         let set = |limit, value: Value, form| Grant::default().set(limit, &(&value).into(), form);
         let exact = |limit, value| set(limit, value, PrefixForm::Exact);
         for limit in [Claim::Bytes, Claim::Bitrate, Claim::Allocations, Claim::ClosesAt] {
-            assert_eq!(exact(limit, json!(7)), Ok(()));
+            for whole in [json!(7), json!(7.0), json!(1e9)] {
+                assert_eq!(exact(limit, whole), Ok(()));
+            }
             assert_eq!(exact(limit, json!(0)), Err(LimitRefused::Empty));
-            for wrong in [json!(-1), json!(1.5), json!("7"), json!([7]), json!(null)] {
+            for wrong in [json!(-1), json!(1.5), json!(1e30), json!("7"), json!([7]), json!(null)] {
                 assert_eq!(exact(limit, wrong), Err(LimitRefused::Kind));
             }
         }
@@ -170,6 +182,27 @@ mod tests {
         }
         assert_eq!(exact(Claim::Peers, json!("relay")), Ok(()));
         assert_eq!(exact(Claim::Tenant, json!("acme")), Err(LimitRefused::Kind));
+    }
+
+    #[test]
+    fn a_whole_number_is_read_to_the_last_digit() {
+        let read = |text: &str| whole(&serde_json::from_str(text).unwrap());
+        for (text, number) in [
+            ("0", Some(0)),
+            ("-0.0", Some(0)),
+            ("3600.0", Some(3600)),
+            ("1e9", Some(1_000_000_000)),
+            ("9007199254740993", Some(9_007_199_254_740_993)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709549568.0", Some(18_446_744_073_709_549_568)),
+            ("18446744073709551616", None),
+            ("1.8446744073709552e19", None),
+            ("0.5", None),
+            ("-1", None),
+            ("-1.0", None),
+        ] {
+            assert_eq!(read(text), number, "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Live sessions as JSON, and whom a call means.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use axum::http::Uri;
 use ipnet::IpNet;
@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::refused::AdminRefused;
 use crate::calendar::rfc3339;
 use crate::net::Cursor;
+use crate::ops::refusals::address;
 use crate::ops::revocations::check_name;
 use crate::printable::is_printable;
 use crate::protocol::accounting::SessionRecord;
@@ -41,9 +42,9 @@ impl SessionsQuery {
                 "user" => query.user = Some(value),
                 "tenant" => query.tenant = Some(value),
                 "client" => {
-                    let net = value.parse().or_else(|_| value.parse::<IpAddr>().map(IpNet::from));
-                    query.client =
-                        Some(net.map_err(|_| bad("client must be an address or a prefix, such as 192.0.2.7"))?);
+                    let net = value.parse().ok().or_else(|| address(&value).map(IpNet::from));
+                    let what = "client must be an address, with or without a port, or a prefix, such as 192.0.2.0/24";
+                    query.client = Some(net.ok_or_else(|| bad(what))?);
                 }
                 "limit" => query.limit = limit(&value, LIMIT_MAX)?,
                 "after" => query.after = value.parse().map_err(|()| bad("after must be the `next` of an answer"))?,
@@ -245,7 +246,18 @@ mod tests {
         assert_eq!((query.limit, query.after), (100, Cursor::default()));
         let query = parse("/v1/sessions?user=a%20b&client=192.0.2.0/24&limit=1000&after=1-7").unwrap();
         assert_eq!((query.user.as_deref(), query.limit), (Some("a b"), 1000));
-        for wrong in ["limit=0", "limit=1001", "limit=x", "client=home", "after=x", "usr=a"] {
+        // As answers show a client, and as people write an address.
+        for client in [
+            "192.0.2.7",
+            "192.0.2.7:51734",
+            "[2001:db8::7]:51734",
+            "[2001:db8::7]",
+            "::ffff:192.0.2.7",
+            "2001:db8::/32",
+        ] {
+            assert!(parse(&format!("/v1/sessions?client={client}")).unwrap().client.is_some(), "{client}");
+        }
+        for wrong in ["limit=0", "limit=1001", "limit=x", "client=home", "client=192.0.2.7:x", "after=x", "usr=a"] {
             assert!(parse(&format!("/v1/sessions?{wrong}")).is_err(), "{wrong}");
         }
     }

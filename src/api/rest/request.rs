@@ -9,6 +9,7 @@ use super::refused::IssueRefused;
 use super::shape::Shape;
 use crate::config::nearest;
 use crate::credentials::claims::Grant;
+use crate::credentials::limits::whole;
 
 /// A longer name is no typing mistake; comparing takes time by length.
 const COMPARED_BYTES_MAX: usize = 40;
@@ -90,7 +91,12 @@ impl CredentialRequest {
             }
             match value {
                 Value::String(text) => self.take(&name, &text)?,
-                Value::Number(number) if TTL.contains(&name.as_str()) => self.take(&name, &number.to_string())?,
+                Value::Number(number) if TTL.contains(&name.as_str()) => {
+                    self.take(
+                        &name,
+                        &whole(&number).map_or_else(|| number.to_string(), |seconds| seconds.to_string()),
+                    )?;
+                }
                 Value::Null => {}
                 Value::Number(_) | Value::Bool(_) | Value::Array(_) | Value::Object(_) => {
                     if USER.contains(&name.as_str()) {
@@ -214,6 +220,7 @@ mod tests {
         assert_eq!(parse("", FORM, "Ttl=60&user=fred"), request("fred", 60));
         assert_eq!(parse("", JSON, r#"{"ttl":60,"customIdentifier":"fred"}"#), request("fred", 60));
         assert_eq!(parse("", JSON, r#"{"expiryInSeconds":"60","user_id":"fred","label":null}"#), request("fred", 60));
+        assert_eq!(parse("", JSON, r#"{"ttl":60.0,"username":"fred"}"#), request("fred", 60));
         assert_eq!(parse("username=a%3Ab%20c&ttl=1", "", ""), request("a:b c", 1));
         assert_eq!(parse("username=fred&ttl=60", FORM, "username=fred&ttl=60"), request("fred", 60));
         assert_eq!(parse("username=&ttl=", "", ""), Ok(CredentialRequest::default()));
