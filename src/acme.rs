@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-pub use self::http01::{Tokens, router};
+pub use self::http01::{PATH as CHALLENGE_PATH, Tokens, router};
 use self::order::Order;
 use self::schedule::{Failures, due_at};
 use self::store::{Refusal, Store};

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 /// Where the authority looks.
-const PATH: &str = "/.well-known/acme-challenge/{token}";
+pub const PATH: &str = "/.well-known/acme-challenge/{token}";
 
 /// Connections at a time on a listener that is there for an order only; more wait in the kernel.
 const CONNECTIONS_MAX: usize = 16;

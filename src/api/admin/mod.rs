@@ -491,6 +491,11 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
     ROUTES.iter().map(|(path, _)| *path).chain(["/status"])
 }
 
+/// Each path with its method, the files of the page among them.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(path, call)| (*path, call.method())).chain(page::paths().map(|path| (path, "GET")))
+}
+
 /// The calls and the page.
 pub fn router(admin: &Arc<Admin>) -> Router {
     let mut router = Router::new();

@@ -19,6 +19,10 @@ const FILES: [PageFile; 5] = [
     ("/status/test.css", page::STYLE, connectivity::STYLE),
 ];
 
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    FILES.into_iter().map(|(path, ..)| path)
+}
+
 pub(super) fn router() -> Router<Arc<Admin>> {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
         let handler = move |State(admin): State<Arc<Admin>>, request: Request| async move {

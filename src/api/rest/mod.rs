@@ -470,6 +470,11 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
     ROUTES.iter().map(|(path, _)| *path)
 }
 
+/// Each of [`paths`] with its shape.
+pub fn routes() -> impl Iterator<Item = (&'static str, Shape)> {
+    ROUTES.into_iter()
+}
+
 /// The routes of the endpoint for listeners of one exposure.
 pub fn router(rest: &Arc<Rest>, exposure: &Exposure) -> Router {
     let mut router = Router::new();

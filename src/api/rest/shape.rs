@@ -76,7 +76,8 @@ const JSON: &str = "application/json";
 
 impl Shape {
     /// Which methods ask for it.
-    pub(super) const fn methods(self) -> &'static str {
+    #[must_use]
+    pub const fn methods(self) -> &'static str {
         match self {
             Self::All | Self::Draft | Self::DraftOfNextcloud | Self::Ice | Self::Xep0215 | Self::Xep0215Xml => {
                 "GET, POST, OPTIONS"
@@ -257,7 +258,8 @@ impl Shape {
     }
 
     /// The draft's family answers 403 to a wrong key, and Nextcloud's callers expect 400 for a missing one.
-    fn status_of(self, refused: &IssueRefused) -> StatusCode {
+    #[must_use]
+    pub const fn status_of(self, refused: &IssueRefused) -> StatusCode {
         match (self, refused) {
             (Self::DraftOfNextcloud, IssueRefused::NoKey) => StatusCode::BAD_REQUEST,
             (Self::Draft | Self::DraftOfNextcloud, IssueRefused::WrongKey | IssueRefused::BadToken(_)) => {
