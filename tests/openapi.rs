@@ -134,6 +134,8 @@ fn no_route_is_outside_of_the_tables() {
             } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("src/demo.rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let text = text.split("\n#[cfg(test)]\n").next().unwrap_or_default();
+                // Other things have routes too.
+                let text = if text.contains("axum::Router") { text } else { "" };
                 for (_, rest) in text.match_indices(".route(").map(|(at, name)| text.split_at(at + name.len())) {
                     seen += 1;
                     let argument = rest.split(',').next().unwrap_or_default().trim();

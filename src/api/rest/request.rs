@@ -147,11 +147,17 @@ fn known_members() -> impl Iterator<Item = &'static str> {
 /// A member that means nothing is refused, since its caller believes that it does. Callers that were written for another
 /// server may have members that mean something there: of theirs only what looks like a typing mistake is refused.
 fn check_member(shape: Shape, name: &str) -> Result<(), IssueRefused> {
-    let is_mistake = || nearest_of(name, known_members()).is_some();
-    if known_members().any(|known| known == name) || (shape.has_foreign_callers() && !is_mistake()) {
+    if known_members().any(|known| known == name) || (shape.has_foreign_callers() && !is_mistake(name)) {
         return Ok(());
     }
     Err(unknown(name, &known_members().collect::<Vec<_>>()))
+}
+
+/// Whether a name is hardly anything but a misspelt one of ours: with a mistake in four letters at most. Names of keys are
+/// left out, because who misspells one has no key.
+fn is_mistake(name: &str) -> bool {
+    let is_near = |known: &str| strsim::damerau_levenshtein(name, known) <= (known.len() / 4).max(1);
+    name.len() <= COMPARED_BYTES_MAX && USER.into_iter().chain(TTL).chain(OTHERS).any(is_near)
 }
 
 fn nearest_of<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
@@ -283,9 +289,15 @@ mod tests {
         let far = "colour=red";
         assert_eq!(says(Shape::All, far, "", ""), format!("\"colour\" is not a known member. {list}"));
         for shape in [Shape::Draft, Shape::Ice, Shape::Matrix, Shape::Metered] {
-            for theirs in [far, "region=eu", "namespace=a&gateway=b&listener=c", "access_token=x", "_=17"] {
+            let short = "tag=a&app=b&env=c&cb=d&kind=e&page=f";
+            for theirs in [far, short, "region=eu", "namespace=a&gateway=b&listener=c", "access_token=x", "_=17"] {
                 assert_eq!(parse_for(shape, theirs, "", ""), Ok(CredentialRequest::default()), "{shape:?} {theirs}");
             }
+        }
+        for mistake in
+            ["usernme=a", "ttll=60", "tl=60", "custom_identifier=a", "expiresInSeconds=60", "fromat=x", "limit=5"]
+        {
+            says(Shape::Draft, mistake, "", "");
         }
         let said = says(Shape::Cloudflare, "", JSON, r#"{"limits":{"byte":5}}"#);
         assert!(said.starts_with("\"limits.byte\" is not a known member; did you mean \"limits.bytes\"?"), "{said}");
