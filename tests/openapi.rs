@@ -12,7 +12,7 @@ use throughway::acme;
 use throughway::api::admin::refused::AdminRefused;
 use throughway::api::rest::refused::IssueRefused;
 use throughway::api::rest::shape::Shape;
-use throughway::api::{admin, health, rest};
+use throughway::api::{admin, connectivity, health, rest};
 use yaml_rust2::{Yaml, YamlLoader};
 
 const FILE: &str = "docs/openapi.yaml";
@@ -100,7 +100,8 @@ const METHODS: [&str; 8] = ["get", "put", "post", "delete", "options", "head", "
 fn code_routes() -> BTreeMap<&'static str, BTreeSet<String>> {
     let of_rest = rest::routes().map(|(path, shape)| (path, shape.methods()));
     let of_health = health::PATHS.into_iter().map(|path| (path, "GET"));
-    let all = of_rest.chain(admin::routes()).chain(of_health).chain([(acme::CHALLENGE_PATH, "GET")]);
+    let of_pages = connectivity::paths().map(|path| (path, "GET"));
+    let all = of_rest.chain(admin::routes()).chain(of_health).chain(of_pages).chain([(acme::CHALLENGE_PATH, "GET")]);
     all.map(|(path, methods)| (path, methods.split(", ").map(str::to_lowercase).collect())).collect()
 }
 

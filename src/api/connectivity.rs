@@ -24,6 +24,11 @@ const FILES: [PageFile; 5] = [
     ("/connectivity/test.css", page::STYLE, STYLE),
 ];
 
+/// Every path of the page.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    FILES.into_iter().map(|(path, ..)| path)
+}
+
 /// The page for users, for `http.public`.
 pub fn public_router() -> Router {
     FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
