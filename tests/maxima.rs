@@ -33,6 +33,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::listening", "one for each listener"),
     ("net::running::Current", "one for each listener"),
     ("ops::metrics::Metrics::others", "one for each part of the server"),
+    ("ops::port_watch::PortWatch::told", "one for each relay address"),
     ("ops::usage::Sinks", "one for each sink"),
     ("ops::usage::Usage", "one for each sink"),
     ("ops::usage::UsageMetrics", "one for each sink"),

@@ -28,6 +28,7 @@ use crate::config::checked::{LogConfig, LogFormat, LogLevel};
 use crate::failure;
 use crate::net::{EventReceivers, Running};
 use crate::ops::journal::{self, Journal};
+use crate::ops::port_watch::{self, PortWatch};
 use crate::ops::refusals::Refusals;
 use crate::protocol::accounting::{Amount, SessionRecord};
 use crate::protocol::border::Event;
@@ -189,6 +190,9 @@ pub async fn follow(
     let mut window = tokio::time::interval(WINDOW);
     window.set_missed_tick_behavior(MissedTickBehavior::Delay);
     window.tick().await;
+    let mut port_check = tokio::time::interval(port_watch::INTERVAL);
+    port_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ports = PortWatch::default();
     let (mut refusals, mut minute) = (Window::default(), Minute::new());
     let of_session = |minute: &mut Minute, event: &Event| {
         if !matches!(event, Event::AllocationEnded(record) if !minute.admit(record)) {
@@ -211,6 +215,12 @@ pub async fn follow(
                 minute.write();
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
+                }
+                continue;
+            }
+            _ = port_check.tick() => {
+                if let Some(running) = running.upgrade() {
+                    ports.look(clock::now().ticks, running.relay_ports().map(|(address, counts, _)| (address, counts)));
                 }
                 continue;
             }
