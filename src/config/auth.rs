@@ -1,5 +1,6 @@
 //! `[auth]`: users, secrets and their files. No message here shows a value.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use hashbrown::HashMap;
@@ -47,8 +48,9 @@ impl Check {
             let message = format!(
                 "has neither users nor secrets, so no client could relay (a relay open to all is not offered): \
                  add [[auth.secrets]] with id = \"main\" and value = the output of `openssl rand -hex 32`, \
-                 or users = {{ alice = \"...\" }} under [auth], or set {}",
-                environment::SECRET
+                 or users = {{ alice = \"...\" }} under [auth], or set {} or {}",
+                environment::SECRET,
+                environment::SECRET_FILE
             );
             self.problems.push(Problem::new(self.whole(), "auth", message));
         }
@@ -266,7 +268,15 @@ impl Check {
     pub(crate) fn secret_file(&mut self, node: &Node, path: &str) -> Option<Secret> {
         let path = self.file(node, path)?;
         let shown = path.display().to_string();
-        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| format!("can't read {shown}: {error}"));
+        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+            ErrorKind::PermissionDenied => {
+                let uid = rustix::process::geteuid().as_raw();
+                format!(
+                    "can't read {shown}: {error}; this runs as the user with id {uid}, which must be allowed to read it"
+                )
+            }
+            _ => format!("can't read {shown}: {error}"),
+        });
         let mut bytes = self.ok(node, read)?;
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
