@@ -215,6 +215,7 @@ struct VerifyOptions {
 /// # Errors
 /// [`Failure`], which knows its exit code.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
+    net::keep_to_linked_libraries();
     match arguments.command {
         Command::Demo(options) => demo::run(options),
         Command::Serve { config, take_over, or_start } => serve(config.as_deref(), take_over, or_start),

@@ -7,6 +7,8 @@
 
 mod address;
 mod arena;
+#[cfg(target_env = "gnu")]
+mod names;
 mod netlink;
 pub(crate) mod process;
 mod receive;
@@ -34,6 +36,15 @@ pub(super) use self::netlink::{netlink, strict};
 pub(super) use self::receive::{ReceiveBatch, Received};
 pub(super) use self::segmentation::{ListenerSegmentation, RelaySegmentation, Segmentation, Unsegmented};
 pub(super) use self::send::{PreparedBatch, SendBatch, SendReport, Transmit};
+
+/// Keeps a statically linked program from loading libraries of the machine that it runs on. Call it before anything else.
+pub(crate) fn keep_to_linked_libraries() {
+    // Others have no libraries of services, or are meant to load them.
+    #[cfg(target_env = "gnu")]
+    if cfg!(target_feature = "crt-static") {
+        names::use_linked_services();
+    }
+}
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
