@@ -13,6 +13,7 @@ DEBIAN_PACKAGE = {
     "faketime": "faketime",
     "php": "php-cli", "ruby": "ruby", "go": "golang-go", "java": "default-jdk-headless", "javac": "default-jdk-headless",
     "mcs": "mono-mcs", "mono": "mono-runtime", "elixir": "elixir",
+    "buildah": "buildah", "crun": "crun", "curl": "curl",
 }
 
 
