@@ -250,6 +250,8 @@ fn log_messages(text: &str) -> Vec<String> {
             let call = &text[at + name.len()..];
             let call = &call[..end_of_call(call)];
             let Some(message) = call.split('"').rev().nth(1) else { continue };
+            // A backslash at the end of a line takes the blanks that begin the next one.
+            let message: String = message.split("\\\n").map(str::trim_start).collect();
             // What stands between braces is filled in.
             let pieces = message.split(['{', '}']).step_by(2);
             messages.extend(pieces.map(|piece| piece.trim().to_owned()).filter(|piece| piece.len() > 3));
