@@ -1,3 +1,5 @@
+//! Credentials for a TURN relay: made from its secret, or asked for at its endpoint.
+
 use std::env;
 use std::error::Error;
 use std::time::{Duration, SystemTime, SystemTimeError, UNIX_EPOCH};

@@ -268,14 +268,14 @@ impl Check {
     pub(crate) fn secret_file(&mut self, node: &Node, path: &str) -> Option<Secret> {
         let path = self.file(node, path)?;
         let shown = path.display().to_string();
-        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
-            ErrorKind::PermissionDenied => {
+        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| {
+            let remedy = if error.kind() == ErrorKind::PermissionDenied {
                 let uid = rustix::process::geteuid().as_raw();
-                format!(
-                    "can't read {shown}: {error}; this runs as the user with id {uid}, which must be allowed to read it"
-                )
-            }
-            _ => format!("can't read {shown}: {error}"),
+                format!("; this runs as the user with id {uid}, which must be allowed to read it")
+            } else {
+                String::new()
+            };
+            format!("can't read {shown}: {error}{remedy}")
         });
         let mut bytes = self.ok(node, read)?;
         if bytes.last() == Some(&b'\n') {
