@@ -368,12 +368,8 @@ async fn serve_until_signal(
     started.status.set(Phase::Ready);
     let following =
         tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog(supervised.as_ref())));
-    let drain = Drain::new(
-        Arc::clone(&started.running),
-        Arc::clone(&started.status),
-        Arc::clone(&notifier),
-        config.drain.clone(),
-    );
+    let (running, status) = (Arc::clone(&started.running), Arc::clone(&started.status));
+    let drain = Drain::new(running, status, Arc::clone(&notifier), config.drain.clone());
     if let Some(since) = inherited.and_then(|inherited| inherited.draining) {
         drain.go_on(since);
     }

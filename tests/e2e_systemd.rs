@@ -18,6 +18,7 @@ use e2e_support::log::Log;
 use e2e_support::server::{Directory, Slice, binary};
 use e2e_support::tls::Authority;
 use e2e_support::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
+use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::{Domain, Socket, Type};
@@ -213,8 +214,10 @@ impl ManagedUpgrade {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4), ScmCredentials(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut buffer)];
-        let len =
-            recvmsg(&self.server.socket, &mut into, &mut control, RecvFlags::empty()).expect("a message in time").bytes;
+        // The end of another test's child interrupts it.
+        let mut receive = || recvmsg(&self.server.socket, &mut into, &mut control, RecvFlags::empty());
+        let received = std::iter::repeat_with(&mut receive).find(|received| !matches!(received, Err(Errno::INTR)));
+        let len = received.unwrap().expect("a message in time").bytes;
         let (mut from, mut descriptors) = (0, Vec::new());
         for message in control.drain() {
             match message {

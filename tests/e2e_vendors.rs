@@ -143,7 +143,8 @@ fn a_relay_of_chatmail_reads_a_credential_that_relays() {
     assert!(!server.log.text().contains(password), "no password is logged");
     // Who says something first, or goes at once, changes nothing for the next one.
     let mut talker = UnixStream::connect(&path).unwrap();
-    talker.write_all(&[b'x'; 4096]).unwrap();
+    // The server may have closed it by now.
+    let _ = talker.write_all(&[b'x'; 4096]);
     drop(UnixStream::connect(&path).unwrap());
     assert!(read_line(&path).ends_with("=\n"));
     drop(talker);
