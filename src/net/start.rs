@@ -320,7 +320,15 @@ fn run_worker(mut setup: Setup) {
     // A worker shares nothing that could be left half done with the others but locks, which they recover from.
     let begun = Arc::clone(&setup.begun);
     let run = std::panic::AssertUnwindSafe(|| {
-        let mut worker = Worker::new(setup)?;
+        let mut worker = match (Worker::new(setup), &taking_over) {
+            (Ok(worker), _) => worker,
+            // Its director tells the process before, which goes on.
+            (Err(error), Some(from)) => {
+                from.common.report(Err(format!("a worker can't start: {error}")));
+                return Ok(());
+            }
+            (Err(error), None) => return Err(error),
+        };
         let is_ours = taking_over.is_none_or(|from| worker.take_over_from_process(from));
         // Else its director has been told why.
         if is_ours { worker.run(&begun) } else { Ok(()) }
