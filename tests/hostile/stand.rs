@@ -27,7 +27,7 @@ const SLOWER: u64 = 10_000_000;
 const SLOW_ONE_IN: usize = 100;
 
 /// Other programs of the machine may spoil a round; what an attack does it does in each.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// What the service manager asks for; systemd would kill a server that feeds it later than that.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(3);
