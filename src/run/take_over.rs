@@ -339,7 +339,7 @@ pub(crate) fn take_over(
     }))
 }
 
-/// Files and sockets that are only opened when this process has taken over: what can't be opened then is a loss that nobody is told of.
+/// Files and sockets that are only opened when this process has taken over: what can't be opened then is lost, and only the log says so.
 ///
 /// # Errors
 /// The key, the place and the remedy.

@@ -40,7 +40,7 @@ if (!inside) {
 const token = randomBytes(24).toString('hex');
 const secret = randomBytes(24).toString('hex');
 
-/** Fixed ports: nobody else is in this namespace. `admin` is http.listen, `users` is http.public. */
+/** Fixed ports: no other program is in this namespace. `admin` is http.listen, `users` is http.public. */
 const SERVERS = {
   good: { udp: 3478, tcp: 3478, tls: 5349, admin: 8081, users: 8441, range: '20000-20999' },
   poor: { udp: 3479, tcp: null, tls: 5350, admin: 8082, users: 8442, range: '21000-21999' },
