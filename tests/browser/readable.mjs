@@ -11,6 +11,8 @@ const screenshots = process.env.THROUGHWAY_SCREENSHOTS;
 
 /** Runs in the page: texts whose contrast is too small (WCAG 2.2, 1.4.3), and how many were looked at. */
 function poorContrasts() {
+  // A colour on its way from one theme to the other is seen for a moment only: judge the one it ends at.
+  for (const each of document.getAnimations()) if (each instanceof CSSTransition) each.finish();
   // Any notation of a colour becomes four numbers by being painted.
   const canvas = document.createElement('canvas');
   canvas.width = canvas.height = 1;
