@@ -75,7 +75,7 @@ pub(super) struct InitOptions {
 #[derive(Clone, Debug)]
 struct Plan {
     host: Option<String>,
-    /// At most one for each family.
+    /// Its public addresses, as somebody said: at most one for each family.
     external: Vec<IpAddr>,
     /// What the routes give.
     local: Vec<IpAddr>,
@@ -135,6 +135,11 @@ impl Plan {
         of_family(&self.external).or_else(|| of_family(&self.local).filter(|ip| remedy::is_global(*ip)))
     }
 
+    /// The public addresses that the machine has not itself.
+    fn behind_nat(&self) -> Vec<IpAddr> {
+        self.external.iter().copied().filter(|ip| !self.local.contains(ip)).collect()
+    }
+
     /// An address of this machine that the internet does not reach, and for which there is no other.
     fn hidden(&self, is_ipv4: bool) -> Option<IpAddr> {
         let local = self.local.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4)?;
@@ -184,8 +189,6 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
     let files = files.map(|(chain, key)| Certificate::Files { chain, key });
     let asked = options.email.as_ref().map(|email| Certificate::of_authority(email, &options.config));
     let tls = files.or(asked);
-    // What the machine has itself needs no line.
-    external.retain(|ip| !local.contains(ip));
     Ok(Plan {
         host: options.host.clone(),
         external,

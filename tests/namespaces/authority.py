@@ -1,5 +1,8 @@
 """Certification authorities that speak ACME, for tests/namespaces/acme; run as `authority.py KIND DIRECTORY ADDRESS PORT [NAME-SERVER]`.
 
+`machine` is `real` at the other end of a network, for tests/manual/blocks: `authority.py machine DIRECTORY ADDRESS PORT NAME SERVER`.
+Where it runs is a network of its own, into which a device `far` is moved before it reads a line.
+
 `real` is acme2certifier with an authority of the test's own below it: it proves names as any authority does. `waits` has the
 certificate ready when there is a file `waits.go` in DIRECTORY. The others answer as no good authority would: `refuses`, `hangs`,
 `limits`, `other_name`, `garbage`. All speak TLS with a certificate of the test.
@@ -11,6 +14,7 @@ import json
 import os
 import socketserver
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +23,8 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+
+import issuer
 
 RETRY_AFTER = 7200
 
@@ -62,7 +68,7 @@ def context(directory):
     return tls
 
 
-def real(directory, address, port, dns):
+def real(directory, address, port, dns, listening=lambda: None):
     path = os.path.join(directory, "acme_srv.cfg")
     with open(path, "w", encoding="utf-8") as file:
         file.write(CONFIG.format(directory=directory, dns=dns))
@@ -79,6 +85,7 @@ def real(directory, address, port, dns):
 
     server = make_server(address, port, application, Threading, Quiet)
     server.socket = context(directory).wrap_socket(server.socket, server_side=True)
+    listening()
     server.serve_forever()
 
 
@@ -171,9 +178,20 @@ def bad(kind, directory, address, port):
     server.serve_forever()
 
 
+def machine(directory, address, port, name, server):
+    print("a network of my own", flush=True)
+    sys.stdin.readline()
+    for line in ("link set lo up", f"address add {address}/24 dev far", "link set far up"):
+        subprocess.run(["ip", *line.split()], check=True)
+    threading.Thread(target=issuer.answer_names, args=(threading.Event(), address, f"{name}.", server), daemon=True).start()
+    real(directory, address, port, address, lambda: print("ready", flush=True))
+
+
 if __name__ == "__main__":
     threading.current_thread().name = "authority"
-    if sys.argv[1] == "real":
+    if sys.argv[1] == "machine":
+        machine(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5], sys.argv[6])
+    elif sys.argv[1] == "real":
         real(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])
     else:
         bad(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

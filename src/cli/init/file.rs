@@ -76,12 +76,13 @@ impl Plan {
     }
 
     fn relay(&self, text: &mut String) {
-        let hidden = self.hidden(true).filter(|_| self.external.is_empty());
-        if self.external.is_empty() && hidden.is_none() && self.relay_ports == RELAY_PORTS {
+        let external = self.behind_nat();
+        let hidden = self.hidden(true).filter(|_| external.is_empty());
+        if external.is_empty() && hidden.is_none() && self.relay_ports == RELAY_PORTS {
             return;
         }
         text.push_str("\n[relay]\n");
-        let external: Vec<String> = self.external.iter().map(|ip| format!("\"{ip}\"")).collect();
+        let external: Vec<String> = external.iter().map(|ip| format!("\"{ip}\"")).collect();
         match (&*external, hidden) {
             ([one], _) => {
                 let _ = write!(text, "# The public address of this machine, which is behind NAT.\nexternal = {one}\n");

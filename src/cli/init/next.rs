@@ -168,6 +168,12 @@ mod tests {
         let hidden = Plan { external: Vec::new(), ..plan.clone() };
         let told = hidden.next(Path::new("/tmp/c.toml"));
         assert!(told.contains("don't reach 10.0.0.5") && !text.contains("don't reach"), "{told}");
+        // The address that the machine has itself was named: it is the one, whatever its kind.
+        let local: std::net::IpAddr = "10.0.0.5".parse().unwrap();
+        let named = Plan { external: vec![local], local: vec![local], ..plan.clone() };
+        let text = named.next(Path::new("/etc/throughway/config.toml"));
+        assert!(text.contains("A     10.0.0.5") && !text.contains("relay.external"), "{text}");
+        assert!(!named.text().contains("external"), "{}", named.text());
         let bare = Plan { host: None, tls: None, external: Vec::new(), local: Vec::new(), ..plan };
         let text = bare.next(Path::new(DEFAULT_PATH));
         assert!(!text.contains("relay.external"), "nothing is known about its address: {text}");
