@@ -26,6 +26,7 @@ use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
 use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::protocol::reply_budget::ReplyRate;
 use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
 use throughway::protocol::{Parts, Server};
@@ -120,6 +121,10 @@ impl Shared for Everybody {
     fn authenticated(&self, _: Now, _: &AuthenticatedClient<'_>) {}
     fn is_revoked(&self, _: &SessionSubject<'_>, _: UnixSeconds) -> bool {
         false
+    }
+
+    fn takes_reply(&self, _: Ticks, _: ReplyRate, five_tuple: &FiveTuple, _: &TransactionId) -> bool {
+        !five_tuple.client.port().is_multiple_of(3)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
@@ -299,7 +304,7 @@ impl Script<'_> {
             }
             Class::Stun => {
                 let mut out = [0; ANSWER_BYTES_MAX];
-                match self.server.answer_binding(&via, bytes, &mut out) {
+                match self.server.answer_binding(now, &via, bytes, &mut out) {
                     Some(0) => {}
                     Some(len) => assert!(Message::parse(&out[..len]).is_ok()),
                     None => self.server.handle_input(now, Input::Message { via, bytes }),

@@ -4,7 +4,7 @@ mod support;
 
 use std::net::SocketAddr;
 
-use support::stun::{CREATE_PERMISSION, Outgoing, REFRESH, allocate, request};
+use support::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, allocate, request};
 use support::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, secret, user};
 use throughway::credentials::claims::Grant;
 use throughway::credentials::{Algorithm, password};
@@ -331,6 +331,52 @@ fn how_often_a_client_address_may_allocate_is_limited_for_static_users_too() {
     let mut h = Harness::with(|settings| settings.limits.allocations_per_client_per_minute = Some(120));
     let loopback = h.add(alice().from("127.0.0.1:1000"));
     assert_eq!(rate(&mut h, loopback), 500, "as with limits.allocations_per_client");
+}
+
+/// Of so many requests without proof from as many ports, how many are answered.
+fn answered(h: &mut Harness, network: &str, count: usize, message: &Outgoing) -> usize {
+    let is_answered = |number: &usize| {
+        let client = h.add(alice().from(&format!("{network}.{}:{}", 1 + number % 250, 1_000 + number)));
+        let mut id = [0; 12];
+        id[..8].copy_from_slice(&number.to_be_bytes());
+        !h.tell(client, &message.bytes(id, None)).is_empty()
+    };
+    (0..count).filter(is_answered).count()
+}
+
+// RFC 8489 §15.1.2 and §15.2.1: the source of a datagram may be forged, and its answer goes to a victim then.
+#[test]
+fn a_network_gets_so_many_answers_without_proof_and_not_more() {
+    for message in [request(BINDING), allocate(), request(REFRESH).with(0x0006, b"alice")] {
+        let mut h = Harness::with(|settings| settings.limits.replies_per_network = Some(20));
+        assert_eq!(
+            answered(&mut h, "11.9.9", 200, &message),
+            40 + 160 / 16,
+            "two seconds at once, then one in sixteen"
+        );
+        assert_eq!(answered(&mut h, "11.9.8", 40, &message), 40, "another network");
+        h.advance_ms(1_000);
+        let client = h.add(alice().from("11.9.9.7:7"));
+        h.allocate(client);
+        for _ in 0..100 {
+            assert_eq!(h.ask_unsigned(client, request(BINDING)).code(), 0, "a client with an allocation");
+            assert_eq!(h.refresh(client, 600).code(), 0);
+        }
+    }
+}
+
+// A nonce of ours came back, so its source is no forged one; a wrong password is answered without a budget.
+#[test]
+fn who_has_a_nonce_of_ours_is_answered() {
+    let mut h = Harness::with(|settings| settings.limits.replies_per_network = Some(1));
+    let wrong = h.add(alice().named("alice", "wrong").from("11.9.9.9:1000"));
+    for _ in 0..50 {
+        assert_eq!(h.ask(wrong, allocate()).code(), 401);
+    }
+    let stream = h.add(alice().from("11.9.9.9:1001").tcp());
+    for _ in 0..50 {
+        assert_eq!(h.ask_unsigned(stream, request(BINDING)).code(), 0, "a stream proves its source");
+    }
 }
 
 // Events of sessions wait in queues of 65,536 (docs/reference/maxima.md); one address brings less than half of that

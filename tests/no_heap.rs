@@ -254,10 +254,11 @@ fn binding_takes_nothing_from_the_heap() {
             [request(BINDING), request(BINDING).fingerprint(), request(BINDING).with(0x7001, b"?"), indication(BINDING)]
         {
             let bytes = message.bytes([1; 12], None);
+            let now = h.now;
             let server = h.first_server();
             let taken = taken_by(|| {
                 let mut out = [0; ANSWER_BYTES_MAX];
-                assert!(black_box(server.answer_binding(&via, black_box(&bytes), &mut out)).is_some());
+                assert!(black_box(server.answer_binding(now, &via, black_box(&bytes), &mut out)).is_some());
             });
             assert_eq!(taken, 0);
         }

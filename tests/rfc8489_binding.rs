@@ -201,12 +201,14 @@ fn answer_binding_without_heap_equals_the_answer_of_the_control_lane() {
     ] {
         let bytes = message.bytes([9; 12], None);
         let mut out = [0xEE; ANSWER_BYTES_MAX];
-        let len = h.server_of(client).answer_binding(&via, &bytes, &mut out).expect("it is Binding");
+        let now = h.now;
+        let len = h.server_of(client).answer_binding(now, &via, &bytes, &mut out).expect("it is Binding");
         assert_eq!(h.tell(client, &bytes)[0].bytes, out[..len]);
     }
     let mut out = [0; ANSWER_BYTES_MAX];
     let allocate = support::stun::allocate().bytes([9; 12], None);
-    assert_eq!(h.server_of(client).answer_binding(&via, &allocate, &mut out), None, "left to the control lane");
+    let now = h.now;
+    assert_eq!(h.server_of(client).answer_binding(now, &via, &allocate, &mut out), None, "left to the control lane");
     let keep_alive = indication(BINDING).bytes([9; 12], None);
-    assert_eq!(h.server_of(client).answer_binding(&via, &keep_alive, &mut out), Some(0));
+    assert_eq!(h.server_of(client).answer_binding(now, &via, &keep_alive, &mut out), Some(0));
 }

@@ -187,6 +187,9 @@ pub const KEYS: &[ConfigKey] = &[
         "Allocations per client IPv4 address or IPv6 /56, loopback exempt").zero("no limit"),
     key("limits.allocations_per_client_per_minute", Count(ANY), "6000",
         "New allocations per client IPv4 address or IPv6 /56 and minute, also of static users, loopback exempt").zero("no limit"),
+    key("limits.replies_per_network", Count(ANY), "1000",
+        "Answers per second to UDP requests that prove nothing, for each client IPv4 /24 or IPv6 /56, loopback exempt; twice as many at once").zero("no limit")
+        .warns("with forged sources this server can be made to flood others"),
     key("limits.bandwidth", Rate, "0",
         "Bandwidth of the whole server, each way, such as `\"3Mbit/s\"`").zero("no limit"),
     key("limits.bandwidth_per_tenant", Rate, "0",

@@ -183,6 +183,12 @@ impl Running {
         self.process.busiest_client()
     }
 
+    /// How many answers were withheld from those who prove nothing, and the network of the last one.
+    #[must_use]
+    pub fn withheld_replies(&self) -> (u64, String) {
+        self.process.withheld_replies()
+    }
+
     /// What handshakes use; nothing if no listener takes TLS.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {

@@ -11,18 +11,20 @@ use minicbor::{Decode, Encode};
 use super::ports::RestingPort;
 use super::relay_addresses::RelayAddresses;
 use super::suspects::Suspects;
-use crate::address::PeerAddress;
+use crate::address::{FiveTuple, PeerAddress};
 use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
 use crate::protocol::border::Shared;
 use crate::protocol::meter::Meters;
 use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use crate::protocol::quota_state::{QuotasChanges, QuotasImportError, QuotasState};
 use crate::protocol::reject::RejectReason;
+use crate::protocol::reply_budget::{ReplyBudget, ReplyRate};
 use crate::protocol::revocation::{RevocationState, Revocations, SessionSubject};
 use crate::protocol::settings::Limits;
 use crate::state::{Features, Kind, State};
 use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
+use crate::wire::message::TransactionId;
 
 /// What the workers of a process share, as plain values that another process can take over.
 #[derive(Clone, PartialEq, Debug, Encode, Decode)]
@@ -90,6 +92,7 @@ pub struct Process {
     quotas: Mutex<Quotas>,
     authenticated: Mutex<AuthenticatedCounts>,
     revocations: Mutex<Revocations>,
+    replies: ReplyBudget,
     /// When workers panicked, within the last minute.
     panics: Mutex<VecDeque<Ticks>>,
     /// Over whose packets.
@@ -105,6 +108,7 @@ impl Process {
             quotas: Mutex::default(),
             authenticated: Mutex::default(),
             revocations: Mutex::default(),
+            replies: ReplyBudget::default(),
             panics: Mutex::default(),
             suspects: Suspects::default(),
         }
@@ -260,6 +264,12 @@ impl Process {
         self.quotas().admit(now, claim, limits, purpose)
     }
 
+    /// How many answers were withheld from those who prove nothing, and the network of the last one.
+    #[must_use]
+    pub fn withheld_replies(&self) -> (u64, String) {
+        self.replies.withheld()
+    }
+
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
@@ -300,6 +310,10 @@ impl Shared for Process {
 
     fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>) {
         self.authenticated.lock().unwrap_or_else(PoisonError::into_inner).note(now, note);
+    }
+
+    fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
+        self.replies.takes(now, rate, five_tuple, transaction)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

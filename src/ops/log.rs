@@ -193,6 +193,7 @@ pub async fn follow(
     let mut port_check = tokio::time::interval(port_watch::INTERVAL);
     port_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ports = PortWatch::default();
+    let mut withheld_before = 0;
     let (mut refusals, mut minute) = (Window::default(), Minute::new());
     let of_session = |minute: &mut Minute, event: &Event| {
         if !matches!(event, Event::AllocationEnded(record) if !minute.admit(record)) {
@@ -215,6 +216,7 @@ pub async fn follow(
                 minute.write();
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
+                    withheld_before = tell_withheld(running.withheld_replies(), withheld_before);
                 }
                 continue;
             }
@@ -363,6 +365,20 @@ fn warn_of_one_address(running: &Running) {
             );
         });
     }
+}
+
+/// One line for a window in which answers were withheld; gives how many there are by now.
+fn tell_withheld((withheld, network): (u64, String), before: u64) -> u64 {
+    if let Some(withheld @ 1..) = withheld.checked_sub(before) {
+        tracing::warn!(
+            withheld,
+            network,
+            seconds = WINDOW.as_secs(),
+            "more UDP requests without proof came from a network than limits.replies_per_network answers: somebody floods this \
+             server, or forges that network's addresses to flood it; clients there still get in"
+        );
+    }
+    withheld
 }
 
 /// Says at the start how much fits.

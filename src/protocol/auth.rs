@@ -42,13 +42,15 @@ enum Proof<'m> {
 pub(super) struct Refused {
     pub(super) reason: RejectReason,
     pub(super) key: Option<IntegrityKey>,
+    /// Whether it had a nonce that this five-tuple was given, so that its source is no forged one.
+    pub(super) has_own_nonce: bool,
     /// The secret that the request was genuine under, by its place in the list, and the credential's expiry.
     pub(super) of: Option<(usize, u64)>,
 }
 
 impl From<RejectReason> for Refused {
     fn from(reason: RejectReason) -> Self {
-        Self { reason, key: None, of: None }
+        Self { reason, key: None, has_own_nonce: false, of: None }
     }
 }
 
@@ -94,11 +96,13 @@ pub(super) fn authenticate<'m>(
     let of_owner = allocation.filter(|allocation| allocation.owner.username() == username);
     let (key, proof) = match of_owner.map(|allocation| &allocation.owner.key).filter(|key| key.verifies(message)) {
         Some(key) => (key.clone(), Proof::Owner),
-        None => find_key(message, username, realm, settings, now)?,
+        None => find_key(message, username, realm, settings, now)
+            .map_err(|refused| Refused { has_own_nonce: true, ..refused })?,
     };
     // (5): whether it is too old comes last, so that a stranger without the key learns nothing from it.
     if nonce == Verdict::Old {
-        return Err(Refused { reason: RejectReason::StaleNonce, key: Some(key), of: None });
+        let key = Some(key);
+        return Err(Refused { key, has_own_nonce: true, ..RejectReason::StaleNonce.into() });
     }
     Ok(Authenticated { message, key, username, proof })
 }
@@ -141,7 +145,7 @@ fn find_key<'m>(
         // A client with the right key may learn that its password is not the reason: any other answer than 401 is signed.
         let reason = RejectReason::from(refused);
         let key = found.clone().filter(|_| reason.code() != RejectReason::BadIntegrity.code());
-        Refused { reason, key, of: at.zip(end) }
+        Refused { key, of: at.zip(end), ..reason.into() }
     })?;
     let terms = terms(good.holder.tenant.as_deref(), &good.holder.grant);
     let secret = good.secret.id.clone();

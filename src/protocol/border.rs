@@ -18,11 +18,13 @@ use super::meter::Meters;
 use super::quota::{Admitted, Counted, Purpose, QuotaClaim};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
+use super::reply_budget::ReplyRate;
 use super::revocation::{SessionSubject, Subject};
 use super::settings::{Limits, Settings};
-use crate::address::{Family, PeerAddress, RelayedTransportAddress, Via};
-use crate::time::{Now, UnixSeconds};
+use crate::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress, Via};
+use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
+use crate::wire::message::TransactionId;
 use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
 
 /// What the IP header said or shall say.
@@ -402,6 +404,9 @@ pub trait Shared: Send + Sync {
 
     /// Notes that somebody was found genuine, and what came of it.
     fn authenticated(&self, now: Now, note: &AuthenticatedClient<'_>);
+
+    /// Whether a datagram that proves nothing may be answered, within the budget of its network.
+    fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool;
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;

@@ -181,4 +181,6 @@ drop_reasons! {
     InboxFull = 30 "inbox_full",
     /// A client over whose packets the server panicked twice, the last time within a minute.
     Suspect = 31 "suspect",
+    /// A request that proves nothing, from a network that asks for more answers than it may have.
+    OverReplies = 32 "over_replies",
 }

@@ -20,6 +20,7 @@ use super::packet_bucket::PacketRate;
 use super::random::{Random, Sequence};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
+use super::reply_budget::ReplyRate;
 use super::reservation::Reservations;
 use super::review::Review;
 use super::settings::Settings;
@@ -31,7 +32,7 @@ use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
-    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Message,
+    CLASS_REQUEST, Known, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Message,
     MessageType, Method,
 };
 
@@ -63,6 +64,8 @@ pub struct Server {
     pub(super) secret: u64,
     /// How many packets each allocation may pass.
     pub(super) packet_rate: PacketRate,
+    /// How many answers a network may have that proves nothing; `None` is no limit.
+    pub(super) reply_rate: Option<ReplyRate>,
     pub(super) relay_ipv4: bool,
     pub(super) relay_ipv6: bool,
     pub(super) draining: bool,
@@ -105,6 +108,7 @@ impl Server {
             sequence: Sequence::new(random.next_u64()),
             secret: random.next_u64(),
             packet_rate: packet_rate(&settings),
+            reply_rate: reply_rate(&settings),
             random,
             table: AllocationTable::new(seed),
             openings: Openings::new(&hasher),
@@ -229,7 +233,13 @@ impl Server {
     /// Answers a message if it is Binding: stateless, without heap. `false` leaves it to [`Server::handle_input`].
     ///
     /// `out` holds the answer and the number tells its bytes; 0 is silence.
-    pub fn answer_binding(&mut self, via: &Via, bytes: &[u8], out: &mut [u8; ANSWER_BYTES_MAX]) -> Option<usize> {
+    pub fn answer_binding(
+        &mut self,
+        now: Now,
+        via: &Via,
+        bytes: &[u8],
+        out: &mut [u8; ANSWER_BYTES_MAX],
+    ) -> Option<usize> {
         // Method 1 in any class: the twelve method bits of the type field (RFC 8489 section 5).
         let (&[first, second], _) = bytes.split_first_chunk()?;
         if first & 0xFE != 0 || second & 0xEF != 0x01 {
@@ -245,6 +255,7 @@ impl Server {
         };
         match answer(&message, via.five_tuple().client, out) {
             BindingAnswer::NotBinding => None,
+            BindingAnswer::Success(_) | BindingAnswer::Error(..) if !self.may_answer(now, via, &message) => Some(0),
             BindingAnswer::Success(len) => {
                 self.counters.succeeded(message.message_type().method);
                 Some(len)
@@ -262,6 +273,19 @@ impl Server {
         }
     }
 
+    /// Whether a request that proves nothing may be answered: over a stream and from a client with an allocation always, else
+    /// within the budget of its network. What may not is counted.
+    fn may_answer(&self, now: Now, via: &Via, message: &Message<'_>) -> bool {
+        let Some(rate) = self.reply_rate.filter(|_| !via.is_stream() && !self.has_allocation(via)) else {
+            return true;
+        };
+        let may = self.shared.takes_reply(now.ticks, rate, via.five_tuple(), &message.transaction_id());
+        if !may {
+            self.counters.dropped(DropReason::OverReplies, 1, message.bytes().len() as u64);
+        }
+        may
+    }
+
     fn on_message(&mut self, now: Now, via: Via, bytes: &[u8]) {
         fault::at("message", bytes);
         if bytes.len() > CONTROL_BYTES_MAX {
@@ -269,7 +293,7 @@ impl Server {
             return;
         }
         let mut answer = [0; ANSWER_BYTES_MAX];
-        match self.answer_binding(&via, bytes, &mut answer) {
+        match self.answer_binding(now, &via, bytes, &mut answer) {
             Some(0) => return,
             Some(len) => {
                 let bytes = answer.get(..len).unwrap_or_default().to_vec();
@@ -302,6 +326,10 @@ impl Server {
             self.drop_unknown(why, message.bytes().len());
             return;
         }
+        let has_integrity = message.has(Known::MessageIntegrity);
+        if !has_integrity && !self.may_answer(now, &via, message) {
+            return;
+        }
         if self.redirect_first_allocate(&via, message) {
             return;
         }
@@ -309,6 +337,9 @@ impl Server {
         let request = match authenticate(message, &via, allocation, &self.settings, &self.nonces, now) {
             Ok(request) => request,
             Err(refused) => {
+                if has_integrity && !refused.has_own_nonce && !self.may_answer(now, &via, message) {
+                    return;
+                }
                 self.note_refused(now, &refused);
                 return self.reject_unauthenticated(now, via, message, &refused);
             }
@@ -470,6 +501,11 @@ impl std::fmt::Debug for Server {
 /// What the settings say of one allocation's packets.
 pub(super) fn packet_rate(settings: &Settings) -> PacketRate {
     PacketRate::new(settings.limits.allocation.packets_per_second, settings.limits.burst_ms)
+}
+
+/// What the settings say of answers to those who prove nothing.
+pub(super) fn reply_rate(settings: &Settings) -> Option<ReplyRate> {
+    settings.limits.replies_per_network.and_then(ReplyRate::new)
 }
 
 type RequestHandler = fn(&mut Server, Now, Via, &Authenticated<'_>);

@@ -121,6 +121,8 @@ pub struct Limits {
     pub allocations_per_client: Option<u32>,
     /// Allocations that clients of a /32 or /56 may make in a minute, all users together; loopback is exempt.
     pub allocations_per_client_per_minute: Option<u32>,
+    /// Answers a second to requests that prove nothing, for each IPv4 /24 or IPv6 /56; loopback is exempt.
+    pub replies_per_network: Option<u32>,
     /// Rates of the whole server.
     pub server: Rates,
     /// Rates of each tenant.
@@ -157,6 +159,7 @@ impl Default for Limits {
             allocations_per_client: Some(2_000),
             // At that rate 12,000 of the 16,384 ports rest.
             allocations_per_client_per_minute: Some(6_000),
+            replies_per_network: Some(1_000),
             server: Rates::default(),
             tenant: Rates::default(),
             client: Rates::default(),

@@ -50,7 +50,7 @@ impl World {
         let mut answer = [0; ANSWER_BYTES_MAX];
         let fast = self.rng.percent(50);
         let server = &mut self.workers[worker].server;
-        let quick = if fast { server.answer_binding(&packet.via, &packet.bytes, &mut answer) } else { None };
+        let quick = if fast { server.answer_binding(clock, &packet.via, &packet.bytes, &mut answer) } else { None };
         if quick.is_none() {
             server.handle_input(clock, Input::Message { via: packet.via, bytes: &packet.bytes });
         }

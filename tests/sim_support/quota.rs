@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Mutex;
 
-use throughway::address::PeerAddress;
+use throughway::address::{FiveTuple, PeerAddress};
 use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
 use throughway::protocol::border::Shared;
 use throughway::protocol::meter::{Meters, Rates};
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
+use throughway::protocol::reply_budget::ReplyRate;
 use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::Limits;
-use throughway::time::{Now, UnixSeconds};
+use throughway::time::{Now, Ticks, UnixSeconds};
 use throughway::wire::attribute::ReservationToken;
+use throughway::wire::message::TransactionId;
 
 use super::config::Config;
 use super::terms::{Who, least};
@@ -265,6 +267,11 @@ impl Shared for SharedTables {
 
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
         self.revoked.lock().unwrap().includes(subject, now)
+    }
+
+    // How many answers a network may have is no part of the model: nothing else depends on it.
+    fn takes_reply(&self, _: Ticks, _: ReplyRate, _: &FiveTuple, _: &TransactionId) -> bool {
+        true
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

@@ -946,6 +946,7 @@ fn belongs_to_nobody(why: DropReason) -> bool {
         D::ControlTooLong,
         D::BadFingerprint,
         D::UnknownMethod,
+        D::OverReplies,
         D::UnexpectedClass,
         D::BadChannelData,
         D::NoAllocation,

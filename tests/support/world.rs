@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
-use throughway::address::{Family, PeerAddress, RelayedTransportAddress};
+use throughway::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress};
 use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::protocol::authenticated::AuthenticatedClient;
 use throughway::protocol::authenticated::{AuthenticatedCounts, AuthenticatedCountsState};
@@ -14,10 +14,12 @@ use throughway::protocol::meter::Meters;
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reject::RejectReason;
+use throughway::protocol::reply_budget::{ReplyBudget, ReplyRate};
 use throughway::protocol::revocation::{Revocations, SessionSubject, Subject};
 use throughway::protocol::settings::Limits;
-use throughway::time::{Now, UnixSeconds};
+use throughway::time::{Now, Ticks, UnixSeconds};
 use throughway::wire::attribute::ReservationToken;
+use throughway::wire::message::TransactionId;
 
 #[derive(Default, Debug)]
 struct Inside {
@@ -26,6 +28,7 @@ struct Inside {
     authenticated: AuthenticatedCounts,
     relayed: BTreeSet<SocketAddr>,
     revoked: Revocations,
+    replies: ReplyBudget,
 }
 
 /// Quotas and relayed addresses of all workers.
@@ -139,6 +142,10 @@ impl Shared for Books {
 
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
         self.locked().revoked.includes(subject, now)
+    }
+
+    fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
+        self.locked().replies.takes(now, rate, five_tuple, transaction)
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

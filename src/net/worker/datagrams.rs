@@ -269,7 +269,7 @@ impl Worker {
             }
             Class::Stun => {
                 let mut answer = [0; ANSWER_BYTES_MAX];
-                match self.server.answer_binding(&via, bytes, &mut answer) {
+                match self.server.answer_binding(now, &via, bytes, &mut answer) {
                     Some(0) => {}
                     Some(len) => self.reply_datagram(listener, via.five_tuple(), &answer[..len]),
                     None => {
