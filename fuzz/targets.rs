@@ -159,6 +159,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
                 alternates: Alternates::default(),
                 interim_seconds: 60,
+                channel_number_max: 0x7FFE,
                 relay_ipv4: true,
                 relay_ipv6: true,
             })

@@ -38,6 +38,20 @@ fn channel_bind_binds_both_ways() {
     assert_eq!(h.from_peer(client, addr(PEER), b"back").to_client(), channel_data(0x4000, b"back"));
 }
 
+// `turn.channels = "rfc8656"`; what is bound stays bound.
+#[test]
+fn the_range_of_rfc_8656_alone_can_be_chosen() {
+    let mut h = Harness::new();
+    let client = h.client();
+    h.allocate(client);
+    let (old, new) = (addr("8.8.8.8:1"), addr("8.8.8.8:2"));
+    assert_eq!(h.bind(client, 0x5000, old), 0);
+    h.reconfigure(|settings| settings.channel_number_max = 0x4FFF);
+    assert_eq!(h.bind(client, 0x4FFF, new), 0);
+    h.refuses(client, bind(0x5001, addr("8.8.8.8:3")), 400, Why::ChannelRange);
+    assert!(matches!(h.channel_data(client, 0x5000, b"still"), Went::ToPeer { .. }));
+}
+
 // RFC 8656 §12 and RFC 5766 §11: 0x4000 to 0x7FFE, decision 0163
 #[test]
 fn channel_numbers_outside_their_range_are_400() {

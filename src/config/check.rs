@@ -50,6 +50,7 @@ pub(crate) fn check(
     check.public_name_needs_a_certificate(&listen, &http, &tls);
     let admin = check.admin();
     let lifetimes = check.lifetimes();
+    let channel_numbers = check.channel_numbers();
     let auth = check.auth(environment, initial_secret.as_ref());
     let nonce_key = check.secret_of("auth.nonce_key_file");
     check.issuing_needs_a_secret(&http.issuing, &auth);
@@ -79,6 +80,7 @@ pub(crate) fn check(
         tls,
         relay,
         lifetimes,
+        channel_numbers,
         auth,
         nonce_key,
         peers,

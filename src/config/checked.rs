@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use crate::config::general::{Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Workers};
+pub use crate::config::general::{ChannelNumbers, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Workers};
 pub use crate::config::http::{HttpConfig, HttpListen, PublicListen};
 pub use crate::config::limits::LimitsConfig;
 pub use crate::config::network::{External, Listen, RelayConfig};
@@ -44,6 +44,8 @@ pub struct Config {
     pub relay: RelayConfig,
     /// `[turn]`.
     pub lifetimes: Lifetimes,
+    /// The channel numbers that may be bound.
+    pub channel_numbers: ChannelNumbers,
     /// `[auth]`, as the core has it.
     pub auth: AuthSettings,
     /// What is in `auth.nonce_key_file`, at least 16 bytes; without it each process makes its own key.
@@ -100,6 +102,7 @@ impl Config {
             realm: self.realm.clone(),
             default_lifetime: self.lifetimes.default,
             max_lifetime: self.lifetimes.max,
+            channel_number_max: self.channel_numbers.max(),
             auth: self.auth.clone(),
             peers,
             limits: self.limits.tables,

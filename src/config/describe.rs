@@ -108,6 +108,7 @@ impl Config {
         }
         let (default, max) = (DURATION.show(self.lifetimes.default.into()), DURATION.show(self.lifetimes.max.into()));
         lines.add("lifetimes", format!("{default} by default, at most {max}"));
+        lines.add("channels", format!("0x4000 to {:#06X}", self.channel_numbers.max()).replace("0X", "0x"));
     }
 
     fn describe_auth(&self, lines: &mut Lines) {

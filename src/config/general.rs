@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use crate::config::check::Check;
 use crate::config::document::Value;
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
+use crate::wire::channel_data::{CHANNEL_NUMBER_MAX, CHANNEL_NUMBER_MAX_RFC8656};
 
 /// RFC 8489 section 14.9: a realm has fewer than 128 characters.
 const REALM_CHARACTERS_MAX: usize = 127;
@@ -27,6 +28,26 @@ pub struct Lifetimes {
     pub default: u32,
     /// The longest granted; at least `default`.
     pub max: u32,
+}
+
+/// `turn.channels`: the channel numbers that may be bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChannelNumbers {
+    /// 0x4000 to 0x7FFE (RFC 5766 section 11).
+    Rfc5766,
+    /// 0x4000 to 0x4FFF (RFC 8656 section 12).
+    Rfc8656,
+}
+
+impl ChannelNumbers {
+    /// The highest one.
+    #[must_use]
+    pub const fn max(self) -> u16 {
+        match self {
+            Self::Rfc5766 => CHANNEL_NUMBER_MAX,
+            Self::Rfc8656 => CHANNEL_NUMBER_MAX_RFC8656,
+        }
+    }
 }
 
 /// `[peers]`; every entry is one that [`PeerPolicy::new`] takes.
@@ -117,6 +138,13 @@ impl Check {
         match self.limit("workers") {
             Some(count) => Workers::Count(count),
             None => Workers::Auto,
+        }
+    }
+
+    pub(crate) fn channel_numbers(&self) -> ChannelNumbers {
+        match self.word_of("turn.channels") {
+            "rfc8656" => ChannelNumbers::Rfc8656,
+            _ => ChannelNumbers::Rfc5766,
         }
     }
 

@@ -146,6 +146,8 @@ pub const KEYS: &[ConfigKey] = &[
         "Lifetime of an allocation if the client asks for a shorter one or for none"),
     key("turn.max_lifetime", Duration(1, ANY as u64), "\"3600s\"",
         "Longest lifetime granted at once; at least turn.default_lifetime"),
+    key("turn.channels", Word(&["rfc5766", "rfc8656"]), "\"rfc5766\"",
+        "Channel numbers that clients may bind: `rfc5766`: 0x4000 to 0x7FFE, also for older clients; `rfc8656`: 0x4000 to 0x4FFF"),
 
     key("auth.max_ttl", Duration(1, TEN_YEARS), "\"48h\"",
         "How far in the future a time-limited credential may end; the server refuses a later end"),

@@ -40,7 +40,7 @@ impl Server {
         let peer = message.peer().map_err(|_| RejectReason::BadAttribute)?;
         let (Some(number), Some(peer)) = (number, peer) else { return Err(RejectReason::MissingAttribute) };
         let number = number.0;
-        if !is_bindable(number) {
+        if !is_bindable(number) || number > self.settings.channel_number_max {
             return Err(RejectReason::ChannelRange);
         }
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;

@@ -20,6 +20,8 @@ pub struct Settings {
     pub default_lifetime: u32,
     /// The longest lifetime granted, in seconds; at least `default_lifetime`.
     pub max_lifetime: u32,
+    /// The highest channel number that may be bound, at most [`CHANNEL_NUMBER_MAX`](crate::wire::channel_data::CHANNEL_NUMBER_MAX).
+    pub channel_number_max: u16,
     /// Who may allocate.
     pub auth: AuthSettings,
     /// Which peers may be reached.

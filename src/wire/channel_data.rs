@@ -6,6 +6,9 @@ use turn::proto::channum::{ChannelNumber, MIN_CHANNEL_NUMBER};
 /// section 12 ends at 0x4FFF, for the sake of those who share a port with DTLS, QUIC and RTP, which this server does not.
 pub const CHANNEL_NUMBER_MAX: u16 = 0x7FFE;
 
+/// The highest channel number of RFC 8656 section 12.
+pub const CHANNEL_NUMBER_MAX_RFC8656: u16 = 0x4FFF;
+
 /// How many channel numbers there are.
 pub const CHANNELS: u16 = CHANNEL_NUMBER_MAX - MIN_CHANNEL_NUMBER + 1;
 

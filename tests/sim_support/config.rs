@@ -182,6 +182,7 @@ impl Config {
             limits: self.limits,
             alternates: Alternates::default(),
             interim_seconds: INTERIM_SECONDS as u32,
+            channel_number_max: 0x7FFE,
             relay_ipv4: true,
             relay_ipv6: true,
         })

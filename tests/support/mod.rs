@@ -92,6 +92,7 @@ fn default_settings() -> Settings {
         limits: Limits::default(),
         alternates: Alternates::default(),
         interim_seconds: 0,
+        channel_number_max: 0x7FFE,
         relay_ipv4: true,
         relay_ipv6: true,
     }
