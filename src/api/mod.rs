@@ -14,6 +14,7 @@ mod failed_logins;
 mod https;
 mod serve;
 mod slow_reader;
+mod strict_json;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

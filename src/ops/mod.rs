@@ -11,6 +11,7 @@ mod port_watch;
 pub mod refusals;
 pub mod remedy;
 pub mod revocations;
+pub(crate) mod service_manager;
 pub mod status;
 pub mod upgrades;
 pub mod usage;

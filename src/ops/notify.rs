@@ -51,7 +51,7 @@ impl Notifier {
     /// # Errors
     /// When it names something that can't be a socket.
     pub fn new(socket: Option<&OsStr>, main: u32) -> io::Result<Self> {
-        let Some(name) = socket.filter(|name| !name.is_empty()) else { return Ok(Self::default()) };
+        let Some(name) = socket.filter(|name| !name.is_empty()) else { return Ok(Self { main, ..Self::default() }) };
         let address = match name.as_bytes() {
             [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
             [b'/', ..] => SocketAddr::from_pathname(name)?,
@@ -61,6 +61,11 @@ impl Notifier {
         // The manager reads at once; should it not, we don't wait for it.
         socket.set_nonblocking(true)?;
         Ok(Self { manager: Some((socket, address)), main, ..Self::default() })
+    }
+
+    /// Whether the service's main process is this one, and no supervisor of it.
+    pub(crate) fn is_main(&self) -> bool {
+        self.main == std::process::id()
     }
 
     fn send(&self, text: &str) {

@@ -35,6 +35,7 @@ use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
 use super::revoker::Revoker;
 use super::serve::LONG_PATH;
+use super::strict_json;
 use crate::acme::Acme;
 use crate::calendar::rfc3339;
 use crate::config::Config;
@@ -290,7 +291,7 @@ impl Admin {
 
     fn refusals(&self, uri: &axum::http::Uri) -> Result<Value, AdminRefused> {
         let (mut of, mut limit) = (None, REFUSALS);
-        for (name, value) in sessions::parameters(uri) {
+        for (name, value) in sessions::parameters(uri)? {
             match &*name {
                 "of" => of = Some(value),
                 "limit" => limit = sessions::limit(&value, REFUSALS_MAX)?,
@@ -461,7 +462,9 @@ async fn read<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T,
 
 fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, AdminRefused> {
     let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|error| AdminRefused::BadRequest(format!("the body: {error}").into()))
+    let refused = |error: String| AdminRefused::BadRequest(format!("the body: {error}").into());
+    let members = strict_json::object(bytes).map_err(|error| refused(error.to_string()))?;
+    serde_json::from_value(Value::Object(members)).map_err(|error| refused(error.to_string()))
 }
 
 /// Reads a body as each call that takes one does, and throws it away: what is fuzzed.

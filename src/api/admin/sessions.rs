@@ -37,7 +37,7 @@ impl SessionsQuery {
     pub(super) fn parse(uri: &Uri) -> Result<Self, AdminRefused> {
         let bad = |text: &'static str| AdminRefused::BadRequest(Cow::Borrowed(text));
         let mut query = Self { limit: LIMIT, ..Self::default() };
-        for (name, value) in parameters(uri) {
+        for (name, value) in parameters(uri)? {
             match &*name {
                 "user" => query.user = Some(value),
                 "tenant" => query.tenant = Some(value),
@@ -61,13 +61,26 @@ impl SessionsQuery {
     }
 }
 
-pub(super) fn parameters(uri: &Uri) -> impl Iterator<Item = (String, String)> {
-    url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned()
+/// The parameters of a query, each of them once.
+pub(super) fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, AdminRefused> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (name, value) in url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned() {
+        if found.iter().any(|(known, _)| *known == name) {
+            return Err(AdminRefused::BadRequest(format!("the parameter {} is there twice", shown(&name)).into()));
+        }
+        found.push((name, value));
+    }
+    Ok(found)
+}
+
+/// A name that a caller chose, in quotes and not too long.
+fn shown(name: &str) -> String {
+    let name: String = name.chars().take(40).map(|c| if is_printable(c) { c } else { '?' }).collect();
+    format!("{name:?}")
 }
 
 pub(super) fn unknown(name: &str, known: &str) -> AdminRefused {
-    let name: String = name.chars().take(40).map(|c| if is_printable(c) { c } else { '?' }).collect();
-    AdminRefused::BadRequest(format!("there is no parameter {name:?}; known are {known}").into())
+    AdminRefused::BadRequest(format!("there is no parameter {}; known are {known}", shown(name)).into())
 }
 
 /// A number of things to tell.
@@ -257,7 +270,16 @@ mod tests {
         ] {
             assert!(parse(&format!("/v1/sessions?client={client}")).unwrap().client.is_some(), "{client}");
         }
-        for wrong in ["limit=0", "limit=1001", "limit=x", "client=home", "client=192.0.2.7:x", "after=x", "usr=a"] {
+        for wrong in [
+            "limit=0",
+            "limit=1001",
+            "limit=x",
+            "client=home",
+            "client=192.0.2.7:x",
+            "after=x",
+            "usr=a",
+            "limit=1&limit=2",
+        ] {
             assert!(parse(&format!("/v1/sessions?{wrong}")).is_err(), "{wrong}");
         }
     }

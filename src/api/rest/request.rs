@@ -7,6 +7,7 @@ use super::access::KEY_PARAMETERS;
 use super::limits;
 use super::refused::IssueRefused;
 use super::shape::Shape;
+use crate::api::strict_json::{self, NotRead};
 use crate::config::nearest;
 use crate::credentials::claims::Grant;
 use crate::credentials::limits::whole;
@@ -72,10 +73,13 @@ impl CredentialRequest {
     }
 
     fn take_json(&mut self, shape: Shape, body: &[u8]) -> Result<(), IssueRefused> {
-        let value = serde_json::from_slice(body).map_err(|_| IssueRefused::BadRequest("the body is not JSON"))?;
-        let Value::Object(fields) = value else {
-            return Err(IssueRefused::BadRequest("the body must be a JSON object"));
-        };
+        let fields = strict_json::object(body).map_err(|why| {
+            IssueRefused::BadRequest(match why {
+                NotRead::NoJson(_) => "the body is not JSON",
+                NotRead::NoObject => "the body must be a JSON object",
+                NotRead::Twice(_) => "the body names a member twice",
+            })
+        })?;
         for (name, value) in fields {
             check_member(shape, &name)?;
             if name == "limits" && !value.is_null() {
@@ -229,6 +233,15 @@ mod tests {
         assert_eq!(parse("", JSON, r#"{"ttl":60.0,"username":"fred"}"#), request("fred", 60));
         assert_eq!(parse("username=a%3Ab%20c&ttl=1", "", ""), request("a:b c", 1));
         assert_eq!(parse("username=fred&ttl=60", FORM, "username=fred&ttl=60"), request("fred", 60));
+        for twice in [
+            r#"{"username":"fred","username":"eve"}"#,
+            r#"{"ttl":60,"ttl":86400}"#,
+            r#"{"username":"fred","limits":{"bytes":1000},"limits":{"bytes":1000000}}"#,
+            r#"{"username":"fred","limits":{"bytes":1000,"bytes":1000000}}"#,
+        ] {
+            let refused = Err(IssueRefused::BadRequest("the body names a member twice"));
+            assert_eq!(parse("", JSON, twice), refused, "{twice}");
+        }
         assert_eq!(parse("username=&ttl=", "", ""), Ok(CredentialRequest::default()));
         assert_eq!(parse("ttl=18446744073709551615", "", "").unwrap().ttl, Some(u64::MAX));
     }

@@ -1,6 +1,7 @@
 //! Who asks for an upgrade, and what they are answered: one at a time, and the loop of the server hears when one is confirmed.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ use crate::net::upgrade_messages::FromOld;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
 use crate::ops::drain::Drain;
 use crate::ops::notify::Notifier;
+use crate::ops::service_manager;
 use crate::ops::upgrades::Upgrades;
 use crate::run::Started;
 use crate::run::ledger_note::LedgerNote;
@@ -65,8 +67,25 @@ impl Upgrader {
     /// Begins one with the program at the own path, if none is under way; the answer comes when it has ended.
     pub(crate) fn begin(self: &Arc<Self>, request: UpgradeRequest, answer: Option<oneshot::Sender<UpgradeReport>>) {
         let program = self.program.clone();
-        let start = move || program.ok_or("the path of this program is not known")?.start();
+        let is_followed = self.is_followed_by_manager();
+        let start = move || {
+            is_followed?;
+            program.ok_or("the path of this program is not known")?.start()
+        };
         self.begin_with(request, answer, start);
+    }
+
+    /// Whether the service manager would learn of the new process. Under a supervisor, which stays, it need not; and what started a
+    /// process that asks for the sessions by itself knows of it.
+    fn is_followed_by_manager(&self) -> Result<(), String> {
+        if !self.notifier.is_main() {
+            return Ok(());
+        }
+        let (socket, started) = (std::env::var_os("NOTIFY_SOCKET"), std::env::var_os("SYSTEMD_EXEC_PID"));
+        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let pid = std::process::id();
+        service_manager::Started { socket: socket.as_deref(), started: started.as_deref(), pid, groups: &groups }
+            .is_followed(Path::new("/"))
     }
 
     /// Hands over to a process that asked for it by itself, over `upgrade.socket`.
