@@ -3,12 +3,9 @@
 //!
 //! `whole` is the same without an early part.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use divan::counter::ItemsCount;
 use divan::{Bencher, black_box};
-use support::{Client, Harness, addr, user};
+use test_support::harness::{Client, Harness, addr, user};
 use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::protocol::Server;
 use throughway::protocol::allocation::AllocationState;

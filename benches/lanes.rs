@@ -1,11 +1,8 @@
 //! What a packet costs between the sockets: ChannelData of a client and a datagram of its peer, through an
 //! allocation without limits and through one that passes all six meters and both budgets.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
-
 use divan::{AllocProfiler, Bencher, black_box};
-use support::{Client, Harness, addr, channel_data, user};
+use test_support::harness::{Client, Harness, addr, channel_data, user};
 use throughway::address::PeerAddress;
 use throughway::protocol::border::{PacketMeta, Relay};
 use throughway::protocol::meter::Rates;

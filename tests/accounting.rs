@@ -1,10 +1,8 @@
 //! Accounting records: when they come, how they are numbered, and what is in them.
 
-mod support;
-
 use std::collections::HashSet;
 
-use support::{Harness, addr, alice, user};
+use test_support::harness::{Harness, addr, alice, user};
 use throughway::protocol::accounting::{Amount, SessionRecord};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 

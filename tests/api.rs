@@ -2,8 +2,6 @@
 //!
 //! The endpoint runs in this process with a clock of its own; tests/e2e_api.rs runs the real binary.
 
-mod api_support;
-
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,11 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use api_support::{
+use serde_json::Value;
+use test_support::api::{
     Answer, BASIC, BEARER, Endpoint, FORM, JSON, KEY, START, WRONG, config, key_table, read_all, request, runtime,
     send, some_uris, start,
 };
-use serde_json::Value;
 use throughway::api::Bound;
 use throughway::api::host::AllowedHosts;
 use throughway::api::rest::refused::IssueRefused;

@@ -1,17 +1,16 @@
 //! Users with tokens, and limits inside credentials: keys fetched from a login, rates, tenants, what is narrowed.
 
-mod api_support;
-
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use api_support::{BEARER, Endpoint, JSON, KEY, START, config, digest, key_table, some_uris, start};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
+use test_support::api;
+use test_support::api::{BEARER, Endpoint, JSON, KEY, START, config, digest, key_table, some_uris, start};
 use throughway::api::rest::Exposure;
 use throughway::api::rest::refused::IssueRefused;
 use throughway::config::Config;
@@ -79,7 +78,7 @@ impl Login {
     }
 }
 
-fn ask(endpoint: &Endpoint, token: &str, body: &str) -> api_support::Answer {
+fn ask(endpoint: &Endpoint, token: &str, body: &str) -> api::Answer {
     let bearer = format!("Bearer {token}");
     endpoint.ask("POST", "/v1/credentials", &[("Authorization", &bearer), JSON], body)
 }

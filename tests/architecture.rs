@@ -1,11 +1,9 @@
 //! The walls of the house, read from the sources: what the core must not know.
 
-mod source_text;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use source_text::{Source, code_of, sources, words};
+use test_support::source_text::{Source, code_of, sources, words};
 
 fn mentions(source: &Source, word: &str) -> bool {
     words(&source.code).contains(&word)

@@ -1,11 +1,10 @@
 //! What each thing that a client can cause is charged to: reservations, empty payloads, long requests, guesses.
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, allocate, request};
-use support::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, secret, user};
+use test_support::harness;
+use test_support::harness::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, allocate, request};
+use test_support::harness::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, secret, user};
 use throughway::credentials::claims::Grant;
 use throughway::credentials::{Algorithm, password};
 use throughway::protocol::meter::Rates;
@@ -407,7 +406,7 @@ fn channels_of_rfc_5766_are_bound_and_carry_data() {
             assert_eq!(h.bind(client, number, peer), 0, "{number:x}");
             assert_eq!(h.channel_data(client, number, b"there").to_peer(), (peer, b"there".to_vec()));
             let back = h.from_peer(client, peer, b"back").to_client();
-            assert_eq!(back, support::channel_data(number, b"back"));
+            assert_eq!(back, harness::channel_data(number, b"back"));
         }
         for number in [0, 0x3FFF, 0x7FFF, 0x8000, 0xFFFF] {
             refused(&mut h, client, bind(number, addr(PEER)), 400, "channel_range");

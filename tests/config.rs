@@ -1,13 +1,11 @@
 //! The configuration as an operator meets it: the real binary, files, variables, exit codes.
 
-mod json_schema;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use json_schema::Validator;
+use test_support::json_schema::Validator;
 use throughway::config::{Config, Environment, KEYS};
 
 const EXAMPLE: &str = include_str!("../config.example.toml");

@@ -3,16 +3,14 @@
 //!
 //! With UPDATE_SNAPSHOTS=1 the page is written anew, and the example gets the keys and the first lines that it lacks.
 
-mod json_schema;
 mod key_page;
-mod source_text;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use json_schema::Validator;
-use source_text::{Source, sources, words};
+use test_support::json_schema::Validator;
+use test_support::source_text::{Source, sources, words};
 use throughway::protocol::peer_policy::LocalAddresses;
 
 use throughway::config::keys::{ConfigKey, FIELDS, ValueType};

@@ -2,18 +2,15 @@
 //!
 //! `scripts/test` has Prometheus itself judge the same files: syntax, queries, and alerts that fire.
 
-mod api_support;
-mod e2e_support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
-use api_support::{BEARER, KEY, ask, key_table};
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Server, Wanted, http, peer, receive, wait_for};
 use serde_json::Value;
+use test_support::api::{BEARER, KEY, ask, key_table};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, Server, Wanted, http, peer, receive, wait_for};
 use throughway::wire::message::METHOD_ALLOCATE;
 use yaml_rust2::{Yaml, YamlLoader};
 

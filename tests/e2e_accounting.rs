@@ -1,7 +1,5 @@
 //! Usage records of the real binary: exact to the byte, and still there after whatever went wrong.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,14 +9,16 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use e2e_support::client::request;
-use e2e_support::hook::Hook;
-use e2e_support::server::LOOK;
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Server, Settings, Wanted, payload, peer, receive, wait_for};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
+use test_support::e2e;
+use test_support::e2e::client::request;
+use test_support::e2e::hook::Hook;
+use test_support::e2e::server::LOOK;
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, Server, Settings, Wanted, payload, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_REFRESH;
 
 const CHANNEL: u16 = 0x4001;
@@ -240,7 +240,7 @@ fn a_kill_loses_no_more_than_one_interval() {
 #[test]
 fn a_webhook_gets_every_record_at_least_once_whatever_it_answers_first() {
     let hook = Hook::start(&["HTTP/1.1 500 Oh\r\n\r\n", "nonsense\r\n"]);
-    let directory = e2e_support::Directory::new();
+    let directory = e2e::Directory::new();
     fs::write(directory.path().join("token"), "let-me-in\n").unwrap();
     let settings =
         with_file(1).account("webhook", &*hook.url).account("webhook_token_file", "token").account("spool", "spool");
@@ -310,7 +310,7 @@ fn https_hook(authority: &Authority) -> (String, Arc<Mutex<Vec<String>>>) {
 fn an_https_webhook_is_trusted_by_the_file_of_its_authority_and_not_without() {
     let authority = Authority::new();
     let (url, heard) = https_hook(&authority);
-    let directory = e2e_support::Directory::new();
+    let directory = e2e::Directory::new();
     fs::write(directory.path().join("ca.pem"), authority.pem()).unwrap();
     let settings = Settings::new(1).account("webhook", &*url).account("spool", "spool");
     let mut server = Server::start_in(directory, settings.clone());
@@ -376,7 +376,7 @@ fn an_unreachable_webhook_keeps_its_records_over_a_restart() {
 
 #[test]
 fn signed_lines_go_on_over_a_restart_and_a_change_is_named() {
-    let directory = e2e_support::Directory::new();
+    let directory = e2e::Directory::new();
     fs::write(directory.path().join("key"), "signing-key-of-everything\n").unwrap();
     let settings = || with_file(1).account("sign_key_file", "key");
     let session = |directory| {
@@ -439,9 +439,9 @@ fn a_file_renamed_by_another_program_is_left_after_a_reload() {
 
 #[test]
 fn the_journal_gets_each_record_as_a_message() {
-    let directory = e2e_support::Directory::new();
+    let directory = e2e::Directory::new();
     let journal = std::os::unix::net::UnixDatagram::bind(directory.path().join("journal")).unwrap();
-    journal.set_read_timeout(Some(e2e_support::PATIENCE)).unwrap();
+    journal.set_read_timeout(Some(e2e::PATIENCE)).unwrap();
     let server = Server::start_in(directory, Settings::new(1).account("journal", "journal"));
     let mut client = Client::udp(server.udp4());
     client.allocate();
@@ -459,10 +459,10 @@ fn the_journal_gets_each_record_as_a_message() {
 
 #[test]
 fn a_place_that_cannot_be_written_is_named_at_the_start() {
-    let directory = e2e_support::Directory::new();
+    let directory = e2e::Directory::new();
     let config = directory.path().join("config.toml");
     let settings = Settings::new(1).account("file", "missing/usage.jsonl");
     fs::write(&config, settings.text(&(28_500..=28_510))).unwrap();
-    let (code, said) = e2e_support::server::run_to_end(&config);
+    let (code, said) = e2e::server::run_to_end(&config);
     assert!(code == 1 && said.contains("accounting.file") && said.contains("missing/usage.jsonl"), "{code} {said}");
 }

@@ -1,8 +1,5 @@
 //! The admin API and its commands on the real binary: who may ask, what each call does, and what survives a restart.
 
-mod api_support;
-mod e2e_support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,12 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use api_support::{Answer, BEARER, KEY, ask, key_table};
-use e2e_support::client::request;
-use e2e_support::log::Log;
-use e2e_support::server::{Directory, Slice, binary, run_to_end};
-use e2e_support::{Client, PATIENCE, Server, Settings, Wanted, http, wait_for};
 use serde_json::{Value, json};
+use test_support::api;
+use test_support::api::{Answer, BEARER, KEY, ask, key_table};
+use test_support::e2e::client::request;
+use test_support::e2e::log::Log;
+use test_support::e2e::server::{Directory, Slice, binary, run_to_end};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, Wanted, http, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Secret, SharedSecret, mint};
 use throughway::wire::message::METHOD_ALLOCATE;
@@ -303,7 +302,7 @@ fn nobody_without_the_token_learns_or_changes_anything() {
     }
     let slow = "POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n";
     let slow = format!("{slow}Authorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n{{");
-    refused(&Answer::parse(&api_support::send(http, slow.as_bytes())), 408, "slow");
+    refused(&Answer::parse(&api::send(http, slow.as_bytes())), 408, "slow");
     // Nothing has come of all that.
     assert_eq!(client.refresh(600).code(), 0);
     assert_eq!(server.health("/readyz"), 200);

@@ -1,12 +1,11 @@
 //! Credentials over HTTP from the real binary: they relay, its log and metrics tell, reload and listeners do as documented.
 
-mod api_support;
-mod e2e_support;
-
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use api_support::{BEARER, KEY, ask, key_table};
-use e2e_support::{Client, Settings, wait_for};
+use test_support::api::{BEARER, KEY, ask, key_table};
+use test_support::e2e;
+use test_support::e2e::{Client, Settings, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::config::Config;
 
 fn settings_with_keys(workers: u8, http: &str) -> Settings {
@@ -43,7 +42,7 @@ with_one_and_three_workers! {
                 assert_eq!(client.refresh(0).code(), 0);
             }
             let mut wrong = Client::udp(server.udp4()).user(username, "wrong");
-            assert_eq!(wrong.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e_support::Wanted::udp()]).code(), 401);
+            assert_eq!(wrong.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e::Wanted::udp()]).code(), 401);
             passwords.push(password.to_owned());
         }
         let session = server.log.wait_for_session("carol");
@@ -151,7 +150,7 @@ fn sighup_rotates_keys_and_the_secret_that_mints() {
         Client::udp(server.udp4()).user(answer["username"].as_str().unwrap(), answer["password"].as_str().unwrap());
     wait_for("the relay to know the new secret", || {
         client.login = None;
-        let code = client.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e_support::Wanted::udp()]).code();
+        let code = client.request(throughway::wire::message::METHOD_ALLOCATE, &[e2e::Wanted::udp()]).code();
         (code == 0).then_some(())
     });
     assert_eq!(client.refresh(0).code(), 0);
@@ -229,7 +228,7 @@ fn keys_of_a_login_that_is_down_are_tried_again_said_once_and_seen_in_metrics() 
     });
     let server = settings.start();
     server.log.wait_for_line("can't fetch the keys that check tokens");
-    let text = e2e_support::http::get(server.http(), "/metrics", "localhost").1;
+    let text = e2e::http::get(server.http(), "/metrics", "localhost").1;
     assert!(text.contains("throughway_jwt_keys 0") && !text.contains("throughway_jwt_keys_age_seconds "), "{text}");
     assert_eq!(ask(server.http(), "GET", "/ice", &[("Host", "localhost"), BEARER], "").status, 200, "a key works");
     let fetched = server.log.wait_for_line("fetched the keys that check tokens");

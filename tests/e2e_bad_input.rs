@@ -1,15 +1,15 @@
 //! Bad input on real sockets: each is a drop with its own counter or the RFC's error, and a call beside it goes on
 //! without losing a packet.
 
-mod e2e_support;
-
 use std::net::{SocketAddr, UdpSocket};
 
-use e2e_support::client::{
+use test_support::e2e;
+use test_support::e2e::client::{
     ATTR_DONT_FRAGMENT, ATTR_EVEN_PORT, ATTR_REQUESTED_TRANSPORT, Login, channel_data, message, request,
     send_indication, transaction_id,
 };
-use e2e_support::{Client, PATIENCE, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use test_support::e2e::{Client, PATIENCE, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use test_support::with_one_and_three_workers;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, password};
 use throughway::wire::attribute::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
@@ -147,7 +147,7 @@ with_one_and_three_workers! {
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
                 server.expect_dropped(reason, 1, || client.send_raw(&bytes));
             }
-            e2e_support::peer::expect_silence(&peer);
+            e2e::peer::expect_silence(&peer);
             client.send_channel(CHANNEL, b"after all that");
             assert_eq!(receive(&peer), (b"after all that".to_vec(), relayed));
         }
@@ -245,7 +245,7 @@ with_one_and_three_workers! {
                 client.binding();
             }
         }
-        e2e_support::wait_for("all noise counted", || (counted() >= before + 8_000).then_some(()));
+        e2e::wait_for("all noise counted", || (counted() >= before + 8_000).then_some(()));
         assert_eq!(counted() - before, 8_000);
         assert_eq!(client.refresh(0).code(), 0, "the allocation behind the noise is alive");
         witness.finish();

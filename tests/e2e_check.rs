@@ -1,7 +1,5 @@
 //! `throughway check`, the real binary, against the real server and against set-ups that are broken on purpose.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -10,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use e2e_support::server::Directory;
-use e2e_support::tls::Authority;
-use e2e_support::{Server, Settings};
 use serde_json::Value;
+use test_support::e2e::server::Directory;
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Server, Settings};
 
 /// SHA-256 of the word `key`, which is the API key.
 const KEY_SHA256: &str = "2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683";

@@ -1,16 +1,18 @@
 //! The data path of the real binary: bursts that travel as one piece, payload from one relayed address to another, and
 //! who is heard when more comes than anybody can read. Not a packet may be lost, doubled, cut or counted twice.
 
-mod e2e_support;
-
 use std::collections::VecDeque;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-use e2e_support::client::{channel_data, request, send_indication};
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for};
 use serde_json::Value;
+use test_support::e2e;
+use test_support::e2e::client::{channel_data, request, send_indication};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{
+    Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for,
+};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::{AttrType, METHOD_BINDING, METHOD_REFRESH};
 
 const CHANNEL: u16 = 0x4001;
@@ -781,7 +783,7 @@ with_one_and_three_workers! {
         let (mut arrived, mut next) = (0, vec![0; senders.len()]);
         let reasons = ["inbox_full", "slow_client"];
         wait_for("every packet to arrive or to be counted", || {
-            while let Some(data) = sink.client.data_within(e2e_support::SILENCE) {
+            while let Some(data) = sink.client.data_within(e2e::SILENCE) {
                 let [worker, number] = [0, 4].map(|at| u32::from_be_bytes(data.payload[at..at + 4].try_into().unwrap()));
                 assert_eq!(data.from, Origin::Channel(CHANNEL + worker as u16));
                 assert!(number >= next[worker as usize], "packet {number} of worker {worker} came late or again");

@@ -1,15 +1,15 @@
 //! Draining the real binary: calls go on to their end, nobody new comes in, and then it is gone.
 
-mod e2e_support;
-
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use e2e_support::client::request;
-use e2e_support::server::{Directory, binary};
-use e2e_support::{Client, Server, Settings, Wanted, Witness, wait_for};
+use test_support::e2e;
+use test_support::e2e::client::request;
+use test_support::e2e::server::{Directory, binary};
+use test_support::e2e::{Client, Server, Settings, Wanted, Witness, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::attribute::ATTR_ALTERNATE_SERVER;
 use throughway::wire::message::{Known, METHOD_ALLOCATE, Message};
 
@@ -195,7 +195,7 @@ fn a_foreign_client_survives_being_sent_away() {
             };
             let client = turn::client::Client::new(config).await.unwrap();
             client.listen().await.unwrap();
-            let allocated = tokio::time::timeout(e2e_support::PATIENCE, client.allocate()).await;
+            let allocated = tokio::time::timeout(e2e::PATIENCE, client.allocate()).await;
             match allocated.expect("an answer, not a timeout") {
                 Ok(relay) => {
                     assert!(is_granted);
@@ -230,7 +230,7 @@ fn the_service_manager_hears_how_many_are_left_and_that_it_shall_wait() {
     let directory = Directory::new();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(e2e_support::PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(e2e::PATIENCE)).unwrap();
     let mut server = Server::start_as(Directory::new(), draining(1, "deadline = \"1h\""), |config| {
         let mut command = binary(config);
         command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "600000");

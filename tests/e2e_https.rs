@@ -1,15 +1,13 @@
 //! Credentials over `https://` listeners of the real binary: TLS clients, wrong ones, certificates that change.
 
-mod api_support;
-mod e2e_support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use api_support::{Answer, BEARER, KEY, key_table, request};
-use e2e_support::tls::{Authority, NAME, TlsStream, VERSIONS, connect, presented, replace};
-use e2e_support::{Client, PATIENCE, Server, Settings, wait_for};
+use test_support::api;
+use test_support::api::{Answer, BEARER, KEY, key_table, request};
+use test_support::e2e::tls::{Authority, NAME, TlsStream, VERSIONS, connect, presented, replace};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, wait_for};
 use throughway::config::Config;
 
 /// A server whose clients come by UDP and TCP, so that only HTTP needs the certificate.
@@ -56,10 +54,10 @@ fn a_credential_over_https_relays_and_plain_http_lives_beside_it() {
     let client = authority.connector(VERSIONS[1], &[]);
     assert_eq!(ask(&mut connect(&client, public[0].1, NAME).unwrap(), "/healthz").status, 200);
     assert_eq!(ask(&mut connect(&client, public[0].1, NAME).unwrap(), "/metrics").status, 404);
-    assert_eq!(api_support::ask(public[2].1, "GET", "/healthz", &[], "").status, 200);
+    assert_eq!(api::ask(public[2].1, "GET", "/healthz", &[], "").status, 200);
     // A client that trusts another authority, and one that forgets TLS.
     connect(&Authority::new().connector(VERSIONS[1], &[]), public[0].1, NAME).expect_err("an unknown issuer");
-    let told = api_support::ask(public[0].1, "GET", "/v1/credentials", &[BEARER], "");
+    let told = api::ask(public[0].1, "GET", "/v1/credentials", &[BEARER], "");
     assert_eq!((told.status, told.body.as_str()), (400, "this port speaks TLS: ask with https://\n"));
     let scrape = server.scrape();
     let count = |result| scrape.value("throughway_http_tls_handshakes_total", &[("result", result)]);

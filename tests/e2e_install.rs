@@ -1,7 +1,5 @@
 //! What an operator runs on the first day, on the real binary: `init`, `service`, `health`.
 
-mod e2e_support;
-
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -9,8 +7,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use e2e_support::server::Directory;
-use e2e_support::{Server, Settings, wait_for};
+use test_support::e2e;
+use test_support::e2e::server::Directory;
+use test_support::e2e::{Server, Settings, wait_for};
 use throughway::config::{Config, Environment};
 
 /// A command of ours to its end, which must come by itself: exit code, standard output and standard error.
@@ -55,7 +54,7 @@ fn health_tells_a_server_that_lives_and_ready_one_that_takes_sessions() {
         assert_eq!(run(&[&["health"], of_server].concat()), (0, "alive\n".to_owned(), String::new()));
         assert_eq!(run(&[&["health", "--ready"], of_server].concat()), (0, "ready\n".to_owned(), String::new()));
     }
-    let mut client = e2e_support::Client::udp(server.udp4()).user("alice", "wonderland");
+    let mut client = e2e::Client::udp(server.udp4()).user("alice", "wonderland");
     client.allocate();
     let (code, _, failed) = run(&[&["drain"], &of_config[..]].concat());
     assert_eq!(code, 0, "{failed}");

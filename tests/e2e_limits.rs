@@ -1,17 +1,17 @@
 //! Quotas, ports and addresses that can be had only once.
 
-mod e2e_support;
-
 use std::net::UdpSocket;
 
-use e2e_support::server::{Directory, Slice, run_to_end};
-use e2e_support::{Client, Settings, Wanted, Witness, client, wait_for};
+use test_support::e2e;
+use test_support::e2e::server::{Directory, Slice, run_to_end};
+use test_support::e2e::{Client, Settings, Wanted, Witness, client, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const SECRET: &str = "north-of-everything";
 
 /// Clients that have heard their challenge, spread over all workers and both transports.
-fn crowd(server: &e2e_support::Server, workers: u8, count: u8, user: &str) -> Vec<Client> {
+fn crowd(server: &e2e::Server, workers: u8, count: u8, user: &str) -> Vec<Client> {
     let clients = (0..count).map(|number| {
         let mut client = match number % 4 {
             3 => Client::tcp(server.tcp4()),
@@ -137,7 +137,7 @@ with_one_and_three_workers! {
 
     /// Two processes never share a listener: half of the packets would vanish.
     fn a_second_server_on_the_same_port_fails_and_says_why(workers: u8) {
-        let server = e2e_support::Server::ordinary(workers);
+        let server = e2e::Server::ordinary(workers);
         let slice = Slice::take();
         for second_workers in [1, 3] {
             for (transport, address) in [("udp", server.udp4()), ("tcp", server.tcp4()), ("udp", server.udp6())] {
@@ -160,7 +160,7 @@ with_one_and_three_workers! {
 
     /// No file descriptor left: Allocate is refused, live calls go on, and what is given back can be used again.
     fn without_file_descriptors_allocations_are_refused_and_calls_go_on(workers: u8) {
-        let server = e2e_support::Server::start_with_open_files(Settings::new(workers), 80);
+        let server = e2e::Server::start_with_open_files(Settings::new(workers), 80);
         let witness = Witness::start(Client::udp_on_worker(server.udp4(), 0, workers));
         // Allocations of both families, so that ports are not what runs out first.
         let mut clients = Vec::new();

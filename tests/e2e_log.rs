@@ -1,7 +1,5 @@
 //! The log of the real binary: bounded in a flood, whole at a session's end, in fields for the journal.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -10,9 +8,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::process::Child;
 
-use e2e_support::server::{Directory, Slice, binary};
-use e2e_support::tls::Authority;
-use e2e_support::{Client, PATIENCE, Server, Settings, Wanted, http, peer, receive, wait_for};
+use test_support::e2e;
+use test_support::e2e::server::{Directory, Slice, binary};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, PATIENCE, Server, Settings, Wanted, http, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_ALLOCATE;
 
 /// A server whose standard error is a file, whatever it writes there.
@@ -226,8 +226,8 @@ with_one_and_three_workers! {
             // Wrong password, unknown user, expired, no credentials at all.
             let mut wrong = Client::udp_on_worker(server.udp4(), number % workers, workers).user("alice", "guessed");
             assert_eq!(wrong.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 401);
-            let again = e2e_support::client::request(METHOD_ALLOCATE, &[Wanted::udp()], wrong.login.as_ref());
-            let unknown = e2e_support::client::request(METHOD_ALLOCATE, &[Wanted::udp()], None);
+            let again = e2e::client::request(METHOD_ALLOCATE, &[Wanted::udp()], wrong.login.as_ref());
+            let unknown = e2e::client::request(METHOD_ALLOCATE, &[Wanted::udp()], None);
             for _ in 0..25 {
                 wrong.send_raw(&again);
                 wrong.send_raw(&unknown);

@@ -1,12 +1,12 @@
 //! `/metrics` of the real binary: what the kernel counts, load, batches, ports, the process; and that scraping costs no packet.
 
-mod e2e_support;
-
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use e2e_support::{Client, Origin, Server, Settings, Wanted, Witness, http, payload, peer, wait_for};
+use test_support::e2e;
+use test_support::e2e::{Client, Origin, Server, Settings, Wanted, Witness, http, payload, peer, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const CHANNEL: u16 = 0x4001;
@@ -155,7 +155,7 @@ with_one_and_three_workers! {
         let began = Instant::now();
         let (mut ping, singles, relayed_sum) = (0, batches("relayed", "1"), sum("relayed"));
         while seconds(busy) < before[usize::from(busy)] + 0.02 {
-            assert!(began.elapsed() < e2e_support::PATIENCE, "no processor time was counted in {ping} packets");
+            assert!(began.elapsed() < e2e::PATIENCE, "no processor time was counted in {ping} packets");
             for _ in 0..200 {
                 peer.send_to(b"ping", relayed).unwrap();
                 client.expect_data(Origin::Channel(CHANNEL), b"ping");

@@ -1,12 +1,14 @@
 //! Operating the real binary: reload, stop, metrics, health, log, and a configuration that is wrong.
 
-mod e2e_support;
-
 use std::net::{TcpListener, UdpSocket};
 
-use e2e_support::client::request;
-use e2e_support::server::{Directory, Slice, run_to_end};
-use e2e_support::{Client, Origin, SILENCE, Server, Settings, Wanted, Witness, http, payload, peer, receive, wait_for};
+use test_support::e2e;
+use test_support::e2e::client::request;
+use test_support::e2e::server::{Directory, Slice, run_to_end};
+use test_support::e2e::{
+    Client, Origin, SILENCE, Server, Settings, Wanted, Witness, http, payload, peer, receive, wait_for,
+};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const CHANNEL: u16 = 0x4001;
@@ -73,7 +75,7 @@ with_one_and_three_workers! {
         let relayed = client.allocate();
         let denied = UdpSocket::bind("127.0.0.44:0").unwrap();
         let at = denied.local_addr().unwrap();
-        denied.set_read_timeout(Some(e2e_support::PATIENCE)).unwrap();
+        denied.set_read_timeout(Some(e2e::PATIENCE)).unwrap();
         client.bind(CHANNEL, at);
         client.send_channel(CHANNEL, b"before");
         assert_eq!(receive(&denied), (b"before".to_vec(), relayed));
@@ -89,7 +91,7 @@ with_one_and_three_workers! {
             let all = ["no_permission", "peer_not_permitted"].map(|reason| server.dropped(reason));
             (all == [1, 1] && server.dropped("unbound_channel") == unbound + 1).then_some(())
         });
-        e2e_support::peer::expect_silence(&denied);
+        e2e::peer::expect_silence(&denied);
         assert_eq!(client.data_within(SILENCE), None);
         assert_eq!(client.refresh(600).code(), 0, "the allocation itself goes on");
         let other = peer(relayed);

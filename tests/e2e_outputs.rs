@@ -1,9 +1,6 @@
 //! The third kind of the house: no output that we do not control pushes back. For each output of the real binary its
 //! reader stops, calls, records and signals go on, and what is lost is counted where an operator looks.
 
-mod api_support;
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -12,11 +9,13 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use api_support::{BEARER, KEY, ask, key_table};
-use e2e_support::http::{self, Scrape};
-use e2e_support::server::{Slice, binary};
-use e2e_support::{Client, Directory, PATIENCE, Settings, Witness, wait_for};
 use serde_json::Value;
+use test_support::api::{BEARER, KEY, ask, key_table};
+use test_support::e2e;
+use test_support::e2e::http::{self, Scrape};
+use test_support::e2e::server::{Slice, binary};
+use test_support::e2e::{Client, Directory, PATIENCE, Settings, Witness, wait_for};
+use test_support::with_one_and_three_workers;
 
 const SECRET: &str = "north-of-everything";
 
@@ -482,12 +481,12 @@ fn clients_that_do_not_read_hold_up_nobody_else() {
     // One that reads nothing of its call either.
     let mut slow = Client::tcp(tcp).minted(SECRET, "slow");
     let relayed = slow.allocate();
-    let far = e2e_support::peer(relayed);
+    let far = e2e::peer(relayed);
     slow.bind(0x4001, far.local_addr().unwrap());
     let dropped = || server.scrape().value("throughway_dropped_packets_total", &[("reason", "slow_client")]);
     wait_for("what the slow client loses to be counted", || {
         for _ in 0..50 {
-            far.send_to(&e2e_support::payload(7, 8000), relayed).unwrap();
+            far.send_to(&e2e::payload(7, 8000), relayed).unwrap();
         }
         (dropped() > 0).then_some(())
     });

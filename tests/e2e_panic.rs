@@ -2,16 +2,16 @@
 //! which builds for debugging answer with one.
 #![cfg(debug_assertions)]
 
-mod e2e_support;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use e2e_support::client::request;
-use e2e_support::peer::peer;
-use e2e_support::server::{Directory, binary};
-use e2e_support::{Client, Origin, Server, Settings, Wanted, Witness, wait_for};
+use test_support::e2e;
+use test_support::e2e::client::request;
+use test_support::e2e::peer::peer;
+use test_support::e2e::server::{Directory, binary};
+use test_support::e2e::{Client, Origin, Server, Settings, Wanted, Witness, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::attribute::ATTR_SOFTWARE;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING};
 
@@ -149,7 +149,7 @@ with_one_and_three_workers! {
         }
         let binding = request(METHOD_BINDING, &[], None);
         server.expect_dropped("suspect", 1, || culprit.send_raw(&binding));
-        assert_eq!(culprit.data_within(e2e_support::SILENCE), None);
+        assert_eq!(culprit.data_within(e2e::SILENCE), None);
         let mut other = Client::udp(server.udp4());
         other.binding();
         other.send_raw(&request(METHOD_ALLOCATE, &[Wanted::udp(), software()], None));
@@ -215,7 +215,7 @@ fn packets_behind_the_one_that_panics_are_relayed() {
         }
     });
     for round in 0..10_u8 {
-        assert_eq!(e2e_support::peer::receive(&far).0, [round; 100], "to the peer");
+        assert_eq!(e2e::peer::receive(&far).0, [round; 100], "to the peer");
         call.expect_data(Origin::Channel(0x4001), &[round; 100]);
     }
     assert_eq!((restarts(&server), ended_by_fault(&server)), (1, 1));

@@ -1,15 +1,15 @@
 //! Quotas, rates, budgets, claims and closing times on real sockets: exact over all workers, and counted.
 
-mod e2e_support;
-
 use std::net::UdpSocket;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Origin, Server, Settings, Wanted, Witness, client, payload, peer, receive, wait_for};
 use serde_json::Value;
+use test_support::e2e;
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, Origin, Server, Settings, Wanted, Witness, client, payload, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::address::Transport;
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint, password};
@@ -325,12 +325,12 @@ with_one_and_three_workers! {
                     Some(server.dropped(reason) - before.1).filter(|dropped| *dropped > 0)
                 });
                 assert!(dropped > 0);
-                far.set_read_timeout(Some(e2e_support::SILENCE)).unwrap();
+                far.set_read_timeout(Some(e2e::SILENCE)).unwrap();
                 let mut arrived = 0;
                 while far.recv(&mut [0; 2048]).is_ok() {
                     arrived += 1;
                 }
-                far.set_read_timeout(Some(e2e_support::PATIENCE)).unwrap();
+                far.set_read_timeout(Some(e2e::PATIENCE)).unwrap();
                 let most = fits as f64 * (1.0 + before.0.elapsed().as_secs_f64());
                 // The packets before may still be in the bucket: fifty are a hundredth of its second.
                 assert!(arrived + 1 >= fits && f64::from(arrived) <= most, "{key}: {arrived} of {fits} in {:?}", before.0.elapsed());

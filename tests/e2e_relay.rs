@@ -1,12 +1,12 @@
 //! Relaying by the real binary: every client transport, every family, every size, one worker and three.
 
-mod e2e_support;
-
 use std::net::{SocketAddr, UdpSocket};
 
-use e2e_support::client::{ATTR_DONT_FRAGMENT, channel_data, message, request};
-use e2e_support::server::worker_of;
-use e2e_support::{Client, Echo, Origin, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use test_support::e2e;
+use test_support::e2e::client::{ATTR_DONT_FRAGMENT, channel_data, message, request};
+use test_support::e2e::server::worker_of;
+use test_support::e2e::{Client, Echo, Origin, SILENCE, Server, Settings, Wanted, Witness, payload, peer, receive};
+use test_support::with_one_and_three_workers;
 use throughway::wire::attribute::ATTR_DATA;
 use throughway::wire::message::{CLASS_INDICATION, Known, METHOD_ALLOCATE, METHOD_SEND, MessageType};
 
@@ -60,7 +60,7 @@ with_one_and_three_workers! {
             }
         }
         let mut other = Client::udp(server.udp4());
-        let unknown = [Wanted::udp(), Wanted::Bytes(e2e_support::client::ATTR_REQUESTED_ADDRESS_FAMILY, vec![3, 0, 0, 0])];
+        let unknown = [Wanted::udp(), Wanted::Bytes(e2e::client::ATTR_REQUESTED_ADDRESS_FAMILY, vec![3, 0, 0, 0])];
         assert_eq!(other.request(METHOD_ALLOCATE, &unknown).code(), 440);
     }
 
@@ -242,7 +242,7 @@ with_one_and_three_workers! {
         server.expect_dropped("peer_not_permitted", 1, || peer.send_to(b"knock", relayed).unwrap());
         server.expect_dropped("no_permission", 1, || client.send_to(peer.local_addr().unwrap(), b"who?"));
         assert_eq!(client.data_within(SILENCE), None);
-        e2e_support::peer::expect_silence(&peer);
+        e2e::peer::expect_silence(&peer);
         relay_both_ways(&mut client, relayed);
     }
 

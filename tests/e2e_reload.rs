@@ -1,15 +1,15 @@
 //! Reloading the real binary: listeners, relay ports, HTTP and TLS come and go while calls lose nothing.
 
-mod e2e_support;
-
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use e2e_support::client::request;
-use e2e_support::tls::{Authority, NAME, VERSIONS};
-use e2e_support::{Client, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
 use serde_json::Value;
+use test_support::e2e;
+use test_support::e2e::client::request;
+use test_support::e2e::tls::{Authority, NAME, VERSIONS};
+use test_support::e2e::{Client, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING};
 
 /// How long a client that must get no answer waits for one.
@@ -101,8 +101,8 @@ with_one_and_three_workers! {
         let (listening, descriptors_before) = (server.log.events("listening").len(), descriptors(&server));
         let presented = |server: &Server| {
             let client = authority.connector(VERSIONS[1], &[]);
-            let stream = e2e_support::tls::connect(&client, server.tls4(), NAME).unwrap();
-            e2e_support::tls::presented(&stream)
+            let stream = e2e::tls::connect(&client, server.tls4(), NAME).unwrap();
+            e2e::tls::presented(&stream)
         };
         let certificate = presented(&server);
         let limit = |files: &str| {

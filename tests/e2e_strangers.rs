@@ -2,16 +2,14 @@
 //!
 //! All of 127.0.0.0/8 is this machine, so an attacker and a client have addresses of their own here too.
 
-mod api_support;
-mod e2e_support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
-use api_support::{Answer, BEARER, KEY, key_table, request};
-use e2e_support::tls::{Authority, NAME, VERSIONS, connect};
-use e2e_support::{Client, PATIENCE, Server, Settings, client, wait_for};
 use socket2::{Domain, Socket, Type};
+use test_support::api;
+use test_support::api::{Answer, BEARER, KEY, key_table, request};
+use test_support::e2e::tls::{Authority, NAME, VERSIONS, connect};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, client, wait_for};
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const STRANGER: [u8; 4] = [127, 0, 0, 2];
@@ -50,7 +48,7 @@ fn is_closed(stream: &mut TcpStream) -> bool {
 
 fn try_ask(mut stream: TcpStream, target: &str, headers: &[(&str, &str)]) -> Option<Answer> {
     stream.write_all(request("GET", target, headers, "").as_bytes()).ok()?;
-    let answer = api_support::read_all(&mut stream);
+    let answer = api::read_all(&mut stream);
     (!answer.is_empty()).then(|| Answer::parse(&answer))
 }
 
@@ -83,11 +81,7 @@ fn idle_connections_of_one_address_shut_nobody_out_of_http() {
             assert_eq!(answer.map(|answer| answer.status), Some(200), "a credential of {to} for {source:?}");
         }
         early.write_all(request("GET", "/healthz", &[("Host", "localhost")], "").as_bytes()).unwrap();
-        assert_eq!(
-            Answer::parse(&api_support::read_all(&mut early)).status,
-            200,
-            "the longest idle, but not of the crowd"
-        );
+        assert_eq!(Answer::parse(&api::read_all(&mut early)).status, 200, "the longest idle, but not of the crowd");
         wait_for("the first of the crowd to give way", || is_closed(&mut crowd[0]).then_some(()));
         assert!(!is_closed(&mut crowd[299]), "the last of the crowd has a place");
         let given_way = server.scrape().sum("throughway_http_connections_refused_total") - before;
@@ -241,7 +235,7 @@ fn without_files_http_and_new_streams_are_answered_and_only_allocations_are_refu
 #[test]
 fn http_1_0_without_host_is_answered_on_loopback_and_http_1_1_is_not() {
     let server = Server::ordinary(1);
-    let ask = |text: &str| Answer::parse(&api_support::send(server.http(), text.as_bytes())).status;
+    let ask = |text: &str| Answer::parse(&api::send(server.http(), text.as_bytes())).status;
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(ask(&format!("GET {path} HTTP/1.0\r\n\r\n")), 200, "{path}");
         assert_eq!(ask(&format!("GET {path} HTTP/1.0\r\nHost: evil.example\r\n\r\n")), 403, "{path}");
@@ -254,7 +248,7 @@ fn http_1_0_without_host_is_answered_on_loopback_and_http_1_1_is_not() {
 fn an_unknown_path_is_told_what_there_is() {
     let server = with_public(Settings::new(1), "127.0.0.1:0").start();
     let public = public_address(&server);
-    let ask = |to, path: &str| api_support::ask(to, "GET", path, &[("Host", "localhost"), BEARER], "");
+    let ask = |to, path: &str| api::ask(to, "GET", path, &[("Host", "localhost"), BEARER], "");
     for (to, path, near) in [
         (public, "/v1/credential", "/v1/credentials"),
         (public, "/heathz", "/healthz"),

@@ -1,19 +1,19 @@
 //! A supervised server that is killed: calls over UDP go on, streams end, nothing is charged twice, and what kills it does not do so
 //! for ever.
 
-mod e2e_support;
-
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e_support::client::channel_data;
-use e2e_support::peer::Echo;
-use e2e_support::server::{Directory, binary, run_to_end};
-use e2e_support::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
-use e2e_support::{Client, Server, Settings, Wanted, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use test_support::e2e;
+use test_support::e2e::client::channel_data;
+use test_support::e2e::peer::Echo;
+use test_support::e2e::server::{Directory, binary, run_to_end};
+use test_support::e2e::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
+use test_support::e2e::{Client, Server, Settings, Wanted, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_REFRESH};
 
 const GOES_ON: &str = "the server was killed: this process goes on with its calls over UDP";
@@ -242,7 +242,7 @@ fn a_dead_streams_session_is_nobody_elses() {
     for _ in 0..3 {
         let mut dead: Vec<Client> = (0..6).map(|_| Client::tcp(server.tcp4())).collect();
         let relayed = dead.iter_mut().map(Client::allocate).last().unwrap();
-        let peer = e2e_support::peer(relayed);
+        let peer = e2e::peer(relayed);
         dead.iter_mut().for_each(|client| client.permit(peer.local_addr().unwrap()));
         // While the supervisor stands still strangers wait at the listener.
         let supervisor = Pid::from_raw(server.pid() as i32).unwrap();
@@ -254,7 +254,7 @@ fn a_dead_streams_session_is_nobody_elses() {
         kill_process(supervisor, Signal::CONT).unwrap();
         wait_for_ready(&server, before + 1);
         wait_for("the end of what is dead", || (server.live() == 0).then_some(()));
-        e2e_support::peer::expect_silence(&peer);
+        e2e::peer::expect_silence(&peer);
     }
     assert!(server.log.sessions().iter().all(|record| record["reason"] == "crash"));
 }
@@ -408,14 +408,14 @@ fn a_file_that_hangs_does_not_end_what_runs() {
 /// Certificates may be renewed at the moment of a kill: calls over UDP need none, and streams get them as soon as they are there.
 #[test]
 fn a_certificate_that_can_not_be_read_ends_no_call() {
-    let authority = e2e_support::tls::Authority::new();
+    let authority = e2e::tls::Authority::new();
     let mut settings = authority.settings(1);
     settings.supervise = true;
     let server = settings.start();
     let mut client = Client::udp(server.udp4());
     client.allocate();
     let (certificate, key) = authority.paths("first");
-    let other = authority.write("other", &[e2e_support::tls::NAME]);
+    let other = authority.write("other", &[e2e::tls::NAME]);
     let kept = [&certificate, &key].map(|path| std::fs::read(path).unwrap());
     for spoil in [
         &(|| std::fs::remove_file(&certificate).unwrap()) as &dyn Fn(),
@@ -577,7 +577,7 @@ mod faults {
     use throughway::wire::message::{METHOD_BINDING, METHOD_REFRESH};
 
     use super::*;
-    use e2e_support::client::request;
+    use test_support::e2e::client::request;
 
     fn mark(place: &str) -> Wanted {
         Wanted::Bytes(ATTR_SOFTWARE, format!("xx throughway-fault:{place}; xx").into_bytes())
@@ -666,7 +666,7 @@ mod faults {
         assert_eq!(upgradable.server.scrape().value("throughway_generation", &[]), 2);
         assert_eq!(recoveries(&upgradable.server), 1);
         // The file is replaced, the server is killed, and only then is an upgrade asked for.
-        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        e2e::upgrade::replace_program(upgradable.server.directory());
         kill(&upgradable.server);
         upgradable.begin();
         let log = upgradable.server.log.clone();
@@ -680,7 +680,7 @@ mod faults {
     fn a_successor_that_is_killed_leaves_the_old_pair() {
         let mut upgradable = Upgradable::start_with(supervised(1), &[("TEST_FAULTS_UPGRADE", "probation=hang")]);
         let mut flow = Flow::start(Client::udp(upgradable.server.udp4()));
-        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        e2e::upgrade::replace_program(upgradable.server.directory());
         upgradable.begin();
         upgradable.wait_for_probation();
         let supervisor = upgradable.server.log.event("upgrading")["pid"].as_u64().unwrap() as u32;
@@ -705,7 +705,7 @@ mod faults {
             .server
             .scrape()
             .value("throughway_payload_packets_total", &[("way", "received"), ("side", "peers")]);
-        e2e_support::upgrade::replace_program(upgradable.server.directory());
+        e2e::upgrade::replace_program(upgradable.server.directory());
         upgradable.begin();
         let confirmed = upgradable.server.log.event(CONFIRMED);
         upgradable.server.take_over_by(confirmed["pid"].as_u64().unwrap() as u32);

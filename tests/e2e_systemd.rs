@@ -1,8 +1,6 @@
 //! What the real binary tells a service manager, and what it takes from one: sockets and credentials. The manager is
 //! the test; tests/systemd has a real one.
 
-mod e2e_support;
-
 use std::fs;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -14,14 +12,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use e2e_support::log::Log;
-use e2e_support::server::{Directory, Slice, binary};
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use socket2::{Domain, Socket, Type};
+use test_support::e2e::log::Log;
+use test_support::e2e::server::{Directory, Slice, binary};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, Origin, PATIENCE, Settings, http, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::clock::{monotonic_microseconds, unix_seconds};
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};

@@ -1,14 +1,15 @@
 //! Clients over TCP: segments of any shape, clients that stop talking, stop reading, or speak something else.
 
-mod e2e_support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use e2e_support::client::{channel_data, request, send_indication};
-use e2e_support::peer::expect_silence;
-use e2e_support::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for};
+use test_support::e2e::client::{channel_data, request, send_indication};
+use test_support::e2e::peer::expect_silence;
+use test_support::e2e::{
+    Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for,
+};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING, METHOD_REFRESH};
 
 const CHANNEL: u16 = 0x4001;

@@ -1,19 +1,19 @@
 //! Clients over TLS: versions, names, records of any shape, certificates that change, and clients that mean harm.
 
-mod e2e_support;
-
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use e2e_support::client::{channel_data, request, send_indication};
-use e2e_support::peer::expect_silence;
-use e2e_support::server::{binary, run_to_end};
-use e2e_support::tls::{Authority, NAME, TlsStream, VERSIONS, connect, presented, replace};
-use e2e_support::{Client, Origin, PATIENCE, Server, Witness, payload, peer, receive, wait_for};
 use rustls::{AlertDescription, Error, HandshakeKind};
+use test_support::e2e;
+use test_support::e2e::client::{channel_data, request, send_indication};
+use test_support::e2e::peer::expect_silence;
+use test_support::e2e::server::{binary, run_to_end};
+use test_support::e2e::tls::{Authority, NAME, TlsStream, VERSIONS, connect, presented, replace};
+use test_support::e2e::{Client, Origin, PATIENCE, Server, Witness, payload, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_BINDING;
 
 const CHANNEL: u16 = 0x4001;
@@ -490,7 +490,7 @@ fn a_wrong_certificate_is_named_before_any_port_is_bound() {
     let authority = Authority::new();
     let good = authority.settings(1);
     let config = authority.directory.path().join("config.toml");
-    let start = |settings: &e2e_support::Settings| {
+    let start = |settings: &e2e::Settings| {
         fs::write(&config, settings.text(&(27_000..=27_010))).unwrap();
         run_to_end(&config)
     };

@@ -1,15 +1,15 @@
 //! Upgrades of the real binary: a new process takes the calls over, and if it can't, the old one goes on.
 
-mod e2e_support;
-
 use std::fs;
 use std::io::Write as _;
 use std::net::{TcpStream, UdpSocket};
 
-use e2e_support::tls::{self, Authority};
-use e2e_support::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
-use e2e_support::{Client, Origin, Settings, Witness, wait_for};
 use rustls::{ClientConnection, StreamOwned};
+use test_support::e2e;
+use test_support::e2e::tls::{self, Authority};
+use test_support::e2e::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
+use test_support::e2e::{Client, Origin, Settings, Witness, wait_for};
+use test_support::with_one_and_three_workers;
 
 with_one_and_three_workers! {
     fn calls_over_datagrams_go_on_through_upgrades(workers: u8) {
@@ -28,7 +28,7 @@ with_one_and_three_workers! {
         }
         // What one had before goes on as before, and all that one may ask for is there.
         assert_eq!(idle.refresh(600).code(), 0);
-        let peer = e2e_support::peer(relayed);
+        let peer = e2e::peer(relayed);
         idle.permit(peer.local_addr().unwrap());
         peer.send_to(b"still there", relayed).unwrap();
         idle.expect_data(Origin::Peer(peer.local_addr().unwrap()), b"still there");
@@ -109,7 +109,7 @@ with_one_and_three_workers! {
             let end = own.try_upgrade();
             assert_eq!(end["message"], ROLLED_BACK, "{fault}: {end}");
             over_tcp.expect_closed();
-            let peer = e2e_support::peer(relayed);
+            let peer = e2e::peer(relayed);
             call.permit(peer.local_addr().unwrap());
             peer.send_to(b"back again", relayed).unwrap();
             call.expect_data(Origin::Peer(peer.local_addr().unwrap()), b"back again");
@@ -150,7 +150,7 @@ with_one_and_three_workers! {
         let mut own = Upgradable::start(Settings::new(workers));
         let mut call = Client::udp(own.server.udp4());
         let relayed = call.allocate();
-        let (kept, denied) = (e2e_support::peer(relayed), UdpSocket::bind("127.0.0.9:0").unwrap());
+        let (kept, denied) = (e2e::peer(relayed), UdpSocket::bind("127.0.0.9:0").unwrap());
         call.permit(kept.local_addr().unwrap());
         call.permit(denied.local_addr().unwrap());
         let mut settings = own.server.settings.clone();

@@ -1,9 +1,6 @@
 //! Who asks for an upgrade of the real binary and what they hear, what else is asked meanwhile, programs that are no server, and
 //! processes that come by themselves.
 
-mod api_support;
-mod e2e_support;
-
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,15 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use api_support::{Answer, ask};
-use e2e_support::server::{Directory, binary};
-use e2e_support::tls::Authority;
-use e2e_support::upgrade::{
-    CONFIRMED, REFUSED, ROLLED_BACK, Upgradable, program, replace_by_script, replace_program, said,
-};
-use e2e_support::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, http, peer, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use test_support::api;
+use test_support::api::{Answer, ask};
+use test_support::e2e;
+use test_support::e2e::server::{Directory, binary};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::upgrade::{
+    CONFIRMED, REFUSED, ROLLED_BACK, Upgradable, program, replace_by_script, replace_program, said,
+};
+use test_support::e2e::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, http, peer, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::net::handoff::Channel;
 use throughway::wire::message::METHOD_ALLOCATE;
 
@@ -137,7 +137,7 @@ with_one_and_three_workers! {
     /// SIGHUP on probation is no second upgrade, though the file of the old process is another one all the time.
     fn a_reload_that_is_asked_for_on_probation_is_done_by_the_new_process(workers: u8) {
         let mut own = Upgradable::start(Settings::new(workers));
-        e2e_support::upgrade::replace_program(own.server.directory());
+        e2e::upgrade::replace_program(own.server.directory());
         own.begin();
         own.wait_for_probation();
         let mut next = own.server.settings.clone();
@@ -348,7 +348,7 @@ fn a_place_that_can_not_be_written_is_found_before_the_cut() {
             next = next.account("file", file);
         }
         own.write(next);
-        e2e_support::upgrade::replace_program(own.server.directory());
+        e2e::upgrade::replace_program(own.server.directory());
         expect_refused(&mut own, &calls, "plan", key);
         let (code, _, error) = own.run(&["upgrade", "--check"]);
         assert!(code != 0 && error.contains(key) && error.contains("server's user"), "{code} {error}");
@@ -520,7 +520,7 @@ with_one_and_three_workers! {
             replace_program(own.server.directory());
             // A request whose body comes after the change: it is answered, and nothing is done for it.
             let mut slow = TcpStream::connect(address).unwrap();
-            let head = api_support::request("POST", "/v1/kick", &[HOST, AUTHORIZED, JSON], "");
+            let head = api::request("POST", "/v1/kick", &[HOST, AUTHORIZED, JSON], "");
             let head = head.replace("\r\n\r\n", "\r\nContent-Length: 16\r\n\r\n");
             slow.write_all(head.as_bytes()).unwrap();
             own.begin();

@@ -3,8 +3,6 @@
 //!
 //! `UPGRADES` says how many follow each other; `scripts/test` asks for a minute of them.
 
-mod e2e_support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -13,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use e2e_support::tls::Authority;
-use e2e_support::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
-use e2e_support::{Client, Directory, Echo, Origin, SILENCE, Server, Settings, Witness, payload, peer, wait_for};
 use serde_json::Value;
+use test_support::e2e::tls::Authority;
+use test_support::e2e::upgrade::{REFUSED, ROLLED_BACK, Upgradable};
+use test_support::e2e::{Client, Directory, Echo, Origin, SILENCE, Server, Settings, Witness, payload, peer, wait_for};
+use test_support::with_one_and_three_workers;
 
 const SECRET: &str = "north-of-everything";
 const CHANNEL: u16 = 0x4001;

@@ -1,8 +1,6 @@
 //! What goes along at an upgrade of the real binary besides calls: usage records, limits, promises, what waits for slow
 //! readers; and what another configuration changes then.
 
-mod e2e_support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
@@ -12,13 +10,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use e2e_support::client::{channel_data, request};
-use e2e_support::hook::Hook;
-use e2e_support::server::Slice;
-use e2e_support::tls::Authority;
-use e2e_support::upgrade::{REFUSED, Upgradable, replace_program, said};
-use e2e_support::{Client, Directory, Origin, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for};
 use serde_json::Value;
+use test_support::e2e;
+use test_support::e2e::client::{channel_data, request};
+use test_support::e2e::hook::Hook;
+use test_support::e2e::server::Slice;
+use test_support::e2e::tls::Authority;
+use test_support::e2e::upgrade::{REFUSED, Upgradable, replace_program, said};
+use test_support::e2e::{
+    Client, Directory, Origin, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for,
+};
+use test_support::with_one_and_three_workers;
 use throughway::wire::message::{Known, METHOD_ALLOCATE};
 
 const SECRET: &str = "north-of-everything";
@@ -349,7 +351,7 @@ const FRAMES: u32 = 16;
 
 /// What was dropped, by reason.
 fn dropped(server: &Server) -> String {
-    let (_, text) = e2e_support::http::get(server.http(), "/metrics", "localhost");
+    let (_, text) = e2e::http::get(server.http(), "/metrics", "localhost");
     let is_drop = |line: &&str| line.starts_with("throughway_") && line.contains("drop") && !line.ends_with(" 0");
     text.lines().filter(is_drop).collect::<Vec<_>>().join("; ")
 }

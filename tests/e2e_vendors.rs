@@ -1,9 +1,6 @@
 //! What other vendors' callers do besides asking for a credential, on the real binary: Cloudflare's call to revoke one, and the
 //! line that relays of chatmail read from a unix socket.
 
-mod api_support;
-mod e2e_support;
-
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -11,9 +8,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use api_support::{Answer, BEARER, KEY, WRONG, ask, key_table};
-use e2e_support::server::{Directory, run_to_end};
-use e2e_support::{Client, PATIENCE, Server, Settings, Wanted, wait_for};
+use test_support::api::{Answer, BEARER, KEY, WRONG, ask, key_table};
+use test_support::e2e::server::{Directory, run_to_end};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, Wanted, wait_for};
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const HOST: (&str, &str) = ("Host", "localhost");

@@ -1,9 +1,8 @@
 //! A server taken over by another process: what goes on, and which states are refused. The simulation does it at random.
 
-mod support;
-
-use support::stun::allocate;
-use support::{Client, Harness, addr, alice, user};
+use test_support::harness;
+use test_support::harness::stun::allocate;
+use test_support::harness::{Client, Harness, addr, alice, user};
 use throughway::protocol::export::{ImportError, ServerState};
 use throughway::protocol::meter::Rates;
 use throughway::protocol::reason::{Direction, DropReason};
@@ -21,7 +20,7 @@ fn a_call_goes_on_and_its_client_learns_nothing_of_it() {
     let nonce = h.nonce_of(client);
     h.hand_over();
     h.channel_data(client, 0x4001, b"after").to_peer();
-    assert_eq!(h.from_peer(client, addr(PEER), b"answer").to_client(), support::channel_data(0x4001, b"answer"));
+    assert_eq!(h.from_peer(client, addr(PEER), b"answer").to_client(), harness::channel_data(0x4001, b"answer"));
     assert_eq!(h.nonce_of(client), nonce, "the nonce that it holds stays good");
     assert_eq!(h.refresh(client, 600).code(), 0);
     let session = h.session(client).expect("alive");

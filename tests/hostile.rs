@@ -5,9 +5,6 @@
 //! attack, alone and beside an attacker at the same lowest priority who takes processor time and nothing else.
 //! `cargo test --test hostile -- --nocapture` shows the figures; `MEASURED_BINARY` measures another build.
 
-mod api_support;
-mod e2e_support;
-
 #[path = "hostile/attacker.rs"]
 mod attacker;
 #[path = "hostile/attacks.rs"]
@@ -22,12 +19,13 @@ mod stand;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use api_support::{KEY, key_table};
 use attacker::Order;
-use e2e_support::tls::{Authority, NAME, VERSIONS};
-use e2e_support::{Server, wait_for};
 use newcomers::Question;
 use stand::{Stand, settings};
+use test_support::api::{KEY, key_table};
+use test_support::e2e::tls::{Authority, NAME, VERSIONS};
+use test_support::e2e::{Server, wait_for};
+use test_support::with_one_and_three_workers;
 use throughway::clock;
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};

@@ -4,15 +4,14 @@
 //! alice, wonderland) the same cases run against a server that is running already. Its peers sit on
 //! THROUGHWAY_INTEROP_PEER, which it must be allowed to reach; default 127.0.0.1.
 
-mod e2e_support;
-
 use std::env;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use e2e_support::{PATIENCE, SILENCE, Server, payload};
+use test_support::e2e::{PATIENCE, SILENCE, Server, payload};
+use test_support::with_one_and_three_workers;
 use tokio::net::UdpSocket;
 use turn::client::{Client, ClientConfig};
 use webrtc_util::Conn;

@@ -1,12 +1,10 @@
 //! What an idle allocation costs the process, and that it is given back: measured at the real binary.
 
-mod e2e_support;
-
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use e2e_support::tls::Authority;
-use e2e_support::{Client, Server, Settings, wait_for};
+use test_support::e2e::tls::Authority;
+use test_support::e2e::{Client, Server, Settings, wait_for};
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
 

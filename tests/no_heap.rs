@@ -3,15 +3,14 @@
 // A counting allocator can't be had without it.
 #![allow(unsafe_code)]
 
-mod support;
-
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::net::SocketAddr;
 
-use support::stun::{BINDING, SEND, allocate, indication, request};
-use support::{Client, Harness, addr, alice, bind, channel_data, user};
+use test_support::harness;
+use test_support::harness::stun::{BINDING, SEND, allocate, indication, request};
+use test_support::harness::{Client, Harness, addr, alice, bind, channel_data, user};
 use throughway::address::PeerAddress;
 use throughway::net::record::{Cut, Opened};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
@@ -277,12 +276,12 @@ fn reading_and_verifying_an_authenticated_allocate_takes_nothing_from_the_heap()
     });
     assert_eq!(taken, 0);
     // With the time-limited password derived.
-    let secret = support::secret("main", support::SECRET, throughway::credentials::Algorithm::Sha1);
-    let username = format!("{}:bob", support::START_UNIX + 3600);
+    let secret = harness::secret("main", harness::SECRET, throughway::credentials::Algorithm::Sha1);
+    let username = format!("{}:bob", harness::START_UNIX + 3600);
     let taken = taken_by(|| {
         let message = Message::parse(black_box(&bytes)).expect("a message");
         let password = throughway::credentials::password(&secret, username.as_bytes());
-        let key = IntegrityKey::long_term(username.as_bytes(), support::REALM.as_bytes(), password.as_bytes());
+        let key = IntegrityKey::long_term(username.as_bytes(), harness::REALM.as_bytes(), password.as_bytes());
         assert!(black_box(key.verifies(&message)));
     });
     assert_eq!(taken, 0);
@@ -303,7 +302,7 @@ fn cutting_a_stream_takes_nothing_from_the_heap() {
 #[test]
 fn records_of_tls_take_nothing_from_the_heap() {
     for suite in [0x1301, 0x1302, 0x1303, 0xC02F, 0xC030, 0xCCA8] {
-        let (mut server, mut client) = support::records::pair(suite);
+        let (mut server, mut client) = harness::records::pair(suite);
         for len in [1, 176, 1204, 40_000] {
             let (data, mut bytes) = (vec![7; len], vec![0; len + 1000]);
             let (mut opened, mut sealed) = (0, 0);

@@ -1,9 +1,8 @@
 //! What an operator does to live sessions: kick and revoke.
 
-mod support;
-
-use support::stun::{REFRESH, allocate, request};
-use support::{Harness, START_UNIX, Went, addr, alice, carol, user};
+use test_support::harness;
+use test_support::harness::stun::{REFRESH, allocate, request};
+use test_support::harness::{Harness, START_UNIX, Went, addr, alice, carol, user};
 use throughway::protocol::border::Selector;
 use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
@@ -54,7 +53,7 @@ fn a_revoked_user_loses_what_he_has_and_gets_nothing_new_until_the_end_of_it() {
 fn revoking_a_credential_leaves_the_users_other_credentials_alone() {
     let mut h = Harness::new();
     let one = h.add(user("bob"));
-    let other = h.add(support::holder_of(&format!("{}:bob", START_UNIX + 1800)));
+    let other = h.add(harness::holder_of(&format!("{}:bob", START_UNIX + 1800)));
     h.allocate(one);
     h.allocate(other);
     let credential = Subject::Credential(format!("{}:bob", START_UNIX + 3600).into());

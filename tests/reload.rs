@@ -1,11 +1,10 @@
 //! Reconfiguration: live permissions and channels are judged again, and no call is lost.
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::{CREATE_PERMISSION, allocate, request};
-use support::{Client, Harness, Went, addr, alice, bind, carol, holder_of, policy, secret, user};
+use test_support::harness;
+use test_support::harness::stun::{CREATE_PERMISSION, allocate, request};
+use test_support::harness::{Client, Harness, Went, addr, alice, bind, carol, holder_of, policy, secret, user};
 use throughway::credentials::Algorithm;
 use throughway::protocol::peer_policy::{LocalAddresses, PeerPolicy};
 use throughway::protocol::reason::DropReason;
@@ -87,7 +86,7 @@ fn removed_users_and_secrets_neither_end_nor_block_a_live_allocation() {
 #[test]
 fn a_credential_that_expires_during_the_call_neither_ends_nor_blocks_it() {
     let mut h = Harness::new();
-    let credential = holder_of(&format!("{}:bob", support::START_UNIX + 60));
+    let credential = holder_of(&format!("{}:bob", harness::START_UNIX + 60));
     let client = h.add(credential.clone());
     h.allocate(client);
     h.advance(500);
@@ -126,7 +125,7 @@ fn a_new_realm_is_challenged_with_and_live_calls_go_on() {
     assert_eq!(h.refresh(client, 600).code(), 0, "the key that was kept holds");
     let other = h.client();
     let challenge = h.ask_unsigned(other, allocate());
-    assert_eq!(challenge.get(support::stun::REALM), Some(&b"elsewhere"[..]));
+    assert_eq!(challenge.get(harness::stun::REALM), Some(&b"elsewhere"[..]));
     assert_eq!(h.ask(other, allocate()).code(), 401);
 }
 

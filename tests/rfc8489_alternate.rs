@@ -1,13 +1,11 @@
 //! ALTERNATE-SERVER (RFC 8489 section 10) and what a draining server does and does not do.
 
-mod support;
-
 use std::net::{IpAddr, SocketAddr};
 
-use support::stun::{
+use test_support::harness::stun::{
     ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, Incoming, NONCE, REALM as REALM_ATTRIBUTE, REFRESH, allocate, request,
 };
-use support::{Harness, Went, addr, alice};
+use test_support::harness::{Harness, Went, addr, alice};
 use throughway::protocol::alternates::{Alternates, Siblings};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::Settings;

@@ -1,12 +1,11 @@
 //! STUN Binding, FINGERPRINT and the ignoring of what does not count (RFC 8489).
 
-mod support;
-
-use support::stun::{
+use test_support::harness;
+use test_support::harness::stun::{
     BINDING, CONNECT, FINGERPRINT, INDICATION, MESSAGE_INTEGRITY, REQUEST, SOFTWARE, SUCCESS, UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS, append_fingerprint, indication, request,
 };
-use support::{Harness, alice};
+use test_support::harness::{Harness, alice};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason;
@@ -94,9 +93,9 @@ fn fingerprint_is_mirrored() {
     let reply = h.ask_unsigned(client, request(BINDING).fingerprint());
     assert_eq!(reply.types(), [XOR_MAPPED_ADDRESS, FINGERPRINT]);
     assert!(!h.ask_unsigned(client, request(BINDING)).has(FINGERPRINT));
-    let challenge = h.ask_unsigned(client, support::stun::allocate().fingerprint());
+    let challenge = h.ask_unsigned(client, harness::stun::allocate().fingerprint());
     assert!(challenge.has(FINGERPRINT));
-    let allocated = h.ask(client, support::stun::allocate().fingerprint());
+    let allocated = h.ask(client, harness::stun::allocate().fingerprint());
     assert_eq!(allocated.types()[allocated.types().len() - 2..], [MESSAGE_INTEGRITY, FINGERPRINT]);
 }
 
@@ -108,7 +107,7 @@ fn a_wrong_fingerprint_is_met_with_silence() {
     let mut bytes = request(BINDING).fingerprint().bytes([1; 12], None);
     *bytes.last_mut().expect("bytes") ^= 1;
     h.silent(client, &bytes, DropReason::BadFingerprint);
-    let mut bytes = h.signed(client, &support::stun::allocate().fingerprint());
+    let mut bytes = h.signed(client, &harness::stun::allocate().fingerprint());
     *bytes.last_mut().expect("bytes") ^= 1;
     h.silent(client, &bytes, DropReason::BadFingerprint);
     assert_eq!(h.allocations(), 0);
@@ -130,7 +129,7 @@ fn padding_of_any_value_is_accepted() {
     let mut h = Harness::new();
     let client = h.client();
     assert_eq!(h.ask_unsigned(client, request(BINDING).padding(0xFF).with(SOFTWARE, b"x")).code(), 0);
-    assert_eq!(h.ask(client, support::stun::allocate().padding(0xAA)).code(), 0);
+    assert_eq!(h.ask(client, harness::stun::allocate().padding(0xAA)).code(), 0);
 }
 
 // RFC 8489 §6.3, RFC 8656 §4.1: Binding needs no credentials, and none are looked at
@@ -206,7 +205,7 @@ fn answer_binding_without_heap_equals_the_answer_of_the_control_lane() {
         assert_eq!(h.tell(client, &bytes)[0].bytes, out[..len]);
     }
     let mut out = [0; ANSWER_BYTES_MAX];
-    let allocate = support::stun::allocate().bytes([9; 12], None);
+    let allocate = harness::stun::allocate().bytes([9; 12], None);
     let now = h.now;
     assert_eq!(h.server_of(client).answer_binding(now, &via, &allocate, &mut out), None, "left to the control lane");
     let keep_alive = indication(BINDING).bytes([9; 12], None);

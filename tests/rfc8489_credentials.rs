@@ -1,12 +1,13 @@
 //! The long-term credential mechanism (RFC 8489 section 9.2.4) and time-limited credentials.
 
-mod support;
-
-use support::stun::{
+use test_support::harness;
+use test_support::harness::stun::{
     ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, ERROR_CODE, Incoming, MESSAGE_INTEGRITY, NONCE, REALM as REALM_TYPE,
     REFRESH, SOFTWARE, Signature, USERNAME, allocate, long_term_key, request,
 };
-use support::{Harness, REALM, START_UNIX, addr, alice, carol, holder_of, secret, time_limited_password, user};
+use test_support::harness::{
+    Harness, REALM, START_UNIX, addr, alice, carol, holder_of, secret, time_limited_password, user,
+};
 use throughway::credentials::Algorithm;
 use throughway::credentials::claims::Claims;
 use throughway::protocol::reject::RejectReason;
@@ -20,7 +21,7 @@ fn is_challenge(reply: &Incoming, code: u16) {
 
 /// The client's credentials are refused with 401, for this reason.
 #[track_caller]
-fn refused_as(h: &mut Harness, spec: support::Spec, reason: RejectReason) {
+fn refused_as(h: &mut Harness, spec: harness::Spec, reason: RejectReason) {
     let client = h.add(spec);
     let before = h.rejects(reason);
     let reply = h.ask(client, allocate());
@@ -63,11 +64,11 @@ fn an_unsigned_request_changes_nothing() {
     let peer = addr("8.8.8.8:1");
     assert_eq!(h.ask_unsigned(client, request(REFRESH).lifetime(0)).code(), 401);
     assert_eq!(h.ask_unsigned(client, request(CREATE_PERMISSION).peer(peer)).code(), 401);
-    assert_eq!(h.ask_unsigned(client, support::bind(0x4000, peer)).code(), 401);
+    assert_eq!(h.ask_unsigned(client, harness::bind(0x4000, peer)).code(), 401);
     assert!(h.is_alive(client));
     assert_eq!(
         h.from_peer(client, peer, b"x"),
-        support::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted)
+        harness::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted)
     );
 }
 
@@ -311,16 +312,16 @@ fn unknown_required_attributes_are_420_signed_after_authentication_and_a_challen
 fn attributes_after_message_integrity_are_ignored() {
     let mut h = Harness::new();
     let client = h.client();
-    let late = request(ALLOCATE).after_integrity(support::stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+    let late = request(ALLOCATE).after_integrity(harness::stun::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
     h.refuses(client, late, 400, RejectReason::MissingAttribute);
-    let reply = h.ask(client, allocate().after_integrity(0x7ABC, b"?").after_integrity(support::stun::LIFETIME, &[1]));
+    let reply = h.ask(client, allocate().after_integrity(0x7ABC, b"?").after_integrity(harness::stun::LIFETIME, &[1]));
     assert_eq!((reply.code(), reply.lifetime()), (0, 600));
     let peer = addr("8.8.8.8:1");
     let injected = request(CREATE_PERMISSION).peer(peer).peer_after_integrity(addr("8.8.4.4:1"));
     assert_eq!(h.ask(client, injected).code(), 0);
     assert_eq!(h.from_peer(client, peer, b"x").data_indication(), (peer, b"x".to_vec()));
     let dropped = h.from_peer(client, addr("8.8.4.4:1"), b"x");
-    assert_eq!(dropped, support::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted));
+    assert_eq!(dropped, harness::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted));
 }
 
 // RFC 8489 §14: the first occurrence counts
@@ -431,7 +432,7 @@ fn a_static_user_is_looked_up_first_by_exact_name() {
 fn every_secret_is_tried_and_the_session_names_the_one_that_fits() {
     let mut h = Harness::with(|settings| {
         settings.auth.secrets =
-            vec![secret("new", "south", Algorithm::Sha256), secret("old", support::SECRET, Algorithm::Sha1)];
+            vec![secret("new", "south", Algorithm::Sha256), secret("old", harness::SECRET, Algorithm::Sha1)];
     });
     let client = h.add(user("bob"));
     h.allocate(client);

@@ -1,12 +1,11 @@
 //! Allocate (RFC 8656 section 7): each check in its order, lifetimes, retransmissions, quotas, ports.
 
-mod support;
-
-use support::stun::{
+use test_support::harness;
+use test_support::harness::stun::{
     ALLOCATE, DONT_FRAGMENT, EVEN_PORT, LIFETIME, MESSAGE_INTEGRITY, REFRESH, REQUESTED_ADDRESS_FAMILY,
     REQUESTED_TRANSPORT, RESERVATION_TOKEN, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS, allocate, request,
 };
-use support::{Harness, alice, carol, holder_of, user};
+use test_support::harness::{Harness, alice, carol, holder_of, user};
 use throughway::address::{Family, RelayedTransportAddress};
 use throughway::protocol::border::Selector;
 use throughway::protocol::border::{Parity, RelayRefused, RelayRequest};
@@ -21,7 +20,7 @@ fn allocate_answers_with_relayed_address_lifetime_and_mapped_address() {
     let client = h.client();
     let reply = h.ask(client, allocate());
     assert_eq!(reply.types(), [XOR_RELAYED_ADDRESS, LIFETIME, XOR_MAPPED_ADDRESS, MESSAGE_INTEGRITY]);
-    assert_eq!(reply.relayed().ip(), support::addr("9.9.9.9:1").ip());
+    assert_eq!(reply.relayed().ip(), harness::addr("9.9.9.9:1").ip());
     assert_eq!(reply.mapped(), h.address_of(client));
     assert_eq!(reply.lifetime(), 600);
     let client_ip = h.address_of(client).ip();
@@ -468,7 +467,7 @@ fn a_late_relay_is_not_given_to_the_next_client() {
 #[test]
 fn the_quota_of_a_user_counts_by_user_id_not_by_username() {
     let mut h = Harness::with(|settings| settings.limits.allocations_per_user = Some(2));
-    let credential = |n: u64, id: &str| holder_of(&format!("{}:{id}", support::START_UNIX + n));
+    let credential = |n: u64, id: &str| holder_of(&format!("{}:{id}", harness::START_UNIX + n));
     let (one, two, three) = (h.add(credential(1, "bob")), h.add(credential(2, "bob")), h.add(credential(3, "bob")));
     h.allocate(one);
     h.allocate(two);
@@ -485,9 +484,9 @@ fn the_quota_of_a_user_counts_by_user_id_not_by_username() {
 fn a_credential_without_user_id_counts_by_its_whole_username() {
     let mut h = Harness::with(|settings| settings.limits.allocations_per_user = Some(1));
     let (one, same, other) = (
-        h.add(holder_of(&format!("{}", support::START_UNIX + 1))),
-        h.add(holder_of(&format!("{}", support::START_UNIX + 1))),
-        h.add(holder_of(&format!("{}", support::START_UNIX + 2))),
+        h.add(holder_of(&format!("{}", harness::START_UNIX + 1))),
+        h.add(holder_of(&format!("{}", harness::START_UNIX + 1))),
+        h.add(holder_of(&format!("{}", harness::START_UNIX + 2))),
     );
     h.allocate(one);
     h.refuses(same, allocate(), 486, Why::QuotaUser);
@@ -598,7 +597,7 @@ fn a_draining_server_is_486_and_keeps_what_lives() {
     h.refuses(new, allocate(), 486, Why::Draining);
     assert_eq!(h.tell(old, &bytes), first, "a retransmission is nothing new");
     assert_eq!(h.refresh(old, 900).code(), 0);
-    assert_eq!(h.permit(old, &[support::addr("8.8.8.8:1")]), 0);
+    assert_eq!(h.permit(old, &[harness::addr("8.8.8.8:1")]), 0);
     assert_eq!(h.refresh(old, 0).code(), 0);
     assert_eq!(h.leftovers(), 0);
 }

@@ -1,11 +1,12 @@
 //! ChannelBind (RFC 8656 section 12).
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::{CHANNEL_BIND, CHANNEL_NUMBER, MESSAGE_INTEGRITY, XOR_PEER_ADDRESS, allocate, request};
-use support::{Client, Harness, Went, addr, bind, channel_data, policy};
+use test_support::harness;
+use test_support::harness::stun::{
+    CHANNEL_BIND, CHANNEL_NUMBER, MESSAGE_INTEGRITY, XOR_PEER_ADDRESS, allocate, request,
+};
+use test_support::harness::{Client, Harness, Went, addr, bind, channel_data, policy};
 use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason as Why;
 
@@ -161,7 +162,7 @@ fn a_denied_peer_is_403_and_gets_neither_channel_nor_permission() {
 fn a_channel_to_port_0_is_403_and_a_permission_needs_no_port() {
     for tcp in [false, true] {
         let mut h = Harness::new();
-        let client = h.add(if tcp { support::alice().tcp() } else { support::alice() });
+        let client = h.add(if tcp { harness::alice().tcp() } else { harness::alice() });
         h.allocate(client);
         h.refuses(client, bind(0x4000, addr("8.8.8.8:0")), 403, Why::PeerPort);
         assert_eq!(leads_to(&mut h, client, 0x4000), None);

@@ -1,11 +1,9 @@
 //! The data lanes: Send and Data indications, ChannelData (RFC 8656 sections 11, 12), and exact accounts.
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::{DATA, DONT_FRAGMENT, REQUEST, SEND, XOR_PEER_ADDRESS, allocate, indication};
-use support::{Client, Harness, Spec, Went, addr, alice, channel_data, policy};
+use test_support::harness::stun::{DATA, DONT_FRAGMENT, REQUEST, SEND, XOR_PEER_ADDRESS, allocate, indication};
+use test_support::harness::{Client, Harness, Spec, Went, addr, alice, channel_data, policy};
 use throughway::protocol::accounting::{Amount, Flow};
 use throughway::protocol::border::PacketMeta;
 use throughway::protocol::reason::{Direction, DropReason};

@@ -1,11 +1,10 @@
 //! CreatePermission and permissions (RFC 8656 sections 9, 10).
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::{CREATE_PERMISSION, Outgoing, XOR_PEER_ADDRESS, allocate, request};
-use support::{Client, Harness, Went, addr, policy};
+use test_support::harness;
+use test_support::harness::stun::{CREATE_PERMISSION, Outgoing, XOR_PEER_ADDRESS, allocate, request};
+use test_support::harness::{Client, Harness, Went, addr, policy};
 use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason as Why;
 
@@ -47,7 +46,7 @@ fn create_permission_opens_for_its_peer_and_answers_with_nothing_more() {
     let mut h = Harness::new();
     let client = ready(&mut h);
     let reply = h.ask(client, create(&[addr(PEER)]));
-    assert_eq!((reply.code(), reply.types()), (0, vec![support::stun::MESSAGE_INTEGRITY]));
+    assert_eq!((reply.code(), reply.types()), (0, vec![harness::stun::MESSAGE_INTEGRITY]));
     assert!(is_open(&mut h, client, addr(PEER)));
     assert!(!is_open(&mut h, client, addr("8.8.4.4:1000")));
 }

@@ -1,11 +1,10 @@
 //! Refresh and the end of an allocation (RFC 8656 sections 3.1, 5, 8).
 
-mod support;
-
-use support::stun::{
+use test_support::harness;
+use test_support::harness::stun::{
     CREATE_PERMISSION, LIFETIME, MESSAGE_INTEGRITY, REFRESH, REQUESTED_ADDRESS_FAMILY, allocate, request,
 };
-use support::{Harness, Went, addr, alice, bind, carol, user};
+use test_support::harness::{Harness, Went, addr, alice, bind, carol, user};
 use throughway::address::{RelayedTransportAddress, Transport};
 use throughway::protocol::DEADLINES_PER_CALL;
 use throughway::protocol::accounting::Amount;
@@ -211,7 +210,7 @@ fn every_method_that_needs_an_allocation_is_437_without_one() {
         request(CREATE_PERMISSION),
         bind(0x4000, peer),
         bind(0x7000, peer),
-        request(support::stun::CHANNEL_BIND),
+        request(harness::stun::CHANNEL_BIND),
     ] {
         h.refuses(client, message, 437, Why::NoAllocation);
     }
@@ -259,7 +258,7 @@ fn another_credential_of_the_same_user_id_is_441() {
     let mut h = Harness::new();
     let client = h.add(user("bob"));
     h.allocate(client);
-    h.rename(client, support::holder_of(&format!("{}:bob", support::START_UNIX + 99)));
+    h.rename(client, harness::holder_of(&format!("{}:bob", harness::START_UNIX + 99)));
     h.refuses(client, request(REFRESH), 441, Why::WrongUser);
 }
 
@@ -382,7 +381,7 @@ fn the_record_of_an_ended_session_tells_who_when_why_and_how_much() {
     h.advance(77);
     h.refresh(client, 0);
     let record = h.ended.pop().expect("a record");
-    assert_eq!(&*record.username, format!("{}:bob", support::START_UNIX + 3600));
+    assert_eq!(&*record.username, format!("{}:bob", harness::START_UNIX + 3600));
     assert_eq!((&*record.identity, record.secret.as_deref()), ("bob", Some("main")));
     assert_eq!((record.via, record.relayed), (h.via(client), RelayedTransportAddress::from(relayed)));
     assert_eq!((record.created_at, record.ended_at.since(start)), (start, 77_000));

@@ -1,11 +1,10 @@
 //! EVEN-PORT and RESERVATION-TOKEN (RFC 8656 sections 7.2, 18.6, 18.10), on one worker and between workers.
 
-mod support;
-
 use std::net::SocketAddr;
 
-use support::stun::allocate;
-use support::{Client, Harness, addr, alice, carol, user};
+use test_support::harness;
+use test_support::harness::stun::allocate;
+use test_support::harness::{Client, Harness, addr, alice, carol, user};
 use throughway::protocol::border::RelayRequest;
 use throughway::protocol::reject::RejectReason as Why;
 
@@ -37,10 +36,10 @@ fn even_port_without_r_gives_an_even_port_and_holds_nothing() {
 fn reserved_bits_of_even_port_are_ignored() {
     let mut h = Harness::new();
     let (one, other) = (h.client(), h.client());
-    let reply = h.ask(one, allocate().with(support::stun::EVEN_PORT, &[0x7F]));
-    assert!(!reply.has(support::stun::RESERVATION_TOKEN));
-    let reply = h.ask(other, allocate().with(support::stun::EVEN_PORT, &[0xFF]));
-    assert!(reply.has(support::stun::RESERVATION_TOKEN));
+    let reply = h.ask(one, allocate().with(harness::stun::EVEN_PORT, &[0x7F]));
+    assert!(!reply.has(harness::stun::RESERVATION_TOKEN));
+    let reply = h.ask(other, allocate().with(harness::stun::EVEN_PORT, &[0xFF]));
+    assert!(reply.has(harness::stun::RESERVATION_TOKEN));
 }
 
 // RFC 8656 §7.2: with R the next higher port is held, and a token given
@@ -58,7 +57,7 @@ fn even_port_with_r_holds_the_next_port_which_the_token_gets() {
         matches!(opened, RelayRequest::Reserved { relayed: held, .. } if *held == next(relayed).into()),
         "{opened:?}"
     );
-    assert!(!reply.has(support::stun::RESERVATION_TOKEN));
+    assert!(!reply.has(harness::stun::RESERVATION_TOKEN));
     h.advance(600);
     assert_eq!((h.leftovers(), h.ports.count()), (0, 0));
     assert_eq!(h.closed_reserved, [], "a port that was fetched is not closed as held");
@@ -154,7 +153,7 @@ fn a_token_of_another_user_is_508_and_stays_good_for_its_owner() {
 fn a_newer_credential_of_the_same_user_may_fetch_the_port() {
     let mut h = Harness::new();
     let one = h.add(user("bob"));
-    let two = h.add(support::holder_of(&format!("{}:bob", support::START_UNIX + 99)));
+    let two = h.add(harness::holder_of(&format!("{}:bob", harness::START_UNIX + 99)));
     let (relayed, token) = reserve(&mut h, one);
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }

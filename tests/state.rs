@@ -5,14 +5,13 @@
 //! released stay as they are.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod support;
-
 use std::fmt::Debug;
 use std::path::PathBuf;
 
 use ciborium::Value;
-use support::stun::allocate;
-use support::{Client, Harness, SECRET, START_UNIX, Spec, addr, alice, secret, user};
+use test_support::harness;
+use test_support::harness::stun::allocate;
+use test_support::harness::{Client, Harness, SECRET, START_UNIX, Spec, addr, alice, secret, user};
 use throughway::address::{FiveTuple, StreamId, Transport};
 use throughway::credentials::claims::{ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, SharedSecret, mint};
@@ -92,7 +91,7 @@ fn one_of_everything() -> (Harness, [Client; 3]) {
     h.books.revoke(Subject::Tenant("else".into()), UnixSeconds(START_UNIX + 60));
     h.books.revoke(Subject::Credential("1:x".into()), UnixSeconds(START_UNIX + 60));
     // One request waits for each answer that a request can wait for.
-    let waits = |h: &mut Harness, spec: Spec, message: &support::stun::Outgoing| -> Client {
+    let waits = |h: &mut Harness, spec: Spec, message: &harness::stun::Outgoing| -> Client {
         let client = h.add(spec);
         h.nonce_of(client);
         let bytes = h.signed(client, message);
@@ -410,7 +409,7 @@ fn what_earlier_releases_wrote_is_read_for_ever() {
 fn one_of_everything_goes_on() {
     let (mut h, waiting) = one_of_everything();
     h.hand_over();
-    let codes = |replies: Vec<support::stun::Incoming>| replies.iter().map(|reply| reply.code()).collect::<Vec<_>>();
+    let codes = |replies: Vec<harness::stun::Incoming>| replies.iter().map(|reply| reply.code()).collect::<Vec<_>>();
     h.hold_back_opens = false;
     assert_eq!(codes(h.let_admissions_go(waiting[0])), [0]);
     assert_eq!(codes(h.let_asks_go(waiting[1])), [0]);

@@ -1,9 +1,8 @@
 //! What a credential may and how long: claims, secrets' and users' limits, budgets, rates, expiry, rotation.
 
-mod support;
-
-use support::stun::{ALLOCATE, CREATE_PERMISSION, REFRESH, allocate, request};
-use support::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, holder_of, secret, user};
+use test_support::harness;
+use test_support::harness::stun::{ALLOCATE, CREATE_PERMISSION, REFRESH, allocate, request};
+use test_support::harness::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, holder_of, secret, user};
 use throughway::address::Transport;
 use throughway::credentials::claims::{Claim, ClaimSet, Claims, Grant, PeerScope, Transports};
 use throughway::credentials::{Algorithm, mint, password};
@@ -166,7 +165,7 @@ fn a_relay_scope_reaches_relayed_addresses_of_this_server_only() {
 fn a_relay_scope_does_not_reach_a_local_address_that_is_allowed() {
     let mut h = Harness::with(|settings| {
         settings.auth.secrets[0].claims = ClaimSet::LIMITS;
-        settings.peers = support::policy(&["127.0.0.0/8"], &[]);
+        settings.peers = harness::policy(&["127.0.0.0/8"], &[]);
     });
     let claims = granted(Grant { peers: vec![PeerScope::Relay], ..Grant::default() });
     let client = h.add(with_claims(&h, &claims));

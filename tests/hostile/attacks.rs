@@ -9,8 +9,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING, METHOD_CREATE_PERMISSION, METHOD_REFRESH};
 
 use super::attacker::{Order, SOURCE};
-use crate::e2e_support::client::{channel_data, request};
-use crate::e2e_support::{Client, Wanted};
+use test_support::e2e::client::{channel_data, request};
+use test_support::e2e::{Client, Wanted};
 
 const CHANNEL: u16 = 0x4001;
 

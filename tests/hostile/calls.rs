@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::e2e_support::client::channel_data;
-use crate::e2e_support::{Client, Server, peer};
+use test_support::e2e::client::channel_data;
+use test_support::e2e::{Client, Server, peer};
 
 /// One packet of one call and way leaves at each tick, in turn.
 const TICK: Duration = Duration::from_millis(1);

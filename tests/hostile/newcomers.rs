@@ -12,9 +12,9 @@ use rustls::ClientConfig;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING, METHOD_REFRESH};
 
 use super::calls::wall_clock;
-use crate::e2e_support::client::request;
-use crate::e2e_support::tls::{NAME, connect};
-use crate::e2e_support::{Client, Server, Wanted};
+use test_support::e2e::client::request;
+use test_support::e2e::tls::{NAME, connect};
+use test_support::e2e::{Client, Server, Wanted};
 
 /// A newcomer who has waited so long gives up. Without an attack none waits for a hundredth of it.
 const GIVES_UP: Duration = Duration::from_secs(1);

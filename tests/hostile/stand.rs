@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::attacker::{Attacker, Order};
 use super::calls::{Calls, Figures, wall_clock};
 use super::newcomers::{Answers, Newcomers, Question};
-use crate::e2e_support::server::{Directory, binary, with_open_files};
-use crate::e2e_support::{Server, Settings, wait_for};
+use test_support::e2e::server::{Directory, binary, with_open_files};
+use test_support::e2e::{Server, Settings, wait_for};
 
 /// How long the calls are watched alone, and beside an attacker who takes processor time and nothing else.
 const QUIET: Duration = Duration::from_millis(700);

@@ -1,8 +1,5 @@
 //! The credential endpoint in the test's own process, with a clock of the test's choice, and a client that says what it is told.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
-
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;

@@ -31,7 +31,7 @@ pub struct Upgradable {
 /// Puts another copy of the binary in the place of the one that runs.
 pub fn replace_program(directory: &Path) {
     let new = directory.join("new");
-    copy(Path::new(env!("CARGO_BIN_EXE_throughway")), &new);
+    copy(&crate::program(), &new);
     fs::rename(new, program(directory)).unwrap();
 }
 
@@ -142,7 +142,7 @@ impl Upgradable {
 
     /// A command of ours for this server, with its token.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_throughway"));
+        let mut command = Command::new(crate::program());
         command.args(arguments).args(["--url", &format!("http://{}", self.server.http()), "--config"]);
         command.arg(self.server.directory().join("config.toml")).env_clear();
         command

@@ -2,9 +2,6 @@
 //!
 //! Nothing here sleeps for luck: a test waits for an answer, a log line or a counter, and fails with its name.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unused_imports, unreachable_pub)]
-
 pub mod client;
 pub mod hook;
 pub mod http;

@@ -3,13 +3,13 @@
 use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
 
-pub(crate) struct Validator {
+pub struct Validator {
     schemas: Schemas,
     index: SchemaIndex,
 }
 
 impl Validator {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
         compiler.add_resource("config.schema.json", throughway::config::schema::schema()).unwrap();
         let index = compiler.compile("config.schema.json", &mut schemas).expect("it is a schema");
@@ -17,7 +17,7 @@ impl Validator {
     }
 
     /// What is wrong with a configuration as far as the schema knows.
-    pub(crate) fn check(&self, toml: &str) -> Result<(), String> {
+    pub fn check(&self, toml: &str) -> Result<(), String> {
         let table: toml::Table = toml.parse().map_err(|error| format!("{error}"))?;
         self.schemas.validate(&of_toml(&toml::Value::Table(table)), self.index).map_err(|error| format!("{error:#}"))
     }

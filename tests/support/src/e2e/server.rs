@@ -178,7 +178,7 @@ impl Drop for Directory {
 /// The binary, ready to be started on a configuration file. $MEASURED_BINARY names another one, so that the same
 /// measurement can be made of an older version.
 pub fn binary(config: &Path) -> Command {
-    let program = std::env::var_os("MEASURED_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_throughway").into());
+    let program = std::env::var_os("MEASURED_BINARY").unwrap_or_else(|| crate::program().into());
     let mut command = Command::new(program);
     command.args(["serve", "--config"]).arg(config).env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -404,11 +404,6 @@ impl Server {
     /// How the process that was started first has ended; `None` while it runs.
     pub fn first_ended(&mut self) -> Option<ExitStatus> {
         self.child.0.try_wait().unwrap()
-    }
-
-    /// The number of the process that was started first.
-    pub fn first_pid(&self) -> u32 {
-        self.child.0.id()
     }
 
     /// Open descriptors of the process that serves.

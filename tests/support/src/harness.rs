@@ -3,8 +3,6 @@
 //! Every input is followed by the whole of the driving rule (drain, answer what was asked for, drain again)
 //! and by [`Harness::check`]: invariants, quota books and accounts must agree after each of them.
 
-// Each test binary uses its own part of this.
-#![allow(dead_code, unreachable_pub)]
 // `from_client` and `to_peer` are the ways of a packet, not conversions.
 #![allow(clippy::wrong_self_convention)]
 
