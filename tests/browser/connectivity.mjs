@@ -14,11 +14,11 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 import { launch } from './browsers.mjs';
 import { checkReadable } from './readable.mjs';
+import { until as untilWithin } from './until.mjs';
 
 const WAIT_MS = 30_000;
 const TEST_MS = 60_000;
@@ -97,15 +97,7 @@ function eventsOf(stream) {
   return events;
 }
 
-async function until(what, question, milliseconds = WAIT_MS) {
-  const end = Date.now() + milliseconds;
-  for (;;) {
-    const answer = await question();
-    if (answer) return answer;
-    if (Date.now() > end) throw new Error(`in vain waited for ${what}`);
-    await sleep(50);
-  }
-}
+const until = (what, question, milliseconds = WAIT_MS) => untilWithin(what, question, milliseconds);
 
 async function startServer(folder, name) {
   const { udp, tcp, tls, admin, users, range } = SERVERS[name];

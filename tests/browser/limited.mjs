@@ -11,8 +11,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { launch } from './browsers.mjs';
 import { callIn } from './numbered.mjs';
+import { until } from './until.mjs';
 
-const POLL_MS = 50;
 const OPEN_MS = 15_000;
 const OVER_MS = 30_000;
 const CLOSE_MS = 5_000;
@@ -27,16 +27,6 @@ input.once('close', async () => {
   await Promise.race([running.close().catch(() => {}), sleep(CLOSE_MS)]);
   process.exit(0);
 });
-
-async function until(page, what, condition, milliseconds) {
-  const end = Date.now() + milliseconds;
-  for (;;) {
-    const held = await page.evaluate(condition);
-    if (held) return held;
-    if (Date.now() > end) throw new Error(`not within ${milliseconds} ms: ${what}`);
-    await sleep(POLL_MS);
-  }
-}
 
 async function call({ limited, free }) {
   const page = await running.browser.newPage();
@@ -63,10 +53,10 @@ async function call({ limited, free }) {
       say(start);
       return;
     }
-    await until(page, 'the call is open', () => window.open && window.ends[0].received > 4, OPEN_MS);
+    await until('the call is open', () => page.evaluate(() => window.open && window.ends[0].received > 4), OPEN_MS);
     say({ opened: true });
     const began = Date.now();
-    await until(page, 'the call is over', () => ['disconnected', 'failed', 'closed'].includes(window.ends[1].connection.iceConnectionState), OVER_MS);
+    await until('the call is over', () => page.evaluate(() => ['disconnected', 'failed', 'closed'].includes(window.ends[1].connection.iceConnectionState)), OVER_MS);
     say({ over: true, afterMs: Date.now() - began, ...(await page.evaluate(() => ({ arrived: window.ends[1].received, states: window.states }))) });
   } finally {
     await page.evaluate(() => window.ends?.forEach(({ connection }) => connection.close())).catch(() => {});

@@ -13,9 +13,9 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { setTimeout as sleep } from 'node:timers/promises';
 
 import { launch } from './browsers.mjs';
+import { until as untilWithin } from './until.mjs';
 
 const WAIT_MS = 20_000;
 const WIDTHS = [[1280, 900], [390, 844]];
@@ -74,15 +74,7 @@ async function startServer(folder, hasToken = true) {
   return { child, url, turn: `turn:${turn}?transport=udp` };
 }
 
-async function until(what, question) {
-  const end = Date.now() + WAIT_MS;
-  for (;;) {
-    const answer = await question();
-    if (answer) return answer;
-    if (Date.now() > end) throw new Error(`in vain waited for ${what}`);
-    await sleep(50);
-  }
-}
+const until = (what, question) => untilWithin(what, question, WAIT_MS);
 
 function credential(user) {
   const username = `${Math.floor(Date.now() / 1000) + 3600}:${user}`;

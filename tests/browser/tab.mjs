@@ -2,6 +2,8 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { until } from './until.mjs';
+
 const POLL_MS = 100;
 
 export class Tab {
@@ -33,14 +35,8 @@ export class Tab {
   }
 
   /** Waits for `condition` in the page. */
-  async until(what, condition, milliseconds, ...args) {
-    const end = Date.now() + milliseconds;
-    for (;;) {
-      const held = await this.page.evaluate(condition, ...args);
-      if (held) return held;
-      if (Date.now() > end) throw new Error(`${this.name}: not within ${milliseconds} ms: ${what}`);
-      await sleep(POLL_MS);
-    }
+  until(what, condition, milliseconds, ...args) {
+    return until(`${this.name}: ${what}`, () => this.page.evaluate(condition, ...args), milliseconds);
   }
 
   async story() {
