@@ -30,6 +30,7 @@ use crate::credentials::SharedSecret;
 use crate::failure::Failure;
 use crate::ops::advice;
 use crate::ops::upgrades::Release;
+use crate::printable::json_line;
 use crate::run::TakeOver;
 use crate::{demo, net};
 
@@ -216,7 +217,59 @@ struct VerifyOptions {
 /// [`Failure`], which knows its exit code.
 pub fn run(arguments: Arguments) -> Result<(), Failure> {
     net::keep_to_linked_libraries();
-    match arguments.command {
+    let is_json = arguments.command.is_json();
+    let done = run_command(arguments.command);
+    match &done {
+        Err(failure) if is_json => print_failure(failure)?,
+        Ok(()) | Err(_) => {}
+    }
+    done
+}
+
+/// A failure as the one JSON document of a command with `--json`; a command that has reported it by itself has printed its
+/// own. `main` tells it on standard error all the same.
+fn print_failure(failure: &Failure) -> io::Result<()> {
+    let Some(message) = failure.message() else { return Ok(()) };
+    let document = serde_json::json!({ "error": message, "exit_code": failure.exit_code() });
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", json_line(&document.to_string()))?;
+    out.flush()
+}
+
+impl Command {
+    /// Whether its output is to be one JSON document, whatever comes of it.
+    const fn is_json(&self) -> bool {
+        match self {
+            Self::CheckConfig { json, .. } => *json,
+            Self::ImportCoturn(options) => options.output.json,
+            Self::ImportEturnal(options) => options.output.json,
+            Self::Check(options) => options.json,
+            Self::Sessions(options) => options.json,
+            Self::Kick(options) => options.json,
+            Self::Revoke(options) => options.json,
+            Self::Reload(options) => options.json,
+            Self::LogLevel(options) => options.json,
+            Self::Drain(options) => options.json,
+            Self::Upgrade(options) => options.json,
+            Self::Credentials(CredentialsCommand::Mint(options)) => options.json,
+            Self::Credentials(CredentialsCommand::Verify(options)) => options.json,
+            Self::Usage(usage::UsageCommand::Report(options)) => options.json,
+            Self::Demo(_)
+            | Self::Serve { .. }
+            | Self::Health(_)
+            | Self::Init(_)
+            | Self::Service(_)
+            | Self::Config(_)
+            | Self::Completions(_)
+            | Self::Man { .. }
+            | Self::Version { .. }
+            | Self::Recipe(_) => false,
+        }
+    }
+}
+
+fn run_command(command: Command) -> Result<(), Failure> {
+    match command {
         Command::Demo(options) => demo::run(options),
         Command::Serve { config, take_over, or_start } => serve(config.as_deref(), take_over, or_start),
         Command::CheckConfig { file, user, json } => check_config::run(&file, user.as_deref(), json),
@@ -335,5 +388,56 @@ fn warn_of_reach(config: &Config) {
     for (key, text) in advice::reach(config, &net::relay_candidates(config)) {
         // With standard error closed there is no reader.
         let _ = writeln!(io::stderr(), "warning: {key}: {text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// The commands, by their names, that have `--json`.
+    fn with_json(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        if command.get_arguments().any(|argument| argument.get_long() == Some("json")) {
+            found.push(path.to_owned());
+        }
+        for child in command.get_subcommands() {
+            with_json(child, &format!("{path} {}", child.get_name()), found);
+        }
+    }
+
+    #[test]
+    fn each_command_with_json_fails_with_json() {
+        let lines = [
+            "check-config t.toml",
+            "import-coturn",
+            "import-eturnal",
+            "check turn:t.example",
+            "sessions",
+            "kick 1-1",
+            "revoke --list",
+            "reload",
+            "log-level info",
+            "drain",
+            "upgrade",
+            "credentials mint --user a",
+            "credentials verify a b",
+            "usage report usage.jsonl",
+        ];
+        let mut found = Vec::new();
+        with_json(&Arguments::command(), "", &mut found);
+        for name in &found {
+            let of_it = |line: &&&str| line.starts_with(name.trim_start());
+            let lines: Vec<_> = lines.iter().filter(of_it).collect();
+            // "check" begins "check-config" too.
+            let line = lines.last().unwrap_or_else(|| panic!("{name} has --json: add a line for it"));
+            let parsed = |more: &[&str]| {
+                let words = ["throughway"].into_iter().chain(line.split(' ')).chain(more.iter().copied());
+                Arguments::try_parse_from(words).unwrap().command.is_json()
+            };
+            assert_eq!((parsed(&["--json"]), parsed(&[])), (true, false), "{line}");
+        }
+        assert_eq!(found.len(), lines.len());
     }
 }

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use test_support::e2e::upgrade::{
 };
 use test_support::e2e::{Client, Origin, PATIENCE, Server, Settings, Wanted, Witness, http, peer, wait_for};
 use test_support::with_one_and_three_workers;
-use throughway::net::handoff::Channel;
+use throughway::net::handoff::{Channel, SuccessorSocket};
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const AUTHORIZED: (&str, &str) = ("Authorization", "Bearer 0123456789abcdef-of-the-operator");
@@ -229,6 +230,10 @@ with_one_and_three_workers! {
             assert_eq!(end["message"], message, "{fault}: {end}");
             if drains {
                 own.server.log.event("draining");
+                let scrape = own.server.scrape();
+                let closed = ["rolled_back", "not_passed"]
+                    .map(|reason| scrape.value("throughway_upgrade_streams_closed_total", &[("reason", reason)]));
+                assert_eq!(closed, [u64::from(message == ROLLED_BACK), 0], "{fault}");
                 let far = peer(relayed);
                 call.permit(far.local_addr().unwrap());
                 far.send_to(b"to the end", relayed).unwrap();
@@ -320,6 +325,48 @@ fn another_program_in_its_place_is_refused_and_costs_nothing() {
     for client in &mut many {
         assert_eq!(client.refresh(600).code(), 0);
     }
+}
+
+/// Whatever becomes of it, `--json` prints one document: also when the server dies meanwhile, and when there is none.
+#[test]
+fn a_command_with_json_prints_json_if_it_fails() {
+    let mut own = Upgradable::start(Settings::new(1));
+    replace_by_script(own.server.directory(), "touch \"$0.begun\"; exec sleep 30");
+    let child = own.spawn(&["upgrade", "--json"]);
+    let begun = own.server.directory().join("throughway.begun");
+    wait_for("the program", || begun.exists().then_some(()));
+    own.server.signal("KILL");
+    own.server.wait();
+    let check = |(code, out, err): (i32, String, String), expected: i32, part: &str| {
+        let answer: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out:?} {err}"));
+        assert_eq!((code, &answer["exit_code"]), (expected, &json!(expected)), "{out}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains(part) && err.contains(part), "{error} {err}");
+    };
+    check(said(child.wait_with_output().unwrap()), 1, "no answer from");
+    for command in [
+        &["upgrade"][..],
+        &["upgrade", "--check"],
+        &["drain"],
+        &["reload"],
+        &["log-level", "info"],
+        &["sessions"],
+        &["sessions", "--refused", "alice"],
+        &["kick", "1-1"],
+        &["revoke", "--user", "alice"],
+        &["revoke", "--list"],
+    ] {
+        check(own.run(&[command, &["--json"]].concat()), 1, "no answer from");
+    }
+    check(own.run(&["kick", "--json"]), 2, "kick: name a session");
+    let alone =
+        |arguments: &[&str]| said(Command::new(env!("CARGO_BIN_EXE_throughway")).args(arguments).output().unwrap());
+    check(alone(&["check", "nonsense://", "--json"]), 2, "nonsense");
+    check(alone(&["credentials", "mint", "--user", "a", "--config", "/nowhere", "--json"]), 2, "/nowhere");
+    check(alone(&["credentials", "verify", "a", "b", "--config", "/nowhere", "--json"]), 2, "/nowhere");
+    check(alone(&["import-coturn", "/nowhere", "--json"]), 2, "/nowhere");
+    check(alone(&["import-eturnal", "/nowhere", "--json"]), 2, "/nowhere");
+    check(alone(&["usage", "report", "--key-file", "/nowhere", "--json", "/nowhere"]), 1, "/nowhere");
 }
 
 /// As [`Upgradable::end`], with the time that the server waits for a first word.
@@ -431,6 +478,86 @@ fn a_process_that_connects_takes_over_and_strangers_do_not() {
     assert_eq!(third.wait().code(), Some(0));
     assert_eq!(third.log.sessions().len(), 3);
     assert!(!socket.exists(), "the last one removes it");
+}
+
+/// A process that connects and says nothing keeps nothing waiting: a reload, an upgrade, another process that connects.
+#[test]
+fn a_silent_process_at_the_socket_delays_nothing() {
+    let directory = Directory::new();
+    let socket = directory.path().join("upgrade.sock");
+    let mut settings = Settings::new(1);
+    settings.tables = format!("[upgrade]\nsocket = {:?}\n", socket.to_str().unwrap());
+    let mut own = Upgradable::start_in(directory, settings, &[]);
+    let call = Witness::start(Client::udp(own.server.udp4()));
+    let silent = || Channel::connect(&socket).unwrap();
+    let first = silent();
+    let mut next = own.server.settings.clone();
+    next.users.push(("carol", "cat"));
+    own.write(next);
+    own.server.signal("HUP");
+    own.server.log.event("reload: changes applied");
+    // It is given up after ten seconds.
+    assert!(own.server.log.events(REFUSED).is_empty(), "{}", own.server.log.text());
+    drop(first);
+    assert_eq!(own.server.log.event(REFUSED)["step"], "start");
+    let second = silent();
+    let child = own.spawn(&["upgrade", "--json"]);
+    let (code, out, err) = said(child.wait_with_output().unwrap());
+    assert!(code == 0 && out.contains(r#""result":"confirmed""#), "{code} {out} {err}");
+    own.follow();
+    // And a process that connects, beside as many as are waited for.
+    let others: Vec<Channel> = (0..7).map(|_| silent()).collect();
+    let settings = Settings { ports: Some(own.server.ports.range.clone()), ..own.server.settings.clone() };
+    let directory = Directory::new();
+    fs::write(directory.path().join("token"), "0123456789abcdef-of-the-operator\n").unwrap();
+    let third = Server::start_as(directory, settings, |config| {
+        let mut command = binary(config);
+        command.arg("--take-over").arg(&socket);
+        command
+    });
+    assert_eq!(own.server.log.events(CONFIRMED).len(), 2);
+    drop((second, others));
+    call.see_progress();
+    assert_eq!(third.scrape().sum("throughway_generation"), 3);
+    own.server.signal("TERM");
+    assert_eq!(own.server.wait().code(), Some(0));
+    assert_eq!(call.finish().0.refresh(0).code(), 0);
+}
+
+/// The process before may not have left the path when the new one is there: as long as it stands still, for example.
+#[test]
+fn a_process_that_took_over_listens_as_soon_as_the_path_is_free() {
+    let directory = Directory::new();
+    let [first, second] = ["first.sock", "second.sock"].map(|name| directory.path().join(name));
+    let mut settings = Settings::new(1);
+    settings.tables = format!("[upgrade]\nsocket = {:?}\n", first.to_str().unwrap());
+    let mut own = Upgradable::start_in(directory, settings, &[]);
+    let call = Witness::start(Client::udp(own.server.udp4()));
+    // What listens there takes no connection, as a process that was stopped.
+    let other = SuccessorSocket::bind(&second).unwrap();
+    let mut next = own.server.settings.clone();
+    next.tables = next.tables.replace("first.sock", "second.sock");
+    own.write(next);
+    own.upgrade();
+    assert!(!first.exists(), "the old process has left its own");
+    own.server.log.event("no other process can take over for now; it listens as soon as the path is free");
+    call.see_progress();
+    other.close();
+    drop(other);
+    own.server.log.event("upgrade.socket: other processes can take over again");
+    let settings = Settings { ports: Some(own.server.ports.range.clone()), ..own.server.settings.clone() };
+    let directory = Directory::new();
+    fs::write(directory.path().join("token"), "0123456789abcdef-of-the-operator\n").unwrap();
+    let third = Server::start_as(directory, settings, |config| {
+        let mut command = binary(config);
+        command.arg("--take-over").arg(&second);
+        command
+    });
+    assert_eq!(third.scrape().sum("throughway_generation"), 3);
+    own.server.signal("TERM");
+    assert_eq!(own.server.wait().code(), Some(0));
+    assert!(second.exists(), "it is the third one's");
+    assert_eq!(call.finish().0.refresh(0).code(), 0);
 }
 
 const ALONE: &str = "no server to take over from: starting";

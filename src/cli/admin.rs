@@ -40,7 +40,7 @@ pub(super) struct SessionsOptions {
     limit: u64,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -55,7 +55,7 @@ pub(super) struct KickOptions {
     whose: SubjectOptions,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -73,7 +73,7 @@ pub(super) struct RevokeOptions {
     list: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -97,7 +97,7 @@ struct SubjectOptions {
 pub(super) struct PlainOptions {
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
@@ -110,7 +110,7 @@ pub(super) struct LogLevelOptions {
     level: Level,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }

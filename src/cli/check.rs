@@ -71,7 +71,7 @@ pub(super) struct CheckOptions {
     ipv6: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn run(given: CheckOptions) -> Result<(), Failure> {

@@ -46,7 +46,7 @@ pub(super) struct CoturnOptions {
     #[arg(long)]
     keep_verbose: bool,
     #[command(flatten)]
-    output: OutputOptions,
+    pub(super) output: OutputOptions,
 }
 
 #[derive(Args, Debug)]
@@ -54,11 +54,11 @@ pub(super) struct EturnalOptions {
     /// The configuration of eturnal; - is standard input [default: /etc/eturnal.yml]
     file: Option<PathBuf>,
     #[command(flatten)]
-    output: OutputOptions,
+    pub(super) output: OutputOptions,
 }
 
 #[derive(Args, Debug)]
-struct OutputOptions {
+pub(super) struct OutputOptions {
     /// Write the configuration to this new file, readable for its user and group only
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -67,7 +67,7 @@ struct OutputOptions {
     check: bool,
     /// Print JSON: the configuration and the verdicts
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(super) fn import_coturn(options: &CoturnOptions) -> Result<(), Failure> {

@@ -50,7 +50,7 @@ pub(super) struct ReportOptions {
     csv: bool,
     /// Print JSON, with gaps and problems
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// What a GB (10^9 bytes of payload sent to clients and peers) costs
     #[arg(long, value_name = "PRICE", value_parser = price)]
     price_per_gb: Option<f64>,

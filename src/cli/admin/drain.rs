@@ -25,7 +25,7 @@ pub(in crate::cli) struct DrainOptions {
     wait: bool,
     /// Print JSON, and don't wait unless --wait is given
     #[arg(long)]
-    json: bool,
+    pub(in crate::cli) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }

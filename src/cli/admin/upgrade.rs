@@ -25,7 +25,7 @@ pub(in crate::cli) struct UpgradeOptions {
     drop_unknown: bool,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(in crate::cli) json: bool,
     #[command(flatten)]
     server: ServerOptions,
 }
