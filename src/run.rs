@@ -5,6 +5,7 @@ mod ledger_note;
 pub mod reload;
 mod revive;
 mod signals;
+mod successors;
 mod supervise;
 pub mod take_over;
 mod upgrade;
@@ -20,10 +21,11 @@ use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::reload::{Follower, Reloader};
 use self::revive::Recovery;
 pub(crate) use self::signals::{Signal, Signals};
+use self::successors::Successors;
 use self::supervise::Death;
 pub use self::take_over::TakeOver;
 use self::take_over::{Passage, TakenOver};
-use self::upgrade::{Confirmed, Done, Leaving, Program, Upgrader};
+use self::upgrade::{Confirmed, Done, LastWords, Leaving, Program, Upgrader};
 use crate::acme::{self, Acme};
 use crate::api;
 use crate::api::admin::{self, Admin};
@@ -40,9 +42,9 @@ use crate::config::checked::LogFormat;
 use crate::config::upgrade::UpgradeConfig;
 use crate::failure::{self, Failure};
 use crate::net::gate::Gate;
-use crate::net::handoff::{HandoffError, SuccessorSocket};
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
+use crate::net::upgrade_messages::UpgradeTimes;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
@@ -126,7 +128,7 @@ fn serve_from(
                     "the server was killed, and its calls can't be gone on with: it starts anew"
                 );
                 let begun = begin(config, passed, ledger)?;
-                begun.started.upgrades.recovered(1, Duration::ZERO);
+                begun.started.upgrades.recovered(1, UpgradeTimes::default());
                 begun
             }
             Origin::TakeOver(from) => match from.connect().map_err(Failure::Run)? {
@@ -237,7 +239,9 @@ impl Started {
         let relay = Arc::downgrade(&running);
         let acme = Acme::start(move || relay.upgrade()?.tls());
         let of_acme = Arc::clone(&acme);
-        let metrics = metrics.with(move |text| of_upgrades.publish(text));
+        let relay = Arc::downgrade(&running);
+        let not_passed = move || relay.upgrade().map_or(0, |running| running.streams_not_passed());
+        let metrics = metrics.with(move |text| of_upgrades.publish(text, not_passed()));
         let metrics = Arc::new(metrics.with(move |text| of_acme.publish(text)));
         Ok(Self { running, metrics, status, issuing, refusals, acme, upgrades, usage, log })
     }
@@ -325,15 +329,14 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
 /// Shows metrics that go on where those of the process before stopped, and tells how this one came to its calls.
 fn go_on_counting(started: &Started, Inherited { metrics, own_metrics, passage, .. }: &Inherited) {
     started.metrics.go_on_after(metrics, own_metrics);
-    let Some(death) = passage.recovered else {
+    let Passage { generation, times, recovered } = *passage;
+    let Some(death) = recovered else {
         // Its other counts are in those metrics.
-        started.upgrades.take_over(&UpgradeCounts { generation: passage.generation, ..UpgradeCounts::default() });
-        started.upgrades.prepared(passage.prepare);
-        return started.upgrades.taken_over(passage.gap);
+        return started.upgrades.take_over(&UpgradeCounts { generation, times, ..UpgradeCounts::default() });
     };
-    started.upgrades.recovered(passage.generation, passage.gap);
+    started.upgrades.recovered(generation, times);
     let (allocations, ..) = started.running.usage();
-    let gap_ms = passage.gap.as_secs_f64() * 1_000.0;
+    let gap_ms = times.recovery_gap_us as f64 / 1_000.0;
     tracing::warn!(
         signal = death.signal,
         allocations,
@@ -389,7 +392,7 @@ async fn serve_until_signal(
     let status = Arc::clone(&started.status);
     tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
     let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader), Arc::clone(&notifier));
-    let successors = invite_successors(&config, &upgrader, has_taken_over)?;
+    let successors = Successors::invite(&config, &upgrader, has_taken_over)?;
     if let Some(supervised) = &supervised {
         supervise::keep(Arc::clone(&supervised.ledger), &started, Arc::clone(&upgrader)).await;
     }
@@ -410,13 +413,13 @@ async fn serve_until_signal(
         End::HandedOver(confirmed) => {
             // An order under way ends here, and the new process makes its own.
             started.acme.leave();
-            successors.iter().for_each(|socket| socket.close());
+            successors.close();
             let Some((leaving, last)) = finish_for(confirmed, started).await else { return Ok(()) };
             leave(leaving, last, notifier, following, &mut signals).await;
             return Ok(());
         }
     }
-    successors.iter().for_each(|socket| socket.close());
+    successors.close();
     Ok(())
 }
 
@@ -427,13 +430,11 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 const LAST_HANDSHAKES: Duration = Duration::from_secs(1);
 const HANDSHAKES_LOOK: Duration = Duration::from_millis(10);
 
-/// What the new process is told last: the code of the last signed record, and the metrics.
-type LastWords = (Option<String>, String);
-
 /// Does all that must be done before another process goes on: what is under way over HTTP is answered, the last record is written.
 async fn finish_for(confirmed: Box<Confirmed>, started: Started) -> Option<(Leaving, LastWords)> {
     confirmed.leave_listeners();
     let metrics = Arc::clone(&started.metrics);
+    let recovery_gap_us = started.upgrades.times().recovery_gap_us;
     // Those who shake hands when it is over are passed on to the new process.
     let until = tokio::time::Instant::now() + LAST_HANDSHAKES;
     while started.running.handshakes_under_way() > 0 && tokio::time::Instant::now() < until {
@@ -445,13 +446,13 @@ async fn finish_for(confirmed: Box<Confirmed>, started: Started) -> Option<(Leav
     let chain = started.finish().await.map(|code| code.to_string());
     api::requests_answered(LAST_ANSWERS).await;
     // Threads that have ended show no processor time any more; of two samples of a series the last one counts.
-    Some((leaving.ok()?, (chain, before_end + &metrics.render())))
+    Some((leaving.ok()?, LastWords { chain, metrics: before_end + &metrics.render(), recovery_gap_us }))
 }
 
 /// Ends a process whose sessions are another one's; one that the other did not come from waits for SIGTERM.
 async fn leave(
     leaving: Leaving,
-    (chain, metrics): LastWords,
+    last: LastWords,
     notifier: Arc<Notifier>,
     following: tokio::task::JoinHandle<()>,
     signals: &mut Signals,
@@ -468,7 +469,7 @@ async fn leave(
         if let Some(pid) = main {
             notifier.main_process(pid);
         }
-        let held = leaving.say_goodbye(chain, &metrics);
+        let held = leaving.say_goodbye(last);
         match main {
             Some(_) => notifier.wait_until_heard(),
             None => notifier.handed_over(),
@@ -486,56 +487,6 @@ async fn leave(
     }
     tracing::info!(to, "the sessions are the new process's; this one waits for SIGTERM");
     while let Signal::Reload = signals.next().await {}
-}
-
-/// How long accepting at `upgrade.socket` rests after an error.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Lets processes connect that shall take over, if the configuration has a place for that.
-///
-/// # Errors
-/// When it can't be made at a start; after that the calls are worth more.
-fn invite_successors(
-    config: &Config,
-    upgrader: &Arc<Upgrader>,
-    has_taken_over: bool,
-) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
-    match listen_for_successors(config, upgrader) {
-        Err(failure) if has_taken_over => {
-            tracing::error!(%failure, "no other process can take over until the server is restarted");
-            Ok(None)
-        }
-        socket => socket,
-    }
-}
-
-fn listen_for_successors(config: &Config, upgrader: &Arc<Upgrader>) -> Result<Option<Arc<SuccessorSocket>>, Failure> {
-    let Some(path) = &config.upgrade.socket else { return Ok(None) };
-    let failed = |error: std::io::Error| {
-        let path = path.display();
-        let remedy = if error.kind() == std::io::ErrorKind::AddrInUse {
-            "another process listens there: give each server a path of its own"
-        } else {
-            "its directory must be there, and be the server's user's"
-        };
-        Failure::Run(format!("upgrade.socket: can't listen on {path}: {error}; {remedy}"))
-    };
-    let socket = Arc::new(SuccessorSocket::bind(path).map_err(failed)?);
-    let (accepting, upgrader, runtime) = (Arc::clone(&socket), Arc::clone(upgrader), tokio::runtime::Handle::current());
-    let accept = move || {
-        let _runtime = runtime.enter();
-        loop {
-            match accepting.accept() {
-                Ok(channel) => upgrader.hand_over_to(channel),
-                Err(error @ HandoffError::Stranger { .. }) => tracing::warn!(%error, "upgrade.socket: refused"),
-                Err(error) if error.is_of_closed_listener() => return,
-                // Out of files, or a process that went before it came.
-                Err(_) => std::thread::sleep(ACCEPT_PAUSE),
-            }
-        }
-    };
-    std::thread::Builder::new().name("successors".to_owned()).spawn(accept).map_err(failed)?;
-    Ok(Some(socket))
 }
 
 /// How often the service manager's watchdog wants to be fed.

@@ -14,7 +14,7 @@ use test_support::e2e::server::{Directory, binary, run_to_end};
 use test_support::e2e::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
 use test_support::e2e::{Client, Server, Settings, Wanted, wait_for};
 use test_support::with_one_and_three_workers;
-use throughway::wire::message::{METHOD_ALLOCATE, METHOD_REFRESH};
+use throughway::wire::message::{METHOD_ALLOCATE, METHOD_CREATE_PERMISSION, METHOD_REFRESH};
 
 const GOES_ON: &str = "the server was killed: this process goes on with its calls over UDP";
 const ANEW: &str = "the server was killed, and its calls can't be gone on with: it starts anew";
@@ -58,6 +58,17 @@ fn wait_for_ready(server: &Server, times: usize) {
 
 fn recoveries(server: &Server) -> u64 {
     server.scrape().value("throughway_recoveries_total", &[])
+}
+
+/// What the gauges of the last upgrade and the last recovery show, in seconds.
+fn gaps(server: &Server) -> [String; 3] {
+    let (_, text) = e2e_support::http::get(server.http(), "/metrics", "localhost");
+    ["throughway_upgrade_gap_seconds", "throughway_upgrade_prepare_seconds", "throughway_recovery_gap_seconds"].map(
+        |name| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            value.unwrap_or_else(|| panic!("no {name} in {text}")).to_owned()
+        },
+    )
 }
 
 /// A call whose packets are numbered, and what became of each.
@@ -301,6 +312,117 @@ fn sessions_that_begin_and_end_meanwhile_leave_nothing_behind() {
     wait_for("the end of all sessions", || (server.live() == 0).then_some(()));
     // Sockets of a request to the server itself come and go.
     wait_for("all descriptors to be closed", || (server.descriptors() <= before + 4).then_some(()));
+}
+
+/// One session of a client: from its first request to its last answer, and how many packets it sent.
+struct Session {
+    user: String,
+    began: Instant,
+    ended: Instant,
+    sent: u64,
+}
+
+impl Session {
+    const PAYLOAD: [u8; 100] = [0x5A; 100];
+
+    /// Begins one, sends some packets, and ends it, whatever happens to the server meanwhile.
+    fn run(server: std::net::SocketAddr, user: String) -> Self {
+        let began = Instant::now();
+        let mut client = Client::udp(server).minted("north-of-everything", &user);
+        let (challenge, _) = client.request_until_answered(METHOD_ALLOCATE, &[Wanted::udp()]);
+        client.take_challenge(&challenge);
+        let (created, _) = client.request_until_answered(METHOD_ALLOCATE, &[Wanted::udp()]);
+        assert_eq!(created.code(), 0, "{user}");
+        let peer = e2e_support::peer(created.relayed());
+        peer.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+        let address = peer.local_addr().unwrap();
+        let (permitted, _) = client.request_until_answered(METHOD_CREATE_PERMISSION, &[Wanted::peer(address)]);
+        assert_eq!(permitted.code(), 0, "{user}");
+        let mut sent = 0;
+        for _ in 0..5 {
+            client.send_to(address, &Self::PAYLOAD);
+            sent += 1;
+            // One that was read and not sent on is lost with the process.
+            let _ = peer.recv(&mut [0; 256]);
+        }
+        let (ended, times) = client.request_until_answered(METHOD_REFRESH, &[Wanted::lifetime(0)]);
+        assert!(ended.code() == 0 || times > 1 && ended.code() == 437, "{user}: {} after {times}", ended.code());
+        Self { user, began, ended: Instant::now(), sent }
+    }
+}
+
+/// What is promised of records: under kills none comes twice and no byte is charged twice; what is missing is of a session that
+/// lived within the last second before a kill, or while no process served.
+#[test]
+fn no_record_comes_twice_and_only_those_of_the_last_moment_may_be_missing() {
+    const KILLS: usize = 6;
+    const BEFORE: Duration = Duration::from_millis(1_300);
+    let mut settings = supervised(3).account("file", "usage.jsonl");
+    for key in ["allocations_per_user_per_minute", "allocations_per_client_per_minute"] {
+        settings = settings.limit(key, "0");
+    }
+    let mut server = settings.start();
+    let udp = server.udp4();
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let mut lifeless: Vec<(Instant, Instant)> = Vec::new();
+    let sessions: Vec<Session> = std::thread::scope(|scope| {
+        let run = |thread: usize| {
+            let is_over = &is_over;
+            move || {
+                let mut sessions = Vec::new();
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    sessions.push(Session::run(udp, format!("{thread}-{}", sessions.len())));
+                }
+                sessions
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(run(thread))).collect();
+        for _ in 0..KILLS {
+            std::thread::sleep(2 * BEFORE);
+            let killed = Instant::now();
+            kill(&server);
+            lifeless.push((killed, Instant::now()));
+        }
+        std::thread::sleep(BEFORE);
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(recoveries(&server), KILLS as u64);
+    wait_for("the end of all sessions", || (server.live() == 0).then_some(()));
+    let sent: u64 = sessions.iter().map(|session| session.sent).sum();
+    let counted =
+        server.scrape().value("throughway_payload_packets_total", &[("way", "received"), ("side", "clients")]);
+    assert!(counted <= sent, "{counted} of {sent}");
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
+
+    let text = std::fs::read_to_string(server.directory().join("usage.jsonl")).unwrap();
+    let mut records: HashMap<String, Vec<serde_json::Value>> = HashMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for line in text.lines() {
+        let record: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        assert!(seen.insert((record["session"].to_string(), record["seq"].to_string())), "twice: {line}");
+        assert!(seen.insert((record["session"].to_string(), record["type"].to_string())), "twice: {line}");
+        records.entry(record["user"].as_str().unwrap().to_owned()).or_default().push(record);
+    }
+    let (mut missing, mut far) = (0, 0);
+    for Session { user, began, ended, sent } in &sessions {
+        let of_user = records.remove(user).unwrap_or_default();
+        let number = |field: &str| of_user.iter().filter_map(|record| record[field].as_u64()).sum::<u64>();
+        let (packets, bytes) = (number("packets_from_client"), number("bytes_from_client"));
+        assert!(packets <= *sent && bytes <= sent * Session::PAYLOAD.len() as u64, "{packets} of {sent}: {of_user:?}");
+        let types: Vec<&str> = of_user.iter().filter_map(|record| record["type"].as_str()).collect();
+        let is_near = lifeless.iter().any(|(killed, ready)| *ended + BEFORE > *killed && began < ready);
+        if is_near {
+            missing += usize::from(types != ["start", "stop"]);
+        } else {
+            assert_eq!((&*types, packets), (&["start", "stop"][..], *sent), "{user}: {of_user:?}");
+            far += 1;
+        }
+    }
+    assert!(records.is_empty(), "of no session: {records:?}");
+    println!("{} sessions, {far} of them far from a kill; of {missing} others a record is missing", sessions.len());
+    assert!(far > KILLS && sessions.len() > far, "{far} of {}", sessions.len());
 }
 
 /// Who started the server may have said that ended children are not waited for; that is inherited.
@@ -658,22 +780,32 @@ mod faults {
         wait_for("the old pair's end", || {
             upgradable.server.first_ended().map(|status| assert_eq!(status.code(), Some(0)))
         });
+        let upgraded = gaps(&upgradable.server);
+        assert!(upgraded[..2].iter().all(|seconds| seconds != "0") && upgraded[2] == "0", "{upgraded:?}");
         let before = upgradable.server.log.events("ready").len();
         kill_process(serving(upgradable.server.pid()), Signal::KILL).unwrap();
         wait_for_ready(&upgradable.server, before + 1);
         (0..50).for_each(|_| flow.round());
         assert!(flow.settle() <= 1);
+        let recovered = gaps(&upgradable.server);
+        assert_eq!(recovered[..2], upgraded[..2], "the killed process knew them");
+        assert_ne!(recovered[2], "0");
         assert_eq!(upgradable.server.scrape().value("throughway_generation", &[]), 2);
         assert_eq!(recoveries(&upgradable.server), 1);
+        let recovered = recovered[2].clone();
         // The file is replaced, the server is killed, and only then is an upgrade asked for.
         e2e::upgrade::replace_program(upgradable.server.directory());
         kill(&upgradable.server);
         upgradable.begin();
         let log = upgradable.server.log.clone();
         let confirmed = wait_for("the second upgrade", || log.events(CONFIRMED).into_iter().nth(1));
+        let ready = upgradable.server.log.events("ready").len();
         upgradable.server.take_over_by(confirmed["pid"].as_u64().unwrap() as u32);
         (0..50).for_each(|_| flow.round());
         assert!(flow.settle() <= 2, "one under way at each death");
+        wait_for_ready(&upgradable.server, ready.max(4));
+        let last = gaps(&upgradable.server);
+        assert!(last[2] != "0" && last[2] != recovered, "{last:?}: of the second recovery");
     }
 
     #[test]

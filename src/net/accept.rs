@@ -100,8 +100,10 @@ pub(super) struct Acceptor {
     /// Closed while the sockets are another process's.
     pub(super) gate: Gate,
     route: Mutex<Route>,
-    /// Streams that were established here and passed to another process.
+    /// Streams that were established here during this upgrade and passed to another process.
     late: AtomicU64,
+    /// Those that could not be passed, and those of another process for which there was no place here.
+    not_passed: AtomicU64,
     /// Not of one [`Tls`]: they survive a change of certificates.
     sessions: ResumableSessions,
 }
@@ -120,6 +122,7 @@ impl Acceptor {
             gate: Gate::default(),
             route: Mutex::new(Route::Workers),
             late: AtomicU64::new(0),
+            not_passed: AtomicU64::new(0),
             sessions: ResumableSessions::default(),
         }
     }
@@ -288,16 +291,22 @@ impl Acceptor {
 
     fn to_successor(&self, channel: &Channel, adopted: &Adopted) {
         let tls = adopted.tls.as_ref().map(|tls| minicbor::to_vec(tls.to_state()));
-        let Ok(tls) = tls.transpose() else { return Handshakes::count(&self.refused) };
+        let Ok(tls) = tls.transpose() else { return self.count_not_passed() };
         let message = FromOld::Late { five_tuple: adopted.five_tuple, tls: tls.map(Into::into) };
         match channel.send(&message, &[adopted.socket.as_fd()], LATE_TIME) {
             Ok(()) => Handshakes::count(&self.late),
-            Err(_) => Handshakes::count(&self.refused),
+            Err(_) => self.count_not_passed(),
         }
+    }
+
+    fn count_not_passed(&self) {
+        Handshakes::count(&self.refused);
+        Handshakes::count(&self.not_passed);
     }
 
     /// The workers stop reading: what is established from now on waits for what becomes of them.
     pub(super) fn hold_streams(&self) {
+        self.late.store(0, Ordering::Relaxed);
         *self.route() = Route::Held(Vec::new());
     }
 
@@ -316,9 +325,14 @@ impl Acceptor {
         }
     }
 
-    /// How many streams were established here and passed to another process.
+    /// How many streams were established here during the last upgrade and passed to another process.
     pub(super) fn passed_late(&self) -> u64 {
         self.late.load(Ordering::Relaxed)
+    }
+
+    /// How many streams that were established during an upgrade could not move.
+    pub(super) fn not_passed(&self) -> u64 {
+        self.not_passed.load(Ordering::Relaxed)
     }
 
     /// A stream that another process established; nothing if there is no place for it, or its keys make no sense.
@@ -331,7 +345,7 @@ impl Acceptor {
             (Some(Some(tls)), Some((permit, _))) => {
                 self.to_worker(Adopted { socket, five_tuple, tls: Some(Box::new(tls)), permit });
             }
-            _ => Handshakes::count(&self.refused),
+            _ => self.count_not_passed(),
         }
     }
 }

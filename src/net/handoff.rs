@@ -315,11 +315,12 @@ impl SuccessorSocket {
     /// Of the system.
     pub fn bind(path: &Path) -> io::Result<Self> {
         let address = SocketAddrUnix::new(path)?;
-        let new = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
-        if connect(new()?, &address) == Err(Errno::CONNREFUSED) {
+        let new = |flags| socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | flags, None);
+        // One that does not accept, and has as many waiting as it takes, is there too: it is not waited for.
+        if connect(new(SocketFlags::NONBLOCK)?, &address) == Err(Errno::CONNREFUSED) {
             std::fs::remove_file(path)?;
         }
-        let socket = new()?;
+        let socket = new(SocketFlags::empty())?;
         bind(&socket, &address)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         listen(&socket, SUCCESSORS_WAITING)?;

@@ -19,7 +19,7 @@ use rustix::fs::MemfdFlags;
 
 use super::shared::SharedChanges;
 use super::sys::process::{adopt_descriptor, adopt_if, close_all_but};
-use super::upgrade_messages::{Offer, PassedSocket};
+use super::upgrade_messages::{Offer, PassedSocket, UpgradeTimes};
 use crate::address::{FiveTuple, StreamId, Via};
 use crate::clock;
 use crate::protocol::allocation::AllocationState;
@@ -108,6 +108,8 @@ pub(crate) struct ShellNote {
     /// The text of the configuration, if it has a file.
     #[n(2)]
     pub(crate) config: Option<ByteVec>,
+    #[n(3)]
+    pub(crate) times: UpgradeTimes,
 }
 
 /// Somebody's message was in hand when a process died.
@@ -399,6 +401,7 @@ pub(crate) struct Left {
     pub(crate) workers: Vec<LeftWorker>,
     /// The text of its configuration.
     pub(crate) config: Option<String>,
+    pub(crate) times: UpgradeTimes,
 }
 
 /// Over whose messages processes died within the last minute.
@@ -446,7 +449,8 @@ impl Ledger {
     fn left(&self) -> Result<Left, String> {
         let unreadable = |what: &str| format!("its {what} can't be read");
         let shell = self.cell(Cell::Shell).ok_or("it had not written what it is")?;
-        let ShellNote { offer, sockets, config } = minicbor::decode(&shell).map_err(|_| unreadable("description"))?;
+        let ShellNote { offer, sockets, config, times } =
+            minicbor::decode(&shell).map_err(|_| unreadable("description"))?;
         let shared = self.cell(Cell::Shared).ok_or("it had not written what its workers share")?;
         let shared = minicbor::decode(&shared).map_err(|_| unreadable("shared state"))?;
         let workers = (0..offer.workers as usize).map(|worker| self.left_worker(worker, &offer));
@@ -455,6 +459,7 @@ impl Ledger {
             metrics: self.cell(Cell::Metrics).unwrap_or_default(),
             workers: workers.collect::<Result<_, _>>()?,
             config: config.and_then(|text| String::from_utf8(text.into()).ok()),
+            times,
             offer,
             shared,
         })

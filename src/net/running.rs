@@ -165,6 +165,12 @@ impl Running {
         self.acceptor.refused()
     }
 
+    /// TCP and TLS connections that were established during an upgrade and could not be passed to the new process.
+    #[must_use]
+    pub fn streams_not_passed(&self) -> u64 {
+        self.acceptor.not_passed()
+    }
+
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {

@@ -115,7 +115,26 @@ pub enum FromOld {
         /// How long all that came before the cut took, in microseconds.
         #[n(2)]
         prepare_us: u64,
+        /// How long no packet was read at the last recovery, in microseconds; a release that does not tell it has none.
+        #[n(3)]
+        #[cbor(default)]
+        recovery_gap_us: u64,
     },
+}
+
+/// How long the last upgrade and the last recovery took, in microseconds; 0 if there was none. Only the processes of that time
+/// can know it, so it is passed from one to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct UpgradeTimes {
+    /// In which no process read the sockets at the last upgrade.
+    #[n(0)]
+    pub gap_us: u64,
+    /// For all that came before that.
+    #[n(1)]
+    pub prepare_us: u64,
+    /// In which no process read the sockets at the last recovery.
+    #[n(2)]
+    pub recovery_gap_us: u64,
 }
 
 /// Who the new process is.
@@ -298,8 +317,12 @@ mod tests {
             let message = FromOld::Socket(socket);
             assert_eq!(through_bytes(&message), message);
         }
-        let message = FromOld::Written { chain: Some("00ff".into()), gap_us: 1, prepare_us: 2 };
+        let message = FromOld::Written { chain: Some("00ff".into()), gap_us: 1, prepare_us: 2, recovery_gap_us: 3 };
         assert_eq!(through_bytes(&message), message);
+        // As the first release writes it: 8, and a chain with two numbers.
+        let bytes = [0x82, 0x08, 0x83, 0xf6, 0x01, 0x02];
+        let of_first = FromOld::Written { chain: None, gap_us: 1, prepare_us: 2, recovery_gap_us: 0 };
+        assert_eq!(minicbor::decode::<FromOld>(&bytes).unwrap(), of_first);
         let hello = FromNew::Hello(Hello {
             protocol: 1,
             version: "0.1.0".into(),

@@ -13,6 +13,7 @@ use super::command::UpgradeResult;
 use super::metrics::Text;
 use crate::config::upgrade::UpgradeConfig;
 use crate::net::handoff::PROTOCOL;
+use crate::net::upgrade_messages::UpgradeTimes;
 use crate::state::{FEATURES, FORMAT, FORMAT_MIN};
 
 /// What a program says of itself before it takes over: `throughway version --handover` prints it as a line of JSON.
@@ -84,13 +85,11 @@ pub struct Upgrades {
     results: [AtomicU64; UpgradeResult::ALL.len()],
     /// Which process of this server it is, from 1; each that takes over is the next.
     generation: AtomicU64,
-    /// Microseconds; 0 before the first upgrade.
-    gap_us: AtomicU64,
-    prepare_us: AtomicU64,
-    streams_closed: AtomicU64,
+    times: Mutex<UpgradeTimes>,
+    /// Client streams of upgrades that were rolled back.
+    rolled_back: AtomicU64,
     /// Whether this process went on for one that was killed.
     recoveries: AtomicU64,
-    recovery_gap_us: AtomicU64,
 }
 
 /// What a process that takes over needs to go on counting.
@@ -100,8 +99,10 @@ pub struct UpgradeCounts {
     pub results: [u64; UpgradeResult::ALL.len()],
     /// Which process of this server it is, from 1.
     pub generation: u64,
-    /// Client streams that upgrades have closed so far.
-    pub streams_closed: u64,
+    /// Client streams that were closed because an upgrade was rolled back.
+    pub rolled_back: u64,
+    /// How long the last one took.
+    pub times: UpgradeTimes,
 }
 
 impl Upgrades {
@@ -112,11 +113,9 @@ impl Upgrades {
             settings: Mutex::new(settings),
             results: Default::default(),
             generation: AtomicU64::new(1),
-            gap_us: AtomicU64::default(),
-            prepare_us: AtomicU64::default(),
-            streams_closed: AtomicU64::default(),
+            times: Mutex::default(),
+            rolled_back: AtomicU64::default(),
             recoveries: AtomicU64::default(),
-            recovery_gap_us: AtomicU64::default(),
         }
     }
 
@@ -153,7 +152,18 @@ impl Upgrades {
             own.store(count, Ordering::Relaxed);
         }
         self.generation.store(counts.generation.saturating_add(1), Ordering::Relaxed);
-        self.streams_closed.store(counts.streams_closed, Ordering::Relaxed);
+        self.rolled_back.store(counts.rolled_back, Ordering::Relaxed);
+        self.set_times(counts.times);
+    }
+
+    fn set_times(&self, times: UpgradeTimes) {
+        *self.times.lock().unwrap_or_else(PoisonError::into_inner) = times;
+    }
+
+    /// How long the last upgrade and the last recovery took.
+    #[must_use]
+    pub fn times(&self) -> UpgradeTimes {
+        *self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For the process that takes over.
@@ -162,7 +172,8 @@ impl Upgrades {
         UpgradeCounts {
             results: std::array::from_fn(|at| self.results[at].load(Ordering::Relaxed)),
             generation: self.generation(),
-            streams_closed: self.streams_closed.load(Ordering::Relaxed),
+            rolled_back: self.rolled_back.load(Ordering::Relaxed),
+            times: self.times(),
         }
     }
 
@@ -177,54 +188,41 @@ impl Upgrades {
         self.results[result as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How long sockets, tables and cold state took that were passed while the old process served.
-    pub fn prepared(&self, time: Duration) {
-        self.prepare_us.store(micros(time), Ordering::Relaxed);
-    }
-
-    /// How long neither process read the sockets.
-    pub fn taken_over(&self, gap: Duration) {
-        self.gap_us.store(micros(gap), Ordering::Relaxed);
-    }
-
-    /// This process went on for one that was killed, under the same generation; so long no process read the sockets.
-    pub fn recovered(&self, generation: u64, gap: Duration) {
+    /// This process went on for one that was killed, under the same generation.
+    pub fn recovered(&self, generation: u64, times: UpgradeTimes) {
         self.generation.store(generation, Ordering::Relaxed);
         self.recoveries.fetch_add(1, Ordering::Relaxed);
-        self.recovery_gap_us.store(micros(gap), Ordering::Relaxed);
+        self.set_times(times);
     }
 
-    /// Client streams that did not move, or could not go on after an upgrade was rolled back.
-    pub fn streams_closed(&self, count: u64) {
-        self.streams_closed.fetch_add(count, Ordering::Relaxed);
+    /// Client streams that can't go on because an upgrade was rolled back.
+    pub fn streams_rolled_back(&self, count: u64) {
+        self.rolled_back.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Writes the metrics.
-    pub fn publish(&self, text: &mut Text) {
+    /// Writes the metrics; `not_passed` are the client streams that were established during an upgrade and could not be passed on.
+    pub fn publish(&self, text: &mut Text, not_passed: u64) {
         let counts = self.counts();
         let results = UpgradeResult::ALL.iter().map(|result| result.name()).zip(counts.results);
         text.counter("throughway_upgrades_total", "Upgrades that were asked for, by result").each("result", results);
         text.gauge("throughway_generation", "Which process of this server this is: 1, and one more after each upgrade")
             .value(counts.generation);
-        let seconds = |of: &AtomicU64| of.load(Ordering::Relaxed) as f64 / 1e6;
+        let UpgradeTimes { gap_us, prepare_us, recovery_gap_us } = counts.times;
+        let seconds = |micros: u64| micros as f64 / 1e6;
         text.gauge("throughway_upgrade_gap_seconds", "Time in which no process read the sockets at the last upgrade")
-            .value(seconds(&self.gap_us));
+            .value(seconds(gap_us));
         text.counter(
             "throughway_recoveries_total",
             "Times that the server was killed and its supervisor started the next one",
         )
         .value(self.recoveries.load(Ordering::Relaxed));
         text.gauge("throughway_recovery_gap_seconds", "Time in which no process read the sockets at the last recovery")
-            .value(seconds(&self.recovery_gap_us));
+            .value(seconds(recovery_gap_us));
         text.gauge("throughway_upgrade_prepare_seconds", "Time that the preparation of the last upgrade took")
-            .value(seconds(&self.prepare_us));
-        text.counter("throughway_upgrade_streams_closed_total", "Client streams that an upgrade closed")
-            .value(counts.streams_closed);
+            .value(seconds(prepare_us));
+        text.counter("throughway_upgrade_streams_closed_total", "Client streams that an upgrade closed, by reason")
+            .each("reason", [("rolled_back", counts.rolled_back), ("not_passed", not_passed)]);
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -240,14 +238,14 @@ mod tests {
         let old = upgrades();
         let published = |of: &Upgrades| {
             let mut text = Text::default();
-            of.publish(&mut text);
+            of.publish(&mut text, 2);
             text.into_string()
         };
         assert!(published(&old).contains("\nthroughway_upgrades_total{result=\"rolled_back\"} 0\n"));
-        old.prepared(Duration::from_millis(1_500));
-        old.taken_over(Duration::from_micros(2_500));
+        let times = UpgradeTimes { gap_us: 2_500, prepare_us: 1_500_000, recovery_gap_us: 4_000 };
+        old.set_times(times);
         old.ended(UpgradeResult::RolledBack);
-        old.streams_closed(3);
+        old.streams_rolled_back(3);
         let text = published(&old);
         for line in [
             "throughway_upgrades_total{result=\"confirmed\"} 0",
@@ -255,7 +253,9 @@ mod tests {
             "throughway_generation 1",
             "throughway_upgrade_gap_seconds 0.0025",
             "throughway_upgrade_prepare_seconds 1.5",
-            "throughway_upgrade_streams_closed_total 3",
+            "throughway_recovery_gap_seconds 0.004",
+            "throughway_upgrade_streams_closed_total{reason=\"rolled_back\"} 3",
+            "throughway_upgrade_streams_closed_total{reason=\"not_passed\"} 2",
         ] {
             assert!(text.contains(&format!("\n{line}\n")), "{line} in {text}");
         }
@@ -263,6 +263,8 @@ mod tests {
         new.take_over(&old.counts());
         assert_eq!(new.counts(), UpgradeCounts { generation: 2, ..old.counts() });
         assert_eq!(new.counts().results.iter().sum::<u64>(), 1);
+        new.recovered(2, UpgradeTimes { recovery_gap_us: 5_000, ..times });
+        assert_eq!((new.generation(), new.times().gap_us, new.times().recovery_gap_us), (2, 2_500, 5_000));
     }
 
     #[test]

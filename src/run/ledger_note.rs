@@ -8,13 +8,23 @@ use super::http_listeners::BoundHttpListeners;
 use crate::net::Running;
 use crate::net::hand_over::Unchanging;
 use crate::net::ledger::{Cell, Ledger, ShellNote};
-use crate::net::upgrade_messages::PassedSocket;
+use crate::net::upgrade_messages::{PassedSocket, UpgradeTimes};
 use crate::state;
 
 /// What the process is, and sockets that stay open as long as the ledger names them.
 pub(super) struct LedgerNote {
     note: ShellNote,
     descriptors: Vec<OwnedFd>,
+}
+
+/// What came before, which the next process can't find out by itself.
+#[derive(Clone, Copy)]
+pub(super) struct History {
+    /// Which process of this server this one is, from 1.
+    pub(super) generation: u64,
+    pub(super) times: UpgradeTimes,
+    /// How long it has been draining.
+    pub(super) draining: Option<Duration>,
 }
 
 impl LedgerNote {
@@ -26,8 +36,7 @@ impl LedgerNote {
         running: &Running,
         unchanging: &Unchanging,
         http: Vec<(PassedSocket, OwnedFd)>,
-        generation: u64,
-        draining: Option<Duration>,
+        History { generation, times, draining }: History,
     ) -> io::Result<Self> {
         let mut offer = running.offer(unchanging, state::FORMAT);
         offer.generation = generation;
@@ -38,7 +47,7 @@ impl LedgerNote {
         let descriptors = sockets.into_iter().map(|(_, socket)| socket).collect();
         let text = unchanging.config().source.text.as_ref();
         let config = text.map(|text| text.expose().to_vec().into());
-        Ok(Self { note: ShellNote { offer, sockets: numbers, config }, descriptors })
+        Ok(Self { note: ShellNote { offer, sockets: numbers, config, times }, descriptors })
     }
 
     /// Writes it with what the workers share, and the metrics.
@@ -60,11 +69,10 @@ pub(super) fn write_first(
     running: &Running,
     http: &BoundHttpListeners,
     metrics: String,
-    generation: u64,
-    draining: Option<Duration>,
+    history: History,
 ) -> bool {
     let unchanging = tokio::runtime::Handle::current().block_on(running.keep_unchanged());
-    let note = LedgerNote::of(running, &unchanging, http.sockets(), generation, draining);
+    let note = LedgerNote::of(running, &unchanging, http.sockets(), history);
     let written = note.and_then(|note| note.write(ledger, running, metrics));
     if let Err(error) = &written {
         // Once a second that is tried again, as soon as the server is ready.

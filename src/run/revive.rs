@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ledger_note::write_first;
+use super::ledger_note::{History, write_first};
 use super::supervise::{Death, read_in_time};
 use super::take_over::{Passage, SIGN_OF_LIFE, TakenOver, plan};
 use crate::clock;
@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::net::ledger::{Incidents, Ledger, Left};
 use crate::net::take_over::Before;
-use crate::net::upgrade_messages::PassedSocket;
+use crate::net::upgrade_messages::{PassedSocket, UpgradeTimes};
 use crate::ops::metrics::Metrics;
 
 /// What a process that was killed left, and how that came.
@@ -29,7 +29,7 @@ impl Recovery {
     /// Why that can't be.
     pub(super) fn go_on(self, config: Config, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
         let Self { left, incidents, death } = self;
-        let Left { offer, sockets, shared, metrics, workers, config: had } = left;
+        let Left { offer, sockets, shared, metrics, workers, config: had, times } = left;
         let begun_at = clock::now().ticks;
         // Those that are planned with may be needed once more.
         let copies = copies_of(&sockets)?;
@@ -50,7 +50,7 @@ impl Recovery {
         let allocations = taking_over.wait_until_told().map_err(Failure::Run)?;
         taking_over.take(shared, allocations, 0).map_err(Failure::Run)?;
         let (running, events) = taking_over.go().map_err(Failure::Run)?;
-        let gap = Duration::from_micros(clock::monotonic_microseconds().saturating_sub(death.at));
+        let times = UpgradeTimes { recovery_gap_us: clock::monotonic_microseconds().saturating_sub(death.at), ..times };
         let running = Arc::new(running);
         running.accept_streams();
         let own_metrics = Metrics::new(Arc::clone(&running), Arc::default(), None).render();
@@ -60,13 +60,14 @@ impl Recovery {
         }
         let metrics = String::from_utf8_lossy(&metrics).into_owned();
         let draining = offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(begun_at)));
-        let write =
-            |ledger: Arc<Ledger>| write_first(&ledger, &running, &http, metrics.clone(), offer.generation, draining);
+        let generation = offer.generation;
+        let history = History { generation, times, draining };
+        let write = |ledger: Arc<Ledger>| write_first(&ledger, &running, &http, metrics.clone(), history);
         if ledger.is_some_and(write) {
             running.set_recoverable(true);
         }
         running.follow_as_started();
-        let passage = Passage { generation: offer.generation, gap, recovered: Some(death), ..Passage::default() };
+        let passage = Passage { generation, times, recovered: Some(death) };
         Ok(TakenOver { config, running, events, http, metrics, own_metrics, chain: None, passage, draining })
     }
 }

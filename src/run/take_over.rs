@@ -11,7 +11,7 @@ use std::time::Duration;
 use minicbor::bytes::ByteVec;
 
 use super::http_listeners::BoundHttpListeners;
-use super::ledger_note::write_first;
+use super::ledger_note::{History, write_first};
 use super::supervise::Death;
 use crate::address::FiveTuple;
 use crate::clock;
@@ -23,7 +23,7 @@ use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
 use crate::net::shared::{SharedChanges, SharedState};
 use crate::net::take_over::{Before, Planned, TakingOverServer};
-use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket};
+use crate::net::upgrade_messages::{FromNew, FromOld, Hello, Offer, PassedSocket, UpgradeTimes};
 use crate::net::{EventReceivers, Running};
 use crate::ops::metrics::Metrics;
 use crate::ops::upgrades::Release;
@@ -83,10 +83,7 @@ pub(crate) struct TakenOver {
 pub(crate) struct Passage {
     /// Which process of this server the old one was, from 1.
     pub(crate) generation: u64,
-    /// How long no packet was read.
-    pub(crate) gap: Duration,
-    /// How long all that came before that took.
-    pub(crate) prepare: Duration,
+    pub(crate) times: UpgradeTimes,
     /// The old process was killed.
     pub(crate) recovered: Option<Death>,
 }
@@ -309,10 +306,11 @@ pub(crate) fn take_over(
     let is_old_there = prove(&mut old, &running, probation);
     let draining = offer.draining_ms.map(|ms| Duration::from_millis(ms + clock::now().ticks.since(offered_at)));
     let generation = offer.generation;
-    let write = |ledger: Arc<Ledger>| {
-        write_first(&ledger, &running, &http, own_metrics.clone(), generation.saturating_add(1), draining)
+    let write = |metrics: &str, times| {
+        let history = History { generation: generation.saturating_add(1), times, draining };
+        ledger.as_ref().is_some_and(|ledger| write_first(ledger, &running, &http, metrics.to_owned(), history))
     };
-    let is_written = ledger.is_some_and(write);
+    let is_written = write(&own_metrics, UpgradeTimes::default());
     if is_old_there && let Err(reason) = old.tell(&FromNew::Confirm) {
         tracing::warn!(reason, "the old process ended before the upgrade was confirmed; the calls are here");
     }
@@ -323,7 +321,7 @@ pub(crate) fn take_over(
     let _ = fault::at_step("confirmed");
     let (chain, metrics, passage) = last_words(&mut old, &running);
     if !metrics.is_empty() {
-        running.remember_metrics(&metrics);
+        write(&metrics, passage.times);
     }
     running.follow_as_started();
     Ok(Some(TakenOver {
@@ -439,11 +437,11 @@ fn last_words(old: &mut OldProcess, running: &Running) -> (Option<Code>, String,
         }
     };
     let words = words.and_then(|(words, memory)| {
-        let FromOld::Written { chain, gap_us, prepare_us } = words else { return Err(unexpected()) };
+        let FromOld::Written { chain, gap_us, prepare_us, recovery_gap_us } = words else { return Err(unexpected()) };
         let memory = memory.into_iter().next().ok_or("memory is missing from a message")?;
         let metrics = from_memory(memory, METRICS_BYTES_MAX).map_err(|error| error.to_string())?;
-        let (gap, prepare) = (Duration::from_micros(gap_us), Duration::from_micros(prepare_us));
-        let passage = Passage { gap, prepare, ..Passage::default() };
+        let times = UpgradeTimes { gap_us, prepare_us, recovery_gap_us };
+        let passage = Passage { times, ..Passage::default() };
         Ok((chain.as_deref().and_then(Code::parse), String::from_utf8_lossy(&metrics).into_owned(), passage))
     });
     words.unwrap_or_else(|reason| {

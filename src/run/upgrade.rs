@@ -109,18 +109,38 @@ pub(crate) struct Upgrade {
     pub(crate) draining_ms: Option<u64>,
 }
 
+/// A new process that has said that it is a server, and which.
+struct Greeted {
+    new: NewProcess,
+    /// Its version.
+    version: String,
+    /// The format of states that it will get.
+    format: u32,
+}
+
+impl Greeted {
+    /// Waits for the first word of a new process. Blocks.
+    ///
+    /// # Errors
+    /// [`NotUpgraded`] if that does not come, or if it can't take over from this one.
+    fn hear(mut new: NewProcess) -> Result<Self, NotUpgraded> {
+        let FromNew::Hello(hello) = new.hear("start", FIRST_ANSWERS)? else {
+            return Err(NotUpgraded::unexpected("start"));
+        };
+        let format = common_format(&hello).map_err(NotUpgraded::at("hello"))?;
+        Ok(Self { new, version: hello.version, format })
+    }
+}
+
 impl Upgrade {
     /// Goes through all steps up to the new process's confirmation, or to the end of a check. Blocks.
     ///
     /// # Errors
     /// [`NotUpgraded`]; this process goes on then.
-    fn run(self, mut new: NewProcess, unchanging: Unchanging, is_check: bool) -> Result<Upgraded, NotUpgraded> {
-        let FromNew::Hello(hello) = new.hear("start", FIRST_ANSWERS)? else {
-            return Err(NotUpgraded::unexpected("start"));
-        };
+    fn run(self, new: Greeted, unchanging: Unchanging, is_check: bool) -> Result<Upgraded, NotUpgraded> {
+        let Greeted { mut new, version, format } = new;
         let pid = new.pid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
-        let mut done = Done { to: hello.version.clone(), pid, ..Done::default() };
-        let format = common_format(&hello).map_err(NotUpgraded::at("hello"))?;
+        let mut done = Done { to: version.clone(), pid, ..Done::default() };
         self.offer(&mut new, &unchanging, format)?;
         if is_check {
             new.tell(&FromOld::Stop, &[]).map_err(NotUpgraded::at("plan"))?;
@@ -128,7 +148,7 @@ impl Upgrade {
         }
         tracing::info!(
             from = env!("CARGO_PKG_VERSION"),
-            to = hello.version,
+            to = version,
             pid,
             generation = self.generation + 1,
             "upgrading"
@@ -256,7 +276,8 @@ impl Upgrade {
             Ok(())
         };
         let watched = watch();
-        watched.map_err(|not| NotUpgraded { is_rolled_back: true, streams_closed: done.streams, ..not })
+        let streams_closed = done.streams + handing.passed_late();
+        watched.map_err(|not| NotUpgraded { is_rolled_back: true, streams_closed, ..not })
     }
 }
 
@@ -292,6 +313,15 @@ impl Confirmed {
     }
 }
 
+/// What the new process is told last.
+pub(crate) struct LastWords {
+    /// The code of the last signed record.
+    pub(crate) chain: Option<String>,
+    pub(crate) metrics: String,
+    /// How long the last recovery took.
+    pub(crate) recovery_gap_us: u64,
+}
+
 /// A process whose sessions are another one's.
 pub(crate) struct Leaving {
     pub(crate) done: Done,
@@ -313,11 +343,12 @@ impl Leaving {
 
     /// The last message: the new process writes records from now on, and shows metrics that go on where these stop. What
     /// comes back is to be kept to the end: there is nothing here that could be reloaded.
-    pub(crate) fn say_goodbye(self, chain: Option<String>, metrics: &str) -> HeldListeners {
+    pub(crate) fn say_goodbye(self, last: LastWords) -> HeldListeners {
         let Done { gap_us, prepare_us, .. } = self.done;
+        let LastWords { chain, metrics, recovery_gap_us } = last;
+        let written = FromOld::Written { chain, gap_us, prepare_us, recovery_gap_us };
         let memory = to_memory(metrics.as_bytes()).map_err(|error| error.to_string());
-        let told =
-            memory.and_then(|memory| self.new.tell(&FromOld::Written { chain, gap_us, prepare_us }, &[memory.as_fd()]));
+        let told = memory.and_then(|memory| self.new.tell(&written, &[memory.as_fd()]));
         if let Err(reason) = told {
             tracing::warn!(reason, "the new process was not told of the last record");
         }

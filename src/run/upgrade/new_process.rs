@@ -191,6 +191,12 @@ impl NewProcess {
         }
     }
 
+    /// It hears that there is nothing to take over, and lives on. One that has gone needs no answer.
+    pub(super) fn send_away(self) {
+        let _ = self.tell(&FromOld::Stop, &[]);
+        self.let_live();
+    }
+
     /// It lives on when this process is gone.
     pub(super) fn let_live(mut self) {
         self.has_proved_itself = true;

@@ -5,21 +5,23 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::new_process::{NewProcess, Program};
-use super::{Confirmed, Done, NotUpgraded, Upgrade, Upgraded};
+use super::{Confirmed, Done, Greeted, NotUpgraded, Upgrade, Upgraded};
 use crate::net::Running;
 use crate::net::handoff::Channel;
-use crate::net::upgrade_messages::FromOld;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
 use crate::ops::drain::Drain;
 use crate::ops::notify::Notifier;
 use crate::ops::service_manager;
 use crate::ops::upgrades::Upgrades;
 use crate::run::Started;
-use crate::run::ledger_note::LedgerNote;
+use crate::run::ledger_note::{History, LedgerNote};
 use crate::run::reload::Reloader;
+
+/// Processes that may have connected to `upgrade.socket` and say nothing; each costs a thread for some seconds.
+const SILENT_MAX: usize = 8;
 
 /// Begins upgrades, one at a time, and says when one is confirmed.
 pub(crate) struct Upgrader {
@@ -29,7 +31,10 @@ pub(crate) struct Upgrader {
     reloader: Arc<Reloader>,
     upgrades: Arc<Upgrades>,
     notifier: Arc<Notifier>,
+    /// From the beginning of one on; for good from one on that is confirmed.
     is_under_way: AtomicBool,
+    /// Places for processes that have connected and said nothing.
+    silent: Arc<Semaphore>,
     /// Told at the end of each.
     ended: Notify,
     confirmed: Mutex<Option<Box<Confirmed>>>,
@@ -52,6 +57,7 @@ impl Upgrader {
             upgrades: Arc::clone(&started.upgrades),
             notifier,
             is_under_way: AtomicBool::new(false),
+            silent: Arc::new(Semaphore::new(SILENT_MAX)),
             ended: Notify::new(),
             confirmed: Mutex::default(),
         })
@@ -62,17 +68,6 @@ impl Upgrader {
     pub(crate) fn is_wanted_on_reload(&self) -> bool {
         let is_on = self.upgrades.is_wanted_on_reload() && !self.is_under_way.load(Ordering::Acquire);
         is_on && self.program.as_ref().is_some_and(Program::has_changed)
-    }
-
-    /// Begins one with the program at the own path, if none is under way; the answer comes when it has ended.
-    pub(crate) fn begin(self: &Arc<Self>, request: UpgradeRequest, answer: Option<oneshot::Sender<UpgradeReport>>) {
-        let program = self.program.clone();
-        let is_followed = self.is_followed_by_manager();
-        let start = move || {
-            is_followed?;
-            program.ok_or("the path of this program is not known")?.start()
-        };
-        self.begin_with(request, answer, start);
     }
 
     /// Whether the service manager would learn of the new process. Under a supervisor, which stays, it need not; and what started a
@@ -88,41 +83,64 @@ impl Upgrader {
             .is_followed(Path::new("/"))
     }
 
-    /// Hands over to a process that asked for it by itself, over `upgrade.socket`.
-    pub(crate) fn hand_over_to(self: &Arc<Self>, channel: Channel) {
-        if self.is_under_way.load(Ordering::Acquire) {
-            // Its end would be the only other answer. A process that has gone needs none.
-            let _ = NewProcess::connected(channel).tell(&FromOld::Stop, &[]);
-            return tracing::warn!("an upgrade is already under way: a process that wants to take over is refused");
-        }
-        self.begin_with(UpgradeRequest::default(), None, || Ok(NewProcess::connected(channel)));
-    }
-
-    fn begin_with(
-        self: &Arc<Self>,
-        request: UpgradeRequest,
-        answer: Option<oneshot::Sender<UpgradeReport>>,
-        start: impl FnOnce() -> Result<NewProcess, String> + Send + 'static,
-    ) {
-        let upgrader = Arc::clone(self);
+    /// Begins one with the program at the own path, if none is under way; the answer comes when it has ended.
+    pub(crate) fn begin(self: &Arc<Self>, request: UpgradeRequest, answer: Option<oneshot::Sender<UpgradeReport>>) {
+        let is_followed = self.is_followed_by_manager();
+        let (upgrader, program) = (Arc::clone(self), self.program.clone());
         tokio::spawn(async move {
-            let report = if upgrader.is_under_way.swap(true, Ordering::AcqRel) {
+            let start = move || {
+                let program = program.ok_or_else(|| "the path of this program is not known".to_owned());
+                let started = is_followed.and_then(|()| program).and_then(|program| program.start());
+                Greeted::hear(started.map_err(NotUpgraded::at("start"))?)
+            };
+            let report = if upgrader.claim() {
+                upgrader.run(request, start).await
+            } else {
                 tracing::warn!("an upgrade is already under way: another one was asked for and is refused");
                 if answer.is_none() {
                     upgrader.notifier.reload_refused("an upgrade is already under way");
                 }
                 refused(&NotUpgraded::at("start")("an upgrade is already under way".to_owned()))
-            } else {
-                let report = upgrader.run(request, start).await;
-                upgrader.is_under_way.store(false, Ordering::Release);
-                upgrader.ended.notify_waiters();
-                report
             };
             if let Some(answer) = answer {
                 // The asker may have gone.
                 let _ = answer.send(report);
             }
         });
+    }
+
+    /// Hands over to a process that asked for it by itself, over `upgrade.socket`. Until it has said that it is a server nothing
+    /// waits for it.
+    pub(crate) fn hand_over_to(self: &Arc<Self>, channel: Channel) {
+        let new = NewProcess::connected(channel);
+        if self.is_under_way.load(Ordering::Acquire) {
+            return refuse_second(new);
+        }
+        let Ok(place) = Arc::clone(&self.silent).try_acquire_owned() else {
+            tracing::warn!("too many processes at upgrade.socket say nothing: one more is refused");
+            return new.send_away();
+        };
+        let upgrader = Arc::clone(self);
+        tokio::spawn(async move {
+            let greeted = tokio::task::spawn_blocking(move || {
+                let _place = place;
+                Greeted::hear(new)
+            });
+            match greeted.await {
+                Ok(Ok(greeted)) if upgrader.claim() => {
+                    upgrader.run(UpgradeRequest::default(), || Ok(greeted)).await;
+                }
+                Ok(Ok(greeted)) => refuse_second(greeted.new),
+                Ok(Err(not)) => upgrader.upgrades.ended(upgrader.tell(&not).result),
+                // The process ends.
+                Err(_) => {}
+            }
+        });
+    }
+
+    /// Whether an upgrade may begin; then it has begun.
+    fn claim(&self) -> bool {
+        !self.is_under_way.swap(true, Ordering::AcqRel)
     }
 
     /// What this process is, and its sockets, for a ledger; nothing during an upgrade.
@@ -132,8 +150,12 @@ impl Upgrader {
         }
         let listeners = self.reloader.hold_listeners().await;
         let unchanging = self.running.keep_unchanged().await;
-        let generation = self.upgrades.generation();
-        Some(LedgerNote::of(&self.running, &unchanging, listeners.sockets(), generation, self.drain.since()))
+        let history = History {
+            generation: self.upgrades.generation(),
+            times: self.upgrades.times(),
+            draining: self.drain.since(),
+        };
+        Some(LedgerNote::of(&self.running, &unchanging, listeners.sockets(), history))
     }
 
     /// Waits until the server drains.
@@ -141,10 +163,11 @@ impl Upgrader {
         self.drain.began().await;
     }
 
+    /// Goes through one that was claimed. After one that is confirmed there is no other.
     async fn run(
         &self,
         request: UpgradeRequest,
-        start: impl FnOnce() -> Result<NewProcess, String> + Send + 'static,
+        start: impl FnOnce() -> Result<Greeted, NotUpgraded> + Send + 'static,
     ) -> UpgradeReport {
         if !request.check {
             self.notifier.upgrading();
@@ -160,10 +183,7 @@ impl Upgrader {
             draining_ms: self.drain.since().map(|since| since.as_millis() as u64),
         };
         let failed = NotUpgraded::at("start");
-        let ended = tokio::task::spawn_blocking(move || {
-            let new = start().map_err(NotUpgraded::at("start"))?;
-            upgrade.run(new, unchanging, request.check)
-        });
+        let ended = tokio::task::spawn_blocking(move || upgrade.run(start()?, unchanging, request.check));
         let (report, confirmed) = match ended.await.unwrap_or_else(|error| Err(failed(error.to_string()))) {
             Ok(Upgraded::Checked(done)) => (report_of(UpgradeResult::Checked, &done), None),
             Ok(Upgraded::Confirmed(confirmed)) => {
@@ -177,13 +197,18 @@ impl Upgrader {
         }
         // Before this process leaves: the new one goes on counting from here.
         self.upgrades.ended(report.result);
-        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = confirmed;
+        if confirmed.is_some() {
+            *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = confirmed;
+        } else {
+            self.is_under_way.store(false, Ordering::Release);
+        }
+        self.ended.notify_waiters();
         report
     }
 
     fn tell(&self, not: &NotUpgraded) -> UpgradeReport {
         let NotUpgraded { step, reason, is_rolled_back, streams_closed, .. } = not;
-        self.upgrades.streams_closed(*streams_closed);
+        self.upgrades.streams_rolled_back(*streams_closed);
         if *is_rolled_back {
             tracing::error!(
                 step,
@@ -218,12 +243,19 @@ impl Upgrader {
         loop {
             let mut ended = std::pin::pin!(self.ended.notified());
             ended.as_mut().enable();
-            if !self.is_under_way.load(Ordering::Acquire) {
-                return self.take_confirmed();
+            let confirmed = self.take_confirmed();
+            if confirmed.is_some() || !self.is_under_way.load(Ordering::Acquire) {
+                return confirmed;
             }
             ended.await;
         }
     }
+}
+
+/// A process that came while an upgrade was under way. Its end would be the only other answer.
+fn refuse_second(new: NewProcess) {
+    tracing::warn!("an upgrade is already under way: a process that wants to take over is refused");
+    new.send_away();
 }
 
 fn report_of(result: UpgradeResult, done: &Done) -> UpgradeReport {
