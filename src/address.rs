@@ -307,6 +307,14 @@ pub struct FiveTuple {
     pub transport: Transport,
 }
 
+impl FiveTuple {
+    /// Whether the client has an IPv6 link-local address, which needs the number of an interface (RFC 4007).
+    #[must_use]
+    pub const fn is_link_local(&self) -> bool {
+        self.client.scope() != 0
+    }
+}
+
 // The client's address alone tells nearly all five-tuples of a worker apart; equality does the rest.
 impl Hash for FiveTuple {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -340,6 +348,12 @@ impl Via {
         match self {
             Self::Datagram(five_tuple) | Self::Stream(_, five_tuple) => five_tuple,
         }
+    }
+
+    /// As [`FiveTuple::is_link_local`].
+    #[must_use]
+    pub const fn is_link_local(&self) -> bool {
+        self.five_tuple().is_link_local()
     }
 
     /// Whether messages are cut out of a byte stream, so that ChannelData is padded (RFC 8656 section 12.5).

@@ -47,7 +47,7 @@ impl State for StreamsState {
     const KIND: Kind = Kind::Streams;
 
     fn add_features(&self, features: &mut Features) {
-        let link_local = self.streams.iter().filter(|stream| stream.five_tuple.client.scope() != 0).count();
+        let link_local = self.streams.iter().filter(|stream| stream.five_tuple.is_link_local()).count();
         features.add(LINK_LOCAL_CLIENTS, link_local as u64);
     }
 

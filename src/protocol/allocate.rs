@@ -392,6 +392,17 @@ impl Server {
         }
     }
 
+    /// Refuses what clients with a link-local address were about to begin, and closes what is held for them.
+    pub(super) fn give_up_link_local(&mut self, now: Now) {
+        for id in self.openings.ids(|opening| opening.via.is_link_local()) {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+        let held = self.reservations.to_state().into_iter().filter(|(_, reservation)| reservation.via.is_link_local());
+        for (token, _) in held {
+            self.on_reservation_expired(now, token);
+        }
+    }
+
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
     pub(super) fn give_up_openings(&mut self, now: Now) {
         for id in self.openings.ids(|_| true) {

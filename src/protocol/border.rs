@@ -103,13 +103,15 @@ pub enum Input<'a> {
     },
 }
 
-/// Which allocations an operator means.
+/// Which sessions are meant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Selector {
     /// One session.
     Session(SessionId),
     /// All of a credential, a user or a tenant.
     Subject(Subject),
+    /// All of clients with an IPv6 link-local address (RFC 4007), with their ports and connections.
+    LinkLocalClients,
 }
 
 /// What a server is doing at the moment, for a shell that finds out that it panicked.

@@ -95,7 +95,7 @@ impl State for ServerState {
 
 /// The features that clients which come these ways use.
 pub(super) fn add_features_of<'a>(clients: impl Iterator<Item = &'a Via>, features: &mut Features) {
-    let link_local = clients.filter(|via| via.five_tuple().client.scope() != 0).count();
+    let link_local = clients.filter(|via| via.is_link_local()).count();
     features.add(LINK_LOCAL_CLIENTS, link_local as u64);
 }
 

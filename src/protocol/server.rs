@@ -408,14 +408,17 @@ impl Server {
         let meant = |allocation: &&Allocation| match which {
             Selector::Session(session) => allocation.session == *session,
             Selector::Subject(subject) => subject.includes(&allocation.owner.subject()),
+            Selector::LinkLocalClients => allocation.via.is_link_local(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();
         for id in ids {
             self.end(now, id, reason);
         }
-        if let (Selector::Subject(subject), None) = (which, next) {
-            self.give_up_openings_of(now, subject);
+        match (which, next) {
+            (Selector::Subject(subject), None) => self.give_up_openings_of(now, subject),
+            (Selector::LinkLocalClients, None) => self.give_up_link_local(now),
+            (Selector::Subject(_) | Selector::LinkLocalClients, Some(_)) | (Selector::Session(_), _) => {}
         }
         next
     }

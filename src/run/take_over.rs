@@ -281,6 +281,10 @@ pub(crate) fn take_over(
         hello.format_min = hello.format_max + 1;
         hello.format_max = hello.format_min;
     }
+    if fault::at_step("features") {
+        hello.format_max = hello.format_min;
+        hello.features.clear();
+    }
     old.tell(&FromNew::Hello(hello)).map_err(Failure::Run)?;
     let offered = old.hear_offer().map_err(Failure::Run);
     let Offered { offer, sockets } = old.refuse(offered)?;

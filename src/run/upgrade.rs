@@ -21,8 +21,10 @@ use crate::net::hand_over::{HandingOver, Unchanging};
 use crate::net::handoff::{Channel, DESCRIPTORS_MAX, to_memory};
 use crate::net::upgrade_messages::{FromNew, FromOld, Hello};
 use crate::ops::upgrades::Release;
+use crate::protocol::border::Selector;
+use crate::protocol::reason::EndReason;
 use crate::run::reload::HeldListeners;
-use crate::state::{self, State};
+use crate::state::{self, FEATURES, LINK_LOCAL_CLIENTS, State};
 
 /// How long the new process may take for each of its first answers.
 const FIRST_ANSWERS: Duration = Duration::from_secs(10);
@@ -107,6 +109,8 @@ pub(crate) struct Upgrade {
     /// Of this process.
     pub(crate) generation: u64,
     pub(crate) draining_ms: Option<u64>,
+    /// Sessions that use what the new release does not know are ended, rather than that it is refused for them.
+    pub(crate) drops_unknown: bool,
 }
 
 /// A new process that has said that it is a server, and which.
@@ -116,6 +120,8 @@ struct Greeted {
     version: String,
     /// The format of states that it will get.
     format: u32,
+    /// Features of states that it does not know.
+    unknown: Vec<&'static str>,
 }
 
 impl Greeted {
@@ -128,7 +134,8 @@ impl Greeted {
             return Err(NotUpgraded::unexpected("start"));
         };
         let format = common_format(&hello).map_err(NotUpgraded::at("hello"))?;
-        Ok(Self { new, version: hello.version, format })
+        let unknown = unknown_features(&hello.features, format);
+        Ok(Self { new, version: hello.version, format, unknown })
     }
 }
 
@@ -138,7 +145,7 @@ impl Upgrade {
     /// # Errors
     /// [`NotUpgraded`]; this process goes on then.
     fn run(self, new: Greeted, unchanging: Unchanging, is_check: bool) -> Result<Upgraded, NotUpgraded> {
-        let Greeted { mut new, version, format } = new;
+        let Greeted { mut new, version, format, unknown } = new;
         let pid = new.pid().map(|pid| pid.as_raw_nonzero().get().cast_unsigned());
         let mut done = Done { to: version.clone(), pid, ..Done::default() };
         self.offer(&mut new, &unchanging, format)?;
@@ -153,6 +160,9 @@ impl Upgrade {
             generation = self.generation + 1,
             "upgrading"
         );
+        if self.drops_unknown {
+            self.drop_unknown(&unknown);
+        }
         let began = clock::monotonic_microseconds();
         let mut handing = self.prepare(&mut new, unchanging, format)?;
         done.prepare_us = clock::monotonic_microseconds().saturating_sub(began);
@@ -194,6 +204,15 @@ impl Upgrade {
             new.tell(&FromOld::Socket(what.clone()), &[socket.as_fd()])?;
         }
         new.tell(&FromOld::Listeners, &[])
+    }
+
+    /// Ends the sessions that use these features, for good: also if nothing comes of the upgrade.
+    fn drop_unknown(&self, unknown: &[&'static str]) {
+        for feature in unknown {
+            let Some(which) = users_of(feature) else { continue };
+            let ended = tokio::runtime::Handle::current().block_on(self.running.close(&which, EndReason::Kicked));
+            tracing::warn!(feature, ended, "sessions ended that use what the new version does not know");
+        }
     }
 
     /// Everything that goes while calls go on.
@@ -371,6 +390,17 @@ fn common_format(hello: &Hello) -> Result<u32, String> {
     Release::own().common_format(&Release { version, protocol, format_min, format_max, features })
 }
 
+/// The features of states that a program can't read: it does not name them, or the format that both have is too old for them.
+fn unknown_features(known: &[String], format: u32) -> Vec<&'static str> {
+    let is_known = |name: &str, since| since <= format && known.iter().any(|known| known == name);
+    FEATURES.iter().filter(|(name, since)| !is_known(name, *since)).map(|(name, _)| *name).collect()
+}
+
+/// The sessions that use a feature.
+fn users_of(feature: &str) -> Option<Selector> {
+    (feature == LINK_LOCAL_CLIENTS).then_some(Selector::LinkLocalClients)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,6 +417,15 @@ mod tests {
             clock: clock::now().ticks,
             pid: 1,
         }
+    }
+
+    #[test]
+    fn what_a_program_does_not_name_or_the_format_can_not_carry_is_unknown() {
+        let all: Vec<String> = FEATURES.iter().map(|(name, _)| (*name).to_owned()).collect();
+        assert_eq!(unknown_features(&all, state::FORMAT), [""; 0]);
+        assert_eq!(unknown_features(&[], state::FORMAT), FEATURES.map(|(name, _)| name));
+        assert_eq!(unknown_features(&all, 1), [LINK_LOCAL_CLIENTS]);
+        assert!(FEATURES.iter().all(|(name, _)| users_of(name).is_some()), "--drop-unknown can end its sessions");
     }
 
     #[test]

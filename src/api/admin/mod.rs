@@ -318,6 +318,7 @@ impl Admin {
         let whom = match &which {
             Selector::Session(session) => json!({ "session": session.to_string() }),
             Selector::Subject(whose) => Value::Object(sessions::show_whose(whose)),
+            Selector::LinkLocalClients => json!("link-local clients"),
         };
         tracing::info!(%by, %whom, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {

@@ -193,11 +193,25 @@ impl Worker {
         self.drain(now);
         match next {
             Some(from) => self.closing.push_front(Closing { from, ..closing }),
-            // The asker may have given up.
-            None => drop(closing.done.send(closing.closed)),
+            None => {
+                if closing.which == Selector::LinkLocalClients {
+                    self.close_link_local(now);
+                }
+                // The asker may have given up.
+                drop(closing.done.send(closing.closed));
+            }
         }
         if !self.closing.is_empty() {
             self.waker.wake();
+        }
+    }
+
+    /// Closes the streams of clients with a link-local address; those without an allocation too.
+    fn close_link_local(&mut self, now: Now) {
+        for at in self.streams.all() {
+            if self.streams.get(at).is_some_and(|stream| stream.five_tuple.is_link_local()) {
+                self.close_stream(now, at);
+            }
         }
     }
 

@@ -181,6 +181,7 @@ impl Upgrader {
             probation: self.upgrades.probation(),
             generation: self.upgrades.generation(),
             draining_ms: self.drain.since().map(|since| since.as_millis() as u64),
+            drops_unknown: request.drop_unknown,
         };
         let failed = NotUpgraded::at("start");
         let ended = tokio::task::spawn_blocking(move || upgrade.run(start()?, unchanging, request.check));
