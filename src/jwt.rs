@@ -221,7 +221,7 @@ pub struct ExpectedClaims {
 /// What a good token says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TokenClaims {
-    /// Whom it is for.
+    /// Who it is for.
     pub user: String,
     /// When it ends, seconds since 1970; later than now.
     pub expires_at: u64,

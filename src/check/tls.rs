@@ -22,7 +22,7 @@ const DAYS_TO_EXPIRY_WARN: u64 = 14;
 /// Far enough ahead that any certificate has expired.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// Whom to trust.
+/// Which authorities to trust.
 #[derive(Clone, Debug)]
 pub(super) struct Trust(Arc<WebPkiServerVerifier>);
 
@@ -162,7 +162,7 @@ pub(super) async fn handshake(
                 steps.push(Step::fail(
                     "handshake",
                     format!("no TLS: {error}"),
-                    "check that TLS is spoken on this port (throughway: listen.tls; coturn: tls-listening-port), and by whom: a proxy before it must pass TCP on unchanged",
+                    "check that TLS is spoken on this port (throughway: listen.tls; coturn: tls-listening-port), and by which program: a proxy before it must pass TCP on unchanged",
                 ));
             }
             None

@@ -8,7 +8,7 @@ use crate::config::{Config, ConfigError, Environment};
 use crate::failure::Failure;
 use crate::net::{User, effective_uid, give_back};
 
-/// As whom the unit runs the server.
+/// The user that the unit runs the server as.
 const UNIT_USER: &str = "throughway";
 
 /// With whose rights the files were read.

@@ -1,7 +1,7 @@
 //! Signalling over WebSocket: carries offers, answers and candidates between the two tabs of a
 //! room.
 //!
-//! Who may talk to whom is decided by `rooms`; this file is the socket around it: the bound on a
+//! Which members may talk to each other is decided by `rooms`; this file is the socket around it: the bound on a
 //! message, the keep-alive, the end. A connection that ends is no drama, the page opens a new one
 //! under the same name.
 

@@ -148,7 +148,7 @@ impl Acceptor {
         self.under_way.count()
     }
 
-    /// Runs until it is told to stop; whom it has accepted by then is served.
+    /// Runs until it is told to stop; clients that it has accepted by then are served.
     pub(super) async fn accept(
         self: Arc<Self>,
         listener: Arc<Watched<TcpListener>>,

@@ -435,7 +435,7 @@ pub(crate) struct Left {
 pub(crate) struct Incidents {
     /// The last death's among them.
     pub(crate) all: Vec<Incident>,
-    /// For whom it was not the first time.
+    /// Those for which it was not the first time.
     pub(crate) silenced: Vec<FiveTuple>,
     /// Whether a message was in hand at the last death.
     pub(crate) is_new: bool,

@@ -175,7 +175,7 @@ impl Item {
         if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
             return Err(wrong("is not open; systemd sets the variable, don't set it yourself".to_owned()));
         }
-        // SAFETY: it is open, and the variables say that it was opened for us; they are gone, so nobody takes it twice.
+        // SAFETY: it is open, and the variables say that it was opened for us; they are gone, so it is not taken twice.
         let socket = unsafe { Socket::from_raw_fd(descriptor) };
         let kind = socket.r#type().map_err(|error| wrong(format!("is no socket: {error}")))?;
         let set_up = || -> io::Result<()> {

@@ -41,7 +41,7 @@ struct Record {
 /// Empty queues, for streams that have something to send.
 #[allow(
     clippy::vec_box,
-    reason = "the boxes go to streams and come back: an idle stream holds a pointer, nobody copies"
+    reason = "the boxes go to streams and come back: an idle stream holds a pointer, and nothing is copied"
 )]
 pub(super) type SpareQueues = Vec<Box<SendQueue>>;
 

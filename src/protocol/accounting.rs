@@ -214,7 +214,7 @@ pub struct SessionRecord {
     /// The full USERNAME.
     #[n(4)]
     pub username: Box<str>,
-    /// Whom quotas count for: the user id.
+    /// The user id that quotas count for.
     #[n(5)]
     pub identity: Box<str>,
     /// Whose user it is, if the users of this server belong to tenants.

@@ -167,7 +167,7 @@ impl<'m> Authenticated<'m> {
         self.proof == Proof::Owner
     }
 
-    /// Whom quotas count for: the user id; if empty, the whole USERNAME; static users by name.
+    /// The user that quotas count for: the user id; if empty, the whole USERNAME; static users by name.
     const fn identity(&self) -> &'m str {
         match self.proof {
             Proof::TimeLimited { user_id, .. } if !user_id.is_empty() => user_id,

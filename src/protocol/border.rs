@@ -161,7 +161,7 @@ impl InHand {
 pub enum Output {
     /// Send these bytes to a client.
     Reply {
-        /// Whom it answers; it leaves from the address that was asked.
+        /// The client that it answers; it leaves from the address that was asked.
         via: Via,
         /// One whole STUN message.
         bytes: Vec<u8>,
@@ -169,14 +169,14 @@ pub enum Output {
     /// Ask the quotas for one more allocation and answer with [`Input::Admission`], now or later. The user that it counts for and
     /// under which limits: [`quota_claim`](super::Server::quota_claim).
     Admit {
-        /// For whom.
+        /// The allocation that it is for.
         allocation: AllocationId,
         /// What is to be counted.
         purpose: Purpose,
     },
     /// Open a relayed transport address and answer with [`Input::RelayOpened`].
     OpenRelay {
-        /// For whom.
+        /// The allocation that it is for.
         allocation: AllocationId,
         /// What is wanted.
         request: RelayRequest,
@@ -222,7 +222,7 @@ pub enum Relay<'a> {
     ToPeer {
         /// Whose relayed address.
         allocation: AllocationId,
-        /// To whom.
+        /// Where to.
         to: PeerAddress,
         /// What the IP header shall say.
         meta: PacketMeta,

@@ -173,7 +173,7 @@ impl Owner {
         self.names.part(0, self.names.username_len)
     }
 
-    /// Whom quotas count for.
+    /// The user that quotas count for.
     #[must_use]
     pub fn identity(&self) -> &str {
         self.names.part(self.names.identity_at, self.names.identity_len)
@@ -191,7 +191,7 @@ impl Owner {
         Some(&self.terms.as_ref()?.grant)
     }
 
-    /// Whom the allocation counts for.
+    /// The user that the allocation counts for.
     pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
         QuotaClaim {
             subject: self.subject(),

@@ -188,7 +188,7 @@ function checkSums({ a, b, whole, metrics }) {
   }
 }
 
-/** Stage 1: the server stands still for a moment, and nobody needs to do anything. */
+/** Stage 1: the server stands still for a moment, and there is nothing to do. */
 async function gapHeals(env) {
   const [a, b] = await env.call('chromium');
   env.server.pause();

@@ -42,7 +42,7 @@ async function startServer(folder, hasToken = true) {
     `listen.tls = ["${address}:0"]`,
     `tls.certificate = "${certificate}"`,
     `tls.private_key = "${key}"`,
-    // An authority that answers nobody: the page says so.
+    // An authority that does not answer: the page says so.
     `tls.acme = { domains = ["own.example.org"], directory = "https://127.0.0.1:9/directory", state = "${folder}/acme", http_listen = "127.0.0.1:0" }`,
     `relay.addresses = ["${address}"]`,
     'peers.allow = ["127.0.0.0/8"]',
@@ -227,7 +227,7 @@ async function showsWhatHappens(running, server) {
   await until('the kicked sessions to vanish', async () => !(await rows()).some((row) => row.includes(eve)));
   await until('the reason', async () => /session kicked\s+2/.test(await text(page, '#ended-table')));
   await alice.evaluate(() => window.hangUp());
-  await until('nobody to be left', async () => /no live sessions/.test(await text(page, '#session-table')));
+  await until('no session to be left', async () => /no live sessions/.test(await text(page, '#session-table')));
   for (const each of [alice, mallory, page]) await each.close();
   assert.deepEqual(errors, []);
 }
@@ -254,7 +254,7 @@ async function tellsOfTheEnd(running, server) {
   const { page, errors } = await open(running, server);
   await logIn(page);
   await until('the numbers', () => isShown(page, '#people'));
-  // The server ends by itself as soon as nobody is left.
+  // The server ends by itself as soon as no session is left.
   const alice = await call(running, server, 'alice');
   await page.bringToFront();
   await api(server, '/v1/drain', {});

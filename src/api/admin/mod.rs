@@ -315,12 +315,12 @@ impl Admin {
     async fn kick(&self, by: Operator, meant: SubjectRequest) -> Result<Value, AdminRefused> {
         let which = meant.selector()?;
         let ended = self.parts.running.close(&which, EndReason::Kicked).await;
-        let whom = match &which {
+        let subject = match &which {
             Selector::Session(session) => json!({ "session": session.to_string() }),
             Selector::Subject(whose) => Value::Object(sessions::show_whose(whose)),
             Selector::LinkLocalClients => json!("link-local clients"),
         };
-        tracing::info!(%by, %whom, ended, "sessions ended by an operator");
+        tracing::info!(%by, %subject, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {
             return Err(AdminRefused::NotFound(
                 "there is no live session with this name; the log has the ended ones".into(),
@@ -331,12 +331,12 @@ impl Admin {
 
     async fn revoke(&self, by: Operator, meant: SubjectRequest, max_ttl: u64) -> Result<Value, AdminRefused> {
         let (whose, undo) = meant.revocation()?;
-        let whom = Value::Object(sessions::show_whose(&whose));
+        let subject = Value::Object(sessions::show_whose(&whose));
         let revoker = &self.parts.revoker;
         let is_kept = revoker.store().file().is_some();
         if undo {
             let done = revoker.undo(whose).await;
-            tracing::info!(%by, %whom, is_saved = done.is_ok() && is_kept, "revocation undone by an operator");
+            tracing::info!(%by, %subject, is_saved = done.is_ok() && is_kept, "revocation undone by an operator");
             return match done {
                 Ok(true) => Ok(json!({ "undone": true })),
                 Ok(false) => {
@@ -347,7 +347,7 @@ impl Admin {
             };
         }
         let done = revoker.revoke(whose, max_ttl).await.map_err(|error| not_revoked(&error))?;
-        tracing::info!(%by, %whom, ended = done.ended, is_saved = done.saved.is_ok() && is_kept, "revoked by an operator");
+        tracing::info!(%by, %subject, ended = done.ended, is_saved = done.saved.is_ok() && is_kept, "revoked by an operator");
         done.saved.map_err(|error| not_revoked(&error))?;
         let until = done.until.map(|until| rfc3339(until.0));
         Ok(json!({ "until": until, "ended": done.ended, "file": revoker.store().file() }))

@@ -1,4 +1,4 @@
-//! Live sessions as JSON, and whom a call means.
+//! Live sessions as JSON, and which of them a call means.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -135,7 +135,7 @@ pub(super) fn show(session: &SessionRecord) -> Value {
     })
 }
 
-/// Whom a body names.
+/// The subject that a body names.
 #[derive(Deserialize, Debug, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SubjectRequest {
@@ -194,7 +194,7 @@ impl SubjectRequest {
     }
 }
 
-/// What JSON says of whom, with the names that calls take.
+/// What JSON says of a subject, with the names that calls take.
 pub(super) fn show_whose(whose: &Subject) -> Map<String, Value> {
     let mut shown = Map::new();
     match whose {

@@ -1,4 +1,4 @@
-//! Who asks: an API key, a user with a signed token, a process of this machine, or a user whom a trusted proxy has logged in.
+//! Who asks: an API key, a user with a signed token, a process of this machine, or a user that a trusted proxy has logged in.
 
 use axum::http::{HeaderMap, header};
 use base64::Engine as _;
@@ -24,7 +24,7 @@ pub(super) struct Caller {
     pub(super) name: Box<str>,
     /// The longest lifetime of its credentials, in seconds.
     pub(super) max_ttl: Option<u64>,
-    /// The user that a proxy or a token vouches for; others name whom they like.
+    /// The user that a proxy or a token vouches for; others name any user.
     pub(super) user: Option<String>,
     /// Whose user that is.
     pub(super) tenant: Option<Box<str>>,

@@ -62,7 +62,7 @@ const RANDOM_ID_BYTES: usize = 12;
 /// How long a browser may remember which origins may ask, in seconds.
 const PREFLIGHT_SECONDS: &str = "600";
 
-/// Whom a request is from, as limits and `from` of keys take it: for fuzzing.
+/// Where a request is from, as limits and `from` of keys take it: for fuzzing.
 #[must_use]
 pub fn client_address(config: &IssuingConfig, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
     forwarded::client(&config.proxies, peer, headers).ip()
@@ -158,7 +158,7 @@ impl Rest {
         }
     }
 
-    /// Refuses those whom the relay shuts out, from now on.
+    /// Refuses users that the relay shuts out, from now on.
     pub fn shut_out(&self, is_revoked: impl Fn(&SessionSubject<'_>, UnixSeconds) -> bool + Send + Sync + 'static) {
         // Told twice it is the same relay.
         let _ = self.is_revoked.set(Box::new(is_revoked));

@@ -10,7 +10,7 @@ const HEAD_ROOM: usize = 64;
 /// the same few sets of the processor's cache.
 const STRIDE: usize = SLOT_BYTES + 21 * 64;
 
-const _: () = assert!(STRIDE - SLOT_BYTES >= HEAD_ROOM, "a head reaches into nobody's slot");
+const _: () = assert!(STRIDE - SLOT_BYTES >= HEAD_ROOM, "a head reaches into no other slot");
 
 /// Receive slots for a batch, owned by a worker, never by a session.
 ///

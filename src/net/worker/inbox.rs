@@ -209,7 +209,7 @@ impl Worker {
     /// Closes the streams of clients with a link-local address; those without an allocation too.
     fn close_link_local(&mut self, now: Now) {
         for at in self.streams.all() {
-            if self.streams.get(at).is_some_and(|stream| stream.five_tuple.is_link_local()) {
+            if self.streams.get(at).is_some_and(|stream| stream.via.is_link_local()) {
                 self.close_stream(now, at);
             }
         }
