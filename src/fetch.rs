@@ -447,7 +447,7 @@ pub(crate) mod tests {
         let other = Scripted::start(Some("other.example")).await;
         let misnamed = client(Some(&other.pem)).ask(&other.url("https", "/"), get()).await.unwrap_err();
         assert!(matches!(misnamed, FetchError::Tls(_)), "{misnamed}");
-        assert_eq!((server.asked().len(), other.asked().len()), (1, 0), "a request goes to nobody else");
+        assert_eq!((server.asked().len(), other.asked().len()), (1, 0), "a request goes to no other server");
     }
 
     #[tokio::test]
@@ -469,7 +469,7 @@ pub(crate) mod tests {
             assert!(error.contains(bad), "{error}");
         }
         server.answers("HTTP/1.1 302 Found\r\nLocation: http://localhost:1/\r\nContent-Length: 0\r\n\r\n");
-        assert_eq!(ask().await.unwrap().status, StatusCode::FOUND, "nobody is followed");
+        assert_eq!(ask().await.unwrap().status, StatusCode::FOUND, "no redirect is followed");
         server.answers("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n2;x=y\r\n2]\r\n0\r\n\r\n");
         assert_eq!(ask().await.unwrap().body, b"[1,2]", "pieces are put together");
         // A status is enough where no body is wanted, even if that hangs.

@@ -256,7 +256,7 @@ fn a_signed_token_gets_a_credential_for_its_user_and_no_longer_than_itself() {
         } else {
             bad += 1;
             assert_eq!(answer.status, 401, "{line}");
-            // What does not look like a token is a key that nobody has.
+            // What does not look like a token is an unknown key.
             let expected = if throughway::jwt::looks_like_one(token.as_bytes()) { "bad_token" } else { "wrong_key" };
             assert_eq!(answer.json()["reason"], expected, "{line}");
         }
@@ -357,7 +357,7 @@ fn more_than_the_rate_is_a_429_that_says_when_to_come_back() {
     let refused = ask("alice");
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("20")));
     assert_eq!(refused.json()["reason"], "rate_user");
-    assert_eq!(endpoint.get("/v1/credentials").status, 200, "who names nobody has no user's rate");
+    assert_eq!(endpoint.get("/v1/credentials").status, 200, "a caller that names no user has no user's rate");
     for user in ["bob", "carol", "dave", "erin", "frank"] {
         assert_eq!(ask(user).status, 200, "{user}");
     }
@@ -371,7 +371,7 @@ fn more_than_the_rate_is_a_429_that_says_when_to_come_back() {
     assert_eq!(ask("alice").status, 200);
     assert_eq!(ask("alice").status, 429);
     assert_eq!(endpoint.refused(&IssueRefused::RateUser(0)), 2);
-    // A request without a right key costs nobody's rate.
+    // A request without a right key costs no user's rate.
     CLOCK.store(200_000, Ordering::Relaxed);
     for _ in 0..30 {
         assert_eq!(endpoint.ask("GET", "/ice", &[WRONG], "").status, 401);
@@ -458,7 +458,7 @@ fn hostile_requests_are_refused_at_a_bounded_cost() {
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{:?}", String::from_utf8_lossy(&answer));
     let keys = format!("/ice?{}key={KEY}", "key=x&".repeat(500));
     assert_eq!(endpoint.get(&keys).status, 401);
-    // No HEAD: it would mint what nobody reads.
+    // No HEAD: it would mint what is not read.
     assert_eq!(endpoint.ask("HEAD", "/ice", &[BEARER], "").status, 405);
     // Garbage of every kind ends the connection, not the server.
     for garbage in [&b"\x00\x01\x00\x00\x21\x12\xa4\x42"[..], b"GET /ice\r\n\r\n", b"GET \xff\xfe HTTP/1.1\r\n\r\n"] {
@@ -517,7 +517,7 @@ fn what_a_proxy_says_and_can_not_be_read_is_nobodys_address() {
         let refused = ask("X-Forwarded-For", bad);
         assert_eq!((refused.status, &refused.json()["reason"]), (403, &"address".into()), "{bad:?}");
     }
-    assert_eq!(ask("Forwarded", b"for=8.8.8.8").status, 403, "a header that is not read makes nobody the proxy");
+    assert_eq!(ask("Forwarded", b"for=8.8.8.8").status, 403, "a header that is not read makes no peer the proxy");
 }
 
 /// So that the golden files are all looked at, and none is left of a shape that is gone.

@@ -109,7 +109,7 @@ fn a_token_of_a_new_key_is_taken_as_soon_as_the_login_has_published_it() {
     // The first token waits for the first fetch.
     assert_eq!(ask(&endpoint, &old.token(alice.clone()), "").status, 200);
     login.publishes(&[&new]);
-    // Just fetched: nobody can make us ask again at once.
+    // Just fetched: no caller can make us ask again at once.
     assert_eq!(ask(&endpoint, &new.token(alice.clone()), "").status, 401);
     let asked = Instant::now();
     for _ in 0..50 {

@@ -85,7 +85,7 @@ fn a_reservation_needs_room_in_every_scope() {
     }
 }
 
-// F-A6: whoever reserves, ends the session and reserves again collects ports.
+// F-A6: a client that reserves, ends the session and reserves again collects ports.
 #[test]
 fn a_user_has_two_reservations_and_a_five_tuple_one() {
     for name in ["bob", "alice"] {
@@ -245,7 +245,7 @@ fn after_a_change_of_password_the_five_tuple_is_taken_and_not_unauthorized() {
     h.allocate(client);
 }
 
-// F-F3: what one credential is granted limits that credential, whoever of the same user asks after it.
+// F-F3: what one credential is granted limits that credential, though the same user asks with another after it.
 #[test]
 fn each_of_two_credentials_of_a_user_keeps_its_own_allowance() {
     for narrow_is_last in [false, true] {

@@ -356,7 +356,7 @@ fn every_relative_link_leads_somewhere() {
         let text = read(&page);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let (target, anchor) = link.split_once('#').unwrap_or((link, ""));
-            // An address is checked by whoever clicks it.
+            // An address is checked by the reader who clicks it.
             if target.contains("://") || target.starts_with("mailto:") {
                 continue;
             }
@@ -442,7 +442,7 @@ fn samples_of_the_manual_can_be_read() {
         text.split("```").skip(1).step_by(2).filter(|block| block.starts_with("python") || block.starts_with("js"));
     assert!(blocks.clone().count() >= 3, "the samples are there");
     let golfed: Vec<&str> = blocks.by_ref().flat_map(str::lines).filter(|line| line.chars().count() > 100).collect();
-    assert!(golfed.is_empty(), "lines that nobody reads:\n{}", golfed.join("\n"));
+    assert!(golfed.is_empty(), "lines that are too dense to read:\n{}", golfed.join("\n"));
 }
 
 // F-B11

@@ -149,7 +149,7 @@ with_one_and_three_workers! {
         // Ends its allocation with a full queue, then reads all of it: the stop waits, and counts what was read.
         let mut slow = slow_client(&server, "slow");
         end(&server, &mut slow);
-        assert!(of_kind(&records(&file_of(&server)), "stop").is_empty(), "nobody knows yet what will leave");
+        assert!(of_kind(&records(&file_of(&server)), "stop").is_empty(), "it is not known yet what will leave");
         let mut read = 0;
         let stop = wait_for("the stop of the slow reader", || {
             while let Some(data) = slow.data_within(Duration::from_millis(50)) {
@@ -329,7 +329,7 @@ fn an_https_webhook_is_trusted_by_the_file_of_its_authority_and_not_without() {
 
 #[test]
 fn a_webhook_that_accepts_and_never_answers_holds_up_nothing_else() {
-    // Its backlog takes connections; nobody ever reads them.
+    // Its backlog takes connections, which are never read.
     let hanging = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/usage", hanging.local_addr().unwrap());
     let mut server = with_file(1).account("webhook", url).account("spool", "spool").start();
@@ -356,7 +356,7 @@ fn a_webhook_that_accepts_and_never_answers_holds_up_nothing_else() {
 
 #[test]
 fn an_unreachable_webhook_keeps_its_records_over_a_restart() {
-    // A port that nobody listens on: it was ours a moment ago.
+    // A port without a listener: it was ours a moment ago.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let settings = |url: String| Settings::new(1).account("webhook", url).account("spool", "spool");
     let mut server = settings(format!("http://{free}/usage")).start();

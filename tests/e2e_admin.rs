@@ -178,7 +178,7 @@ with_one_and_three_workers! {
         assert!(answer["file"].as_str().unwrap().ends_with("/revocations"), "{answer}");
         assert_eq!(server.log.wait_for_session("carol")["reason"], "revoked");
         assert_eq!(carol.refresh(600).code(), 437);
-        assert_eq!(dave.refresh(600).code(), 0, "nobody else is concerned");
+        assert_eq!(dave.refresh(600).code(), 0, "no other user is concerned");
         let check = |server: &Server| {
             for worker in 0..workers {
                 let client = Client::udp_on_worker(server.udp4(), worker, workers).minted(SECRET, "carol");
@@ -391,7 +391,7 @@ fn a_revoked_tenant_of_an_api_key_gets_no_credentials() {
     assert_eq!(done(post(&server, "/v1/revoke", json!({ "tenant": "acme" })))["ended"], 1);
     refused(&issue(), 403, "revoked");
     assert_eq!(allocate_code(Client::udp(server.udp4()).user(&username, &password)), 403);
-    assert_eq!(allocate_code(minted(&server, "carol")), 0, "she is nobody's there");
+    assert_eq!(allocate_code(minted(&server, "carol")), 0, "she has no tenant there");
     done(post(&server, "/v1/revoke", json!({ "tenant": "acme", "undo": true })));
     done(issue());
 }
@@ -435,7 +435,7 @@ fn a_damaged_file_of_revocations_refuses_the_start() {
     for part in ["auth.revocations_file", &format!("{}:3:", file.display()), "correct or remove that line"] {
         assert!(said.contains(part), "{said}\nlacks {part}");
     }
-    assert!(!said.contains("listening"), "nobody may come in before: {said}");
+    assert!(!said.contains("listening"), "no client may come in before: {said}");
 }
 
 #[test]
@@ -741,7 +741,7 @@ fn over_a_unix_socket_the_system_says_who_asks() {
     let url = format!("unix:{}", socket.display());
     let (code, said, _) = run(&["revoke", "--list", "--url", &url]);
     assert!(code == 0 && said.contains("carol"), "{said}");
-    // Host and content type are checked here too; a token that nobody configured is no help.
+    // Host and content type are checked here too; a token that is not configured is no help.
     let ask = |head: &str| ask_socket(&socket, &format!("{head}Connection: close\r\n\r\n"));
     refused(&ask("GET /v1/sessions HTTP/1.1\r\nHost: evil.example\r\n"), 403, "host");
     refused(&ask("POST /v1/drain HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"), 415, "content_type");

@@ -43,7 +43,7 @@ fn with_wrong_fingerprint(method: Method) -> Vec<u8> {
     bytes[..len].to_vec()
 }
 
-/// Method 0x0AA, which nobody assigned.
+/// Method 0x0AA, which is not assigned.
 fn of_unknown_method() -> Vec<u8> {
     let mut bytes = request(METHOD_ALLOCATE, &[], None);
     bytes[..2].copy_from_slice(&[0x02, 0x4A]);
@@ -217,7 +217,7 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
-    /// Noise: nothing is answered, every datagram is counted, nobody else notices.
+    /// Noise: nothing is answered, every datagram is counted, no other client notices.
     fn random_datagrams_are_all_counted(workers: u8) {
         let server = Server::ordinary(workers);
         let witness = Witness::start(Client::tcp(server.tcp4()));
@@ -251,7 +251,7 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
-    /// Any single byte of a signed request may be wrong: nothing breaks, nobody else notices, nothing is granted.
+    /// Any single byte of a signed request may be wrong: nothing breaks, no other client notices, nothing is granted.
     fn a_changed_byte_is_never_granted(workers: u8) {
         let server = Server::ordinary(workers);
         let witness = Witness::start(Client::tcp(server.tcp4()));

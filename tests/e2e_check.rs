@@ -203,7 +203,7 @@ fn text_ends_with_the_count_and_has_no_control_characters_off_a_terminal() {
     let output = command(&[&stun]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");
-    assert!(output.stderr.is_empty(), "no progress where nobody watches");
+    assert!(output.stderr.is_empty(), "no progress without a terminal");
     assert!(text.starts_with(&format!("{stun} at {}\n  ok    reach", server.udp4())), "{text}");
     assert!(text.ends_with("0 failed, 0 to look at, 0 skipped, 3 fine\n"), "{text}");
     assert!(!text.contains('\u{1b}') && !text.contains("allocate"), "{text}");

@@ -434,7 +434,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// Three senders at the same time, on one listener that is read coalesced: nobody gets what is another's.
+    /// Three senders at the same time, on one listener that is read coalesced: none gets what is another's.
     fn senders_of_pieces_stay_apart(workers: u8) {
         let server = Server::ordinary(workers);
         let call = |_| Call::of(Client::udp_on_worker(server.udp4(), 0, workers));
@@ -514,7 +514,7 @@ fn exchange(server: &Server, one: &mut End, two: &mut End, bound: [bool; 2]) -> 
 }
 
 with_one_and_three_workers! {
-    /// Whoever it is, on whichever worker, by channel or indication: from the right address, counted on both sides.
+    /// Each client, on each worker, by channel or indication: from the right address, counted on both sides.
     fn two_relayed_addresses_reach_each_other(workers: u8) {
         let authority = Authority::new();
         let server = authority.settings(workers).start();
@@ -591,7 +591,7 @@ with_one_and_three_workers! {
             two.client.expect_data(Origin::Channel(CHANNEL), b"by the back door");
             total += 1;
             expect_inside(&server, total);
-            // Ports that were relayed a moment ago are nobody's now.
+            // Ports that were relayed a moment ago are free now.
             let line = end(&server, &mut two.client, &two.user);
             assert_eq!(amounts(&line, "packets")[2], amounts(&line, "packets")[3]);
             server.expect_dropped("not_relayed_port", 3, || {
@@ -627,7 +627,7 @@ with_one_and_three_workers! {
                     one.send_channel(CHANNEL, &payload(1, size));
                 }
             });
-            assert_eq!(inside(&server), before + 5, "whoever sends can't tell");
+            assert_eq!(inside(&server), before + 5, "the sender can't tell");
             // A permission for another address is none for this one; without it nothing comes, with it all.
             two.client.permit("127.0.0.9:9".parse().unwrap());
             server.expect_dropped("peer_not_permitted", 1, || one.send_channel(CHANNEL, b"ten bytes."));
@@ -815,7 +815,7 @@ const FLOOD: u64 = 400;
 const FLOOD_BYTES: usize = 60_000;
 
 with_one_and_three_workers! {
-    /// A flood of data overflows the buffer that data has, and takes nobody's request away.
+    /// A flood of data overflows the buffer that data has, and takes no request away.
     fn a_flood_of_data_loses_no_request(workers: u8) {
         let server = Server::ordinary(workers);
         let mut callers: Vec<Client> =
@@ -851,7 +851,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// A flood of requests overflows the buffer that requests have, and takes nobody's data away.
+    /// A flood of requests overflows the buffer that requests have, and takes no data away.
     fn a_flood_of_requests_loses_no_data(workers: u8) {
         const SOFTWARE: AttrType = AttrType(0x8022);
         let server = Server::ordinary(workers);

@@ -1,4 +1,4 @@
-//! Draining the real binary: calls go on to their end, nobody new comes in, and then it is gone.
+//! Draining the real binary: calls go on to their end, no new client comes in, and then it is gone.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
@@ -27,7 +27,7 @@ fn term(server: &Server) {
 }
 
 with_one_and_three_workers! {
-    /// Calls on every worker and transport go on without loss while nobody new comes in; the last one's end is the server's.
+    /// Calls on every worker and transport go on without loss while no new client comes in; the last one's end is the server's.
     fn calls_go_on_to_their_end_and_then_the_server_is_gone(workers: u8) {
         let mut server = draining(workers, "").start();
         let mut witnesses: Vec<Witness> = (0..workers)

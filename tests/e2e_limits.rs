@@ -125,7 +125,7 @@ with_one_and_three_workers! {
         let mut fourth = Client::udp(server.udp4());
         assert_eq!(fourth.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 508);
         drop(held);
-        // Nobody had it on ::1.
+        // It was free on ::1.
         let mut ports: Vec<u16> = clients.iter_mut().map(|client| {
             assert_eq!(client.refresh(0).code(), 0);
             client.allocate_family(false).port()

@@ -124,7 +124,7 @@ fn the_journal_gets_every_line_with_its_fields() {
     let listening = journal.entry("listening");
     assert_eq!(listening["THROUGHWAY_TRANSPORT"], "udp");
     journal.entry("ready");
-    // Whoever names a user chooses what stands in the log about him, but not what kind of field it is.
+    // The issuer of a name chooses what stands in the log about it, but not what kind of field it is.
     let name = "carol\nPRIORITY=0\nTHROUGHWAY_REASON=forged";
     let client = use_it(&listening["THROUGHWAY_ADDRESS"], name);
     let session = journal.entry("session ended");
@@ -200,7 +200,7 @@ fn lines_that_the_journal_does_not_take_come_on_standard_error() {
     assert_eq!(server.said(), "INFO stopping signal=SIGTERM\n");
 }
 
-/// Nobody writes lines of his own by a name with line feeds or colours.
+/// A name can't add lines to the log with line feeds or colours.
 #[test]
 fn a_name_makes_no_line_in_a_text_log() {
     let mut server = Bare::start(Directory::new(), "format = \"text\"", |_| Vec::new());

@@ -303,7 +303,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// RFC 8656 section 3.3: an allocation that nobody refreshes ends when its time is over.
+    /// RFC 8656 section 3.3: an allocation that is not refreshed ends when its time is over.
     fn an_allocation_expires_by_itself(workers: u8) {
         let mut settings = Settings::new(workers);
         settings.turn = vec![("default_lifetime", "\"1s\""), ("max_lifetime", "\"2s\"")];

@@ -129,7 +129,7 @@ fn exactly_a_hundred_fit(workers: u8, key: &'static str, reason: &str, who: impl
         let count = |code| codes.iter().filter(|found| **found == code).count();
         assert_eq!((count(0), count(486)), (FIT, CROWD - FIT), "{key} in round {round}");
         assert_eq!(server.live(), FIT as u64);
-        // One more of them is one too many, and whoever is not concerned is let in.
+        // One more of them is one too many, and the others are let in.
         let (username, password) = who(0);
         assert_eq!(try_allocate(&mut Client::udp(server.udp4()).user(&username, &password)), 486);
         let mut other = Client::udp(server.udp4());
@@ -338,7 +338,7 @@ with_one_and_three_workers! {
             server.reload(wide.clone());
             all_pass(&mut clients);
         }
-        // Nobody was sent away for it.
+        // No client was sent away for it.
         for client in &mut clients {
             assert_eq!(client.refresh(600).code(), 0);
         }
@@ -437,7 +437,7 @@ with_one_and_three_workers! {
             let live = server.live();
             server.expect_dropped("over_budget", 1, || client.send_channel(CHANNEL, b"xy"));
             wait_for("the end of the session", || (server.live() == live - 1).then_some(()));
-            // Where the budget is used up nobody comes in by another way either.
+            // Where the budget is used up no client comes in by another way either.
             let mut again = open(transport).user(&username, &password);
             assert_eq!(server.expect_refused("quota_bytes", 1, || try_allocate(&mut again)), 486);
             // A different claim makes it a different credential, while the user stays the same.

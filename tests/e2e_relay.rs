@@ -160,7 +160,7 @@ with_one_and_three_workers! {
         assert_eq!(server.live(), 2);
     }
 
-    /// RFC 8656 section 7.2: a reserved port waits for whoever brings its token, on whichever worker that lands.
+    /// RFC 8656 section 7.2: a reserved port waits for the client that brings its token, on whichever worker that lands.
     fn a_reservation_token_works_on_every_worker(workers: u8) {
         let server = Server::ordinary(workers);
         for second_worker in 0..workers {

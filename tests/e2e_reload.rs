@@ -158,7 +158,7 @@ with_one_and_three_workers! {
             assert_eq!(allocate_code(Client::udp_on_worker(new_udp, worker, workers)), 0, "worker {worker}");
         }
         assert_eq!(allocate_code(Client::tcp(new_tcp)), 0);
-        // The new listener is ours, so it is nobody's peer.
+        // The new listener is ours, so it is no client's peer.
         let mut client = Client::udp(udp);
         client.allocate();
         assert_eq!(client.try_bind(0x4001, new_udp), 403);
@@ -207,7 +207,7 @@ with_one_and_three_workers! {
         assert_eq!(client.refresh(0).code(), 0, "an established connection stays as long as its client wants");
     }
 
-    /// Whoever takes a listener out by mistake puts it back, and nobody has to do anything.
+    /// An operator who takes a listener out by mistake puts it back, and clients have to do nothing.
     fn a_listener_that_returns_in_time_is_the_same_as_before(workers: u8) {
         let settings = on_two_addresses(&on_one_address(workers));
         let mut server = settings.clone().start();
@@ -406,7 +406,7 @@ with_one_and_three_workers! {
         assert_eq!(http::get(public, "/healthz", "anybody").0, 200);
         let mut client = Client::udp(server.udp4());
         client.allocate();
-        assert_eq!(client.try_bind(0x4001, public), 403, "our HTTP is nobody's peer");
+        assert_eq!(client.try_bind(0x4001, public), 403, "our HTTP is no client's peer");
         server.reload(settings.clone());
         assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 403);
         assert_eq!(TcpStream::connect(public).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);

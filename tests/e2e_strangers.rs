@@ -220,7 +220,7 @@ fn without_files_http_and_new_streams_are_answered_and_only_allocations_are_refu
     // Strangers can't take what is kept back either.
     let mut crowd = idle_crowd(100, server.tcp4(), &[]);
     // At their own ends: the server's count is as low before it has accepted them, and one that it accepts later takes
-    // the place of whoever is there.
+    // the place of a client that is there.
     wait_for("one to be left of them", || {
         (crowd.iter_mut().filter_map(|one| (!is_closed(one)).then_some(())).count() <= 1).then_some(())
     });

@@ -481,7 +481,7 @@ fn with_passed(config: &Path, sockets: &[OwnedFd], pid: &str) -> Command {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Above the places where they go, so that none is overwritten before it was copied.
     let above = |socket: &OwnedFd| {
-        // SAFETY: no pointers; a copy of a descriptor that is open, which nobody else has.
+        // SAFETY: no pointers; a copy of a descriptor that is open, which has no other owner.
         unsafe { OwnedFd::from_raw_fd(libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100)) }
     };
     let copies: Vec<OwnedFd> = sockets.iter().map(above).collect();
@@ -601,7 +601,7 @@ with_one_and_three_workers! {
     }
 }
 
-/// What nobody would read is an error that names it, and so is a socket that takes IPv4 as IPv6.
+/// What would not be read is an error that names it, and so is a socket that takes IPv4 as IPv6.
 #[test]
 fn a_passed_socket_that_fits_no_listener_is_refused() {
     let directory = Directory::new();

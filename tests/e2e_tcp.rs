@@ -184,7 +184,7 @@ with_one_and_three_workers! {
         assert_eq!(closed_streams(&server, "no_allocation"), 4);
     }
 
-    /// limits.tcp_queue: who does not read loses packets of his own, whole ones; nobody else notices.
+    /// limits.tcp_queue: who does not read loses packets of his own, whole ones; no other client notices.
     fn a_client_that_does_not_read_harms_only_itself(workers: u8) {
         let settings = Settings::new(workers).limit("tcp_queue", "\"128KiB\"").limit("packet_rate_per_allocation", "0");
         let server = settings.start();
@@ -321,7 +321,7 @@ with_one_and_three_workers! {
         assert_eq!(settled(), before);
     }
 
-    /// Whoever asks and asks and never reads an answer is cut off: nothing else would bound the answers.
+    /// A client that asks and asks and never reads an answer is cut off: nothing else would bound the answers.
     fn a_client_that_never_reads_its_answers_is_cut_off(workers: u8) {
         let server = Settings::new(workers).limit("tcp_queue", "\"65556B\"").start();
         let witness = Witness::start(Client::tcp(server.tcp4()));
@@ -367,7 +367,7 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
-    /// Many connections that say half a message cost little and disturb nobody.
+    /// Many connections that say half a message cost little and disturb no client.
     fn half_open_connections_disturb_nobody(workers: u8) {
         let server = Settings::new(workers).limit("tcp_unauthenticated", "\"2s\"").start();
         let witness = Witness::start(Client::tcp(server.tcp4()));
@@ -404,7 +404,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// F-A1: requests without an allocation have a rate, and whoever passes it is closed and counted; the others notice nothing.
+    /// F-A1: requests without an allocation have a rate, and a client that passes it is closed and counted; the others notice nothing.
     fn a_stream_that_only_asks_is_closed(workers: u8) {
         let server = Server::ordinary(workers);
         let witness = Witness::start(Client::tcp(server.tcp4()));

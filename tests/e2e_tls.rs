@@ -183,7 +183,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// Each name has its certificate; a name that nobody has gets the first.
+    /// Each name has its certificate; an unknown name gets the first.
     fn the_server_name_chooses_the_certificate(workers: u8) {
         let authority = Authority::new();
         let mut settings = authority.settings(workers);
@@ -196,7 +196,7 @@ with_one_and_three_workers! {
             let (first, second) = (presented(&get(NAME).unwrap()), presented(&get("relay.example.net").unwrap()));
             assert_ne!(first, second);
             assert_eq!(presented(&get("a.calls.example.net").unwrap()), second);
-            // A wildcard is one label, and nobody else's name is certified.
+            // A wildcard is one label, and no other name is certified.
             for unknown in ["a.b.calls.example.net", "calls.example.net", "other.example.org"] {
                 let error = get(unknown).unwrap_err();
                 assert!(matches!(tls_error(&error), Some(Error::InvalidCertificate(_))), "{unknown}: {error}");
@@ -290,7 +290,7 @@ with_one_and_three_workers! {
         wait_for("the stream to be counted", || (closed_streams(&server, "tls_broken") == 1).then_some(()));
     }
 
-    /// Connections that never shake hands cost time and memory within limits, and keep nobody out.
+    /// Connections that never shake hands cost time and memory within limits, and keep no client out.
     fn half_open_connections_disturb_nobody(workers: u8) {
         let authority = Authority::new();
         let settings = authority.settings(workers).limit("tls_half_open", "9").limit("tls_handshake", "\"3s\"");
@@ -323,7 +323,7 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
-    /// Everybody comes back at once: nobody is turned away, and the calls that live on lose nothing.
+    /// All clients come back at once: none is turned away, and the calls that live on lose nothing.
     fn a_crowd_that_reconnects_gets_in(workers: u8) {
         let authority = Authority::new();
         let server = authority.settings(workers).limit("tls_half_open", "16").start();
@@ -404,7 +404,7 @@ with_one_and_three_workers! {
         }
         wait_for("the failures counted", || (handshakes(&server, "failed") == failed + 3).then_some(()));
 
-        // A record that nobody encrypted ends the call, and the client hears why.
+        // A record that was not encrypted ends the call, and the client hears why.
         let mut client = authority.client(server.tls4());
         client.allocate();
         client.stream().write_all(b"\x17\x03\x03\x00\x20nobody encrypted these 32 bytes.").unwrap();
@@ -463,7 +463,7 @@ with_one_and_three_workers! {
                 live.value("throughway_allocations", &[("transport", transport), ("family", family)])
             };
             assert!(of("tls") >= 1);
-            // A first byte alone, then the rest; noise; ChannelData of nobody; silence.
+            // A first byte alone, then the rest; noise; ChannelData without an allocation; silence.
             let mut client = Client::tcp(tcp);
             let binding = request(METHOD_BINDING, &[], None);
             client.send_raw(&binding[..1]);

@@ -16,7 +16,7 @@ const USER_BYTES_MAX: usize = 120;
 
 const CLIENT_PORT: u16 = 40_404;
 
-/// A server with room for many, whose relayed addresses are at an address that nobody else uses.
+/// A server with room for many, whose relayed addresses are at an address of its own.
 fn server(users: Users) -> Server {
     let mut settings = Settings::new(1);
     let relay = match users {
@@ -100,7 +100,7 @@ fn private_bytes(server: &Server) -> usize {
 fn cost(users: Users, first: u16, count: u16) -> usize {
     let server = server(users);
     let clients = Clients::of(&server, users);
-    // What a process needs once, for its first session, scrape and end of a session, is nobody's cost.
+    // What a process needs once, for its first session, scrape and end of a session, is no session's cost.
     let warm = first + count;
     clients.open(warm..warm + 200);
     clients.close(warm..warm + 200);

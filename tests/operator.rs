@@ -44,7 +44,7 @@ fn a_revoked_user_loses_what_he_has_and_gets_nothing_new_until_the_end_of_it() {
     assert!(!h.is_alive(bob) && h.is_alive(eve));
     assert_eq!(h.ended.last().unwrap().reason, Some(EndReason::Revoked));
     let refused = h.refuses(again, allocate(), 403, Why::Revoked);
-    assert!(refused.is_signed_with(&h.key_of(again)), "whoever holds the key may know why");
+    assert!(refused.is_signed_with(&h.key_of(again)), "the holder of the key may know why");
     h.advance(100);
     h.allocate(again);
 }

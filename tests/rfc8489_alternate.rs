@@ -96,7 +96,7 @@ fn the_first_allocate_is_sent_elsewhere_before_the_challenge() {
         assert!(redirect < challenge, "{redirect} bytes instead of {challenge}");
         assert!(redirect <= 52, "a head, ERROR-CODE without a phrase, one address: {redirect} bytes");
     }
-    assert_eq!(h.refused.len(), told, "a first request names nobody, so there is no news of it");
+    assert_eq!(h.refused.len(), told, "a first request has no username, so there is no news of it");
     assert_eq!((h.leftovers(), h.books.admitted()), (0, 0));
 }
 

@@ -375,7 +375,7 @@ fn a_retransmission_while_the_socket_is_being_opened_opens_no_second_one() {
     assert_eq!(h.books.admitted(), 1);
 }
 
-// RFC 8656 §7.2 (2): another transaction is not a retransmission; over TCP nobody would ask again
+// RFC 8656 §7.2 (2): another transaction is not a retransmission; over TCP no client would ask again
 #[test]
 fn another_allocate_while_the_socket_is_being_opened_is_437() {
     for spec in [alice(), alice().tcp()] {
@@ -437,7 +437,7 @@ fn a_stream_that_closes_while_opening_closes_the_relay_when_it_comes() {
         h.tell(client, &bytes);
         h.disconnect(client);
         assert_eq!(h.books.admitted(), 0, "quota is given back at once");
-        assert_eq!(h.let_opens_go(client), [], "there is nobody to answer");
+        assert_eq!(h.let_opens_go(client), [], "there is no client to answer");
         assert_eq!((h.closed.len(), h.ports.count(), h.leftovers()), (1, 0, 0));
     }
 }

@@ -321,6 +321,6 @@ fn a_listener_of_ours_is_403_even_where_the_operator_opened_its_address() {
         assert_eq!(h.bind(client, number, addr(peer)), 0);
         assert_eq!(leads_to(&mut h, client, number), Some(addr(peer)));
     }
-    // Somebody else's port 3478 is nobody's listener here.
+    // Somebody else's port 3478 is no listener here.
     assert_eq!(h.bind(client, 0x4004, addr("8.8.8.8:3478")), 0);
 }

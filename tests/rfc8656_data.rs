@@ -389,7 +389,7 @@ fn what_was_not_sent_is_taken_back_and_counted_by_its_reason() {
     }
 }
 
-// The totals stay exact when the news comes after the end, and nobody else is charged
+// The totals stay exact when the news comes after the end, and no other user is charged
 #[test]
 fn what_was_not_sent_is_counted_after_the_allocation_ended_too() {
     let mut h = Harness::new();

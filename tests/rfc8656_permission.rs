@@ -32,7 +32,7 @@ fn is_open(h: &mut Harness, client: Client, peer: SocketAddr) -> bool {
     }
 }
 
-// RFC 8656 §9: nobody may send before a permission is installed
+// RFC 8656 §9: no peer may send before a permission is installed
 #[test]
 fn a_new_allocation_permits_nobody() {
     let mut h = Harness::new();

@@ -45,7 +45,7 @@ fn what_comes_at_the_end_of_the_lifetime_finds_no_allocation_even_before_the_tim
     assert_eq!(h.leftovers(), 0);
 }
 
-// F-A1: clients that vanish together end together, and nobody waits for all of them
+// F-A1: clients that vanish together end together, and no other client waits for all of them
 #[test]
 fn the_end_of_many_is_worked_off_in_parts_and_none_is_served_after_its_lifetime() {
     let mut h = Harness::new();

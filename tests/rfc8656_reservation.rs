@@ -135,7 +135,7 @@ fn a_token_survives_the_end_of_the_allocation_that_reserved() {
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }
 
-// RFC 8656 §7.2: whoever did not reserve neither gets the port nor takes it away
+// RFC 8656 §7.2: a client that did not reserve neither gets the port nor takes it away
 #[test]
 fn a_token_of_another_user_is_508_and_stays_good_for_its_owner() {
     for workers in [1, 3] {
@@ -204,7 +204,7 @@ fn a_retransmission_while_another_worker_is_asked_stays_one_request() {
     assert_eq!(h.tell(two, &bytes), replies);
 }
 
-// The owner does not answer: 508 instead of silence; its late answer brings a port that nobody wants.
+// The owner does not answer: 508 instead of silence; its late answer brings a port that is not wanted any more.
 #[test]
 fn an_answer_that_comes_too_late_is_508_and_the_port_is_closed() {
     let mut h = Harness::workers(2, |_| {});

@@ -84,7 +84,7 @@ fn claims_that_are_not_understood_are_refused_and_the_answer_is_signed() {
         assert!(refused.is_signed_with(&h.key_of(client)), "{text}");
     }
     assert_eq!(h.books.authenticated().by_secret[&Some("main".into())].refused["bad_claims"], 5);
-    // Whoever has no password hears nothing of claims.
+    // A client without the password hears nothing of claims.
     let stranger = h.add(alice().named(&format!("{}:bob~x", START_UNIX + 3600), "wrong"));
     h.refuses(stranger, allocate(), 401, Why::BadIntegrity);
 }
@@ -189,7 +189,7 @@ fn the_closing_time_inside_a_credential_ends_its_sessions_and_lets_no_new_one_in
     h.refuses(client, allocate(), 403, Why::ClosingTime);
 }
 
-// The second of the closing time begins at another millisecond for whoever looks at another time.
+// The second of the closing time begins at another millisecond for a look at another time.
 #[test]
 fn a_reload_that_plans_an_earlier_end_is_woken_for_it() {
     let mut h = Harness::with(reads(ClaimSet::LIMITS));

@@ -388,7 +388,7 @@ mod tests {
         let mut other = wait(2, LONG).await.expect("a source that has less need not wait");
         assert!(gave_way(&mut first) && !gave_way(&mut second));
         assert!(wait(3, LONG).await.is_err(), "each has one");
-        let third = wait(3, Duration::ZERO).await.expect("nobody is young");
+        let third = wait(3, Duration::ZERO).await.expect("none is young");
         assert!(gave_way(&mut second) && !gave_way(&mut other));
         drop(third);
         wait(4, LONG).await.expect("a place was given back");

@@ -477,7 +477,7 @@ mod tests {
         one.try_send(b"\xFFthis is no CBOR", &[writer.as_fd()]).unwrap();
         drop(writer);
         assert!(matches!(other.receive::<Note>(SOON), Err(HandoffError::Unreadable(_))));
-        assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "nobody holds the other end any more");
+        assert_eq!(reader.read(&mut [0; 1]).unwrap(), 0, "the other end is closed");
         one.try_send(&vec![0; MESSAGE_BYTES_MAX + 1], &[]).unwrap();
         assert!(matches!(other.receive::<Note>(SOON), Err(HandoffError::TooLong { .. })));
         let long = note(&"x".repeat(MESSAGE_BYTES_MAX), 0);

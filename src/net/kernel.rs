@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_threads_clock_is_read_by_others_while_it_lives() {
         let clock = Arc::new(ThreadClock::default());
-        assert_eq!(clock.nanoseconds(), None, "nobody's yet");
+        assert_eq!(clock.nanoseconds(), None, "it has no thread yet");
         let ((done, is_done), (stop, stopped)) = (channel(), channel());
         let of_thread = Arc::clone(&clock);
         let thread = std::thread::spawn(move || {

@@ -74,7 +74,7 @@ mod tests {
             [0, 10_000, 10_000, 9_500, 9_500, 8_000, 7_000, 3_000, 3_000, 3_000, 2_500, 2_500, 1_400, 1_400, 0, 0, 0];
         let given: Vec<usize> =
             (0..).zip(seen).filter(|(_, live)| ebb.is_over((*live, *live))).map(|(at, _)| at).collect();
-        assert_eq!(given, [8, 13, 15], "when nobody goes any more");
+        assert_eq!(given, [8, 13, 15], "when none goes any more");
         assert!(ebb.is_over((20, 5000)), "they came and went between two looks");
     }
 }

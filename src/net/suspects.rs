@@ -83,7 +83,7 @@ mod tests {
         assert!(suspects.ignores(&client(1), now) && !suspects.ignores(&client(2), now));
         assert!(suspects.ignores(&client(1), Ticks(60_999)));
         assert!(!suspects.ignores(&client(1), Ticks(61_000)));
-        assert!(!suspects.is_any_ignored.load(Ordering::Relaxed), "nobody is looked for any more");
+        assert!(!suspects.is_any_ignored.load(Ordering::Relaxed), "no client is looked for any more");
         assert!(suspects.note(client(1), Ticks(70_000)), "it stays known");
     }
 

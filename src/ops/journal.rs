@@ -191,7 +191,7 @@ mod tests {
     fn a_line_becomes_an_entry_and_no_value_makes_a_field() {
         let directory = Directory::new();
         let path = directory.path().join("socket");
-        assert!(Journal::reach(&path).is_err(), "nobody listens yet");
+        assert!(Journal::reach(&path).is_err(), "there is no listener yet");
         let socket = UnixDatagram::bind(&path).unwrap();
         let journal = Journal::reach(&path).unwrap();
         let mut buffer = [0; 4096];

@@ -249,7 +249,7 @@ mod tests {
         assert!(reloading.starts_with("RELOADING=1\n") && time.parse::<u64>().unwrap() > 0, "{reloading}");
         notifier.stopping();
         assert!(heard().starts_with("STOPPING=1\n"));
-        Notifier::new(None, 7).unwrap().ready("nobody hears it");
+        Notifier::new(None, 7).unwrap().ready("there is no manager");
         assert!(Notifier::new(Some(OsStr::new("relative")), 7).is_err());
     }
 }

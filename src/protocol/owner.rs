@@ -323,6 +323,6 @@ mod tests {
             assert_eq!((names.username(), names.identity(), names.names.text.len()), (username, identity, kept));
         }
         let names = Owner::new(&"x".repeat(70_000), "bob", IntegrityKey::from_md5([1; 16]), None, None);
-        assert_eq!((names.username(), names.identity()), ("", ""), "nobody's");
+        assert_eq!((names.username(), names.identity()), ("", ""), "without an owner");
     }
 }

@@ -403,7 +403,7 @@ mod tests {
             (claim("10:alice", Some("acme"), "2001:db8:0:ff::1"), Err(RejectReason::QuotaCredential)),
             (claim("11:alice", Some("acme"), "2001:db8:0:01::1"), Ok(())),
             (claim("12:alice", Some("acme"), "9.9.9.9"), Err(RejectReason::QuotaUser)),
-            (claim("12:alice", None, "9.9.9.9"), Ok(())), // nobody's alice is another alice
+            (claim("12:alice", None, "9.9.9.9"), Ok(())), // alice without a tenant is another alice
             (claim("10:bob", Some("acme"), "2001:db8:0:22::1"), Ok(())),
             (claim("10:eve", Some("acme"), "8.8.8.8"), Err(RejectReason::QuotaTenant)),
             (claim("bob", None, "2001:db8:0:33::1"), Ok(())), // a static user; same /56 as the others

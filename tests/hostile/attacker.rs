@@ -1,7 +1,7 @@
 //! The attacker: this test binary once more, as a process of its own at the lowest priority.
 //!
 //! Attacker, server and calls share the machine's cores. What an attack costs the attacker must not be charged to the
-//! server, so the attacker runs only where nobody else wants to.
+//! server, so the attacker runs only while the other threads are idle.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -25,7 +25,7 @@ pub(crate) const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
 /// An attacker that hangs ends by itself so long after its time.
 const HANGS: Duration = Duration::from_secs(10);
 
-/// What to do, to whom, for how long.
+/// What to do, to which server, for how long.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Order {
     pub(crate) attack: String,

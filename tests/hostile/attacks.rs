@@ -312,7 +312,7 @@ fn sessions_of_many(order: &Order) -> u64 {
     sum
 }
 
-/// Ports that are held under RESERVATION-TOKENs that nobody redeems; gives how many were held at once.
+/// Ports that are held under RESERVATION-TOKENs that are not redeemed; gives how many were held at once.
 fn reservations(order: &Order) -> u64 {
     let until = order.until();
     let mut held = 0;
@@ -378,7 +378,7 @@ fn empty_datagrams(order: &Order) -> u64 {
     count.join().unwrap()
 }
 
-/// Clients over TCP that never read, to whom a peer sends what carries nothing.
+/// Clients over TCP that never read, and get from a peer what carries nothing.
 fn unread(order: &Order) -> u64 {
     let peer = sink();
     let stream = || connect_with(order.target, Some(4096)).expect("the attacker can connect");

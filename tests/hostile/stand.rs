@@ -142,7 +142,7 @@ impl Round {
         self.quiet.quantile(0.99).max(self.control.quantile(0.99)).saturating_add(SLOWER)
     }
 
-    /// What is wrong with it; nothing if the attack harmed nobody.
+    /// What is wrong with it; nothing if the attack did no harm.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let mut expect = |is_fine: bool, fault: String| {

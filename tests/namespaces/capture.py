@@ -69,7 +69,7 @@ class Capture:
     @staticmethod
     def _messages(piece):
         """Datagrams that leave together are seen here before the device cuts them. Each is one message, whose length
-        says where the next one begins; ChannelData over UDP needs no padding, and nobody here sends any."""
+        says where the next one begins; ChannelData over UDP needs no padding, and no client here sends any."""
         while piece:
             if len(piece) < 4:
                 raise ValueError(f"not a message: {piece.hex()}")

@@ -420,7 +420,7 @@ def own_ports_are_no_peers_unless_they_are_relayed(stage):
         unheld = next(port for port in range(50000, 50003) if port not in (a.relayed[1], b.relayed[1]))
         for number, (peer, what) in enumerate((
                 ((SERVER, TURN_PORT), "our listener"),
-                ((SERVER, unheld), "a port of the relay address that nobody holds"),
+                ((SERVER, unheld), "a port of the relay address that is not held"),
                 ((SERVER_SECOND, 5000), "a local address that is no relay address"),
                 (("127.0.0.1", 8080), "loopback"), (("10.0.0.5", 9), "a private address"))):
             refused(lambda p=peer, n=number: a.bind_channel(0x4100 + n, p),

@@ -4,7 +4,7 @@ It exists so that a test can say exactly what goes onto the wire and see
 exactly what comes back: source address, hop limit, error code. It knows
 Binding, Allocate, Refresh, CreatePermission, ChannelBind, Send and Data
 indications and ChannelData, over UDP and TCP, IPv4 and IPv6, with the
-long-term credential mechanism. Whoever makes the object decides in which
+long-term credential mechanism. Its maker decides in which
 network namespace its socket lives (see `topology.Topology.inside`).
 """
 

@@ -64,7 +64,7 @@ impl World {
             } else {
                 Via::Datagram(FiveTuple { client, server, transport: Transport::Udp })
             };
-            // A five-tuple is anew: nobody had it before.
+            // A five-tuple is new: it was not used before.
             if !self.client_of.contains_key(&via) && !self.model.session_of.contains_key(&via) {
                 return via;
             }
@@ -222,7 +222,7 @@ impl World {
             }
         }
         if let Ok(Some(token)) = reply.reservation_token() {
-            // Shared with somebody else, to whom it may be of use: mostly of the same user.
+            // Shared with another client, which may use it: mostly of the same user.
             let username = self.clients[client].username.clone();
             self.clients[client].token = Some(token.0);
             if let Some(friend) = (0..self.clients.len()).find(|&c| c != client && self.clients[c].username == username)
@@ -397,7 +397,7 @@ impl World {
         (count > 0).then(|| self.rng.below(count) as usize).map(|at| self.wiretap[at].clone())
     }
 
-    /// Nobody can write into a foreign stream; datagrams come with any source.
+    /// No client can write into a foreign stream; datagrams come with any source.
     fn forge(&mut self, packet: Packet) {
         if !packet.via.is_stream() {
             self.cast(packet);

@@ -194,7 +194,7 @@ impl World {
             assert!(key.verifies(&reply), "the answer is signed with the request's key");
         }
         let due = if request.fingerprint { Fingerprint::Right } else { Fingerprint::Absent };
-        // Damage can turn FINGERPRINT into an attribute that nobody needs to know.
+        // Damage can turn FINGERPRINT into an attribute that may be unknown.
         assert!(damaged || check_fingerprint(&reply) == due, "FINGERPRINT is mirrored: {request:?}");
         if success && matches!(request.what, What::Binding | What::Allocate) {
             let mapped = xor_address(reply.get(Known::XorMappedAddress).unwrap(), reply.transaction_id());
@@ -341,7 +341,7 @@ impl World {
         is_answered
     }
 
-    /// An Allocate whose question nobody answered in time, or which a shutdown cut off.
+    /// An Allocate whose question was not answered in time, or which a shutdown cut off.
     pub fn gave_up(&mut self, worker: usize, via: &Via, bytes: &[u8]) -> bool {
         let Some(&key) = self.model.opening_of.get(via) else { return false };
         let opening = &self.model.openings[&key];

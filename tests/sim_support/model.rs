@@ -124,7 +124,7 @@ pub struct Model {
     pub openings: BTreeMap<Key, Opening>,
     pub opening_of: HashMap<Via, Key>,
     pub held: BTreeMap<[u8; 8], Held>,
-    /// Nonces that were seen to be given out: for whom, and when.
+    /// Nonces that were seen to be given out: for which client, and when.
     pub nonces: HashMap<Vec<u8>, (ClientAddress, Transport, u64)>,
     pub totals: Vec<Totals>,
     pub draining: bool,

@@ -70,7 +70,7 @@ impl World {
         self.workers[worker].server.handle_input(clock, Input::RelayOpened { allocation: id, result });
         let mut out = self.drain(worker);
         let Some(opening) = self.model.openings.remove(&key) else {
-            // Whoever wanted it is gone; drain saw it closed.
+            // The client that wanted it is gone; drain saw it closed.
             if let Ok(opened) = result {
                 assert!(!self.sockets.contains_key(&opened.relayed));
                 assert!(opened.held.is_none_or(|held| !self.sockets.contains_key(&held)));
@@ -186,7 +186,7 @@ impl World {
                 self.send_reply(via, bytes);
             }
             (None, Some(relayed)) => {
-                assert!(!self.sockets.contains_key(&relayed), "a port that nobody wants is closed")
+                assert!(!self.sockets.contains_key(&relayed), "a port that is not wanted is closed")
             }
             (None, None) => {}
         }
@@ -225,7 +225,7 @@ impl World {
         }
         let (config, now) = (&self.config, self.now);
         for session in self.model.sessions.values_mut() {
-            // Whoever is out of bytes stays so.
+            // A credential that is out of bytes stays so.
             if session.ends_by.is_none_or(|(_, why)| why != EndReason::Budget) {
                 session.ends_by = session.who.ends_by(config, session.created_at, now);
             }
@@ -245,7 +245,7 @@ impl World {
             self.nothing(&out);
         }
         self.ending = None;
-        assert!(keys.iter().all(|key| !self.model.sessions.contains_key(key)), "whoever is meant is gone");
+        assert!(keys.iter().all(|key| !self.model.sessions.contains_key(key)), "the sessions that are meant are gone");
     }
 
     pub fn kick(&mut self, key: Key) {

@@ -56,7 +56,7 @@ impl Who {
         self.expires.is_some()
     }
 
-    /// Tenant and user: nobody's user is another than a tenant's of the same name.
+    /// Tenant and user: a user without a tenant is another than a tenant's of the same name.
     pub fn user(&self) -> String {
         format!("{}\0{}", self.tenant.as_deref().unwrap_or_default(), self.identity)
     }

@@ -331,7 +331,7 @@ impl World {
     }
 
     pub fn nothing(&self, out: &Out) {
-        assert!(out.replies.is_empty(), "nobody asked, yet a reply: {:02x?}", out.replies);
+        assert!(out.replies.is_empty(), "no client asked, yet a reply: {:02x?}", out.replies);
         assert!(out.opens.is_empty() && out.asks.is_empty() && out.answers.is_empty() && out.created == 0);
     }
 

@@ -38,7 +38,7 @@ mod tests {
         let path = directory.path().join("socket");
         let mut journal = Journal::new(path.clone()).unwrap();
         let record = record("abc-1", 3, RecordKind::Stop, 5);
-        assert!(write(&mut journal, &record, "{}").is_err(), "nobody listens yet");
+        assert!(write(&mut journal, &record, "{}").is_err(), "there is no listener yet");
         let socket = UnixDatagram::bind(&path).unwrap();
         write(&mut journal, &record, "{\"seq\":3}").unwrap();
         let mut buffer = [0; 4096];

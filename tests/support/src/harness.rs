@@ -757,7 +757,7 @@ impl Harness {
                 self.closed_reserved.push(relayed.into());
             }
             Output::Ask { worker: owner, ticket, question } => {
-                assert_ne!(owner, me, "nobody asks himself");
+                assert_ne!(owner, me, "a worker asks another one");
                 self.between_workers(usize::from(owner.0), Owed::Asked(ticket, question));
             }
             Output::Answer { ticket, answer } => {

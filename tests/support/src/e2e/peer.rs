@@ -43,7 +43,7 @@ pub fn expect_silence(socket: &UdpSocket) {
     assert!(got.is_err(), "{got:?} came");
 }
 
-/// A peer that sends everything back to whom it came from.
+/// A peer that sends everything back to where it came from.
 pub struct Echo {
     pub address: SocketAddr,
     stop: Arc<AtomicBool>,

@@ -1,4 +1,4 @@
-//! An authority that issues certificates, and clients that trust nobody else.
+//! An authority that issues certificates, and clients that trust no other.
 
 use std::fs;
 use std::io::Write as _;

@@ -89,7 +89,7 @@ impl Books {
         inside.authenticated = AuthenticatedCounts::from_state(&state.authenticated);
         inside.revoked = Revocations::from_state(state.revocations);
     }
-    /// As the process does it; whoever calls this ends the live sessions too.
+    /// As the process does it; the caller ends the live sessions too.
     pub fn revoke(&self, whose: Subject, until: UnixSeconds) {
         self.locked().revoked.insert(whose, until);
     }
