@@ -408,7 +408,7 @@ impl Server {
         let meant = |allocation: &&Allocation| match which {
             Selector::Session(session) => allocation.session == *session,
             Selector::Subject(subject) => subject.includes(&allocation.owner.subject()),
-            Selector::LinkLocalClients => allocation.via.is_link_local(),
+            Selector::LinkLocalClients => allocation.via().is_link_local(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();

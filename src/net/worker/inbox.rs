@@ -198,7 +198,7 @@ impl Worker {
                     self.close_link_local(now);
                 }
                 // The asker may have given up.
-                drop(closing.done.send(closing.closed));
+                let _ = closing.done.send(closing.closed);
             }
         }
         if !self.closing.is_empty() {
