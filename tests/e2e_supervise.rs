@@ -62,7 +62,7 @@ fn recoveries(server: &Server) -> u64 {
 
 /// What the gauges of the last upgrade and the last recovery show, in seconds.
 fn gaps(server: &Server) -> [String; 3] {
-    let (_, text) = e2e_support::http::get(server.http(), "/metrics", "localhost");
+    let (_, text) = e2e::http::get(server.http(), "/metrics", "localhost");
     ["throughway_upgrade_gap_seconds", "throughway_upgrade_prepare_seconds", "throughway_recovery_gap_seconds"].map(
         |name| {
             let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -333,7 +333,7 @@ impl Session {
         client.take_challenge(&challenge);
         let (created, _) = client.request_until_answered(METHOD_ALLOCATE, &[Wanted::udp()]);
         assert_eq!(created.code(), 0, "{user}");
-        let peer = e2e_support::peer(created.relayed());
+        let peer = e2e::peer(created.relayed());
         peer.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
         let address = peer.local_addr().unwrap();
         let (permitted, _) = client.request_until_answered(METHOD_CREATE_PERMISSION, &[Wanted::peer(address)]);

@@ -90,7 +90,7 @@ impl Upgrader {
         tokio::spawn(async move {
             let start = move || {
                 let program = program.ok_or_else(|| "the path of this program is not known".to_owned());
-                let started = is_followed.and_then(|()| program).and_then(|program| program.start());
+                let started = is_followed.and(program).and_then(|program| program.start());
                 Greeted::hear(started.map_err(NotUpgraded::at("start"))?)
             };
             let report = if upgrader.claim() {
