@@ -128,7 +128,7 @@ fn serve_from(
                     "the server was killed, and its calls can't be gone on with: it starts anew"
                 );
                 let begun = begin(config, passed, ledger)?;
-                begun.started.upgrades.recovered(1, UpgradeTimes::default(), 1 + death.recoveries as u64);
+                begun.started.upgrades.recovered(1, UpgradeTimes::default());
                 begun
             }
             Origin::TakeOver(from) => match from.connect().map_err(Failure::Run)? {
@@ -334,7 +334,7 @@ fn go_on_counting(started: &Started, Inherited { metrics, own_metrics, passage, 
         // Its other counts are in those metrics.
         return started.upgrades.take_over(&UpgradeCounts { generation, times, ..UpgradeCounts::default() });
     };
-    started.upgrades.recovered(generation, times, 1 + death.recoveries as u64);
+    started.upgrades.recovered(generation, times);
     let (allocations, ..) = started.running.usage();
     let gap_ms = times.recovery_gap_us as f64 / 1_000.0;
     tracing::warn!(

@@ -766,48 +766,6 @@ mod faults {
         assert_eq!(other.refresh(600).code(), 0);
     }
 
-    /// A process that dies while it takes over leaves what it found: the next one goes on. When that dies too, all begins anew.
-    #[test]
-    fn a_second_death_while_the_first_is_recovered_from_ends_no_call() {
-        for step in ["recovery", "recovered"] {
-            let with_fault = |config: &Path| {
-                let mut command = binary(config);
-                command.env("TEST_FAULTS_UPGRADE", format!("{step}=kill"));
-                command
-            };
-            let server = Server::start_as(Directory::new(), supervised(3), with_fault);
-            let mut flows: Vec<Flow> =
-                (0..3).map(|worker| Flow::start(Client::udp_on_worker(server.udp4(), worker, 3))).collect();
-            let mut stream = Client::tcp(server.tcp4()).user("bob", "builder");
-            stream.allocate();
-            for round in 1..=2 {
-                (0..50).for_each(|_| flows.iter_mut().for_each(Flow::round));
-                kill(&server);
-                (0..50).for_each(|_| flows.iter_mut().for_each(Flow::round));
-                assert_eq!(server.log.events(GOES_ON).len(), round, "{step}: {}", server.log.text());
-                assert!(flows.iter_mut().all(|flow| flow.settle() <= round), "{step}");
-            }
-            assert_eq!(recoveries(&server), 4, "{step}");
-            stream.expect_closed();
-            wait_for("the end of the stream's session", || (server.live() == 3).then_some(()));
-            for flow in &mut flows {
-                assert_eq!(flow.client.refresh(0).code(), 0, "{step}");
-            }
-            wait_for("the end of all", || (server.live() == 0).then_some(()));
-        }
-        let each = |config: &Path| {
-            let mut command = binary(config);
-            command.env("TEST_FAULTS_UPGRADE", "recoveries=kill");
-            command
-        };
-        let server = Server::start_as(Directory::new(), supervised(1), each);
-        let mut client = Client::udp(server.udp4());
-        client.allocate();
-        kill(&server);
-        assert_eq!(server.log.event(ANEW)["why"], "two processes before this one could not go on either");
-        assert_eq!((server.log.events(GOES_ON).len(), server.live()), (0, 0));
-    }
-
     /// A successor that dies while it proves itself takes its supervisor along, and the old pair goes on, supervised as before.
     #[test]
     fn a_supervised_server_is_upgraded_and_the_new_one_is_supervised_too() {

@@ -129,7 +129,6 @@ const CONSTANTS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::worker::ledger::TOUCHED_PER_TURN", "the rest is written in the next turns"),
     ("run::supervise::DEATHS_MAX", "what ends the server: docs/operating/crashes.md"),
     ("run::supervise::INCIDENTS_MAX", "the same"),
-    ("run::supervise::RECOVERIES_MAX", "the same"),
     ("run::supervise::STUCK_MAX", "the same"),
     ("net::payload_rings::HEAD_BYTES", "size of an entry"),
     ("net::sys", "sizes of the kernel's interface"),

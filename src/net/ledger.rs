@@ -11,7 +11,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -156,9 +156,6 @@ pub struct Ledger {
     root: File,
     /// The memory that the words name; what is replaced is closed.
     cells: Mutex<[Option<Published>; Cell::ALL.len()]>,
-    /// By the words that name it, the memory of a process that died: there until this one has written its own, so that a
-    /// process that dies while it takes over leaves what it found.
-    found: Mutex<Vec<(u64, OwnedFd)>>,
 }
 
 #[derive(Debug)]
@@ -179,7 +176,7 @@ impl Ledger {
     /// # Errors
     /// Of the system.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { root: memory()?, cells: Mutex::default(), found: Mutex::default() })
+        Ok(Self { root: memory()?, cells: Mutex::default() })
     }
 
     fn word(&self, at: u64) -> u64 {
@@ -199,31 +196,7 @@ impl Ledger {
     }
 
     fn name(&self, at: u64, file: Option<&File>) -> io::Result<()> {
-        self.set_word(at, file.map_or(0, |file| file.as_raw_fd() as u64 + 1))?;
-        self.found().retain(|(word, _)| *word != at);
-        Ok(())
-    }
-
-    fn found(&self) -> MutexGuard<'_, Vec<(u64, OwnedFd)>> {
-        // Whole after each statement.
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads the memory of a process that died, and keeps it until the word names another.
-    fn find(&self, at: u64) -> Option<Vec<u8>> {
-        let memory = File::from(adopt_descriptor(self.named(at)?)?);
-        let bytes = whole(&memory).ok();
-        self.found().push((at, memory.into()));
-        bytes
-    }
-
-    /// There is nothing to go on with any more.
-    pub(crate) fn forget_found(&self) {
-        let workers = WORKERS..WORKERS + 2 * WORKERS_MAX as u64;
-        for word in Cell::ALL.iter().map(|cell| cell.word()).chain(workers) {
-            let _ = self.set_word(word, 0);
-        }
-        self.found().clear();
+        self.set_word(at, file.map_or(0, |file| file.as_raw_fd() as u64 + 1))
     }
 
     /// What the process was doing.
@@ -255,7 +228,7 @@ impl Ledger {
 
     /// What was in a cell.
     fn cell(&self, cell: Cell) -> Option<Vec<u8>> {
-        let bytes = self.find(cell.word())?;
+        let bytes = whole(adopt_descriptor(self.named(cell.word())?)?).ok()?;
         (!bytes.is_empty()).then_some(bytes)
     }
 
@@ -290,7 +263,8 @@ impl Ledger {
     }
 }
 
-fn whole(memory: &File) -> io::Result<Vec<u8>> {
+fn whole(memory: OwnedFd) -> io::Result<Vec<u8>> {
+    let memory = File::from(memory);
     let len = memory.metadata()?.len();
     let mut bytes = vec![0; usize::try_from(len).map_err(io::Error::other)?];
     memory.read_exact_at(&mut bytes, 0)?;
@@ -449,14 +423,13 @@ impl Ledger {
     /// Why there is nothing to go on with; then all is closed.
     pub(crate) fn take_left(&self, keep: &[RawFd]) -> (Result<Left, String>, Incidents) {
         let (incidents, left) = (self.incidents(), self.left());
-        if left.is_err() {
-            self.forget_found();
-        }
         let kept = left.as_ref().map(Left::numbers).unwrap_or_default();
-        let found: Vec<RawFd> = self.found().iter().map(|(_, memory)| memory.as_raw_fd()).collect();
-        let own = found.into_iter().chain([self.root.as_raw_fd()]);
-        // What is named by now has an owner.
-        close_all_but(kept.into_iter().chain(keep.iter().copied()).chain(own).collect());
+        close_all_but(kept.into_iter().chain(keep.iter().copied()).chain([self.root.as_raw_fd()]).collect());
+        // What was named is closed, or has an owner.
+        Cell::ALL.iter().for_each(|cell| drop(self.set_word(cell.word(), 0)));
+        for word in WORKERS..WORKERS + 2 * WORKERS_MAX as u64 {
+            let _ = self.set_word(word, 0);
+        }
         (0..WORKERS_MAX).for_each(|worker| self.put_down(worker));
         (left, incidents)
     }
@@ -494,8 +467,7 @@ impl Ledger {
 
     fn left_worker(&self, worker: usize, offer: &Offer) -> Result<LeftWorker, String> {
         let word = WORKERS + 2 * worker as u64;
-        // The second one may be of a process that died while it took over: what had changed by then.
-        let logs = [word, word + 1].into_iter().filter_map(|word| self.find(word));
+        let logs = [word, word + 1].into_iter().filter_map(|word| whole(adopt_descriptor(self.named(word)?)?).ok());
         let mut sum = LedgerSum::default();
         let mut last = None;
         for log in logs {

@@ -188,10 +188,10 @@ impl Upgrades {
         self.results[result as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// This process went on for one that was killed, under the same generation; so many times was one started for that.
-    pub fn recovered(&self, generation: u64, times: UpgradeTimes, count: u64) {
+    /// This process went on for one that was killed, under the same generation.
+    pub fn recovered(&self, generation: u64, times: UpgradeTimes) {
         self.generation.store(generation, Ordering::Relaxed);
-        self.recoveries.fetch_add(count, Ordering::Relaxed);
+        self.recoveries.fetch_add(1, Ordering::Relaxed);
         self.set_times(times);
     }
 
@@ -263,7 +263,7 @@ mod tests {
         new.take_over(&old.counts());
         assert_eq!(new.counts(), UpgradeCounts { generation: 2, ..old.counts() });
         assert_eq!(new.counts().results.iter().sum::<u64>(), 1);
-        new.recovered(2, UpgradeTimes { recovery_gap_us: 5_000, ..times }, 1);
+        new.recovered(2, UpgradeTimes { recovery_gap_us: 5_000, ..times });
         assert_eq!((new.generation(), new.times().gap_us, new.times().recovery_gap_us), (2, 2_500, 5_000));
     }
 

@@ -10,7 +10,6 @@ use super::take_over::{Passage, SIGN_OF_LIFE, TakenOver, plan};
 use crate::clock;
 use crate::config::Config;
 use crate::failure::Failure;
-use crate::fault;
 use crate::net::ledger::{Incidents, Ledger, Left};
 use crate::net::take_over::Before;
 use crate::net::upgrade_messages::{PassedSocket, UpgradeTimes};
@@ -29,20 +28,9 @@ impl Recovery {
     /// # Errors
     /// Why that can't be.
     pub(super) fn go_on(self, config: Config, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
-        let taken = self.try_to_go_on(config, ledger.clone());
-        if let (Err(_), Some(ledger)) = (&taken, ledger) {
-            // What it names is closed by now.
-            ledger.forget_found();
-        }
-        taken
-    }
-
-    fn try_to_go_on(self, config: Config, ledger: Option<Arc<Ledger>>) -> Result<TakenOver, Failure> {
         let Self { left, incidents, death } = self;
         let Left { offer, sockets, shared, metrics, workers, config: had, times } = left;
         let begun_at = clock::now().ticks;
-        let is_first = death.recoveries == 0;
-        let _ = fault::at_step("recoveries") || is_first && fault::at_step("recovery");
         // Those that are planned with may be needed once more.
         let copies = copies_of(&sockets)?;
         let planned = plan(config.clone(), &offer, copies, true).or_else(|failure| {
@@ -52,6 +40,7 @@ impl Recovery {
             plan(had, &offer, copies_of(&sockets)?, true)
         });
         let (planned, http) = planned?;
+        drop(sockets);
         planned.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let config = planned.config.clone();
         let before = |left| Before::Killed { left: Box::new(left), silenced: incidents.silenced.clone() };
@@ -61,10 +50,7 @@ impl Recovery {
         let allocations = taking_over.wait_until_told().map_err(Failure::Run)?;
         taking_over.take(shared, allocations, 0).map_err(Failure::Run)?;
         let (running, events) = taking_over.go().map_err(Failure::Run)?;
-        let times = UpgradeTimes {
-            recovery_gap_us: clock::monotonic_microseconds().saturating_sub(death.waits_since),
-            ..times
-        };
+        let times = UpgradeTimes { recovery_gap_us: clock::monotonic_microseconds().saturating_sub(death.at), ..times };
         let running = Arc::new(running);
         running.accept_streams();
         let own_metrics = Metrics::new(Arc::clone(&running), Arc::default(), None).render();
@@ -77,12 +63,8 @@ impl Recovery {
         let generation = offer.generation;
         let history = History { generation, times, draining };
         let write = |ledger: Arc<Ledger>| write_first(&ledger, &running, &http, metrics.clone(), history);
-        let _ = is_first && fault::at_step("recovered");
         if ledger.is_some_and(write) {
             running.set_recoverable(true);
-        } else {
-            // The ledger names them still.
-            sockets.into_iter().for_each(|(_, socket)| std::mem::forget(socket));
         }
         running.follow_as_started();
         let passage = Passage { generation, times, recovered: Some(death) };

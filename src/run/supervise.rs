@@ -33,9 +33,6 @@ const INCIDENTS_MAX: usize = 3;
 const DEATHS_MAX: usize = 60;
 const DEATHS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Processes in a row that may die while they take over what one has left; after so many nothing is taken over.
-const RECOVERIES_MAX: usize = 2;
-
 /// How often what belongs to no worker is written, and workers are looked at.
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -49,10 +46,8 @@ pub(crate) struct Death {
     pub(crate) signal: i32,
     /// Microseconds of the monotonic clock when the supervisor heard of it.
     pub(crate) at: u64,
-    /// Microseconds of the monotonic clock since when calls wait.
-    pub(crate) waits_since: u64,
-    /// So many processes in a row, this one the last, died before they had taken over from the one before them.
-    pub(crate) recoveries: usize,
+    /// It had not yet taken over from the one before.
+    was_recovering: bool,
 }
 
 /// Runs the server as a child of this process, again and again if it is killed. Must be called while there is one thread.
@@ -97,9 +92,7 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
         }
         let at = clock::monotonic_microseconds();
         deaths.retain(|death| at - death.at < DEATHS_WITHIN.as_micros() as u64);
-        let before = deaths.last().copied().filter(|_| phase == LedgerPhase::Recovering);
-        let waits_since = before.map_or(at, |before| before.waits_since);
-        deaths.push(Death { signal, at, waits_since, recoveries: before.map_or(0, |before| before.recoveries + 1) });
+        deaths.push(Death { signal, at, was_recovering: phase == LedgerPhase::Recovering });
         if deaths.len() > DEATHS_MAX {
             return Err(Failure::Run(format!("the server was ended {} times within a minute", deaths.len())));
         }
@@ -149,9 +142,7 @@ fn serve_in_child(
         _ if times == INCIDENTS_MAX && incidents.is_new => {
             Some("it was the third time within a minute over a client's message".to_owned())
         }
-        _ if death.recoveries >= RECOVERIES_MAX => {
-            Some("two processes before this one could not go on either".to_owned())
-        }
+        _ if death.was_recovering => Some("the process before this one could not go on either".to_owned()),
         Err(why) => Some(why.clone()),
         Ok(_) => None,
     };
@@ -163,7 +154,6 @@ fn serve_in_child(
         }
         (left, why) => {
             drop(left);
-            ledger.forget_found();
             ledger.set_phase(LedgerPhase::Starting);
             Origin::Anew { death, why: why.unwrap_or_default() }
         }
@@ -171,18 +161,14 @@ fn serve_in_child(
     serve_from(config, origin, passed, program, Some(supervised))
 }
 
-/// The configuration as the file has it now; if that is wrong, or a process ended over it, the one that the process before had;
-/// and the one of the start if two ended. What waits for a restart is as at the start: this is none.
+/// The configuration as the file has it now; if that is wrong, the one that the process before had; and the one of the start
+/// if the process before ended over it. What waits for a restart is as at the start: this is none.
 fn config_of_next(mut start: Config, death: Death, had: Option<&str>) -> Config {
     start.tls.files.iter_mut().for_each(|files| files.stand_in = Some(Files::stand_in_for_lost()));
-    if death.recoveries >= RECOVERIES_MAX {
+    if death.was_recovering {
         return start;
     }
-    let read = match death.recoveries {
-        0 => read_in_time(&start, None),
-        _ => Err("a process ended while it took over with it".to_owned()),
-    };
-    let error = match read {
+    let error = match read_in_time(&start, None) {
         Ok(config) => return config.until_restart(&start),
         Err(error) => error,
     };
