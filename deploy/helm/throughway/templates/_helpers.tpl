@@ -41,6 +41,62 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* The sockets of the running server: of this pod, or shared with the pod that takes over. */}}
 {{- define "throughway.runDirectory" -}}/run/throughway{{- end }}
 
+{{/* The addresses of a port for clients: of both families, or of IPv4 alone. */}}
+{{- define "throughway.listen" -}}
+0.0.0.0:{{ .port }}{{ if .ipv6 }},[::]:{{ .port }}{{ end }}
+{{- end }}
+
+{{/* The family of an address, 4 or 6; nothing if it is none. */}}
+{{- define "throughway.family" -}}
+{{- $octet := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" }}
+{{- $groups := "([0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4})*)?" }}
+{{- $count := len (regexFindAll "[0-9a-fA-F]+" . -1) }}
+{{- if regexMatch (printf "^(%s[.]){3}%s$" $octet $octet) . }}4
+{{- else if and (regexMatch (printf "^%s::%s$" $groups $groups) .) (lt $count 8) }}6
+{{- else if and (regexMatch "^[0-9a-fA-F]{1,4}(:[0-9a-fA-F]{1,4})+$" .) (eq $count 8) }}6
+{{- end }}
+{{- end }}
+
+{{/* Ports that one network can't give to two listeners, and what is no address. */}}
+{{- define "throughway.validateNetwork" -}}
+{{- $first := int .Values.relay.firstPort }}
+{{- $last := int (include "throughway.lastPort" .) }}
+{{- $turn := int .Values.turn.port }}
+{{- if and (ge $turn $first) (le $turn $last) }}
+{{- fail (printf "turn.port: %d is one of the relayed ports, %d to %d; choose another one, or a range without it" $turn $first $last) }}
+{{- end }}
+{{- $taken := dict (toString $turn) "turn.port" }}
+{{- $named := list (list "http.port" .Values.http.port) }}
+{{- if .Values.tls.secretName }}{{ $named = prepend $named (list "tls.port" .Values.tls.port) }}{{ end }}
+{{- if .Values.metrics.enabled }}{{ $named = append $named (list "metrics.port" .Values.metrics.port) }}{{ end }}
+{{- range $named }}
+{{- $port := toString (int (index . 1)) }}
+{{- if hasKey $taken $port }}
+{{- fail (printf "%s: %s is %s too; each needs a port of its own" (index . 0) $port (get $taken $port)) }}
+{{- end }}
+{{- $_ := set $taken $port (index . 0) }}
+{{- end }}
+{{- $families := dict }}
+{{- range .Values.relay.external }}
+{{- $family := include "throughway.family" . }}
+{{- if or (not $family) (regexMatch "^(0[.]|[0:]+$)" .) }}
+{{- fail (printf "relay.external: %s is no address that clients can reach" .) }}
+{{- end }}
+{{- if hasKey $families $family }}
+{{- fail (printf "relay.external: %s and %s are both IPv%s; give one address of each family, or a table in config" (get $families $family) . $family) }}
+{{- end }}
+{{- $_ := set $families $family . }}
+{{- end }}
+{{- range .Values.metrics.allow }}
+{{- $parts := splitList "/" . }}
+{{- $family := include "throughway.family" (first $parts) }}
+{{- $length := int (first (append (rest $parts) "0")) }}
+{{- if or (not $family) (gt $length (ternary 32 128 (eq $family "4"))) }}
+{{- fail (printf "metrics.allow: %s is no address and no prefix" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Values that are each right and do not fit together. */}}
 {{- define "throughway.validate" -}}
 {{- $first := int .Values.relay.firstPort }}
@@ -68,6 +124,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- include "throughway.validateNetwork" . }}
 {{- if and .Values.metrics.serviceMonitor.enabled (not .Values.metrics.enabled) }}
 {{- fail "metrics.serviceMonitor.enabled: true needs metrics.enabled: true" }}
 {{- end }}
@@ -78,12 +135,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $port := int .Values.turn.port }}
 {{- $run := include "throughway.runDirectory" . }}
 - name: THROUGHWAY_LISTEN__UDP
-  value: "0.0.0.0:{{ $port }},[::]:{{ $port }}"
+  value: {{ include "throughway.listen" (dict "port" $port "ipv6" .Values.turn.ipv6) | quote }}
 - name: THROUGHWAY_LISTEN__TCP
-  value: "0.0.0.0:{{ $port }},[::]:{{ $port }}"
+  value: {{ include "throughway.listen" (dict "port" $port "ipv6" .Values.turn.ipv6) | quote }}
 {{- if .Values.tls.secretName }}
 - name: THROUGHWAY_LISTEN__TLS
-  value: "0.0.0.0:{{ int .Values.tls.port }},[::]:{{ int .Values.tls.port }}"
+  value: {{ include "throughway.listen" (dict "port" (int .Values.tls.port) "ipv6" .Values.turn.ipv6) | quote }}
 - name: THROUGHWAY_TLS__CERTIFICATE
   value: /etc/throughway/tls/tls.crt
 - name: THROUGHWAY_TLS__PRIVATE_KEY
