@@ -25,9 +25,10 @@ use clap::{Args, Parser, Subcommand};
 use self::mint_format::MintFormat;
 use crate::config::error::{Problem, SourceLocation};
 use crate::config::initial_secret::{Kept, existing_secret, initial_secret, is_world_readable};
-use crate::config::{Config, ConfigError, DEFAULT_PATH, Environment};
+use crate::config::{Config, ConfigError, Environment, named_or_default};
 use crate::credentials::SharedSecret;
 use crate::failure::Failure;
+use crate::files;
 use crate::ops::advice;
 use crate::ops::upgrades::Release;
 use crate::printable::json_line;
@@ -348,8 +349,7 @@ fn load(
     initial: impl FnOnce(Option<&str>) -> Result<SharedSecret, ConfigError>,
 ) -> Result<Config, ConfigError> {
     let environment = Environment::of_process();
-    let default = Path::new(DEFAULT_PATH);
-    match file.or_else(|| default.exists().then_some(default)) {
+    match named_or_default(file)? {
         Some(path) => Config::load(path, &environment),
         None => {
             let state_directory = std::env::var("STATE_DIRECTORY").ok();
@@ -363,11 +363,23 @@ fn load_existing(file: Option<&Path>) -> Result<Config, ConfigError> {
     load(file, existing_secret)
 }
 
+/// No file that an option names is longer: the system's whole list of authorities takes a fifth of it.
+pub(crate) const OPTION_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The text of a file that an option names; `-` is standard input. `flag` names it in errors.
+fn option_file(flag: &str, file: &Path) -> Result<String, Failure> {
+    let read = if file.as_os_str() == "-" {
+        files::read_from(io::stdin().lock(), OPTION_FILE_BYTES_MAX)
+    } else {
+        files::read(file, OPTION_FILE_BYTES_MAX)
+    };
+    let text = read.and_then(files::text);
+    text.map_err(|error| Failure::Usage(format!("{flag} {}: {error}", file.display())))
+}
+
 /// A password or token from the first line of a file; `-` is standard input. `flag` names it in errors.
 fn first_line(flag: &str, file: &Path) -> Result<String, Failure> {
-    let is_stdin = file.as_os_str() == "-";
-    let text = if is_stdin { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(file) };
-    let text = text.map_err(|error| Failure::Usage(format!("{flag} {}: {error}", file.display())))?;
+    let text = option_file(flag, file)?;
     // Some editors begin a file with an invisible mark.
     match text.trim_start_matches('\u{FEFF}').lines().next() {
         Some(line) if !line.is_empty() => Ok(line.to_owned()),

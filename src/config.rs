@@ -31,7 +31,7 @@ mod network;
 mod tls;
 mod units;
 
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
 pub use checked::Config;
@@ -45,6 +45,7 @@ pub(crate) use units::{DURATION, RATE, SIZE, instant as parse_instant};
 
 use crate::config::error::{Problem, SourceLocation};
 use crate::credentials::SharedSecret;
+use crate::files;
 
 /// Where `serve` looks when it is not told.
 pub const DEFAULT_PATH: &str = "/etc/throughway/config.toml";
@@ -97,15 +98,25 @@ impl Config {
     /// # Errors
     /// When it can't be read.
     pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
-        let mut text = String::new();
-        let read = std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
-        let message = match read {
-            Ok(bytes) if bytes as u64 <= FILE_BYTES_MAX => return Ok(text),
-            Ok(_) => format!("is larger than {} MiB, so it is no configuration file", FILE_BYTES_MAX >> 20),
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                "is not UTF-8 text; save it as UTF-8".to_owned()
+        let message = match files::read(path, FILE_BYTES_MAX).and_then(files::text) {
+            Ok(text) => return Ok(text),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                format!("is larger than {} MiB, so it is no configuration file", FILE_BYTES_MAX >> 20)
             }
-            Err(error) => format!("can't read the configuration: {error}"),
+            Err(error) if error.kind() == ErrorKind::InvalidData => "is not UTF-8 text; save it as UTF-8".to_owned(),
+            Err(error) => {
+                let remedy = match (error.kind(), files::dangling(path)) {
+                    (_, Some(target)) => {
+                        format!(": it is a link to {}; make that file, or remove the link", target.display())
+                    }
+                    (ErrorKind::PermissionDenied, None) => {
+                        let uid = rustix::process::geteuid().as_raw();
+                        format!("; this runs as the user with id {uid}, which must be allowed to read it")
+                    }
+                    (_, None) => String::new(),
+                };
+                format!("can't read the configuration: {error}{remedy}")
+            }
         };
         Err(Problem::new(SourceLocation::WholeFile(path.to_owned()), "", message).into())
     }
@@ -138,13 +149,47 @@ impl Config {
     /// Reads everything again: the same file, or the defaults with the initial secret.
     ///
     /// # Errors
-    /// Every mistake; the running configuration then stays as it is.
+    /// Every mistake, and a file at the default path that was not there at the start: with it the secret would change, and
+    /// much that waits for a restart. The running configuration then stays as it is.
     pub fn reload(&self, environment: &Environment) -> Result<Self, ConfigError> {
-        match &self.source.file {
-            Some(path) => Self::load(path, environment),
-            None => check::check(None, environment, self.source.initial_secret.clone()),
+        self.reload_or(Path::new(DEFAULT_PATH), environment)
+    }
+
+    fn reload_or(&self, default: &Path, environment: &Environment) -> Result<Self, ConfigError> {
+        match (&self.source.file, if_there(default)) {
+            (Some(path), _) => Self::load(path, environment),
+            (None, Ok(None)) => check::check(None, environment, self.source.initial_secret.clone()),
+            (None, Err(error)) => Err(error),
+            (None, Ok(Some(path))) => {
+                let message = "is there now, but the server was started without a file: `throughway upgrade` or a restart \
+                               makes it read this one, and its secrets then take the place of the one in the state directory";
+                Err(Problem::new(SourceLocation::WholeFile(path.to_owned()), "", message).into())
+            }
         }
     }
+}
+
+/// The file that is named, else the one at the default path, if there is one.
+///
+/// # Errors
+/// When the system does not tell whether there is one. A server must not take that for "none": it would start with the
+/// defaults and a new secret.
+pub(crate) fn named_or_default(file: Option<&Path>) -> Result<Option<&Path>, ConfigError> {
+    file.map_or_else(|| if_there(Path::new(DEFAULT_PATH)), |file| Ok(Some(file)))
+}
+
+fn if_there(path: &Path) -> Result<Option<&Path>, ConfigError> {
+    files::is_there(path).map(|is_there| is_there.then_some(path)).map_err(|error| {
+        let remedy = if error.kind() == ErrorKind::PermissionDenied {
+            let uid = rustix::process::geteuid().as_raw();
+            let directory = path.parent().unwrap_or(path).display();
+            format!("this runs as the user with id {uid}, which must be allowed to enter {directory}: chmod 0755 it")
+        } else {
+            "mend its directory, or name another file with --config".to_owned()
+        };
+        let message = format!("can't tell whether there is a configuration: {error}; {remedy}");
+        Problem::new(SourceLocation::WholeFile(path.to_owned()), "", message).into()
+    })
 }
 
 #[cfg(test)]
@@ -190,11 +235,41 @@ mod tests {
     }
 
     #[test]
-    fn reload_keeps_the_initial_secret() {
+    fn reload_keeps_the_initial_secret_and_refuses_a_file_that_is_there_now() {
+        let directory = std::env::temp_dir().join(format!("throughway-default-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let path = directory.join("config.toml");
         let secret = || Ok(SharedSecret::new("initial", crate::credentials::Secret::new(*b"s"), Default::default()));
         let config = Config::without_file(&Environment::default(), secret).unwrap();
-        let again = config.reload(&Environment::default()).unwrap();
+        let reload = || config.reload_or(&path, &Environment::default());
+        let again = reload().unwrap();
         assert_eq!(again.auth.secrets, config.auth.secrets);
         assert!(config.needs_restart(&again).is_empty());
+        // Right or wrong, or a link to nothing: it is there.
+        for text in [LEAST, "nonsense"] {
+            std::fs::write(&path, text).unwrap();
+            let error = reload().unwrap_err().to_string();
+            assert!(error.contains("config.toml") && error.contains("started without a file"), "{error}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert!(reload().unwrap_err().to_string().contains("started without a file"));
+        let error = Config::load(&path, &Environment::default()).unwrap_err().to_string();
+        assert!(error.contains("a link to nowhere") && error.contains("remove the link"), "{error}");
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn a_configuration_that_can_not_be_seen_is_not_none() {
+        let directory = std::env::temp_dir().join(format!("throughway-unseen-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        assert_eq!(if_there(&directory.join("config.toml")), Ok(None));
+        std::os::unix::fs::symlink("nowhere", directory.join("etc")).unwrap();
+        std::fs::write(directory.join("file"), "").unwrap();
+        for (unseen, says) in [("etc/config.toml", "a link to nowhere"), ("file/config.toml", "Not a directory")] {
+            let error = if_there(&directory.join(unseen)).unwrap_err().to_string();
+            assert!(error.contains(unseen) && error.contains(says) && error.contains("--config"), "{error}");
+        }
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

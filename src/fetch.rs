@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-pub use self::url::{Url, UrlError};
+pub use self::url::{Url, UrlError, masked};
 
 use crate::tls::provider;
 

@@ -93,6 +93,7 @@ pub mod demo;
 pub mod failure;
 pub mod fault;
 pub mod fetch;
+pub mod files;
 pub mod import;
 pub mod jwt;
 pub mod net;

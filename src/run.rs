@@ -10,8 +10,9 @@ mod supervise;
 pub mod take_over;
 mod upgrade;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ pub fn serve(config: Config, from: Option<&TakeOver>) -> Result<(), Failure> {
     }
     // Before there is a second thread.
     let passed = Passed::take().map_err(Failure::Run)?;
-    let program = Program::of_process().ok();
+    let program = Program::of_process(config.source.file.as_deref()).ok();
     serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, program, None)
 }
 
@@ -298,8 +299,28 @@ fn begin(config: Config, passed: Passed, ledger: Option<Arc<Ledger>>) -> Result<
     let http = BoundHttpListeners::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
     let kept = revocations_path(&config);
     let revoked = revocations::load(kept.as_deref()).map_err(Failure::Run)?;
+    revocations_can_be_kept(&config, kept.as_deref())?;
     let started = start(&config, &http.addresses(), passed, revoked, None, ledger)?;
     Ok(Begun { config, started, http, kept, inherited: None })
+}
+
+/// Looks whether revocations can be written. One that is found out at the first `revoke` is lost at the next start.
+///
+/// # Errors
+/// If the operator named the file; a state directory may be missing on purpose, and a full disk is no reason not to relay.
+fn revocations_can_be_kept(config: &Config, kept: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = kept else { return Ok(()) };
+    let Err(error) = revocations::probe(path) else { return Ok(()) };
+    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    let shown = path.display();
+    if config.admin.revocations_file.is_some() && !is_full {
+        return Err(Failure::Run(format!(
+            "auth.revocations_file: can't write {shown}: {error}, so revocations would be lost at the next start; its \
+             directory must be the server's user's, or name another file"
+        )));
+    }
+    tracing::warn!(file = %shown, %error, "revocations can't be kept: each is lost at the next start");
+    Ok(())
 }
 
 /// Goes on with what another process had.
@@ -321,6 +342,9 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
                 tracing::error!(%error, "the file of revocations can't be read: those that the killed server knew hold");
             }
         }
+    }
+    if let Err(failure) = revocations_can_be_kept(&config, kept.as_deref()) {
+        tracing::error!(%failure, "revocations can't be kept: each is lost at the next start");
     }
     let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
     Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, own_metrics, passage, draining }) })

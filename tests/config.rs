@@ -813,3 +813,87 @@ fn a_file_cut_or_garbled_anywhere_gives_an_error_or_a_configuration_but_no_panic
         }
     }
 }
+
+/// All that a command said.
+fn said_by(output: &Output) -> String {
+    [&*output.stdout, &*output.stderr].map(String::from_utf8_lossy).concat()
+}
+
+// A query and a login may hold a key, in what is right and in what is wrong.
+#[test]
+fn no_output_shows_login_or_query_of_a_url() {
+    let directory = Directory::new("urls");
+    let check = |lines: &str, code: i32| {
+        let path = directory.write("c.toml", &format!("{lines}\n{SECRET}"));
+        for json in [&[][..], &["--json"]] {
+            let output = throughway(&[&["check-config", path.to_str().unwrap()], json].concat(), &[]);
+            let said = said_by(&output);
+            assert_eq!(output.status.code(), Some(code), "{lines}: {said}");
+            assert!(said.contains("h.example") && !said.contains("geheim"), "{lines}: {said}");
+        }
+    };
+    let spool = directory.0.display().to_string();
+    let webhook = |url: &str| format!("[accounting]\nwebhook = {url:?}\nspool = {spool:?}");
+    check(&webhook("https://h.example/x?token=geheim"), 0);
+    check(&webhook("https://u:geheim@h.example/"), 2);
+    check(&webhook("h.example/x?token=geheim"), 2);
+    let keys = |url: &str| format!("[http]\njwt_keys = {url:?}\njwt_audience = \"turn\"");
+    check(&keys("https://h.example/keys?token=geheim"), 0);
+    check(&keys("https://geheim@h.example/keys"), 2);
+    check(&keys("h.example/keys?token=geheim"), 2);
+}
+
+// A pipe without a writer would hang, and a device has no end.
+#[test]
+fn what_is_no_ordinary_file_is_refused_at_once_wherever_a_file_is_named() {
+    let directory = Directory::new("pipes");
+    let pipe = directory.0.join("pipe").display().to_string();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let with_secret = |name: &str| {
+        directory.write("c.toml", &format!("[[auth.secrets]]\nid = \"a\"\nfile = {name:?}\n")).display().to_string()
+    };
+    let (with_pipe, no_end) = (with_secret(&pipe), directory.write("d.toml", "auth.nonce_key_file = \"/dev/zero\"\n"));
+    let no_end = no_end.display().to_string();
+    let (server, good) = ("turn:127.0.0.1:9", directory.write("good.toml", SECRET).display().to_string());
+    for arguments in [
+        &["check-config", &pipe][..],
+        &["check-config", "/dev/zero"],
+        &["check-config", &with_pipe],
+        &["check-config", &no_end],
+        &["serve", "--config", &pipe],
+        &["serve", "--config", &with_pipe],
+        &["check", server, "--ca", "/dev/zero"],
+        &["check", server, "--ca", &pipe],
+        &["check", server, "--username", "u", "--password-file", "/dev/zero"],
+        &["check", server, "--header-file", "/dev/zero"],
+        &["credentials", "verify", "1:a", "--config", &good, "--password-file", &pipe],
+        &["sessions", "--url", "http://127.0.0.1:9", "--token-file", "/dev/zero"],
+    ] {
+        let output = throughway(arguments, &[]);
+        let said = said_by(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains("is no ordinary file"), "{arguments:?}: {said}");
+    }
+    let long = directory.write("long", &"x".repeat((1 << 20) + 1)).display().to_string();
+    let output = throughway(&["check", server, "--header-file", &long], &[]);
+    assert!(said_by(&output).contains("longer than 1048576 bytes"), "{output:?}");
+}
+
+#[test]
+fn check_config_warns_of_each_place_that_the_server_could_not_write_to() {
+    let directory = Directory::new("places");
+    let path = directory.write(
+        "c.toml",
+        &format!(
+            "[upgrade]\nsocket = \"/nonexistent/u.sock\"\n[auth]\nrevocations_file = \"/nonexistent/x\"\n\
+             {SECRET}"
+        ),
+    );
+    let (code, said, _) = check(&path, &[]);
+    assert_eq!(code, 0, "{said}");
+    for part in
+        ["auth.revocations_file: the server could not make /nonexistent/x", "upgrade.socket: the server could not make"]
+    {
+        assert!(said.contains(part), "{said}\nlacks {part}");
+    }
+}

@@ -74,7 +74,7 @@ fn health_ends_within_its_time_whatever_hangs() {
     let directory = Directory::new();
     let pipe = directory.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    is_unhealthy(&["--timeout", "1", "--config", text(&pipe)], "no answer within 1 s");
+    is_unhealthy(&["--timeout", "1", "--config", text(&pipe)], "is no ordinary file");
 }
 
 #[test]
@@ -129,6 +129,56 @@ fn init_writes_a_configuration_that_only_its_group_reads_and_none_twice() {
     let config = Config::load(&path, &Environment::default()).unwrap();
     assert_ne!(config.auth.secrets[0].value.expose(), secret, "each has a secret of its own");
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing stays beside it");
+}
+
+#[test]
+fn init_makes_directories_that_the_servers_user_can_enter_whatever_the_umask_is() {
+    let directory = Directory::new();
+    let path = directory.path().join("etc/new/config.toml");
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 077; exec \"$0\" init --non-interactive --config \"$1\""]);
+    let (code, _, failed) = end(command.arg(env!("CARGO_BIN_EXE_throughway")).arg(&path));
+    assert_eq!(code, 0, "{failed}");
+    for made in [path.parent().unwrap(), path.parent().unwrap().parent().unwrap()] {
+        assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o7777, 0o755, "{}", made.display());
+    }
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+}
+
+#[test]
+fn init_writes_through_a_link_and_says_where_one_leads_to_nothing() {
+    let directory = Directory::new();
+    let (path, target) = (directory.path().join("config.toml"), directory.path().join("elsewhere.toml"));
+    std::os::unix::fs::symlink("elsewhere.toml", &path).unwrap();
+    let write = |more: &[&str]| run(&[&["init", "--non-interactive", "--config", text(&path)], more].concat());
+    let (code, _, failed) = write(&[]);
+    assert_eq!(code, 2, "{failed}");
+    for part in ["config.toml is a link to elsewhere.toml, which is not there", "--force"] {
+        assert!(failed.contains(part), "{failed}\nlacks {part}");
+    }
+    // The first makes what is missing, the second one replaces it.
+    for _ in 0..2 {
+        let (code, _, failed) = write(&["--force"]);
+        assert_eq!(code, 0, "{failed}");
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink(), "the link stays");
+        assert!(fs::symlink_metadata(&target).unwrap().is_file());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "nothing stays beside it");
+    }
+    let (code, _, failed) = write(&[]);
+    assert!(code == 2 && failed.contains("exists; --force replaces it"), "{failed}");
+}
+
+#[test]
+fn a_server_that_could_not_keep_revocations_says_so_at_its_start() {
+    let directory = Directory::new();
+    let path = directory.path().join("c.toml");
+    let lines = "[listen]\nudp = [\"127.0.0.1:0\"]\ntcp = []\n[http]\nlisten = \"127.0.0.1:0\"\n\
+                 [auth]\nrevocations_file = \"/proc/x\"\n\
+                 [[auth.secrets]]\nid = \"a\"\nvalue = \"north-of-everything\"\n";
+    fs::write(&path, lines).unwrap();
+    let (code, _, failed) = run(&["serve", "--config", text(&path)]);
+    assert_eq!(code, 1, "{failed}");
+    assert!(failed.contains("auth.revocations_file") && failed.contains("/proc/x"), "{failed}");
 }
 
 #[test]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde_json::Value;
 use test_support::e2e;
 use test_support::e2e::client::request;
+use test_support::e2e::server::binary;
 use test_support::e2e::tls::{Authority, NAME, VERSIONS};
-use test_support::e2e::{Client, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
+use test_support::e2e::{Client, Directory, Server, Settings, Wanted, Witness, http, peer, receive, wait_for};
 use test_support::with_one_and_three_workers;
 use throughway::wire::message::{METHOD_ALLOCATE, METHOD_BINDING};
 
@@ -258,33 +259,52 @@ with_one_and_three_workers! {
         witness.finish();
     }
 
-    // A disk that hangs, or a named pipe without a writer: the reload gives up, and later ones say why until it is over.
+    // A disk that hangs, here a pipe that the server was started with: the reload gives up, and later ones say why until it is over.
     fn a_file_that_can_not_be_read_in_time_stops_no_later_reload(workers: u8) {
         let settings = on_one_address(workers);
-        let server = settings.clone().start();
-        let text = settings.text(&server.ports.range);
-        let mut pipe = None;
-        let said = server.reload_after(|file| {
-            fs::remove_file(file).unwrap();
-            assert!(std::process::Command::new("mkfifo").arg(file).status().unwrap().success());
-            pipe = Some(file.with_extension("pipe"));
-            // Under another name it can be written to when the file is there again.
-            fs::hard_link(file, pipe.as_ref().unwrap()).unwrap();
-        });
-        assert!(said.contains("could not be read within 5 s") && said.contains("the old settings stay"), "{said}");
-        let with_file = |file: &std::path::Path| {
-            fs::remove_file(file).unwrap();
-            fs::write(file, &text).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let with_pipe = |config: &std::path::Path| {
+            let mut command = binary(config);
+            command.stdin(reader.try_clone().unwrap());
+            command
         };
-        let said = server.reload_after(with_file);
+        let server = Server::start_as(Directory::new(), settings.clone(), with_pipe);
+        let text = settings.text(&server.ports.range);
+        let said = server.reload_text(&format!("{text}\n[[auth.secrets]]\nid = \"late\"\nfile = \"/dev/stdin\"\n"));
+        assert!(said.contains("could not be read within 5 s") && said.contains("the old settings stay"), "{said}");
+        let said = server.reload_text(&text);
         assert!(said.contains("an earlier reload is still reading"), "{said}");
         assert_eq!(allocate_code(Client::udp(server.udp4())), 0, "the old settings hold");
-        // The pipe gets a writer and is over, so the thread that reads it comes back.
-        fs::write(pipe.unwrap(), "").unwrap();
+        // The pipe is over, so the thread that reads it comes back.
+        drop(writer);
         wait_for("a reload that is done", || {
             let said = server.reload_text(&text);
             (!said.contains("an earlier reload")).then(|| assert!(said.contains("changes applied"), "{said}"))
         });
+    }
+
+    /// A named pipe without a writer, as the configuration or as a file that it names, is refused at once.
+    fn a_pipe_in_place_of_a_file_stops_no_later_reload(workers: u8) {
+        let settings = on_one_address(workers);
+        let server = settings.clone().start();
+        let text = settings.text(&server.ports.range);
+        let make_pipe = |path: &std::path::Path| {
+            assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        };
+        make_pipe(&server.directory().join("pipe"));
+        let said = server.reload_text(&format!("{text}\n[[auth.secrets]]\nid = \"late\"\nfile = \"pipe\"\n"));
+        assert!(said.contains("auth.secrets[1].file") && said.contains("is no ordinary file"), "{said}");
+        let said = server.reload_after(|file| {
+            fs::remove_file(file).unwrap();
+            make_pipe(file);
+        });
+        assert!(said.contains("is no ordinary file") && said.contains("the old settings stay"), "{said}");
+        let said = server.reload_after(|file| {
+            fs::remove_file(file).unwrap();
+            fs::write(file, &text).unwrap();
+        });
+        assert!(said.contains("changes applied"), "{said}");
+        assert_eq!(allocate_code(Client::udp(server.udp4())), 0);
     }
 
     /// Fifty reloads that open and close a listener of each kind leave as many descriptors as there were.

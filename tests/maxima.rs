@@ -137,6 +137,7 @@ const CONSTANTS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::stream_state::TLS_INPUT_BYTES_MAX", "what is refused in a copy; a stream keeps less"),
     ("net::record", "sizes of the wire format, and what ends the connection; a stream keeps nothing for it"),
     ("acme::order::ANSWER_BYTES_MAX", "of one answer of the authority that the operator chose"),
+    ("files::LINKS_MAX", "links of an operator's that are followed, as many as the system follows"),
     ("acme::store::FILE_BYTES_MAX", "what is read of a file of the server's own"),
     ("net::relay_addresses::SLOT_MAX", "bits of a word; limits.allocations is far below"),
     ("net::relay_addresses::RETIRED_MAX", "addresses of this machine that are gone; no client causes one"),

@@ -1,7 +1,7 @@
 //! The state directory: the account, and the certificate with its key, in one file so that they always fit each other.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::WAIT_MOST;
 use crate::config::acme::AcmeConfig;
+use crate::files;
 use crate::tls::certificates::Loaded;
 use crate::tls::provider;
 
@@ -66,7 +67,7 @@ impl Store {
 
     /// The certificate that is there; nothing if there is none that can be used.
     pub(super) fn certificate(&self) -> Option<Loaded> {
-        let bytes = fs::read(&self.pair).ok()?;
+        let bytes = files::read(&self.pair, FILE_BYTES_MAX).ok()?;
         Loaded::parse(&bytes, &provider()).ok()
     }
 
@@ -88,8 +89,7 @@ impl Store {
     }
 
     fn read<T: DeserializeOwned>(&self, file: &str) -> Option<T> {
-        let mut bytes = Vec::new();
-        File::open(self.directory.join(file)).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+        let bytes = files::read(&self.directory.join(file), FILE_BYTES_MAX).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 

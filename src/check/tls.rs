@@ -15,12 +15,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::check::report::Step;
+use crate::files;
 
 /// From here on an expiry is worth a warning.
 const DAYS_TO_EXPIRY_WARN: u64 = 14;
 
 /// Far enough ahead that any certificate has expired.
 const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The system's whole list of authorities has a fifth of that.
+const CA_BYTES_MAX: u64 = 1 << 20;
 
 /// Which authorities to trust.
 #[derive(Clone, Debug)]
@@ -32,9 +36,9 @@ impl Trust {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
         if let Some(path) = extra {
             let wrong = |why: String| format!("--ca {}: {why}", path.display());
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+            let pem = files::read(path, CA_BYTES_MAX).map_err(|error| wrong(error.to_string()))?;
             let mut count = 0;
-            for certificate in certificates {
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
                 let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
                 roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
                 count += 1;

@@ -1,6 +1,5 @@
 //! `check`: arguments in, report out.
 
-use std::fs;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use crate::address::Family;
 use crate::check::answer::Login;
 use crate::check::traffic::Burst;
 use crate::check::{self, Options};
-use crate::cli::{credentials, first_line, load_existing};
+use crate::cli::{credentials, first_line, load_existing, option_file};
 use crate::config::DURATION;
 use crate::failure::Failure;
 use crate::printable::{json_line, printable_lines};
@@ -158,9 +157,7 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
 
 /// The lines of a file that are not empty.
 fn headers_of(file: &Path) -> Result<Vec<String>, Failure> {
-    let is_stdin = file.as_os_str() == "-";
-    let text = if is_stdin { io::read_to_string(io::stdin()) } else { fs::read_to_string(file) };
-    let text = text.map_err(|error| Failure::Usage(format!("--header-file {}: {error}", file.display())))?;
+    let text = option_file("--header-file", file)?;
     let lines = text.trim_start_matches('\u{FEFF}').lines().map(str::trim).filter(|line| !line.is_empty());
     let headers: Vec<String> = lines.map(ToOwned::to_owned).collect();
     // The line is not shown: it may hold a key.

@@ -16,6 +16,7 @@ use crate::check::{mapped, remedy};
 use crate::config::initial_secret::random_text;
 use crate::config::{Config, DEFAULT_PATH, Environment};
 use crate::failure::Failure;
+use crate::files;
 use crate::net::{User, effective_uid, routed_addresses};
 
 /// Who reads the configuration besides root.
@@ -149,10 +150,7 @@ impl Plan {
 
 pub(super) fn run(options: &InitOptions) -> Result<(), Failure> {
     let path = &options.config;
-    if path.exists() && !options.force {
-        let message = format!("{} exists; --force replaces it, and its secrets are lost then", path.display());
-        return Err(Failure::Usage(message));
-    }
+    may_write(path, options.force)?;
     let is_person = io::stdin().is_terminal() && io::stderr().is_terminal();
     if !is_person && !options.non_interactive {
         let message = "init asks on a terminal; without one give --non-interactive, and what it would ask as options";
@@ -201,23 +199,52 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
     })
 }
 
-/// Writes the file whole or not at all; says whose it is.
+/// Whether there is no file yet, or it may be replaced. A link to nothing is a file that was meant to be elsewhere.
+fn may_write(path: &Path, may_replace: bool) -> Result<(), Failure> {
+    let shown = path.display();
+    let is_there = files::is_there(path)
+        .map_err(|error| Failure::Run(format!("can't tell whether {shown} exists: {error}; mend its directory")))?;
+    if !is_there || may_replace {
+        return Ok(());
+    }
+    Err(Failure::Usage(match files::dangling(path) {
+        Some(target) => format!(
+            "{shown} is a link to {}, which is not there; make that file or remove the link, or write it there with --force",
+            target.display()
+        ),
+        None => format!("{shown} exists; --force replaces it, and its secrets are lost then"),
+    }))
+}
+
+/// Writes the file whole or not at all; says whose it is. A link stays, and what it leads to is written.
 fn write(path: &Path, text: &str, may_replace: bool) -> Result<&'static str, Failure> {
     let failed = |error: io::Error| {
         let remedy = if error.kind() == io::ErrorKind::PermissionDenied { "; try sudo" } else { "" };
         Failure::Run(format!("can't write {}: {error}{remedy}", path.display()))
     };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(directory).map_err(failed)?;
+    let place = files::behind_links(path).map_err(failed)?;
+    let directory = place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_directory(directory).map_err(failed)?;
     let aside = directory.join(format!(".throughway-init.{}", std::process::id()));
     let written = write_aside(&aside, text).and_then(|owner| {
         // A link fails where a file is, even one that came just now.
-        let placed = if may_replace { fs::rename(&aside, path) } else { fs::hard_link(&aside, path) };
+        let placed = if may_replace { fs::rename(&aside, &place) } else { fs::hard_link(&aside, &place) };
         placed.map(|()| owner)
     });
     // After a rename it is gone already.
     let _ = fs::remove_file(&aside);
     written.map_err(failed)
+}
+
+/// Makes what is missing of a directory so that the server's user can enter it, whatever the umask is.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let missing = |directory: &&Path| !directory.as_os_str().is_empty() && !directory.is_dir();
+    let missing: Vec<&Path> = directory.ancestors().take_while(missing).collect();
+    for directory in missing.into_iter().rev() {
+        fs::create_dir(directory)?;
+        fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn write_aside(aside: &Path, text: &str) -> io::Result<&'static str> {

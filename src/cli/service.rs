@@ -9,7 +9,9 @@ use std::process::Command;
 use clap::{Args, Subcommand};
 
 use self::step::Step;
+use crate::config::DEFAULT_PATH;
 use crate::failure::Failure;
+use crate::files;
 use crate::net::effective_uid;
 
 const UNIT: &str = include_str!("../../systemd/throughway.service");
@@ -24,6 +26,9 @@ const DROP_INS: &str = "/etc/systemd/system/throughway.service.d";
 const BEFORE_253_PATH: &str = "/etc/systemd/system/throughway.service.d/before-253.conf";
 const CONFIG: &str = "/etc/throughway";
 const STATE: &str = "/var/lib/throughway";
+
+/// As whom the unit runs the server; its group reads the configuration.
+const USER: &str = "throughway";
 
 /// Where a package puts its unit.
 const OF_PACKAGE: [&str; 2] = ["/usr/lib/systemd/system/throughway.service", "/lib/systemd/system/throughway.service"];
@@ -80,7 +85,7 @@ pub(super) fn run(command: &ServiceCommand) -> Result<(), Failure> {
         writeln!(out, "{step}{}", if change { "" } else { "     (was so already)" })?;
     }
     let next = match command {
-        ServiceCommand::Install(_) if !Path::new(crate::config::DEFAULT_PATH).exists() => {
+        ServiceCommand::Install(_) if !files::is_there(Path::new(DEFAULT_PATH)).unwrap_or(true) => {
             "\nNext: throughway init writes a configuration"
         }
         ServiceCommand::Install(options) if !options.now => "\nNext: systemctl start throughway",
@@ -115,6 +120,7 @@ fn install(options: &InstallOptions) -> Vec<Step> {
         Step::Write { path: SYSUSERS_PATH, text: SYSUSERS },
         Step::Run(vec!["systemd-sysusers", SYSUSERS_PATH]),
         Step::Directory(CONFIG),
+        Step::ForGroup { path: DEFAULT_PATH, group: USER },
         Step::Write { path: UNIT_PATH, text: UNIT },
     ];
     if systemd_version().is_some_and(|version| version < NOTIFY_RELOAD) {
@@ -140,7 +146,7 @@ fn uninstall(options: &UninstallOptions) -> Vec<Step> {
     steps.push(Step::Run(vec!["systemctl", "daemon-reload"]));
     if options.purge {
         steps.extend([CONFIG, STATE].map(Step::RemoveAll));
-        steps.push(Step::RemoveUser("throughway"));
+        steps.push(Step::RemoveUser(USER));
     }
     steps.push(Step::Remove(BINARY));
     steps

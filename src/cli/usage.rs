@@ -1,14 +1,15 @@
 //! `usage report`: what usage files add up to, as a table, CSV or JSON.
 
-use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::cli::OPTION_FILE_BYTES_MAX;
 use crate::credentials::Secret;
 use crate::failure::Failure;
+use crate::files;
 use crate::ops::usage::report::{By, Reader, Remark, Report, ReportRow, Totals};
 use crate::printable::{json_line, printable, printable_lines};
 
@@ -74,7 +75,7 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
         let read = if path == Path::new("-") {
             reader.read("standard input", io::stdin().lock())
         } else {
-            File::open(path).and_then(|file| reader.read(&name, BufReader::new(file)))
+            files::open(path).and_then(|file| reader.read(&name, BufReader::new(file)))
         };
         if let Err(error) = read {
             eprintln!("{}: can't be read: {error}", printable(&name));
@@ -97,8 +98,8 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
 }
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
-    let mut key =
-        std::fs::read(path).map_err(|error| Failure::Run(format!("--key-file {}: {error}", path.display())))?;
+    let mut key = files::read(path, OPTION_FILE_BYTES_MAX)
+        .map_err(|error| Failure::Run(format!("--key-file {}: {error}", path.display())))?;
     // As the server reads it: the last newline does not count.
     if key.last() == Some(&b'\n') {
         key.pop();

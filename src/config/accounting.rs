@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::config::auth::read_at_most;
 use crate::config::check::Check;
 use crate::config::document::Node;
 use crate::config::units::{DURATION, SIZE};
 use crate::credentials::Secret;
 use crate::fetch::{Authorities, Url};
+use crate::files;
 
 /// The system's whole list has a fifth of that.
 const CA_BYTES_MAX: u64 = 1 << 20;
@@ -146,7 +146,7 @@ impl Check {
     /// The certificates in a file.
     pub(crate) fn authorities_in(&mut self, node: &Node, path: &str) -> Option<Authorities> {
         let path = self.beside(node, path);
-        let read = read_at_most(&path, CA_BYTES_MAX).map_err(|error| format!("can't be read: {error}"));
+        let read = files::read(&path, CA_BYTES_MAX).map_err(|error| format!("can't be read: {error}"));
         let authorities = read.and_then(|pem| Authorities::parse(&pem));
         self.ok(node, authorities.map_err(|what| format!("{} {what}", path.display())))
     }

@@ -6,7 +6,7 @@ use crate::config::check::Check;
 use crate::config::environment::Environment;
 use crate::config::error::ConfigError;
 use crate::config::http::HttpListen;
-use crate::config::{Config, DEFAULT_PATH, check, keys};
+use crate::config::{self, Config, check, keys};
 use crate::credentials::Secret;
 
 /// Its name in the runtime directory.
@@ -61,8 +61,7 @@ impl Reach {
     /// # Errors
     /// A file that can't be read or is no TOML, or a mistake in one of these keys.
     pub fn find(file: Option<&Path>, environment: &Environment) -> Result<Self, ConfigError> {
-        let default = Path::new(DEFAULT_PATH);
-        match file.or_else(|| default.exists().then_some(default)) {
+        match config::named_or_default(file)? {
             Some(path) => {
                 let text = Config::read(path)?;
                 check::reach(Some((path, &text)), environment)

@@ -1,7 +1,6 @@
 //! `[auth]`: users, secrets and their files. No message here shows a value.
 
 use std::io::ErrorKind;
-use std::path::Path;
 
 use hashbrown::HashMap;
 
@@ -13,6 +12,7 @@ use crate::config::error::{Problem, SourceLocation};
 use crate::config::initial_secret::is_world_readable;
 use crate::credentials::published::is_published;
 use crate::credentials::{Algorithm, Secret, SharedSecret, USERNAME_BYTES_MAX};
+use crate::files;
 use crate::protocol::settings::{AuthSettings, OnExpiry, StaticUser};
 
 /// Each secret costs an HMAC per request with an unknown key, so the list is short.
@@ -25,7 +25,7 @@ pub(crate) const SECRET_BYTES_MIN: usize = 16;
 pub(crate) const PASSWORD_BYTES_MIN: usize = 12;
 
 /// No key, password or secret is longer.
-const FILE_BYTES_MAX: u64 = 4096;
+pub(crate) const FILE_BYTES_MAX: u64 = 4096;
 
 /// The id of the secret that a variable gives.
 const ENVIRONMENT_ID: &str = "environment";
@@ -268,7 +268,7 @@ impl Check {
     pub(crate) fn secret_file(&mut self, node: &Node, path: &str) -> Option<Secret> {
         let path = self.file(node, path)?;
         let shown = path.display().to_string();
-        let read = read_at_most(&path, FILE_BYTES_MAX).map_err(|error| {
+        let read = files::read(&path, FILE_BYTES_MAX).map_err(|error| {
             let remedy = if error.kind() == ErrorKind::PermissionDenied {
                 let uid = rustix::process::geteuid().as_raw();
                 format!("; this runs as the user with id {uid}, which must be allowed to read it")
@@ -317,16 +317,6 @@ pub(crate) fn weakness(secret: &[u8]) -> Option<String> {
         return None;
     };
     Some(format!("{what}, `openssl rand -hex 32` makes a good one"))
-}
-
-pub(crate) fn read_at_most(path: &Path, most: u64) -> std::io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(std::io::Error::other(format!("longer than {most} bytes")));
-    }
-    Ok(bytes)
 }
 
 pub(crate) fn hex(text: &str) -> Option<Vec<u8>> {

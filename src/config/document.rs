@@ -10,6 +10,10 @@ use crate::config::coturn;
 use crate::config::error::{Problem, SourceLocation};
 use crate::config::explain;
 use crate::config::keys::{KEYS, LATER, find};
+use crate::fetch::masked;
+
+/// Keys whose value is a URL, also when it does not look like one.
+const URL_KEYS: [&str; 2] = ["accounting.webhook", "http.jwt_keys"];
 
 /// A value, the path of its key, and where it stands.
 #[derive(Clone)]
@@ -47,10 +51,11 @@ pub(crate) fn field<'t>(fields: &'t [TableEntry], name: &str) -> Option<&'t Node
 }
 
 impl Node {
-    /// The value as TOML text, cut when long.
+    /// The value as TOML text, cut when long; of a URL neither login nor query.
     pub(crate) fn render(&self) -> String {
         let join = |parts: Vec<String>| parts.join(", ");
         let text = match &self.value {
+            Value::Text(text) if self.is_url(text) => quote(&masked(text)),
             Value::Text(text) => quote(text),
             Value::Integer(_, text) | Value::Other(text) => text.clone(),
             Value::List(items) => format!("[{}]", join(items.iter().map(Self::render).collect())),
@@ -61,6 +66,11 @@ impl Node {
             }
         };
         if text.chars().count() > 100 { text.chars().take(97).chain("...".chars()).collect() } else { text }
+    }
+
+    /// Whether a text is meant as a URL, whose login and query may hold a key.
+    fn is_url(&self, text: &str) -> bool {
+        text.contains("://") || URL_KEYS.contains(&self.key.as_str())
     }
 
     /// The type of the value, for "expected x, found y".

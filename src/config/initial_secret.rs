@@ -5,9 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::auth::weakness;
+use crate::config::auth::{FILE_BYTES_MAX, weakness};
 use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::credentials::{Algorithm, Secret, SharedSecret};
+use crate::files;
 
 /// Its name in logs and metrics.
 pub const INITIAL_ID: &str = "initial";
@@ -116,7 +117,7 @@ fn in_file(path: &Path) -> io::Result<(SharedSecret, Kept)> {
 }
 
 fn read(path: &Path) -> io::Result<SharedSecret> {
-    let bytes = fs::read(path)?;
+    let bytes = files::read(path, FILE_BYTES_MAX)?;
     let bytes = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     if bytes.is_empty() {
         return Err(io::Error::other("the file is empty; remove it"));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use sha2::{Digest as _, Sha256};
 
-use crate::config::auth::{hex, read_at_most};
+use crate::config::auth::hex;
 use crate::config::check::{Check, Table, problem};
 use crate::config::diff::digest_of;
 use crate::config::document::{Node, Value};
@@ -13,7 +13,8 @@ use crate::config::initial_secret::is_world_readable;
 use crate::config::units::DURATION;
 use crate::credentials::claims::{Claim, Claims, Grant};
 use crate::credentials::published::published;
-use crate::fetch::{Authorities, Url};
+use crate::fetch::{Authorities, Url, masked};
+use crate::files;
 use crate::jwt;
 use crate::protocol::settings::AuthSettings;
 
@@ -371,8 +372,9 @@ impl Check {
 
     fn key_file(&mut self, node: &Node, path: &str) -> Option<Vec<jwt::TokenKey>> {
         let path = self.file(node, path)?;
-        let shown = path.display();
-        let read = read_at_most(&path, JWKS_BYTES_MAX).map_err(|error| format!("can't read {shown}: {error}"));
+        // A URL whose scheme was forgotten looks like a file.
+        let shown = masked(&path.display().to_string());
+        let read = files::read(&path, JWKS_BYTES_MAX).map_err(|error| format!("can't read {shown}: {error}"));
         let text = self.ok(node, read)?;
         let keys = self.ok(node, jwt::parse_jwks(&text).map_err(|what| format!("{shown} {what}")))?;
         if keys.iter().any(jwt::TokenKey::is_secret) && is_world_readable(&path) {

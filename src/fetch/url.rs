@@ -106,6 +106,25 @@ impl Url {
     }
 }
 
+/// What may be shown of a text that is meant as a URL, right or wrong: a login and a query may hold a key.
+#[must_use]
+pub fn masked(text: &str) -> String {
+    let start = text.find("://").map_or(0, |at| at + "://".len());
+    let (scheme, rest) = text.split_at(start);
+    let end = rest.find(['?', '#']).unwrap_or(rest.len());
+    let (place, query) = rest.split_at(end);
+    // A password may have any of these letters unescaped: then it is no URL, and is shown in an error.
+    let is_cut_login = !place.contains('/') && query.contains('@');
+    let login = if is_cut_login { rest.rfind('@') } else { place.rfind('@') };
+    let login = login.filter(|at| start > 0 || rest[..*at].contains(':'));
+    let shown = login.map_or(rest, |at| &rest[at + 1..]);
+    let end = shown.find(['?', '#']).unwrap_or(shown.len());
+    let (place, query) = shown.split_at(end);
+    let login = if login.is_some() { "***@" } else { "" };
+    let query = query.chars().next().map_or_else(String::new, |mark| format!("{mark}***"));
+    format!("{scheme}{login}{place}{query}")
+}
+
 /// Without the query, which may hold a key.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,6 +135,26 @@ impl fmt::Display for Url {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_login_nor_query_is_shown_of_what_is_meant_as_a_url() {
+        for (text, shown) in [
+            ("https://h/x?token=geheim", "https://h/x?***"),
+            ("https://u:geheim@h/x", "https://***@h/x"),
+            ("https://geheim@h/x?geheim#geheim", "https://***@h/x?***"),
+            ("https://u:ge/geheim@h/", "https://***@h/"),
+            ("https://u:ge?geheim@h/x", "https://***@h/x"),
+            ("https://h#geheim", "https://h#***"),
+            ("h/x?token=geheim", "h/x?***"),
+            ("u:geheim@h/x", "***@h/x"),
+            ("https://h/x?geheim=a@geheim", "https://h/x?***"),
+            ("https://h/x", "https://h/x"),
+            ("/etc/keys@home.json", "/etc/keys@home.json"),
+            ("", ""),
+        ] {
+            assert_eq!(masked(text), shown, "{text}");
+        }
+    }
 
     #[test]
     fn urls_are_taken_apart_and_shown_without_their_query() {

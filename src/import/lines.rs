@@ -1,11 +1,11 @@
 //! Reads a turnserver.conf and a command line into settings, as coturn would read them.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::coturn::{self, CoturnOption, OPTIONS};
+use crate::files;
 use crate::import::verdict::Place;
 
 /// No file is longer: a turnserver.conf with 40,000 users takes half of it.
@@ -68,7 +68,8 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 /// # Errors
 /// Why it can't be read, in words.
 pub fn read_stdin() -> Result<Vec<u8>, String> {
-    let bytes = read_at_most(io::stdin().lock(), FILE_BYTES_MAX).map_err(|error| format!("standard input: {error}"))?;
+    let bytes = files::read_from(io::stdin().lock(), FILE_BYTES_MAX)
+        .map_err(|error| format!("standard input: {}", why_unread(&error, FILE_BYTES_MAX)))?;
     if bytes.contains(&0) {
         return Err("standard input: holds NUL bytes, so it is no text".to_owned());
     }
@@ -84,25 +85,20 @@ pub fn read_database(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn read_ordinary(path: &Path, most: u64) -> Result<Vec<u8>, String> {
-    // A pipe without a writer would hang, and a device has no end.
-    let kind = std::fs::metadata(path).map_err(|error| format!("can't be read: {error}"))?;
-    if kind.is_dir() {
-        return Err("is a directory; name a file".to_owned());
-    }
-    if !kind.is_file() {
-        return Err("is no ordinary file; name one".to_owned());
-    }
-    let file = File::open(path).map_err(|error| format!("can't be read: {error}"))?;
-    read_at_most(file, most)
+    files::read(path, most).map_err(|error| why_unread(&error, most))
 }
 
-fn read_at_most(from: impl Read, most: u64) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    from.take(most + 1).read_to_end(&mut bytes).map_err(|error| format!("can't be read: {error}"))?;
-    if bytes.len() as u64 > most {
-        return Err(format!("is larger than {} MiB, which is more than is read", most >> 20));
+fn why_unread(error: &io::Error, most: u64) -> String {
+    let kind = error.kind();
+    if kind == ErrorKind::IsADirectory {
+        "is a directory; name a file".to_owned()
+    } else if kind == ErrorKind::InvalidInput {
+        error.to_string()
+    } else if kind == ErrorKind::FileTooLarge {
+        format!("is larger than {} MiB, which is more than is read", most >> 20)
+    } else {
+        format!("can't be read: {error}")
     }
-    Ok(bytes)
 }
 
 /// Reads the lines of a turnserver.conf; `name` stands for the file in verdicts.

@@ -7,6 +7,7 @@ mod journal;
 pub mod log;
 pub mod metrics;
 pub mod notify;
+pub mod places;
 mod port_watch;
 pub mod refusals;
 pub mod remedy;

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::credentials::{EXPIRY_SKEW_SECONDS, USERNAME_BYTES_MAX, parse_username};
+use crate::files;
 use crate::net::Running;
 use crate::protocol::revocation::{Revocations, Subject};
 use crate::time::{Now, UnixSeconds};
@@ -264,7 +265,15 @@ fn read(path: &Path) -> Result<Revocations, String> {
             path.display()
         )
     };
-    let file = match File::open(path) {
+    if let Some(target) = files::dangling(path) {
+        return Err(format!(
+            "auth.revocations_file: {} is a link to {}, which is not there; make that file reachable, or remove the link to \
+             remove all blocks",
+            path.display(),
+            target.display()
+        ));
+    }
+    let file = match files::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -315,10 +324,24 @@ fn read(path: &Path) -> Result<Revocations, String> {
     Ok(revocations)
 }
 
-fn write(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
+/// Why changes could not be kept in this file: found before the first one, which would hold until the next start only.
+///
+/// # Errors
+/// What the system says; a full disk is no mistake of the configuration.
+pub fn probe(path: &Path) -> io::Result<()> {
+    files::probe(&beside(&files::behind_links(path)?))
+}
+
+fn beside(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let beside = PathBuf::from(beside);
+    PathBuf::from(beside)
+}
+
+fn write(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
+    // A link stays one.
+    let path = &files::behind_links(path)?;
+    let beside = beside(path);
     let result = write_to(&beside, all).and_then(|()| fs::rename(&beside, path));
     if result.is_err() {
         // Half a file is of no use; if it can't be removed, the next write replaces it.
@@ -357,6 +380,21 @@ mod tests {
             (user("bob", Some("acme")), UnixSeconds(u64::MAX)),
             (Subject::Tenant("acme".into()), UnixSeconds(7)),
         ]
+    }
+
+    #[test]
+    fn a_link_stays_a_link_and_one_to_nothing_is_not_no_block() {
+        let directory = Directory::new();
+        let (path, target) = (directory.path().join("revocations"), directory.path().join("elsewhere"));
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        let error = load(Some(&path)).unwrap_err();
+        assert!(error.contains("is a link to elsewhere") && error.contains("auth.revocations_file"), "{error}");
+        write(&path, &entries()).unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().is_symlink() && target.is_file());
+        assert_eq!(load(Some(&path)).unwrap().len(), entries().len());
+        probe(&path).unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+        assert!(probe(Path::new("/proc/x")).is_err());
     }
 
     #[test]

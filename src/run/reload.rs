@@ -126,12 +126,12 @@ impl Reloader {
         }
     }
 
-    /// Reads and checks the configuration and the files that it names. A disk may hang, and a named pipe may have no writer:
-    /// neither the control runtime nor the next reload waits for that.
+    /// Reads and checks the configuration and the files that it names. A disk may hang: neither the control runtime nor the
+    /// next reload waits for that.
     async fn read(&self, old: Arc<Config>) -> Result<Config, String> {
         if self.is_reading.swap(true, Ordering::Relaxed) {
-            let why = "an earlier reload is still reading the configuration or a file that it names: a disk hangs, or one of \
-                       them is a pipe that nothing is written to; if that does not end, restart the server";
+            let why = "an earlier reload is still reading the configuration or a file that it names: a disk hangs; if \
+                       that does not end, restart the server";
             return Err(why.to_owned());
         }
         let reading = Reading(Arc::clone(&self.is_reading));

@@ -59,7 +59,7 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
     // What is open is open in both processes, and counts in both.
     let _ = net::raise_file_limit();
     // The file may have been replaced when the next child begins.
-    let program = Program::of_process().ok();
+    let program = Program::of_process(config.source.file.as_deref()).ok();
     let failed = |error: io::Error| Failure::Run(format!("supervise: {error}"));
     let ledger = Arc::new(Ledger::new().map_err(failed)?);
     let child = Signal::CHILD.as_raw();

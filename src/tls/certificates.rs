@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::der::{self, Facts};
 use crate::clock;
+use crate::files;
 
 /// No chain or key is longer; a device file given by mistake must not be read for ever.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -263,7 +264,7 @@ fn links(chain: &[CertificateDer<'static>]) -> Result<Vec<ChainLink>, String> {
 
 fn read_small(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = Zeroizing::new(Vec::new());
-    let file = std::fs::File::open(path).map_err(|error| format!("can't be read: {error}"))?;
+    let file = files::open(path).map_err(|error| format!("can't be read: {error}"))?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("can't be read: {error}"))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("is longer than {FILE_BYTES_MAX} bytes"));

@@ -1,6 +1,5 @@
 //! Finds a running server and asks its admin API: one request, one answer, bounded in size and time.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,11 +8,13 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use clap::Args;
 use serde_json::Value;
 
+use crate::cli::OPTION_FILE_BYTES_MAX;
 use crate::config::admin::{AdminSocket, Reach};
 use crate::config::checked::HttpListen;
 use crate::config::{DEFAULT_PATH, Environment};
 use crate::failure::Failure;
 use crate::fetch::{self, FetchError, HttpRequest, HttpResponse, Url, UrlError};
+use crate::files;
 
 /// How long a server of this machine may take to accept, and to do what it was asked.
 const CONNECT_TIME: Duration = Duration::from_secs(3);
@@ -179,7 +180,7 @@ fn refused_by_listener(status: StatusCode) -> Option<&'static str> {
 }
 
 fn read_token(file: &Path) -> io::Result<String> {
-    let text = fs::read_to_string(file)?;
+    let text = files::text(files::read(file, OPTION_FILE_BYTES_MAX)?)?;
     let token = text.lines().next().unwrap_or_default();
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(io::Error::other("its first line is not a token"));

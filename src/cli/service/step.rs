@@ -3,10 +3,11 @@
 use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::files;
 use crate::net::User;
 
 /// What is done to this machine.
@@ -18,6 +19,8 @@ pub(super) enum Step {
     Write { path: &'static str, text: &'static str },
     /// Makes a directory that all may read.
     Directory(&'static str),
+    /// Lets a group read a file, and nobody else, if the file is there.
+    ForGroup { path: &'static str, group: &'static str },
     /// Runs a command, which must succeed.
     Run(Vec<&'static str>),
     /// Removes a file.
@@ -36,6 +39,7 @@ impl fmt::Display for Step {
             Self::Copy { from, to } => write!(f, "install -m 0755 {} {to}", from.display()),
             Self::Write { path, text } => write!(f, "write {path} ({} lines, 0644)", text.lines().count()),
             Self::Directory(path) => write!(f, "install -d -m 0755 {path}"),
+            Self::ForGroup { path, group } => write!(f, "chgrp {group} {path}; chmod 0640 {path}     (if it is there)"),
             Self::Run(words) => f.write_str(&words.join(" ")),
             Self::Remove(path) => write!(f, "rm -f {path}"),
             Self::RemoveEmpty(path) => write!(f, "rmdir --ignore-fail-on-non-empty {path}"),
@@ -52,6 +56,7 @@ impl Step {
             Self::Copy { from, to } => fs::read(from).and_then(|bytes| place(Path::new(to), &bytes, 0o755)),
             Self::Write { path, text } => place(Path::new(path), text.as_bytes(), 0o644),
             Self::Directory(path) => directory(Path::new(path)),
+            Self::ForGroup { path, group } => for_group(Path::new(path), group),
             Self::Run(words) => return run(words).map(|()| true),
             Self::Remove(path) => gone(fs::remove_file(path)),
             Self::RemoveEmpty(path) => match fs::remove_dir(path) {
@@ -77,11 +82,31 @@ fn gone(removed: io::Result<()>) -> io::Result<bool> {
 }
 
 fn directory(path: &Path) -> io::Result<bool> {
-    if path.is_dir() {
-        return Ok(false);
+    let is_new = !path.is_dir();
+    if is_new {
+        fs::create_dir_all(path)?;
     }
-    fs::create_dir_all(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o755)).map(|()| true)
+    Ok(mode(path, 0o755)? || is_new)
+}
+
+/// Gives a file or directory this mode; whether it had another one.
+fn mode(path: &Path, mode: u32) -> io::Result<bool> {
+    let has_another = fs::metadata(path)?.permissions().mode() & 0o7777 != mode;
+    if has_another {
+        fs::set_permissions(path, Permissions::from_mode(mode))?;
+    }
+    Ok(has_another)
+}
+
+/// What a link leads to belongs to whoever made the link.
+fn for_group(path: &Path, group: &str) -> io::Result<bool> {
+    let is_file = files::is_there(path)? && fs::symlink_metadata(path)?.is_file();
+    let Some(group) = User::find(group)?.filter(|_| is_file) else { return Ok(false) };
+    let has_another = fs::metadata(path)?.gid() != group.gid();
+    if has_another {
+        chown(path, None, Some(group.gid()))?;
+    }
+    Ok(mode(path, 0o640)? || has_another)
 }
 
 /// Puts a file in place whole: a program that runs is not changed, its name is given to the new one.
@@ -162,6 +187,32 @@ mod tests {
         assert_eq!((step.apply(), step.apply()), (Ok(true), Ok(false)));
         assert_eq!(fs::read_to_string(file).unwrap(), "new");
         assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn modes_are_mended_and_what_was_wrong_is_not_called_so_already() {
+        let directory = path("modes");
+        let file: &'static str = Box::leak(format!("{directory}/config.toml").into_boxed_str());
+        fs::create_dir(directory).unwrap();
+        fs::set_permissions(directory, Permissions::from_mode(0o700)).unwrap();
+        let step = Step::Directory(directory);
+        assert_eq!((step.apply(), step.apply()), (Ok(true), Ok(false)));
+        assert_eq!(fs::metadata(directory).unwrap().permissions().mode() & 0o7777, 0o755);
+        // Root's group is there on every machine.
+        let step = Step::ForGroup { path: file, group: "root" };
+        assert_eq!(step.apply(), Ok(false), "nothing is there");
+        fs::write(file, "").unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+        if crate::net::effective_uid() == 0 {
+            assert_eq!((step.apply(), step.apply()), (Ok(true), Ok(false)));
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o7777, 0o640);
+            if let Some(nobody) = User::find("nobody").unwrap() {
+                let step = Step::ForGroup { path: file, group: "nobody" };
+                assert_eq!((step.apply(), step.apply()), (Ok(true), Ok(false)));
+                assert_eq!(fs::metadata(file).unwrap().gid(), nobody.gid());
+            }
+        }
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -40,9 +40,15 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn of_process() -> std::io::Result<Self> {
+    /// `file` is the configuration that it read. The next process must read the same one: if it were told no name, and
+    /// found none at the default path, it would take over with the defaults and a new secret.
+    pub(crate) fn of_process(file: Option<&Path>) -> std::io::Result<Self> {
         let path = std::env::current_exe()?;
         let mut arguments = Vec::new();
+        let is_named = std::env::args_os().any(|argument| {
+            let argument = argument.to_string_lossy();
+            argument == "--config" || argument.starts_with("--config=")
+        });
         let mut given = std::env::args_os().skip(1);
         while let Some(argument) = given.next() {
             if argument == "--take-over" {
@@ -50,6 +56,9 @@ impl Program {
             } else if !argument.to_string_lossy().starts_with("--take-over=") {
                 arguments.push(argument);
             }
+        }
+        if let Some(file) = file.filter(|_| !is_named) {
+            arguments.extend(["--config".into(), file.as_os_str().to_owned()]);
         }
         Ok(Self { identity: identity(&path), path, arguments })
     }
