@@ -512,7 +512,7 @@ fn minting_says_when_the_address_in_the_urls_is_a_guess() {
     // A machine without a route has no address to guess, and says that instead.
     assert!(text(&guessed.stderr).contains("relay.external"), "{guessed:?}");
     for told in [
-        "relay.external = \"203.0.113.7\"\nlisten.udp = [\"0.0.0.0:3478\"]\nlisten.tcp = []",
+        "relay.external = \"45.0.0.7\"\nlisten.udp = [\"0.0.0.0:3478\"]\nlisten.tcp = []",
         "http.public_name = \"turn.example.org\"",
         "listen.udp = [\"127.0.0.1:3478\"]\nlisten.tcp = []",
     ] {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use crate::net::lacks_family;
 
 /// Where the authority looks.
 pub const PATH: &str = "/.well-known/acme-challenge/{token}";
@@ -60,12 +62,37 @@ async fn answer(State(tokens): State<Arc<Tokens>>, Path(token): Path<String>) ->
     )
 }
 
+/// The address in place of one that the kernel does not have the family of: `[::]` stands for both families here.
+fn in_its_place(address: SocketAddr, lacks_family: bool) -> Option<SocketAddr> {
+    let is_any = address.is_ipv6() && address.ip().is_unspecified();
+    (lacks_family && is_any).then(|| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+}
+
+/// What an operator can do about an address that can't be listened on.
+#[allow(clippy::wildcard_enum_match_arm, reason = "the standard library's list is open")]
+pub(super) fn remedy(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse => "free the port, see `ss -ltnp`",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need CAP_NET_BIND_SERVICE, which the systemd unit grants: use it"
+        }
+        _ if lacks_family(cause) => "this kernel has no IPv6: set tls.acme.http_listen to an IPv4 address",
+        _ => "set tls.acme.http_listen to an address of this machine",
+    }
+}
+
 /// Answers on an address until this is dropped. An address that a listener of our own has is no error: that one answers too.
 ///
 /// # Errors
 /// If another program has it, or we may not.
 pub(super) async fn listen(address: SocketAddr, tokens: Arc<Tokens>) -> io::Result<Answering> {
-    let listener = TcpListener::bind(address).await?;
+    let listener = match TcpListener::bind(address).await {
+        Err(error) => match in_its_place(address, lacks_family(&error)) {
+            Some(other) => TcpListener::bind(other).await?,
+            None => return Err(error),
+        },
+        listener => listener?,
+    };
     let service = TowerToHyperService::new(router(tokens));
     let task = tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -96,5 +123,34 @@ pub(super) struct Answering(tokio::task::JoinHandle<()>);
 impl Drop for Answering {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_ipv6_in_the_kernel_every_address_is_that_of_ipv4() {
+        for (address, place) in
+            [("[::]:80", Some("0.0.0.0:80")), ("[::1]:80", None), ("[2001:db8::7]:80", None), ("0.0.0.0:80", None)]
+        {
+            let address = address.parse().unwrap();
+            assert_eq!(in_its_place(address, true), place.map(|place| place.parse().unwrap()), "{address}");
+            assert_eq!(in_its_place(address, false), None, "{address}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_is_that_of_the_cause() {
+        for (code, words) in [
+            (libc::EADDRINUSE, "free the port"),
+            (libc::EACCES, "CAP_NET_BIND_SERVICE"),
+            (libc::EAFNOSUPPORT, "no IPv6"),
+            (libc::EADDRNOTAVAIL, "an address of this machine"),
+        ] {
+            let said = remedy(&io::Error::from_raw_os_error(code));
+            assert!(said.contains(words), "{code}: {said}");
+        }
     }
 }

@@ -157,8 +157,9 @@ impl Order<'_> {
                 }
                 Err(error) => {
                     return Err(format!(
-                        "{address}, where the authority looks for the proof, can't be listened on: {error}; free the port, or \
-                         let a listener of throughway have port 443 (listen.auto), which needs no other port"
+                        "{address}, where the authority looks for the proof, can't be listened on: {error}; {}, or \
+                         let a listener of throughway have port 443 (listen.auto), which needs no other port",
+                        http01::remedy(&error)
                     )
                     .into());
                 }

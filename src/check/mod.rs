@@ -38,6 +38,9 @@ use traffic::Burst;
 /// How many servers, each URI at each of its addresses, are looked at; an endpoint must not send us further.
 const SERVERS_MAX: usize = 24;
 
+/// The remedy where a family was asked for that a server has no address of.
+const OTHER_FAMILY: &str = "leave --ipv4 or --ipv6 out, or name a server of that family";
+
 /// What to look at and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -130,6 +133,8 @@ async fn look(
     let mut report = Report::default();
     let mut progress = Progress { is_shown: options.is_progress_shown, subject: String::new() };
     let mut wanted: Vec<(TurnUri, Option<Login>)> = Vec::new();
+    // What was asked for by name must be tested; an endpoint may name servers of both families.
+    let mut named: Vec<TurnUri> = Vec::new();
     for subject in subjects {
         match subject {
             CheckSubject::Endpoint(text, url) => {
@@ -139,7 +144,10 @@ async fn look(
                 report.sections.push(section);
                 wanted.append(&mut found);
             }
-            CheckSubject::Server(uri) => wanted.push((uri, options.login.clone())),
+            CheckSubject::Server(uri) => {
+                named.push(uri.clone());
+                wanted.push((uri, options.login.clone()));
+            }
         }
     }
     let mut unique: Vec<(TurnUri, Option<Login>)> = Vec::new();
@@ -149,6 +157,7 @@ async fn look(
         }
     }
     let mut count = 0;
+    let first = report.sections.len();
     for (uri, login) in &unique {
         progress.start(uri.to_string());
         progress.show("names");
@@ -156,6 +165,9 @@ async fn look(
         if let Some(step) = step {
             let mut section = Section::new(uri.to_string(), None, uri.transport.name());
             section.steps.push(step);
+            if named.contains(uri) {
+                section.fail_if_untested(OTHER_FAMILY);
+            }
             report.sections.push(section);
         }
         for address in addresses {
@@ -163,6 +175,9 @@ async fn look(
             if count > SERVERS_MAX {
                 let mut section = Section::new(uri.to_string(), Some(address), uri.transport.name());
                 section.steps.push(Step::skip("reach", format!("only the first {SERVERS_MAX} servers are looked at")));
+                if named.contains(uri) {
+                    section.fail_if_untested("check it by itself, or name fewer servers beside it");
+                }
                 report.sections.push(section);
                 continue;
             }
@@ -172,6 +187,10 @@ async fn look(
         }
     }
     progress.clear();
+    let servers = &mut report.sections[first..];
+    if servers.iter().all(Section::is_untested) {
+        servers.iter_mut().for_each(|section| section.fail_if_untested(OTHER_FAMILY));
+    }
     compare(&mut report);
     report
 }

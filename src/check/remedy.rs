@@ -5,8 +5,7 @@ use std::net::IpAddr;
 use crate::check::answer::Login;
 use crate::credentials::parse_username;
 use crate::printable::is_printable;
-use crate::protocol::peer_policy::LocalAddresses;
-use crate::protocol::peer_policy::PeerPolicy;
+pub use crate::protocol::peer_policy::is_global;
 
 /// How far two clocks may be apart before it is said; servers forgive about as much.
 pub const SKEW_SECONDS_MAX: u64 = 30;
@@ -123,12 +122,6 @@ fn unauthorized(login: &Login, now: u64) -> (String, String) {
 pub fn issuer_ahead(username: &str, ttl: u64, now: u64) -> Option<i64> {
     let issued_at = parse_username(username)?.expires_at.checked_sub(ttl)?;
     i64::try_from(issued_at).ok()?.checked_sub(i64::try_from(now).ok()?)
-}
-
-/// Whether the whole internet can reach an address.
-#[must_use]
-pub fn is_global(ip: IpAddr) -> bool {
-    PeerPolicy::new(&[], &[], LocalAddresses::default()).is_ok_and(|policy| policy.judge(ip).is_some())
 }
 
 /// How a relayed address looks beside the address where the server was reached.

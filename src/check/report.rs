@@ -123,6 +123,19 @@ impl Section {
         self.steps.iter().all(|step| step.outcome != Outcome::Fail)
     }
 
+    /// Whether every step was left out.
+    #[must_use]
+    pub fn is_untested(&self) -> bool {
+        self.steps.iter().all(|step| step.outcome == Outcome::Skip)
+    }
+
+    /// Adds a failure where every step was left out: a server that nothing is known of must not look fine.
+    pub fn fail_if_untested(&mut self, remedy: &str) {
+        if self.is_untested() {
+            self.steps.push(Step::fail("tested", "nothing could be tested", remedy));
+        }
+    }
+
     /// The step of a name.
     #[must_use]
     pub fn step(&self, name: &str) -> Option<&Step> {
@@ -213,6 +226,22 @@ mod tests {
         assert!(!report(vec![ok, Step::fail("allocate", "401", "mint again")]).is_ok());
         assert!(!report(Vec::new()).is_ok());
         assert!(!report(vec![Step::skip("dns", "nothing to do")]).is_ok());
+    }
+
+    #[test]
+    fn a_server_of_which_nothing_was_tried_is_a_failure_beside_one_that_is_fine() {
+        let mut report = report(vec![Step::ok("reach", "answered")]);
+        for steps in [vec![Step::skip("dns", "not of the family asked for")], Vec::new()] {
+            let mut untested = Section { steps, ..Section::new("turn:[2001:db8::7]", None, "udp") };
+            untested.fail_if_untested("name another family");
+            assert_eq!(untested.step("tested").map(|step| step.outcome), Some(Outcome::Fail));
+            assert!(!untested.is_ok() && !untested.is_untested());
+            report.sections.push(untested);
+        }
+        assert!(!report.is_ok());
+        let mut tested = report.sections.remove(0);
+        tested.fail_if_untested("x");
+        assert!(tested.is_ok() && tested.step("tested").is_none());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `check`: arguments in, report out.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::cli::{credentials, first_line, load_existing, option_file};
 use crate::config::DURATION;
 use crate::failure::Failure;
 use crate::printable::{json_line, printable_lines};
+use crate::turn_uri;
 
 /// The user id of credentials minted for a check.
 const USER: &str = "check";
@@ -106,6 +108,11 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     if let Some(file) = &given.header_file {
         headers.append(&mut headers_of(file)?);
     }
+    let family = match (given.ipv4, given.ipv6) {
+        (true, _) => Some(Family::V4),
+        (_, true) => Some(Family::V6),
+        (false, false) => None,
+    };
     let mut subjects = given.urls;
     let (mut login, mut minter) = (None, None);
     if let Some(file) = &given.config {
@@ -115,6 +122,9 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
         (login, minter) = (Some(minted), Some(with));
         if subjects.is_empty() {
             subjects = urls;
+            // The listeners of the other family are there too, and were not asked for.
+            let family = family.filter(|family| subjects.iter().any(|uri| is_of_family(uri, *family)));
+            subjects.retain(|uri| family.is_none_or(|family| is_of_family(uri, family)));
         }
         if subjects.is_empty() && config.listen.is_empty() {
             let message = "it has no listener, so there is nothing to check; name a server besides --config";
@@ -137,11 +147,6 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
         };
         login = Some(Login { username, password });
     }
-    let family = match (given.ipv4, given.ipv6) {
-        (true, _) => Some(Family::V4),
-        (_, true) => Some(Family::V6),
-        (false, false) => None,
-    };
     Ok(Options {
         subjects,
         login,
@@ -153,6 +158,12 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
         family,
         is_progress_shown: io::stderr().is_terminal(),
     })
+}
+
+/// Whether a URI may lead to an address of this family: a name may.
+fn is_of_family(uri: &str, family: Family) -> bool {
+    let ip = turn_uri::parse(uri).ok().and_then(|uri| uri.host.parse::<IpAddr>().ok());
+    ip.is_none_or(|ip| Family::of(ip) == family)
 }
 
 /// The lines of a file that are not empty.
@@ -185,6 +196,15 @@ fn rate(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listener_of_the_other_family_is_told_from_a_name() {
+        for (uri, is_of_v4) in
+            [("turn:192.0.2.7:3478", true), ("turn:[2001:db8::7]:3478", false), ("turns:turn.example.org", true)]
+        {
+            assert_eq!(is_of_family(uri, Family::V4), is_of_v4, "{uri}");
+        }
+    }
 
     #[test]
     fn rates_are_whole_numbers_with_a_unit_and_have_an_upper_end() {

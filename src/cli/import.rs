@@ -111,7 +111,7 @@ fn name_of(path: &Path) -> String {
 fn tables(options: &CoturnOptions) -> Result<Vec<Table>, Failure> {
     let mut tables = Vec::new();
     if let Some(path) = &options.database {
-        let read = read_database(path).map_err(|error| format!("{} {error}", path.display()));
+        let read = read_database(path).map_err(|error| format!("{}: {error}", path.display()));
         tables.extend(read.map_err(Failure::Usage)?);
     }
     for named in &options.csv {

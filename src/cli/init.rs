@@ -17,7 +17,7 @@ use crate::config::initial_secret::random_text;
 use crate::config::{Config, DEFAULT_PATH, Environment};
 use crate::failure::Failure;
 use crate::files;
-use crate::net::{User, effective_uid, routed_addresses};
+use crate::net::{User, effective_uid, has_ipv6, routed_addresses};
 
 /// Who reads the configuration besides root.
 const GROUP: &str = "throughway";
@@ -34,42 +34,54 @@ const ACME_STATE: &str = "/var/lib/throughway/acme";
 #[derive(Args, Debug)]
 pub(super) struct InitOptions {
     /// Where to write it
-    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, value_parser = path)]
     config: PathBuf,
     /// The host name of this server, such as turn.example.org
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = text)]
     host: Option<String>,
     /// Public address behind which this machine is, one for each family
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     external: Vec<IpAddr>,
     /// Ask this STUN server for the public address; no server is asked without it
-    #[arg(long, value_name = "HOST:PORT", conflicts_with = "external")]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "external", value_parser = text)]
     stun: Option<String>,
     /// Port for clients over UDP and TCP
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = PORT)]
     port: u16,
     /// UDP ports of relayed traffic
-    #[arg(long, value_name = "FIRST-LAST", default_value = RELAY_PORTS)]
+    #[arg(long, value_name = "FIRST-LAST", default_value = RELAY_PORTS, value_parser = text)]
     relay_ports: String,
     /// Get a certificate for the host name from Let's Encrypt, whose terms you accept by this, and listen for TLS;
     /// the authority writes to this address when something is wrong
-    #[arg(long, value_name = "ADDRESS", requires = "host", conflicts_with = "certificate")]
+    #[arg(long, value_name = "ADDRESS", requires = "host", conflicts_with = "certificate", value_parser = text)]
     email: Option<String>,
     /// PEM file of a certificate chain: also listen for TLS
-    #[arg(long, value_name = "FILE", requires = "private_key")]
+    #[arg(long, value_name = "FILE", requires = "private_key", value_parser = path)]
     certificate: Option<PathBuf>,
     /// PEM file of its private key
-    #[arg(long, value_name = "FILE", requires = "certificate")]
+    #[arg(long, value_name = "FILE", requires = "certificate", value_parser = path)]
     private_key: Option<PathBuf>,
-    /// Port for clients over TLS
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), default_value_t = TLS_PORT)]
-    tls_port: u16,
+    /// Port for clients over TLS, which needs a certificate [default: 5349]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    tls_port: Option<u16>,
     /// Ask nothing: what no option says is left at its default
     #[arg(long)]
     non_interactive: bool,
     /// Replace the file if there is one; its secret is lost
     #[arg(long)]
     force: bool,
+}
+
+/// An argument that says something: an empty one mostly comes from a variable that is not set.
+fn text(argument: &str) -> Result<String, String> {
+    if argument.trim().is_empty() {
+        return Err("is empty; give a value, or leave the option out".to_owned());
+    }
+    Ok(argument.to_owned())
+}
+
+fn path(argument: &str) -> Result<PathBuf, String> {
+    text(argument).map(PathBuf::from)
 }
 
 /// What the file will say.
@@ -84,6 +96,8 @@ struct Plan {
     relay_ports: String,
     tls: Option<Certificate>,
     tls_port: u16,
+    /// Whether the kernel has the family: a listener of a family that it lacks keeps the server from starting.
+    has_ipv6: bool,
     secret: String,
 }
 
@@ -130,6 +144,16 @@ impl Plan {
         })
     }
 
+    /// A port for TLS without a certificate would do nothing.
+    fn check_tls_port(&self, options: &InitOptions) -> Result<(), String> {
+        match options.tls_port {
+            Some(port) if self.tls.is_none() => Err(format!(
+                "--tls-port {port}: there is no certificate, so no listener for TLS; give --host and --email to get one, or --certificate and --private-key"
+            )),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The address of a family that clients will reach it by, as far as it is known.
     fn public(&self, is_ipv4: bool) -> Option<IpAddr> {
         let of_family = |ips: &[IpAddr]| ips.iter().copied().find(|ip| ip.is_ipv4() == is_ipv4);
@@ -158,14 +182,17 @@ pub(super) fn run(options: &InitOptions) -> Result<(), Failure> {
     }
     let mut plan = plan(options)?;
     plan.check(path).map_err(Failure::Usage)?;
-    if !options.non_interactive {
+    if options.non_interactive {
+        plan.check_tls_port(options).map_err(Failure::Usage)?;
+    } else {
         let check = |plan: &Plan| plan.check(path);
         questions::ask(&mut plan, options, &mut io::stdin().lock(), &mut io::stderr(), &check)?;
+        plan.check_tls_port(options).map_err(Failure::Usage)?;
     }
     let owner = write(path, &plan.text(), options.force)?;
     let mut out = io::stdout().lock();
     writeln!(out, "Wrote {} (0640, {owner}).\n", path.display())?;
-    out.write_all(plan.next(path).as_bytes())?;
+    out.write_all(plan.next(path, next::Service::of_machine()).as_bytes())?;
     out.flush()?;
     Ok(())
 }
@@ -194,7 +221,8 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
         port: options.port,
         relay_ports: options.relay_ports.clone(),
         tls,
-        tls_port: options.tls_port,
+        tls_port: options.tls_port.unwrap_or(TLS_PORT),
+        has_ipv6: has_ipv6(),
         secret: random_text(),
     })
 }

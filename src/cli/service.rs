@@ -70,16 +70,20 @@ pub(super) struct UninstallOptions {
 pub(super) fn run(command: &ServiceCommand) -> Result<(), Failure> {
     let (steps, is_dry) = match command {
         ServiceCommand::Install(options) => (install(options), options.dry_run),
-        ServiceCommand::Uninstall(options) => (uninstall(options), options.dry_run),
+        ServiceCommand::Uninstall(options) => {
+            (uninstall(options, Path::new(UNIT_PATH).exists(), Unit::of_machine()), options.dry_run)
+        }
     };
     let mut out = io::stdout().lock();
     if is_dry {
         for step in &steps {
             writeln!(out, "{step}")?;
         }
-        return Ok(out.flush()?);
+        out.flush()?;
+        // Another user may look; whatever else would be refused is told.
+        return check_system().map_err(|why| Failure::Run(format!("none of it would be done: {why}")));
     }
-    check_machine()?;
+    check_root().and_then(|()| check_system()).map_err(Failure::Run)?;
     for step in &steps {
         let change = step.apply().map_err(|why| Failure::Run(format!("{step}\n{why}; nothing after this was done")))?;
         writeln!(out, "{step}{}", if change { "" } else { "     (was so already)" })?;
@@ -88,7 +92,8 @@ pub(super) fn run(command: &ServiceCommand) -> Result<(), Failure> {
         ServiceCommand::Install(_) if !files::is_there(Path::new(DEFAULT_PATH)).unwrap_or(true) => {
             "\nNext: throughway init writes a configuration"
         }
-        ServiceCommand::Install(options) if !options.now => "\nNext: systemctl start throughway",
+        // A server that runs already is upgraded: its calls go on.
+        ServiceCommand::Install(options) if !options.now => "\nNext: systemctl reload-or-restart throughway",
         ServiceCommand::Install(_) | ServiceCommand::Uninstall(_) => "",
     };
     if !next.is_empty() {
@@ -97,18 +102,22 @@ pub(super) fn run(command: &ServiceCommand) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// Whether this machine can have the service, and we may give it.
-fn check_machine() -> Result<(), Failure> {
-    if effective_uid() != 0 {
-        return Err(Failure::Run("needs root: try sudo, or --dry-run to see the steps".to_owned()));
+fn check_root() -> Result<(), String> {
+    match effective_uid() {
+        0 => Ok(()),
+        _ => Err("needs root: try sudo, or --dry-run to see the steps".to_owned()),
     }
+}
+
+/// Whether this machine can have the service.
+fn check_system() -> Result<(), String> {
     if !Path::new("/run/systemd/system").is_dir() {
         let message =
             "systemd does not run here, so there is nothing to install into; `throughway serve` is the command to run";
-        return Err(Failure::Run(message.to_owned()));
+        return Err(message.to_owned());
     }
     if let Some(unit) = OF_PACKAGE.into_iter().find(|unit| Path::new(unit).exists()) {
-        return Err(Failure::Run(format!("a package has installed {unit}; use the package, or remove it first")));
+        return Err(format!("a package has installed {unit}; use the package, or remove it first"));
     }
     Ok(())
 }
@@ -136,10 +145,38 @@ fn install(options: &InstallOptions) -> Vec<Step> {
     steps
 }
 
-fn uninstall(options: &UninstallOptions) -> Vec<Step> {
+/// The unit, as systemd sees it whether its file is there or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unit {
+    /// It does not run, or there is no systemd.
+    Stopped,
+    /// It runs, or starts.
+    Running,
+}
+
+impl Unit {
+    pub(super) fn of_machine() -> Self {
+        let asked = Command::new("systemctl").args(["is-active", "throughway.service"]).output();
+        Self::of_state(&asked.map(|output| output.stdout).unwrap_or_default())
+    }
+
+    /// What `systemctl is-active` printed; nothing if there is no systemd.
+    fn of_state(printed: &[u8]) -> Self {
+        match printed.trim_ascii() {
+            // One that starts, or starts again and again, has read its configuration too.
+            b"active" | b"activating" | b"reloading" | b"refreshing" | b"deactivating" => Self::Running,
+            _ => Self::Stopped,
+        }
+    }
+}
+
+fn uninstall(options: &UninstallOptions, has_file: bool, unit: Unit) -> Vec<Step> {
     let mut steps = Vec::new();
-    if options.dry_run || Path::new(UNIT_PATH).exists() {
+    if has_file {
         steps.push(Step::Run(vec!["systemctl", "disable", "--now", "throughway.service"]));
+    } else if unit == Unit::Running {
+        // Without its file it can't be disabled, and runs on all the same.
+        steps.push(Step::Run(vec!["systemctl", "stop", "throughway.service"]));
     }
     steps.extend([UNIT_PATH, BEFORE_253_PATH, SYSUSERS_PATH].map(Step::Remove));
     steps.push(Step::RemoveEmpty(DROP_INS));
@@ -181,11 +218,36 @@ mod tests {
 
     #[test]
     fn what_a_person_wrote_is_removed_only_if_asked() {
-        let plain = shown(&uninstall(&UninstallOptions { purge: false, dry_run: true })).join("\n");
+        let of = |purge| UninstallOptions { purge, dry_run: true };
+        let plain = shown(&uninstall(&of(false), true, Unit::Running)).join("\n");
         assert!(!plain.contains(CONFIG) && !plain.contains(STATE) && !plain.contains("userdel"), "{plain}");
-        let purge = shown(&uninstall(&UninstallOptions { purge: true, dry_run: true })).join("\n");
+        let purge = shown(&uninstall(&of(true), true, Unit::Stopped)).join("\n");
         for part in [CONFIG, STATE, "userdel throughway"] {
             assert!(purge.contains(part), "{purge}");
+        }
+    }
+
+    #[test]
+    fn a_server_whose_unit_file_is_gone_is_stopped_before_its_directories_go() {
+        let options = UninstallOptions { purge: true, dry_run: false };
+        assert_eq!(shown(&uninstall(&options, false, Unit::Running))[0], "systemctl stop throughway.service");
+        assert!(shown(&uninstall(&options, true, Unit::Running))[0].contains("disable --now"));
+        let stopped = shown(&uninstall(&options, false, Unit::Stopped)).join("\n");
+        assert!(!stopped.contains("systemctl stop") && !stopped.contains("systemctl disable"), "{stopped}");
+    }
+
+    /// A server that runs goes on with its old secret until it reads the file.
+    #[test]
+    fn the_state_of_the_unit_is_what_systemd_says() {
+        for (printed, state) in [
+            ("active\n", Unit::Running),
+            ("activating\n", Unit::Running),
+            ("reloading\n", Unit::Running),
+            ("inactive\n", Unit::Stopped),
+            ("failed\n", Unit::Stopped),
+            ("", Unit::Stopped),
+        ] {
+            assert_eq!(Unit::of_state(printed.as_bytes()), state, "{printed}");
         }
     }
 }

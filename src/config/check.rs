@@ -46,6 +46,7 @@ pub(crate) fn check(
     let http = check.http(&listen, &tls);
     if let Some(acme) = &mut tls.acme {
         acme.know_http(&http);
+        check.acme_can_work(acme, &listen, &http);
     }
     check.public_name_needs_a_certificate(&listen, &http, &tls);
     let admin = check.admin();

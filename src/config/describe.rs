@@ -5,6 +5,7 @@ use std::fmt::{Display, Write as _};
 use serde_json::{Value, json};
 
 use crate::address::Transport;
+use crate::config::acme::Proof;
 use crate::config::checked::{Config, External, HttpListen, Workers};
 use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::config::units::{DURATION, RATE, SIZE};
@@ -82,6 +83,16 @@ impl Config {
         for (files, certificate) in self.tls.files.iter().zip(&self.tls.certificates) {
             lines.add("certificate", format!("{} with {}", files.certificate.display(), files.private_key.display()));
             lines.add("", certificate_text(certificate));
+        }
+        if let Some(acme) = &self.tls.acme {
+            let (domains, proof) = (acme.domains.join(", "), acme.proof);
+            lines.add("acme", format!("for {domains} from {}, by {}", acme.directory, proof.name()));
+            let answered = match proof {
+                Proof::TlsAlpn01 => "in the handshake of a listener for TLS".to_owned(),
+                Proof::Http01(address) => format!("on {address}"),
+            };
+            lines.add("", format!("TCP port {} must be open to the internet; answered {answered}", proof.port()));
+            lines.add("", format!("account and certificate in {}", acme.state.display()));
         }
     }
 
@@ -243,12 +254,17 @@ impl Config {
         json!({
             "certificates": self.tls.files.iter().zip(&self.tls.certificates).map(|(files, of)| json!({
                 "certificate": files.certificate, "private_key": files.private_key,
-                "names": of.names, "days": days_until(of.not_after),
+                "names": of.names, "days": days_until(of.not_after), "stand_in": of.is_stand_in,
                 "chain": of.chain.iter().map(|link| json!({
                     "subject": link.subject, "issuer": link.issuer, "days": days_until(link.not_after),
                 })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "name": self.tls.name.as_deref(),
+            "acme": self.tls.acme.as_ref().map(|acme| json!({
+                "domains": strings(&acme.domains), "directory": acme.directory.to_string(),
+                "challenge": acme.proof.name(), "port": acme.proof.port(), "state": acme.state,
+                "http_listen": match acme.proof { Proof::TlsAlpn01 => None, Proof::Http01(address) => Some(address) },
+            })),
         })
     }
 
@@ -388,6 +404,9 @@ fn certificate_text(of: &Summary) -> String {
         days if days < 0 => format!("ended {} days ago", -days),
         days => format!("ends in {days} days"),
     };
+    if of.is_stand_in {
+        return format!("a stand-in, which clients refuse, until there is one for {}", of.names.join(", "));
+    }
     let names = if of.names.is_empty() { "no host name".to_owned() } else { of.names.join(", ") };
     let mut text = format!("for {names}; {}", ends(of.not_after));
     let chain: Vec<String> =

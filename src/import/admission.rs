@@ -147,7 +147,7 @@ impl Admission {
     }
 
     fn table(&mut self, table: &Table, draft: &mut Draft) {
-        let place = Place::File(format!("{}, table {}", table.source, table.name).into());
+        let place = table.place();
         let mut foreign: Vec<&str> = Vec::new();
         let mut taken = 0;
         let wrong_before = draft.verdicts.len();

@@ -6,7 +6,7 @@ use crate::import::draft::Draft;
 use crate::import::limits;
 use crate::import::lines::{self, Setting};
 use crate::import::listeners;
-use crate::import::peers::{self, Peers, Rule, rule_of};
+use crate::import::peers::{self, Peers};
 use crate::import::relay;
 use crate::import::source::Source;
 use crate::import::verdict::{Outcome, Place};
@@ -38,6 +38,11 @@ pub fn import(input: Input<'_>, read: ReadDatabase<'_>) -> Draft {
     let mut source = Source::new(read_settings, &mut draft);
     let mut tables = input.tables;
     database(&mut source, &mut tables, input.name, read, &mut draft);
+    for table in &tables {
+        for why in &table.skipped {
+            draft.say_of(table.place(), "", Outcome::NeedsYou, format!("{why}; it is not carried over"));
+        }
+    }
     let listeners = listeners::carry(&mut source, &mut draft);
     let own = relay::carry(&mut source, &listeners, &mut draft);
     let admission = admission::carry(&mut source, &tables, input.name, &mut draft);
@@ -77,7 +82,7 @@ fn database(source: &mut Source, tables: &mut Vec<Table>, name: &str, read: Read
         }
         Err(message) => {
             let message =
-                format!("{path} {message}; import again with --database FILE, or without this line if it is empty");
+                format!("{path}: {message}; import again with --database FILE, or without this line if it is empty");
             draft.say(&setting, Outcome::NeedsYou, message);
         }
     }
@@ -97,14 +102,16 @@ fn peers(source: &mut Source, tables: &[Table], realm: Option<&str>, draft: &mut
         let found = tables.iter().filter(|table| table.name == name);
         found.flat_map(|table| table.rows.iter().filter_map(|row| of_row(table, row, realm))).collect()
     };
-    let rules = |settings: Vec<Setting>, is_allowed: bool, draft: &mut Draft| -> Vec<Rule> {
-        settings.into_iter().filter_map(|setting| rule_of(setting, is_allowed, draft)).collect()
-    };
     let allowed = [source.all("allowed-peer-ip"), of_tables("allowed_peer_ip")].concat();
-    peers.allowed = rules(allowed, true, draft);
+    allowed.into_iter().for_each(|setting| peers.read(setting, true, draft));
     let denied =
         [source.all("denied-peer-ip"), source.all("stun-denied-peer-ip"), of_tables("denied_peer_ip")].concat();
-    peers.denied = rules(denied, false, draft);
+    denied.into_iter().for_each(|setting| peers.read(setting, false, draft));
+    peers.unread.extend(source.unread_denials());
+    for table in tables.iter().filter(|table| table.name == "denied_peer_ip" && !table.skipped.is_empty()) {
+        let value = Some(format!("{} rows", table.skipped.len()));
+        peers.unread.push(Setting { place: table.place(), name: table.name.to_owned(), value, note: "" });
+    }
     peers
 }
 
@@ -112,7 +119,7 @@ fn peers(source: &mut Source, tables: &[Table], realm: Option<&str>, draft: &mut
 fn of_row(table: &Table, row: &[String], realm: Option<&str>) -> Option<Setting> {
     let [of, range] = row else { return None };
     (of.is_empty() || Some(of.as_str()) == realm).then(|| Setting {
-        place: Place::File(format!("{}, table {}", table.source, table.name).into()),
+        place: table.place(),
         name: range.clone(),
         value: Some(range.clone()),
         note: "",

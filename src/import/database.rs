@@ -2,6 +2,7 @@
 //! another database prints.
 
 use crate::import::sqlite;
+use crate::import::verdict::Place;
 
 /// The tables that are read, with their columns.
 pub const TABLES: &[(&str, &[&str])] = &[
@@ -25,6 +26,16 @@ pub struct Table {
     pub name: &'static str,
     /// The columns are those of [`TABLES`].
     pub rows: Vec<Row>,
+    /// Why a row is not among them, one sentence for each that is left out.
+    pub skipped: Vec<String>,
+}
+
+impl Table {
+    /// The place of its rows.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place::File(format!("{}, table {}", self.source, self.name).into())
+    }
 }
 
 /// Reads every table of a SQLite file that coturn has.
@@ -36,7 +47,8 @@ pub fn of_sqlite(source: &str, bytes: &[u8]) -> Result<Vec<Table>, String> {
     let mut tables = Vec::new();
     for (name, columns) in TABLES {
         if database.has(name) {
-            tables.push(Table { source: source.to_owned(), name, rows: database.rows(name, columns)? });
+            let sqlite::Rows { rows, skipped } = database.rows(name, columns)?;
+            tables.push(Table { source: source.to_owned(), name, rows, skipped });
         }
     }
     if tables.is_empty() {
@@ -62,7 +74,7 @@ pub fn of_csv(source: &str, table: &str, text: &str) -> Result<Table, String> {
     };
     let places = columns.iter().map(place).collect::<Result<Vec<_>, _>>()?;
     let pick = |record: Vec<String>| places.iter().map(|at| record.get(*at).cloned().unwrap_or_default()).collect();
-    Ok(Table { source: source.to_owned(), name, rows: records.map(pick).collect() })
+    Ok(Table { source: source.to_owned(), name, rows: records.map(pick).collect(), skipped: Vec::new() })
 }
 
 /// The statement that prints a table.

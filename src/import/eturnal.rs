@@ -9,6 +9,7 @@ use crate::config::{PASSWORD_BYTES_MIN, SECRETS_MAX, nearest, weakness};
 use crate::credentials::published::is_published;
 use crate::import::draft::{Draft, quote, quote_all};
 use crate::import::lines::Setting;
+use crate::import::listeners::KEY_RIGHTS;
 use crate::import::peers::{self, Peers, Rule};
 use crate::import::placeholder;
 use crate::import::ranges::Range;
@@ -206,7 +207,7 @@ impl Import {
             && !self.asks("tls_key_file", node, "tls", "private_key = \"privkey.pem\"")
         {
             self.key("tls.private_key", quote(node.text().unwrap_or_default()), node);
-            self.say("tls_key_file", node, Outcome::Carried, "tls.private_key");
+            self.say("tls_key_file", node, Outcome::Carried, format!("tls.private_key{KEY_RIGHTS}"));
         }
         if chain.is_none() && (self.draft.has("listen.tls") || self.draft.has("listen.auto")) {
             let place = Place::File(self.name.clone());
@@ -407,8 +408,11 @@ impl Import {
                 if node.text() == Some(RECOMMENDED) {
                     is_recommended = true;
                     self.say(name, node, Outcome::Implied, "all of it is denied by default");
-                } else if let Some(rule) = self.rule(name, node) {
-                    peers.denied.push(rule);
+                    continue;
+                }
+                match self.rule(name, node) {
+                    Some(rule) => peers.denied.push(rule),
+                    None => peers.unread.push(self.setting(name, node)),
                 }
             }
         }

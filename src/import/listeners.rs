@@ -169,6 +169,9 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
     if is_unfit { Err(format!("{ip} can't be listened on here; name another address")) } else { Ok(ip) }
 }
 
+/// What a new user may lack.
+pub(super) const KEY_RIGHTS: &str = "; the user throughway must be able to read it";
+
 /// `cert` and `pkey`; whether both are there, or will be.
 fn certificate(source: &mut Source, draft: &mut Draft) -> bool {
     let chain = source.last("cert", draft);
@@ -187,7 +190,8 @@ fn certificate(source: &mut Source, draft: &mut Draft) -> bool {
         draft.key(key, quote(path), std::slice::from_ref(&setting.place));
         let relative =
             if path.starts_with('/') { "" } else { "; a relative path begins at the directory of config.toml" };
-        draft.say(setting, Outcome::Carried, format!("{key}{relative}"));
+        let rights = if key == "tls.private_key" { KEY_RIGHTS } else { "" };
+        draft.say(setting, Outcome::Carried, format!("{key}{relative}{rights}"));
     }
     is_whole
 }

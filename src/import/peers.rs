@@ -17,8 +17,14 @@ use crate::protocol::peer_policy::{self, LocalAddresses, PeerPolicy};
 /// A range that covers so many built-in entries is refused: it opens more than was meant.
 const OPENED_MAX: usize = 3;
 
-/// No list of peers is longer; each range is compared with all others.
+/// Ranges that are compared with all others, which there must be where some are allowed and some denied.
 const RULES_MAX: usize = 4000;
+
+/// Prefixes that are written without being compared, where all of them deny.
+const DENIED_MAX: usize = 100_000;
+
+/// Entries of a list that tell what is missing; one is enough to make the file invalid.
+const UNREAD_TOLD_MAX: usize = 20;
 
 /// One entry of a list.
 pub struct Rule {
@@ -35,6 +41,8 @@ pub struct Peers {
     pub allowed: Vec<Rule>,
     /// These come second.
     pub denied: Vec<Rule>,
+    /// What denies something that is not understood: the new file is wrong until a person has written it.
+    pub unread: Vec<Setting>,
     /// Settings that open parts of loopback.
     pub loopback: Vec<(Setting, Vec<IpNet>)>,
     /// Whether it denies multicast anyway.
@@ -78,8 +86,21 @@ impl BuiltIn {
     }
 }
 
-/// Reads an entry as coturn does: an address, or two with a dash between them. Says what is wrong with it.
-pub fn rule_of(setting: Setting, is_allowed: bool, draft: &mut Draft) -> Option<Rule> {
+impl Peers {
+    /// Adds an entry of coturn: an address, or two with a dash between them. Says what is wrong with it.
+    pub fn read(&mut self, setting: Setting, is_allowed: bool, draft: &mut Draft) {
+        match rule_of(setting, is_allowed, draft) {
+            Ok(Some(rule)) if is_allowed => self.allowed.push(rule),
+            Ok(Some(rule)) => self.denied.push(rule),
+            // What is not allowed can't harm.
+            Err(setting) if !is_allowed => self.unread.push(setting),
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// `None` had no effect, and an error could not be read; both have their verdict.
+fn rule_of(setting: Setting, is_allowed: bool, draft: &mut Draft) -> Result<Option<Rule>, Setting> {
     let text = setting.value.clone().unwrap_or_default();
     if text.contains('/') {
         return prefix_rule(setting, &text, is_allowed, draft);
@@ -91,19 +112,19 @@ pub fn rule_of(setting: Setting, is_allowed: bool, draft: &mut Draft) -> Option<
             Outcome::NeedsYou,
             "is neither an address nor two of them with a dash between; a name must be written as its address",
         );
-        return None;
+        return Err(setting);
     };
     if is_any(last) || (is_any(first) && first.is_ipv6()) {
         let message = "in coturn an unspecified address here stands for every address of both families; that is hardly meant, so \
             list the prefix in peers.allow or peers.deny";
         draft.say(&setting, Outcome::NeedsYou, message);
-        return None;
+        return Err(setting);
     }
     let Some(range) = Range::between(first, last) else {
         draft.say(&setting, Outcome::Dropped, "there is no address in this range, so it had no effect");
-        return None;
+        return Ok(None);
     };
-    Some(Rule { setting, range })
+    Ok(Some(Rule { setting, range }))
 }
 
 const fn is_any(ip: IpAddr) -> bool {
@@ -111,52 +132,52 @@ const fn is_any(ip: IpAddr) -> bool {
 }
 
 /// coturn reads no prefixes: such a line had no effect. One that denies is carried all the same.
-fn prefix_rule(setting: Setting, text: &str, is_allowed: bool, draft: &mut Draft) -> Option<Rule> {
+fn prefix_rule(setting: Setting, text: &str, is_allowed: bool, draft: &mut Draft) -> Result<Option<Rule>, Setting> {
     match text.parse::<IpNet>() {
         Ok(net) if !is_allowed => {
             let note = "coturn reads no prefixes: it denied nothing there, and does here";
-            Some(Rule { range: Range::of(&net), setting: Setting { note, ..setting } })
+            Ok(Some(Rule { range: Range::of(&net), setting: Setting { note, ..setting } }))
         }
         Ok(net) => {
             let message = format!(
                 "coturn reads no prefixes, so it opened nothing; add {net} to peers.allow if clients must reach it"
             );
             draft.say(&setting, Outcome::NeedsYou, message);
-            None
+            Ok(None)
         }
         Err(_) => {
             draft.say(&setting, Outcome::NeedsYou, "is neither an address nor two of them with a dash between");
-            None
+            Err(setting)
         }
     }
 }
 
 /// Carries the lists over. `own` are addresses of this server that relay anyway.
 pub fn carry(mut peers: Peers, own: &[IpAddr], source: &str, draft: &mut Draft) {
-    if peers.allowed.len() + peers.denied.len() > RULES_MAX {
-        let message =
-            format!("more than {RULES_MAX} lines of peers are not carried over; write peers.allow and peers.deny");
-        draft.say_of(Place::File(source.into()), "peers", Outcome::NeedsYou, message);
-        return;
-    }
     let table = BuiltIn::new();
     let loopback = open_loopback(&peers, draft);
     refuse_wide(&mut peers, &table, draft);
     let allowed = union(peers.allowed.iter().map(|rule| rule.range).collect());
     let denied = union(peers.denied.iter().map(|rule| rule.range).collect());
-    let opened = opened(&peers.allowed, own, &table);
-    let Some((allow, deny)) = lists(&opened, &allowed, &denied, &table) else {
-        let place = Place::File(source.into());
-        draft.say_of(
-            place,
-            "peers",
-            Outcome::NeedsYou,
-            "the lists of peers can't be carried over; write peers.allow and peers.deny",
-        );
-        return;
+    let opened = if allowed.len() > RULES_MAX { Vec::new() } else { opened(&peers.allowed, own, &table) };
+    let found = if allowed.is_empty() {
+        denied_alone(&denied, &table)
+    } else if peers.allowed.len() + denied.len() > RULES_MAX {
+        None
+    } else {
+        lists(&opened, &allowed, &denied, &table)
     };
-    judge_allowed(&peers.allowed, own, &opened, &denied, &table, draft);
-    judge_denied(&peers.denied, &table, source, draft);
+    let (allow, deny) = match found {
+        Some(lists) => {
+            judge_allowed(&peers.allowed, own, &opened, &denied, &table, draft);
+            judge_denied(&peers.denied, &table, source, draft);
+            lists
+        }
+        None => {
+            cannot_carry(&mut peers, source, draft);
+            (Vec::new(), Vec::new())
+        }
+    };
     let places = |rules: &[Rule]| rules.iter().map(|rule| rule.setting.place.clone()).collect::<Vec<_>>();
     let mut allow: Vec<String> = allow.iter().map(shown).collect();
     let mut from = places(&peers.allowed);
@@ -165,12 +186,55 @@ pub fn carry(mut peers: Peers, own: &[IpAddr], source: &str, draft: &mut Draft) 
     if !allow.is_empty() {
         draft.key("peers.allow", quote_all(&allow), &from);
     }
-    if !deny.is_empty() {
-        draft.key("peers.deny", quote_all(&deny.iter().map(shown).collect::<Vec<_>>()), &places(&peers.denied));
-    }
+    write_denied(&peers, &deny, &places(&peers.denied), draft);
     let opened: Vec<Range> = loopback.iter().map(Range::of).collect();
     let shut = [denied.as_slice(), &allowed, &opened].concat();
     tell_of_closed(&peers, shut, &table, source, draft);
+}
+
+/// The lists where nothing is allowed: what is denied anyway is left out, and nothing must be compared.
+fn denied_alone(denied: &[Range], table: &BuiltIn) -> Option<(Vec<IpNet>, Vec<IpNet>)> {
+    if denied.len() <= RULES_MAX {
+        return lists(&[], &[], denied, table);
+    }
+    let kept = denied.iter().filter(|range| !subtract(&[**range], &table.denied).is_empty());
+    // An entry of the built-in table allows these, so a wider prefix would not deny them.
+    let nat64 = intersect(denied, &[table.nat64]);
+    let mut nets: Vec<IpNet> = kept.chain(&nat64).flat_map(Range::prefixes).collect();
+    nets.sort_unstable();
+    nets.dedup();
+    (nets.len() <= DENIED_MAX).then_some((Vec::new(), nets))
+}
+
+/// Says that the lists are not carried over, and makes the new file wrong until a person has written them.
+fn cannot_carry(peers: &mut Peers, source: &str, draft: &mut Draft) {
+    let place = Place::File(source.into());
+    let lines = peers.allowed.len() + peers.denied.len();
+    let message = format!("the {lines} lines of peers can't be carried over; write peers.allow and peers.deny");
+    draft.say_of(place.clone(), "peers", Outcome::NeedsYou, message);
+    peers.unread.push(Setting { place, name: "peers".to_owned(), value: Some(format!("{lines} lines")), note: "" });
+}
+
+/// `peers.deny`. What could not be read gets an entry that is none: without it peers could be reached that were denied.
+fn write_denied(peers: &Peers, deny: &[IpNet], from: &[Place], draft: &mut Draft) {
+    let mut deny: Vec<String> = deny.iter().map(shown).collect();
+    let mut from = from.to_vec();
+    for setting in peers.unread.iter().take(UNREAD_TOLD_MAX) {
+        let value = setting.value.as_deref().unwrap_or_default();
+        // Commas and brackets would end the line of an item.
+        let value: String = value.chars().filter(|c| !c.is_control() && !"[],".contains(*c)).take(60).collect();
+        let question = format!(
+            "{} {value} denies peers that are not understood: write their prefixes into deny in place of FILL IN",
+            setting.name
+        );
+        draft.question("peers", &setting.place, &question, "");
+        deny.push(format!("FILL IN {value}").trim_end().to_owned());
+        from.push(setting.place.clone());
+    }
+    deny.dedup();
+    if !deny.is_empty() {
+        draft.key("peers.deny", quote_all(&deny), &from);
+    }
 }
 
 /// A prefix as an operator writes it.
@@ -397,10 +461,8 @@ mod tests {
             note: "",
         };
         let mut peers = Peers { denies_multicast: true, ..Peers::default() };
-        peers.allowed =
-            allow.iter().filter_map(|value| rule_of(setting("allowed-peer-ip", value), true, &mut draft)).collect();
-        peers.denied =
-            deny.iter().filter_map(|value| rule_of(setting("denied-peer-ip", value), false, &mut draft)).collect();
+        allow.iter().for_each(|value| peers.read(setting("allowed-peer-ip", value), true, &mut draft));
+        deny.iter().for_each(|value| peers.read(setting("denied-peer-ip", value), false, &mut draft));
         carry(peers, &["10.0.0.5".parse().unwrap()], "t.conf", &mut draft);
         let text = draft.text("t.conf");
         let keys = text
@@ -473,14 +535,68 @@ mod tests {
 
     #[test]
     fn odd_entries_get_a_verdict_and_no_rule() {
-        for odd in
-            ["0.0.0.0", "::", "::-::5", "10.0.0.1-0.0.0.0", "10.0.0.9-10.0.0.1", "example.org", "10.0.0.0/8/8", ""]
-        {
-            let (draft, keys) = peers(&[], &[odd]);
+        for odd in ["0.0.0.0", "10.0.0.1-0.0.0.0", "10.0.0.9-10.0.0.1"] {
+            let (draft, keys) = peers(&[odd], &[]);
             assert_eq!(keys, "", "{odd}");
             assert!(!draft.verdicts.is_empty(), "{odd}");
         }
+        for odd in ["::", "::-::5", "example.org", "10.0.0.0/8/8", ""] {
+            assert_eq!(peers(&[odd], &[]).1, "", "{odd}");
+        }
         assert_eq!(peers(&[], &["8.8.8.0/24"]).1, "deny = [\"8.8.8.0/24\"]");
         assert_eq!(peers(&["10.1.0.0/16"], &[]).1, "");
+    }
+
+    const SECRET: &str = "[[auth.secrets]]\nid = \"a\"\nvalue = \"north-of-everything\"\n";
+
+    /// What `check-config` says of the draft.
+    fn checked(draft: &Draft) -> Result<crate::config::Config, crate::config::ConfigError> {
+        crate::config::Config::from_toml("c.toml", &(draft.text("t.conf") + SECRET))
+    }
+
+    /// An open peer that was denied is worse than a server that does not start.
+    #[test]
+    fn a_line_that_denies_and_is_not_understood_makes_the_file_wrong() {
+        for odd in ["::", "::-::5", "10.0.0.1-0.0.0.0", "example.org", "10.0.0.0/8/8", "", "a,b]\"c"] {
+            let (draft, keys) = peers(&[], &["8.8.8.8", odd]);
+            assert!(keys.starts_with("deny = [\"8.8.8.8\", \"FILL IN"), "{odd}: {keys}");
+            let error = checked(&draft).unwrap_err();
+            assert!(error.problems.iter().all(|problem| problem.key == "peers.deny"), "{odd}: {error}");
+            let text = draft.text("t.conf");
+            assert!(text.contains("# FILL IN (t.conf:1): denied-peer-ip"), "{odd}: {text}");
+            assert!(draft.verdicts.iter().any(crate::import::verdict::Verdict::needs_a_person), "{odd}");
+        }
+        // That nothing is in it is known.
+        let (draft, keys) = peers(&[], &["10.0.0.9-10.0.0.1"]);
+        assert_eq!((keys.as_str(), checked(&draft).is_ok()), ("", true));
+    }
+
+    #[test]
+    fn any_number_of_lines_that_deny_is_carried() {
+        // Twenty thousand addresses with gaps between them, and as many that make one range.
+        let apart: Vec<String> =
+            (0..20_000_u32).map(|at| IpAddr::from((0x0800_0000 + 2 * at).to_be_bytes()).to_string()).collect();
+        let joined: Vec<String> =
+            (0..20_000_u32).map(|at| IpAddr::from((0x0900_0000 + at).to_be_bytes()).to_string()).collect();
+        let both: Vec<&str> =
+            apart.iter().chain(&joined).map(String::as_str).chain(["64:ff9b::-64:ff9b::ff"]).collect();
+        let (draft, _) = peers(&[], &both);
+        let config = checked(&draft).unwrap();
+        assert!((20_001..20_050).contains(&config.peers.deny.len()), "{}", config.peers.deny.len());
+        let policy = PeerPolicy::new(&config.peers.allow, &config.peers.deny, LocalAddresses::default()).unwrap();
+        for (ip, is_open) in
+            [("8.0.0.0", false), ("8.0.0.1", true), ("8.0.156.62", false), ("9.0.78.31", false), ("9.0.78.32", true)]
+        {
+            assert_eq!(policy.judge(ip.parse().unwrap()).is_some(), is_open, "{ip}");
+        }
+        assert!(policy.judge("64:ff9b::5".parse().unwrap()).is_none());
+        // Beside a line that allows, those that join are few, and the others too many to compare.
+        let joined: Vec<&str> = joined.iter().map(String::as_str).collect();
+        let config = checked(&peers(&["9.0.0.7"], &joined).0).unwrap();
+        assert_eq!(config.peers.allow.len(), 1);
+        let apart: Vec<&str> = apart.iter().map(String::as_str).collect();
+        let (draft, keys) = peers(&["9.0.0.7"], &apart);
+        assert_eq!(keys, "deny = [\"FILL IN 20001 lines\"]");
+        assert!(checked(&draft).is_err());
     }
 }

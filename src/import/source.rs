@@ -26,7 +26,6 @@ const QUESTIONS: &[(&str, &str, &str, &str)] = &[
     ("userdb", "auth.users", "alice = \"...\"", "which database? Import again with --database FILE"),
     ("db", "auth.users", "alice = \"...\"", "which database? Import again with --database FILE"),
     ("allowed-peer-ip", "peers", "allow = [\"10.20.0.0/16\"]", "which peers to allow?"),
-    ("denied-peer-ip", "peers", "deny = [\"198.51.100.0/24\"]", "which peers to deny?"),
     ("user-quota", "limits", "allocations_per_user = 100", "how many allocations may a user have?"),
     ("total-quota", "limits", "allocations = 100000", "how many allocations at all?"),
     ("max-bps", "limits", "bandwidth_per_allocation = \"8Mbit/s\"", "which bandwidth for an allocation? The number there is bytes per second"),
@@ -48,6 +47,8 @@ pub struct Source {
     settings: Vec<Setting>,
     /// Options that had a placeholder in place of a value.
     asked: Vec<&'static str>,
+    /// What denies peers and has no value, or a placeholder in it.
+    unread_denials: Vec<Setting>,
     /// How many unknown names were compared with the known ones.
     compared: usize,
 }
@@ -55,7 +56,7 @@ pub struct Source {
 impl Source {
     /// Sorts out what can't be used: unknown names, values that are missing, placeholders. Each gets its verdict.
     pub fn new(read: Vec<Settings>, draft: &mut Draft) -> Self {
-        let mut source = Self { settings: Vec::new(), asked: Vec::new(), compared: 0 };
+        let mut source = Self { settings: Vec::new(), asked: Vec::new(), unread_denials: Vec::new(), compared: 0 };
         for Settings { settings, bad, .. } in read {
             for line in bad {
                 draft.say_of(line.place, "", Outcome::NeedsYou, line.message);
@@ -73,13 +74,21 @@ impl Source {
             draft.say(&setting, Outcome::NeedsYou, message);
             return;
         };
+        let denies = ["denied-peer-ip", "stun-denied-peer-ip"].contains(&option.name);
         if option.has_value && setting.value.is_none() {
+            if denies {
+                self.unread_denials.push(setting.clone());
+            }
             draft.say(&setting, Outcome::NeedsYou, "has no value; coturn needs one");
             return;
         }
         let becomes = matches!(option.fate, Fate::Becomes(..));
         let found = setting.value.as_deref().and_then(placeholder::find).filter(|_| becomes).map(ToOwned::to_owned);
         match found {
+            Some(_) if denies => {
+                draft.say(&setting, Outcome::NeedsYou, "a placeholder is not filled in: which peers to deny?");
+                self.unread_denials.push(setting);
+            }
             Some(found) => {
                 self.ask(&setting, option.name, &found, draft);
                 self.asked.push(option.name);
@@ -110,6 +119,11 @@ impl Source {
     #[must_use]
     pub fn asks(&self, name: &str) -> bool {
         self.asked.contains(&name)
+    }
+
+    /// Takes what denies peers and can't be read; each has its verdict.
+    pub fn unread_denials(&mut self) -> Vec<Setting> {
+        std::mem::take(&mut self.unread_denials)
     }
 
     /// Whether an option is there and not taken yet.

@@ -49,6 +49,18 @@ struct Table {
     columns: Vec<String>,
 }
 
+/// A row with more than [`ROW_BYTES_MAX`].
+struct TooLong;
+
+/// What a table holds.
+#[derive(Default)]
+pub struct Rows {
+    /// The columns that were asked for.
+    pub rows: Vec<Vec<String>>,
+    /// A sentence for each row that is left out.
+    pub skipped: Vec<String>,
+}
+
 /// A database as bytes.
 pub struct Database<'b> {
     bytes: &'b [u8],
@@ -83,7 +95,7 @@ impl<'b> Database<'b> {
             return Err("holds text as UTF-16, which is not read here: dump it into one that has UTF-8".to_owned());
         }
         let mut database = Self { bytes, page_bytes, usable, tables: BTreeMap::new() };
-        for row in database.walk(1)? {
+        for row in database.walk(1)?.into_iter().flatten() {
             let mut cells = row.into_iter().map(Cell::into_text);
             let (kind, name) = (cells.next().unwrap_or_default(), cells.next().unwrap_or_default());
             let (root, sql) = (cells.nth(1).unwrap_or_default(), cells.next().unwrap_or_default());
@@ -100,20 +112,36 @@ impl<'b> Database<'b> {
         self.tables.contains_key(table)
     }
 
-    /// These columns of each row, in the order of the rows.
+    /// These columns of each row, in the order of the rows. A row that has no text in one of them, but for the first, is
+    /// left out.
     ///
     /// # Errors
     /// If there is no such table or column, or the file is damaged.
-    pub fn rows(&self, table: &str, columns: &[&str]) -> Result<Vec<Vec<String>>, String> {
+    pub fn rows(&self, table: &str, columns: &[&str]) -> Result<Rows, String> {
         let found = self.tables.get(table).ok_or_else(|| format!("has no table {table}"))?;
         let place = |column: &&str| {
             let at = found.columns.iter().position(|name| name.eq_ignore_ascii_case(column));
             at.ok_or_else(|| format!("its table {table} has no column {column}"))
         };
         let places = columns.iter().map(place).collect::<Result<Vec<_>, _>>()?;
-        let pick =
-            |row: Vec<Cell>| places.iter().map(|at| row.get(*at).cloned().unwrap_or(Cell::Null).into_text()).collect();
-        Ok(self.walk(found.root)?.into_iter().map(pick).collect())
+        let mut read = Rows::default();
+        for (number, row) in self.walk(found.root)?.into_iter().enumerate().map(|(at, row)| (at + 1, row)) {
+            let row = match row {
+                Ok(row) => row,
+                Err(TooLong) => {
+                    read.skipped.push(format!("row {number} has more than {} MiB", ROW_BYTES_MAX >> 20));
+                    continue;
+                }
+            };
+            let cells: Vec<Cell> = places.iter().map(|at| row.get(*at).cloned().unwrap_or(Cell::Null)).collect();
+            // The realm may be missing: it is empty then.
+            let is_no_text = |cell: &Cell| matches!(cell, Cell::Null | Cell::Other);
+            match cells.iter().skip(1).position(is_no_text) {
+                Some(at) => read.skipped.push(format!("row {number} has no text as its {}", columns[at + 1])),
+                None => read.rows.push(cells.into_iter().map(Cell::into_text).collect()),
+            }
+        }
+        Ok(read)
     }
 
     fn page(&self, number: usize) -> Option<&'b [u8]> {
@@ -122,7 +150,7 @@ impl<'b> Database<'b> {
     }
 
     /// The rows of the tree below a page.
-    fn walk(&self, root: usize) -> Result<Vec<Vec<Cell>>, String> {
+    fn walk(&self, root: usize) -> Result<Vec<Result<Vec<Cell>, TooLong>>, String> {
         let damaged = || DAMAGED.to_owned();
         let mut rows = Vec::new();
         let mut left = self.bytes.len() / self.page_bytes;
@@ -164,13 +192,16 @@ impl<'b> Database<'b> {
     }
 
     /// The row in a cell of a leaf, which takes from the bytes that rows may have together.
-    fn row(&self, page: &[u8], cell: usize, bytes_left: &mut usize) -> Option<Vec<Cell>> {
+    fn row(&self, page: &[u8], cell: usize, bytes_left: &mut usize) -> Option<Result<Vec<Cell>, TooLong>> {
         let mut at = cell;
-        let length = usize::try_from(varint(page, &mut at)?).ok().filter(|length| *length <= ROW_BYTES_MAX)?;
+        let length = usize::try_from(varint(page, &mut at)?).ok().filter(|length| *length <= self.bytes.len())?;
+        if length > ROW_BYTES_MAX {
+            return Some(Err(TooLong));
+        }
         *bytes_left = bytes_left.checked_sub(length)?;
         varint(page, &mut at)?;
         let record = self.payload(page, at, length)?;
-        cells_of(&record)
+        cells_of(&record).map(Ok)
     }
 
     /// The bytes of a row: in the cell, and what is too long for it in pages of its own.
@@ -255,21 +286,39 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-/// The names of the columns in the text that made a table.
+/// The names of the columns in the text that made a table, in small letters.
 fn columns_of(sql: &str) -> Vec<String> {
     let Some((_, inner)) = sql.split_once('(') else { return Vec::new() };
-    let mut depth = 0_u32;
-    let split = inner.split(|c: char| {
-        match c {
-            '(' => depth += 1,
-            ')' => depth = depth.saturating_sub(1),
+    let inner: Vec<&str> = inner.lines().map(|line| line.split("--").next().unwrap_or_default()).collect();
+    let mut names = Vec::new();
+    // The first word of a part is its name; a type may follow, or none.
+    let (mut name, mut is_whole, mut is_quoted) = (String::new(), false, false);
+    let (mut depth, mut quote) = (0_u32, None);
+    for c in inner.join("\n").chars() {
+        match (c, quote) {
+            (c, Some(end)) if c == end => (quote, is_whole) = (None, true),
+            (c, None) if depth == 0 && (c == ',' || c == ')') => {
+                names.push((std::mem::take(&mut name), is_quoted));
+                (is_whole, is_quoted) = (false, false);
+                if c == ')' {
+                    break;
+                }
+            }
+            ('"' | '`' | '\'' | '[', None) => {
+                is_quoted |= !is_whole;
+                quote = Some(if c == '[' { ']' } else { c });
+            }
+            ('(', None) => (depth, is_whole) = (depth + 1, true),
+            (')', None) => depth -= 1,
+            (c, None) if c.is_whitespace() => is_whole |= !name.is_empty(),
+            (c, _) if !is_whole => name.push(c.to_ascii_lowercase()),
             _ => {}
         }
-        c == ',' && depth == 0
-    });
-    let names = split.filter_map(|part| part.split_whitespace().next());
-    let names = names.map(|name| name.trim_matches(['"', '`', '[', ']', '\'']).to_ascii_lowercase());
-    names.filter(|name| !["primary", "unique", "check", "foreign", "constraint"].contains(&name.as_str())).collect()
+    }
+    let is_column = |(name, is_quoted): &(String, bool)| {
+        *is_quoted || !["primary", "unique", "check", "foreign", "constraint"].contains(&name.as_str())
+    };
+    names.into_iter().filter(is_column).map(|(name, _)| name).collect()
 }
 
 #[cfg(test)]
@@ -282,15 +331,15 @@ mod tests {
     #[test]
     fn rows_are_read_across_pages() {
         let database = Database::open(FILE).unwrap();
-        let users = database.rows("turnusers_lt", &["name", "hmackey", "realm"]).unwrap();
+        let users = database.rows("turnusers_lt", &["name", "hmackey", "realm"]).unwrap().rows;
         assert_eq!(users.len(), 201);
         assert_eq!(users[7], ["user7", "00000000000000000000000000000007", "turn.example.org"]);
-        let secrets = database.rows("turn_secret", &["value"]).unwrap();
+        let secrets = database.rows("turn_secret", &["value"]).unwrap().rows;
         assert_eq!(secrets.len(), 2);
         assert!(secrets[1][0].len() == 3000 && secrets[1][0].bytes().all(|byte| byte == b'k'));
         assert!(database.has("allowed_peer_ip") && !database.has("nothing"));
-        assert!(database.rows("nothing", &["a"]).unwrap_err().contains("no table nothing"));
-        assert!(database.rows("turn_secret", &["a"]).unwrap_err().contains("no column a"));
+        assert!(database.rows("nothing", &["a"]).err().unwrap().contains("no table nothing"));
+        assert!(database.rows("turn_secret", &["a"]).err().unwrap().contains("no column a"));
     }
 
     #[test]
@@ -346,5 +395,65 @@ mod tests {
             columns_of("CREATE TABLE t (\n realm varchar(127) default '',\n \"Name\" text, PRIMARY KEY (realm,name))"),
             ["realm", "name"]
         );
+        for sql in [
+            "create table turn_secret(realm,value)",
+            "CREATE TABLE t(\"realm\",[value])",
+            "create table t (realm -- of it, or none\n, `value`)",
+        ] {
+            assert_eq!(columns_of(sql), ["realm", "value"], "{sql}");
+        }
+        let sql = "CREATE TABLE t (realm varchar(10) CHECK (realm IN ('a,b', ')')), \"a, b)\" text, [primary], UNIQUE(realm))";
+        assert_eq!(columns_of(sql), ["realm", "a, b)", "primary"]);
+    }
+
+    /// A secret, one of 3 MB, one that is NULL, one of bytes that are no text, and one more.
+    #[test]
+    fn a_row_that_can_not_be_read_is_left_out_and_told() {
+        let bytes = a_file_with_odd_rows();
+        let read = Database::open(&bytes).unwrap().rows("turn_secret", &["realm", "value"]).unwrap();
+        assert_eq!(read.rows, [["", "north-of-everything"], ["a.example", "south-of-everything"]]);
+        assert_eq!(
+            read.skipped,
+            ["row 2 has more than 1 MiB", "row 3 has no text as its value", "row 4 has no text as its value"]
+        );
+    }
+
+    /// One page with the table of tables, one with the rows, and the pages that the long one goes on in.
+    fn a_file_with_odd_rows() -> Vec<u8> {
+        const PAGE: usize = 4096;
+        let mut bytes = vec![0; 2 * PAGE];
+        bytes[..16].copy_from_slice(MAGIC);
+        bytes[16..18].copy_from_slice(&4096_u16.to_be_bytes());
+        let put = |page: &mut [u8], head: usize, cells: &[Vec<u8>]| {
+            page[head] = 0x0D;
+            page[head + 3..head + 5].copy_from_slice(&u16::try_from(cells.len()).unwrap().to_be_bytes());
+            let mut end = PAGE;
+            for (at, cell) in cells.iter().enumerate() {
+                end -= cell.len();
+                page[end..end + cell.len()].copy_from_slice(cell);
+                page[head + 8 + 2 * at..][..2].copy_from_slice(&u16::try_from(end).unwrap().to_be_bytes());
+            }
+        };
+        // A type of text is 13 and twice its bytes; a type below 128 has one byte.
+        let cell = |types: &[u8], body: &[u8]| {
+            let record = [&[u8::try_from(types.len() + 1).unwrap()], types, body].concat();
+            [&[u8::try_from(record.len()).unwrap(), 1], &*record].concat()
+        };
+        let sql = b"create table turn_secret(realm,value)";
+        let types = [23, 35, 35, 1, u8::try_from(13 + 2 * sql.len()).unwrap()];
+        let schema = cell(&types, &[&b"tableturn_secretturn_secret"[..], &[2], sql].concat());
+        put(&mut bytes[..PAGE], HEAD_BYTES, &[schema]);
+        // 3,000,000 bytes as a number of seven bits a byte; what follows is never looked at.
+        let long = vec![0x81, 0xB7, 0x8D, 0x40, 1, 0, 0, 0, 0];
+        let rows = [
+            cell(&[0, 51], b"north-of-everything"),
+            long,
+            cell(&[13, 0], b""),
+            cell(&[13, 16], &[0xFF, 0xFE]),
+            cell(&[31, 51], b"a.examplesouth-of-everything"),
+        ];
+        put(&mut bytes[PAGE..], 0, &rows);
+        bytes.resize(2 * PAGE + 3_100_000_usize.next_multiple_of(PAGE), 0);
+        bytes
     }
 }

@@ -70,8 +70,14 @@ fn remedy(cause: &io::Error) -> &'static str {
 }
 
 /// Whether the kernel does not have the address's family at all.
-pub(super) fn lacks_family(cause: &io::Error) -> bool {
+pub(crate) fn lacks_family(cause: &io::Error) -> bool {
     cause.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
+/// Whether the kernel has IPv6, if no interface has an address of it.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    !Socket::new(Domain::IPV6, Type::DGRAM, None).is_err_and(|error| lacks_family(&error))
 }
 
 /// Binds, and where no interface has the address yet, binds for the time when one will: at a boot the network may be late.

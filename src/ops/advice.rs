@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::config::Config;
 use crate::net::RelayAddress;
+use crate::protocol::peer_policy::is_global;
 
 /// Each thing to look at, as a sentence with its remedy.
 ///
@@ -24,7 +25,8 @@ pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, Str
     let private = |ips: Vec<IpAddr>| -> Vec<String> {
         ips.into_iter().filter(|ip| is_private(*ip)).map(|ip| ip.to_string()).collect()
     };
-    let external = private(config.relay.external.public());
+    let external: Vec<String> =
+        config.relay.external.public().into_iter().filter(|ip| !is_global(*ip)).map(|ip| ip.to_string()).collect();
     // Somebody who relays from loopback is alone with it, and knows.
     let told: Vec<IpAddr> = relays.iter().map(|of| of.advertised).filter(|ip| !ip.is_loopback()).collect();
     let unreached = private(told.clone());
@@ -32,7 +34,7 @@ pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, Str
         advice.push((
             "relay.external",
             format!(
-                "{} is a private address, so clients on the internet get relayed addresses that no peer can reach; write the public address of this machine, or of its NAT",
+                "{} is not an address of the internet (private, loopback, for documentation or the like), so clients there get relayed addresses that no peer can reach; write the public address of this machine, or of its NAT",
                 external.join(", ")
             ),
         ));
@@ -94,7 +96,9 @@ mod tests {
         for local in ["10.0.0.5", "172.16.9.9", "192.168.1.2", "100.64.0.1", "169.254.7.7"] {
             assert_eq!(reach_of("\"\"", &[local]), external, "{local}");
         }
-        assert_eq!(reach_of("\"10.1.2.3\"", &["10.0.0.5"]), external);
+        for wrong in ["10.1.2.3", "127.0.0.1", "198.51.100.1", "203.0.113.7", "192.0.2.1", "240.0.0.1"] {
+            assert_eq!(reach_of(&format!("\"{wrong}\""), &["10.0.0.5"]), external, "{wrong}");
+        }
         assert_eq!(reach_of("\"\"", &["fd00::5"]), ["relay.external", "relay.addresses"]);
         assert_eq!(reach_of("\"\"", &["2a00::5"]), family);
         assert_eq!(reach_of("[\"45.0.0.7\", \"fd00::7\"]", &["10.0.0.5", "fd00::5"]), external);

@@ -343,6 +343,12 @@ impl Bounds for u128 {
     }
 }
 
+/// Whether the internet has this address: it is in no special-purpose range.
+#[must_use]
+pub fn is_global(ip: IpAddr) -> bool {
+    PeerPolicy::new(&[], &[], LocalAddresses::default()).is_ok_and(|policy| policy.judge(ip).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -80,6 +80,8 @@ pub struct Summary {
     pub not_after: u64,
     /// As in [`Loaded`].
     pub chain: Vec<ChainLink>,
+    /// As in [`Loaded`].
+    pub is_stand_in: bool,
 }
 
 impl Summary {
@@ -228,7 +230,12 @@ impl Loaded {
     /// What it says, without the key.
     #[must_use]
     pub fn summary(&self) -> Summary {
-        Summary { names: self.names.clone(), not_after: self.not_after, chain: self.chain.clone() }
+        Summary {
+            names: self.names.clone(),
+            not_after: self.not_after,
+            chain: self.chain.clone(),
+            is_stand_in: self.is_stand_in,
+        }
     }
 
     fn stands_for(&self, name: &str) -> bool {

@@ -44,7 +44,10 @@ impl Plan {
     }
 
     fn listen(&self, text: &mut String) {
-        let list = |port: u16| format!("[\"0.0.0.0:{port}\", \"[::]:{port}\"]");
+        let list = |port: u16| match self.has_ipv6 {
+            true => format!("[\"0.0.0.0:{port}\", \"[::]:{port}\"]"),
+            false => format!("[\"0.0.0.0:{port}\"]"),
+        };
         if self.port != PORT || self.tls.is_some() {
             text.push_str("\n[listen]\n");
         }
@@ -122,6 +125,7 @@ mod tests {
             relay_ports: RELAY_PORTS.to_owned(),
             tls: None,
             tls_port: 5349,
+            has_ipv6: true,
             secret: "north-of-everything".to_owned(),
         }
     }
@@ -178,6 +182,16 @@ mod tests {
         let text = Plan { tls, ..plan() }.text();
         assert_eq!(keys(&text), ["listen.tls", "tls.certificate", "tls.private_key", "auth.secrets"], "{text}");
         assert!(text.contains("certificate = \"/etc/a b/chain.pem\"\nprivate_key = \"key.pem\""), "{text}");
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_gets_no_listener_of_it() {
+        let tls = Some(Certificate::Files { chain: "chain.pem".into(), key: "key.pem".into() });
+        let plan = Plan { tls, port: 3479, ..plan() };
+        assert_eq!(plan.text().matches("\"[::]:").count(), 3, "{}", plan.text());
+        let without = Plan { has_ipv6: false, ..plan }.text();
+        assert!(!without.contains("[::]") && without.contains("tls = [\"0.0.0.0:5349\"]"), "{without}");
+        assert_eq!(keys(&without)[..3], ["listen.udp", "listen.tcp", "listen.tls"], "{without}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::Plan;
+use crate::cli::service::Unit;
 use crate::config::DEFAULT_PATH;
 
 /// Where a unit is, if there is one.
@@ -13,8 +14,39 @@ const UNITS: [&str; 3] = [
     "/lib/systemd/system/throughway.service",
 ];
 
+/// The service of systemd, as it is when `init` has written the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Service {
+    /// There is no unit.
+    Missing,
+    /// There is a unit that does not run.
+    Stopped,
+    /// It runs, with the configuration that it had before.
+    Running,
+}
+
+impl Service {
+    pub(super) fn of_machine() -> Self {
+        match UNITS.iter().any(|unit| Path::new(unit).exists()) {
+            false => Self::Missing,
+            true if Unit::of_machine() == Unit::Running => Self::Running,
+            true => Self::Stopped,
+        }
+    }
+
+    /// What makes the server run with the file.
+    const fn command(self) -> Option<&'static str> {
+        match self {
+            Self::Missing => None,
+            Self::Stopped => Some("systemctl enable --now throughway"),
+            Self::Running => Some("systemctl restart throughway"),
+        }
+    }
+}
+
 impl Plan {
-    pub(super) fn next(&self, config: &Path) -> String {
+    pub(super) fn next(&self, config: &Path, service: Service) -> String {
+        let file = config.display();
         let mut text = self.firewall();
         text += &self.dns();
         text += &self.certificate();
@@ -22,17 +54,14 @@ impl Plan {
             let _ = writeln!(
                 text,
                 "Clients on the internet don't reach {local}, the address of this machine. If they reach it by another one, set\n\
-                 relay.external to that: `throughway init --force --external ADDRESS`, or `--stun HOST:PORT` to ask a STUN server.\n"
+                 relay.external to that in {file}.\n"
             );
         }
-        let file = config.display();
         let is_default = config == Path::new(DEFAULT_PATH);
         let option = if is_default { String::new() } else { format!(" --config {file}") };
         let mut commands = vec![format!("throughway check-config {file}")];
-        match UNITS.iter().any(|unit| Path::new(unit).exists()) {
-            true if is_default => commands.push("systemctl enable --now throughway".to_owned()),
-            true | false => commands.push(format!("throughway serve{option}")),
-        }
+        let start = service.command().filter(|_| is_default);
+        commands.push(start.map_or_else(|| format!("throughway serve{option}"), str::to_owned));
         commands.push(format!("throughway credentials mint --user alice{option}"));
         let over_tls = self.proof_port().and(self.host.as_ref()).map_or_else(String::new, |host| {
             let port = if self.tls_port == super::TLS_PORT { String::new() } else { format!(":{}", self.tls_port) };
@@ -52,7 +81,9 @@ impl Plan {
     }
 
     fn firewall(&self) -> String {
-        let (port, range) = (self.port, &self.relay_ports);
+        // A range of one port is none to nft and ufw.
+        let one = self.relay_ports.split_once('-').filter(|(first, last)| first == last);
+        let (port, range) = (self.port, one.map_or(&*self.relay_ports, |(only, _)| only));
         let colons = range.replace('-', ":");
         let mut tls: Vec<u16> = self.tls.iter().map(|_| self.tls_port).chain(self.proof_port()).collect();
         tls.dedup();
@@ -117,9 +148,10 @@ mod tests {
             relay_ports: "49152-65535".to_owned(),
             tls: Some(Certificate::of_authority("ops@example.org", Path::new(DEFAULT_PATH))),
             tls_port: 5349,
+            has_ipv6: true,
             secret: "north-of-everything".to_owned(),
         };
-        let text = plan.next(Path::new(DEFAULT_PATH));
+        let text = plan.next(Path::new(DEFAULT_PATH), Service::Missing);
         for line in [
             "ufw allow 49152:65535/udp && ufw allow 5349/tcp && ufw allow 80/tcp\n",
             "--add-port=5349/tcp --add-port=80/tcp &&",
@@ -133,7 +165,7 @@ mod tests {
             assert!(text.contains(line), "{text}\nlacks {line}");
         }
         plan.tls_port = 443;
-        let text = plan.next(Path::new(DEFAULT_PATH));
+        let text = plan.next(Path::new(DEFAULT_PATH), Service::Missing);
         assert!(text.contains("TCP port 443 of it") && text.contains("TCP 3478, 443\n"), "{text}");
         assert!(text.contains("turns:turn.example.org:443\n") && !text.contains("80"), "{text}");
     }
@@ -148,9 +180,10 @@ mod tests {
             relay_ports: "50000-50100".to_owned(),
             tls: Some(Certificate::Files { chain: "a".into(), key: "b".into() }),
             tls_port: 443,
+            has_ipv6: true,
             secret: "north-of-everything".to_owned(),
         };
-        let text = plan.next(Path::new("/tmp/c.toml"));
+        let text = plan.next(Path::new("/tmp/c.toml"), Service::Missing);
         for line in [
             "ufw allow 3479 && ufw allow 50000:50100/udp && ufw allow 443/tcp",
             "--add-port=3479/udp --add-port=3479/tcp --add-port=50000-50100/udp --add-port=443/tcp",
@@ -166,17 +199,57 @@ mod tests {
             assert!(text.contains(line), "{text}\nlacks {line}");
         }
         let hidden = Plan { external: Vec::new(), ..plan.clone() };
-        let told = hidden.next(Path::new("/tmp/c.toml"));
+        let told = hidden.next(Path::new("/tmp/c.toml"), Service::Missing);
         assert!(told.contains("don't reach 10.0.0.5") && !text.contains("don't reach"), "{told}");
+        // Nothing that writes the file anew: that would lose the secret, and what other options said.
+        assert!(told.contains("relay.external to that in /tmp/c.toml.\n") && !told.contains("--force"), "{told}");
         // The address that the machine has itself was named: it is the one, whatever its kind.
         let local: std::net::IpAddr = "10.0.0.5".parse().unwrap();
         let named = Plan { external: vec![local], local: vec![local], ..plan.clone() };
-        let text = named.next(Path::new("/etc/throughway/config.toml"));
+        let text = named.next(Path::new("/etc/throughway/config.toml"), Service::Missing);
         assert!(text.contains("A     10.0.0.5") && !text.contains("relay.external"), "{text}");
         assert!(!named.text().contains("external"), "{}", named.text());
         let bare = Plan { host: None, tls: None, external: Vec::new(), local: Vec::new(), ..plan };
-        let text = bare.next(Path::new(DEFAULT_PATH));
+        let text = bare.next(Path::new(DEFAULT_PATH), Service::Missing);
         assert!(!text.contains("relay.external"), "nothing is known about its address: {text}");
         assert!(!text.contains("DNS") && !text.contains("443") && text.contains("turn:ADDRESS:3479"), "{text}");
+    }
+    fn bare() -> Plan {
+        Plan {
+            host: None,
+            external: Vec::new(),
+            local: Vec::new(),
+            port: 3478,
+            relay_ports: "49152-65535".to_owned(),
+            tls: None,
+            tls_port: 5349,
+            has_ipv6: true,
+            secret: "north-of-everything".to_owned(),
+        }
+    }
+
+    /// A server that runs goes on with its old secret until it reads the file.
+    #[test]
+    fn a_service_that_runs_is_restarted_and_one_that_does_not_is_started() {
+        let default = Path::new(DEFAULT_PATH);
+        for (service, wanted) in [
+            (Service::Running, "  systemctl restart throughway\n"),
+            (Service::Stopped, "  systemctl enable --now throughway\n"),
+            (Service::Missing, "  throughway serve\n"),
+        ] {
+            let text = bare().next(default, service);
+            assert!(text.contains(wanted), "{text}\nlacks {wanted}");
+            assert_eq!(text.matches("systemctl").count(), usize::from(service != Service::Missing), "{text}");
+            let elsewhere = bare().next(Path::new("/tmp/c.toml"), service);
+            assert!(elsewhere.contains("  throughway serve --config /tmp/c.toml\n"), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_one_port_is_a_port() {
+        let text =
+            Plan { relay_ports: "50000-50000".to_owned(), ..bare() }.next(Path::new(DEFAULT_PATH), Service::Missing);
+        assert!(!text.contains("50000-") && !text.contains("50000:"), "{text}");
+        assert!(text.contains("udp dport '{ 3478, 50000 }' accept") && text.contains("ufw allow 50000/udp"), "{text}");
     }
 }

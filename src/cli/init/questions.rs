@@ -60,7 +60,7 @@ pub(super) fn ask(
             })?;
         }
     }
-    if plan.tls.is_some() && plan.tls_port == super::TLS_PORT {
+    if plan.tls.is_some() && options.tls_port.is_none() {
         let question = format!("Port for clients over TLS; 443 passes most firewalls (empty: {})", plan.tls_port);
         person.ask(plan, &question, |plan, answer| {
             let port = answer.parse().ok().filter(|port| *port > 0);
@@ -174,6 +174,40 @@ mod tests {
         for host in ["192.0.2.7", "turn"] {
             let (plan, said) = asked(&["--host", host, "--external", "45.0.0.7"], "\n\n");
             assert!(plan.unwrap().tls.is_none() && !said.contains("E-mail"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_port_for_tls_that_was_said_is_not_asked_and_needs_a_certificate() {
+        let arguments =
+            ["--host", "turn", "--external", "45.0.0.7", "--relay-ports", "50000-50100", "--tls-port", "5349"];
+        let (plan, said) = asked(&arguments, "\n");
+        let wrong = plan.unwrap().check_tls_port(&options(&arguments)).unwrap_err();
+        assert!(wrong.contains("--tls-port 5349: there is no certificate"), "{wrong}");
+        let (plan, said_too) = asked(&arguments, "chain.pem\nkey.pem\n");
+        // Neither file is there, which is told when they are asked for.
+        assert!(plan.is_err() && said_too.contains("chain.pem"), "{said_too}");
+        assert!(!said.contains("Port for clients") && !said_too.contains("Port for clients"), "{said}{said_too}");
+    }
+
+    #[test]
+    fn an_option_that_says_nothing_is_refused() {
+        let names = [
+            "--host",
+            "--email",
+            "--stun",
+            "--relay-ports",
+            "--config",
+            "--certificate",
+            "--private-key",
+            "--external",
+        ];
+        for name in names {
+            for empty in ["", " \t"] {
+                let said = Line::try_parse_from(["init", name, empty]).err().map(|error| error.to_string());
+                let is_told = |said: &str| said.contains("is empty") || said.contains("invalid IP address");
+                assert!(said.as_deref().is_some_and(is_told), "{name} {empty:?}: {said:?}");
+            }
         }
     }
 

@@ -63,7 +63,11 @@ impl Step {
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
                 removed => gone(removed),
             },
-            Self::RemoveAll(path) => gone(fs::remove_dir_all(path)),
+            Self::RemoveAll(path) => match fs::remove_dir_all(path) {
+                // A mount point can be emptied and not removed.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && is_empty(path) => Ok(true),
+                removed => gone(removed),
+            },
             Self::RemoveUser(name) => match User::find(name) {
                 Ok(Some(_)) => return run(&["userdel", name]).map(|()| true),
                 found => found.map(|_| false),
@@ -71,6 +75,10 @@ impl Step {
         };
         done.map_err(|error| error.to_string())
     }
+}
+
+fn is_empty(directory: &str) -> bool {
+    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Removing what is not there changes nothing.
