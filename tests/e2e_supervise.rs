@@ -355,8 +355,9 @@ impl Session {
 /// lived within the last second before a kill, or while no process served.
 #[test]
 fn no_record_comes_twice_and_only_those_of_the_last_moment_may_be_missing() {
-    const KILLS: usize = 6;
-    const BEFORE: Duration = Duration::from_millis(1_300);
+    const KILLS: usize = 3;
+    // The writer of the file has a thread of its own, which waits for a processor like others.
+    const BEFORE: Duration = Duration::from_secs(3);
     let mut settings = supervised(3).account("file", "usage.jsonl");
     for key in ["allocations_per_user_per_minute", "allocations_per_client_per_minute"] {
         settings = settings.limit(key, "0");
@@ -466,7 +467,7 @@ fn the_file_is_read_again() {
     assert_eq!(client.refresh(600).code(), 0);
     let mut at_new = Client::udp(new);
     assert_eq!(at_new.binding(), at_new.local(), "the new listener answers");
-    let line = server.log.event("no other process can take over until the server is restarted");
+    let line = server.log.event("no other process can take over for now; it listens as soon as the path is free");
     assert!(line["failure"].as_str().unwrap().contains("upgrade.socket"), "{line}");
 }
 
@@ -509,9 +510,9 @@ fn a_file_that_can_not_be_carried_out_does_not_end_what_runs() {
     assert!(line["failure"].as_str().unwrap().contains(&taken.local_addr().unwrap().to_string()), "{line}");
 }
 
-/// A file that can't be read to its end keeps calls waiting for a moment only, and a stop is heard.
+/// What would hang when it is read is not read, and ends no call.
 #[test]
-fn a_file_that_hangs_does_not_end_what_runs() {
+fn what_is_no_file_does_not_end_what_runs() {
     let mut server = supervised(1).start();
     let mut client = Client::udp(server.udp4());
     client.allocate();
@@ -520,7 +521,7 @@ fn a_file_that_hangs_does_not_end_what_runs() {
     rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
     kill(&server);
     assert_eq!(client.refresh(600).code(), 0);
-    let warned = server.log.text().contains("could not be read within 2 s");
+    let warned = server.log.text().contains("is no ordinary file");
     assert!(warned, "{}", server.log.text());
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());

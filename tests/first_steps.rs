@@ -195,9 +195,14 @@ fn a_variable_that_is_not_utf8_is_an_error_and_not_changed() {
 
 #[test]
 fn what_is_no_configuration_file_is_read_to_its_bound_only() {
-    let output = throughway(&["check-config", "/dev/zero"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("is larger than 16 MiB"), "{}", text(&output.stderr));
+    let directory = Directory::new("large");
+    let large = directory.0.join("large.toml");
+    std::fs::File::create(&large).unwrap().set_len(17 << 20).unwrap();
+    for (file, why) in [(large.to_str().unwrap(), "is larger than 16 MiB"), ("/dev/zero", "is no ordinary file")] {
+        let output = throughway(&["check-config", file]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
+    }
 }
 
 #[test]

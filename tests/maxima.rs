@@ -203,7 +203,7 @@ fn sources() -> Vec<Source> {
         let path = file.strip_prefix(root().join("src")).unwrap().with_extension("");
         let parts: Vec<&str> = path.iter().map(|part| part.to_str().unwrap()).collect();
         let parts = parts.strip_suffix(&["mod"]).unwrap_or(&parts);
-        if parts.last() == Some(&"tests") {
+        if parts.contains(&"tests") {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();

@@ -434,7 +434,7 @@ mod tests {
         }
         let nowhere = directory.path().join("no").join("revocations");
         assert!(read(&nowhere).unwrap_err().contains("there is no directory"));
-        assert!(read(directory.path()).unwrap_err().contains("can't be read"));
+        assert!(read(directory.path()).unwrap_err().contains("can't read"));
     }
 
     #[test]
