@@ -54,6 +54,8 @@ const run = (program, ...arguments_) => execFileSync(program, arguments_, { stdi
 async function makeNetwork(folder) {
   run('ip', 'link', 'set', 'lo', 'up');
   run('ip', 'link', 'add', 'there', 'type', 'veth', 'peer', 'name', 'nowhere');
+  // An address that comes later ends what Chromium is loading: ERR_NETWORK_CHANGED.
+  for (const device of ['there', 'nowhere']) run('ip', 'link', 'set', device, 'addrgenmode', 'none');
   run('ip', 'link', 'set', 'nowhere', 'up');
   run('ip', 'address', 'add', `${ADDRESS}/24`, 'dev', 'there');
   run('ip', 'link', 'set', 'there', 'up');

@@ -177,9 +177,14 @@ impl NewProcess {
 
     /// Why something could not be told to it: its own word for that, if it has said one.
     pub(super) fn why(&mut self, step: &'static str, reason: String) -> NotUpgraded {
-        match self.hear(step, LAST_WORD) {
-            Err(not) => not,
-            Ok(_) => NotUpgraded::at(step)(reason),
+        let failed = NotUpgraded::at(step);
+        match self.channel.receive::<FromNew>(LAST_WORD) {
+            Ok((FromNew::Refused { reason, is_configuration }, _)) => {
+                NotUpgraded { is_configuration, ..failed(reason) }
+            }
+            Err(HandoffError::Closed) => failed(self.how_it_ended()),
+            // Its silence is no reason.
+            Ok(_) | Err(_) => failed(reason),
         }
     }
 
