@@ -71,7 +71,7 @@ pub fn is_passed(path: &Path) -> bool {
     PASSED.iter().any(|start| path.to_string_lossy().starts_with(start))
 }
 
-/// Opens an ordinary file to be read. A pipe that nobody writes to would hang, and a device has no end.
+/// Opens an ordinary file to be read. A pipe without a writer would hang, and a device has no end.
 ///
 /// # Errors
 /// What the system says, and [`io::ErrorKind::InvalidInput`] for what is neither a file nor a pipe that was passed to this

@@ -80,7 +80,7 @@ pub(super) fn run(file: &Path, user: Option<&str>, json: bool) -> Result<(), Fai
 /// Takes the rights of the user who was named, or of the unit's if root asks.
 fn become_reader(file: &Path, user: Option<&str>) -> Result<ConfigReader, Failure> {
     let is_root = effective_uid() == 0;
-    // Without a unit whoever asks may be the one who starts the server.
+    // Without a unit the one who asks may be the one who starts the server.
     let unit = User::find(UNIT_USER).ok().flatten();
     let is_unit = |uid: u32| unit.as_ref().is_none_or(|unit| unit.uid() == uid);
     let name = match user {

@@ -27,7 +27,7 @@ const BEFORE_253_PATH: &str = "/etc/systemd/system/throughway.service.d/before-2
 const CONFIG: &str = "/etc/throughway";
 const STATE: &str = "/var/lib/throughway";
 
-/// As whom the unit runs the server; its group reads the configuration.
+/// The user that the unit runs the server as; its group reads the configuration.
 const USER: &str = "throughway";
 
 /// Where a package puts its unit.

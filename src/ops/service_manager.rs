@@ -1,7 +1,7 @@
 //! Whether the service manager would follow an upgrade: it must learn that another process is the service's main one, or it ends the
 //! service together with the old process, and the new one with it.
 //!
-//! systemd tells nobody whether it listens, so this looks at what decides that: the socket that a service is given, and the unit's
+//! systemd does not tell whether it listens, so this looks at what decides that: the socket that a service is given, and the unit's
 //! file, without which no message of the service is read.
 
 use std::ffi::OsStr;

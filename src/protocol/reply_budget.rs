@@ -1,6 +1,6 @@
 //! How many answers go to those who have proved nothing, for each network that asks.
 //!
-//! The source of a datagram can be forged. Its answer then goes to whoever has that address: a server that answers all that it is
+//! The source of a datagram can be forged. Its answer then goes to the owner of that address: a server that answers all that it is
 //! asked sends as much to a victim as an attacker likes. So every network has a token bucket for the answers to requests
 //! without a nonce of ours, which proves that answers arrive (decision 0222).
 //!

@@ -19,7 +19,7 @@ pub(super) enum Step {
     Write { path: &'static str, text: &'static str },
     /// Makes a directory that all may read.
     Directory(&'static str),
-    /// Lets a group read a file, and nobody else, if the file is there.
+    /// Lets a group read a file, and no one else, if the file is there.
     ForGroup { path: &'static str, group: &'static str },
     /// Runs a command, which must succeed.
     Run(Vec<&'static str>),
@@ -106,7 +106,7 @@ fn mode(path: &Path, mode: u32) -> io::Result<bool> {
     Ok(has_another)
 }
 
-/// What a link leads to belongs to whoever made the link.
+/// What a link leads to belongs to the user who made the link.
 fn for_group(path: &Path, group: &str) -> io::Result<bool> {
     let is_file = files::is_there(path)? && fs::symlink_metadata(path)?.is_file();
     let Some(group) = User::find(group)?.filter(|_| is_file) else { return Ok(false) };
