@@ -135,6 +135,9 @@ struct Sum {
     restarts: u64,
     hand_overs: u64,
     rollbacks: u64,
+    /// Of two relayed addresses: the second one given back, the first one, and those whose time was over.
+    given_back: [u64; 2],
+    expired: u64,
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -146,6 +149,8 @@ impl Sum {
         self.restarts += world.restarts;
         self.hand_overs += world.hand_overs;
         self.rollbacks += world.rollbacks;
+        self.given_back = [0, 1].map(|which| self.given_back[which] + world.given_back[which]);
+        self.expired += world.expired_addresses;
         for totals in &world.model.totals {
             self.created += totals.created;
             self.ended.iter_mut().zip(totals.ended).for_each(|(sum, ended)| *sum += ended);
@@ -160,6 +165,8 @@ impl Sum {
 
     fn check(&self) {
         assert!(self.restarts > 10_000, "hardly any server was taken over: {self:?}");
+        let is_lost = self.given_back.iter().all(|count| *count > 50) && self.expired > 50;
+        assert!(is_lost, "hardly one of two relayed addresses was lost: {self:?}");
         assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");

@@ -20,7 +20,7 @@ use rustix::fs::MemfdFlags;
 use super::shared::SharedChanges;
 use super::sys::process::{adopt_descriptor, adopt_if, close_all_but};
 use super::upgrade_messages::{Offer, PassedSocket, UpgradeTimes};
-use crate::address::{FiveTuple, StreamId, Via};
+use crate::address::{FiveTuple, RelayedTransportAddress, StreamId, Via};
 use crate::clock;
 use crate::protocol::allocation::AllocationState;
 use crate::protocol::changes::ServerChanges;
@@ -132,6 +132,9 @@ pub(super) enum LogEntry {
         /// The descriptors of their relayed sockets, in the same order.
         #[n(1)]
         sockets: Vec<i32>,
+        /// Those of their second ones, by what they are known by, if there are any.
+        #[n(2)]
+        second: Option<Vec<(u32, i32)>>,
     },
     /// What belongs to no single allocation.
     #[n(1)]
@@ -388,8 +391,9 @@ pub(super) struct LeftSockets {
     /// The set of descriptors that it waited for.
     pub(super) epoll: OwnedFd,
     pub(super) listeners: Vec<(u32, OwnedFd, Option<OwnedFd>)>,
-    /// Each with the socket that is bound to its relayed transport address.
-    pub(super) allocations: Vec<(AllocationState, OwnedFd)>,
+    /// Each with the sockets that are bound to its relayed transport addresses, in the order of
+    /// [`AllocationState::sockets`].
+    pub(super) allocations: Vec<(AllocationState, Vec<OwnedFd>)>,
 }
 
 /// What a process that is gone has left.
@@ -473,7 +477,15 @@ impl Ledger {
         for log in logs {
             for entry in entries(&log) {
                 match entry {
-                    LogEntry::Allocations { entry, sockets } => sum.add(entry, sockets),
+                    LogEntry::Allocations { entry, sockets, second } => {
+                        let second = second.unwrap_or_default();
+                        let of = |allocation: &AllocationState| {
+                            let (socket, _) = allocation.sockets().nth(1)?;
+                            second.iter().find(|(slot, _)| *slot == socket.index).map(|(_, number)| *number)
+                        };
+                        let second: Vec<Option<i32>> = entry.allocations.iter().map(of).collect();
+                        sum.add(entry, sockets.into_iter().zip(second));
+                    }
                     LogEntry::Totals { totals, streams, listeners, epoll } => {
                         last = Some((totals, streams, listeners, epoll));
                     }
@@ -485,25 +497,34 @@ impl Ledger {
         let mut totals = *totals;
         // What belongs to no worker is written as soon as a drain begins.
         totals.draining |= offer.draining_ms.is_some();
-        let socket = |(allocation, number): (AllocationState, i32)| {
+        let socket = |relayed: RelayedTransportAddress, number: i32| {
             // One at an address that was not told of yet can't be gone on with; the others can.
-            let (ip, port) = (allocation.relayed.ip(), allocation.relayed.port());
+            let (ip, port) = (relayed.ip(), relayed.port());
             let notes = &offer.relay_addresses;
             notes.iter().find(|note| note.advertised == ip)?;
             // It may have been opened at a local address that has had this public address before.
             let is_others = |local: IpAddr| notes.iter().any(|note| note.local == local && note.advertised != ip);
             let is_own = |local: IpAddr| notes.iter().any(|note| note.local == local && note.advertised == ip);
             let fits = |bound: SocketAddr| bound.port() == port && (is_own(bound.ip()) || !is_others(bound.ip()));
-            Some((allocation, adopt_if(number, fits)?))
+            adopt_if(number, fits)
         };
-        let allocations: Vec<(AllocationState, OwnedFd)> = sum.finish().into_iter().filter_map(socket).collect();
+        let with_sockets = |(mut allocation, (own, second)): (AllocationState, (i32, Option<i32>))| {
+            let mut sockets = vec![socket(allocation.relayed, own)?];
+            let other = allocation.sockets().nth(1).map(|(_, relayed)| relayed);
+            match other.and_then(|relayed| socket(relayed, second?)) {
+                Some(second) => sockets.push(second),
+                None => allocation.lose_second_socket(),
+            }
+            Some((allocation, sockets))
+        };
+        let allocations: Vec<_> = sum.finish().into_iter().filter_map(with_sockets).collect();
         settle(&mut totals, allocations.iter().map(|(allocation, _)| allocation));
         let listener = |(id, data, control): (u32, i32, Option<i32>)| {
             let bound = offer.listeners.iter().find(|note| note.id == id)?.bound;
             Some((id, adopt_if(data, |of| of == bound)?, control.and_then(|number| adopt_if(number, |of| of == bound))))
         };
         let listeners = listeners.into_iter().filter_map(listener).collect();
-        let number = |(allocation, _): &(AllocationState, OwnedFd)| match allocation.via {
+        let number = |(allocation, _): &(AllocationState, Vec<OwnedFd>)| match allocation.via {
             Via::Stream(StreamId(number), _) => number,
             Via::Datagram(_) => 0,
         };
@@ -517,7 +538,7 @@ impl Left {
         let of_worker = |worker: &LeftWorker| {
             let LeftSockets { epoll, listeners, allocations } = &worker.sockets;
             let listeners = listeners.iter().flat_map(|(_, data, control)| [Some(data), control.as_ref()]);
-            let relays = allocations.iter().map(|(_, socket)| socket);
+            let relays = allocations.iter().flat_map(|(_, sockets)| sockets);
             let all = listeners.flatten().chain(relays).chain([epoll]);
             all.map(AsRawFd::as_raw_fd).collect::<Vec<RawFd>>()
         };
@@ -541,7 +562,7 @@ mod tests {
 
     fn entry(slots: &[u32]) -> LogEntry {
         let entry = LedgerEntry { allocations: Vec::new(), free: slots.to_vec() };
-        LogEntry::Allocations { entry, sockets: Vec::new() }
+        LogEntry::Allocations { entry, sockets: Vec::new(), second: None }
     }
 
     fn all_of(bytes: &[u8]) -> Vec<LogEntry> {

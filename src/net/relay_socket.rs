@@ -71,6 +71,11 @@ impl Relays {
         self.sockets.get_mut(id.index).filter(|socket| socket.id == id)
     }
 
+    /// Whether a socket is that of this relayed address.
+    pub(super) fn is_at(&self, id: AllocationId, relayed: RelayedTransportAddress) -> bool {
+        self.id_at(id.index, PeerAddress(relayed.0)) == Some(id)
+    }
+
     /// Who has a relayed address of this server now, whichever worker.
     #[inline]
     pub(super) fn owner(&self, address: PeerAddress) -> Option<RelayOwner> {
@@ -145,7 +150,7 @@ impl Relays {
         Err(refused)
     }
 
-    /// Keeps the socket of an allocation of another process.
+    /// Keeps the socket of an allocation of another process, in place of what it had there.
     ///
     /// # Errors
     /// When it is not bound to that relayed address.
@@ -154,8 +159,12 @@ impl Relays {
         id: AllocationId,
         relayed: RelayedTransportAddress,
         socket: OwnedFd,
+        now: Ticks,
     ) -> Result<(), String> {
         let socket = self.bound(relayed, socket)?;
+        if let Some(old) = self.sockets.get(id.index).map(|old| old.id) {
+            self.close_ended(old, now);
+        }
         // The other process may have been busy, and have let less wait.
         let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
         self.keep_adopted(id, relayed, socket, ReceiveBufferState::default());
@@ -247,7 +256,18 @@ impl Relays {
         }
     }
 
-    /// How many allocations have a socket.
+    /// Knows a socket by another id from now on.
+    pub(super) fn rename(&mut self, from: AllocationId, to: AllocationId, relayed: RelayedTransportAddress) {
+        if self.get(from).is_none() {
+            return;
+        }
+        if let Some(socket) = self.sockets.remove(from.index) {
+            self.addresses.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: to.index }));
+            self.sockets.insert(to.index, RelaySocket { id: to, ..socket });
+        }
+    }
+
+    /// How many sockets there are.
     pub(super) const fn len(&self) -> usize {
         self.sockets.len()
     }

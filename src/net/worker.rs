@@ -48,7 +48,7 @@ use super::relay_socket::Relays;
 use super::shared::Process;
 use super::streams::Streams;
 use super::sys::{self, Alarm, Epoll, Ready, Waker};
-use crate::address::{StreamId, Via};
+use crate::address::{RelayedTransportAddress, StreamId, Via};
 use crate::clock;
 use crate::protocol::Server;
 use crate::protocol::accounting::SessionRecord;
@@ -381,6 +381,7 @@ impl Worker {
             Output::CloseRelay { allocation, relayed, client } => {
                 self.relays.close(allocation, relayed, client, now.ticks)
             }
+            Output::MoveRelay { from, to, relayed } => self.move_relay(from, to, relayed),
             Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
             Output::Ask { worker, ticket, question } => self.ask(worker, ticket, question),
             Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
@@ -408,6 +409,14 @@ impl Worker {
                 }
                 Err(refused)
             }
+        }
+    }
+
+    fn move_relay(&mut self, from: AllocationId, to: AllocationId, relayed: RelayedTransportAddress) {
+        self.relays.rename(from, to, relayed);
+        if let Some(relay) = self.relays.get(to) {
+            let watched = self.epoll.modify(relay.socket.as_fd(), token(RELAY, to.index as usize), true, false);
+            debug_assert!(watched.is_ok(), "what is waited for under one number can be under another one");
         }
     }
 

@@ -258,6 +258,7 @@ fn write(event: &Event) {
                 client = %five_tuple.client,
                 transport = five_tuple.transport.name(),
                 relayed = %record.relayed,
+                additional_relayed = record.additional.map(|of| tracing::field::display(of.relayed)),
                 "allocation created"
             );
         }
@@ -284,6 +285,7 @@ fn write_session(record: &SessionRecord) {
         client = %five_tuple.client,
         transport = five_tuple.transport.name(),
         relayed = %record.relayed,
+        additional_relayed = record.additional.map(|of| tracing::field::display(of.relayed)),
         duration_s = record.ended_at.since(record.created_at) as f64 / 1000.0,
         bytes_from_client = to_peers.received.bytes,
         packets_from_client = to_peers.received.packets,

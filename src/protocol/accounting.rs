@@ -6,6 +6,7 @@
 
 use minicbor::{Decode, Encode};
 
+use super::additional_address::AdditionalAddress;
 use super::ids::{AllocationId, SessionId};
 use super::reason::{Direction, DropReason, EndReason};
 use crate::address::{Family, RelayedTransportAddress, Via};
@@ -111,7 +112,7 @@ impl Traffic {
     }
 }
 
-/// What few allocations have: drops, and a token that was given out.
+/// What few allocations have: drops, a token that was given out, a second relayed address.
 ///
 /// Nearly no allocation drops anything, so this is taken from [`ColdStatePool`] at the first drop.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,6 +121,9 @@ pub(super) struct ColdState {
     /// Something was dropped since the allocation was last exported early.
     pub(super) is_untold: bool,
     pub(super) token: Option<ReservationToken>,
+    pub(super) additional: Option<AdditionalAddress>,
+    /// The family of two that was asked for and can't be had, and the code that says why.
+    pub(super) refused: Option<(Family, u16)>,
     /// What went nowhere, each way.
     pub(super) dropped: [Amount; 2],
     /// The same by reason.
@@ -131,6 +135,8 @@ impl Default for ColdState {
         Self {
             is_untold: false,
             token: None,
+            additional: None,
+            refused: None,
             dropped: Default::default(),
             by_reason: [Amount::default(); DropReason::ALL.len()],
         }
@@ -138,8 +144,8 @@ impl Default for ColdState {
 }
 
 impl ColdState {
-    pub(super) fn with_token(token: ReservationToken) -> Self {
-        Self { token: Some(token), ..Self::default() }
+    pub(super) fn answered_with(token: Option<ReservationToken>, refused: Option<(Family, u16)>) -> Self {
+        Self { token, refused, ..Self::default() }
     }
 
     pub(super) fn not_sent(&mut self, direction: Direction, why: DropReason, packets: u64, bytes: u64) {
@@ -244,6 +250,9 @@ pub struct SessionRecord {
     /// What of it was dropped, by reason; the reasons that occurred only.
     #[n(14)]
     pub dropped: Box<[(DropReason, Amount)]>,
+    /// The other relayed address, of the other family, if there is or was one.
+    #[n(15)]
+    pub additional: Option<AdditionalAddress>,
 }
 
 impl SessionRecord {
@@ -251,12 +260,17 @@ impl SessionRecord {
     /// of IP and UDP of each packet, [`wire_bytes`].
     #[must_use]
     pub fn wire_sent(&self, direction: Direction) -> u64 {
-        let (flow, family) = match direction {
-            Direction::ToPeer => (&self.traffic.to_peers, self.relayed.family()),
-            Direction::ToClient => (&self.traffic.to_client, self.via.five_tuple().client.family()),
+        let (flow, family, other) = match direction {
+            Direction::ToPeer => (&self.traffic.to_peers, self.relayed.family(), self.additional),
+            Direction::ToClient => (&self.traffic.to_client, self.via.five_tuple().client.family(), None),
         };
         let Amount { packets, bytes } = flow.sent();
-        wire_bytes(family, packets, bytes)
+        let (by_other, other_family) = other.map_or((0, family), |other| (other.packets, other.relayed.family()));
+        wire_bytes(family, packets.saturating_sub(by_other), bytes).saturating_add(wire_bytes(
+            other_family,
+            by_other,
+            0,
+        ))
     }
 
     /// Takes back what a queue still held when the allocation ended and that will never leave.

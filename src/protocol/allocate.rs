@@ -94,7 +94,7 @@ impl Server {
     pub(super) fn on_admission(&mut self, now: Now, id: AllocationId, result: Result<Admitted, RejectReason>) {
         let Some((opening, overdue_at)) = self.openings.get_mut(id).and_then(|opening| match opening.stage {
             Stage::Admission { overdue_at } => Some((opening, overdue_at)),
-            Stage::Reservation { .. } | Stage::Relay => None,
+            Stage::Reservation { .. } | Stage::Relay | Stage::Additional { .. } => None,
         }) else {
             debug_assert!(false, "one answer to each question about an admission");
             return;
@@ -154,13 +154,15 @@ impl Server {
         if token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
             return Err(RejectReason::Combination);
         }
+        let asks_for_both = additional.is_some();
         check_additional_family(additional, requested.is_some(), even_port)?;
-        // (6), (7): without REQUESTED-ADDRESS-FAMILY it is IPv4.
-        let family = match requested {
-            None => Family::V4,
-            Some(number) => family(number).ok_or(RejectReason::FamilyUnsupported)?,
+        let wished = match (requested, asks_for_both) {
+            (None, true) => self.families_of_both()?,
+            // (6), (7): without REQUESTED-ADDRESS-FAMILY it is IPv4.
+            (None, false) => Families::one(Family::V4),
+            (Some(number), _) => Families::one(family(number).ok_or(RejectReason::FamilyUnsupported)?),
         };
-        if token.is_none() && !self.relays_from(family) {
+        if token.is_none() && !self.relays_from(wished.family) {
             return Err(RejectReason::FamilyUnsupported);
         }
         let lifetime = message.lifetime().map_err(|_| RejectReason::BadAttribute)?;
@@ -169,7 +171,19 @@ impl Server {
             Some(EvenPort::Even) => Parity::Even,
             Some(EvenPort::EvenAndReserveNext) => Parity::EvenAndHoldNext,
         };
-        Ok(RequestedAllocation { lifetime: self.grant(lifetime), family, parity, token })
+        let Families { family, additional, refused } = wished;
+        Ok(RequestedAllocation { lifetime: self.grant(lifetime), family, parity, token, additional, refused })
+    }
+
+    /// ADDITIONAL-ADDRESS-FAMILY asks for both: of those that this server relays from, with a 440 for the other one.
+    fn families_of_both(&self) -> Result<Families, RejectReason> {
+        let refused = |family| Some((family, RejectReason::FamilyUnsupported.code().0));
+        match (self.relay_ipv4, self.relay_ipv6) {
+            (true, true) => Ok(Families { family: Family::V4, additional: Some(Family::V6), refused: None }),
+            (true, false) => Ok(Families { family: Family::V4, additional: None, refused: refused(Family::V6) }),
+            (false, true) => Ok(Families { family: Family::V6, additional: None, refused: refused(Family::V4) }),
+            (false, false) => Err(RejectReason::FamilyUnsupported),
+        }
     }
 
     /// (2): one allocation per five-tuple.
@@ -223,7 +237,7 @@ impl Server {
         else {
             return false;
         };
-        let (relayed, origin) = (allocation.relayed(), allocation.origin());
+        let (relayed, origin) = (allocation.sockets().map(|(_, relayed)| relayed), allocation.origin());
         let fingerprint = self.mirrors_fingerprint(request.message());
         self.answer_allocate(*via, relayed, origin, fingerprint, request.key());
         true
@@ -306,27 +320,93 @@ impl Server {
     }
 
     pub(super) fn on_relay_opened(&mut self, now: Now, id: AllocationId, result: Result<OpenedRelay, RelayRefused>) {
+        if let Some(of) = self.openings.of_additional(id) {
+            return self.on_additional_opened(now, of, id, result.map_err(reason_of));
+        }
         let opened = match result {
             Ok(opened) => opened,
-            Err(RelayRefused::NotHeld) => return self.fail_opening(now, id, RejectReason::BadReservation),
-            Err(RelayRefused::NoPort) => return self.fail_opening(now, id, RejectReason::NoPort),
-            Err(RelayRefused::NoAddress) => return self.fail_opening(now, id, RejectReason::NoRelayAddress),
-            Err(RelayRefused::NoFiles) => return self.fail_opening(now, id, RejectReason::NoFiles),
-            Err(RelayRefused::System) => return self.fail_opening(now, id, RejectReason::SystemRefused),
+            Err(refused) => return self.on_relay_refused(now, id, reason_of(refused)),
         };
-        let Some(opening) = self.openings.remove(id) else {
+        let additional = self.openings.get(id).map(|opening| opening.requested.additional);
+        match additional {
             // The client's stream closed while the socket was being opened.
-            self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: opened.relayed, client: None });
-            self.outputs.extend(opened.held.map(|relayed| Output::CloseReserved { relayed }));
-            return;
+            None => {
+                self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: opened.relayed, client: None });
+                self.outputs.extend(opened.held.map(|relayed| Output::CloseReserved { relayed }));
+            }
+            Some(None) => self.complete(now, id, opened, None),
+            Some(Some(family)) => {
+                let socket = self.table.reserve();
+                self.openings.await_additional(id, socket, opened.relayed);
+                self.open_fresh(id, socket, family);
+            }
+        }
+    }
+
+    /// Asks for a socket of this family, known by an id, for an opening.
+    fn open_fresh(&mut self, id: AllocationId, socket: AllocationId, family: Family) {
+        let Some(opening) = self.openings.get(id) else { return };
+        let (parity, client) = (opening.requested.parity, opening.via.five_tuple().client.ip());
+        let request = RelayRequest::Fresh { family, parity, client };
+        self.outputs.push_back(Output::OpenRelay { allocation: socket, request });
+    }
+
+    /// Who asked for both families is content with the other one (RFC 8656 section 7.2).
+    fn on_relay_refused(&mut self, now: Now, id: AllocationId, reason: RejectReason) {
+        let requested = self.openings.get_mut(id).map(|opening| &mut opening.requested);
+        let other = requested.and_then(|requested| {
+            let other = requested.additional.take()?;
+            requested.refused = Some((requested.family, reason.code().0));
+            requested.family = other;
+            Some(other)
+        });
+        match other {
+            Some(family) => self.open_fresh(id, id, family),
+            None => self.fail_opening(now, id, reason),
+        }
+    }
+
+    fn on_additional_opened(
+        &mut self,
+        now: Now,
+        id: AllocationId,
+        socket: AllocationId,
+        result: Result<OpenedRelay, RejectReason>,
+    ) {
+        let Some(opening) = self.openings.get_mut(id) else { return };
+        let Stage::Additional { first, .. } = opening.stage else { return };
+        let additional = match result {
+            Ok(opened) => Some((socket, opened.relayed)),
+            Err(reason) => {
+                let requested = &mut opening.requested;
+                requested.refused = requested.additional.map(|family| (family, reason.code().0));
+                self.table.unreserve(socket);
+                None
+            }
         };
+        self.complete(now, id, OpenedRelay { relayed: first, held: None }, additional);
+    }
+
+    /// All that was asked for is open: the allocation lives.
+    fn complete(
+        &mut self,
+        now: Now,
+        id: AllocationId,
+        opened: OpenedRelay,
+        additional: Option<(AllocationId, RelayedTransportAddress)>,
+    ) {
+        let Some(opening) = self.openings.remove(id) else { return };
         let token = self.hold(now, &opening, opened.held);
-        let origin = Origin { transaction_id: opening.transaction_id, lifetime: opening.requested.lifetime, token };
+        let RequestedAllocation { lifetime, refused, .. } = opening.requested;
+        let origin = Origin { transaction_id: opening.transaction_id, lifetime, token, refused };
         let key = opening.owner.key.clone();
         self.sessions += 1;
         let session = SessionId { instance: self.instance, number: self.sessions };
         let mut allocation =
             Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
+        if let Some((socket, relayed)) = additional {
+            allocation.add_address(socket, relayed);
+        }
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         allocation.plan_close(&self.settings.auth, now);
         allocation.armed_at = allocation.wakes_at();
@@ -337,7 +417,8 @@ impl Server {
         let via = opening.via;
         self.counters.created.add(1);
         self.counters.live(via.five_tuple().transport, opened.relayed.family()).add(1);
-        self.answer_allocate(via, opened.relayed, origin, opening.fingerprint, &key);
+        let relayed = std::iter::once(opened.relayed).chain(additional.map(|(_, relayed)| relayed));
+        self.answer_allocate(via, relayed, origin, opening.fingerprint, &key);
         self.outputs.push_back(Output::Happened(created));
     }
 
@@ -403,6 +484,13 @@ impl Server {
         }
     }
 
+    /// Refuses what clients were about to begin with addresses of both families.
+    pub(super) fn give_up_dual(&mut self, now: Now) {
+        for id in self.openings.ids(|opening| opening.requested.additional.is_some()) {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+    }
+
     /// Refuses what was about to begin and closes what is held: nothing may start after the end of all.
     pub(super) fn give_up_openings(&mut self, now: Now) {
         for id in self.openings.ids(|_| true) {
@@ -420,6 +508,10 @@ impl Server {
             return self.openings.abandon(id);
         }
         let Some(opening) = self.openings.remove(id) else { return };
+        if let Stage::Additional { socket, first } = opening.stage {
+            self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: first, client: None });
+            self.table.unreserve(socket);
+        }
         self.table.unreserve(id);
         self.shared.release(now, &opening.owner.claim(&opening.via), opening.owner.counted());
         opening.holds.into_iter().for_each(|token| self.shared.release_reservation(now, token));
@@ -436,9 +528,31 @@ fn check_transport(message: &Message<'_>) -> Result<(), RejectReason> {
     }
 }
 
-/// (6), (8), (9): what ADDITIONAL-ADDRESS-FAMILY must not stand beside. It asks for an IPv6 address beside the IPv4 one;
-/// this server opens one address per allocation, so a legal one is left unanswered, as comprehension-optional
-/// attributes may be.
+/// Which families an Allocate request gets.
+struct Families {
+    family: Family,
+    additional: Option<Family>,
+    refused: Option<(Family, u16)>,
+}
+
+impl Families {
+    const fn one(family: Family) -> Self {
+        Self { family, additional: None, refused: None }
+    }
+}
+
+/// What the client hears of a socket that was not opened.
+const fn reason_of(refused: RelayRefused) -> RejectReason {
+    match refused {
+        RelayRefused::NotHeld => RejectReason::BadReservation,
+        RelayRefused::NoPort => RejectReason::NoPort,
+        RelayRefused::NoAddress => RejectReason::NoRelayAddress,
+        RelayRefused::NoFiles => RejectReason::NoFiles,
+        RelayRefused::System => RejectReason::SystemRefused,
+    }
+}
+
+/// (6), (8), (9): what ADDITIONAL-ADDRESS-FAMILY must not stand beside. It asks for an IPv6 address beside the IPv4 one.
 fn check_additional_family(
     additional: Option<RequestedAddressFamily>,
     requested: bool,

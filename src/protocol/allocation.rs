@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use minicbor::{Decode, Encode};
 
-use super::accounting::wire_bytes;
 use super::accounting::{Amount, ColdState, ColdStatePool, Flow, SessionRecord, Traffic};
+use super::additional_address::AdditionalAddress;
 use super::channel::{CHANNEL_LIFETIME, ChannelBinding, Channels};
 use super::endpoint_addresses::EndpointAddresses;
 use super::ids::AllocationId;
@@ -37,6 +37,9 @@ pub struct Origin {
     /// The token that was given out, if one was.
     #[n(2)]
     pub token: Option<ReservationToken>,
+    /// The family of two that was asked for and could not be had, and the ADDRESS-ERROR-CODE that said why.
+    #[n(3)]
+    pub refused: Option<(Family, u16)>,
 }
 
 /// The request that made an allocation, without the token, which few have.
@@ -70,7 +73,7 @@ pub struct Allocation {
     pub(super) armed_at: Ticks,
     pub(super) created_at: Ticks,
     request: Request,
-    /// What was dropped, and the token that was given out.
+    /// What was dropped, what was answered beyond the usual, the second relayed address.
     pub(super) cold: Option<Box<ColdState>>,
 }
 
@@ -109,7 +112,8 @@ impl Allocation {
             armed_at: expires_at,
             created_at: now,
             request: Request { transaction_id: origin.transaction_id, lifetime: origin.lifetime },
-            cold: origin.token.map(|token| Box::new(ColdState::with_token(token))),
+            cold: (origin.token.is_some() || origin.refused.is_some())
+                .then(|| Box::new(ColdState::answered_with(origin.token, origin.refused))),
         }
     }
 
@@ -137,25 +141,140 @@ impl Allocation {
         self.endpoints.relayed()
     }
 
-    /// The family of its relayed address, and of all its peers.
+    /// The family of its own relayed address, and of all its peers if it has no other one.
     #[inline]
     pub(super) fn family(&self) -> Family {
         self.endpoints.family()
     }
 
-    /// What packets of this way take of the network that they leave by: the client's, or that of the peers.
-    pub(super) fn wire_bytes(&self, direction: Direction, packets: u64, payload: u64) -> u64 {
-        let family = match direction {
-            Direction::ToPeer => self.endpoints.family(),
-            Direction::ToClient => self.endpoints.client_family(),
+    /// The second relayed address, if there is or was one.
+    pub(super) fn additional(&self) -> Option<AdditionalAddress> {
+        self.cold.as_ref().and_then(|cold| cold.additional)
+    }
+
+    fn additional_mut(&mut self) -> Option<&mut AdditionalAddress> {
+        self.cold.as_mut().and_then(|cold| cold.additional.as_mut())
+    }
+
+    /// Gives it a second relayed address, whose socket is known by this id.
+    pub(super) fn add_address(&mut self, socket: AllocationId, relayed: RelayedTransportAddress) {
+        let expires_at = self.expires_at;
+        self.cold.get_or_insert_default().additional = Some(AdditionalAddress {
+            relayed,
+            socket: Some(socket),
+            expires_at,
+            own_expires_at: expires_at,
+            packets: 0,
+        });
+    }
+
+    /// Whether it has a relayed address of this family, so that it may have peers of it.
+    #[inline]
+    pub(super) fn has_family(&self, family: Family) -> bool {
+        family == self.family() || self.socket_of_other().is_some()
+    }
+
+    /// Its sockets and what they are bound to: its own, and the second one if it has one.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (AllocationId, RelayedTransportAddress)> + use<> {
+        let other = self.additional().and_then(|of| Some((of.socket?, of.relayed)));
+        std::iter::once((self.id, self.relayed())).chain(other)
+    }
+
+    #[cold]
+    fn socket_of_other(&self) -> Option<AllocationId> {
+        self.additional().and_then(|of| of.socket)
+    }
+
+    /// The socket that a packet to a peer of this family leaves by, and its address.
+    #[inline]
+    pub(super) fn socket_to(&self, family: Family) -> (AllocationId, RelayedTransportAddress) {
+        if family == self.family() {
+            return (self.id, self.relayed());
+        }
+        self.other_socket().unwrap_or((self.id, self.relayed()))
+    }
+
+    #[cold]
+    fn other_socket(&self) -> Option<(AllocationId, RelayedTransportAddress)> {
+        self.sockets().nth(1)
+    }
+
+    /// A packet leaves for a peer.
+    #[inline]
+    pub(super) fn count_to_peer(&mut self, family: Family) {
+        if family != self.family() {
+            self.count_to_other(1);
+        }
+    }
+
+    /// Packets that were counted as sent from the socket with this id go nowhere; the family that they are taken from.
+    pub(super) fn take_back_from(&mut self, socket: AllocationId, packets: u64) -> Family {
+        if socket == self.id {
+            return self.family();
+        }
+        self.count_to_other(packets.wrapping_neg());
+        self.additional().map_or(self.family(), |of| of.relayed.family())
+    }
+
+    #[cold]
+    fn count_to_other(&mut self, packets: u64) {
+        if let Some(additional) = self.additional_mut() {
+            additional.packets = additional.packets.wrapping_add(packets);
+        }
+    }
+
+    /// Sets the end of one of two families, or of all there is.
+    pub(super) fn extend(&mut self, expires_at: Ticks, family: Option<Family>) {
+        let own = self.family();
+        let Some(additional) = self.additional_mut().filter(|of| of.socket.is_some()) else {
+            self.expires_at = expires_at;
+            return;
         };
-        wire_bytes(family, packets, payload)
+        if family.is_none_or(|family| family == own) {
+            additional.own_expires_at = expires_at;
+        }
+        if family.is_none_or(|family| family != own) {
+            additional.expires_at = expires_at;
+        }
+        let later = additional.own_expires_at.max(additional.expires_at);
+        self.expires_at = later;
+    }
+
+    /// Gives up one of two addresses. The id that the second socket had, and the address which is the second one until
+    /// now; it is the allocation's own afterwards if that was given up. `None` where there are no two.
+    pub(super) fn close_family(
+        &mut self,
+        family: Family,
+        secret: u64,
+    ) -> Option<(AllocationId, RelayedTransportAddress)> {
+        let (own, via, seed) = (self.relayed(), self.via(), self.seed(secret));
+        let sent = self.traffic().to_peers.sent().packets;
+        let additional = self.additional_mut()?;
+        let (socket, other) = (additional.socket.take()?, additional.relayed);
+        let mut expires_at = additional.own_expires_at;
+        if own.family() == family {
+            expires_at = additional.expires_at;
+            additional.relayed = own;
+            additional.packets = sent.saturating_sub(additional.packets);
+            self.endpoints = EndpointAddresses::new(via, other);
+        }
+        self.expires_at = expires_at;
+        self.permissions.retain(seed, |ip, _| Family::of(ip) != family);
+        self.channels.retain(seed, |binding| binding.peer.family() != family);
+        Some((socket, other))
+    }
+
+    /// The family of the client's address.
+    #[inline]
+    pub(super) fn client_family(&self) -> Family {
+        self.endpoints.client_family()
     }
 
     /// Which request made it, and what was answered.
     pub(super) fn origin(&self) -> Origin {
         let Request { transaction_id, lifetime } = self.request;
-        Origin { transaction_id, lifetime, token: self.cold.as_ref().and_then(|cold| cold.token) }
+        let (token, refused) = self.cold.as_ref().map_or((None, None), |cold| (cold.token, cold.refused));
+        Origin { transaction_id, lifetime, token, refused }
     }
 
     /// A packet came in.
@@ -316,7 +435,9 @@ impl Allocation {
 
     /// When its timer should wake.
     pub(super) fn wakes_at(&self) -> Ticks {
-        self.expires_at.min(self.interim_at()).min(self.owner.closing().map_or(NEVER, |(at, _)| at))
+        let of_two = self.additional().and_then(|additional| additional.wakes_at()).unwrap_or(NEVER);
+        let closing = self.owner.closing().map_or(NEVER, |(at, _)| at);
+        self.expires_at.min(self.interim_at()).min(closing).min(of_two)
     }
 
     /// Finds out when it ends in any case.
@@ -343,6 +464,7 @@ impl Allocation {
             reason,
             traffic: self.traffic(),
             dropped: self.drops(),
+            additional: self.additional(),
         }
     }
 
@@ -371,6 +493,7 @@ impl Allocation {
             packets: self.packets.to_state(),
             origin: self.origin(),
             created_at: self.created_at,
+            additional: self.additional(),
         }
     }
 
@@ -385,6 +508,9 @@ impl Allocation {
         allocation.packets = PacketBucket::from_state(state.packets);
         allocation.set_interim_at(state.interim_at);
         allocation.records = state.records;
+        if state.additional.is_some() {
+            allocation.cold.get_or_insert_default().additional = state.additional;
+        }
         allocation.armed_at = allocation.wakes_at();
         let Traffic { to_peers, to_client } = state.traffic;
         allocation.received = [to_peers.received, to_client.received];
@@ -466,6 +592,35 @@ pub struct AllocationState {
     /// When it was made.
     #[n(14)]
     pub created_at: Ticks,
+    /// The second relayed address, if there is or was one.
+    #[n(15)]
+    pub additional: Option<AdditionalAddress>,
+}
+
+impl AllocationState {
+    /// Its sockets and what they are bound to: its own, and the second one if it has one.
+    pub fn sockets(&self) -> impl Iterator<Item = (AllocationId, RelayedTransportAddress)> + use<> {
+        let other = self.additional.and_then(|of| Some((of.socket?, of.relayed)));
+        std::iter::once((self.id, self.relayed)).chain(other)
+    }
+
+    /// Whether it needs a release that knows second relayed addresses.
+    #[must_use]
+    pub const fn is_dual(&self) -> bool {
+        self.additional.is_some()
+    }
+
+    /// Its second socket is not there: the allocation goes on with its own one.
+    pub fn lose_second_socket(&mut self) {
+        if let Some(additional) = &mut self.additional
+            && additional.socket.take().is_some()
+        {
+            self.expires_at = additional.own_expires_at;
+            let family = additional.relayed.family();
+            self.permissions.retain(|(ip, _)| Family::of(*ip) != family);
+            self.channels.retain(|(_, binding)| binding.peer.family() != family);
+        }
+    }
 }
 
 impl std::fmt::Debug for AllocationState {
@@ -503,7 +658,7 @@ pub(super) mod tests {
                 Some(TimeLimit { secret: "s".into(), expires_at: 99 }),
                 Some(Box::new(Terms { tenant: Some("acme".into()), ..Terms::default() })),
             ),
-            Origin { transaction_id: TransactionId([1; 12]), lifetime: 600, token: None },
+            Origin { transaction_id: TransactionId([1; 12]), lifetime: 600, token: None, refused: None },
             Ticks(1000),
         )
     }

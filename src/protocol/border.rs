@@ -112,6 +112,8 @@ pub enum Selector {
     Subject(Subject),
     /// All of clients with an IPv6 link-local address (RFC 4007), with their ports and connections.
     LinkLocalClients,
+    /// All with relayed addresses of both families.
+    DualAllocations,
 }
 
 /// What a server is doing at the moment, for a shell that finds out that it panicked.
@@ -176,19 +178,28 @@ pub enum Output {
     },
     /// Open a relayed transport address and answer with [`Input::RelayOpened`].
     OpenRelay {
-        /// The allocation that it is for.
+        /// What its socket is known by: the allocation that it is for, or an id of its own if it is the second one.
         allocation: AllocationId,
         /// What is wanted.
         request: RelayRequest,
     },
-    /// The allocation is gone; close its relayed address.
+    /// The allocation, or one of its two addresses, is gone; close that.
     CloseRelay {
-        /// Whose.
+        /// What its socket is known by.
         allocation: AllocationId,
         /// Which address.
         relayed: RelayedTransportAddress,
         /// The client that used it: it may get the port back before its rest is over.
         client: Option<std::net::IpAddr>,
+    },
+    /// The socket of an allocation's second relayed address is its own from now on: its own one has been closed.
+    MoveRelay {
+        /// What it was known by.
+        from: AllocationId,
+        /// What it is known by from now on.
+        to: AllocationId,
+        /// Which address.
+        relayed: RelayedTransportAddress,
     },
     /// A held port was never asked for; close it.
     CloseReserved {
@@ -220,7 +231,7 @@ pub enum Output {
 pub enum Relay<'a> {
     /// Send the payload from the allocation's relayed address to a peer.
     ToPeer {
-        /// Whose relayed address.
+        /// What the socket is known by: the allocation's id, or that of its second address.
         allocation: AllocationId,
         /// Where to.
         to: PeerAddress,
@@ -245,7 +256,7 @@ pub enum Relay<'a> {
     /// Both ends are relayed addresses of this server: no kernel in between. The receiving end judges the payload with
     /// [`relay_from_peer`](super::Server::relay_from_peer), as if it had arrived on its socket.
     ToRelayed {
-        /// Whose payload.
+        /// What the socket is known by that it would leave from.
         allocation: AllocationId,
         /// The sending end.
         from: PeerAddress,

@@ -14,7 +14,7 @@ use super::Server;
 use super::accounting::Amount;
 use super::allocation::{Allocation, AllocationState};
 use super::early_marks::EarlyMark;
-use super::export::{ImportError, add_features_of, keep_openings_for};
+use super::export::{ImportError, add_dual, add_features_of, keep_openings_for};
 use super::ids::{AllocationId, WorkerId};
 use super::meter::MeterWords;
 use super::nonce::Nonces;
@@ -45,6 +45,7 @@ impl State for EarlyAllocations {
 
     fn add_features(&self, features: &mut Features) {
         add_features_of(self.allocations.iter().map(|allocation| &allocation.via), features);
+        add_dual(&self.allocations, &[], features);
     }
 
     // Nothing of it came after the first format.
@@ -211,6 +212,7 @@ impl State for ServerChanges {
         let clients = self.allocations.iter().map(|allocation| &allocation.via);
         let clients = clients.chain(self.openings.iter().map(|opening| &opening.via));
         add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
+        add_dual(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -309,7 +311,11 @@ impl Server {
         };
         // In the order of their slots.
         for allocation in self.table.iter() {
-            match self.table.early_mark(allocation) {
+            let mark = self.table.early_mark(allocation);
+            // Packets change more of one with two addresses than counts tell, and there are few.
+            let is_untold = allocation.cold.as_ref().is_some_and(|cold| cold.is_untold);
+            let is_dual = allocation.additional().is_some() && (is_untold || mark != EarlyMark::Unchanged);
+            match if is_dual { EarlyMark::Changed } else { mark } {
                 EarlyMark::Unchanged => changes.note_drops(allocation),
                 EarlyMark::Counting => {
                     changes.note_counts(allocation);
@@ -330,11 +336,7 @@ impl Server {
     /// [`ImportError`]; the server must not be used then.
     pub fn import_early(&mut self, allocations: Vec<AllocationState>) -> Result<(), ImportError> {
         for allocation in &allocations {
-            let in_slot = self.table.at(allocation.id.index).map(|known| known.id);
-            let of_client = self.table.by_via(&allocation.via).map(|known| known.id);
-            for id in in_slot.into_iter().chain(of_client) {
-                self.forget_imported(id);
-            }
+            self.forget_for(allocation);
         }
         self.import_allocations(allocations)
     }
@@ -368,8 +370,23 @@ impl Server {
     /// Forgets those imported early that have ended since, and those that come once more.
     fn forget_outdated(&mut self, changes: &ServerChanges) {
         let all = self.table.iter().filter(|_| changes.is_whole).map(|allocation| allocation.id);
-        let again = changes.allocations.iter().filter_map(|state| Some(self.table.at(state.id.index)?.id));
-        let outdated: Vec<AllocationId> = all.chain(again).chain(changes.ended.iter().copied()).collect();
+        let outdated: Vec<AllocationId> = all.chain(changes.ended.iter().copied()).collect();
+        for id in outdated {
+            self.forget_imported(id);
+        }
+        for allocation in &changes.allocations {
+            self.forget_for(allocation);
+        }
+    }
+
+    /// Forgets what had the slots of an allocation, or its client.
+    fn forget_for(&mut self, allocation: &AllocationState) {
+        let slots = allocation.sockets().flat_map(|(socket, _)| {
+            let slot = socket.index;
+            [self.table.at(slot), self.table.of_additional_slot(slot)].into_iter().flatten().map(|known| known.id)
+        });
+        let of_client = self.table.by_via(&allocation.via).map(|known| known.id);
+        let outdated: Vec<AllocationId> = slots.chain(of_client).collect();
         for id in outdated {
             self.forget_imported(id);
         }

@@ -8,7 +8,7 @@ use super::ids::AllocationId;
 use super::peer_policy::PeerClass;
 use super::reject::RejectReason;
 use super::settings::OnExpiry;
-use crate::address::{Family, PeerAddress, Via};
+use crate::address::{PeerAddress, Via};
 use crate::time::Now;
 
 impl Server {
@@ -38,13 +38,13 @@ impl Server {
         request: &Authenticated<'_>,
     ) -> Result<(AllocationId, Vec<(IpAddr, PeerClass)>), RejectReason> {
         let id = self.check_owner(now, via, request)?;
-        let family = self.table.get(id).ok_or(RejectReason::NoAllocation)?.family();
+        let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
         // RFC 8656 §10.2 in its order: every peer is well-formed (400), of the right family (443), allowed (403).
         let mut ips: Vec<IpAddr> = Vec::new();
         let mut is_of_family = true;
         for peer in request.message().peers() {
             let peer = peer.map_err(|_| RejectReason::BadAttribute)?;
-            is_of_family &= peer.family() == family;
+            is_of_family &= allocation.has_family(peer.family());
             ips.push(peer.ip());
         }
         if ips.is_empty() {
@@ -74,10 +74,10 @@ impl Server {
         Ok((id, peers))
     }
 
-    /// 443 for a peer of another family than the relayed address.
+    /// 443 for a peer of another family than the relayed addresses.
     pub(super) fn check_peer_family(&self, id: AllocationId, peer: PeerAddress) -> Result<(), RejectReason> {
-        let relayed: Option<Family> = self.table.get(id).map(|allocation| allocation.family());
-        if relayed == Some(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
+        let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
+        if allocation.has_family(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
     }
 
     /// 403 for what the policy denies or the credential leaves out; the address's class otherwise.

@@ -24,7 +24,7 @@ use super::timer::Due;
 use super::{Parts, Server};
 use crate::address::Via;
 use crate::credentials::SecretId;
-use crate::state::{Features, Kind, LINK_LOCAL_CLIENTS, State};
+use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, State};
 use crate::wire::attribute::ReservationToken;
 
 /// Slots that an import makes room for; a number beyond it is no slot of ours.
@@ -86,6 +86,7 @@ impl State for ServerState {
         let clients = self.allocations.iter().map(|allocation| &allocation.via);
         let clients = clients.chain(self.openings.iter().map(|opening| &opening.via));
         add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
+        add_dual(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -97,6 +98,13 @@ impl State for ServerState {
 pub(super) fn add_features_of<'a>(clients: impl Iterator<Item = &'a Via>, features: &mut Features) {
     let link_local = clients.filter(|via| via.is_link_local()).count();
     features.add(LINK_LOCAL_CLIENTS, link_local as u64);
+}
+
+/// Second relayed addresses, and requests for them.
+pub(super) fn add_dual(allocations: &[AllocationState], openings: &[OpeningState], features: &mut Features) {
+    let dual = allocations.iter().filter(|allocation| allocation.is_dual()).count();
+    let asked = openings.iter().filter(|opening| opening.requested.additional.is_some()).count();
+    features.add(DUAL_ALLOCATIONS, (dual + asked) as u64);
 }
 
 /// Takes out of openings what only formats after this one have.
@@ -228,7 +236,9 @@ impl Server {
 
     fn import_allocation(&mut self, state: AllocationState) -> Result<(), ImportError> {
         let id = state.id;
-        self.reserve_exactly(id)?;
+        for (socket, _) in state.sockets() {
+            self.reserve_exactly(socket)?;
+        }
         if self.has_allocation(&state.via) {
             return Err(ImportError::Client { id });
         }
@@ -257,6 +267,7 @@ impl Server {
                 overdue_at.into_iter().for_each(|at| self.timers.arm(at, Due::Admission(id)));
             }
             Stage::Reservation { question, overdue_at } => self.timers.arm(overdue_at, Due::Question(question)),
+            Stage::Additional { socket, .. } => self.reserve_exactly(socket)?,
             Stage::Relay => {}
         }
         if !opening.stage.is_admission() {

@@ -91,7 +91,30 @@ impl<T> LedgerSum<T> {
             self.places.remove(&id.index);
         }
         let Self { places, mut allocations } = self;
-        places.into_values().filter_map(|place| allocations[place].take()).collect()
+        let mut all: Vec<(AllocationState, T)> =
+            places.into_values().filter_map(|place| allocations[place].take()).collect();
+        lose_taken_sockets(&mut all);
+        all
+    }
+}
+
+/// A second socket whose slot another allocation has by now was closed after its allocation was told of.
+fn lose_taken_sockets<T>(allocations: &mut [(AllocationState, T)]) {
+    if allocations.iter().all(|(allocation, _)| allocation.sockets().count() == 1) {
+        return;
+    }
+    let mut latest: BTreeMap<u32, u32> = BTreeMap::new();
+    for (socket, _) in allocations.iter().flat_map(|(allocation, _)| allocation.sockets()) {
+        let known = latest.entry(socket.index).or_insert(socket.generation);
+        if is_later(socket.generation, *known) {
+            *known = socket.generation;
+        }
+    }
+    for (allocation, _) in allocations {
+        let second = allocation.sockets().nth(1);
+        if second.is_some_and(|(socket, _)| latest.get(&socket.index) != Some(&socket.generation)) {
+            allocation.lose_second_socket();
+        }
     }
 }
 
@@ -103,7 +126,7 @@ const fn is_later(generation: u32, than: u32) -> bool {
 /// Makes the last totals that a worker told, for [`Server::import_changes`], fit the allocations that there are: some may have
 /// begun since, and some may have ended, of which nothing but that is known.
 pub fn settle<'a>(totals: &mut ServerChanges, allocations: impl Iterator<Item = &'a AllocationState> + Clone) {
-    for AllocationState { id, .. } in allocations.clone() {
+    for (id, _) in allocations.clone().flat_map(AllocationState::sockets) {
         if is_later(id.generation, totals.generation) {
             totals.generation = id.generation;
         }

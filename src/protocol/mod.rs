@@ -27,6 +27,7 @@ mod timer;
 // Nouns.
 mod day_bytes;
 mod packet_bucket;
+pub mod additional_address;
 pub mod accounting;
 pub mod meter;
 pub mod revocation;
@@ -59,6 +60,7 @@ pub mod review;
 mod server;
 mod reply;
 mod redirect;
+mod dual;
 mod refresh;
 pub mod relay;
 mod create_permission;

@@ -8,7 +8,7 @@ use minicbor::{Decode, Encode};
 use super::border::Parity;
 use super::ids::AllocationId;
 use super::owner::{Owner, OwnerState};
-use crate::address::{Family, Via};
+use crate::address::{Family, RelayedTransportAddress, Via};
 use crate::time::Ticks;
 use crate::wire::attribute::ReservationToken;
 use crate::wire::message::TransactionId;
@@ -28,6 +28,12 @@ pub struct RequestedAllocation {
     /// The RESERVATION-TOKEN that it brings.
     #[n(3)]
     pub token: Option<ReservationToken>,
+    /// The family of the second relayed address that it asks for as well.
+    #[n(4)]
+    pub additional: Option<Family>,
+    /// The family of two that can't be had, and the ADDRESS-ERROR-CODE that says why.
+    #[n(5)]
+    pub refused: Option<(Family, u16)>,
 }
 
 /// Whose answer an [`Opening`] waits for.
@@ -53,6 +59,16 @@ pub enum Stage {
     /// The shell's, which opens the relayed socket.
     #[n(2)]
     Relay,
+    /// The shell's, which opens the second relayed socket.
+    #[n(3)]
+    Additional {
+        /// What it will be known by.
+        #[n(0)]
+        socket: AllocationId,
+        /// The first one, which is open.
+        #[n(1)]
+        first: RelayedTransportAddress,
+    },
 }
 
 impl Stage {
@@ -125,6 +141,7 @@ pub(super) struct Openings {
     by_id: HashMap<AllocationId, Opening, foldhash::fast::FixedState>,
     by_client: HashMap<Via, AllocationId, foldhash::fast::FixedState>,
     by_question: HashMap<u64, AllocationId, foldhash::fast::FixedState>,
+    by_additional: HashMap<AllocationId, AllocationId, foldhash::fast::FixedState>,
     /// Questions to other workers so far, which numbers them.
     asked: u64,
 }
@@ -136,6 +153,7 @@ impl Openings {
             by_id: HashMap::with_hasher(hasher.clone()),
             by_client: HashMap::with_hasher(hasher.clone()),
             by_question: HashMap::with_hasher(hasher.clone()),
+            by_additional: HashMap::with_hasher(hasher.clone()),
             asked: 0,
         }
     }
@@ -144,8 +162,10 @@ impl Openings {
         if !opening.is_abandoned {
             self.by_client.insert(opening.via, id);
         }
-        if let Stage::Reservation { question, .. } = opening.stage {
-            self.by_question.insert(question, id);
+        match opening.stage {
+            Stage::Reservation { question, .. } => drop(self.by_question.insert(question, id)),
+            Stage::Additional { socket, .. } => drop(self.by_additional.insert(socket, id)),
+            Stage::Admission { .. } | Stage::Relay => {}
         }
         self.by_id.insert(id, opening);
     }
@@ -169,10 +189,25 @@ impl Openings {
         if !opening.is_abandoned {
             self.by_client.remove(&opening.via);
         }
-        if let Stage::Reservation { question, .. } = opening.stage {
-            self.by_question.remove(&question);
+        match opening.stage {
+            Stage::Reservation { question, .. } => drop(self.by_question.remove(&question)),
+            Stage::Additional { socket, .. } => drop(self.by_additional.remove(&socket)),
+            Stage::Admission { .. } | Stage::Relay => {}
         }
         Some(opening)
+    }
+
+    /// The opening that waits for the second socket which will be known by this.
+    pub(super) fn of_additional(&self, socket: AllocationId) -> Option<AllocationId> {
+        self.by_additional.get(&socket).copied()
+    }
+
+    /// Notes that the first socket of an opening is there, and that it waits for the second one.
+    pub(super) fn await_additional(&mut self, id: AllocationId, socket: AllocationId, first: RelayedTransportAddress) {
+        if let Some(opening) = self.by_id.get_mut(&id) {
+            opening.stage = Stage::Additional { socket, first };
+            self.by_additional.insert(socket, id);
+        }
     }
 
     /// The client has gone; the opening stays until the quotas have answered.

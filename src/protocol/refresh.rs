@@ -7,48 +7,58 @@ use super::ids::AllocationId;
 use super::reason::EndReason;
 use super::reject::RejectReason;
 use super::timer::Due;
-use crate::address::Via;
+use crate::address::{Family, Via};
 use crate::fault;
 use crate::time::Now;
 use crate::wire::attribute::{ATTR_LIFETIME, family};
 
+/// A Refresh that passed every check.
+struct Refresh {
+    id: AllocationId,
+    /// The one of two that is meant; `None` for all there is.
+    family: Option<Family>,
+    /// In seconds, as granted; 0 gives back.
+    lifetime: u32,
+}
+
 impl Server {
     pub(super) fn on_refresh(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         match self.check_refresh(now, &via, request) {
-            Ok((id, 0)) => {
-                // The five-tuple is free when this response leaves.
-                self.end(now, id, EndReason::Refreshed);
-                self.reply_success(via, request, &[(ATTR_LIFETIME, &0_u32.to_be_bytes())]);
-            }
-            Ok((id, lifetime)) => {
-                self.extend_lifetime(now, id, lifetime);
+            Ok(Refresh { id, family, lifetime }) => {
+                match (family, lifetime) {
+                    // The five-tuple is free when this response leaves.
+                    (None, 0) => self.end(now, id, EndReason::Refreshed),
+                    (Some(family), 0) => self.close_family(now, id, family),
+                    (family, lifetime) => self.extend_lifetime(now, id, family, lifetime),
+                }
                 self.reply_success(via, request, &[(ATTR_LIFETIME, &lifetime.to_be_bytes())]);
             }
             Err(reason) => self.reject(via, request.message(), reason, Some(request.key())),
         }
     }
 
-    fn check_refresh(
-        &self,
-        now: Now,
-        via: &Via,
-        request: &Authenticated<'_>,
-    ) -> Result<(AllocationId, u32), RejectReason> {
+    fn check_refresh(&self, now: Now, via: &Via, request: &Authenticated<'_>) -> Result<Refresh, RejectReason> {
         let id = self.check_owner(now, via, request)?;
         let message = request.message();
         let lifetime = message.lifetime().map_err(|_| RejectReason::BadAttribute)?;
         let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
-        let relayed = self.table.get(id).map(|allocation| allocation.family());
+        let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
         // RFC 8656 §8.2: a family that the allocation does not have is 443.
-        if requested.is_some_and(|number| family(number) != relayed) {
-            return Err(RejectReason::PeerFamily);
-        }
-        Ok((id, if lifetime == Some(0) { 0 } else { self.grant(lifetime) }))
+        let of_family = match requested {
+            None => None,
+            Some(number) => {
+                Some(family(number).filter(|of| allocation.has_family(*of)).ok_or(RejectReason::PeerFamily)?)
+            }
+        };
+        let is_dual = allocation.sockets().count() > 1;
+        let lifetime = if lifetime == Some(0) { 0 } else { self.grant(lifetime) };
+        // The only one is all there is.
+        Ok(Refresh { id, family: of_family.filter(|_| is_dual), lifetime })
     }
 
-    fn extend_lifetime(&mut self, now: Now, id: AllocationId, lifetime: u32) {
+    fn extend_lifetime(&mut self, now: Now, id: AllocationId, family: Option<Family>, lifetime: u32) {
         let Some(allocation) = self.table.get_mut(id) else { return };
-        allocation.expires_at = now.ticks.plus_seconds(u64::from(lifetime));
+        allocation.extend(now.ticks.plus_seconds(u64::from(lifetime)), family);
         // A timer that wakes too early is set anew then; only one that would wake too late must move now.
         if allocation.wakes_at() < allocation.armed_at {
             self.rearm(id);
@@ -74,12 +84,16 @@ impl Server {
         if let Some(reason) = allocation.owner.closing().filter(|(at, _)| *at <= now.ticks).map(|(_, reason)| reason) {
             return self.end(now, id, reason);
         }
+        let overdue = Self::overdue_family(allocation, now);
         if allocation.interim_at() <= now.ticks {
             allocation.plan_interim(self.settings.interim_seconds, now.ticks);
             let record = allocation.write_record(now, None);
             self.outputs.push_back(Output::Happened(Event::AllocationInterim(record)));
         }
-        self.rearm(id);
+        match overdue {
+            Some(family) => self.close_family(now, id, family),
+            None => self.rearm(id),
+        }
     }
 
     /// A byte budget was used up by the last packet: the allocation ends when the loop comes to its deadlines.
@@ -98,7 +112,8 @@ impl Server {
         self.counters.live(allocation.via().five_tuple().transport, allocation.family()).sub(1);
         self.counters.ended[reason as usize].add(1);
         let client = Some(allocation.via().five_tuple().client.ip());
-        self.outputs.push_back(Output::CloseRelay { allocation: id, relayed: allocation.relayed(), client });
+        let close = |(allocation, relayed)| Output::CloseRelay { allocation, relayed, client };
+        self.outputs.extend(allocation.sockets().map(close));
         let record = allocation.write_record(now, Some(reason));
         self.outputs.push_back(Output::Happened(Event::AllocationEnded(record)));
         self.cold_pool.take_back(allocation.into_aside());

@@ -4,7 +4,7 @@
 //! so that the sums of the one are the totals of the other.
 
 use super::Server;
-use super::accounting::ColdStatePool;
+use super::accounting::{ColdStatePool, wire_bytes};
 use super::allocation::Allocation;
 use super::border::{Head, InHand, PacketMeta, Relay, Shared};
 use super::counters::Counters;
@@ -14,7 +14,7 @@ use super::peer_policy::{PeerClass, PeerPolicy};
 use super::random::Sequence;
 use super::reason::{Direction, DropReason};
 use super::reject::RejectReason;
-use crate::address::{PeerAddress, Via};
+use crate::address::{Family, PeerAddress, Via};
 use crate::fault;
 use crate::time::{Now, Ticks};
 use crate::wire::attribute::ChannelNumber;
@@ -90,7 +90,7 @@ impl Server {
             return self.drop_unknown(DropReason::BadSend, bytes.len());
         };
         let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
-        if peer.family() != lane.allocation.family() {
+        if !lane.allocation.has_family(peer.family()) {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }
         let Some(permission) = lane.allocation.permission(peer.ip(), now.ticks) else {
@@ -118,8 +118,10 @@ impl Server {
         self.in_hand = InHand::DataFromPeer(on);
         fault::at("data_from_peer", payload);
         let verdict = self.judge_from_peer(now, on, from, meta, payload);
-        if matches!(verdict, Relay::Drop(DropReason::OverBudget)) {
-            self.end_for_budget(now, on);
+        if matches!(verdict, Relay::Drop(DropReason::OverBudget))
+            && let Some(id) = self.table.by_socket(on).map(|allocation| allocation.id)
+        {
+            self.end_for_budget(now, id);
         }
         verdict
     }
@@ -134,7 +136,8 @@ impl Server {
         payload: &'a [u8],
     ) -> Relay<'a> {
         let ticks = now.ticks;
-        let Some(allocation) = self.table.lane_mut(on).filter(|allocation| ticks < allocation.expires_at) else {
+        let Some(allocation) = self.table.lane_of_socket_mut(on).filter(|allocation| ticks < allocation.expires_at)
+        else {
             return self.drop_unknown(DropReason::RelayClosed, payload.len());
         };
         let lane = Lane::new(allocation, Direction::ToClient, &self.counters, &mut self.cold_pool, self.packet_rate);
@@ -150,7 +153,7 @@ impl Server {
         lane.pass_to_client(now, head, meta, payload)
     }
 
-    /// Takes back packets of a verdict that the kernel or a queue did not take.
+    /// Takes back packets of a verdict that the kernel or a queue did not take. `allocation` is what the verdict named.
     ///
     /// `bytes` is payload. For an allocation that ended meanwhile only the worker's totals move: a queue that
     /// still held its payload holds its record as well, and takes it back there
@@ -166,10 +169,15 @@ impl Server {
         let packets = u64::from(packets);
         self.counters.take_back(direction, packets, bytes);
         self.counters.dropped(why, packets, bytes);
-        if let Some(allocation) = self.table.lane_mut(allocation) {
+        let socket = allocation;
+        if let Some(allocation) = self.table.lane_of_socket_mut(socket) {
             allocation.not_sent(&mut self.cold_pool, direction, why, packets, bytes);
+            let family = match direction {
+                Direction::ToPeer => allocation.take_back_from(socket, packets),
+                Direction::ToClient => allocation.client_family(),
+            };
             if let Some(terms) = &allocation.owner.terms {
-                terms.meters.refund(allocation.wire_bytes(direction, packets, bytes));
+                terms.meters.refund(wire_bytes(family, packets, bytes));
             }
         }
     }
@@ -209,9 +217,9 @@ impl<'s> Lane<'s> {
         self.counters.received(self.direction, bytes);
     }
 
-    /// What the limits say: packets by the allocation's own bucket, all else by the meters of its terms, if there are any.
+    /// What the limits say of a packet that leaves by a network of this family: packets by the allocation's own bucket, all else by the meters of its terms, if there are any.
     #[inline]
-    fn charge(&mut self, now: Now, bytes: usize) -> Result<(), DropReason> {
+    fn charge(&mut self, now: Now, leaves_by: Family, bytes: usize) -> Result<(), DropReason> {
         if !self.allocation.packets.take(now.ticks, self.direction, self.rate) {
             return Err(DropReason::OverPackets);
         }
@@ -219,8 +227,7 @@ impl<'s> Lane<'s> {
         if terms.meters.is_empty() {
             return Ok(());
         }
-        let charged =
-            terms.meters.charge(now, self.direction, self.allocation.wire_bytes(self.direction, 1, bytes as u64));
+        let charged = terms.meters.charge(now, self.direction, wire_bytes(leaves_by, 1, bytes as u64));
         if charged.is_err() {
             self.allocation.packets.give_back(self.direction, self.rate);
         }
@@ -236,12 +243,14 @@ impl<'s> Lane<'s> {
 
     #[inline]
     fn pass_to_peer(mut self, now: Now, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
-        if let Err(why) = self.charge(now, payload.len()) {
+        if let Err(why) = self.charge(now, to.family(), payload.len()) {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());
         self.counters.sent(Direction::ToPeer, payload.len());
-        Relay::ToPeer { allocation: self.allocation.id, to, meta, payload }
+        self.allocation.count_to_peer(to.family());
+        let (socket, _) = self.allocation.socket_to(to.family());
+        Relay::ToPeer { allocation: socket, to, meta, payload }
     }
 
     /// No network in between: what it would have refused for its size is refused here.
@@ -250,18 +259,19 @@ impl<'s> Lane<'s> {
         if payload.len() > DATAGRAM_BYTES_MAX {
             return self.drop(DropReason::MessageSize, payload.len());
         }
-        if let Err(why) = self.charge(now, payload.len()) {
+        if let Err(why) = self.charge(now, to.family(), payload.len()) {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());
         self.counters.sent(Direction::ToPeer, payload.len());
-        let from = PeerAddress(self.allocation.relayed().0);
-        Relay::ToRelayed { allocation: self.allocation.id, from, to, payload }
+        self.allocation.count_to_peer(to.family());
+        let (socket, from) = self.allocation.socket_to(to.family());
+        Relay::ToRelayed { allocation: socket, from: PeerAddress(from.0), to, payload }
     }
 
     #[inline]
     fn pass_to_client(mut self, now: Now, head: Head, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
-        if let Err(why) = self.charge(now, payload.len()) {
+        if let Err(why) = self.charge(now, self.allocation.client_family(), payload.len()) {
             return self.drop(why, payload.len());
         }
         self.enter(payload.len());

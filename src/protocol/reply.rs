@@ -15,8 +15,8 @@ use crate::wire::attribute::{
 };
 use crate::wire::integrity::IntegrityKey;
 use crate::wire::message::{
-    AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, Known, METHOD_ALLOCATE, Message, MessageType, Method,
-    TransactionId,
+    AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, ErrorCode, Known, METHOD_ALLOCATE, Message, MessageType,
+    Method, TransactionId,
 };
 use crate::wire::writer::Writer;
 
@@ -123,10 +123,11 @@ impl Server {
         });
     }
 
+    /// `relayed` is one address, or one of each family.
     pub(super) fn answer_allocate(
         &mut self,
         via: Via,
-        relayed: RelayedTransportAddress,
+        relayed: impl Iterator<Item = RelayedTransportAddress>,
         origin: Origin,
         fingerprint: bool,
         key: &IntegrityKey,
@@ -134,7 +135,12 @@ impl Server {
         self.counters.succeeded(METHOD_ALLOCATE);
         let message_type = MessageType { method: METHOD_ALLOCATE, class: CLASS_SUCCESS_RESPONSE };
         self.reply(via, message_type, origin.transaction_id, fingerprint, Some(key), |writer| {
-            writer.xor_address(ATTR_XOR_RELAYED_ADDRESS, relayed.0);
+            for relayed in relayed {
+                writer.xor_address(ATTR_XOR_RELAYED_ADDRESS, relayed.0);
+            }
+            if let Some((family, code)) = origin.refused {
+                writer.address_error_code(family, ErrorCode(code));
+            }
             writer.attribute(ATTR_LIFETIME, &origin.lifetime.to_be_bytes());
             if let Some(token) = origin.token {
                 writer.attribute(ATTR_RESERVATION_TOKEN, &token.0);

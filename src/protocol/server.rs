@@ -175,8 +175,9 @@ impl Server {
             InHand::Nothing => None,
             InHand::Message(via) | InHand::DataFromClient(via) => Some(via),
             InHand::DataFromPeer(id) | InHand::Deadline(id) | InHand::Answer(id) => {
-                let opening = || self.openings.get(id).map(|opening| opening.via);
-                self.table.get(id).map(Allocation::via).or_else(opening)
+                let waiting = self.openings.of_additional(id).unwrap_or(id);
+                let opening = || self.openings.get(waiting).map(|opening| opening.via);
+                self.table.by_socket(id).map(Allocation::via).or_else(opening)
             }
         }
     }
@@ -409,6 +410,7 @@ impl Server {
             Selector::Session(session) => allocation.session == *session,
             Selector::Subject(subject) => subject.includes(&allocation.owner.subject()),
             Selector::LinkLocalClients => allocation.via().is_link_local(),
+            Selector::DualAllocations => allocation.additional().is_some(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();
@@ -418,7 +420,8 @@ impl Server {
         match (which, next) {
             (Selector::Subject(subject), None) => self.give_up_openings_of(now, subject),
             (Selector::LinkLocalClients, None) => self.give_up_link_local(now),
-            (Selector::Subject(_) | Selector::LinkLocalClients, Some(_)) | (Selector::Session(_), _) => {}
+            (Selector::DualAllocations, None) => self.give_up_dual(now),
+            (_, Some(_)) | (Selector::Session(_), _) => {}
         }
         next
     }
@@ -451,9 +454,24 @@ impl Server {
         self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
     }
 
-    /// The relayed address of every allocation, and how its client comes.
-    pub fn endpoints(&self) -> impl Iterator<Item = (AllocationId, RelayedTransportAddress, Via)> {
-        self.table.iter().map(|allocation| (allocation.id, allocation.relayed(), allocation.via()))
+    /// How the client of every allocation comes.
+    pub fn clients(&self) -> impl Iterator<Item = Via> {
+        self.table.iter().map(Allocation::via)
+    }
+
+    /// What the sockets of the allocations are known by, second ones included, what they are bound to, and whose they are.
+    pub fn sockets(&self) -> impl Iterator<Item = (AllocationId, RelayedTransportAddress, Via)> {
+        let of = |allocation: &Allocation| {
+            let via = allocation.via();
+            allocation.sockets().map(move |(socket, relayed)| (socket, relayed, via))
+        };
+        self.table.iter().flat_map(of)
+    }
+
+    /// How many sockets the allocations have.
+    #[must_use]
+    pub fn socket_count(&self) -> usize {
+        self.table.sockets()
     }
 
     /// A part of them, so that a question about many delays no client: those in so many slots from one on, and the slot

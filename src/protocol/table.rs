@@ -1,5 +1,7 @@
 //! Sole owner of a worker's allocations and of every index into them.
 
+use hashbrown::HashMap;
+
 use super::allocation::Allocation;
 use super::early_marks::{EarlyMark, EarlyMarks};
 use super::hash_index::HashIndex;
@@ -14,6 +16,8 @@ pub(super) struct AllocationTable {
     slots: Slots<Allocation>,
     numbers: Numbers,
     by_client: HashIndex,
+    /// Second relayed addresses by the slot that their socket is known by: its whole id, and the slot of the allocation.
+    additional: HashMap<u32, (AllocationId, u32), foldhash::fast::FixedState>,
     generation: u32,
     /// What another process was told of them already.
     pub(super) early: EarlyMarks,
@@ -45,6 +49,7 @@ impl AllocationTable {
             slots: Slots::default(),
             numbers: Numbers::default(),
             by_client: HashIndex::new(seed),
+            additional: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
             generation: 0,
             early: EarlyMarks::default(),
             touched: TouchedSlots::default(),
@@ -85,6 +90,10 @@ impl AllocationTable {
     pub(super) fn insert(&mut self, allocation: Allocation) {
         let index = allocation.id.index;
         debug_assert!(self.numbers.is_taken(index), "a slot was reserved for this allocation");
+        if let Some((socket, _)) = allocation.sockets().nth(1) {
+            debug_assert!(self.numbers.is_taken(socket.index), "a slot was reserved for its second address");
+            self.additional.insert(socket.index, (socket, index));
+        }
         self.by_client.insert(&ClientKey::from(&allocation.via()), index);
         self.touched.note(index);
         let before = self.slots.insert(index, allocation);
@@ -97,7 +106,28 @@ impl AllocationTable {
         self.touched.note(id.index);
         self.by_client.remove(&ClientKey::from(&allocation.via()), id.index);
         self.numbers.give_back(id.index);
+        if let Some((socket, _)) = allocation.sockets().nth(1) {
+            self.forget_additional(socket);
+        }
         Some(allocation)
+    }
+
+    /// A second relayed address has been given back: its slot is free.
+    pub(super) fn forget_additional(&mut self, socket: AllocationId) {
+        if self.additional.remove(&socket.index).is_some() {
+            self.numbers.give_back(socket.index);
+        }
+    }
+
+    /// The allocation whose second socket is known by this slot.
+    pub(super) fn of_additional_slot(&self, slot: u32) -> Option<&Allocation> {
+        let (_, of) = self.additional.get(&slot)?;
+        self.slots.get(*of)
+    }
+
+    /// How many sockets the allocations have.
+    pub(super) fn sockets(&self) -> usize {
+        self.slots.len() + self.additional.len()
     }
 
     #[inline]
@@ -127,6 +157,24 @@ impl AllocationTable {
     #[inline]
     pub(super) fn lane_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
         self.slots.get_mut(id.index).filter(|allocation| allocation.id == id)
+    }
+
+    /// The allocation behind one of its sockets, for packets, as [`AllocationTable::lane_mut`].
+    #[inline]
+    pub(super) fn lane_of_socket_mut(&mut self, socket: AllocationId) -> Option<&mut Allocation> {
+        let is_own = self.slots.get(socket.index).is_some_and(|allocation| allocation.id == socket);
+        let slot = if is_own { socket.index } else { self.slot_of_additional(socket)? };
+        self.slots.get_mut(slot)
+    }
+
+    /// The allocation behind one of its sockets.
+    pub(super) fn by_socket(&self, socket: AllocationId) -> Option<&Allocation> {
+        self.get(socket).or_else(|| self.slots.get(self.slot_of_additional(socket)?))
+    }
+
+    #[cold]
+    fn slot_of_additional(&self, socket: AllocationId) -> Option<u32> {
+        self.additional.get(&socket.index).filter(|(id, _)| *id == socket).map(|(_, of)| *of)
     }
 
     #[inline]
@@ -187,6 +235,12 @@ impl AllocationTable {
             assert!(self.numbers.is_taken(slot), "a slot that is filled is taken");
             assert_eq!(self.slot_of(&allocation.via()), Some(slot), "an allocation is found by its client");
             allocation.check_invariants();
+            if let Some((socket, _)) = allocation.sockets().nth(1) {
+                assert_eq!(self.additional.get(&socket.index), Some(&(socket, slot)), "a second address is found");
+                assert!(self.numbers.is_taken(socket.index) && self.slots.get(socket.index).is_none());
+            }
         }
+        let second = self.iter().filter(|allocation| allocation.sockets().count() > 1).count();
+        assert_eq!(self.additional.len(), second, "one entry per second address");
     }
 }

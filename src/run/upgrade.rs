@@ -24,7 +24,7 @@ use crate::ops::upgrades::Release;
 use crate::protocol::border::Selector;
 use crate::protocol::reason::EndReason;
 use crate::run::reload::HeldListeners;
-use crate::state::{self, FEATURES, LINK_LOCAL_CLIENTS, State};
+use crate::state::{self, DUAL_ALLOCATIONS, FEATURES, LINK_LOCAL_CLIENTS, State};
 
 /// How long the new process may take for each of its first answers.
 const FIRST_ANSWERS: Duration = Duration::from_secs(10);
@@ -398,7 +398,11 @@ fn unknown_features(known: &[String], format: u32) -> Vec<&'static str> {
 
 /// The sessions that use a feature.
 fn users_of(feature: &str) -> Option<Selector> {
-    (feature == LINK_LOCAL_CLIENTS).then_some(Selector::LinkLocalClients)
+    match feature {
+        LINK_LOCAL_CLIENTS => Some(Selector::LinkLocalClients),
+        DUAL_ALLOCATIONS => Some(Selector::DualAllocations),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ pub const HEADER_BYTES: usize = MESSAGE_HEADER_SIZE;
 /// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
 
+/// RFC 8656 section 18.13; the `stun` crate does not name it.
+pub const ATTR_ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
+
 /// How many attributes a message may have: as many as fit into the longest that is not Send.
 const ATTRIBUTES_MAX: usize = 1024;
 

@@ -9,10 +9,14 @@ use stun::attributes::{
     ATTR_XOR_PEER_ADDRESS,
 };
 use stun::message::MAGIC_COOKIE;
+use turn::proto::reqfamily::{REQUESTED_FAMILY_IPV4, REQUESTED_FAMILY_IPV6};
 
 use super::integrity::{IntegrityKey, fingerprint};
-use super::message::{AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType, TransactionId};
-use crate::address::{Address, PeerAddress};
+use super::message::{
+    ATTR_ADDRESS_ERROR_CODE, AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType,
+    TransactionId,
+};
+use crate::address::{Address, Family, PeerAddress};
 
 /// The longest head of a Data indication: STUN header, XOR-PEER-ADDRESS of IPv6, head of DATA.
 pub const DATA_INDICATION_HEAD_MAX: usize = HEADER_BYTES + 24 + 4;
@@ -64,6 +68,15 @@ impl<'a> Writer<'a> {
         self.put(reason.as_bytes());
         self.put(&[0; 3][..reason.len().wrapping_neg() & 3]);
         self
+    }
+
+    /// Appends ADDRESS-ERROR-CODE without a reason phrase (RFC 8656 section 18.13): the family that could not be had, and why.
+    pub fn address_error_code(&mut self, family: Family, code: ErrorCode) -> &mut Self {
+        let number = match family {
+            Family::V4 => REQUESTED_FAMILY_IPV4,
+            Family::V6 => REQUESTED_FAMILY_IPV6,
+        };
+        self.attribute(ATTR_ADDRESS_ERROR_CODE, &[number.0, 0, (code.0 / 100) as u8, (code.0 % 100) as u8])
     }
 
     /// Appends UNKNOWN-ATTRIBUTES (RFC 8489 section 14.13).

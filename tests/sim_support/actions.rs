@@ -271,13 +271,20 @@ impl World {
             request.family = *rng.pick(&[None, None, Some(1), Some(2), Some(2), Some(9)]);
             request.even_port = *rng.pick(&[None, None, Some(false), Some(true)]);
             request.transport = *rng.pick(&[Some(17), Some(17), Some(17), Some(17), Some(17), Some(17), Some(6), None]);
-            if rng.percent(50) {
+            if world.is_dual() && world.rng.percent(50) {
+                request.additional = Some(*world.rng.pick(&[2, 2, 2, 2, 2, 1, 9]));
+                if !world.rng.percent(10) {
+                    (request.even_port, request.family) = (None, None);
+                }
+            }
+            if world.rng.percent(50) {
                 request.token = world.clients[client].token;
                 if world.rng.percent(10) {
                     request.token = Some(world.rng.bytes());
                 }
                 if request.token.is_some() && !world.rng.percent(5) {
                     (request.even_port, request.family, request.transport) = (None, None, Some(17));
+                    request.additional = None;
                 }
             }
         });
@@ -291,9 +298,12 @@ impl World {
         });
     }
 
-    fn family_of(&self, client: usize) -> Family {
+    fn family_of(&mut self, client: usize) -> Family {
         let via = &self.clients[client].via;
-        self.model.alive(via, self.now).map_or(Family::V4, |(_, session)| session.relayed.family())
+        let session = self.model.alive(via, self.now).map(|(_, session)| session);
+        let (own, is_dual) =
+            session.map_or((Family::V4, false), |session| (session.relayed.family(), session.other.is_some()));
+        if is_dual { *self.rng.pick(&[Family::V4, Family::V6]) } else { own }
     }
 
     fn act_permission(&mut self, client: usize) {
@@ -359,7 +369,9 @@ impl World {
     fn act_peer(&mut self) {
         let Some(key) = self.some_session() else { return };
         let session = &self.model.sessions[&key];
-        let (relayed, ips) = (session.relayed, session.permissions.keys().copied().collect::<Vec<_>>());
+        let ips = session.permissions.keys().copied().collect::<Vec<_>>();
+        let other = session.other.map(|other| other.relayed).filter(|_| key.1.generation.is_multiple_of(2));
+        let relayed = other.unwrap_or(session.relayed);
         let family = relayed.family();
         let from = if ips.is_empty() || self.rng.percent(20) {
             let from = self.some_peer(family);

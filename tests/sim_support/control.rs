@@ -3,16 +3,16 @@
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use throughway::address::{PeerAddress, Via};
+use throughway::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{Event, Input, Output, RelayRequest};
 use throughway::protocol::ids::{AllocationId, WorkerId};
-use throughway::protocol::reason::{DropReason, EndReason};
-use throughway::wire::attribute::xor_address;
+use throughway::protocol::reason::{Direction, DropReason, EndReason};
+use throughway::wire::attribute::{ATTR_XOR_RELAYED_ADDRESS, xor_address};
 use throughway::wire::integrity::{Fingerprint, check_fingerprint};
-use throughway::wire::message::{CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
+use throughway::wire::message::{AttrType, CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
 
-use super::model::{Opening, Outcome, granted, unix};
+use super::model::{Opening, Outcome, Session, granted, unix};
 use super::packet::{Request, What};
 
 use super::world::{Due, Out, Packet, World, trace};
@@ -43,7 +43,13 @@ impl World {
             && request.what == What::Refresh
             && request.lifetime == Some(0)
         {
-            self.ending = self.model.alive(&packet.via, now).map(|(key, _)| (vec![key], EndReason::Refreshed));
+            let (key, session) = self.model.alive(&packet.via, now).expect("predicted as alive");
+            match request.family {
+                Some(number) if session.is_dual(now) => {
+                    self.giving_back = Some((key, if number == 1 { Family::V4 } else { Family::V6 }));
+                }
+                Some(_) | None => self.ending = Some((vec![key], EndReason::Refreshed)),
+            }
         }
         let before = CONTROL_DROPS.map(|why| self.workers[worker].counters.drops_of(why));
         let clock = self.clock();
@@ -61,7 +67,7 @@ impl World {
         if let Some(len @ 1..) = quick {
             out.replies.push((packet.via, answer[..len].to_vec()));
         }
-        self.ending = None;
+        (self.ending, self.giving_back) = (None, None);
         let mut dropped = 0;
         for (why, before) in CONTROL_DROPS.iter().zip(before) {
             let more = self.workers[worker].counters.drops_of(*why) - before;
@@ -123,7 +129,14 @@ impl World {
                 let known = self.config.user(&signed.username, &signed.password, unix(now));
                 let who = known.expect("predicted as genuine");
                 self.model.ledger.let_in(&self.config, &who, packet.via.five_tuple().client.ip(), now);
-                let mut opening = Opening { via: packet.via, request: request.clone(), who, asking: None };
+                let mut opening = Opening {
+                    via: packet.via,
+                    request: request.clone(),
+                    who,
+                    asking: None,
+                    first: None,
+                    refused: None,
+                };
                 let id = if let Outcome::Ask(owner) = outcome {
                     let (to, ticket, question) = out.asks.pop().expect("the owner of the token is asked");
                     assert_eq!((to, out.opens.len()), (owner, 0));
@@ -204,8 +217,12 @@ impl World {
             // It may end in this very moment, when its time came before its relayed address.
             let key = self.model.session_of.get(via).expect("a session stands behind the answer");
             let session = &self.model.sessions[key];
-            let relayed = xor_address(reply.get(Known::XorRelayedAddress).unwrap(), reply.transaction_id());
-            assert_eq!(relayed, Ok(session.relayed.0));
+            let relayed = reply.all(ATTR_XOR_RELAYED_ADDRESS);
+            let relayed: Vec<_> = relayed.map(|value| xor_address(value, reply.transaction_id()).unwrap()).collect();
+            let due = [Some(session.relayed.0), session.other.map(|other| other.relayed.0)];
+            assert_eq!(relayed, due.into_iter().flatten().collect::<Vec<_>>());
+            let refused = reply.all(AttrType(0x8001)).next().map(<[u8]>::to_vec);
+            assert_eq!(refused, session.refused.map(|family| vec![family, 0, 5, 8]));
             assert_eq!(reply.lifetime(), Ok(Some(granted(session.request.lifetime))));
             assert_eq!(reply.reservation_token().unwrap().map(|token| token.0), session.token);
         }
@@ -223,8 +240,13 @@ impl World {
         match request.what {
             What::Binding | What::Allocate => {}
             What::Refresh => {
-                assert_ne!(request.lifetime, Some(0), "a deleted allocation is gone when its answer leaves");
-                session.expires_at = now + u64::from(granted(request.lifetime)) * 1000;
+                let family = request.family.map(|number| if number == 1 { Family::V4 } else { Family::V6 });
+                if request.lifetime == Some(0) {
+                    let lost = family.expect("a deleted allocation is gone when its answer leaves");
+                    assert!(!session.carries(lost), "an address that was given back is gone when the answer leaves");
+                    return;
+                }
+                session.extend(now + u64::from(granted(request.lifetime)) * 1000, family);
             }
             What::CreatePermission => {
                 session.permissions.extend(request.peers.iter().map(|peer| (peer.ip(), now + 300_000)));
@@ -264,7 +286,31 @@ impl World {
     pub fn drain(&mut self, worker: usize) -> Out {
         let mut out = Out::default();
         while self.drain_once(worker, &mut out) {}
+        for relayed in std::mem::take(&mut out.closed) {
+            self.lose_address(worker, relayed);
+        }
         out
+    }
+
+    /// A closed address whose session lives on was one of two, and had its time or was given back.
+    fn lose_address(&mut self, worker: usize, relayed: RelayedTransportAddress) {
+        let has = |session: &Session| {
+            session.relayed == relayed || session.other.is_some_and(|other| other.relayed == relayed)
+        };
+        let mut of_worker = self.model.sessions.iter_mut().filter(|((at, _), _)| *at == worker);
+        let Some((key, session)) = of_worker.find(|(_, session)| has(session)) else { return };
+        let other = session.other.expect("the only address of a session that lives is not closed");
+        let until = if session.relayed == relayed { session.own_until } else { other.until };
+        let is_given_back = self.giving_back == Some((*key, relayed.family()));
+        assert!(until <= self.now || is_given_back, "closed {} ms early", until - self.now);
+        if is_given_back {
+            self.given_back[usize::from(session.relayed == relayed)] += 1;
+        } else {
+            self.expired_addresses += 1;
+        }
+        session.lose(relayed.family());
+        let socket = &self.sockets[&session.relayed];
+        assert_eq!(socket.owner, Some(key.1), "what is left is known by the allocation's own id");
     }
 
     /// One round of outputs; `true` if one of them was answered at once, so that more may follow.
@@ -283,6 +329,12 @@ impl World {
                     let socket = self.sockets.remove(&relayed).expect("only an open relayed address is closed");
                     assert_eq!((socket.worker, socket.owner), (worker, Some(allocation)));
                     self.shared.relayed.lock().unwrap().remove(&PeerAddress(relayed.0));
+                    out.closed.push(relayed);
+                }
+                Output::MoveRelay { from, to, relayed } => {
+                    let socket = self.sockets.get_mut(&relayed).expect("only an open relayed address is moved");
+                    assert_eq!((socket.worker, socket.owner), (worker, Some(from)));
+                    socket.owner = Some(to);
                 }
                 Output::CloseReserved { relayed } => {
                     let socket = self.sockets.remove(&relayed).expect("only a held port is closed");
@@ -315,6 +367,10 @@ impl World {
                     assert_eq!(record.reason, Some(reason));
                     assert_eq!((record.created_at.0, record.ended_at.0), (session.created_at, self.now));
                     assert_eq!((record.via, record.relayed), (session.via, session.relayed));
+                    assert_eq!(record.additional.map(|of| of.relayed), session.named, "records name both");
+                    if !self.queued.contains_key(&key) {
+                        assert_eq!(record.wire_sent(Direction::ToPeer), session.wire_to_peers);
+                    }
                     assert_eq!(*record.username, session.request.signed.as_ref().unwrap().username);
                     let who = &session.who;
                     assert_eq!((&*record.identity, record.secret.is_some()), (&*who.identity, who.limited()));

@@ -13,7 +13,7 @@ use throughway::protocol::quota::{Quotas, ScopeKey};
 use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::revocation::Revocations;
 use throughway::protocol::{Parts, Server};
-use throughway::state::{FORMAT, State};
+use throughway::state::State;
 
 use super::quota::SharedTables;
 use super::restart::through_bytes;
@@ -48,7 +48,7 @@ pub enum Cut {
 impl World {
     pub fn begin_hand_over(&mut self) {
         trace!(self, "hand-over begins");
-        let format = if self.rng.percent(50) { FORMAT } else { FORMAT - 1 };
+        let format = self.format();
         let shared = Arc::new(SharedTables::default());
         let mut keys = self.shared.real.lock().unwrap().begin_early_export();
         keys.sort_unstable();

@@ -1,6 +1,6 @@
 //! Data both ways: each verdict, and every byte of it counted.
 
-use throughway::address::{PeerAddress, RelayedTransportAddress};
+use throughway::address::{Family, PeerAddress, RelayedTransportAddress};
 use throughway::protocol::accounting::{Amount, Flow};
 use throughway::protocol::border::{PacketMeta, Relay};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
@@ -40,21 +40,22 @@ impl World {
                 Lane::ToPeer { key, to, start, len, dont_fragment },
                 Relay::ToPeer { allocation, to: found, meta, payload },
             ) => {
-                assert_eq!((key.1, *to, *dont_fragment, 46), (allocation, found, meta.dont_fragment, meta.dscp));
+                let (socket, _) = self.model.sessions[key].socket(key.1, to.family());
+                assert_eq!((socket, *to, *dont_fragment, 46), (allocation, found, meta.dont_fragment, meta.dscp));
                 assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
                 assert!(!self.model.is_relayed(*to), "what is relayed to ourselves takes no way through the kernel");
             }
             (Lane::ToPeer { key, to, start, len, .. }, Relay::ToRelayed { allocation, from, to: found, payload }) => {
-                let relayed = self.model.sessions[key].relayed;
-                assert_eq!((key.1, relayed.0, *to), (allocation, from.0, found));
+                let (socket, relayed) = self.model.sessions[key].socket(key.1, to.family());
+                assert_eq!((socket, relayed.0, *to), (allocation, from.0, found));
                 assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
                 assert!(self.model.is_relayed(*to), "only a relayed address is behind ourselves");
             }
             (due, verdict) => panic!("{due:?} was due, but it was {verdict:?}"),
         }
         if let Lane::ToPeer { key, to, len, .. } = lane {
-            let relayed = self.model.sessions[&key].relayed;
-            if self.sent(key, Direction::ToPeer, len) {
+            let (_, relayed) = self.model.sessions[&key].socket(key.1, to.family());
+            if self.sent(key, Direction::ToPeer, to.family(), len) {
                 let hairpin = to.ip() == RELAY_IPV4 || to.ip() == RELAY_IPV6;
                 let (at, len) = (self.rng.below(1000) as usize, len.min(1200));
                 if hairpin {
@@ -70,14 +71,15 @@ impl World {
     }
 
     pub fn deliver_from_peer(&mut self, key: Key, from: PeerAddress, at: usize, len: usize) {
-        let worker = key.0;
+        let (worker, socket) = key;
+        let key = self.model.session_behind(key);
         let lane = self.model.predict_from_peer(&self.config, self.now, key, &from, len);
         let lane = self.meter(lane);
         trace!(self, "worker {worker} <- {from:?} to {key:?} {len} bytes: {lane:?}");
         let clock = self.clock();
         let noise = self.noise.clone();
         let datagram = &noise[at..at + len];
-        let verdict = self.workers[worker].server.relay_from_peer(clock, key.1, from, PacketMeta::default(), datagram);
+        let verdict = self.workers[worker].server.relay_from_peer(clock, socket, from, PacketMeta::default(), datagram);
         match (&lane, verdict) {
             (Lane::Stranger(due, _) | Lane::Drop(_, due, _), Relay::Drop(why)) => assert_eq!(why, *due),
             (Lane::ToClient { channel, padding, .. }, Relay::ToClient { allocation, via, head, payload, .. }) => {
@@ -100,7 +102,7 @@ impl World {
         }
         match lane {
             Lane::ToClient { key, .. } => {
-                self.sent(key, Direction::ToClient, len);
+                self.sent(key, Direction::ToClient, from.family(), len);
             }
             lane => self.count_lane(worker, &lane, Direction::ToClient),
         }
@@ -108,14 +110,14 @@ impl World {
 
     /// What may pass is charged to everybody whose limits it passes.
     fn meter(&mut self, lane: Lane) -> Lane {
-        let (key, way, len) = match lane {
-            Lane::ToPeer { key, len, .. } => (key, Direction::ToPeer, len),
-            Lane::ToClient { key, len, .. } => (key, Direction::ToClient, len),
+        let (key, way, peer, len) = match lane {
+            Lane::ToPeer { key, len, to, .. } => (key, Direction::ToPeer, to.family(), len),
+            Lane::ToClient { key, len, .. } => (key, Direction::ToClient, Family::V4, len),
             Lane::Stranger(..) | Lane::Drop(..) => return lane,
         };
         let session = self.model.sessions.get_mut(&key).expect("it is alive");
         let whose = (key, &session.who, session.client());
-        let charged = session.on_the_wire(way, len);
+        let charged = session.on_the_wire(way, peer, len);
         match self.model.ledger.charge(&self.config, whose, self.now, way, charged) {
             Ok(()) => lane,
             Err(why) => {
@@ -155,8 +157,14 @@ impl World {
     }
 
     /// Counts a packet out; `false` when the send failed, or will have.
-    pub fn sent(&mut self, key: Key, way: Direction, len: usize) -> bool {
+    pub fn sent(&mut self, key: Key, way: Direction, peer: Family, len: usize) -> bool {
         self.received(key, way, len);
+        let session = self.model.sessions.get_mut(&key).expect("it is alive");
+        if way == Direction::ToPeer {
+            session.wire_to_peers += session.on_the_wire(way, peer, len);
+        }
+        // What waits for peers is sent before an address is given back.
+        let is_at_once = way == Direction::ToPeer && session.named.is_some();
         let totals = &mut self.model.totals[key.0];
         add(if way == Direction::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients }, len);
         self.delivered += 1;
@@ -165,29 +173,37 @@ impl World {
         }
         let why = *self.rng.pick(&SEND_FAILURES);
         match self.rng.below(4) {
+            _ if is_at_once => self.not_sent(key, way, peer, len, why),
             // A queue is flushed later, sometimes after the allocation's end.
             0 => {
                 *self.queued.entry(key).or_default() += 1;
-                self.after(0, 100, Due::NotSent(key, way, len, why));
+                self.after(0, 100, Due::NotSent(key, way, peer, len, why));
             }
             1 if self.rng.percent(20) => {
                 *self.queued.entry(key).or_default() += 1;
-                self.after(0, 2_000_000, Due::NotSent(key, way, len, why));
+                self.after(0, 2_000_000, Due::NotSent(key, way, peer, len, why));
             }
-            _ => self.not_sent(key, way, len, why),
+            _ => self.not_sent(key, way, peer, len, why),
         }
         false
     }
 
-    pub fn not_sent(&mut self, key: Key, way: Direction, len: usize, why: DropReason) {
+    pub fn not_sent(&mut self, key: Key, way: Direction, peer: Family, len: usize, why: DropReason) {
         trace!(self, "worker {} could not send {len} bytes of {key:?}: {why:?}", key.0);
-        self.workers[key.0].server.not_sent(key.1, way, 1, len as u64, why);
+        let socket = match (way, self.model.sessions.get(&key)) {
+            (Direction::ToPeer, Some(session)) => session.socket(key.1, peer).0,
+            (Direction::ToPeer, None) | (Direction::ToClient, _) => key.1,
+        };
+        self.workers[key.0].server.not_sent(socket, way, 1, len as u64, why);
         let totals = &mut self.model.totals[key.0];
         let out = if way == Direction::ToPeer { &mut totals.to_peers } else { &mut totals.to_clients };
         *out = *out - Amount { packets: 1, bytes: len as u64 };
         self.drop_counted(key.0, why, len);
-        if let Some(session) = self.model.sessions.get(&key) {
-            let charged = session.on_the_wire(way, len);
+        if let Some(session) = self.model.sessions.get_mut(&key) {
+            let charged = session.on_the_wire(way, peer, len);
+            if way == Direction::ToPeer {
+                session.wire_to_peers -= charged;
+            }
             self.model.ledger.refund(&self.config, &session.who, session.client(), charged);
         }
         if let Some(flow) = self.flow(key, way) {

@@ -43,6 +43,9 @@ impl Worker {
                 ..known
             };
             counted.owner.own_meter.clone_from(&real.owner.own_meter);
+            if let (Some(known), Some(real)) = (&mut counted.additional, &real.additional) {
+                known.packets = real.packets;
+            }
             assert!(counted == real, "the ledger knows {counted:?} where there is {real:?}");
         }
     }

@@ -23,9 +23,27 @@ const SKEW: u64 = 30;
 /// An allocation of one worker.
 pub type Key = (usize, AllocationId);
 
+/// The second of two relayed addresses.
+#[derive(Clone, Copy)]
+pub struct Other {
+    pub relayed: RelayedTransportAddress,
+    /// What its socket is known by.
+    pub socket: AllocationId,
+    pub until: u64,
+}
+
 pub struct Session {
     pub via: Via,
     pub relayed: RelayedTransportAddress,
+    /// When `relayed` ends, where there are two; the session ends with the later one.
+    pub own_until: u64,
+    pub other: Option<Other>,
+    /// The second address that records name, be it open or not.
+    pub named: Option<RelayedTransportAddress>,
+    /// The family that could not be had.
+    pub refused: Option<u8>,
+    /// Sent to peers as bytes of the network.
+    pub wire_to_peers: u64,
     /// The request that made it.
     pub request: Rc<Request>,
     pub who: Who,
@@ -54,11 +72,64 @@ impl Session {
         self.via.five_tuple().client.ip()
     }
 
-    /// What a payload takes of the network that it leaves by.
-    pub fn on_the_wire(&self, way: Direction, payload: usize) -> u64 {
-        let family =
-            if way == Direction::ToPeer { self.relayed.family() } else { self.via.five_tuple().client.family() };
+    /// What a payload takes of the network that it leaves by; `peer` is the family of the peer that it goes to.
+    pub fn on_the_wire(&self, way: Direction, peer: Family, payload: usize) -> u64 {
+        let family = if way == Direction::ToPeer { peer } else { self.via.five_tuple().client.family() };
         on_the_wire(family == Family::V6, payload)
+    }
+
+    /// Whether it has a relayed address of a family, as packets find it: until the loop comes to its deadline.
+    pub fn carries(&self, family: Family) -> bool {
+        self.relayed.family() == family || self.other.is_some_and(|other| other.relayed.family() == family)
+    }
+
+    /// Whether it has a relayed address of a family, as requests find it.
+    pub fn has(&self, family: Family, now: u64) -> bool {
+        match self.other {
+            None => self.relayed.family() == family,
+            Some(_) if self.relayed.family() == family => now < self.own_until,
+            Some(other) => now < other.until,
+        }
+    }
+
+    /// Whether it has two at this moment, as requests find it.
+    pub fn is_dual(&self, now: u64) -> bool {
+        self.has(Family::V4, now) && self.has(Family::V6, now)
+    }
+
+    /// The socket of a family, and its address.
+    pub fn socket(&self, own: AllocationId, family: Family) -> (AllocationId, RelayedTransportAddress) {
+        match self.other {
+            Some(other) if self.relayed.family() != family => (other.socket, other.relayed),
+            Some(_) | None => (own, self.relayed),
+        }
+    }
+
+    /// Sets the end of one of two addresses, or of all there is.
+    pub fn extend(&mut self, until: u64, family: Option<Family>) {
+        let own = self.relayed.family();
+        if family.is_none_or(|family| family == own) {
+            self.own_until = until;
+        }
+        if let Some(other) = &mut self.other
+            && family.is_none_or(|family| family != own)
+        {
+            other.until = until;
+        }
+        self.expires_at = self.other.map_or(self.own_until, |other| other.until.max(self.own_until));
+    }
+
+    /// One of two addresses is gone.
+    pub fn lose(&mut self, family: Family) {
+        let other = self.other.take().expect("there are two");
+        self.named = Some(other.relayed);
+        if self.relayed.family() == family {
+            self.named = Some(self.relayed);
+            (self.relayed, self.own_until) = (other.relayed, other.until);
+        }
+        self.expires_at = self.own_until;
+        self.permissions.retain(|ip, _| Family::of(*ip) != family);
+        self.channels.retain(|_, (peer, _)| peer.family() != family);
     }
 }
 
@@ -68,6 +139,10 @@ pub struct Opening {
     pub who: Who,
     /// The question to another worker, and when it is given up.
     pub asking: Option<(u64, u64)>,
+    /// The first of two addresses, once it is open.
+    pub first: Option<RelayedTransportAddress>,
+    /// The family of two that could not be had.
+    pub refused: Option<u8>,
 }
 
 pub struct Held {
@@ -123,6 +198,8 @@ pub struct Model {
     pub session_of: HashMap<Via, Key>,
     pub openings: BTreeMap<Key, Opening>,
     pub opening_of: HashMap<Via, Key>,
+    /// Second sockets that are being opened, and for what.
+    pub second_of: BTreeMap<Key, Key>,
     pub held: BTreeMap<[u8; 8], Held>,
     /// Nonces that were seen to be given out: for which client, and when.
     pub nonces: HashMap<Vec<u8>, (ClientAddress, Transport, u64)>,
@@ -184,6 +261,13 @@ pub fn granted(asked: Option<u32>) -> u32 {
 }
 
 impl Model {
+    /// The session behind one of its sockets.
+    pub fn session_behind(&self, (worker, socket): Key) -> Key {
+        let is_it = |session: &Session| session.other.is_some_and(|other| other.socket == socket);
+        let of_second = self.sessions.iter().find(|((at, _), session)| *at == worker && is_it(session));
+        of_second.map_or((worker, socket), |(key, _)| *key)
+    }
+
     /// The session that a request finds.
     pub fn alive(&self, via: &Via, now: u64) -> Option<(Key, &Session)> {
         self.carrying(via, now).filter(|(_, session)| session.over(now).is_none())
@@ -275,9 +359,8 @@ impl Model {
         if !owner {
             return error(441, true);
         }
-        let family = session.relayed.family();
         let judge = |peer: &PeerAddress| match config.class(peer.ip()) {
-            _ if peer.family() != family => Err(443),
+            _ if !session.has(peer.family(), now) => Err(443),
             None => Err(403),
             Some(class) => Ok(class),
         };
@@ -288,7 +371,8 @@ impl Model {
             Ok(_) if denies_new && is_new(peer) => Err(403),
             judged => judged,
         };
-        let live = session.permissions.iter().filter(|(_, until)| now < **until).map(|(ip, _)| *ip);
+        let has = |ip: &IpAddr| session.has(Family::of(*ip), now);
+        let live = session.permissions.iter().filter(|(ip, until)| now < **until && has(ip)).map(|(ip, _)| *ip);
         let permissions_with = |new: &[PeerAddress]| {
             let mut ips: Vec<IpAddr> = live.clone().chain(new.iter().map(PeerAddress::ip)).collect();
             ips.sort_unstable();
@@ -297,8 +381,8 @@ impl Model {
         };
         let verdict = match request.what {
             What::Refresh => match request.family {
-                Some(1) if family == Family::V4 => Ok(()),
-                Some(2) if family == Family::V6 => Ok(()),
+                Some(1) if session.has(Family::V4, now) => Ok(()),
+                Some(2) if session.has(Family::V6, now) => Ok(()),
                 Some(_) => Err(443),
                 None => Ok(()),
             },
@@ -337,7 +421,8 @@ impl Model {
         if !(0x4000..=0x7FFE).contains(&number) {
             return Err(400);
         }
-        let live = || session.channels.iter().filter(|(_, (_, until))| now < *until);
+        let has = |peer: &PeerAddress| session.has(peer.family(), now);
+        let live = || session.channels.iter().filter(|(_, (peer, until))| now < *until && has(peer));
         if live().any(|(n, (p, _))| (*n == number) != (p == peer)) {
             return Err(400);
         }
@@ -374,7 +459,11 @@ impl Model {
             Some(17) => {}
             Some(_) => return error(442, true),
         }
-        if request.token.is_some() && (request.even_port.is_some() || request.family.is_some()) {
+        let both = request.additional.is_some();
+        if request.token.is_some() && (request.even_port.is_some() || request.family.is_some() || both) {
+            return error(400, true);
+        }
+        if both && (request.family.is_some() || request.additional != Some(2) || request.even_port == Some(true)) {
             return error(400, true);
         }
         let family = match request.family {
@@ -464,7 +553,8 @@ impl Model {
 
     /// Ports of live allocations; ports on hold are no peers yet.
     fn open_ports(&self) -> impl Iterator<Item = RelayedTransportAddress> {
-        self.sessions.values().map(|session| session.relayed)
+        let of = |session: &Session| [Some(session.relayed), session.other.map(|other| other.relayed)];
+        self.sessions.values().flat_map(of).flatten()
     }
 
     fn check_port(&self, config: &Config, peer: &PeerAddress) -> Result<(), DropReason> {
@@ -509,7 +599,7 @@ impl Model {
         let SendRead::Good { peer, start, len, dont_fragment } = read else {
             return Lane::Stranger(DropReason::BadSend, bytes.len());
         };
-        if peer.family() != session.relayed.family() {
+        if !session.carries(peer.family()) {
             return Lane::Drop(key, DropReason::PeerFamily, len);
         }
         if session.permissions.get(&peer.ip()).is_none_or(|until| now >= *until) {

@@ -56,6 +56,8 @@ pub struct Request {
     pub transport: Option<u8>,
     pub lifetime: Option<u32>,
     pub family: Option<u8>,
+    /// ADDITIONAL-ADDRESS-FAMILY.
+    pub additional: Option<u8>,
     /// EVEN-PORT, and whether the next port is wanted too.
     pub even_port: Option<bool>,
     pub token: Option<[u8; 8]>,
@@ -74,6 +76,7 @@ impl Request {
             transport: (what == What::Allocate).then_some(17),
             lifetime: None,
             family: None,
+            additional: None,
             even_port: None,
             token: None,
             peers: Vec::new(),
@@ -95,6 +98,9 @@ impl Request {
         }
         if let Some(family) = self.family {
             writer.attribute(AttrType(0x0017), &[family, 0, 0, 0]);
+        }
+        if let Some(family) = self.additional {
+            writer.attribute(AttrType(0x8000), &[family, 0, 0, 0]);
         }
         if let Some(next) = self.even_port {
             writer.attribute(AttrType(0x0018), &[if next { 0x80 } else { 0 }]);

@@ -24,7 +24,7 @@ impl World {
         trace!(self, "restart");
         self.restarts += 1;
         // Link-local clients, which the older format can't carry, are not among the simulation's.
-        let format = if self.rng.percent(50) { state::FORMAT } else { state::FORMAT - 1 };
+        let format = self.format();
         self.restart_what_is_shared(format);
         for index in 0..self.workers.len() {
             let state = self.workers[index].server.export();

@@ -13,9 +13,9 @@ use throughway::time::UnixSeconds;
 use throughway::wire::message::Message;
 
 use super::config::{RELAY_IPV4, RELAY_IPV6};
-use super::model::{Held, Key, Outcome, Session, granted, unix};
+use super::model::{Held, Key, Other, Outcome, Session, granted, unix};
 
-use super::world::{Due, Socket, World, trace};
+use super::world::{Due, Out, Socket, World, trace};
 
 impl World {
     pub fn schedule_open(&mut self, key: Key, wish: RelayRequest) {
@@ -69,7 +69,12 @@ impl World {
         let clock = self.clock();
         self.workers[worker].server.handle_input(clock, Input::RelayOpened { allocation: id, result });
         let mut out = self.drain(worker);
-        let Some(opening) = self.model.openings.remove(&key) else {
+        let socket = id;
+        let key = self.model.second_of.remove(&key).unwrap_or(key);
+        if self.asks_for_another(key, wish, result, &mut out) {
+            return self.nothing(&out);
+        }
+        let Some(mut opening) = self.model.openings.remove(&key) else {
             // The client that wanted it is gone; drain saw it closed.
             if let Ok(opened) = result {
                 assert!(!self.sockets.contains_key(&opened.relayed));
@@ -80,12 +85,20 @@ impl World {
         let via = opening.via;
         self.model.opening_of.remove(&via);
         let (_, bytes) = out.replies.pop().expect("the client hears what became of it");
-        assert_eq!(out.created, usize::from(result.is_ok()));
+        let (own, other) = match (opening.first, result) {
+            (None, result) => (result.ok(), None),
+            (Some(first), Err(_)) => {
+                opening.refused = Some(2);
+                (Some(OpenedRelay { relayed: first, held: None }), None)
+            }
+            (Some(first), Ok(opened)) => (Some(OpenedRelay { relayed: first, held: None }), Some(opened.relayed)),
+        };
+        assert_eq!(out.created, usize::from(own.is_some()));
         out.created = 0;
         self.nothing(&out);
         let request = opening.request.clone();
-        let outcome = match result {
-            Ok(opened) => {
+        let outcome = match own {
+            Some(opened) => {
                 let token = Message::parse(&bytes).unwrap().reservation_token().unwrap().map(|token| token.0);
                 assert_eq!(token.is_some(), opened.held.is_some());
                 if let (Some(token), Some(relayed)) = (token, opened.held) {
@@ -100,15 +113,21 @@ impl World {
                     };
                     assert!(self.model.held.insert(token, held).is_none(), "tokens differ");
                 }
+                let expires_at = self.now + u64::from(granted(request.lifetime)) * 1000;
                 let session = Session {
                     via,
                     relayed: opened.relayed,
+                    own_until: expires_at,
+                    other: other.map(|relayed| Other { relayed, socket, until: expires_at }),
+                    named: other,
+                    refused: opening.refused,
+                    wire_to_peers: 0,
                     request: request.clone(),
                     ends_by: opening.who.ends_by(&self.config, self.now, self.now),
                     who: opening.who,
                     token,
                     created_at: self.now,
-                    expires_at: self.now + u64::from(granted(request.lifetime)) * 1000,
+                    expires_at,
                     permissions: BTreeMap::new(),
                     channels: BTreeMap::new(),
                     traffic: Default::default(),
@@ -119,11 +138,43 @@ impl World {
                 self.model.totals[worker].created += 1;
                 Outcome::Success
             }
-            Err(_) => Outcome::Error { code: 508, signed: true },
+            None => Outcome::Error { code: 508, signed: true },
         };
         self.check_reply(&bytes, &via, &request, &outcome, true);
         self.note_reply(worker, &via, &bytes);
         self.send_reply(via, bytes);
+    }
+
+    /// Who asked for both families has the second one opened after the first, or in its place.
+    fn asks_for_another(
+        &mut self,
+        key: Key,
+        wish: RelayRequest,
+        result: Result<OpenedRelay, RelayRefused>,
+        out: &mut Out,
+    ) -> bool {
+        let Some(opening) = self.model.openings.get_mut(&key) else { return false };
+        let is_first = matches!(wish, RelayRequest::Fresh { family: Family::V4, .. });
+        if opening.request.additional != Some(2) || !is_first {
+            return false;
+        }
+        let (id, next) = out.opens.pop().expect("the other family is asked for");
+        let RelayRequest::Fresh { parity, client, .. } = wish else { unreachable!("a fresh one") };
+        assert_eq!(next, RelayRequest::Fresh { family: Family::V6, parity, client });
+        let socket = (key.0, id);
+        match result {
+            Ok(opened) => {
+                assert_ne!(socket, key, "it has an id of its own");
+                opening.first = Some(opened.relayed);
+                assert!(self.model.second_of.insert(socket, key).is_none());
+            }
+            Err(_) => {
+                assert_eq!(socket, key, "it is the only one then");
+                opening.refused = Some(1);
+            }
+        }
+        self.schedule_open(socket, next);
+        true
     }
 
     pub fn asked(&mut self, worker: usize, ticket: QuestionId, question: Question) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use throughway::address::{PeerAddress, RelayedTransportAddress, Via};
+use throughway::address::{Family, PeerAddress, RelayedTransportAddress, Via};
 use throughway::protocol::accounting::{Amount, SessionRecord};
 use throughway::protocol::border::{Answer, PacketMeta, Question, Relay, RelayRequest};
 use throughway::protocol::counters::Counters;
@@ -16,6 +16,7 @@ use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::Limits;
 use throughway::protocol::{Parts, Server};
+use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
 
 use super::accounts::Written;
@@ -46,7 +47,7 @@ pub enum Due {
     Open(Key, RelayRequest),
     Asked(usize, QuestionId, Question),
     Answered(usize, QuestionId, Answer),
-    NotSent(Key, Direction, usize, DropReason),
+    NotSent(Key, Direction, Family, usize, DropReason),
 }
 
 pub struct Worker {
@@ -94,6 +95,8 @@ pub struct World {
     pub codes: BTreeMap<u16, u64>,
     /// Which sessions somebody is ending, and why; a shutdown means all.
     pub ending: Option<(Vec<Key>, EndReason)>,
+    /// Which of two relayed addresses somebody gives back.
+    pub giving_back: Option<(Key, Family)>,
     pub revoking: Option<Subject>,
     /// Packets in a shell's queue that will not be sent, by allocation.
     pub queued: BTreeMap<Key, u32>,
@@ -110,6 +113,9 @@ pub struct World {
     /// The upgrade that is under way.
     pub hand_over: Option<HandOver>,
     pub hand_overs: u64,
+    /// Of two relayed addresses: the second one, and the first one.
+    pub given_back: [u64; 2],
+    pub expired_addresses: u64,
     pub rollbacks: u64,
 }
 
@@ -127,6 +133,7 @@ pub(super) use trace;
 pub struct Out {
     pub replies: Vec<(Via, Vec<u8>)>,
     pub opens: Vec<(AllocationId, RelayRequest)>,
+    pub closed: Vec<RelayedTransportAddress>,
     pub asks: Vec<(usize, QuestionId, Question)>,
     pub answers: Vec<(QuestionId, Answer)>,
     pub created: usize,
@@ -218,6 +225,7 @@ impl World {
             delivered: 0,
             codes: BTreeMap::new(),
             ending: None,
+            giving_back: None,
             revoking: None,
             queued: BTreeMap::new(),
             held_back: BTreeMap::new(),
@@ -229,12 +237,24 @@ impl World {
             restarts: 0,
             hand_over: None,
             hand_overs: 0,
+            given_back: [0; 2],
+            expired_addresses: 0,
             rollbacks: 0,
             rng,
             workers,
         };
         world.make_clients();
         world
+    }
+
+    /// Whether clients of this world ask for two relayed addresses, which the older format can't carry.
+    pub const fn is_dual(&self) -> bool {
+        self.seed.is_multiple_of(2)
+    }
+
+    /// The format of what goes to another process.
+    pub fn format(&mut self) -> u32 {
+        if self.rng.percent(50) || self.is_dual() { state::FORMAT } else { state::FORMAT - 1 }
     }
 
     pub fn clock(&self) -> Now {
@@ -348,8 +368,8 @@ impl World {
             Due::Open(key, request) => self.open(key, request),
             Due::Asked(worker, ticket, question) => self.asked(worker, ticket, question),
             Due::Answered(worker, ticket, answer) => self.answered(worker, ticket, answer),
-            Due::NotSent(key, way, len, why) => {
-                self.not_sent(key, way, len, why);
+            Due::NotSent(key, way, peer, len, why) => {
+                self.not_sent(key, way, peer, len, why);
                 self.decided(key);
             }
         }

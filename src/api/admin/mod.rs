@@ -319,6 +319,7 @@ impl Admin {
             Selector::Session(session) => json!({ "session": session.to_string() }),
             Selector::Subject(whose) => Value::Object(sessions::show_whose(whose)),
             Selector::LinkLocalClients => json!("link-local clients"),
+            Selector::DualAllocations => json!("allocations with two addresses"),
         };
         tracing::info!(%by, %subject, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {

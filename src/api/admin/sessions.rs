@@ -121,6 +121,7 @@ pub(super) fn show(session: &SessionRecord) -> Value {
         "server": SocketAddr::from(five_tuple.server).to_string(),
         "transport": five_tuple.transport.name(),
         "relayed": session.relayed.to_string(),
+        "additional_relayed": session.additional.map(|of| of.relayed.to_string()),
         "started": rfc3339(session.unix.0.saturating_sub(duration_ms / 1000)),
         "duration_s": duration_ms / 1000,
         "bytes_from_client": to_peers.received.bytes,

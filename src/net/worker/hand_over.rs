@@ -12,12 +12,14 @@ use std::time::Duration;
 use hashbrown::HashSet;
 
 use super::{HANDOFF, Worker, token};
+use crate::address::RelayedTransportAddress;
 use crate::clock;
 use crate::net::handoff::{Channel, DESCRIPTORS_MAX, HandoffError, to_memory};
 use crate::net::meeting::Meeting;
 use crate::net::tcp::Stream;
 use crate::net::upgrade_messages::WorkerPart;
 use crate::protocol::accounting::Amount;
+use crate::protocol::allocation::AllocationState;
 use crate::protocol::changes::EarlyAllocations;
 use crate::protocol::ids::AllocationId;
 use crate::protocol::reason::DropReason;
@@ -82,7 +84,7 @@ pub(super) struct HandingOver {
     common: Arc<HandOver>,
     next: EarlyStep,
     /// The allocations whose sockets have gone.
-    passed: HashSet<AllocationId>,
+    passed: HashSet<(AllocationId, RelayedTransportAddress)>,
     /// Epoll tells when the channel has room.
     awaits_room: bool,
     must_stop: bool,
@@ -185,18 +187,22 @@ impl Worker {
             }
             EarlyStep::Listener(_) => EarlyStep::Allocations(0),
             EarlyStep::Allocations(from) => {
-                let (allocations, next) = self.server.early_export(from, ALLOCATIONS_AT_ONCE);
+                let (mut allocations, mut next) = self.server.early_export(from, ALLOCATIONS_AT_ONCE);
+                if allocations.iter().flat_map(AllocationState::sockets).count() > ALLOCATIONS_AT_ONCE {
+                    // Some have two, and so many sockets do not go into one message.
+                    (allocations, next) = self.server.early_export(from, ALLOCATIONS_AT_ONCE / 2);
+                }
                 if !allocations.is_empty() {
-                    let ids: Vec<AllocationId> = allocations.iter().map(|allocation| allocation.id).collect();
+                    let sockets: Vec<_> = allocations.iter().flat_map(AllocationState::sockets).collect();
                     let states = state::write(&EarlyAllocations { worker: self.id, allocations }, common.format);
                     let memory = to_memory(&states.map_err(unwritable)?)?;
                     let mut descriptors = vec![memory.as_fd()];
-                    for id in &ids {
+                    for (id, _) in &sockets {
                         let socket = self.relays.get(*id).ok_or_else(|| without_socket(*id))?;
                         descriptors.push(socket.socket.as_fd());
                     }
                     channel.send(&WorkerPart::Early, &descriptors, Duration::ZERO)?;
-                    passed.extend(ids);
+                    passed.extend(sockets);
                 }
                 next.map_or(EarlyStep::End, EarlyStep::Allocations)
             }
@@ -283,8 +289,9 @@ impl Worker {
         self.server.put_down();
         self.give_up_beyond(QUEUED_BYTES_MAX);
         let changes = self.server.export_changes();
-        let new_or_changed = changes.allocations.iter().map(|allocation| allocation.id);
-        let new: Vec<AllocationId> = new_or_changed.filter(|id| !passed.contains(id)).collect();
+        let new_or_changed = changes.allocations.iter().flat_map(AllocationState::sockets);
+        let new = new_or_changed.filter(|socket| !passed.contains(socket)).map(|(id, _)| id);
+        let new: Vec<AllocationId> = new.collect();
         for ids in new.chunks(ALLOCATIONS_AT_ONCE) {
             let sockets = ids.iter().map(|id| self.relays.get(*id).ok_or_else(|| without_socket(*id).to_string()));
             let sockets = sockets.map(|socket| Ok(socket?.socket.as_fd())).collect::<Result<Vec<_>, String>>()?;

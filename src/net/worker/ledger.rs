@@ -152,7 +152,9 @@ impl Worker {
         // One without a socket can't be gone on with.
         entry.allocations.retain(|allocation| number(allocation.id).is_some());
         let sockets = entry.allocations.iter().filter_map(|allocation| number(allocation.id)).collect();
-        LogEntry::Allocations { entry, sockets }
+        let second = entry.allocations.iter().flat_map(|allocation| allocation.sockets().skip(1));
+        let second: Vec<_> = second.filter_map(|(socket, _)| Some((socket.index, number(socket)?))).collect();
+        LogEntry::Allocations { entry, sockets, second: (!second.is_empty()).then_some(second) }
     }
 
     /// Notes whose message is handled now: if this process dies over it, the next one knows.

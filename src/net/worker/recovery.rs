@@ -91,7 +91,11 @@ impl Worker {
 
     /// An answer that the turn lost will not come again: a request that waits for it is refused.
     fn answer_what_was_lost(&mut self, id: AllocationId, stage: Stage) {
-        let is_for_it = |answer: &Input<'_>| matches!(answer, Input::Admission { allocation, .. } | Input::RelayOpened { allocation, .. } if *allocation == id);
+        let asked = match stage {
+            Stage::Additional { socket, .. } => socket,
+            Stage::Admission { .. } | Stage::Reservation { .. } | Stage::Relay => id,
+        };
+        let is_for_it = |answer: &Input<'_>| matches!(answer, Input::Admission { allocation, .. } | Input::RelayOpened { allocation, .. } if *allocation == asked);
         if self.answers.iter().any(is_for_it) {
             return;
         }
@@ -100,6 +104,9 @@ impl Worker {
                 Some(Input::Admission { allocation: id, result: Err(RejectReason::ServerFault) })
             }
             Stage::Relay => Some(Input::RelayOpened { allocation: id, result: Err(RelayRefused::System) }),
+            Stage::Additional { socket, .. } => {
+                Some(Input::RelayOpened { allocation: socket, result: Err(RelayRefused::System) })
+            }
             // Another worker's answer comes, or its time limit.
             Stage::Reservation { .. } => None,
         });
@@ -107,11 +114,12 @@ impl Worker {
 
     /// Closes relayed sockets that belong to no allocation, and ends allocations that have none.
     fn match_sockets(&mut self, now: Now) {
-        let sessions: Vec<_> = self.server.sessions(now).map(|record| (record.allocation, record.via)).collect();
-        for (_, via) in sessions.iter().filter(|(id, _)| self.relays.get(*id).is_none()) {
-            self.server.handle_input(now, Input::Failed { via: *via });
+        let missing = self.server.sockets().filter(|(socket, _, _)| self.relays.get(*socket).is_none());
+        let without: Vec<Via> = missing.map(|(_, _, via)| via).collect();
+        for via in without {
+            self.server.handle_input(now, Input::Failed { via });
         }
-        let owned = sessions.into_iter().map(|(id, _)| id).collect();
+        let owned = self.server.sockets().map(|(socket, _, _)| socket).collect();
         self.relays.close_others(&owned, now.ticks);
         self.drain(now);
     }

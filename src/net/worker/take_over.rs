@@ -130,7 +130,7 @@ impl Worker {
 
     /// Counts the sessions over datagrams at the listeners that they came through; before anything else in the first turn.
     pub(super) fn count_users(&self) {
-        for (_, _, via) in self.server.endpoints() {
+        for via in self.server.clients() {
             if let Via::Datagram(five_tuple) = via {
                 self.listeners.count(&five_tuple.server, true);
             }
@@ -153,10 +153,10 @@ impl Worker {
             sockets.iter().for_each(|socket| self.epoll.remove(socket.as_fd()));
             self.adopt_listener(told_of(listeners, id)?, overflow, sockets)?;
         }
-        let (states, sockets): (Vec<AllocationState>, Vec<OwnedFd>) = allocations.into_iter().unzip();
-        let known: Vec<(AllocationId, RelayedTransportAddress)> = states.iter().map(|of| (of.id, of.relayed)).collect();
+        let (states, sockets): (Vec<AllocationState>, Vec<Vec<OwnedFd>>) = allocations.into_iter().unzip();
+        let known: Vec<_> = states.iter().flat_map(AllocationState::sockets).collect();
         self.server.import_early(states).map_err(failed)?;
-        for ((id, relayed), socket) in known.into_iter().zip(sockets) {
+        for ((id, relayed), socket) in known.into_iter().zip(sockets.into_iter().flatten()) {
             self.relays.adopt_bound(id, relayed, socket);
         }
         Ok(TakenOver { allocations: self.server.allocations() as u64, streams: 0 })
@@ -228,10 +228,11 @@ impl Worker {
         if worker != self.id {
             return Err(format!("allocations of worker {} came to worker {}", worker.0, self.id.0));
         }
-        if states.len() != descriptors.len() {
-            return Err(format!("{} allocations came with {} sockets", states.len(), descriptors.len()));
+        let known: Vec<_> = states.iter().flat_map(AllocationState::sockets).collect();
+        if known.len() != descriptors.len() {
+            let allocations = states.len();
+            return Err(format!("{} sockets of {allocations} allocations came as {}", known.len(), descriptors.len()));
         }
-        let known: Vec<(AllocationId, RelayedTransportAddress)> = states.iter().map(|of| (of.id, of.relayed)).collect();
         self.server.import_early(states).map_err(failed)?;
         known.into_iter().zip(descriptors).try_for_each(|((id, relayed), socket)| self.adopt_relay(id, relayed, socket))
     }
@@ -242,7 +243,7 @@ impl Worker {
         relayed: RelayedTransportAddress,
         socket: OwnedFd,
     ) -> Result<(), String> {
-        self.relays.adopt(id, relayed, socket)?;
+        self.relays.adopt(id, relayed, socket, clock::now().ticks)?;
         let relay = self.relays.get(id).ok_or("a relayed socket without a place")?;
         self.epoll.add(relay.socket.as_fd(), token(RELAY, id.index as usize)).map_err(failed)
     }
@@ -279,8 +280,7 @@ impl Worker {
     fn apply(&mut self, changes: ServerChanges, passed: &mut Passed) -> Result<(), String> {
         // Those that have ended since leave their slots to others.
         let (ended, is_whole) = (changes.ended.clone(), changes.is_whole);
-        let changed: Vec<(AllocationId, RelayedTransportAddress)> =
-            changes.allocations.iter().map(|allocation| (allocation.id, allocation.relayed)).collect();
+        let changed: Vec<_> = changes.allocations.iter().flat_map(AllocationState::sockets).collect();
         self.server.import_changes(changes).map_err(failed)?;
         for (relayed, socket) in passed.held.drain(..) {
             self.relays.adopt_held(relayed, socket)?;
@@ -295,13 +295,19 @@ impl Worker {
         for (id, relayed) in changed {
             if let Some(socket) = passed.relayed.remove(&id.index) {
                 self.adopt_relay(id, relayed, socket)?;
-            } else if self.relays.get(id).is_none() {
+            } else if !self.relays.is_at(id, relayed) {
                 return Err(format!("the socket of {relayed} is missing"));
             }
         }
-        let (sockets, allocations) = (self.relays.len(), self.server.allocations());
-        if sockets != allocations {
-            return Err(format!("there are {sockets} relayed sockets for {allocations} allocations"));
+        let addresses = self.server.socket_count();
+        if self.relays.len() != addresses {
+            // Second addresses that were given back, or whose allocation has ended.
+            let owned = self.server.sockets().map(|(socket, _, _)| socket).collect();
+            self.relays.close_others(&owned, now.ticks);
+        }
+        let sockets = self.relays.len();
+        if sockets != addresses {
+            return Err(format!("there are {sockets} relayed sockets for {addresses} relayed addresses"));
         }
         Ok(())
     }

@@ -56,6 +56,9 @@ pub struct Record {
     pub transport: String,
     /// The relayed transport address.
     pub relayed: String,
+    /// The one of the other family, if the session has or had one; null otherwise. Records of 0.1.0 lack it.
+    #[serde(default)]
+    pub additional_relayed: Option<String>,
     /// Why it ended; null before.
     pub reason: Option<String>,
     /// Received from the client.
@@ -111,6 +114,7 @@ impl Record {
             client: five_tuple.client.to_string(),
             transport: five_tuple.transport.name().to_owned(),
             relayed: record.relayed.to_string(),
+            additional_relayed: record.additional.map(|of| of.relayed.to_string()),
             reason: record.reason.map(|reason| EndReason::name(reason).to_owned()),
             bytes_from_client: to_peers.received.bytes,
             bytes_to_client: to_client.sent().bytes,
@@ -174,6 +178,7 @@ pub(super) mod tests {
             client: "192.0.2.1:5000".to_owned(),
             transport: "udp".to_owned(),
             relayed: "203.0.113.7:50000".to_owned(),
+            additional_relayed: None,
             reason: (kind == RecordKind::Stop).then(|| "refreshed".to_owned()),
             bytes_from_client: 0,
             bytes_to_client: to_client,

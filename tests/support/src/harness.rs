@@ -192,6 +192,8 @@ enum Owed {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Went {
     ToPeer {
+        /// What the socket is known by that it leaves from.
+        allocation: AllocationId,
         to: SocketAddr,
         payload: Vec<u8>,
         meta: PacketMeta,
@@ -627,6 +629,16 @@ impl Harness {
         self.check();
         went
     }
+    /// A datagram of a peer arrives on one of the client's relayed addresses.
+    pub fn from_peer_on(&mut self, client: Client, relayed: SocketAddr, peer: SocketAddr, payload: &[u8]) -> Went {
+        let id = self.ports.id_at(relayed).expect("an open relayed address");
+        let worker = self.clients[client.0].worker;
+        let meta = PacketMeta::default();
+        let verdict = self.workers[worker].server.relay_from_peer(self.now, id, peer.into(), meta, payload);
+        let went = own(verdict);
+        self.check();
+        went
+    }
     /// A datagram of a peer arrives on the client's relayed address.
     pub fn from_peer(&mut self, client: Client, peer: SocketAddr, payload: &[u8]) -> Went {
         self.from_peer_with(client, peer, PacketMeta::default(), payload)
@@ -752,6 +764,7 @@ impl Harness {
                 self.books.closed(relayed);
                 self.closed.push(relayed.into());
             }
+            Output::MoveRelay { from, to, relayed } => self.ports.rename(me, from, to, relayed),
             Output::CloseReserved { relayed } => {
                 self.ports.close_reserved(relayed);
                 self.closed_reserved.push(relayed.into());
@@ -816,6 +829,15 @@ impl Harness {
             let me = WorkerId(u8::try_from(worker).expect("few workers"));
             let result = self.ports.open(me, id, request);
             self.owed.push_back((worker, Owed::Opened(id, result)));
+        }
+    }
+
+    /// Answers one OpenRelay that was held back, and holds back what follows from it.
+    pub fn let_one_open_go(&mut self) {
+        if let Some((worker, id, request)) = self.held_opens.pop_front() {
+            let result = self.ports.open(WorkerId(u8::try_from(worker).expect("few workers")), id, request);
+            self.owed.push_back((worker, Owed::Opened(id, result)));
+            self.settle();
         }
     }
 
@@ -957,15 +979,17 @@ fn belongs_to_nobody(why: DropReason) -> bool {
 
 fn own(verdict: Relay<'_>) -> Went {
     match verdict {
-        Relay::ToPeer { to, meta, payload, .. } => Went::ToPeer { to: to.into(), payload: payload.to_vec(), meta },
+        Relay::ToPeer { allocation, to, meta, payload } => {
+            Went::ToPeer { allocation, to: to.into(), payload: payload.to_vec(), meta }
+        }
         Relay::ToClient { via, head, meta, payload, .. } => {
             let mut bytes = head.bytes().to_vec();
             bytes.extend(payload);
             bytes.resize(bytes.len() + head.padding(), 0);
             Went::ToClient { via, bytes, meta }
         }
-        Relay::ToRelayed { to, payload, .. } => {
-            Went::ToPeer { to: to.into(), payload: payload.to_vec(), meta: PacketMeta::default() }
+        Relay::ToRelayed { allocation, to, payload, .. } => {
+            Went::ToPeer { allocation, to: to.into(), payload: payload.to_vec(), meta: PacketMeta::default() }
         }
         Relay::Drop(why) => Went::Dropped(why),
     }

@@ -33,6 +33,7 @@ fn record(number: u64) -> SessionRecord {
         reason: Some(EndReason::Expired),
         traffic: Traffic::default(),
         dropped: Box::default(),
+        additional: None,
     }
 }
 

@@ -361,6 +361,11 @@ impl Incoming {
     pub fn relayed(&self) -> SocketAddr {
         self.address(XOR_RELAYED_ADDRESS)
     }
+    /// Every XOR-RELAYED-ADDRESS, in order.
+    pub fn all_relayed(&self) -> Vec<SocketAddr> {
+        let relayed = self.attributes.iter().filter(|(kind, ..)| *kind == XOR_RELAYED_ADDRESS);
+        relayed.map(|(_, _, value)| unxor(value, &self.id)).collect()
+    }
     pub fn mapped(&self) -> SocketAddr {
         self.address(XOR_MAPPED_ADDRESS)
     }

@@ -166,6 +166,8 @@ pub struct Ports {
     next: u16,
     /// Every answer from now on, if a test wants a refusal.
     pub refuse: Option<RelayRefused>,
+    /// Fresh addresses of this family fail so.
+    pub refuse_family: Option<(Family, RelayRefused)>,
 }
 
 pub const RELAY_IPV4: &str = "9.9.9.9";
@@ -174,7 +176,7 @@ const FIRST_PORT: u16 = 50_001;
 
 impl Default for Ports {
     fn default() -> Self {
-        Self { taken: BTreeMap::new(), next: FIRST_PORT, refuse: None }
+        Self { taken: BTreeMap::new(), next: FIRST_PORT, refuse: None, refuse_family: None }
     }
 }
 
@@ -186,6 +188,11 @@ impl Ports {
         request: RelayRequest,
     ) -> Result<OpenedRelay, RelayRefused> {
         if let Some(refused) = self.refuse {
+            return Err(refused);
+        }
+        if let RelayRequest::Fresh { family, .. } = request
+            && let Some(refused) = self.refuse_family.filter(|(of, _)| *of == family).map(|(_, refused)| refused)
+        {
             return Err(refused);
         }
         let (family, parity) = match request {
@@ -220,6 +227,21 @@ impl Ports {
     pub fn close(&mut self, worker: WorkerId, id: AllocationId, relayed: RelayedTransportAddress) {
         let was = self.taken.remove(&relayed.into());
         assert_eq!(was, Some(Port::Open(worker, id)), "an allocation closes its own relayed address");
+    }
+
+    pub fn rename(&mut self, worker: WorkerId, from: AllocationId, to: AllocationId, relayed: RelayedTransportAddress) {
+        let was = self.taken.insert(relayed.into(), Port::Open(worker, to));
+        assert_eq!(was, Some(Port::Open(worker, from)), "an allocation takes its own second address over");
+        let of_id = self.taken.values().filter(|port| **port == Port::Open(worker, to)).count();
+        assert_eq!(of_id, 1, "the first one was closed before");
+    }
+
+    /// What the socket at an address is known by.
+    pub fn id_at(&self, relayed: SocketAddr) -> Option<AllocationId> {
+        match self.taken.get(&relayed) {
+            Some(Port::Open(_, id)) => Some(*id),
+            Some(Port::Held) | None => None,
+        }
     }
 
     pub fn close_reserved(&mut self, relayed: RelayedTransportAddress) {
