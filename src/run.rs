@@ -391,8 +391,10 @@ async fn serve_until_signal(
     if let Some(inherited) = &inherited {
         go_on_counting(&started, inherited);
     }
+    // Before the first answer over HTTP: the clients' listeners are open, and an upgrade is no moment of "starting".
+    let is_draining = inherited.as_ref().is_some_and(|inherited| inherited.draining.is_some());
+    started.status.set(if is_draining { Phase::Draining } else { Phase::Ready });
     http_listeners.serve(&config.http, http, started.running.tls().as_ref());
-    started.status.set(Phase::Ready);
     let following =
         tokio::spawn(Arc::clone(&notifier).follow(Arc::clone(&started.running), watchdog(supervised.as_ref())));
     let (running, status) = (Arc::clone(&started.running), Arc::clone(&started.status));

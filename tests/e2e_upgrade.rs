@@ -100,7 +100,7 @@ with_one_and_three_workers! {
 
     /// The same when it has read: datagrams go on, streams can't.
     fn a_new_process_that_fails_on_probation_gives_the_calls_back(workers: u8) {
-        for fault in ["ready=exit", "ready=hang", "probation=exit", "probation=lie"] {
+        for fault in ["ready=exit", "ready=hang", "probation=exit", "probation=lie", "probation=hang"] {
             let mut own = Upgradable::start_with(Settings::new(workers), &[("TEST_FAULTS_UPGRADE", fault)]);
             let mut call = Client::udp(own.server.udp4());
             let relayed = call.allocate();
@@ -108,6 +108,10 @@ with_one_and_three_workers! {
             over_tcp.allocate();
             let end = own.try_upgrade();
             assert_eq!(end["message"], ROLLED_BACK, "{fault}: {end}");
+            if fault == "probation=hang" {
+                // Long before the time in which it should have confirmed.
+                assert!(end["reason"].as_str().unwrap().contains("within 3s"), "{end}");
+            }
             over_tcp.expect_closed();
             let peer = e2e::peer(relayed);
             call.permit(peer.local_addr().unwrap());

@@ -327,6 +327,24 @@ fn another_program_in_its_place_is_refused_and_costs_nothing() {
     }
 }
 
+/// The file on a disk that is not there any more: the new process could not go on with the records.
+#[test]
+fn records_that_could_not_go_on_refuse_the_upgrade() {
+    let place = Directory::new();
+    let (target, link) = (place.path().join("disk"), place.path().join("usage.jsonl"));
+    fs::write(&target, "").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let mut own = Upgradable::start(Settings::new(1).account("file", link.to_str().unwrap()));
+    fs::remove_file(&target).unwrap();
+    expect_refused(&mut own, &[], "plan", "which is not there; mount or make that");
+    fs::remove_file(&link).unwrap();
+    fs::create_dir(&link).unwrap();
+    expect_refused(&mut own, &[], "plan", "is a directory; name a file in it");
+    fs::remove_dir(&link).unwrap();
+    own.upgrade();
+    assert!(link.is_file());
+}
+
 /// Whatever becomes of it, `--json` prints one document: also when the server dies meanwhile, and when there is none.
 #[test]
 fn a_command_with_json_prints_json_if_it_fails() {

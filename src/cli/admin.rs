@@ -213,7 +213,8 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
 pub(super) fn reload(options: &PlainOptions) -> Result<(), Failure> {
     let answer = options.server.find()?.post("/v1/reload", &json!({}))?;
     print(options.json, &answer, |out| {
-        writeln!(out, "reloaded")?;
+        let is_changed = ["changed", "needs_restart"].iter().any(|name| strings(&answer[*name]).next().is_some());
+        writeln!(out, "{}", if is_changed { "reloaded" } else { "reloaded: nothing changed" })?;
         for line in strings(&answer["changed"]) {
             writeln!(out, "  {}", printable(line))?;
         }

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use crate::config::error::{Problem, SourceLocation};
+use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::config::{Config, Environment};
 use crate::failure::Failure;
 use crate::files;
@@ -36,11 +36,16 @@ pub(super) fn run(file: &Path, user: Option<&str>, json: bool) -> Result<(), Fai
             Err(error)
         }
     };
-    let checked = checked.map(super::with_advice).map(|mut config| {
+    let checked = checked.map(super::with_advice).and_then(|mut config| {
+        let obstructed = places::obstructed(&config);
+        if !obstructed.is_empty() {
+            let problem = |(key, text)| Problem::new(SourceLocation::Nowhere, key, text);
+            return Err(ConfigError { problems: obstructed.into_iter().map(problem).collect() });
+        }
         let places = places::unwritable(&config, reader.is_server);
         let warnings = places.into_iter().map(|(key, text)| Problem::new(SourceLocation::Nowhere, key, text));
         config.warnings.extend(warnings);
-        config
+        Ok(config)
     });
     let mut out = io::stdout().lock();
     match checked {

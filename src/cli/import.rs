@@ -150,7 +150,13 @@ fn finish(mut draft: Draft, name: &str, options: &OutputOptions) -> Result<(), F
     let text = draft.text(name);
     let verdicts = draft.sorted();
     if let Some(path) = &options.output {
-        write_new(path, &text).map_err(|error| Failure::Usage(format!("--output {}: {error}", path.display())))?;
+        write_new(path, &text).map_err(|error| {
+            let remedy = match error.kind() {
+                io::ErrorKind::AlreadyExists => "; no file is replaced: give another name, or remove it first",
+                _ => "",
+            };
+            Failure::Usage(format!("--output {}: {error}{remedy}", path.display()))
+        })?;
     }
     let mut out = io::stdout().lock();
     if options.json {

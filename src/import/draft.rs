@@ -99,7 +99,7 @@ impl Draft {
     #[must_use]
     pub fn text(&self, source: &str) -> String {
         let mut text = format!("# Made from {source} by throughway {}.\n", env!("CARGO_PKG_VERSION"));
-        text += "# Every key and its default: config.example.toml. It holds secrets: keep it unreadable for others.\n";
+        text += "# Every key and its default: `throughway config example`. It holds secrets: keep it unreadable for others.\n";
         for section in SECTIONS {
             let items: Vec<&Item> = self.items.iter().filter(|(of, _)| *of == section).map(|(_, item)| item).collect();
             if items.is_empty() {

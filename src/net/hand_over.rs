@@ -86,6 +86,7 @@ impl Running {
             is_serving: of.is_serving,
         };
         Offer {
+            hears_life: Some(true),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format,
             workers: self.workers.len() as u32,

@@ -53,6 +53,9 @@ pub enum FromNew {
     /// It has proved itself: the old process may go.
     #[n(6)]
     Confirm,
+    /// It is on probation and lives.
+    #[n(7)]
+    Alive,
 }
 
 /// What the old process says.
@@ -162,6 +165,9 @@ pub struct Hello {
     /// Its process id.
     #[n(6)]
     pub pid: u32,
+    /// On probation it says that it lives, again and again, if the old process listens for that.
+    #[n(7)]
+    pub tells_life: Option<bool>,
 }
 
 /// What the old process is.
@@ -199,6 +205,9 @@ pub struct Offer {
     /// Its process id.
     #[n(9)]
     pub pid: u32,
+    /// It listens for [`FromNew::Alive`].
+    #[n(10)]
+    pub hears_life: Option<bool>,
 }
 
 /// An address that is relayed from.
@@ -331,8 +340,10 @@ mod tests {
             features: vec!["link_local_clients".into()],
             clock: Ticks(5),
             pid: 9,
+            tells_life: Some(true),
         });
         assert_eq!(through_bytes(&hello), hello);
+        assert_eq!(through_bytes(&FromNew::Alive), FromNew::Alive);
         let refused = FromNew::Refused { reason: "no".into(), is_configuration: true };
         assert_eq!(through_bytes(&refused), refused);
         for part in [WorkerPart::Listener(3), WorkerPart::Sockets(vec![1, 2]), WorkerPart::Changes] {

@@ -10,6 +10,7 @@ use rustix::fs::OFlags;
 
 use crate::config::Config;
 use crate::config::checked::HttpListen;
+use crate::ops::usage;
 
 /// Directories that the unit makes when it starts the server.
 const OF_UNIT: [&str; 2] = ["/run/throughway", "/var/lib/throughway"];
@@ -54,11 +55,17 @@ pub fn unwritable(config: &Config, knows_rights: bool) -> Vec<(&'static str, Str
             continue;
         }
         let shown = path.display();
-        let message =
-            format!("the server could not make {shown}: {error}; make its directory, and give it to the server's user");
-        found.push((key, message));
+        found.push((key, format!("the server could not make {shown}: {error}; {}", usage::remedy(&error))));
     }
     found
+}
+
+/// Each place where something stands that a server with this configuration could not start with: the key, and why.
+#[must_use]
+pub fn obstructed(config: &Config) -> Vec<(&'static str, String)> {
+    let file = config.accounting.file.as_ref().map(|file| &file.path);
+    let why = file.and_then(|path| Some(format!("{} {}", path.display(), usage::obstacle(path)?)));
+    why.into_iter().map(|why| ("accounting.file", why)).collect()
 }
 
 /// Whether this process could make it. What only an attempt would tell counts as yes.
@@ -106,6 +113,27 @@ mod tests {
             told.iter().all(|(_, text)| text.contains("/nonexistent/") && text.contains("No such file")),
             "{told:?}"
         );
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_file_is_told() {
+        let directory = std::env::temp_dir().join(format!("throughway-places-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let place = |name: &str| directory.join(name);
+        rustix::fs::mknodat(rustix::fs::CWD, place("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        std::os::unix::fs::symlink("/nonexistent/usage", place("link")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", place("device")).unwrap();
+        fs::write(place("file"), "").unwrap();
+        let told = |name: &str| {
+            let path = if name.is_empty() { directory.clone() } else { place(name) };
+            let config = Config::with_a_secret(&format!("[accounting]\nfile = {path:?}\n")).unwrap();
+            obstructed(&config).pop().map(|(_, text)| text).unwrap_or_default()
+        };
+        assert!(told("").ends_with("is a directory; name a file in it"));
+        assert!(told("pipe").contains("named pipe"));
+        assert!(told("link").contains("a link to /nonexistent/usage, which is not there"));
+        assert_eq!(["file", "device", "new"].map(told), ["", "", ""]);
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod webhook;
 mod writer;
 
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -196,6 +197,9 @@ impl UsageMetrics {
 pub fn check(config: &AccountingConfig) -> Result<(), String> {
     let may_write = |path: &Path| rustix::fs::access(path, Access::WRITE_OK);
     if let Some(file) = &config.file {
+        if let Some(why) = obstacle(&file.path) {
+            return Err(format!("accounting.file: {} {why}", file.path.display()));
+        }
         let directory = file.path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let checked = if file.path.exists() { may_write(&file.path) } else { may_write(directory) };
         checked.map_err(|error| wont_write(&file.path, &error.into()))?;
@@ -209,9 +213,41 @@ pub fn check(config: &AccountingConfig) -> Result<(), String> {
     Ok(())
 }
 
+/// What stands where a file should be: something that is none, or a link to nothing. Devices pass.
+#[must_use]
+pub fn obstacle(path: &Path) -> Option<String> {
+    match std::fs::metadata(path).map(|data| data.file_type()) {
+        Ok(kind) if kind.is_dir() => Some("is a directory; name a file in it".to_owned()),
+        Ok(kind) if kind.is_fifo() || kind.is_socket() => {
+            Some("is a named pipe or a socket, which keeps no records; name a file".to_owned())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let target = std::fs::read_link(path).ok()?;
+            let target = target.display();
+            Some(format!("is a link to {target}, which is not there; mount or make that, or name another file"))
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// What to do so that a server may write at a place.
+#[must_use]
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "the disk is mounted read-only, or the unit lets the server write elsewhere only: add LogsDirectory= or ReadWritePaths= to it"
+        }
+        io::ErrorKind::PermissionDenied => "give its directory to the server's user",
+        _ => "make its directory and give it to the server's user",
+    }
+}
+
 fn wont_write(path: &Path, error: &io::Error) -> String {
-    let path = path.display();
-    format!("accounting.file: can't write {path}: {error}; make its directory and give it to the server's user")
+    let shown = path.display();
+    match obstacle(path) {
+        Some(why) => format!("accounting.file: {shown} {why}"),
+        None => format!("accounting.file: can't write {shown}: {error}; {}", remedy(error)),
+    }
 }
 
 fn wont_spool(path: &Path, error: &io::Error) -> String {

@@ -56,6 +56,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(2);
 /// How often the old process is looked at during the probation.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How often it is told meanwhile that this one lives, in milliseconds.
+const TELL_LIFE_EVERY: u64 = 500;
+
 /// How long the workers' loops may take for a turn.
 pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
@@ -91,6 +94,8 @@ pub(crate) struct Passage {
 /// The way to the old process.
 struct OldProcess {
     channel: Channel,
+    /// It listens for signs of life.
+    hears_life: bool,
 }
 
 /// What the old process offered.
@@ -126,7 +131,7 @@ impl TakeOver {
     /// Tells the old process that this one's configuration is wrong, before anything else is done.
     pub(crate) fn refuse(&self, failure: &Failure) {
         if let Ok(Some(channel)) = self.connect() {
-            let _ = OldProcess { channel }.refuse::<()>(Err(Failure::Config(failure.to_string())));
+            let _ = OldProcess { channel, hears_life: false }.refuse::<()>(Err(Failure::Config(failure.to_string())));
         }
     }
 
@@ -142,7 +147,14 @@ impl TakeOver {
                 tracing::info!(socket = %path.display(), "no server to take over from: starting");
                 Ok(None)
             }
-            connected => connected.map(Some).map_err(|error| format!("--take-over {}: {error}", path.display())),
+            connected => connected.map(Some).map_err(|error| {
+                let remedy = if error.is_of_absent_listener() {
+                    "; no server listens there: name upgrade.socket of the one that runs, or give --or-start to start without one"
+                } else {
+                    ""
+                };
+                format!("--take-over {}: {error}{remedy}", path.display())
+            }),
         }
     }
 }
@@ -181,7 +193,10 @@ impl OldProcess {
 
     fn hear_offer(&mut self) -> Result<Offered, String> {
         let offer = match self.hear(SEND_TIME)? {
-            (FromOld::Offer(offer), _) => offer,
+            (FromOld::Offer(offer), _) => {
+                self.hears_life = offer.hears_life == Some(true);
+                offer
+            }
             (FromOld::Stop, _) => {
                 return Err("an upgrade of that server is already under way: try again when it is over".to_owned());
             }
@@ -227,7 +242,15 @@ impl OldProcess {
     /// Waits so long, and takes in streams that the old process establishes meanwhile; `false` if it ended.
     fn is_there_for(&mut self, time: Duration, running: &Running) -> bool {
         let until = clock::now().ticks.0 + time.as_millis() as u64;
+        let mut told_at = 0;
         while clock::now().ticks.0 < until {
+            let now = clock::now().ticks.0;
+            if self.hears_life && now >= told_at + TELL_LIFE_EVERY {
+                told_at = now;
+                if self.tell(&FromNew::Alive).is_err() {
+                    return false;
+                }
+            }
             match self.channel.receive::<FromOld>(LOOK_EVERY) {
                 Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
                 Ok((FromOld::Stop, _)) => end_for_old_process(),
@@ -263,7 +286,7 @@ fn read_state<T: state::State>(memory: Vec<OwnedFd>) -> Result<T, String> {
 
 fn hello() -> Hello {
     let Release { version, protocol, format_min, format_max, features } = Release::own();
-    Hello { protocol, version, format_min, format_max, features, clock: clock::now().ticks, pid: std::process::id() }
+    Hello { protocol, version, format_min, format_max, features, clock: clock::now().ticks, pid: std::process::id(), tells_life: Some(true) }
 }
 
 /// Takes over, from the first word to the confirmation; nothing if it was a check only. Blocks; must be called inside a tokio runtime.
@@ -275,7 +298,7 @@ pub(crate) fn take_over(
     from: Channel,
     ledger: Option<Arc<Ledger>>,
 ) -> Result<Option<TakenOver>, Failure> {
-    let mut old = OldProcess { channel: from };
+    let mut old = OldProcess { channel: from, hears_life: false };
     let mut hello = hello();
     if fault::at_step("hello") {
         hello.format_min = hello.format_max + 1;

@@ -35,6 +35,9 @@ const EARLY_TIME: Duration = Duration::from_secs(60);
 /// How long it may take at the cut, when no packet is read.
 const CUT_TIME: Duration = Duration::from_secs(1);
 
+/// How long it may say nothing on probation, if it is one that says that it lives.
+const LIFE_SILENCE_MAX: Duration = Duration::from_secs(3);
+
 /// How long it may take beyond its probation to confirm.
 const CONFIRM_TIME: Duration = Duration::from_secs(10);
 
@@ -288,15 +291,29 @@ impl Upgrade {
             let Done { allocations, streams, gap_us, .. } = *done;
             let gap_ms = gap_us as f64 / 1_000.0;
             tracing::info!(allocations, streams, gap_ms, generation = self.generation + 1, "taken over");
-            let FromNew::Confirm = new.hear("probation", self.probation + CONFIRM_TIME)? else {
-                return Err(NotUpgraded::unexpected("probation"));
-            };
+            self.hear_confirmation(new)?;
             done.late = handing.passed_late();
             Ok(())
         };
         let watched = watch();
         let streams_closed = done.streams + handing.passed_late();
         watched.map_err(|not| NotUpgraded { is_rolled_back: true, streams_closed, ..not })
+    }
+}
+
+impl Upgrade {
+    /// Waits for the end of the probation. A new process that says nothing meanwhile may be stuck, and calls with it.
+    fn hear_confirmation(&self, new: &mut NewProcess) -> Result<(), NotUpgraded> {
+        let until = clock::now().ticks.0 + (self.probation + CONFIRM_TIME).as_millis() as u64;
+        loop {
+            let left = Duration::from_millis(until.saturating_sub(clock::now().ticks.0));
+            let within = if new.tells_life() { left.min(LIFE_SILENCE_MAX) } else { left };
+            match new.hear("probation", within)? {
+                FromNew::Confirm => return Ok(()),
+                FromNew::Alive if !left.is_zero() => {}
+                _ => return Err(NotUpgraded::unexpected("probation")),
+            }
+        }
     }
 }
 
@@ -420,6 +437,7 @@ mod tests {
             features: Vec::new(),
             clock: clock::now().ticks,
             pid: 1,
+            tells_life: None,
         }
     }
 

@@ -284,8 +284,8 @@ impl Client {
 
     /// The server's answers are for programs, which speak HTTP; a person has flags.
     fn refused(&self, answer: &Value) -> Failure {
-        const AS_ROOT: &str = "ask on the server's machine as root (sudo) with --url unix:PATH, where PATH is \
-             http.admin_socket, under systemd /run/throughway/admin.sock";
+        const AS_ROOT: &str = "set http.admin_socket, and ask on the server's machine as root (sudo) with \
+             --url unix:PATH, where PATH is that socket; under systemd it is /run/throughway/admin.sock already";
         let sentence = answer["error"].as_str().unwrap_or("no reason was given");
         let reason = answer["reason"].as_str();
         let said = match reason {

@@ -10,6 +10,7 @@ use super::client::ServerOptions;
 use super::{print, sessions_text, text};
 use crate::failure::Failure;
 use crate::ops::command::{UpgradeReport, UpgradeRequest, UpgradeResult};
+use crate::printable::printable_lines;
 
 /// The server needs up to a minute to prepare, and waits for `upgrade.probation`.
 const RESPONSE_TIME: Duration = Duration::from_secs(300);
@@ -69,7 +70,8 @@ fn told(out: &mut dyn Write, report: &UpgradeReport) -> io::Result<()> {
 
 fn failure(report: &UpgradeReport) -> Failure {
     let step = report.step.as_ref().map_or_else(String::new, |step| format!(" ({})", shown(Some(step))));
-    let reason = shown(report.reason.as_ref());
+    // A wrong configuration has a line for each problem.
+    let reason = report.reason.as_deref().map_or("-".into(), printable_lines);
     let from = shown(Some(&report.from));
     if report.is_configuration {
         return Failure::Config(format!(

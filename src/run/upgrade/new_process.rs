@@ -1,6 +1,7 @@
 //! The new process of an upgrade: the program that is started, and what is heard of it.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -88,7 +89,16 @@ impl Program {
         for name in OWN_VARIABLES {
             command.env_remove(name);
         }
-        let child = command.spawn().map_err(failed)?;
+        let child = command.spawn().map_err(|error| {
+            let remedy = match error.kind() {
+                ErrorKind::PermissionDenied => "; give it mode 0755",
+                _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
+                    "; it is no program of this machine: install it once more"
+                }
+                _ => "",
+            };
+            format!("{}{remedy}", failed(error))
+        })?;
         Ok(NewProcess::new(Some(child), None, own))
     }
 }
@@ -119,6 +129,8 @@ pub(super) struct NewProcess {
     channel: Channel,
     /// It is a server that wants to take over: nothing is told to any other.
     has_said_hello: bool,
+    /// It says that it lives while it is on probation.
+    tells_life: bool,
     /// It was told to read packets, or may have been.
     may_read: bool,
     has_proved_itself: bool,
@@ -131,7 +143,8 @@ impl NewProcess {
     }
 
     const fn new(child: Option<Child>, peer: Option<Pid>, channel: Channel) -> Self {
-        Self { child, peer, channel, has_said_hello: false, may_read: false, has_proved_itself: false }
+        let (has_said_hello, tells_life, may_read, has_proved_itself) = (false, false, false, false);
+        Self { child, peer, channel, has_said_hello, tells_life, may_read, has_proved_itself }
     }
 
     /// Whether this process started it.
@@ -142,6 +155,11 @@ impl NewProcess {
     /// A way to it for another thread.
     pub(super) fn channel(&self) -> Result<Channel, String> {
         self.channel.try_clone().map_err(|error| error.to_string())
+    }
+
+    /// Whether it says that it lives while it is on probation.
+    pub(super) const fn tells_life(&self) -> bool {
+        self.tells_life
     }
 
     /// Its number here; `None` for one of another PID namespace.
@@ -167,7 +185,9 @@ impl NewProcess {
                 Err(NotUpgraded { is_configuration, ..failed(reason) })
             }
             Ok((said, _)) => {
-                self.has_said_hello |= matches!(said, FromNew::Hello(_));
+                if let FromNew::Hello(hello) = &said {
+                    (self.has_said_hello, self.tells_life) = (true, hello.tells_life == Some(true));
+                }
                 Ok(said)
             }
             Err(HandoffError::Closed) => Err(failed(self.how_it_ended())),
