@@ -381,6 +381,7 @@ impl Script<'_> {
                     self.live.push((record.allocation, record.relayed));
                 }
                 Output::CloseRelay { allocation, .. } => self.live.retain(|(id, _)| *id != allocation),
+                Output::MoveRelay { to, relayed, .. } => self.live.push((to, relayed)),
                 Output::CloseReserved { .. } | Output::Answer { .. } | Output::Happened(_) => {}
                 other => panic!("an output that this shell does not know: {other:?}"),
             }
