@@ -446,7 +446,7 @@ mod tests {
         let all: Vec<String> = FEATURES.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(unknown_features(&all, state::FORMAT), [""; 0]);
         assert_eq!(unknown_features(&[], state::FORMAT), FEATURES.map(|(name, _)| name));
-        assert_eq!(unknown_features(&all, 1), [LINK_LOCAL_CLIENTS]);
+        assert_eq!(unknown_features(&all, 1), [LINK_LOCAL_CLIENTS, DUAL_ALLOCATIONS]);
         assert!(FEATURES.iter().all(|(name, _)| users_of(name).is_some()), "--drop-unknown can end its sessions");
     }
 
