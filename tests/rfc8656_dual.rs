@@ -8,7 +8,7 @@ use test_support::harness::stun::{
 };
 use test_support::harness::{Client, Harness, Went, addr, alice};
 use throughway::address::Family;
-use throughway::protocol::border::RelayRefused;
+use throughway::protocol::border::{RelayRefused, Selector};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 
@@ -212,4 +212,25 @@ fn a_client_that_goes_in_between_leaves_nothing() {
         h.let_opens_go(client);
         assert_eq!((h.ports.count(), h.books.admitted(), h.leftovers()), (0, 0, 0), "after {gone_after}");
     }
+}
+
+// A version that does not know of second addresses can't take these sessions over: `upgrade --drop-unknown` ends them
+#[test]
+fn those_with_two_addresses_can_be_ended_alone() {
+    let mut h = Harness::new();
+    let (dual, ..) = with_both(&mut h);
+    let (halved, ..) = with_both(&mut h);
+    assert_eq!(h.ask(halved, refresh_of(V4, 0)).code(), 0);
+    let other = h.client();
+    h.allocate(other);
+    let waiting = h.client();
+    h.hold_back_opens = true;
+    let bytes = h.signed(waiting, &for_both());
+    assert_eq!(h.tell(waiting, &bytes), []);
+    h.let_one_open_go();
+    h.close(&Selector::DualAllocations, EndReason::Kicked);
+    assert_eq!((h.is_alive(dual), h.is_alive(halved), h.is_alive(other)), (false, false, true));
+    assert_eq!(h.inbox(waiting)[0].code(), 486, "what is just being opened counts too");
+    h.let_opens_go(waiting);
+    assert_eq!((h.allocations(), h.ports.count()), (1, 1));
 }
