@@ -151,10 +151,8 @@ fn finish(mut draft: Draft, name: &str, options: &OutputOptions) -> Result<(), F
     let verdicts = draft.sorted();
     if let Some(path) = &options.output {
         write_new(path, &text).map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::AlreadyExists => "; no file is replaced: give another name, or remove it first",
-                _ => "",
-            };
+            let is_there = error.kind() == io::ErrorKind::AlreadyExists;
+            let remedy = if is_there { "; no file is replaced: give another name, or remove it first" } else { "" };
             Failure::Usage(format!("--output {}: {error}{remedy}", path.display()))
         })?;
     }

@@ -233,12 +233,10 @@ pub fn obstacle(path: &Path) -> Option<String> {
 /// What to do so that a server may write at a place.
 #[must_use]
 pub fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => {
-            "the disk is mounted read-only, or the unit lets the server write elsewhere only: add LogsDirectory= or ReadWritePaths= to it"
-        }
-        io::ErrorKind::PermissionDenied => "give its directory to the server's user",
-        _ => "make its directory and give it to the server's user",
+    if error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+        "the disk is mounted read-only, or the unit lets the server write elsewhere only: add LogsDirectory= or ReadWritePaths= to it"
+    } else {
+        "make its directory and give it to the server's user"
     }
 }
 

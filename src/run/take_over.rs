@@ -286,7 +286,16 @@ fn read_state<T: state::State>(memory: Vec<OwnedFd>) -> Result<T, String> {
 
 fn hello() -> Hello {
     let Release { version, protocol, format_min, format_max, features } = Release::own();
-    Hello { protocol, version, format_min, format_max, features, clock: clock::now().ticks, pid: std::process::id(), tells_life: Some(true) }
+    Hello {
+        protocol,
+        version,
+        format_min,
+        format_max,
+        features,
+        clock: clock::now().ticks,
+        pid: std::process::id(),
+        tells_life: Some(true),
+    }
 }
 
 /// Takes over, from the first word to the confirmation; nothing if it was a check only. Blocks; must be called inside a tokio runtime.

@@ -308,10 +308,12 @@ impl Upgrade {
         loop {
             let left = Duration::from_millis(until.saturating_sub(clock::now().ticks.0));
             let within = if new.tells_life() { left.min(LIFE_SILENCE_MAX) } else { left };
-            match new.hear("probation", within)? {
-                FromNew::Confirm => return Ok(()),
-                FromNew::Alive if !left.is_zero() => {}
-                _ => return Err(NotUpgraded::unexpected("probation")),
+            let said = new.hear("probation", within)?;
+            if said == FromNew::Confirm {
+                return Ok(());
+            }
+            if said != FromNew::Alive || left.is_zero() {
+                return Err(NotUpgraded::unexpected("probation"));
             }
         }
     }

@@ -271,11 +271,14 @@ fn links(chain: &[CertificateDer<'static>]) -> Result<Vec<ChainLink>, String> {
 
 fn read_small(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let mut bytes = Zeroizing::new(Vec::new());
-    let file = files::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => {
-            format!("can't be read: {error}; let the server's user read it and enter its directories, as with `setfacl -m u:throughway:r FILE`")
-        }
-        _ => format!("can't be read: {error}"),
+    let file = files::open(path).map_err(|error| {
+        let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let remedy = if is_denied {
+            "; let the server's user read it and enter its directories, as with `setfacl -m u:throughway:r FILE`"
+        } else {
+            ""
+        };
+        format!("can't be read: {error}{remedy}")
     })?;
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("can't be read: {error}"))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {

@@ -1,7 +1,6 @@
 //! The new process of an upgrade: the program that is started, and what is heard of it.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -90,12 +89,10 @@ impl Program {
             command.env_remove(name);
         }
         let child = command.spawn().map_err(|error| {
-            let remedy = match error.kind() {
-                ErrorKind::PermissionDenied => "; give it mode 0755",
-                _ if error.raw_os_error() == Some(libc::ENOEXEC) => {
-                    "; it is no program of this machine: install it once more"
-                }
-                _ => "",
+            let remedy = match error.raw_os_error() {
+                Some(libc::EACCES) => "; give it mode 0755",
+                Some(libc::ENOEXEC) => "; it is no program of this machine: install it once more",
+                Some(_) | None => "",
             };
             format!("{}{remedy}", failed(error))
         })?;
