@@ -16,9 +16,7 @@ export class Meter {
     const report = await connection.getStats();
     const at = performance.now();
     const video = {};
-    let selectedId = null;
     for (const entry of report.values()) {
-      if (entry.type === 'transport' && entry.selectedCandidatePairId) selectedId = entry.selectedCandidatePairId;
       if (entry.type === 'candidate-pair') {
         // ids are only unique within one connection; a pair that vanished keeps its last count
         this.#pairs.set(`${this.#generation}/${entry.id}`, {
@@ -35,11 +33,9 @@ export class Meter {
       }
       if (entry.type === 'outbound-rtp' && entry.kind === 'video') video.sent = entry.framesSent ?? entry.framesEncoded ?? 0;
     }
-    const pair = report.get(selectedId);
-    if (!pair) return null;
-    const local = report.get(pair.localCandidateId);
-    const remote = report.get(pair.remoteCandidateId);
-    if (!local || !remote) return null;
+    const selected = selectedPair(report);
+    if (!selected) return null;
+    const { pair, local, remote } = selected;
 
     const totals = { sent: 0, received: 0 };
     for (const { sent, received } of this.#pairs.values()) {
@@ -73,15 +69,18 @@ export class Meter {
 
 /** Names the selected pair, or null: both relayed ports change with an ICE restart. */
 export async function selectedPairName(connection) {
-  const report = await connection.getStats();
-  for (const entry of report.values()) {
-    if (entry.type !== 'transport' || !entry.selectedCandidatePairId) continue;
-    const pair = report.get(entry.selectedCandidatePairId);
-    const local = report.get(pair?.localCandidateId);
-    const remote = report.get(pair?.remoteCandidateId);
-    if (local && remote) return `${endText(end(local))} to ${endText(end(remote))}`;
-  }
-  return null;
+  const selected = selectedPair(await connection.getStats());
+  return selected && `${endText(end(selected.local))} to ${endText(end(selected.remote))}`;
+}
+
+/** The pair that carries the call, with both its ends, or null. */
+function selectedPair(report) {
+  const entries = [...report.values()];
+  const transport = entries.find(({ type, selectedCandidatePairId }) => type === 'transport' && selectedCandidatePairId);
+  // Firefox (140 for one) reports no transport, and marks the pair itself
+  const pair = transport ? report.get(transport.selectedCandidatePairId) : entries.find(({ type, selected }) => type === 'candidate-pair' && selected);
+  const [local, remote] = [report.get(pair?.localCandidateId), report.get(pair?.remoteCandidateId)];
+  return local && remote ? { pair, local, remote } : null;
 }
 
 export function endText(end) {
