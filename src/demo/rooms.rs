@@ -57,7 +57,7 @@ pub(super) enum Notice {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum JoinError {
     /// Two others are there.
-    #[error("this room already has two members; open a room of your own")]
+    #[error("this room already has two members; open another room")]
     RoomFull,
     /// The bound on rooms is reached.
     #[error("the demo already holds {ROOMS_MAX} rooms; close some tabs")]

@@ -46,9 +46,13 @@ export const cases = [
   { name: 'Chromium: the second tab crashes', run: secondTabCrashes },
   { name: 'Chromium: the page says that the server has stopped, and comes back', run: (env) => serverStops(env, 'chromium') },
   { name: 'Firefox: the page says that the server has stopped, and comes back', run: (env) => serverStops(env, 'firefox') },
+  { name: 'Chromium: the page says that the server has stopped before a call', run: serverStopsBeforeACall },
+  // F-C2
+  { name: 'Chromium: a link and its QR code for a phone', run: phoneLink },
   // F-C3
   { name: 'Chromium: relay and direct, and the round trips of both', run: relayAndDirect },
   { name: 'Chromium: the code for an own page works, and nothing is cut', run: ownPageAndLayout },
+  { name: 'Chromium: the page says why there is a relay, in one voice', run: reasonAndVoice },
 ];
 
 /** Call, video, file with checksum, ICE restart, counts. */
@@ -275,6 +279,7 @@ async function hangUpAndThirdTab(env) {
   const [a, b] = await env.call('chromium');
   const third = await env.open('chromium', 'C');
   await third.until('it is told that the room is full', () => document.getElementById('cover-text').textContent.includes('two members'), 5_000);
+  assert.equal(await third.page.$eval('#cover-text', (text) => text.textContent), 'This room already has two members; open another room.');
 
   await b.click('#hang-up');
   for (const tab of [a, b]) await tab.until('the call is over', () => window.throughway.phase === 'ended', 5_000);
@@ -300,11 +305,14 @@ async function openAgain(env, a, browser) {
   await Promise.all([a.framesGrow(), again.framesGrow()]);
 }
 
+/** A tab that is closed says so; ICE would take five seconds to notice. */
+const CLOSE_MS = 3_000;
+
 async function secondTabCloses(env, browser) {
   const [a, b] = await env.call(browser);
   // as a person closes it: the page hears of it
   await b.page.close({ runBeforeUnload: true });
-  await a.until('the call is over', () => window.throughway.phase === 'ended', 8_000);
+  await a.until('the call is over', () => window.throughway.phase === 'ended', CLOSE_MS);
   assert.deepEqual(await coverOf(a), { title: 'The other tab was closed', second: true, again: false });
   assert.equal(await a.page.$eval('#remote', (video) => video.srcObject), null, 'no frozen picture');
   assert.equal(await a.page.$eval('#pill', (pill) => pill.dataset.tone), 'idle');
@@ -346,6 +354,51 @@ async function serverStops(env, browser) {
   await Promise.all([a.framesGrow(), b.framesGrow()]);
 }
 
+async function serverStopsBeforeACall(env) {
+  const { server } = env;
+  const a = await env.open('chromium', 'A');
+  await a.until('it waits for a second tab', () => window.throughway.signalling.up, 5_000);
+  await server.stop();
+  await a.until('the main place says so', () => document.getElementById('cover-title').textContent === 'The server does not answer', 5_000);
+  assert.deepEqual(await coverOf(a), { title: 'The server does not answer', second: false, again: false });
+  await server.start();
+  await a.until('the page is as before', () => document.getElementById('cover-title').textContent === 'Call yourself through the relay', 8_000);
+  assert.equal((await coverOf(a)).second, true);
+}
+
+/** An address of the host of a container, for example: this machine does not have it, and needs no network for it. */
+const PHONE_ADDRESS = '203.0.113.7';
+
+/** Presses a button that copies, and returns the clipboard's text. */
+async function copied(tab, selector) {
+  await tab.page.browserContext().overridePermissions(new URL(tab.page.url()).origin, ['clipboard-read', 'clipboard-sanitized-write']);
+  await tab.page.bringToFront();
+  await tab.page.evaluate(() => navigator.clipboard.writeText('nothing yet'));
+  await tab.page.click(selector);
+  await tab.until(`${selector} says that it did`, (name) => document.querySelector(name).textContent === 'Copied', 5_000, selector);
+  return tab.page.evaluate(() => navigator.clipboard.readText());
+}
+
+async function phoneLink(env) {
+  const { server } = env;
+  const a = await env.open('chromium', 'A');
+  await a.until('without --lan the card names it', () => document.getElementById('phone-none').checkVisibility(), 5_000);
+  assert.match(await a.page.$eval('#phone-none', (text) => text.textContent), /throughway demo --lan/);
+  assert.equal(await a.page.$eval('#phone-link', (card) => card.checkVisibility()), false);
+  await server.stop();
+  await server.start({ lan: PHONE_ADDRESS });
+  await a.until('with --lan it has a link', () => document.getElementById('phone-link').checkVisibility(), 10_000);
+  const link = await a.page.$eval('#phone-url', ({ href }) => href);
+  const [address, room] = link.split('#');
+  assert.match(address, new RegExp(`^http://${PHONE_ADDRESS}:${server.httpPort}/\\?token=[0-9a-f]{32}$`));
+  assert.equal(room, `room=${env.room}`, 'the phone comes into this room');
+  const terminal = server.output().slice(server.output().lastIndexOf('STUN and TURN on'));
+  assert.ok(terminal.includes(address), 'the terminal has the same link');
+  assert.doesNotMatch(terminal, /only this machine can/i);
+  await a.until('the QR code is seen', () => document.getElementById('phone-code').naturalWidth > 200, 5_000);
+  assert.equal(await copied(a, '#phone-copy'), link);
+}
+
 async function relayAndDirect(env) {
   const [a, b] = await env.call('chromium');
   await a.until('a round trip over the relay', () => window.throughway.roundTrips.relay !== null, 8_000);
@@ -377,6 +430,7 @@ async function relayAndDirect(env) {
 }
 
 const LOG_LINE_PIXELS = 20;
+const BLANK_PIXELS_MAX = 150;
 
 async function ownPageAndLayout(env) {
   const a = await env.open('chromium', 'A');
@@ -398,15 +452,27 @@ async function ownPageAndLayout(env) {
       await a.page.setViewport({ width, height });
       const seen = await a.page.evaluate(() => {
         const bottom = (column) => Math.max(...[...column.children].map((card) => card.getBoundingClientRect().bottom));
+        /** How many pixels a column is longer than the lines of text in it need: what its cards leave blank below the last. */
+        const blankIn = (column) => [...column.children].filter((card) => card.checkVisibility()).reduce((sum, card) => {
+          const range = document.createRange();
+          const ends = [];
+          for (const walker = document.createTreeWalker(card, NodeFilter.SHOW_TEXT); walker.nextNode();) {
+            range.selectNodeContents(walker.currentNode);
+            ends.push(range.getBoundingClientRect().bottom);
+          }
+          return sum + card.getBoundingClientRect().bottom - Math.max(...ends);
+        }, 0);
         return {
           wide: document.documentElement.scrollWidth,
           ends: [...document.querySelectorAll('.column')].map((column) => Math.round(bottom(column))),
+          blank: blankIn(document.querySelectorAll('.column')[1]),
           log: document.getElementById('log').clientHeight,
           lines: [...document.querySelectorAll('#log li')].map((line) => line.getBoundingClientRect().height),
         };
       });
       assert.ok(seen.wide <= width, `${when}: ${seen.wide} of ${width} pixels`);
       if (width === 1280) assert.equal(seen.ends[0], seen.ends[1], `${when}: the columns end together`);
+      assert.ok(seen.blank < BLANK_PIXELS_MAX, `${when}: ${seen.blank} pixels of the right column are blank`);
       for (const pixels of [seen.log, ...seen.lines]) assert.equal(pixels % LOG_LINE_PIXELS, 0, `${when}: whole lines of the log`);
     }
   };
@@ -415,6 +481,34 @@ async function ownPageAndLayout(env) {
   await Promise.all([a.connected(), b.connected()]);
   await a.pair();
   await layout('during the call');
+}
+
+async function reasonAndVoice(env) {
+  const a = await env.open('chromium', 'A');
+  await a.until('the credentials are shown', () => !document.getElementById('use-copy').disabled, 8_000);
+  const seen = await a.page.evaluate(() => {
+    const shown = [...document.querySelectorAll('p')].filter((text) => text.checkVisibility()).map((text) => text.innerText);
+    const titles = document.querySelectorAll('h1, h2, button, .button, legend, .segment span, .tile span, thead th, tbody th, .node b');
+    return { shown, titles: [...titles].map((title) => title.textContent.trim()).filter(Boolean) };
+  });
+  const says = (...words) => seen.shown.some((text) => words.every((word) => text.includes(word)));
+  assert.ok(says('NAT', 'blocks calls', 'relay'), 'why there is a relay');
+  assert.ok(says('NAT', 'direct path', 'round trips'), 'what to compare');
+  assert.ok(says('TLS', 'certificate'), 'why TLS is not offered');
+  assert.equal(await copied(a, '#use-copy'), await a.page.$eval('#use-code', (code) => code.textContent));
+  assert.ok(seen.titles.length > 20);
+  for (const title of seen.titles) assert.match(title, /^[A-Z](?!.* [A-Z][a-z])/, 'only the first word has a capital letter');
+  // The page says "you" and "your browser", never "we" or "I".
+  const sources = await a.page.evaluate(async () => {
+    const paths = performance.getEntriesByType('resource').map(({ name }) => new URL(name).pathname).filter((path) => path.endsWith('.js'));
+    return Promise.all(['/', ...paths].map(async (path) => [path, await (await fetch(path)).text()]));
+  });
+  assert.ok(sources.length > 10, `${sources.length} files`);
+  for (const [path, source] of sources) {
+    for (const line of source.split('\n').filter((each) => !/^\s*(\/\/|\/?\*)/.test(each))) {
+      assert.doesNotMatch(line, /\b(we|our|ours|us|my|me|mine)\b/i, path);
+    }
+  }
 }
 
 /** A browser that closes a connection gives its allocations back at once, with a Refresh of lifetime 0. */

@@ -19,11 +19,10 @@ export class DemoServer {
     this.url = `http://127.0.0.1:${httpPort}/`;
   }
 
-  /** Starts the process and waits until its page answers. */
-  async start() {
-    const child = spawn(this.binary, ['demo', '--port', String(this.port), '--http', `127.0.0.1:${this.httpPort}`], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
+  /** Starts the process and waits until its page answers; with `lan` other machines can open it at this address. */
+  async start({ lan } = {}) {
+    const page = lan ? ['--http', `0.0.0.0:${this.httpPort}`, '--lan', lan] : ['--http', `127.0.0.1:${this.httpPort}`];
+    const child = spawn(this.binary, ['demo', '--port', String(this.port), ...page], { stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child = child;
     let problem = null;
     child.on('error', (error) => {

@@ -80,7 +80,7 @@ window.throughway = {
   get signalling() { return { up: signalling.up, peer: signalling.peer, caller: signalling.caller }; },
   get transfers() { return files.transfers.map(({ file, url, ...rest }) => rest); },
   log,
-  restart: () => call.restart('you asked'),
+  restart: () => call.restart('the button was pressed'),
   /** Sends no picture, so that nothing but connection checks is on its way. */
   silence: () => call.show(null),
   unsilence: () => usePicture(),
@@ -89,7 +89,7 @@ window.throughway = {
 
 async function fetchConfig() {
   const answer = await fetch(`/config?user=${user}&transport=${transport}`);
-  if (!answer.ok) throw new Error(`the server gave no credentials: ${answer.status} ${await answer.text()}`);
+  if (!answer.ok) throw new Error(`The server gave no credentials: ${answer.status} ${await answer.text()}`);
   config = await answer.json();
   showNotes(config.notes);
   showCards(config, room);
@@ -144,8 +144,8 @@ call.addEventListener('way', () => {
 });
 signalling.addEventListener('paired', show);
 signalling.addEventListener('refused', ({ detail }) => {
-  refused = detail.reason;
-  write('bad', detail.reason);
+  refused = sentenceOf(detail.reason);
+  write('bad', refused);
   show();
 });
 files.addEventListener('change', ({ detail }) => showTransfer(detail));
@@ -229,7 +229,7 @@ function show() {
   }
   const isAlone = signalling.up && !isSilent && !signalling.peer && phase !== 'connecting' && !refused;
   $('second').hidden = !isAlone && !refused;
-  $('second').textContent = refused ? 'Open a room of our own' : phase === 'idle' ? 'Open the second tab' : 'Open the second tab again';
+  $('second').textContent = refused ? 'Open another room' : phase === 'idle' ? 'Open the second tab' : 'Open the second tab again';
   $('second').href = refused ? location.pathname : secondTab();
   $('copy').hidden = !isAlone;
   $('again').hidden = !(signalling.up && signalling.peer && ['failed', 'ended'].includes(phase));
@@ -245,7 +245,12 @@ function showDrop() {
 
 function showNotes(notes) {
   $('notes').hidden = notes.length === 0;
-  $('notes').textContent = notes.map((note) => note[0].toUpperCase() + note.slice(1)).join(' ');
+  $('notes').textContent = notes.map(sentenceOf).join(' ');
+}
+
+/** The server's messages begin in lower case, as those of programs do. */
+function sentenceOf(message) {
+  return `${message[0].toUpperCase()}${message.slice(1).replace(/\.$/, '')}.`;
 }
 
 function write(level, text) {
@@ -298,7 +303,7 @@ function showTransfer(transfer) {
   row.querySelector('code').textContent = transfer.sha256 ? `SHA-256 ${transfer.sha256}` : '';
   if (transfer.state === 'done' && !transfer.told) {
     Object.defineProperty(transfer, 'told', { value: true });
-    write('good', `${transfer.name} ${transfer.way}: ${bytesText(transfer.size)}, the checksums of both tabs agree.`);
+    write('good', `File ${transfer.way}: ${transfer.name}, ${bytesText(transfer.size)}. The checksums of both tabs agree.`);
   }
 }
 
@@ -397,7 +402,7 @@ function countText({ bytes }) {
 
 $('again').onclick = () => call.start();
 $('hang-up').onclick = () => call.hangUp();
-$('restart').onclick = () => call.restart('you asked');
+$('restart').onclick = () => call.restart('the button was pressed');
 copies($('copy'), secondTab);
 $('theme').onclick = () => {
   const root = document.documentElement;

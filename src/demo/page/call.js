@@ -123,7 +123,7 @@ export class Call extends EventTarget {
     const another = this.#boot !== null && this.#boot !== boot;
     this.#boot = boot;
     if (!another) return;
-    this.#log('warn', 'The server was restarted: its relayed addresses and our password are gone.');
+    this.#log('warn', 'The server was restarted: its relayed addresses and passwords are gone.');
     if (this.#connection && this.phase !== 'ended') this.#recover(2, 'the server was restarted, so waiting does not help');
   }
 

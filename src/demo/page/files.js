@@ -169,17 +169,17 @@ export class Files extends EventTarget {
     this.#receiving = null;
     if (!now) return;
     const { transfer, pieces, digest } = now;
-    const mine = digest.hex();
-    const fine = mine === sha256 && transfer.bytes === transfer.size;
+    const computed = digest.hex();
+    const fine = computed === sha256 && transfer.bytes === transfer.size;
     this.#set(transfer, {
       state: fine ? 'done' : 'failed',
       problem: fine ? '' : `the checksum differs: the sender has ${sha256}`,
-      sha256: mine,
+      sha256: computed,
       seconds: (performance.now() - transfer.started) / 1000,
       // no type of the sender's choice that a browser would run
       url: URL.createObjectURL(new Blob(pieces, { type: /^image\/(png|jpeg|gif|webp)$/.test(transfer.type) ? transfer.type : 'application/octet-stream' })),
     });
-    this.#channel?.send(JSON.stringify({ kind: 'checked', id, sha256: mine }));
+    this.#channel?.send(JSON.stringify({ kind: 'checked', id, sha256: computed }));
   }
 
   #cancel() {
