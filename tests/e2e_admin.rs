@@ -756,7 +756,6 @@ fn the_page_itself_holds_no_data_and_loads_nothing_from_elsewhere() {
         ("/status/page.js", "text/javascript"),
         ("/status/page.css", "text/css"),
         ("/status/test.js", "text/javascript"),
-        ("/status/test.css", "text/css"),
     ] {
         let answer = ask(server.http(), "GET", path, &[HOST], "");
         assert_eq!(answer.status, 200);

@@ -117,7 +117,7 @@ fn the_public_listener_has_credentials_and_healthz_and_nothing_else() {
     assert_eq!(uris[0], format!("turn:turn.example.org:{}?transport=udp", ports[0]));
     assert_eq!(uris[3], format!("turn:turn.example.org:{}?transport=tcp", ports[3]));
     // The page of the connectivity test holds nothing: the credential is in the link that an operator makes.
-    for path in ["", "/page.js", "/page.css", "/test.js", "/test.css"].map(|file| format!("/connectivity{file}")) {
+    for path in ["", "/page.js", "/page.css", "/test.js"].map(|file| format!("/connectivity{file}")) {
         let answer = ask(public, "GET", &path, &[("Host", "turn.example.org")], "");
         assert_eq!(answer.status, 200, "{path}");
         let policy = answer.header("content-security-policy").unwrap();

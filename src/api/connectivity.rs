@@ -6,7 +6,7 @@
 use axum::Router;
 use axum::routing::get;
 
-use super::page::{self, HTML, PageFile};
+use super::page::{self, HEAD, HTML, PageFile, THEME};
 
 /// What tests, for a page that imports it.
 pub const SCRIPT: &str = include_str!("connectivity/test.js");
@@ -16,12 +16,11 @@ pub const STYLE: &str = include_str!("connectivity/test.css");
 /// Where users find the page.
 pub const PATH: &str = "/connectivity";
 
-const FILES: [PageFile; 5] = [
-    (PATH, HTML, include_str!("connectivity/page.html")),
-    ("/connectivity/page.js", page::SCRIPT, include_str!("connectivity/page.js")),
-    ("/connectivity/page.css", page::STYLE, include_str!("admin/page/page.css")),
-    ("/connectivity/test.js", page::SCRIPT, SCRIPT),
-    ("/connectivity/test.css", page::STYLE, STYLE),
+const FILES: [PageFile; 4] = [
+    (PATH, HTML, &[HEAD, include_str!("connectivity/page.html")]),
+    ("/connectivity/page.js", page::SCRIPT, &[include_str!("connectivity/page.js")]),
+    ("/connectivity/page.css", page::STYLE, &[THEME, STYLE]),
+    ("/connectivity/test.js", page::SCRIPT, &[SCRIPT]),
 ];
 
 /// Every path of the page.
@@ -31,7 +30,7 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 
 /// The page for users, for `http.public`.
 pub fn public_router() -> Router {
-    FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
-        router.route(path, get(move || std::future::ready(page::file(kind, text))))
+    FILES.into_iter().fold(Router::new(), |router, (path, kind, parts)| {
+        router.route(path, get(move || std::future::ready(page::file(kind, parts))))
     })
 }

@@ -11,11 +11,16 @@ pub(crate) const HTML: &str = "text/html; charset=utf-8";
 pub(crate) const SCRIPT: &str = "text/javascript; charset=utf-8";
 pub(crate) const STYLE: &str = "text/css; charset=utf-8";
 
-/// Path, media type, content.
-pub(super) type PageFile = (&'static str, &'static str, &'static str);
+/// What every page begins with, up to its title.
+pub(crate) const HEAD: &str = include_str!("page/head.html");
+/// What every style begins with: colours, fonts, and the parts that all pages have.
+pub(crate) const THEME: &str = include_str!("page/theme.css");
+
+/// Path, media type, and the content in parts, so that pages can share some.
+pub(crate) type PageFile = (&'static str, &'static str, &'static [&'static str]);
 
 /// The answer that is one of these files.
-pub(super) fn file(kind: &'static str, text: &'static str) -> Response {
+pub(super) fn file(kind: &'static str, parts: &[&str]) -> Response {
     let head = [
         (header::CONTENT_TYPE, kind),
         (header::CACHE_CONTROL, "no-store"),
@@ -23,5 +28,5 @@ pub(super) fn file(kind: &'static str, text: &'static str) -> Response {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
     ];
-    (StatusCode::OK, head, text).into_response()
+    (StatusCode::OK, head, parts.concat()).into_response()
 }

@@ -9,35 +9,28 @@ use axum::routing::get;
 
 use super::DemoState;
 use crate::api::connectivity;
+use crate::api::page::{HEAD, HTML, PageFile, SCRIPT, STYLE, THEME};
 
-const HTML: &str = "text/html; charset=utf-8";
-const SCRIPT: &str = "text/javascript; charset=utf-8";
-const STYLE: &str = "text/css; charset=utf-8";
-const SVG: &str = "image/svg+xml";
-
-/// Path, media type, content.
-const FILES: [(&str, &str, &str); 16] = [
-    ("/", HTML, include_str!("page/index.html")),
-    ("/style.css", STYLE, include_str!("page/style.css")),
-    ("/icon.svg", SVG, include_str!("page/icon.svg")),
-    ("/app.js", SCRIPT, include_str!("page/app.js")),
-    ("/cards.js", SCRIPT, include_str!("page/cards.js")),
-    ("/call.js", SCRIPT, include_str!("page/call.js")),
-    ("/diagnosis.js", SCRIPT, include_str!("page/diagnosis.js")),
-    ("/files.js", SCRIPT, include_str!("page/files.js")),
-    ("/format.js", SCRIPT, include_str!("page/format.js")),
-    ("/picture.js", SCRIPT, include_str!("page/picture.js")),
-    ("/sha256.js", SCRIPT, include_str!("page/sha256.js")),
-    ("/signalling.js", SCRIPT, include_str!("page/signalling.js")),
-    ("/stats.js", SCRIPT, include_str!("page/stats.js")),
-    ("/test.css", STYLE, connectivity::STYLE),
-    ("/test.js", SCRIPT, connectivity::SCRIPT),
-    ("/ticker.js", SCRIPT, include_str!("page/ticker.js")),
+const FILES: [PageFile; 14] = [
+    ("/", HTML, &[HEAD, include_str!("page/index.html")]),
+    ("/style.css", STYLE, &[THEME, include_str!("page/style.css"), connectivity::STYLE]),
+    ("/app.js", SCRIPT, &[include_str!("page/app.js")]),
+    ("/cards.js", SCRIPT, &[include_str!("page/cards.js")]),
+    ("/call.js", SCRIPT, &[include_str!("page/call.js")]),
+    ("/diagnosis.js", SCRIPT, &[include_str!("page/diagnosis.js")]),
+    ("/files.js", SCRIPT, &[include_str!("page/files.js")]),
+    ("/format.js", SCRIPT, &[include_str!("page/format.js")]),
+    ("/picture.js", SCRIPT, &[include_str!("page/picture.js")]),
+    ("/sha256.js", SCRIPT, &[include_str!("page/sha256.js")]),
+    ("/signalling.js", SCRIPT, &[include_str!("page/signalling.js")]),
+    ("/stats.js", SCRIPT, &[include_str!("page/stats.js")]),
+    ("/test.js", SCRIPT, &[connectivity::SCRIPT]),
+    ("/ticker.js", SCRIPT, &[include_str!("page/ticker.js")]),
 ];
 
 /// One route per file.
 pub(super) fn routes() -> Router<Arc<DemoState>> {
-    FILES.into_iter().fold(Router::new(), |router, (path, media_type, content)| {
-        router.route(path, get(move || async move { ([(header::CONTENT_TYPE, media_type)], content).into_response() }))
+    FILES.into_iter().fold(Router::new(), |router, (path, kind, parts)| {
+        router.route(path, get(move || async move { ([(header::CONTENT_TYPE, kind)], parts.concat()).into_response() }))
     })
 }

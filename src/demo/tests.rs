@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::api::page::{HEAD, THEME};
 
 struct Scripted;
 
@@ -146,6 +147,44 @@ async fn the_page_and_all_its_parts_are_served_with_a_strict_policy() {
         }
         let answer = get(address, &format!("/{name}"), &address.to_string()).await;
         assert!(answer.starts_with("HTTP/1.1 200"), "/{name}: {answer}");
+    }
+}
+
+/// A change of the head or of a colour is made in one place: no page has a part of it of its own.
+#[tokio::test]
+async fn all_pages_share_one_head_and_one_theme() {
+    let address = demo().await;
+    for (path, shared) in [("/", HEAD), ("/style.css", THEME)] {
+        let answer = get(address, path, "localhost").await;
+        assert!(answer.split_once("\r\n\r\n").unwrap().1.starts_with(shared), "{path}");
+    }
+    let pages = [
+        include_str!("page/index.html"),
+        include_str!("../api/admin/page/status.html"),
+        include_str!("../api/connectivity/page.html"),
+    ];
+    for page in pages {
+        assert!(page.starts_with("<title>"), "{page}");
+        for part in ["<meta", "<!doctype", "rel=\"icon\"", "<svg xmlns"] {
+            assert!(!page.contains(part), "{part} in {page}");
+        }
+    }
+    let colours: Vec<&str> =
+        THEME.lines().filter_map(|line| line.trim().split_once(": light-dark(")).map(|(name, _)| name).collect();
+    assert!(colours.len() > 10, "{colours:?}");
+    let styles = [
+        include_str!("page/style.css"),
+        include_str!("../api/admin/page/page.css"),
+        include_str!("../api/connectivity/test.css"),
+    ];
+    for style in styles {
+        assert!(!style.contains("prefers-color-scheme"), "{style}");
+        for name in &colours {
+            assert!(
+                !style.contains(&format!("{name}: #")) && !style.contains(&format!("{name}: light-dark")),
+                "{name} in {style}"
+            );
+        }
     }
 }
 

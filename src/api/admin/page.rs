@@ -9,14 +9,13 @@ use axum::routing::any;
 use super::refused::AdminRefused;
 use super::{Admin, is_get};
 use crate::api::connectivity;
-use crate::api::page::{self, HTML, PageFile};
+use crate::api::page::{self, HEAD, HTML, PageFile, THEME};
 
-const FILES: [PageFile; 5] = [
-    ("/status", HTML, include_str!("page/status.html")),
-    ("/status/page.js", page::SCRIPT, include_str!("page/page.js")),
-    ("/status/page.css", page::STYLE, include_str!("page/page.css")),
-    ("/status/test.js", page::SCRIPT, connectivity::SCRIPT),
-    ("/status/test.css", page::STYLE, connectivity::STYLE),
+const FILES: [PageFile; 4] = [
+    ("/status", HTML, &[HEAD, include_str!("page/status.html")]),
+    ("/status/page.js", page::SCRIPT, &[include_str!("page/page.js")]),
+    ("/status/page.css", page::STYLE, &[THEME, include_str!("page/page.css"), connectivity::STYLE]),
+    ("/status/test.js", page::SCRIPT, &[connectivity::SCRIPT]),
 ];
 
 pub(super) fn paths() -> impl Iterator<Item = &'static str> {
@@ -24,7 +23,7 @@ pub(super) fn paths() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn router() -> Router<Arc<Admin>> {
-    FILES.into_iter().fold(Router::new(), |router, (path, kind, text)| {
+    FILES.into_iter().fold(Router::new(), |router, (path, kind, parts)| {
         let handler = move |State(admin): State<Arc<Admin>>, request: Request| async move {
             if admin.hosts.check(request.headers()).is_none() {
                 return AdminRefused::Host.into_response();
@@ -32,7 +31,7 @@ pub(super) fn router() -> Router<Arc<Admin>> {
             if !is_get(request.method()) {
                 return AdminRefused::Method("GET").into_response();
             }
-            page::file(kind, text)
+            page::file(kind, parts)
         };
         router.route(path, any(handler))
     })

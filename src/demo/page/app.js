@@ -470,6 +470,7 @@ function usePicture() {
 
 // ---- go
 
+$('mark').src = document.querySelector('link[rel=icon]').href;
 usePicture();
 show();
 signalling.run();
