@@ -375,7 +375,13 @@ mod tests {
         let address = config.listen[0].address;
         // As listen.auto stands in a configuration: one address, once for each transport.
         config.listen[0].is_auto = true;
-        config.listen.push(Listen { transport: Transport::Tls, address, is_auto: true, is_default: false });
+        config.listen.push(Listen {
+            transport: Transport::Tls,
+            address,
+            is_auto: true,
+            is_default: false,
+            proxy_from: Default::default(),
+        });
         let plain = "turn:192.0.2.7:3478?transport=tcp";
         assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
         config.tls.name = Some("turn.example.org".into());

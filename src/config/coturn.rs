@@ -102,7 +102,7 @@ pub const OPTIONS: &[CoturnOption] = &[
     value("listening-ip", Becomes("listen.udp, listen.tcp and listen.auto", "their addresses")).short('L'),
     value("listening-device", Asks("a listener has an address here, not a device: name the address of the device in listen.udp and listen.tcp")).short('d'),
     value("aux-server", Becomes("listen.udp and listen.tcp", "one more address each")),
-    value("tcp-proxy-port", Asks("the PROXY protocol is not in this version: clients behind the load balancer share its address, so raise limits.allocations_per_client")),
+    value("tcp-proxy-port", Asks("here it belongs to a listener and names the proxies: write { address = \"IP:PORT\", proxy_from = [\"IP OF THE PROXY\"] } into listen.tcp")),
     flag("no-udp", Becomes("listen.udp", "an empty list")),
     flag("no-tcp", Becomes("listen.tcp", "an empty list")),
     flag("no-tls", Becomes("listen.tls and listen.auto", "empty lists, as by default")),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::address::Transport;
 use crate::config::acme::Proof;
-use crate::config::checked::{Config, External, HttpListen, Workers};
+use crate::config::checked::{Config, External, HttpListen, Listen, Workers};
 use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::config::units::{DURATION, RATE, SIZE};
 use crate::protocol::meter::Rates;
@@ -72,9 +72,13 @@ impl Config {
     fn describe_listeners(&self, lines: &mut Lines) {
         for listen in &self.listen {
             match (listen.is_auto, listen.transport) {
-                (true, Transport::Tls) => lines.add("listen", format!("tls and tcp {}", listen.address)),
+                (true, Transport::Tls) => {
+                    lines.add("listen", format!("tls and tcp {}{}", listen.address, behind(listen)))
+                }
                 (true, Transport::Tcp | Transport::Udp) => {}
-                (false, _) => lines.add("listen", format!("{} {}", listen.transport.name(), listen.address)),
+                (false, transport) => {
+                    lines.add("listen", format!("{} {}{}", transport.name(), listen.address, behind(listen)));
+                }
             }
         }
         if self.listen.is_empty() {
@@ -199,6 +203,7 @@ impl Config {
             "supervise": self.supervise,
             "listen": self.listen.iter().map(|listen| json!({
                 "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
+                "proxy_from": listen.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "tls": self.tls_json(),
             "relay": {
@@ -451,4 +456,13 @@ fn rates_text(rates: Rates) -> Option<String> {
     let packets = rates.packets_per_second.map(|rate| format!("{rate} packets/s"));
     let both: Vec<String> = bits.into_iter().chain(packets).collect();
     (!both.is_empty()).then(|| both.join(" and "))
+}
+
+/// Who connects to a listener, if it is not everybody.
+fn behind(listen: &Listen) -> String {
+    if listen.proxy_from.is_empty() {
+        return String::new();
+    }
+    let proxies: Vec<String> = listen.proxy_from.iter().map(ToString::to_string).collect();
+    format!(", for proxies at {}, each with a PROXY header", proxies.join(", "))
 }

@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::address::{Family, Transport};
 use crate::config::check::Check;
@@ -10,7 +13,7 @@ use crate::config::error::Problem;
 use crate::config::units;
 
 /// A socket that clients talk to. `[::]` means IPv6 only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listen {
     /// What carries the messages.
     pub transport: Transport,
@@ -20,6 +23,8 @@ pub struct Listen {
     pub is_auto: bool,
     /// From the default: where the kernel has no IPv6, a default IPv6 listener is left out.
     pub is_default: bool,
+    /// Only proxies with these addresses connect here, and each connection begins with a PROXY header; empty for any client.
+    pub proxy_from: Arc<[IpNet]>,
 }
 
 impl Listen {
@@ -97,7 +102,7 @@ impl Check {
     pub(crate) fn listen(&mut self, transport: Transport, path: &str) -> Vec<(Listen, Node)> {
         let mut listeners: Vec<(Listen, Node)> = Vec::new();
         for node in self.list(path) {
-            let Some(address) = self.listener_address(&node) else { continue };
+            let Some((address, proxy_from)) = self.listener_address(&node, transport) else { continue };
             let clash =
                 listeners.iter().find(|(other, _)| overlap(other.address, address)).map(|(other, _)| other.address);
             match clash {
@@ -108,7 +113,7 @@ impl Check {
                 ),
                 None => {
                     let is_default = node.is_default();
-                    listeners.push((Listen { transport, address, is_auto: false, is_default }, node));
+                    listeners.push((Listen { transport, address, is_auto: false, is_default, proxy_from }, node));
                 }
             }
         }
@@ -123,12 +128,12 @@ impl Check {
         }
     }
 
-    fn listener_address(&mut self, node: &Node) -> Option<SocketAddr> {
+    fn listener_address(&mut self, node: &Node, transport: Transport) -> Option<(SocketAddr, Arc<[IpNet]>)> {
         let Value::Table(fields) = &node.value else {
             let text = self.text(node)?;
-            return self.socket_address(node, &text);
+            return Some((self.socket_address(node, &text)?, Arc::default()));
         };
-        let all_known = self.fields(fields, node, &["address"]);
+        let all_known = self.fields(fields, node, &["address", "proxy_from"]);
         let Some(address) = document::field(fields, "address") else {
             if all_known {
                 self.wrong(node, "has no address; write { address = \"0.0.0.0:3478\" }");
@@ -137,7 +142,36 @@ impl Check {
         };
         let address = Node { key: node.key.clone(), ..address.clone() };
         let text = self.text(&address)?;
-        self.socket_address(&address, &text)
+        let address = self.socket_address(&address, &text);
+        let proxy_from = match document::field(fields, "proxy_from") {
+            None => Some(Arc::default()),
+            Some(from) => {
+                let from = Node { key: format!("{}.proxy_from", node.key), ..from.clone() };
+                self.proxy_from(&from, transport)
+            }
+        };
+        address.zip(proxy_from)
+    }
+
+    fn proxy_from(&mut self, node: &Node, transport: Transport) -> Option<Arc<[IpNet]>> {
+        if transport == Transport::Udp {
+            self.wrong(
+                node,
+                "stands for proxies of connections; UDP has none: use listen.tcp, listen.tls or listen.auto",
+            );
+            return None;
+        }
+        let Value::List(items) = &node.value else {
+            self.wrong(node, "expected a list of the proxies' addresses, such as [\"10.0.0.5\", \"10.1.0.0/16\"]");
+            return None;
+        };
+        if items.is_empty() {
+            self.wrong(node, "is empty, so nothing could connect; name the proxies' addresses, or leave it out");
+            return None;
+        }
+        let nets: Vec<Option<IpNet>> = items.iter().map(|item| self.net(item)).collect();
+        let nets: Option<Vec<IpNet>> = nets.into_iter().collect();
+        nets.map(Into::into)
     }
 
     pub(crate) fn socket_address(&mut self, node: &Node, text: &str) -> Option<SocketAddr> {

@@ -196,7 +196,12 @@ fn item(path: &str) -> Value {
     match path {
         "listen.udp" | "listen.tcp" | "listen.tls" | "listen.auto" => {
             let one = pattern(&format!("^{}$", address_and_port()));
-            let mut listener = table([("address".to_owned(), one.clone())].into_iter().collect());
+            let mut fields: Map<String, Value> = [("address".to_owned(), one.clone())].into_iter().collect();
+            if path != "listen.udp" {
+                let proxies = json!({ "type": "array", "minItems": 1, "items": pattern(&prefix()) });
+                fields.insert("proxy_from".to_owned(), proxies);
+            }
+            let mut listener = table(fields);
             listener["required"] = json!(["address"]);
             json!({ "anyOf": [one, listener] })
         }

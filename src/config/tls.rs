@@ -36,7 +36,7 @@ impl Check {
                 }
                 let found = Listen { is_auto, ..found };
                 if is_auto {
-                    listen.push((Listen { transport: Transport::Tcp, ..found }, node.clone()));
+                    listen.push((Listen { transport: Transport::Tcp, ..found.clone() }, node.clone()));
                 }
                 listen.push((found, node));
             }

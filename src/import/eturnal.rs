@@ -182,7 +182,7 @@ impl Import {
         let addresses = ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
         let is = |name: &str, word: &str| entry.get(name).and_then(Node::text) == Some(word);
         if is("proxy_protocol", "true") {
-            let message = "the PROXY protocol is not in this version: clients behind the load balancer share its address, so raise limits.allocations_per_client";
+            let message = "here it belongs to a listener and names the proxies: write { address = \"IP:PORT\", proxy_from = [\"IP OF THE PROXY\"] } into listen.tcp";
             self.say("listen", entry, Outcome::NeedsYou, message);
         } else {
             let stun = if is("enable_turn", "false") { "; it relays too, for those who have a credential" } else { "" };

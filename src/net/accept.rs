@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -24,6 +25,7 @@ use super::half_open::HalfOpenStreams;
 use super::handoff::Channel;
 use super::handshake::{Handshake, handshake};
 use super::overflow::Watched;
+use super::proxy_header::{self, Announced};
 use super::tls_resumption::ResumableSessions;
 use super::tls_session::TlsSession;
 use super::upgrade_messages::FromOld;
@@ -38,6 +40,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// Streams that must give way and are not closed yet while more are accepted.
 const LEAVING_MAX: u64 = 16;
 const LEAVING_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a proxy may take to say whose connection it is.
+const PROXY_HEADER_WITHIN: Duration = Duration::from_secs(3);
 
 /// How long a stream may wait for room on its way to another process.
 const LATE_TIME: Duration = Duration::from_millis(50);
@@ -75,6 +80,15 @@ impl Limits {
     }
 }
 
+/// Connections that were closed before they were anybody's.
+#[derive(Debug, Default)]
+pub(super) struct Proxied {
+    /// Of a source that is no proxy.
+    pub(super) source: AtomicU64,
+    /// Without a valid PROXY header in time.
+    pub(super) header: AtomicU64,
+}
+
 /// Where established streams go.
 enum Route {
     Workers,
@@ -90,6 +104,8 @@ pub(super) struct Acceptor {
     pub(super) handshakes: Handshakes,
     /// Connections on a port for both that said nothing in time.
     pub(super) silent: AtomicU64,
+    /// Connections to listeners for proxies that were closed.
+    pub(super) proxied: Proxied,
     /// Streams that could not be accepted.
     refused: AtomicU64,
     pub(super) tls: ArcSwapOption<Tls>,
@@ -114,6 +130,7 @@ impl Acceptor {
             limits: Limits::default(),
             handshakes: Handshakes::default(),
             silent: AtomicU64::new(0),
+            proxied: Proxied::default(),
             refused: AtomicU64::new(0),
             tls: ArcSwapOption::new(tls),
             half_open: Arc::default(),
@@ -153,6 +170,7 @@ impl Acceptor {
         self: Arc<Self>,
         listener: Arc<Watched<TcpListener>>,
         takes: StreamKind,
+        proxies: Arc<[IpNet]>,
         mut stop: oneshot::Receiver<()>,
     ) {
         loop {
@@ -163,7 +181,8 @@ impl Acceptor {
             };
             match accepted {
                 Ok((stream, from)) => match five_tuple(&stream, from) {
-                    Ok(five_tuple) => self.receive(stream, five_tuple, takes),
+                    Ok(five_tuple) if proxies.is_empty() => self.receive(stream, five_tuple, takes),
+                    Ok(five_tuple) => self.receive_of_proxy(stream, five_tuple, takes, &proxies),
                     // Gone already.
                     Err(_) => Handshakes::count(&self.refused),
                 },
@@ -185,6 +204,45 @@ impl Acceptor {
             tokio::time::sleep(LEAVING_PAUSE).await;
         }
         self.gate.accept(|| listener.accept()).await
+    }
+
+    /// Counts a stream of a proxy in, which says whose it is; nobody else connects to such a listener.
+    fn receive_of_proxy(
+        self: &Arc<Self>,
+        mut stream: TcpStream,
+        five_tuple: FiveTuple,
+        takes: StreamKind,
+        proxies: &[IpNet],
+    ) {
+        let source = five_tuple.client.ip().to_canonical();
+        if !proxies.iter().any(|trusted| trusted.contains(&source)) {
+            tracing::debug!(%source, "a connection from none of the proxies in proxy_from");
+            return Handshakes::count(&self.proxied.source);
+        }
+        let Some((permit, mut give_way)) = self.half_open.accept(&stream.as_fd(), five_tuple.client) else {
+            return Handshakes::count(&self.refused);
+        };
+        let acceptor = Arc::clone(self);
+        tokio::spawn(async move {
+            let announced = tokio::select! {
+                announced = timeout(PROXY_HEADER_WITHIN, proxy_header::read(&mut stream)) => announced,
+                // Counted where the places are.
+                Ok(()) = &mut give_way => return,
+            };
+            // From now on it is the client's, and counts for it.
+            drop(permit);
+            match announced {
+                Ok(Ok(Announced::Client(client))) => {
+                    acceptor.receive(stream, FiveTuple { client: client.into(), ..five_tuple }, takes);
+                }
+                Ok(Ok(Announced::Itself)) => acceptor.receive(stream, five_tuple, takes),
+                Ok(Err(error)) => {
+                    tracing::debug!(%source, %error, "a connection of a proxy is closed");
+                    Handshakes::count(&acceptor.proxied.header);
+                }
+                Err(_) => Handshakes::count(&acceptor.proxied.header),
+            }
+        });
     }
 
     /// Counts a stream in, and goes on with it elsewhere if something must be waited for.

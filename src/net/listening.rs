@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
@@ -23,17 +24,19 @@ use crate::address::Transport;
 use crate::config::checked::{Config, Listen};
 
 /// One socket that the configuration asks for, one per worker for UDP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 struct WantedListener {
     address: SocketAddr,
     /// What its streams may be; `None` for UDP.
     takes: Option<StreamKind>,
+    /// Only these connect, with a PROXY header first; empty for any client.
+    proxies: Arc<[IpNet]>,
     /// It need not be: without IPv6 in the kernel it is left out.
     is_default: bool,
 }
 
 impl WantedListener {
-    const fn transport(self) -> Transport {
+    const fn transport(&self) -> Transport {
         match self.takes {
             None => Transport::Udp,
             Some(StreamKind::Plain) => Transport::Tcp,
@@ -41,7 +44,7 @@ impl WantedListener {
         }
     }
 
-    const fn key(self) -> &'static str {
+    const fn key(&self) -> &'static str {
         match self.takes {
             None => "listen.udp",
             Some(StreamKind::Plain) => "listen.tcp",
@@ -51,7 +54,7 @@ impl WantedListener {
     }
 
     /// Whether both could not be bound at once.
-    fn overlaps(self, bound: SocketAddr, is_udp: bool) -> bool {
+    fn overlaps(&self, bound: SocketAddr, is_udp: bool) -> bool {
         let (a, b) = (self.address, bound);
         self.takes.is_none() == is_udp
             && a.port() == b.port()
@@ -91,7 +94,8 @@ fn wanted(config: &Config) -> Vec<WantedListener> {
             (false, Transport::Tcp) => Some(StreamKind::Plain),
             (false, Transport::Tls) => Some(StreamKind::Tls),
         };
-        Some(WantedListener { address: listen.address, takes, is_default: listen.is_default })
+        let proxies = Arc::clone(&listen.proxy_from);
+        Some(WantedListener { address: listen.address, takes, proxies, is_default: listen.is_default })
     };
     config.listen.iter().filter_map(socket).collect()
 }
@@ -121,9 +125,10 @@ struct Accepting {
 }
 
 impl Accepting {
-    fn start(acceptor: &Arc<Acceptor>, listener: &Arc<Watched<TcpListener>>, takes: StreamKind) -> Self {
+    fn start(acceptor: &Arc<Acceptor>, listener: &Arc<Watched<TcpListener>>, wanted: &WantedListener) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let accepting = Arc::clone(acceptor).accept(Arc::clone(listener), takes, stopped);
+        let takes = wanted.takes.unwrap_or(StreamKind::Plain);
+        let accepting = Arc::clone(acceptor).accept(Arc::clone(listener), takes, Arc::clone(&wanted.proxies), stopped);
         Self { _stop: stop, task: tokio::spawn(accepting).abort_handle() }
     }
 }
@@ -137,7 +142,7 @@ pub(super) enum Bound {
 /// What a configuration changes; making it binds, dropping it changes nothing.
 pub(super) struct Plan {
     added: Vec<(WantedListener, SocketAddr, Bound)>,
-    /// What is told apart in another way from now on: plain, TLS or both.
+    /// What is told apart in another way from now on: plain, TLS or both, and whether proxies speak first.
     retaken: Vec<(ListenerId, WantedListener)>,
     returning: Vec<ListenerId>,
     removed: Vec<ListenerId>,
@@ -147,7 +152,8 @@ impl Plan {
     /// One that opens UDP sockets that are bound already, one for each worker.
     #[cfg(test)]
     pub(super) fn adding(address: SocketAddr, sockets: Vec<UdpSockets>) -> Self {
-        let added = vec![(WantedListener { address, takes: None, is_default: false }, address, Bound::Udp(sockets))];
+        let wanted = WantedListener { address, takes: None, proxies: Arc::default(), is_default: false };
+        let added = vec![(wanted, address, Bound::Udp(sockets))];
         Self { added, ..Self::nothing() }
     }
 
@@ -190,7 +196,7 @@ impl Listening {
                 missing.push(wanted);
                 continue;
             };
-            if open.wanted.takes != wanted.takes {
+            if (open.wanted.takes, &open.wanted.proxies) != (wanted.takes, &wanted.proxies) {
                 plan.retaken.push((open.id, wanted));
             } else if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
                 plan.returning.push(open.id);
@@ -208,7 +214,7 @@ impl Listening {
                     open.address,
                 ));
             }
-            match bind(wanted, workers, passed) {
+            match bind(wanted.clone(), workers, passed) {
                 Ok(added) => plan.added.push(added),
                 Err(error) if wanted.is_default && wanted.address.is_ipv6() && listen::lacks_family(&error.cause) => {
                     tracing::info!(address = %wanted.address, "{}: left out, because this kernel has no IPv6", wanted.key());
@@ -227,6 +233,8 @@ impl Listening {
             bound: open.address,
             takes: code_of(open.wanted.takes),
             is_leaving: open.is_leaving(),
+            proxy_from: (!open.wanted.proxies.is_empty())
+                .then(|| open.wanted.proxies.iter().map(ToString::to_string).collect()),
         };
         self.open.iter().map(note).collect()
     }
@@ -254,8 +262,11 @@ impl Listening {
         for note in notes {
             let id = ListenerId(note.id);
             let takes = kind_of(note.takes).ok_or_else(|| format!("a listener of the unknown kind {}", note.takes))?;
-            let wanted = WantedListener { address: note.configured, takes, is_default: false };
-            let kind = if let Some(takes) = takes {
+            let proxies = note.proxy_from.iter().flatten().map(|prefix| prefix.parse::<IpNet>());
+            let proxies: Result<Arc<[IpNet]>, _> = proxies.collect();
+            let proxies = proxies.map_err(|error| format!("the proxies of {}: {error}", note.bound))?;
+            let wanted = WantedListener { address: note.configured, takes, proxies, is_default: false };
+            let kind = if takes.is_some() {
                 let at = sockets.iter().position(|(of, _)| *of == note.id);
                 let (_, socket) =
                     sockets.swap_remove(at.ok_or_else(|| format!("the socket of {} is missing", note.bound))?);
@@ -266,7 +277,7 @@ impl Listening {
                 }
                 let listener = TcpListener::from_std(socket).map_err(failed)?;
                 let listener = Arc::new(overflow.watch(SocketKind::Stream, listener));
-                let accepting = Accepting::start(acceptor, &listener, takes);
+                let accepting = Accepting::start(acceptor, &listener, &wanted);
                 ListenerKind::Stream { listener, accepting }
             } else {
                 let (users, is_leaving) = (Arc::new(Users::default()), note.is_leaving);
@@ -359,15 +370,15 @@ impl Listening {
             let Bound::Stream(listener) = bound else { continue };
             let id = self.next_id();
             let listener = Arc::new(overflow.watch(SocketKind::Stream, listener));
-            let accepting = Accepting::start(acceptor, &listener, wanted.takes.unwrap_or(StreamKind::Plain));
+            let accepting = Accepting::start(acceptor, &listener, &wanted);
             self.open.push(Open { id, wanted, address, kind: ListenerKind::Stream { listener, accepting } });
         }
         for (id, wanted) in plan.retaken {
             let Some(open) = self.open.iter_mut().find(|open| open.id == id) else { continue };
-            open.wanted = wanted;
-            if let (ListenerKind::Stream { listener, accepting }, Some(takes)) = (&mut open.kind, wanted.takes) {
-                *accepting = Accepting::start(acceptor, listener, takes);
+            if let ListenerKind::Stream { listener, accepting } = &mut open.kind {
+                *accepting = Accepting::start(acceptor, listener, &wanted);
             }
+            open.wanted = wanted;
         }
         let mut tell = |change: &dyn Fn() -> ListenerChange| changes.iter_mut().for_each(|of| of.push(change()));
         for open in &mut self.open {
@@ -405,8 +416,17 @@ impl Listening {
 
     /// What new clients find: transport and address, UDP first.
     pub(super) fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
+        Self::listed(self.open.iter())
+    }
+
+    /// The same without those to which only proxies connect.
+    pub(super) fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr)> {
+        Self::listed(self.open.iter().filter(|open| open.wanted.proxies.is_empty()))
+    }
+
+    fn listed<'a>(all: impl Iterator<Item = &'a Open>) -> Vec<(Transport, SocketAddr)> {
         let mut listeners = Vec::new();
-        for open in self.open.iter().filter(|open| !open.is_leaving()) {
+        for open in all.filter(|open| !open.is_leaving()) {
             if open.wanted.takes == Some(StreamKind::Both) {
                 listeners.push((Transport::Tcp, open.address));
             }
@@ -453,7 +473,8 @@ fn bind(
     workers: usize,
     passed: &Passed,
 ) -> Result<(WantedListener, SocketAddr, Bound), BindError> {
-    let failed = |cause| BindError { transport: wanted.transport().name(), address: wanted.address, cause };
+    let (transport, address) = (wanted.transport().name(), wanted.address);
+    let failed = |cause| BindError { transport, address, cause };
     Ok(if wanted.takes.is_none() {
         let sockets = listen::udp(wanted.address, workers, passed)?;
         let bound = sockets.first().map_or(Ok(wanted.address), |first| first.data.local_addr()).map_err(failed)?;

@@ -40,6 +40,7 @@ mod udp;
 pub mod record;
 pub mod stream_state;
 mod handshake;
+pub mod proxy_header;
 mod tls_session;
 mod send_queue;
 mod tcp;

@@ -121,6 +121,12 @@ impl Running {
         listening::lock(&self.listening).listeners()
     }
 
+    /// The listeners that clients connect to themselves: transport and address. Behind proxies they are told the proxies'.
+    #[must_use]
+    pub fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr)> {
+        listening::lock(&self.listening).listeners_of_clients()
+    }
+
     /// Sockets that were open before us.
     #[must_use]
     pub const fn passed(&self) -> &Passed {
@@ -229,6 +235,14 @@ impl Running {
     #[must_use]
     pub fn streams_silent(&self) -> u64 {
         self.acceptor.silent.load(Ordering::Relaxed)
+    }
+
+    /// Connections to listeners for proxies that were closed: those of other sources, and those without a valid PROXY
+    /// header in time.
+    #[must_use]
+    pub fn streams_not_of_proxies(&self) -> [u64; 2] {
+        let proxied = &self.acceptor.proxied;
+        [&proxied.source, &proxied.header].map(|count| count.load(Ordering::Relaxed))
     }
 
     /// The numbers of the workers whose loops don't turn in time: they are stuck.

@@ -226,7 +226,7 @@ pub struct RelayAddressNote {
 }
 
 /// A listener for clients.
-#[derive(Clone, Copy, PartialEq, Debug, Encode, Decode)]
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
 #[cbor(map)]
 pub struct ListenerNote {
     /// Its number.
@@ -244,6 +244,9 @@ pub struct ListenerNote {
     /// Served to its last sessions only.
     #[n(4)]
     pub is_leaving: bool,
+    /// Prefixes of the proxies whose connections begin with a PROXY header, if only they connect here.
+    #[n(5)]
+    pub proxy_from: Option<Vec<String>>,
 }
 
 /// What a socket that comes along is.

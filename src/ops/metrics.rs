@@ -205,6 +205,7 @@ impl Metrics {
             "Bytes of client streams waiting for their turn or for the rest of a message",
         )
         .value(workers.net(|net| net.stream_input_bytes.get()));
+        let [proxy_source, proxy_header] = self.running.streams_not_of_proxies();
         text.counter("throughway_streams_closed_total", "Client streams that we closed, by reason").each(
             "reason",
             [
@@ -214,6 +215,8 @@ impl Metrics {
                 ("tls_broken", workers.net(|net| net.streams_tls_broken.get())),
                 ("silent", self.running.streams_silent()),
                 ("gave_way", gave_way),
+                ("proxy_source", proxy_source),
+                ("proxy_header", proxy_header),
             ],
         );
     }

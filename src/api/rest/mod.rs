@@ -511,7 +511,7 @@ pub fn xep0215(uris: &[TurnUri], username: &str, password: &str, expires_at: u64
 /// The URIs of a running relay's listeners.
 #[must_use]
 pub fn uris_of(running: &Running, config: &Config) -> Vec<TurnUri> {
-    uris::of_listeners(running.listeners(), &uris::names(config), |ip| told(running, config, ip))
+    uris::of_listeners(running.listeners_of_clients(), &uris::names(config), |ip| told(running, config, ip))
 }
 
 /// What clients are told for a local address, or for the unspecified one of a family.

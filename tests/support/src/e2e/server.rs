@@ -25,6 +25,8 @@ pub struct Settings {
     pub tcp: Vec<String>,
     pub tls: Vec<String>,
     pub auto: Vec<String>,
+    /// The proxies of every listener for streams.
+    pub proxy_from: Vec<&'static str>,
     /// Certificate and key, the first as `tls.certificate`, the others as `[[tls.certificates]]`.
     pub certificates: Vec<(PathBuf, PathBuf)>,
     pub users: Vec<(&'static str, &'static str)>,
@@ -56,6 +58,7 @@ impl Settings {
             tcp: both,
             tls: Vec::new(),
             auto: Vec::new(),
+            proxy_from: Vec::new(),
             certificates: Vec::new(),
             users: vec![("alice", "wonderland"), ("bob", "builder")],
             secrets: vec![("main", "north-of-everything")],
@@ -93,8 +96,16 @@ impl Settings {
         let pairs =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
         writeln!(text, "workers = {}\nsupervise = {}", self.workers, self.supervise).unwrap();
-        writeln!(text, "[listen]\nudp = {:?}\ntcp = {:?}", self.udp, self.tcp).unwrap();
-        writeln!(text, "tls = {:?}\nauto = {:?}", self.tls, self.auto).unwrap();
+        let streams = |listeners: &[String]| -> String {
+            if self.proxy_from.is_empty() {
+                return format!("{listeners:?}");
+            }
+            let from = &self.proxy_from;
+            let tables = listeners.iter().map(|at| format!("{{ address = {at:?}, proxy_from = {from:?} }}"));
+            format!("[{}]", tables.collect::<Vec<_>>().join(", "))
+        };
+        writeln!(text, "[listen]\nudp = {:?}\ntcp = {}", self.udp, streams(&self.tcp)).unwrap();
+        writeln!(text, "tls = {}\nauto = {}", streams(&self.tls), streams(&self.auto)).unwrap();
         for (at, (certificate, key)) in self.certificates.iter().enumerate() {
             let section = if at == 0 { "[tls]" } else { "[[tls.certificates]]" };
             writeln!(text, "{section}\ncertificate = {certificate:?}\nprivate_key = {key:?}").unwrap();

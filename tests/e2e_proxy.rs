@@ -1,0 +1,190 @@
+//! Listeners behind proxies that speak the PROXY protocol: whose a connection is, and who may say so.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
+use test_support::e2e::tls::{self, Authority};
+use test_support::e2e::upgrade::Upgradable;
+use test_support::e2e::{Client, Origin, PATIENCE, Server, Settings, http, peer, receive, wait_for};
+use test_support::with_one_and_three_workers;
+
+const ALICE: &str = "198.51.100.7:4711";
+
+fn line(client: &str) -> Vec<u8> {
+    let client: SocketAddr = client.parse().unwrap();
+    let (family, own) = if client.is_ipv4() { ("TCP4", "192.0.2.1") } else { ("TCP6", "2001:db8::1") };
+    format!("PROXY {family} {} {own} {} 3478\r\n", client.ip(), client.port()).into_bytes()
+}
+
+fn binary(client: &str) -> Vec<u8> {
+    let client: SocketAddr = client.parse().unwrap();
+    let SocketAddr::V4(client) = client else { panic!("an IPv4 client is wanted") };
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0F".to_vec();
+    header.extend(client.ip().octets());
+    header.extend([192, 0, 2, 1]);
+    header.extend(client.port().to_be_bytes());
+    header.extend(3478_u16.to_be_bytes());
+    // A TLV that says nothing.
+    header.extend([0x04, 0, 0]);
+    header
+}
+
+/// A connection that begins with these bytes.
+fn connect(server: SocketAddr, header: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(header).unwrap();
+    stream
+}
+
+fn plain(server: SocketAddr, header: &[u8]) -> Client {
+    Client::tcp_by(connect(server, header))
+}
+
+fn over_tls(authority: &Authority, server: SocketAddr, header: &[u8]) -> Client {
+    let config = authority.connector(tls::VERSIONS[1], &[]);
+    let connection = ClientConnection::new(config, ServerName::try_from(tls::NAME).unwrap()).unwrap();
+    let mut stream = StreamOwned::new(connection, connect(server, header));
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).unwrap();
+    }
+    stream.flush().unwrap();
+    Client::tls(stream)
+}
+
+fn is_closed(stream: &mut TcpStream) -> bool {
+    matches!(stream.read(&mut [0; 64]), Ok(0) | Err(_))
+}
+
+fn closed(server: &Server, reason: &str) -> u64 {
+    server.scrape().value("throughway_streams_closed_total", &[("reason", reason)])
+}
+
+fn behind_loopback(workers: u8, authority: &Authority) -> Settings {
+    let mut settings = authority.settings(workers);
+    settings.auto = settings.tcp.clone();
+    settings.proxy_from = vec!["127.0.0.1", "::1"];
+    settings
+}
+
+#[track_caller]
+fn check_call(client: &mut Client) {
+    let relayed = client.allocate_family(true);
+    let other = peer(relayed);
+    let at = other.local_addr().unwrap();
+    client.bind(0x4000, at);
+    client.send_channel(0x4000, b"out");
+    assert_eq!(receive(&other), (b"out".to_vec(), relayed));
+    other.send_to(b"and back", relayed).unwrap();
+    client.expect_data(Origin::Channel(0x4000), b"and back");
+}
+
+with_one_and_three_workers! {
+    fn a_connection_is_the_announced_clients(workers: u8) {
+        let authority = Authority::new();
+        let mut server = Server::start(behind_loopback(workers, &authority));
+        let (tcp, tls) = (server.tcp4(), server.tls4());
+        let bob = "[2001:db8::7]:815";
+        let mut clients = vec![
+            (plain(tcp, &line(ALICE)), ALICE),
+            (plain(tcp, &binary(ALICE)), ALICE),
+            (plain(tcp, &line(bob)), bob),
+            (over_tls(&authority, tls, &binary(ALICE)), ALICE),
+            (over_tls(&authority, tls, &line(bob)), bob),
+        ];
+        for (client, announced) in &mut clients {
+            assert_eq!(client.binding().to_string(), *announced, "XOR-MAPPED-ADDRESS");
+            check_call(client);
+        }
+        drop(clients);
+        wait_for("the records", || (server.log.sessions().len() == 5).then_some(()));
+        let mut told: Vec<String> =
+            server.log.sessions().iter().map(|session| session["client"].as_str().unwrap().to_owned()).collect();
+        told.sort_unstable();
+        assert_eq!(told, [ALICE, ALICE, ALICE, bob, bob], "records name the clients");
+        server.signal("TERM");
+        server.wait();
+    }
+
+    fn what_proxies_say_of_themselves_leaves_their_own_address(workers: u8) {
+        let server = Server::start(Settings { proxy_from: vec!["127.0.0.0/8"], ..Settings::new(workers) });
+        for header in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
+            let mut client = plain(server.tcp4(), header);
+            assert_eq!(client.binding(), client.local());
+            check_call(&mut client);
+        }
+    }
+
+    fn who_is_no_proxy_or_says_nothing_valid_is_closed(workers: u8) {
+        let strangers = Server::start(Settings { proxy_from: vec!["127.0.0.2"], ..Settings::new(workers) });
+        assert!(is_closed(&mut connect(strangers.tcp4(), &line(ALICE))));
+        wait_for("the count", || (closed(&strangers, "proxy_source") == 1).then_some(()));
+        let server = Server::start(Settings { proxy_from: vec!["127.0.0.1"], ..Settings::new(workers) });
+        let binding = b"\0\x01\0\0\x21\x12\xA4\x42aaaabbbbcccc";
+        for (number, header) in [&b"PROXY TCP4 1.2.3.4 5.6.7.8 9\r\n"[..], binding, b"\x16\x03\x01"].into_iter().enumerate() {
+            let mut stream = connect(server.tcp4(), header);
+            assert!(is_closed(&mut stream), "{header:02x?}");
+            wait_for("the count", || (closed(&server, "proxy_header") == number as u64 + 1).then_some(()));
+        }
+        // One that says nothing at all, and others that are served meanwhile.
+        let mut silent = connect(server.tcp4(), b"");
+        check_call(&mut plain(server.tcp4(), &binary(ALICE)));
+        assert!(is_closed(&mut silent));
+        wait_for("the count", || (closed(&server, "proxy_header") == 4).then_some(()));
+        assert_eq!(server.log.text().matches("ERROR").count(), 0);
+    }
+
+    fn limits_count_for_the_announced_client(workers: u8) {
+        let settings = Settings { proxy_from: vec!["127.0.0.1"], ..Settings::new(workers) };
+        let server = Server::start(settings.limit("allocations_per_client", "2"));
+        let mut kept: Vec<Client> = Vec::new();
+        for client in ["198.51.100.7:1", "198.51.100.7:2", "198.51.100.8:1"] {
+            let mut client = plain(server.tcp4(), &line(client));
+            check_call(&mut client);
+            kept.push(client);
+        }
+        let mut third = plain(server.tcp4(), &line("198.51.100.7:3"));
+        let answer = third.request(
+            throughway::wire::message::METHOD_ALLOCATE,
+            &[test_support::e2e::Wanted::udp(), test_support::e2e::Wanted::family(true)],
+        );
+        assert_eq!(answer.code(), 486, "two are its limit");
+    }
+
+    fn a_reload_changes_it_for_new_connections(workers: u8) {
+        let mut server = Server::start(Settings::new(workers));
+        let tcp = server.tcp4();
+        let mut before = Client::tcp(tcp);
+        check_call(&mut before);
+        server.reload(Settings { proxy_from: vec!["127.0.0.1", "::1"], ..server.settings.clone() });
+        assert!(is_closed(&mut connect(tcp, b"\0\x01\0\0\x21\x12\xA4\x42aaaabbbbcccc")));
+        assert_eq!(plain(tcp, &line(ALICE)).binding().to_string(), ALICE);
+        assert_eq!(before.refresh(600).code(), 0, "what is there stays");
+        server.reload(Settings { proxy_from: Vec::new(), ..server.settings.clone() });
+        assert_eq!(Client::tcp(tcp).binding().ip(), tcp.ip());
+    }
+
+    fn it_goes_through_upgrades(workers: u8) {
+        let mut own = Upgradable::start(Settings { proxy_from: vec!["127.0.0.1", "::1"], ..Settings::new(workers) });
+        let mut call = plain(own.server.tcp4(), &binary(ALICE));
+        check_call(&mut call);
+        own.upgrade();
+        assert_eq!(call.refresh(600).code(), 0);
+        assert_eq!(call.binding().to_string(), ALICE);
+        assert_eq!(plain(own.server.tcp4(), &line(ALICE)).binding().to_string(), ALICE);
+        assert!(is_closed(&mut connect(own.server.tcp4(), b"\0\x01\0\0\x21\x12\xA4\x42aaaabbbbcccc")));
+    }
+}
+
+/// Clients are not told of listeners that they can't connect to.
+#[test]
+fn the_credential_endpoint_does_not_name_them() {
+    let mut settings = Settings::new(1);
+    settings.proxy_from = vec!["127.0.0.1"];
+    let server = Server::start(settings);
+    let (_, answer) = http::get(server.http(), "/v1/credentials?username=carol&ttl=300", "localhost");
+    assert!(!answer.contains("transport=tcp"), "{answer}");
+}
