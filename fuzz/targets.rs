@@ -8,6 +8,7 @@ use throughway::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via,
 };
 use throughway::credentials::Secret;
+use throughway::net::proxy_header::{self, Announced};
 use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::net::stream_state::StreamsState;
 use throughway::protocol::alternates::Alternates;
@@ -457,6 +458,14 @@ pub(crate) fn usage_lines(bytes: &[u8]) {
             reader.read(name, bytes).expect("memory can be read");
         }
         let _ = reader.finish(By { day: true, tenant: true, user: true });
+    }
+}
+
+/// The PROXY protocol: whatever is announced is the address of a client.
+pub(crate) fn proxy_header(bytes: &[u8]) {
+    if let Ok(Announced::Client(client)) = proxy_header::parse(bytes) {
+        assert!(!client.ip().is_unspecified() && !client.ip().is_multicast() && client.port() != 0);
+        assert_eq!(client.ip(), client.ip().to_canonical());
     }
 }
 

@@ -72,6 +72,7 @@ fn tokens_claims_records_headers_and_bodies_of_the_corpus_do_not_panic() {
     replay("claims", targets::claims);
     replay("usage_lines", targets::usage_lines);
     replay("forwarded", targets::forwarded);
+    replay("proxy_header", targets::proxy_header);
     replay("admin_body", targets::admin_body);
 }
 

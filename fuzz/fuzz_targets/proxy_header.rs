@@ -1,0 +1,8 @@
+//! Headers of the PROXY protocol.
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::proxy_header(bytes));
