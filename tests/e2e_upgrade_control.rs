@@ -336,9 +336,11 @@ fn records_that_could_not_go_on_refuse_the_upgrade() {
     std::os::unix::fs::symlink(&target, &link).unwrap();
     let mut own = Upgradable::start(Settings::new(1).account("file", link.to_str().unwrap()));
     fs::remove_file(&target).unwrap();
+    e2e::upgrade::replace_program(own.server.directory());
     expect_refused(&mut own, &[], "plan", "which is not there; mount or make that");
     fs::remove_file(&link).unwrap();
     fs::create_dir(&link).unwrap();
+    e2e::upgrade::replace_program(own.server.directory());
     expect_refused(&mut own, &[], "plan", "is a directory; name a file in it");
     fs::remove_dir(&link).unwrap();
     own.upgrade();
