@@ -130,6 +130,8 @@ const CONSTANTS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("run::supervise::DEATHS_MAX", "what ends the server: docs/operating/crashes.md"),
     ("run::supervise::INCIDENTS_MAX", "the same"),
     ("run::supervise::STUCK_MAX", "the same"),
+    ("run::upgrade::LIFE_SILENCE_MAX", "a time: docs/operating/upgrade.md"),
+    ("net::proxy_header::HEAD_BYTES", "size of the wire format"),
     ("net::payload_rings::HEAD_BYTES", "size of an entry"),
     ("net::sys", "sizes of the kernel's interface"),
     ("net::stream_state::STREAM_ID_MAX", "what is refused in a copy; there are never so many"),
