@@ -1,6 +1,7 @@
 //! `serve`: check, bind, report, serve, stop, in this order. A wrong configuration never binds a port.
 
 mod http_listeners;
+mod inherited;
 mod ledger_note;
 pub mod reload;
 mod revive;
@@ -19,13 +20,14 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::http_listeners::{BoundHttpListeners, HttpListeners};
+use self::inherited::Inherited;
 use self::reload::{Follower, Reloader};
 use self::revive::Recovery;
 pub(crate) use self::signals::{Signal, Signals};
 use self::successors::Successors;
 use self::supervise::Death;
 pub use self::take_over::TakeOver;
-use self::take_over::{Passage, TakenOver};
+use self::take_over::TakenOver;
 use self::upgrade::{Confirmed, Done, LastWords, Leaving, Program, Upgrader};
 use crate::acme::{self, Acme};
 use crate::api;
@@ -56,7 +58,7 @@ use crate::ops::notify::{self, Notifier};
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::{self, Store};
 use crate::ops::status::{Phase, Status};
-use crate::ops::upgrades::{UpgradeCounts, Upgrades};
+use crate::ops::upgrades::Upgrades;
 use crate::ops::usage::chain::Code;
 use crate::ops::usage::{self, Sinks, Usage};
 use crate::protocol::revocation::Revocations;
@@ -278,14 +280,6 @@ struct Begun {
     inherited: Option<Inherited>,
 }
 
-/// What another process leaves besides calls.
-struct Inherited {
-    metrics: String,
-    own_metrics: String,
-    passage: Passage,
-    draining: Option<Duration>,
-}
-
 fn revocations_path(config: &Config) -> Option<PathBuf> {
     let state_directory = std::env::var("STATE_DIRECTORY").ok();
     revocations::path_of(config.admin.revocations_file.as_deref(), state_directory.as_deref())
@@ -350,25 +344,6 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
     Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, own_metrics, passage, draining }) })
 }
 
-/// Shows metrics that go on where those of the process before stopped, and tells how this one came to its calls.
-fn go_on_counting(started: &Started, Inherited { metrics, own_metrics, passage, .. }: &Inherited) {
-    started.metrics.go_on_after(metrics, own_metrics);
-    let Passage { generation, times, recovered } = *passage;
-    let Some(death) = recovered else {
-        // Its other counts are in those metrics.
-        return started.upgrades.take_over(&UpgradeCounts { generation, times, ..UpgradeCounts::default() });
-    };
-    started.upgrades.recovered(generation, times);
-    let (allocations, ..) = started.running.usage();
-    let gap_ms = times.recovery_gap_us as f64 / 1_000.0;
-    tracing::warn!(
-        signal = death.signal,
-        allocations,
-        gap_ms,
-        "the server was killed: this process goes on with its calls over UDP"
-    );
-}
-
 async fn serve_until_signal(
     begun: Begun,
     mut signals: Signals,
@@ -389,7 +364,7 @@ async fn serve_until_signal(
     let rest = rest(&config, &started, revoker);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
     if let Some(inherited) = &inherited {
-        go_on_counting(&started, inherited);
+        inherited.go_on_counting(&started);
     }
     // Before the first answer over HTTP: the clients' listeners are open, and an upgrade is no moment of "starting".
     let is_draining = inherited.as_ref().is_some_and(|inherited| inherited.draining.is_some());

@@ -206,7 +206,7 @@ impl Acceptor {
         self.gate.accept(|| listener.accept()).await
     }
 
-    /// Counts a stream of a proxy in, which says whose it is; nobody else connects to such a listener.
+    /// Counts a stream of a proxy in, which says whose it is; nothing else connects to such a listener.
     fn receive_of_proxy(
         self: &Arc<Self>,
         mut stream: TcpStream,

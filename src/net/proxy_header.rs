@@ -19,12 +19,12 @@ const HEAD_BYTES: usize = 16;
 /// The longest header of version 2 that is read: addresses take 36 bytes at most, and few TLVs are long.
 const HEADER_BYTES_MAX: usize = 4_096;
 
-/// Whom a proxy speaks for.
+/// The client that a proxy speaks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Announced {
     /// For a client with this address.
     Client(SocketAddr),
-    /// For itself, as when it looks whether we are there, or for one of whom it says nothing (LOCAL, UNKNOWN, UNSPEC, UNIX).
+    /// For itself, as when it looks whether we are there, or for a client that it says nothing of (LOCAL, UNKNOWN, UNSPEC, UNIX).
     Itself,
 }
 

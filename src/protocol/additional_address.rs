@@ -31,6 +31,11 @@ pub struct AdditionalAddress {
 }
 
 impl AdditionalAddress {
+    /// Its socket and what that is bound to, while it is there.
+    pub(super) fn open_socket(&self) -> Option<(AllocationId, RelayedTransportAddress)> {
+        self.socket.map(|socket| (socket, self.relayed))
+    }
+
     /// The earlier of the two ends, while there are two.
     pub(super) fn wakes_at(&self) -> Option<Ticks> {
         self.socket.map(|_| self.expires_at.min(self.own_expires_at))

@@ -12,7 +12,7 @@ use crate::time::Now;
 
 impl Server {
     /// Gives one of two relayed addresses back, with the permissions and channels of its family and no others.
-    pub(super) fn close_family(&mut self, now: Now, id: AllocationId, family: Family) {
+    pub(super) fn close_family(&mut self, id: AllocationId, family: Family) {
         let secret = self.secret;
         let Some(allocation) = self.table.get_mut(id) else { return };
         let via = allocation.via();
@@ -28,9 +28,6 @@ impl Server {
             self.counters.live(transport, other.family()).add(1);
         } else {
             self.outputs.push_back(Output::CloseRelay { allocation: socket, relayed: other, client });
-        }
-        if let Some(allocation) = self.table.get_mut(id) {
-            allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         }
         self.rearm(id);
     }

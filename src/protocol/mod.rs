@@ -44,6 +44,7 @@ pub mod quota_state;
 pub mod owner;
 mod endpoint_addresses;
 pub mod allocation;
+mod families;
 mod table;
 pub mod nonce;
 

@@ -28,7 +28,7 @@ impl Server {
                 match (family, lifetime) {
                     // The five-tuple is free when this response leaves.
                     (None, 0) => self.end(now, id, EndReason::Refreshed),
-                    (Some(family), 0) => self.close_family(now, id, family),
+                    (Some(family), 0) => self.close_family(id, family),
                     (family, lifetime) => self.extend_lifetime(now, id, family, lifetime),
                 }
                 self.reply_success(via, request, &[(ATTR_LIFETIME, &lifetime.to_be_bytes())]);
@@ -91,7 +91,7 @@ impl Server {
             self.outputs.push_back(Output::Happened(Event::AllocationInterim(record)));
         }
         match overdue {
-            Some(family) => self.close_family(now, id, family),
+            Some(family) => self.close_family(id, family),
             None => self.rearm(id),
         }
     }
