@@ -247,7 +247,7 @@ fn signals_end_a_server_whose_log_nobody_reads() {
 #[test]
 fn one_user_who_churns_has_few_lines_and_all_records() {
     let settings = Settings::new(1).account("file", "usage.jsonl");
-    let edit = |text: String, _: &Path| text.replace("[log]\n", "[log]\nsession_lines_per_user = 20\n");
+    let edit = |text: String, _: &Path| text.replace("session_lines_per_user = 0", "session_lines_per_user = 20");
     let mut server = Watched::start(&settings, edit, &[]);
     server.wait_for("ready");
     let udp = server.listener("udp");
