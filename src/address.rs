@@ -231,7 +231,7 @@ impl fmt::Debug for ClientAddress {
     }
 }
 
-/// An address family (RFC 8656 section 18.9 numbers them 1 and 2).
+/// An address family (RFC 8489 section 14.1 numbers them 1 and 2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Family {

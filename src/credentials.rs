@@ -242,6 +242,7 @@ impl fmt::Debug for Password {
 }
 
 /// The password that belongs to a username under a secret: the MAC covers the raw bytes received.
+// [8489-9.2-3]
 #[must_use]
 pub fn password(secret: &SharedSecret, username: &[u8]) -> Password {
     fn mac<M: Mac + KeyInit>(key: &[u8], username: &[u8]) -> Password {

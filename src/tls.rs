@@ -19,6 +19,7 @@ use rustls::server::NoServerSessionStorage;
 use self::certificates::{Certificates, LoadError};
 
 /// RFC 7443; in the order of our preference. A client that offers neither gets no_application_protocol.
+// [7443-1-1, -2]
 pub const ALPN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
 
 /// A TLS record of type handshake (RFC 8446 section 5.1): no STUN message, no ChannelData and no HTTP request begins
@@ -36,6 +37,7 @@ pub const ALPN_ACME: &[u8] = b"acme-tls/1";
 const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// The only cryptography in use; named everywhere, because an implicit choice panics once there are two.
+// [8489-6.2.3-1, -3, -4, -5, -6, -7]
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
@@ -90,6 +92,7 @@ impl Tls {
     ///
     /// # Errors
     /// Names the file and what is wrong with it, or says that the system has no entropy.
+    // [8489-6.2.3-8, 8656-3.1-1, 8656-5-11]
     pub fn new(files: &[certificates::Files]) -> Result<Self, LoadError> {
         let provider = provider();
         let certificates = Arc::new(Certificates::load(files, &provider)?);

@@ -35,6 +35,7 @@ impl TurnUri {
             (Scheme::Stun, Transport::Udp | Transport::Tcp) => "stun",
             (Scheme::Stun, Transport::Tls) => "stuns",
             (Scheme::Turn, Transport::Udp | Transport::Tcp) => "turn",
+            // [8656-4.1-1]
             (Scheme::Turn, Transport::Tls) => "turns",
         }
     }

@@ -595,6 +595,7 @@ fn at_most_eight_secrets_are_taken() {
     assert!(error.starts_with("c.toml:25: auth.secrets[8]: is more than 8 secrets"), "{error}");
 }
 
+// [8489-14.9-1]
 #[test]
 fn a_realm_above_twelve_bytes_is_no_warning_and_the_size_is_printed() {
     let directory = Directory::new("realm");

@@ -49,6 +49,7 @@ with_one_and_three_workers! {
     }
 
     /// RFC 8656 section 7: either client family with either relay family, over UDP and TCP.
+    // [8656-5-9, -10, 8489-12-4, 6062-5.1-2]
     fn every_client_relays_to_every_family(workers: u8) {
         let server = Server::ordinary(workers);
         for ipv4 in [true, false] {
@@ -122,6 +123,7 @@ with_one_and_three_workers! {
     }
 
     /// A client hears only the address that it asked; its socket is connected, so any other would be lost.
+    // [8489-6.3.1.2-1]
     fn wildcard_listeners_answer_from_the_address_asked(workers: u8) {
         let mut settings = Settings::new(workers);
         settings.udp = vec!["0.0.0.0:0".to_owned(), "[::]:0".to_owned()];
@@ -328,7 +330,7 @@ with_one_and_three_workers! {
         assert!(receive(&peer) == (bytes, relayed));
     }
 
-    /// RFC 8656 section 15: DONT-FRAGMENT concerns its own datagram, not those before and after it.
+    /// RFC 8656 section 14: DONT-FRAGMENT concerns its own datagram, not those before and after it.
     fn dont_fragment_keeps_the_order(workers: u8) {
         let server = Server::ordinary(workers);
         for ipv4 in [true, false] {

@@ -71,6 +71,7 @@ with_one_and_three_workers! {
     }
 
     /// Requests, indications and channels, all in one segment: each is answered or relayed, in order.
+    // [8489-6.3.1.2-2]
     fn many_messages_in_one_segment_are_all_taken(workers: u8) {
         let server = Server::ordinary(workers);
         let mut client = Client::tcp(server.tcp6());
@@ -151,6 +152,7 @@ with_one_and_three_workers! {
     }
 
     /// limits.tcp_unauthenticated: silence, a slow drip and endless Bindings all end; an allocation does not.
+    // [8489-6.2.2-1]
     fn a_stream_without_allocation_has_its_time(workers: u8) {
         let server = Settings::new(workers).limit("tcp_unauthenticated", "\"1s\"").start();
         let mut with_allocation = Client::tcp(server.tcp4());
@@ -368,6 +370,7 @@ with_one_and_three_workers! {
     }
 
     /// Many connections that say half a message cost little and disturb no client.
+    // [8489-6.2.2-4]
     fn half_open_connections_disturb_nobody(workers: u8) {
         let server = Settings::new(workers).limit("tcp_unauthenticated", "\"2s\"").start();
         let witness = Witness::start(Client::tcp(server.tcp4()));

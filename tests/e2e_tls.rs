@@ -57,6 +57,7 @@ fn expect_end(mut stream: TcpStream) {
 
 with_one_and_three_workers! {
     /// Both versions, both families, every size: what goes in comes out, both ways.
+    // [8656-5-11]
     fn calls_pass_over_tls_1_2_and_1_3(workers: u8) {
         let authority = Authority::new();
         let server = authority.settings(workers).start();
@@ -160,7 +161,7 @@ with_one_and_three_workers! {
         }
     }
 
-    /// RFC 7443: either name, or none at all; a client that offers only others is told so.
+    /// RFC 7443: either name, or none at all; a client that offers only others is told so. [7443-1-1, -2]
     fn alpn_is_one_of_ours_or_none(workers: u8) {
         let authority = Authority::new();
         let server = authority.settings(workers).start();

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use test_support::harness::stun::{
-    ALLOCATE, CHANNEL_BIND, CREATE_PERMISSION, Incoming, NONCE, REALM as REALM_ATTRIBUTE, REFRESH, allocate, request,
+    ALLOCATE, BINDING, CHANNEL_BIND, CREATE_PERMISSION, Incoming, NONCE, REALM as REALM_ATTRIBUTE, REFRESH, allocate,
+    request,
 };
 use test_support::harness::{Harness, Went, addr, alice};
 use throughway::protocol::alternates::{Alternates, Siblings};
@@ -33,6 +34,7 @@ fn alternate(reply: &Incoming) -> SocketAddr {
 }
 
 // RFC 8489 §10: the response carries ALTERNATE-SERVER; §14.15: of the family of the request's source
+// [8489-10-1, -2, 8489-14.1-2, 8656-7.2-20]
 #[test]
 fn a_draining_server_sends_each_client_to_the_sibling_of_its_own_family() {
     let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479", "[2001:db8::8]:3480"]));
@@ -101,6 +103,7 @@ fn the_first_allocate_is_sent_elsewhere_before_the_challenge() {
 }
 
 // F-E2. Only Allocate begins something, and only a newcomer can go elsewhere.
+// [8489-12-3]
 #[test]
 fn a_client_with_an_allocation_and_every_other_request_are_challenged_as_ever() {
     let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479"]));
@@ -119,6 +122,8 @@ fn a_client_with_an_allocation_and_every_other_request_are_challenged_as_ever() 
         let reply = h.ask_unsigned(newcomer, request(method));
         assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER)), (401, false), "{method:#x}");
     }
+    let reply = h.ask_unsigned(newcomer, request(BINDING));
+    assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER)), (0, false));
     assert_eq!(h.let_opens_go(opening)[0].code(), 0);
     assert!(h.is_alive(kept) && h.is_alive(opening));
 }
@@ -137,6 +142,7 @@ fn without_a_sibling_the_first_allocate_is_challenged() {
 }
 
 // RFC 8489 §10: a client that signs has its answer signed, and one that signs wrongly is not sent anywhere
+// [8489-6.3.1.1-4]
 #[test]
 fn a_signed_allocate_is_answered_by_a_signed_300() {
     let mut h = Harness::with(|settings| sibling(settings, &["198.51.100.8:3479"]));

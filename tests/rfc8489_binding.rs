@@ -10,7 +10,7 @@ use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::reason::DropReason;
 use throughway::protocol::reject::RejectReason;
 
-// RFC 8489 §3, §14.2
+// RFC 8489 §3, §14.2 [8489-5-3, 8489-6.3.1.1-6, 8489-12-1, -2]
 #[test]
 fn binding_is_answered_with_the_address_it_came_from() {
     let mut h = Harness::new();
@@ -32,7 +32,7 @@ fn binding_over_ipv6_reports_an_ipv6_address() {
     assert_eq!(reply.bytes.len(), 44);
 }
 
-// RFC 8489 §3: over a stream as over UDP
+// RFC 8489 §3: over a stream as over UDP [8489-6.3.1.1-6, 8489-12-4]
 #[test]
 fn binding_over_tcp_is_answered() {
     let mut h = Harness::new();
@@ -40,7 +40,7 @@ fn binding_over_tcp_is_answered() {
     assert_eq!(h.ask_unsigned(client, request(BINDING)).mapped(), h.address_of(client));
 }
 
-// RFC 8489 §6.3.2
+// RFC 8489 §6.3.2 [8489-6.3.2-2]
 #[test]
 fn binding_indication_is_ignored_without_a_count_of_drops() {
     let mut h = Harness::new();
@@ -50,7 +50,7 @@ fn binding_indication_is_ignored_without_a_count_of_drops() {
     assert!(DropReason::ALL.iter().all(|why| h.drops(*why).packets == 0));
 }
 
-// RFC 8489 §6.3.1: unknown comprehension-required attributes
+// RFC 8489 §6.3.1: unknown comprehension-required attributes [8489-6.3.1-1, 8489-6.3.1.1-1, -3]
 #[test]
 fn binding_with_unknown_required_attributes_is_420_and_lists_them() {
     let mut h = Harness::new();
@@ -61,7 +61,7 @@ fn binding_with_unknown_required_attributes_is_420_and_lists_them() {
     assert_eq!(h.rejects(RejectReason::UnknownAttributes), 1);
 }
 
-// RFC 8489 §14.13; eight are enough for any client to see its mistake
+// RFC 8489 §14.13; eight are enough for any client to see its mistake [8489-14.8-6]
 #[test]
 fn a_420_lists_each_type_once_and_fits_the_smallest_answer() {
     let mut h = Harness::new();
@@ -75,7 +75,7 @@ fn a_420_lists_each_type_once_and_fits_the_smallest_answer() {
     assert!(reply.bytes.len() <= ANSWER_BYTES_MAX);
 }
 
-// RFC 8489 §14: comprehension-optional attributes
+// RFC 8489 §14: comprehension-optional attributes [8489-6.3-4]
 #[test]
 fn unknown_optional_attributes_are_ignored() {
     let mut h = Harness::new();
@@ -85,7 +85,7 @@ fn unknown_optional_attributes_are_ignored() {
     assert!(!reply.has(UNKNOWN_ATTRIBUTES) && !reply.has(SOFTWARE));
 }
 
-// RFC 8489 §14.7
+// RFC 8489 §14.7 [8489-12-5, 8489-14.7-1]
 #[test]
 fn fingerprint_is_mirrored() {
     let mut h = Harness::new();
@@ -99,7 +99,7 @@ fn fingerprint_is_mirrored() {
     assert_eq!(allocated.types()[allocated.types().len() - 2..], [MESSAGE_INTEGRITY, FINGERPRINT]);
 }
 
-// RFC 8489 §6.3, §14.7: a wrong FINGERPRINT is silently discarded
+// RFC 8489 §6.3, §14.7: a wrong FINGERPRINT is silently discarded [8489-6.3-3]
 #[test]
 fn a_wrong_fingerprint_is_met_with_silence() {
     let mut h = Harness::new();
@@ -113,7 +113,7 @@ fn a_wrong_fingerprint_is_met_with_silence() {
     assert_eq!(h.allocations(), 0);
 }
 
-// RFC 8489 §14.7: FINGERPRINT is the last attribute
+// RFC 8489 §14.7: FINGERPRINT is the last attribute [8489-14.7-1]
 #[test]
 fn anything_after_fingerprint_is_malformed() {
     let mut h = Harness::new();
@@ -123,7 +123,7 @@ fn anything_after_fingerprint_is_malformed() {
     h.silent(client, &bytes, DropReason::Malformed);
 }
 
-// RFC 8489 §14: padding may hold any value and is ignored
+// RFC 8489 §14: padding may hold any value and is ignored [8489-14-5]
 #[test]
 fn padding_of_any_value_is_accepted() {
     let mut h = Harness::new();
@@ -132,7 +132,7 @@ fn padding_of_any_value_is_accepted() {
     assert_eq!(h.ask(client, harness::stun::allocate().padding(0xAA)).code(), 0);
 }
 
-// RFC 8489 §6.3, RFC 8656 §4.1: Binding needs no credentials, and none are looked at
+// RFC 8489 §12: Binding needs no credentials, and none are looked at [8489-12-2]
 #[test]
 fn binding_ignores_credentials() {
     let mut h = Harness::new();
@@ -145,7 +145,7 @@ fn binding_ignores_credentials() {
     assert!(!reply.is_signed());
 }
 
-// RFC 8489 §6.3: responses and unknown methods are discarded
+// RFC 8489 §6.3: responses and unknown methods are discarded [8489-6.3-2, 8489-6.3.2-2]
 #[test]
 fn unexpected_classes_and_methods_are_met_with_silence() {
     let mut h = Harness::new();
@@ -157,7 +157,7 @@ fn unexpected_classes_and_methods_are_met_with_silence() {
     h.silent(client, &request(0x0FFF).bytes([1; 12], None), DropReason::UnknownMethod);
 }
 
-// RFC 8489 §5, §6.3
+// RFC 8489 §5, §6.3 [8489-5-2, -4, 8489-6.3-1]
 #[test]
 fn malformed_messages_are_met_with_silence() {
     let mut h = Harness::new();
@@ -184,6 +184,25 @@ fn malformed_messages_are_met_with_silence() {
         h.silent(client, &bytes, DropReason::Malformed);
     }
     assert_eq!(h.ask_unsigned(client, request(BINDING)).code(), 0, "others are unaffected");
+}
+
+// RFC 5780 §6, §7.4, §7.5: a server with one address knows none of these attributes, and tells of no other address
+// [5780-6-4, -5, 5780-7.4-1, 5780-7.5-2]
+#[test]
+fn attributes_of_behavior_discovery_are_420() {
+    const CHANGE_REQUEST: u16 = 0x0003;
+    const PADDING: u16 = 0x0026;
+    const RESPONSE_PORT: u16 = 0x0027;
+    const OTHER_ADDRESS: u16 = 0x802C;
+    let mut h = Harness::new();
+    let client = h.client();
+    for attributes in [&[CHANGE_REQUEST][..], &[PADDING], &[RESPONSE_PORT], &[PADDING, RESPONSE_PORT]] {
+        let message = attributes.iter().fold(request(BINDING), |message, kind| message.with(*kind, &[0, 0, 0, 6]));
+        let reply = h.ask_unsigned(client, message);
+        assert_eq!((reply.code(), &reply.unknown()[..]), (420, attributes));
+        assert!(!reply.has(OTHER_ADDRESS));
+    }
+    assert!(!h.ask_unsigned(client, request(BINDING)).has(OTHER_ADDRESS));
 }
 
 // The shell's short way answers exactly as the long one.

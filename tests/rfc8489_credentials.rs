@@ -31,7 +31,7 @@ fn refused_as(h: &mut Harness, spec: harness::Spec, reason: RejectReason) {
     assert_eq!(h.allocations(), 0);
 }
 
-// RFC 8489 §9.2.4 (1)
+// RFC 8489 §9.2.4 (1) [8489-9.2.4-2, -3, -4, -8]
 #[test]
 fn a_request_without_integrity_is_challenged_with_realm_and_nonce_in_72_bytes() {
     let mut h = Harness::new();
@@ -45,7 +45,7 @@ fn a_request_without_integrity_is_challenged_with_realm_and_nonce_in_72_bytes() 
     assert_eq!(h.rejects(RejectReason::Challenge), 1);
 }
 
-// RFC 8489 §9.2.4 (1): every method of TURN is authenticated (RFC 8656 §5)
+// RFC 8489 §9.2.4 (1): every method of TURN is authenticated (RFC 8656 §5) [8656-5-1, 8656-7.2-1, -2]
 #[test]
 fn every_turn_request_is_challenged() {
     let mut h = Harness::new();
@@ -55,7 +55,7 @@ fn every_turn_request_is_challenged() {
     }
 }
 
-// RFC 8489 §9.2.4: nothing unsigned has any effect
+// RFC 8489 §9.2.4: nothing unsigned has any effect [8656-5-1]
 #[test]
 fn an_unsigned_request_changes_nothing() {
     let mut h = Harness::new();
@@ -72,7 +72,7 @@ fn an_unsigned_request_changes_nothing() {
     );
 }
 
-// RFC 8489 §9.2.4 (2)
+// RFC 8489 §9.2.4 (2) [8489-9.2.4-9, -10]
 #[test]
 fn integrity_without_username_realm_or_nonce_is_400_without_a_challenge() {
     let mut h = Harness::new();
@@ -91,7 +91,7 @@ fn integrity_without_username_realm_or_nonce_is_400_without_a_challenge() {
     assert_eq!(h.allocations(), 0);
 }
 
-// RFC 8489 §9.2.4 (3): USERNAME that is not valid within the realm
+// RFC 8489 §9.2.4 (3): USERNAME that is not valid within the realm [8489-9.2.4-12, -13, -15]
 #[test]
 fn an_unknown_user_is_401() {
     let mut h = Harness::new();
@@ -100,7 +100,7 @@ fn an_unknown_user_is_401() {
     refused_as(&mut h, alice().named("Alice", "wonderland"), RejectReason::UnknownUser);
 }
 
-// RFC 8489 §14.3: fewer than 509 bytes
+// RFC 8489 §14.3: fewer than 509 bytes [8489-14.3-1, -2]
 #[test]
 fn a_username_beyond_508_bytes_is_401() {
     let mut h = Harness::new();
@@ -113,7 +113,7 @@ fn a_username_beyond_508_bytes_is_401() {
     assert_eq!(h.refused.last().unwrap(), &(RejectReason::UnknownUser, None), "what is told of it is bounded");
 }
 
-// RFC 8489 §14.3: USERNAME is UTF-8
+// RFC 8489 §14.3: USERNAME is UTF-8 [8489-14.3-1]
 #[test]
 fn a_username_that_is_not_utf8_is_401() {
     let mut h = Harness::new();
@@ -127,7 +127,7 @@ fn a_username_that_is_not_utf8_is_401() {
     assert_eq!(h.rejects(RejectReason::UnknownUser), 1);
 }
 
-// RFC 8489 §9.2.4 (4): MESSAGE-INTEGRITY does not fit
+// RFC 8489 §9.2.4 (4): MESSAGE-INTEGRITY does not fit [8489-9.2.4-17, -18, -19]
 #[test]
 fn a_wrong_password_is_401() {
     let mut h = Harness::new();
@@ -135,7 +135,7 @@ fn a_wrong_password_is_401() {
     refused_as(&mut h, user("bob").named(&format!("{}:bob", START_UNIX + 60), "nonsense"), RejectReason::BadIntegrity);
 }
 
-// RFC 8489 §9.2.2: a key made elsewhere serves as the password does
+// RFC 8489 §9.2.2: a key made elsewhere serves as the password does [8489-9.2.2-1]
 #[test]
 fn a_user_known_by_key_alone_is_accepted() {
     let mut h = Harness::new();
@@ -159,7 +159,7 @@ fn another_realm_is_401_and_answered_with_ours() {
     assert_eq!(h.rejects(RejectReason::WrongRealm), 2);
 }
 
-// RFC 8489 §14.5: 20 bytes
+// RFC 8489 §14.5: 20 bytes [8489-9.2.4-17]
 #[test]
 fn a_message_integrity_of_another_length_verifies_nothing() {
     let mut h = Harness::new();
@@ -176,7 +176,7 @@ fn a_message_integrity_of_another_length_verifies_nothing() {
     assert_eq!(h.allocations(), 0);
 }
 
-// RFC 8489 §14.5: every byte before MESSAGE-INTEGRITY is covered
+// RFC 8489 §14.5: every byte before MESSAGE-INTEGRITY is covered [8489-9.2.4-17, 8489-14.5-1]
 #[test]
 fn a_request_changed_on_its_way_is_401() {
     let mut h = Harness::new();
@@ -195,7 +195,7 @@ fn a_request_changed_on_its_way_is_401() {
     assert_eq!(replies[0].code(), 0, "unchanged it passes");
 }
 
-// RFC 8489 §9.2.4 (5)
+// RFC 8489 §9.2.4 (5) [8489-9.2.4-20, -21, -23, -24, 8656-5-4]
 #[test]
 fn a_nonce_beyond_its_lifetime_is_438_with_realm_and_a_fresh_nonce_that_works() {
     let mut h = Harness::new();
@@ -224,7 +224,7 @@ fn a_stale_nonce_on_a_live_allocation_is_438_and_the_refresh_succeeds_with_the_n
     assert_eq!(h.refresh(client, 600).code(), 0);
 }
 
-// RFC 8489 §9.2.4: a nonce is good for the client it was made for
+// RFC 8489 §9.2.4: a nonce is good for the client it was made for [8489-9.2.4-5]
 #[test]
 fn a_nonce_of_another_client_is_438() {
     let mut h = Harness::new();
@@ -236,7 +236,7 @@ fn a_nonce_of_another_client_is_438() {
     assert_eq!(h.allocations(), 0);
 }
 
-// RFC 8489 §9.2.4: transport and port make another client too
+// RFC 8489 §9.2.4: transport and port make another client too [8489-9.2.4-5]
 #[test]
 fn a_nonce_of_another_port_or_transport_is_438() {
     let mut h = Harness::new();
@@ -293,6 +293,7 @@ fn a_wrong_key_with_a_stale_nonce_is_401() {
 }
 
 // RFC 8489 §6.3.1: unknown attributes are looked at once the request is known to be genuine
+// [8489-6.3-4, -6, 8489-6.3.1-1, 8489-6.3.1.1-4]
 #[test]
 fn unknown_required_attributes_are_420_signed_after_authentication_and_a_challenge_before() {
     let mut h = Harness::new();
@@ -307,7 +308,7 @@ fn unknown_required_attributes_are_420_signed_after_authentication_and_a_challen
     assert_eq!(reply.code(), 0, "comprehension-optional ones are ignored");
 }
 
-// RFC 8489 §14.5: only MESSAGE-INTEGRITY-SHA256 and FINGERPRINT count after MESSAGE-INTEGRITY
+// RFC 8489 §14.5: only MESSAGE-INTEGRITY-SHA256 and FINGERPRINT count after MESSAGE-INTEGRITY [8489-9-1]
 #[test]
 fn attributes_after_message_integrity_are_ignored() {
     let mut h = Harness::new();
@@ -324,7 +325,7 @@ fn attributes_after_message_integrity_are_ignored() {
     assert_eq!(dropped, harness::Went::Dropped(throughway::protocol::reason::DropReason::PeerNotPermitted));
 }
 
-// RFC 8489 §14: the first occurrence counts
+// RFC 8489 §14: the first occurrence counts [8489-14-6]
 #[test]
 fn the_first_of_two_equal_attributes_counts() {
     let mut h = Harness::new();

@@ -2,18 +2,18 @@
 
 use test_support::harness;
 use test_support::harness::stun::{
-    ALLOCATE, DONT_FRAGMENT, EVEN_PORT, LIFETIME, MESSAGE_INTEGRITY, REFRESH, REQUESTED_ADDRESS_FAMILY,
+    ALLOCATE, DONT_FRAGMENT, ERROR_CODE, EVEN_PORT, LIFETIME, MESSAGE_INTEGRITY, REFRESH, REQUESTED_ADDRESS_FAMILY,
     REQUESTED_TRANSPORT, RESERVATION_TOKEN, XOR_MAPPED_ADDRESS, XOR_RELAYED_ADDRESS, allocate, request,
 };
-use test_support::harness::{Harness, alice, carol, holder_of, user};
+use test_support::harness::{Harness, Went, alice, carol, holder_of, user};
 use throughway::address::{Family, RelayedTransportAddress};
 use throughway::protocol::border::Selector;
 use throughway::protocol::border::{Parity, RelayRefused, RelayRequest};
-use throughway::protocol::reason::EndReason;
+use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::revocation::Subject;
 
-// RFC 8656 §7.2: what a success carries
+// RFC 8656 §7.2: what a success carries [8656-7.2-12, -31, 8489-9.2.4-25, -27]
 #[test]
 fn allocate_answers_with_relayed_address_lifetime_and_mapped_address() {
     let mut h = Harness::new();
@@ -145,7 +145,7 @@ fn what_is_ended_while_the_quotas_are_asked_is_refused_once() {
     }
 }
 
-// RFC 8656 §7.2 (2)
+// RFC 8656 §7.2 (2) [8656-7.2-3]
 #[test]
 fn a_second_allocate_on_a_five_tuple_is_437() {
     let mut h = Harness::new();
@@ -157,7 +157,7 @@ fn a_second_allocate_on_a_five_tuple_is_437() {
     assert_eq!(h.session(client).expect("alive").relayed, RelayedTransportAddress::from(relayed));
 }
 
-// RFC 8656 §7.2 (2) comes before (3) to (9)
+// RFC 8656 §7.2 (2) comes before (3) to (9) [8656-7.2-3]
 #[test]
 fn an_existing_allocation_is_437_whatever_else_is_wrong() {
     let mut h = Harness::new();
@@ -170,7 +170,7 @@ fn an_existing_allocation_is_437_whatever_else_is_wrong() {
     }
 }
 
-// RFC 8656 §7.2 (3)
+// RFC 8656 §7.2 (3) [8656-7.2-4]
 #[test]
 fn a_missing_requested_transport_is_400() {
     let mut h = Harness::new();
@@ -178,7 +178,7 @@ fn a_missing_requested_transport_is_400() {
     h.refuses(client, request(ALLOCATE), 400, Why::MissingAttribute);
 }
 
-// RFC 8656 §7.2 (3)
+// RFC 8656 §7.2 (3) [8656-7.2-4]
 #[test]
 fn a_malformed_requested_transport_is_400() {
     let mut h = Harness::new();
@@ -188,7 +188,7 @@ fn a_malformed_requested_transport_is_400() {
     }
 }
 
-// RFC 8656 §7.2 (3); TCP relaying is RFC 6062, not spoken here
+// RFC 8656 §7.2 (3); TCP relaying is RFC 6062, not spoken here [8656-7.2-5, 6062-5.1-1]
 #[test]
 fn a_transport_other_than_udp_is_442() {
     let mut h = Harness::new();
@@ -198,7 +198,7 @@ fn a_transport_other_than_udp_is_442() {
     }
 }
 
-// RFC 8656 §18.7: the three bytes after the protocol are reserved and ignored
+// RFC 8656 §18.8: the three bytes after the protocol are reserved and ignored [8656-18.8-1]
 #[test]
 fn reserved_bytes_of_requested_transport_are_ignored() {
     let mut h = Harness::new();
@@ -216,7 +216,7 @@ fn a_wrong_transport_is_told_before_a_wrong_family_or_combination() {
     h.refuses(client, wrong.token(&[0; 8]).even_port(false), 442, Why::UnsupportedTransport);
 }
 
-// RFC 8656 §7.2 (4), §18.9: DONT-FRAGMENT is understood and has no value
+// RFC 8656 §7.2 (4), §18.9: DONT-FRAGMENT is understood and has no value [8656-7.2-6, 8656-18.9-1]
 #[test]
 fn dont_fragment_is_accepted_and_400_with_a_value() {
     let mut h = Harness::new();
@@ -225,7 +225,7 @@ fn dont_fragment_is_accepted_and_400_with_a_value() {
     assert_eq!(h.ask(client, allocate().dont_fragment()).code(), 0);
 }
 
-// RFC 8656 §7.2 (5)
+// RFC 8656 §7.2 (5) [8656-7.2-7]
 #[test]
 fn a_reservation_token_excludes_even_port_and_requested_address_family() {
     let mut h = Harness::new();
@@ -238,6 +238,7 @@ fn a_reservation_token_excludes_even_port_and_requested_address_family() {
 }
 
 // RFC 8656 §7.2 (5), (6), (8), (9): two families are asked for in one way only
+// [8656-7.2-7, -9, -13, -15, 8656-18.11-1]
 #[test]
 fn additional_address_family_excludes_what_it_contradicts() {
     const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
@@ -275,7 +276,7 @@ fn malformed_attributes_are_400() {
     assert_eq!((h.opens.len(), h.allocations()), (0, 0));
 }
 
-// RFC 8656 §7.2 (7)
+// RFC 8656 §7.2 (7) [8656-7.2-10]
 #[test]
 fn an_unknown_address_family_is_440() {
     let mut h = Harness::new();
@@ -285,7 +286,7 @@ fn an_unknown_address_family_is_440() {
     }
 }
 
-// RFC 8656 §7.2 (7)
+// RFC 8656 §7.2 (7) [8656-7.2-10, -11]
 #[test]
 fn a_family_without_an_address_to_relay_from_is_440() {
     let mut h = Harness::with(|settings| settings.relay_ipv6 = false);
@@ -300,7 +301,7 @@ fn a_family_without_an_address_to_relay_from_is_440() {
     assert!(h.ask(client, allocate().family(2)).relayed().is_ipv6());
 }
 
-// RFC 8656 §7.2 (7): either client family with either relay family
+// RFC 8656 §7.2 (7): either client family with either relay family [8656-7.2-31]
 #[test]
 fn either_client_family_gets_either_relay_family() {
     let mut h = Harness::new();
@@ -315,7 +316,62 @@ fn either_client_family_gets_either_relay_family() {
     }
 }
 
+// RFC 8656 §21.4: packets for such an address leave by a tunnel, which may bring them back here [8656-21.4-2]
+#[test]
+fn a_client_with_an_address_of_teredo_or_6to4_is_403() {
+    let mut h = Harness::new();
+    for from in ["[2002:808:808::1]:5", "[2001:0:4136:e378:8000:63bf:3fff:fdd2]:5"] {
+        for spec in [alice().from(from), alice().from(from).tcp()] {
+            let client = h.add(spec);
+            for message in [allocate(), allocate().family(2)] {
+                h.refuses(client, message, 403, Why::TunnelledClient);
+            }
+        }
+    }
+    assert_eq!((h.opens.len(), h.leftovers()), (0, 0));
+    for from in ["[2001:1::1]:5", "[2003::1]:5"] {
+        let client = h.add(alice().from(from));
+        h.allocate(client);
+    }
+}
+
+// RFC 8656 §18.6 [8656-18.6-1]
+#[test]
+fn reserved_bytes_of_both_families_are_ignored() {
+    let mut h = Harness::new();
+    for attribute in [REQUESTED_ADDRESS_FAMILY, 0x8000] {
+        let client = h.client();
+        let reply = h.ask(client, allocate().with(attribute, &[2, 0xAB, 0xCD, 0xEF]));
+        assert_eq!(reply.code(), 0);
+        assert!(reply.all_relayed().iter().any(|relayed| relayed.is_ipv6()));
+    }
+}
+
+// RFC 8489 §6.3: known attributes that an Allocate has no use for [8489-6.3-5]
+#[test]
+fn attributes_of_other_messages_are_ignored() {
+    let mut h = Harness::new();
+    let client = h.client();
+    let message =
+        allocate().peer(harness::addr("8.8.8.8:1")).data(b"x").channel(0x4000).with(ERROR_CODE, &[0, 0, 4, 1]);
+    let reply = h.ask(client, message);
+    assert_eq!((reply.code(), reply.has(ERROR_CODE)), (0, false));
+    let peer = harness::addr("8.8.8.8:1");
+    assert_eq!(h.send(client, peer, b"x"), Went::Dropped(DropReason::NoPermission), "nothing was installed");
+}
+
+// RFC 8016 §3.1.2: a server without mobility [8016-3.1.2-5]
+#[test]
+fn a_mobility_ticket_is_ignored() {
+    const MOBILITY_TICKET: u16 = 0x8030;
+    let mut h = Harness::new();
+    let client = h.client();
+    let reply = h.ask(client, allocate().with(MOBILITY_TICKET, b""));
+    assert_eq!((reply.code(), reply.has(MOBILITY_TICKET)), (0, false));
+}
+
 // RFC 8656 §7.2: lifetime granted; below the default it is the default (our decision where the RFC leaves room)
+// [8656-6-4, 8656-7.2-29]
 #[test]
 fn lifetime_is_clamped_between_default_and_maximum() {
     let mut h = Harness::new();
@@ -336,7 +392,7 @@ fn lifetime_is_clamped_between_default_and_maximum() {
     assert_eq!(h.leftovers(), 0);
 }
 
-// RFC 8656 §7.2: a retransmitted request must get the same answer
+// RFC 8656 §7.2: a retransmitted request must get the same answer [8656-5-13, 8656-7.2-32, 8489-6.3.1-2]
 #[test]
 fn a_retransmitted_allocate_gets_the_same_answer_byte_for_byte() {
     for message in
@@ -356,7 +412,7 @@ fn a_retransmitted_allocate_gets_the_same_answer_byte_for_byte() {
     }
 }
 
-// RFC 8656 §7.2: also while the socket is being opened
+// RFC 8656 §7.2: also while the socket is being opened [8656-7.2-32]
 #[test]
 fn a_retransmission_while_the_socket_is_being_opened_opens_no_second_one() {
     let mut h = Harness::new();
@@ -389,7 +445,7 @@ fn another_allocate_while_the_socket_is_being_opened_is_437() {
     }
 }
 
-// RFC 8656 §5: until the answer there is no allocation
+// RFC 8656 §5: until the answer there is no allocation [8656-5-6]
 #[test]
 fn requests_on_an_allocation_that_is_being_opened_are_437() {
     let mut h = Harness::new();
@@ -403,7 +459,7 @@ fn requests_on_an_allocation_that_is_being_opened_are_437() {
     assert_eq!(h.refresh(client, 600).code(), 0);
 }
 
-// RFC 8656 §7.2 (8): 508 when no port can be had
+// RFC 8656 §7.2 (8): 508 when no port can be had [8656-7.2-14]
 #[test]
 fn no_port_is_508_and_leaves_nothing_behind() {
     // F-E4: each has a reason of its own; all were no_port.
@@ -423,7 +479,7 @@ fn no_port_is_508_and_leaves_nothing_behind() {
     }
 }
 
-// RFC 8656 §3.1: the allocation ends with its stream, also one that is just being opened
+// The allocation ends with its stream, also one that is just being opened
 #[test]
 fn a_stream_that_closes_while_opening_closes_the_relay_when_it_comes() {
     for message in [allocate(), allocate().even_port(true)] {
@@ -460,8 +516,9 @@ fn a_late_relay_is_not_given_to_the_next_client() {
     assert_ne!(h.closed[0], replies[0].relayed());
 }
 
-// ---- RFC 8656 §7.2 (11): 486 on quota ----
+// ---- RFC 8656 §7.2 (10): 486 on quota ----
 
+// [8656-5-14, 8656-7.2-19]
 #[test]
 fn the_quota_of_a_user_counts_by_user_id_not_by_username() {
     let mut h = Harness::with(|settings| settings.limits.allocations_per_user = Some(2));

@@ -28,7 +28,7 @@ fn leads_to(h: &mut Harness, client: Client, number: u16) -> Option<SocketAddr> 
     }
 }
 
-// RFC 8656 §12.2
+// RFC 8656 §12.2 [8656-12.2-8, 8656-12.5-1]
 #[test]
 fn channel_bind_binds_both_ways() {
     let mut h = Harness::new();
@@ -40,6 +40,7 @@ fn channel_bind_binds_both_ways() {
 }
 
 // `turn.channels = "rfc8656"`; what is bound stays bound.
+// [8656-12.2-2]
 #[test]
 fn the_range_of_rfc_8656_alone_can_be_chosen() {
     let mut h = Harness::new();
@@ -53,7 +54,7 @@ fn the_range_of_rfc_8656_alone_can_be_chosen() {
     assert!(matches!(h.channel_data(client, 0x5000, b"still"), Went::ToPeer { .. }));
 }
 
-// RFC 8656 §12 and RFC 5766 §11: 0x4000 to 0x7FFE, decision 0163
+// RFC 8656 §12 and RFC 5766 §11: 0x4000 to 0x7FFE, decision 0163 [8656-12.2-2]
 #[test]
 fn channel_numbers_outside_their_range_are_400() {
     let mut h = Harness::new();
@@ -67,7 +68,7 @@ fn channel_numbers_outside_their_range_are_400() {
     }
 }
 
-// RFC 8656 §12.2: both attributes
+// RFC 8656 §12.2: both attributes [8656-12.2-1]
 #[test]
 fn channel_bind_without_number_or_peer_is_400() {
     let mut h = Harness::new();
@@ -91,7 +92,7 @@ fn malformed_numbers_and_peers_are_400() {
     }
 }
 
-// RFC 8656 §18.1: the two bytes after the number are reserved and ignored
+// RFC 8656 §18.1: the two bytes after the number are reserved and ignored [8656-18.1-1]
 #[test]
 fn reserved_bytes_of_channel_number_are_ignored() {
     let mut h = Harness::new();
@@ -101,7 +102,7 @@ fn reserved_bytes_of_channel_number_are_ignored() {
     assert_eq!(leads_to(&mut h, client, 0x4000), Some(addr(PEER)));
 }
 
-// RFC 8656 §12.2: the channel is bound to another transport address
+// RFC 8656 §12.2: the channel is bound to another transport address [8656-12-3, 8656-12.2-3]
 #[test]
 fn a_channel_that_is_bound_to_another_peer_is_400() {
     let mut h = Harness::new();
@@ -112,7 +113,7 @@ fn a_channel_that_is_bound_to_another_peer_is_400() {
     assert_eq!(leads_to(&mut h, client, 0x4000), Some(addr(PEER)));
 }
 
-// RFC 8656 §12.2: the transport address is bound to another channel
+// RFC 8656 §12.2: the transport address is bound to another channel [8656-12-3, 8656-12.2-4]
 #[test]
 fn a_peer_that_is_bound_to_another_channel_is_400() {
     let mut h = Harness::new();
@@ -134,7 +135,7 @@ fn a_conflict_is_told_before_family_and_policy() {
     h.refuses(client, bind(0x7FFF, addr("10.0.0.1:1")), 400, Why::ChannelRange);
 }
 
-// RFC 8656 §12.2
+// RFC 8656 §12.2 [8656-12.2-5]
 #[test]
 fn a_peer_of_the_other_family_is_443() {
     let mut h = Harness::new();
@@ -147,7 +148,7 @@ fn a_peer_of_the_other_family_is_443() {
     assert_eq!(h.bind(six, 0x4000, addr("[2a00::1]:1")), 0);
 }
 
-// RFC 8656 §12.2
+// RFC 8656 §12.2 [8656-12.2-6]
 #[test]
 fn a_denied_peer_is_403_and_gets_neither_channel_nor_permission() {
     let mut h = Harness::new();
@@ -157,7 +158,7 @@ fn a_denied_peer_is_403_and_gets_neither_channel_nor_permission() {
     assert_eq!(h.send(client, addr("192.168.0.1:1"), b"x"), Went::Dropped(DropReason::NoPermission));
 }
 
-// RFC 8656 §12.2: the server may restrict IP addresses and ports: 403. Nothing can be sent to port 0.
+// RFC 8656 §12.2: the server may restrict IP addresses and ports: 403. Nothing can be sent to port 0. [8656-12.2-6]
 #[test]
 fn a_channel_to_port_0_is_403_and_a_permission_needs_no_port() {
     for tcp in [false, true] {
@@ -172,7 +173,7 @@ fn a_channel_to_port_0_is_403_and_a_permission_needs_no_port() {
     }
 }
 
-// RFC 8656 §12: 600 seconds, exactly
+// RFC 8656 §12: 600 seconds, exactly [8656-12-4]
 #[test]
 fn a_channel_lives_six_hundred_seconds_and_not_a_millisecond_longer() {
     let mut h = Harness::new();
@@ -185,7 +186,7 @@ fn a_channel_lives_six_hundred_seconds_and_not_a_millisecond_longer() {
     assert_eq!(leads_to(&mut h, client, 0x4000), None);
 }
 
-// RFC 8656 §12.2: "same transport address is OK", and refreshes
+// RFC 8656 §12.2: "same transport address is OK", and refreshes [8656-12-4, 8656-9-3]
 #[test]
 fn binding_the_same_pair_again_refreshes_it() {
     let mut h = Harness::new();
@@ -202,7 +203,7 @@ fn binding_the_same_pair_again_refreshes_it() {
     assert_eq!(leads_to(&mut h, client, 0x4000), None);
 }
 
-// RFC 8656 §12.2: the permission is installed, for its own 300 seconds and any port
+// RFC 8656 §12.2: the permission is installed, for its own 300 seconds and any port [8656-12.2-8, 8656-9-3]
 #[test]
 fn channel_bind_installs_the_permission_for_three_hundred_seconds() {
     let mut h = Harness::new();
@@ -220,7 +221,7 @@ fn channel_bind_installs_the_permission_for_three_hundred_seconds() {
     assert_eq!(h.from_peer(client, addr(PEER), b"x").to_client()[..2], [0x40, 0x00], "the channel was still bound");
 }
 
-// RFC 8656 §12.6: traffic refreshes neither channel nor permission
+// RFC 8656 §12.6: traffic refreshes neither channel nor permission [8656-12.6-5]
 #[test]
 fn traffic_does_not_refresh_a_channel() {
     let mut h = Harness::new();
@@ -235,7 +236,7 @@ fn traffic_does_not_refresh_a_channel() {
     assert_eq!(leads_to(&mut h, client, 0x4000), None);
 }
 
-// RFC 8656 §12: once the binding is over, number and peer are free for others
+// RFC 8656 §12: once the binding is over, number and peer are free for others [8656-12-5]
 #[test]
 fn number_and_peer_are_free_when_the_binding_is_over() {
     let mut h = Harness::new();
@@ -253,7 +254,7 @@ fn number_and_peer_are_free_when_the_binding_is_over() {
     assert_eq!(h.from_peer(client, addr(PEER), b"x").to_client(), channel_data(0x4001, b"x"));
 }
 
-// RFC 8656 §12.2: 508 for a limit of capacity
+// RFC 8656 §12.2: 508 for a limit of capacity [8656-12.2-7]
 #[test]
 fn more_channels_than_the_limit_are_508() {
     let mut h = Harness::with(|settings| settings.limits.channels_per_allocation = 2);
@@ -268,7 +269,7 @@ fn more_channels_than_the_limit_are_508() {
     assert_eq!(h.bind(client, 0x4003, peer(3)), 0, "what is over leaves room");
 }
 
-// RFC 8656 §12.2: no room for the permission that comes with it
+// RFC 8656 §12.2: no room for the permission that comes with it [8656-12.2-7]
 #[test]
 fn a_channel_whose_permission_has_no_room_is_508() {
     let mut h = Harness::with(|settings| settings.limits.permissions_per_allocation = 1);

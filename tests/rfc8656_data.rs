@@ -43,7 +43,7 @@ fn lost(h: &mut Harness, client: Client, bytes: &[u8], why: DropReason) {
     assert_eq!(h.drops(why) - before, amount(1, bytes.len() as u64));
 }
 
-// RFC 8656 §11.2
+// RFC 8656 §11.2 [8656-11.2-6]
 #[test]
 fn a_send_indication_takes_its_data_to_the_peer_and_the_port_it_names() {
     let mut h = Harness::new();
@@ -57,7 +57,7 @@ fn a_send_indication_takes_its_data_to_the_peer_and_the_port_it_names() {
     assert_eq!(h.send(client, addr(PEER_IPV6), b"six").to_peer(), (addr(PEER_IPV6), b"six".to_vec()));
 }
 
-// RFC 8656 §11.3, §11.4
+// RFC 8656 §11.3, §11.4 [8656-11.3-1, 8489-14-2]
 #[test]
 fn data_of_a_peer_without_channel_becomes_a_data_indication() {
     let mut h = Harness::new();
@@ -89,7 +89,7 @@ fn data_indications_have_different_transaction_ids() {
     assert_eq!(ids.len(), 100);
 }
 
-// RFC 8656 §12.5, §12.7: ChannelData is padded on streams and not on UDP
+// RFC 8656 §12.5, §12.7: ChannelData is padded on streams and not on UDP [8656-12.5-1, -2]
 #[test]
 fn channel_data_to_the_client_is_padded_on_streams_only() {
     let mut h = Harness::new();
@@ -104,7 +104,7 @@ fn channel_data_to_the_client_is_padded_on_streams_only() {
     }
 }
 
-// RFC 8656 §12.6
+// RFC 8656 §12.6 [8656-12.6-6]
 #[test]
 fn channel_data_from_the_client_goes_to_the_peer_of_its_channel() {
     let mut h = Harness::new();
@@ -117,7 +117,7 @@ fn channel_data_from_the_client_goes_to_the_peer_of_its_channel() {
     }
 }
 
-// RFC 8656 §12.7: the channel is for one transport address; the permission for any port
+// RFC 8656 §12.7: the channel is for one transport address; the permission for any port [8656-12.5-1]
 #[test]
 fn only_the_peer_of_a_channel_is_reported_on_it() {
     let mut h = Harness::new();
@@ -126,7 +126,7 @@ fn only_the_peer_of_a_channel_is_reported_on_it() {
     assert_eq!(h.send(client, addr(PEER), b"x").to_peer().0, addr(PEER), "Send still works beside a channel");
 }
 
-// RFC 8656 §11.2, §12.6: zero-length data passes, RFC 6263 §4.1
+// RFC 8656 §11.2, §12.6: zero-length data passes, RFC 6263 §4.1 [8656-11.2-2, 8656-12.6-6]
 #[test]
 fn zero_length_data_passes_both_ways() {
     let mut h = Harness::new();
@@ -186,7 +186,7 @@ fn the_largest_datagrams_of_a_client_pass_whole() {
     assert_eq!(h.send(udp, addr(PEER), &data[39..]).to_peer().1, data[39..]);
 }
 
-// RFC 8656 §11.2, §11.3, §9
+// RFC 8656 §11.2, §11.3, §9 [8656-9-4, 8656-11.2-3]
 #[test]
 fn data_without_permission_is_dropped_both_ways() {
     let mut h = Harness::new();
@@ -198,7 +198,7 @@ fn data_without_permission_is_dropped_both_ways() {
     assert_eq!(h.drops(DropReason::PeerNotPermitted), amount(1, 5));
 }
 
-// RFC 8656 §12.6
+// RFC 8656 §12.6 [8656-12.6-4]
 #[test]
 fn channel_data_on_an_unbound_channel_is_dropped() {
     let mut h = Harness::new();
@@ -209,7 +209,7 @@ fn channel_data_on_an_unbound_channel_is_dropped() {
     assert_eq!(h.drops(DropReason::UnboundChannel), amount(4, 12));
 }
 
-// RFC 8656 §5: data without an allocation
+// RFC 8656 §5: data without an allocation [8656-5-7]
 #[test]
 fn data_of_a_stranger_is_dropped() {
     let mut h = Harness::new();
@@ -220,6 +220,7 @@ fn data_of_a_stranger_is_dropped() {
 }
 
 // RFC 8656 §12.4: the length must not claim more than there is, nor the number another range
+// [8656-12-1, 8656-12.6-1, -2]
 #[test]
 fn channel_data_that_lies_is_dropped() {
     let mut h = Harness::new();
@@ -240,7 +241,7 @@ fn channel_data_that_lies_is_dropped() {
     }
 }
 
-// RFC 8656 §11.2: both attributes, well-formed
+// RFC 8656 §11.2: both attributes, well-formed [8656-11.2-1]
 #[test]
 fn a_send_indication_without_peer_or_data_is_dropped() {
     let mut h = Harness::new();
@@ -260,7 +261,7 @@ fn a_send_indication_without_peer_or_data_is_dropped() {
     lost(&mut h, client, &torn, DropReason::Malformed);
 }
 
-// RFC 8489 §6.3.2: an indication with unknown comprehension-required attributes is discarded
+// RFC 8489 §6.3.2: an indication with unknown comprehension-required attributes is discarded [8489-6.3.2-1]
 #[test]
 fn a_send_indication_with_an_unknown_required_attribute_is_dropped() {
     let mut h = Harness::new();
@@ -270,7 +271,7 @@ fn a_send_indication_with_an_unknown_required_attribute_is_dropped() {
     assert_eq!(h.send_message(client, message.with(0x8777, b"")).to_peer().1, b"x");
 }
 
-// RFC 8489 §6.3, §14.7: where FINGERPRINT is there it must be right
+// RFC 8489 §6.3, §14.7: where FINGERPRINT is there it must be right [8489-6.3-3]
 #[test]
 fn a_send_indication_with_a_wrong_fingerprint_is_dropped() {
     let mut h = Harness::new();
@@ -302,7 +303,7 @@ fn a_send_request_relays_nothing() {
     h.silent(client, &bytes, DropReason::UnknownMethod);
 }
 
-// RFC 8656 §11.2, §15: DONT-FRAGMENT sets DF; nothing else does
+// RFC 8656 §11.2, §14: DONT-FRAGMENT sets DF; nothing else does [8656-14-3]
 #[test]
 fn dont_fragment_of_a_send_indication_goes_into_the_meta() {
     let mut h = Harness::new();
@@ -317,7 +318,30 @@ fn dont_fragment_of_a_send_indication_goes_into_the_meta() {
     assert_eq!(went.meta().dscp, 46, "the class of service goes along");
 }
 
+// RFC 8656 §13.1 to §13.3, §15: where a datagram is translated the attribute is ignored; what comes by TCP is not
+// [8656-13.1-1, 8656-13.2-4, 8656-13.3-2, 8656-15-3]
+#[test]
+fn dont_fragment_is_ignored_where_datagrams_change_family_or_are_of_ipv6() {
+    let mut h = Harness::new();
+    let ipv4 = |h: &mut Harness, spec| (ready(h, spec, false), addr(PEER));
+    let ipv6 = |h: &mut Harness, spec| (ready_ipv6(h, spec), addr(PEER_IPV6));
+    for ((client, peer), is_set) in [
+        (ipv4(&mut h, alice()), true),
+        (ipv6(&mut h, alice()), false),
+        (ipv4(&mut h, alice().ipv6()), false),
+        (ipv6(&mut h, alice().ipv6()), false),
+        (ipv4(&mut h, alice().tcp()), true),
+        (ipv6(&mut h, alice().tcp()), true),
+        (ipv4(&mut h, alice().ipv6().tcp()), true),
+        (ipv6(&mut h, alice().ipv6().tcp()), true),
+    ] {
+        let went = h.send_message(client, indication(SEND).peer(peer).data(b"x").dont_fragment());
+        assert_eq!((went.clone().to_peer().1, went.meta().dont_fragment), (b"x".to_vec(), is_set), "{peer}");
+    }
+}
+
 // product.md, own addresses: data passes only to and from a port that is a relayed port at that moment
+// [8656-11.2-5]
 #[test]
 fn own_addresses_are_reached_on_relayed_ports_only() {
     let mut h = Harness::new();
@@ -430,6 +454,7 @@ fn received_equals_sent_plus_dropped_for_each_way_and_in_total() {
 }
 
 // Attributes after MESSAGE-INTEGRITY do not count in indications either
+// [8489-9-1]
 #[test]
 fn a_peer_or_data_after_message_integrity_does_not_count() {
     let mut h = Harness::new();

@@ -1,4 +1,4 @@
-//! One allocation with relayed addresses of both families (RFC 8656 sections 7.2, 8.2, 18.12, 18.13).
+//! One allocation with relayed addresses of both families (RFC 8656 sections 7.2, 8.2, 18.11, 18.12).
 
 use std::net::SocketAddr;
 
@@ -40,7 +40,7 @@ fn address_error(reply: &Incoming) -> Option<&[u8]> {
     reply.get(ADDRESS_ERROR_CODE)
 }
 
-// RFC 8656 §7.2
+// RFC 8656 §7.2 [8656-7.2-18]
 #[test]
 fn both_relayed_addresses_are_told_and_told_again() {
     let mut h = Harness::new();
@@ -85,7 +85,7 @@ fn packets_take_the_address_of_their_peers_family() {
     h.is_unchecked = true;
 }
 
-// RFC 8656 §8: "treated as applying to all current allocations" without REQUESTED-ADDRESS-FAMILY
+// RFC 8656 §8.1: without REQUESTED-ADDRESS-FAMILY all are meant [8656-8.1-1]
 #[test]
 fn refresh_without_a_family_is_for_both() {
     let mut h = Harness::new();
@@ -98,7 +98,7 @@ fn refresh_without_a_family_is_for_both() {
     assert_eq!((h.ports.count(), h.leftovers()), (0, 0));
 }
 
-// RFC 8656 §8: only the one that is named
+// RFC 8656 §8.1: only the one that is named
 #[test]
 fn each_family_has_a_lifetime_of_its_own() {
     for (kept, lost) in [(V4, V6), (V6, V4)] {
@@ -126,7 +126,8 @@ fn each_family_has_a_lifetime_of_its_own() {
     }
 }
 
-// RFC 8656 §8: "MUST NOT affect any permissions or channels associated with allocations for the other address family"
+// RFC 8656 §8.1: what belongs to the other family stays
+// [8656-8.1-2]
 #[test]
 fn one_family_is_given_back_and_the_other_one_goes_on() {
     for (kept, lost) in [(V4, V6), (V6, V4)] {
@@ -157,7 +158,7 @@ fn one_family_is_given_back_and_the_other_one_goes_on() {
     }
 }
 
-// RFC 8656 §7.2, §18.13: 508 for the one that could not be had
+// RFC 8656 §7.2, §18.12: 508 for the one that could not be had [8656-7.2-16, -17, 8656-18.12-1, -2]
 #[test]
 fn the_other_family_is_given_where_one_has_no_port() {
     for (family, number, given) in [(Family::V6, V6, V4), (Family::V4, V4, V6)] {
@@ -180,7 +181,7 @@ fn the_other_family_is_given_where_one_has_no_port() {
     assert_eq!(h.leftovers(), 0);
 }
 
-// RFC 8656 §7.2, §18.13: 440 for a family that this server does not relay from
+// RFC 8656 §7.2, §18.12: 440 for a family that this server does not relay from [8656-7.2-16, -17]
 #[test]
 fn the_other_family_is_given_where_the_server_has_one_only() {
     for (ipv4, ipv6, number) in [(true, false, V6), (false, true, V4)] {

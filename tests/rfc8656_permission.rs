@@ -32,7 +32,7 @@ fn is_open(h: &mut Harness, client: Client, peer: SocketAddr) -> bool {
     }
 }
 
-// RFC 8656 §9: no peer may send before a permission is installed
+// RFC 8656 §9: no peer may send before a permission is installed [8656-7.2-21]
 #[test]
 fn a_new_allocation_permits_nobody() {
     let mut h = Harness::new();
@@ -40,7 +40,7 @@ fn a_new_allocation_permits_nobody() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §10.2
+// RFC 8656 §10.2 [8656-9-3, 8656-10.2-5]
 #[test]
 fn create_permission_opens_for_its_peer_and_answers_with_nothing_more() {
     let mut h = Harness::new();
@@ -51,7 +51,7 @@ fn create_permission_opens_for_its_peer_and_answers_with_nothing_more() {
     assert!(!is_open(&mut h, client, addr("8.8.4.4:1000")));
 }
 
-// RFC 8656 §9: the permission is for the IP address; the port does not matter
+// RFC 8656 §9: the permission is for the IP address; the port does not matter [8656-9-2, 8656-10.2-5]
 #[test]
 fn a_permission_is_for_the_ip_address_only() {
     let mut h = Harness::new();
@@ -62,7 +62,7 @@ fn a_permission_is_for_the_ip_address_only() {
     }
 }
 
-// RFC 8656 §9: permissions of one allocation mean nothing to another
+// RFC 8656 §9: permissions of one allocation mean nothing to another [8656-9-5]
 #[test]
 fn a_permission_belongs_to_its_allocation() {
     let mut h = Harness::new();
@@ -71,7 +71,7 @@ fn a_permission_belongs_to_its_allocation() {
     assert!(!is_open(&mut h, other, addr(PEER)));
 }
 
-// RFC 8656 §10.1: one request may carry many peers
+// RFC 8656 §10.1: one request may carry many peers [8656-10.2-5]
 #[test]
 fn one_request_installs_permissions_for_many_peers() {
     let mut h = Harness::new();
@@ -113,7 +113,7 @@ fn a_refused_request_refreshes_no_permission() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §10.2: at least one XOR-PEER-ADDRESS
+// RFC 8656 §10.2: at least one XOR-PEER-ADDRESS [8656-10.2-1]
 #[test]
 fn create_permission_without_a_peer_is_400() {
     let mut h = Harness::new();
@@ -123,6 +123,7 @@ fn create_permission_without_a_peer_is_400() {
 }
 
 // RFC 8656 §10.2: "if any of these attributes are invalid" it is 400, before any 443 or 403
+// [8656-10.2-1, 8489-14.1-1]
 #[test]
 fn a_malformed_peer_anywhere_is_400() {
     let mut h = Harness::new();
@@ -151,7 +152,17 @@ fn a_malformed_peer_anywhere_is_400() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §10.2: the family is checked before policy restricts
+// RFC 8489 §14.1: the first byte of an address says nothing [8489-14.1-2]
+#[test]
+fn the_first_byte_of_a_peer_is_ignored() {
+    let mut h = Harness::new();
+    let client = ready(&mut h);
+    let value = [0xFF, 1, 0x21, 0x12 ^ 9, 0x21 ^ 8, 0x12 ^ 8, 0xA4 ^ 8, 0x42 ^ 8];
+    assert_eq!(h.ask(client, request(CREATE_PERMISSION).with(XOR_PEER_ADDRESS, &value)).code(), 0);
+    assert!(is_open(&mut h, client, addr("8.8.8.8:9")));
+}
+
+// RFC 8656 §10.2: the family is checked before policy restricts [8656-10.2-3]
 #[test]
 fn a_peer_of_the_other_family_is_443_before_403() {
     let mut h = Harness::new();
@@ -165,7 +176,7 @@ fn a_peer_of_the_other_family_is_443_before_403() {
     assert!(is_open(&mut h, six, addr("[2a00::1]:5")));
 }
 
-// RFC 8656 §10.2, §21.1.7: the operator's policy
+// RFC 8656 §10.2, §21.2.2: the operator's policy [8656-10.2-4]
 #[test]
 fn a_denied_peer_is_403() {
     let mut h = Harness::with(|settings| settings.peers = policy(&["10.1.0.0/16"], &["8.8.4.0/24"]));
@@ -184,7 +195,7 @@ fn a_denied_peer_is_403() {
     assert_eq!(h.permit(client, &[addr("10.1.2.3:1")]), 0);
 }
 
-// RFC 8656 §9: 300 seconds, exactly
+// RFC 8656 §9: 300 seconds, exactly [8656-9-1]
 #[test]
 fn a_permission_lives_three_hundred_seconds_and_not_a_millisecond_longer() {
     let mut h = Harness::new();
@@ -196,7 +207,7 @@ fn a_permission_lives_three_hundred_seconds_and_not_a_millisecond_longer() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §10.2: the time is set anew
+// RFC 8656 §10.2: the time is set anew [8656-9-3]
 #[test]
 fn create_permission_refreshes_the_permission() {
     let mut h = Harness::new();
@@ -210,7 +221,7 @@ fn create_permission_refreshes_the_permission() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §9: data refreshes nothing, neither way
+// RFC 8656 §9: data refreshes nothing, neither way [8656-11.2-4]
 #[test]
 fn traffic_does_not_refresh_a_permission() {
     let mut h = Harness::new();
@@ -236,7 +247,7 @@ fn refresh_does_not_refresh_permissions() {
     assert!(!is_open(&mut h, client, addr(PEER)));
 }
 
-// RFC 8656 §10.2: 508 for a limit of capacity; all or nothing
+// RFC 8656 §10.2: 508 for a limit of capacity; all or nothing [8656-10.2-2]
 #[test]
 fn more_permissions_than_the_limit_are_508_and_none_is_installed() {
     let mut h = Harness::with(|settings| settings.limits.permissions_per_allocation = 3);

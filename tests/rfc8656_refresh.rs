@@ -1,4 +1,4 @@
-//! Refresh and the end of an allocation (RFC 8656 sections 3.1, 5, 8).
+//! Refresh and the end of an allocation (RFC 8656 sections 5, 8).
 
 use test_support::harness;
 use test_support::harness::stun::{
@@ -11,7 +11,7 @@ use throughway::protocol::accounting::Amount;
 use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 
-// RFC 8656 §7.2, §8: exactly its lifetime
+// RFC 8656 §7.2, §8: exactly its lifetime [8656-6-4]
 #[test]
 fn an_allocation_lives_until_its_lifetime_is_over_and_not_a_millisecond_longer() {
     let mut h = Harness::new();
@@ -26,7 +26,7 @@ fn an_allocation_lives_until_its_lifetime_is_over_and_not_a_millisecond_longer()
     assert_eq!(h.leftovers(), 0);
 }
 
-// RFC 8656 §8: judged by the time of the packet, not by when a timer gets its turn
+// RFC 8656 §8: judged by the time of the packet, not by when a timer gets its turn [8656-6-5, 8656-5-7]
 #[test]
 fn what_comes_at_the_end_of_the_lifetime_finds_no_allocation_even_before_the_timer() {
     let mut h = Harness::new();
@@ -66,7 +66,7 @@ fn the_end_of_many_is_worked_off_in_parts_and_none_is_served_after_its_lifetime(
     assert_eq!((h.allocations(), h.leftovers()), (0, 0));
 }
 
-// RFC 8656 §8.2
+// RFC 8656 §8.2 [8656-8.2-2, -4]
 #[test]
 fn refresh_sets_the_time_to_expiry_anew() {
     let mut h = Harness::new();
@@ -82,7 +82,7 @@ fn refresh_sets_the_time_to_expiry_anew() {
     assert!(!h.is_alive(client));
 }
 
-// RFC 8656 §8.2: the lifetime is computed as for Allocate
+// RFC 8656 §8.2: the lifetime is computed as for Allocate [8656-8.2-2]
 #[test]
 fn refresh_clamps_the_lifetime_as_allocate_does() {
     let mut h = Harness::new();
@@ -123,7 +123,7 @@ fn an_allocation_that_is_refreshed_lives_on() {
     assert_eq!((h.allocations(), h.leftovers()), (0, 0));
 }
 
-// RFC 8656 §8.2: lifetime 0
+// RFC 8656 §8.2: lifetime 0 [8656-8.2-3, -4]
 #[test]
 fn refresh_with_lifetime_zero_deletes_the_allocation() {
     let mut h = Harness::new();
@@ -138,7 +138,7 @@ fn refresh_with_lifetime_zero_deletes_the_allocation() {
     assert_eq!(h.channel_data(client, 0x4000, b"x"), Went::Dropped(DropReason::NoAllocation));
 }
 
-// RFC 8656 §8.2: the five-tuple is free at once
+// RFC 8656 §8.2: the five-tuple is free at once [8656-7.2-21, 8656-9-6, 8656-12-2]
 #[test]
 fn the_five_tuple_is_free_when_the_answer_to_refresh_zero_has_left() {
     for spec in [alice(), alice().tcp()] {
@@ -159,7 +159,7 @@ fn the_five_tuple_is_free_when_the_answer_to_refresh_zero_has_left() {
     }
 }
 
-// RFC 8656 §8.2: the retransmission of a Refresh with lifetime 0
+// RFC 8656 §8.2: the retransmission of a Refresh with lifetime 0 [8656-5-13]
 #[test]
 fn a_retransmitted_refresh_zero_is_437() {
     let mut h = Harness::new();
@@ -172,7 +172,7 @@ fn a_retransmitted_refresh_zero_is_437() {
     assert!(again[0].is_signed_with(&h.key_of(client)));
 }
 
-// RFC 8656 §8.2: the retransmission of an ordinary Refresh is harmless
+// RFC 8656 §8.2: the retransmission of an ordinary Refresh is harmless [8656-5-13, 8489-6.3.1-2, -3]
 #[test]
 fn a_retransmitted_refresh_gets_the_same_answer() {
     let mut h = Harness::new();
@@ -196,7 +196,7 @@ fn an_allocate_retransmitted_after_the_end_makes_a_new_allocation() {
     assert_eq!(h.ports.count(), 1);
 }
 
-// RFC 8656 §5: 437 without an allocation, for every method that needs one
+// RFC 8656 §5: 437 without an allocation, for every method that needs one [8656-5-6]
 #[test]
 fn every_method_that_needs_an_allocation_is_437_without_one() {
     let mut h = Harness::new();
@@ -216,7 +216,7 @@ fn every_method_that_needs_an_allocation_is_437_without_one() {
     }
 }
 
-// RFC 8656 §5: 437 for another five-tuple, be it the same user
+// RFC 8656 §5: 437 for another five-tuple, be it the same user [8656-5-6]
 #[test]
 fn an_allocation_belongs_to_its_five_tuple() {
     let mut h = Harness::new();
@@ -229,7 +229,7 @@ fn an_allocation_belongs_to_its_five_tuple() {
     assert!(h.is_alive(owner));
 }
 
-// RFC 8656 §5: 441 for another user
+// RFC 8656 §5: 441 for another user [8656-5-5]
 #[test]
 fn another_user_on_the_same_five_tuple_is_441() {
     let mut h = Harness::new();
@@ -252,7 +252,7 @@ fn another_user_on_the_same_five_tuple_is_441() {
     assert_eq!(h.send(client, peer, b"x"), Went::Dropped(DropReason::NoPermission), "nothing was installed");
 }
 
-// RFC 8656 §5: the username must be the same; another credential of the same user id is another username
+// RFC 8656 §5: the username must be the same; another credential of the same user id is another username [8656-5-5]
 #[test]
 fn another_credential_of_the_same_user_id_is_441() {
     let mut h = Harness::new();
@@ -275,7 +275,7 @@ fn an_unproven_user_on_the_same_five_tuple_is_401() {
     assert!(h.is_alive(client));
 }
 
-// RFC 8656 §8.2: a family that the allocation does not have
+// RFC 8656 §8.2: a family that the allocation does not have [8656-8.2-1]
 #[test]
 fn refresh_of_the_other_family_is_443() {
     let mut h = Harness::new();
@@ -322,7 +322,7 @@ fn refresh_with_unknown_required_attributes_is_420_and_changes_nothing() {
     assert!(h.is_alive(client));
 }
 
-// RFC 8656 §3.1: the allocation of a stream ends with it
+// The allocation of a stream ends with it
 #[test]
 fn a_closed_stream_ends_its_allocation_at_once() {
     let mut h = Harness::new();

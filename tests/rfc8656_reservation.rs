@@ -1,4 +1,4 @@
-//! EVEN-PORT and RESERVATION-TOKEN (RFC 8656 sections 7.2, 18.6, 18.10), on one worker and between workers.
+//! EVEN-PORT and RESERVATION-TOKEN (RFC 8656 sections 7.2, 18.7, 18.10), on one worker and between workers.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ fn next(relayed: SocketAddr) -> SocketAddr {
     SocketAddr::new(relayed.ip(), relayed.port() + 1)
 }
 
-// RFC 8656 §18.6: an even port, and nothing held without R
+// RFC 8656 §18.7: an even port, and nothing held without R [8656-7.2-23]
 #[test]
 fn even_port_without_r_gives_an_even_port_and_holds_nothing() {
     let mut h = Harness::new();
@@ -31,7 +31,7 @@ fn even_port_without_r_gives_an_even_port_and_holds_nothing() {
     }
 }
 
-// RFC 8656 §18.6: the seven low bits are reserved
+// RFC 8656 §18.7: the seven low bits are reserved [8656-18.7-1]
 #[test]
 fn reserved_bits_of_even_port_are_ignored() {
     let mut h = Harness::new();
@@ -42,7 +42,7 @@ fn reserved_bits_of_even_port_are_ignored() {
     assert!(reply.has(harness::stun::RESERVATION_TOKEN));
 }
 
-// RFC 8656 §7.2: with R the next higher port is held, and a token given
+// RFC 8656 §7.2: with R the next higher port is held, and a token given [8656-7.2-22, -24, -31]
 #[test]
 fn even_port_with_r_holds_the_next_port_which_the_token_gets() {
     let mut h = Harness::new();
@@ -73,7 +73,7 @@ fn a_reserved_ipv6_port_comes_without_requested_address_family() {
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(reply.relayed()));
 }
 
-// RFC 8656 §7.2 (5): a token is good once
+// RFC 8656 §7.2 (5): a token is good once [8656-7.2-8]
 #[test]
 fn a_token_is_good_once() {
     let mut h = Harness::new();
@@ -84,7 +84,7 @@ fn a_token_is_good_once() {
     assert!(h.is_alive(two));
 }
 
-// RFC 8656 §7.2 (5): the token is not valid
+// RFC 8656 §7.2 (5): the token is not valid [8656-7.2-8]
 #[test]
 fn an_unknown_token_is_508() {
     for workers in [1, 3] {
@@ -100,7 +100,7 @@ fn an_unknown_token_is_508() {
     }
 }
 
-// RFC 8656 §7.2: the port is held for 30 seconds
+// RFC 8656 §7.2: the port is held for 30 seconds [8656-7.2-8]
 #[test]
 fn a_token_ends_after_thirty_seconds_and_its_port_is_closed() {
     let mut h = Harness::new();
@@ -115,7 +115,7 @@ fn a_token_ends_after_thirty_seconds_and_its_port_is_closed() {
     assert!(h.is_alive(one), "the allocation that reserved goes on");
 }
 
-// RFC 8656 §7.2: and is still good in its last millisecond
+// RFC 8656 §7.2: and is still good in its last millisecond [8656-7.2-25]
 #[test]
 fn a_token_is_good_until_its_thirty_seconds_are_over() {
     let mut h = Harness::new();
@@ -135,7 +135,7 @@ fn a_token_survives_the_end_of_the_allocation_that_reserved() {
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }
 
-// RFC 8656 §7.2: a client that did not reserve neither gets the port nor takes it away
+// RFC 8656 §7.2: a client that did not reserve neither gets the port nor takes it away [8656-7.2-22]
 #[test]
 fn a_token_of_another_user_is_508_and_stays_good_for_its_owner() {
     for workers in [1, 3] {
@@ -158,7 +158,7 @@ fn a_newer_credential_of_the_same_user_may_fetch_the_port() {
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }
 
-// RFC 8656 §7.2 (11): a refusal for quota does not use the token up
+// RFC 8656 §7.2 (10): a refusal for quota does not use the token up
 #[test]
 fn a_quota_refusal_leaves_the_token_good() {
     let mut h = Harness::with(|settings| settings.limits.allocations_per_client = Some(2));
@@ -173,7 +173,7 @@ fn a_quota_refusal_leaves_the_token_good() {
     assert_eq!(h.ask(two, allocate().token(&token)).relayed(), next(relayed));
 }
 
-// RFC 8656 §7.2: works when the second Allocate lands on another worker
+// RFC 8656 §7.2: works when the second Allocate lands on another worker [8656-7.2-22]
 #[test]
 fn a_token_is_good_on_another_worker() {
     let mut h = Harness::workers(3, |_| {});
@@ -226,7 +226,7 @@ fn an_answer_that_comes_too_late_is_508_and_the_port_is_closed() {
     assert_eq!((h.leftovers(), h.ports.count(), h.books.admitted()), (0, 0, 0));
 }
 
-// RFC 8656 §3.1: the stream closes while another worker is asked
+// The stream closes while another worker is asked
 #[test]
 fn a_stream_that_closes_while_another_worker_is_asked_leaves_nothing() {
     let mut h = Harness::workers(2, |_| {});
@@ -243,7 +243,7 @@ fn a_stream_that_closes_while_another_worker_is_asked_leaves_nothing() {
     assert_eq!((h.leftovers(), h.ports.count(), h.books.admitted()), (0, 0, 0));
 }
 
-// RFC 8656 §7.2 (5): "the corresponding relayed transport address is still available"
+// RFC 8656 §7.2 (5): "the corresponding relayed transport address is still available" [8656-7.2-8]
 #[test]
 fn a_held_socket_that_is_gone_is_508() {
     let mut h = Harness::new();

@@ -259,6 +259,7 @@ fn the_same_user_id_under_two_tenants_is_two_users() {
     h.allocate(other);
 }
 
+// [8656-5-16]
 #[test]
 fn over_a_bandwidth_packets_are_dropped_and_counted_and_the_call_goes_on() {
     let mut h = Harness::with(|settings| {
@@ -277,6 +278,7 @@ fn over_a_bandwidth_packets_are_dropped_and_counted_and_the_call_goes_on() {
     assert_eq!(h.drops(DropReason::OverBandwidth).packets, 3);
 }
 
+// [8656-5-15]
 #[test]
 fn a_user_shares_his_bandwidth_among_his_allocations_on_all_workers() {
     let mut h = Harness::workers(3, |settings| {
@@ -495,6 +497,7 @@ fn no_session_is_older_than_max_session_however_often_it_is_refreshed() {
 
 // ---- rotation ----
 
+// [8656-6-3]
 #[test]
 fn a_secret_past_its_end_lets_nobody_in_and_drops_no_call() {
     let mut h = Harness::with(|settings| settings.auth.secrets[0].not_after = Some(START_UNIX + 100));

@@ -286,6 +286,7 @@ proptest! {
     }
 }
 
+// [8489-6.2.3-3]
 #[test]
 fn suites_of_both_versions_are_tried() {
     let is_new = |suite: &SupportedCipherSuite| suite.tls13().is_some();

@@ -514,6 +514,7 @@ fn damage(bytes: &mut Vec<u8>, edits: &[(u8, u16, u8)]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
+    // [8489-5-1, -2, -4, 8489-14-1, -2, -3, 8489-14.2-1, 8489-14.7-2, 8656-18-1]
     #[test]
     fn what_we_write_the_oracles_and_we_read(spec in spec()) {
         let bytes = write_ours(&spec);
@@ -522,6 +523,7 @@ proptest! {
         read_by_two(&spec, &bytes);
     }
 
+    // [8489-14-4, 8489-14.8-2]
     #[test]
     fn what_the_oracles_write_we_read(mut spec in spec()) {
         read_ours(&spec, &write_two(&spec));
@@ -552,6 +554,7 @@ proptest! {
         prop_assert_eq!(other.get(one::ATTR_DATA).unwrap(), payload);
     }
 
+    // [8656-12.5-2]
     #[test]
     fn channel_data_agrees_with_both(number in 0x4000_u16..0x7FFF, payload in vec(any::<u8>(), 0..2000)) {
         let mut ours = channel_data::head(ChannelNumber(number), payload.len() as u16).to_vec();
@@ -616,6 +619,7 @@ proptest! {
             }
     }
 
+    // [8656-12.6-3]
     #[test]
     fn frames_do_not_depend_on_segment_borders(
         parts in vec((spec(), any::<bool>(), vec(any::<u8>(), 0..40)), 1..8), cuts in vec(1_usize..90, 1..60),
@@ -689,6 +693,7 @@ fn rfc5769_2_1_request() {
     assert!(!IntegrityKey::from_md5([0; 16]).verifies(&message));
 }
 
+// [8489-14.2-1, 8489-14.5-1, 8489-14.7-2]
 #[test]
 fn rfc5769_2_2_response_ipv4() {
     let bytes = vector("response-ipv4-2.2");
@@ -700,6 +705,7 @@ fn rfc5769_2_2_response_ipv4() {
     assert_eq!(check_fingerprint(&message), Fingerprint::Right);
 }
 
+// [8489-14.2-1]
 #[test]
 fn rfc5769_2_3_response_ipv6() {
     let bytes = vector("response-ipv6-2.3");
@@ -711,6 +717,7 @@ fn rfc5769_2_3_response_ipv6() {
     assert_eq!(check_fingerprint(&message), Fingerprint::Right);
 }
 
+// [8489-9.2.2-1]
 #[test]
 fn rfc5769_2_4_request_with_long_term_authentication() {
     let bytes = vector("request-long-term-2.4");

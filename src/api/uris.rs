@@ -106,6 +106,7 @@ mod tests {
         assert_eq!(texts(&both[..1], Some("2001:db8::9")), ["turn:[2001:db8::9]:3478?transport=udp"]);
     }
 
+    // [8656-4.1-1]
     #[test]
     fn tls_comes_last_and_goes_by_a_name_of_the_certificate() {
         use Transport::{Tcp, Tls};

@@ -228,7 +228,7 @@ impl Check {
         Some(Secret::new(text.as_bytes()))
     }
 
-    /// Refuses a secret, token or key that can be guessed: with it an attacker makes credentials.
+    /// Refuses a secret, token or key that can be guessed: with it an attacker makes credentials. [8489-16.1.1-1]
     pub(crate) fn unguessable(&mut self, node: &Node, secret: Secret) -> Option<Secret> {
         let weakness = weakness(secret.expose());
         self.ok(node, weakness.map_or(Ok(secret), Err))

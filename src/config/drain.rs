@@ -86,6 +86,7 @@ impl Check {
         siblings
     }
 
+    // [8489-14.16-1]
     fn alternate_domain(&mut self, tls: &Siblings) -> Option<Box<str>> {
         let (name, node) = self.text_of("drain.alternate_domain")?;
         let is_label = |label: &str| {

@@ -117,6 +117,7 @@ impl LogLevel {
 }
 
 impl Check {
+    // [8489-14.9-1]
     pub(crate) fn realm(&mut self) -> Box<str> {
         let node = self.get("realm");
         let Value::Text(realm) = &node.value else { return Box::default() };

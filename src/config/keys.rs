@@ -142,8 +142,10 @@ pub const KEYS: &[ConfigKey] = &[
     key("relay.coalesce_microseconds", Count(200), "30",
         "How long a worker lets packets gather above 50,000 packets per second, a quarter of them in bursts or over TCP, at most 200").zero("no waiting"),
 
+    // [8656-6-4]
     key("turn.default_lifetime", Duration(1, ANY as u64), "\"600s\"",
         "Lifetime of an allocation if the client asks for a shorter one or for none"),
+    // [8656-7.2-30]
     key("turn.max_lifetime", Duration(1, ANY as u64), "\"3600s\"",
         "Longest lifetime granted at once; at least turn.default_lifetime"),
     key("turn.channels", Word(&["rfc5766", "rfc8656"]), "\"rfc5766\"",
@@ -157,6 +159,7 @@ pub const KEYS: &[ConfigKey] = &[
         "With `close`: how long after the expiry sessions end").zero("no grace"),
     key("auth.max_session", Duration(1, TEN_YEARS), "0",
         "Longest life of an allocation, however often it is refreshed, such as `\"24h\"`").zero("no limit"),
+    // [8656-5-4]
     key("auth.nonce_lifetime", Duration(1, DAY), "\"1h\"",
         "How long a nonce is valid; clients then get a new one and repeat their request"),
     key("auth.nonce_key_file", Text, "\"\"",

@@ -299,6 +299,7 @@ impl Check {
         External::PerFamily { ipv4, ipv6 }
     }
 
+    // [8656-7.2-26, -27]
     fn relay_ports(&mut self, addresses: &[IpAddr], listen: &[(Listen, Node)]) -> RangeInclusive<u16> {
         let node = self.get("relay.ports");
         let Value::Text(text) = &node.value else { return 49152..=65535 };

@@ -16,6 +16,7 @@ use super::sys::Waker;
 use crate::address::{ClientAddress, StreamId};
 
 /// The limit, for the acceptor and all workers.
+// [8489-6.2.2-4]
 pub(super) struct HalfOpenStreams {
     limit: Arc<FairLimit>,
     /// As configured; `u64::MAX` is no limit.

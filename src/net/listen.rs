@@ -205,6 +205,7 @@ fn udp_sockets(address: SocketAddr, workers: usize) -> io::Result<Vec<UdpSockets
     Ok(data.into_iter().map(|data| UdpSockets { data, control: control.next() }).collect())
 }
 
+// [8656-5-9, 8656-14-2, -5]
 fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     if address.ip().is_unspecified() {
         sys::tell_destination(socket.as_fd(), address.is_ipv6())?;
@@ -218,7 +219,7 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds one TCP address; the acceptor hands the streams to the workers.
+/// Binds one TCP address; the acceptor hands the streams to the workers. [8489-12-4, 8656-5-10, 8656-16-1]
 pub(super) fn tcp(transport: Transport, address: SocketAddr, passed: &Passed) -> Result<TcpListener, BindError> {
     let bind = || {
         if let Some(socket) = passed.stream(address)? {

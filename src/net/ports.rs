@@ -172,6 +172,7 @@ impl Ports {
 
     /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
     /// taken too.
+    // [8656-6-1, 8656-7.2-23, -24, -28]
     pub(super) fn take(&mut self, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
         self.wake(now);
         let port = match parity {
@@ -258,6 +259,7 @@ mod tests {
         Ports::new(&range, Random::new([1; 32]))
     }
 
+    // [8656-6-1, 8656-7.2-28]
     #[test]
     fn every_port_is_given_once_and_in_no_order() {
         let mut ports = ports(50_000..=50_099);
@@ -268,6 +270,7 @@ mod tests {
         assert_ne!(given, sorted);
     }
 
+    // [8656-7.2-23, -24]
     #[test]
     fn even_ports_come_alone_or_with_the_next() {
         let mut ports = ports(65_530..=65_535);

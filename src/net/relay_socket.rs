@@ -361,6 +361,7 @@ fn bind_free(entry: &RelayAddressEntry, parity: Parity, client: IpAddr, now: Tic
     Err(RelayRefused::NoPort)
 }
 
+// [8656-13-2, 8656-13.2-1, 8656-14-2, -5, 8656-15-2]
 fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
     // Non-blocking and closed on exec from its first moment: one call.
     let domain = Domain::for_address(SocketAddr::new(ip, port));

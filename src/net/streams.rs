@@ -202,7 +202,7 @@ impl Streams {
         self.set_deadline(id, now);
     }
 
-    /// It has so long to get an allocation.
+    /// It has so long to get an allocation. [8489-6.2.2-1]
     fn set_deadline(&mut self, id: StreamId, now: Ticks) {
         self.lift_deadline(id);
         if self.limits.unauthenticated_ms == 0 {

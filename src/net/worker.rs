@@ -339,6 +339,7 @@ impl Worker {
         [self.server.poll_timeout(), self.streams.next_deadline(), of_ledger].into_iter().flatten().min()
     }
 
+    // [8489-6.2.2-2]
     fn on_deadlines(&mut self, now: Now) {
         if self.server.poll_timeout().is_some_and(|at| at <= now.ticks) {
             self.flush_payload();

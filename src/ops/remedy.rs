@@ -51,6 +51,11 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
              that limit",
     ),
     (
+        RejectReason::TunnelledClient,
+        "the client's address is of Teredo or 6to4, and RFC 8656 lets no relay serve those: let it come over IPv4 or \
+             another IPv6 address",
+    ),
+    (
         RejectReason::ClosingTime,
         "the closing time inside the credential has passed: the application must fetch a new one",
     ),

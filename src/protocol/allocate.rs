@@ -12,6 +12,7 @@ use super::ids::QuestionId;
 use super::ids::{AllocationId, SessionId, WorkerId};
 use super::opening::{Opening, RequestedAllocation, Stage};
 use super::owner::Owner;
+use super::peer_policy::is_tunnelled;
 use super::quota::{Admitted, Purpose, QuotaClaim};
 use super::reject::RejectReason;
 use super::reservation::{RESERVATION_LIFETIME, Reservation};
@@ -27,11 +28,12 @@ use crate::wire::message::{METHOD_ALLOCATE, Message};
 const ANSWER_WITHIN: u64 = 2_000;
 
 impl Server {
+    // [8656-7.2-1]
     pub(super) fn on_allocate(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         let message = request.message();
         if let Some(opening) = self.openings.of_client(&via).and_then(|id| self.openings.get(id)) {
             // A retransmission that came before the answer to the first: that answer is on its way. Another
-            // request must hear something, since it is not repeated over a stream.
+            // request must hear something, since it is not repeated over a stream. [8656-7.2-32]
             if opening.transaction_id != message.transaction_id() {
                 self.reject(via, message, RejectReason::AllocationExists, Some(request.key()));
             }
@@ -144,12 +146,17 @@ impl Server {
     fn check_allocate(&self, via: &Via, message: &Message<'_>) -> Result<RequestedAllocation, RejectReason> {
         self.check_five_tuple(via)?;
         check_transport(message)?;
+        // What is sent to such a client leaves by a tunnel, which may bring it back (RFC 8656 §21.4). [8656-21.4-2]
+        if is_tunnelled(via.five_tuple().client.ip()) {
+            return Err(RejectReason::TunnelledClient);
+        }
+        // [8656-7.2-6]
         let dont_fragment = message.dont_fragment();
         let token = message.reservation_token().map_err(|_| RejectReason::BadAttribute)?;
         let even_port = message.even_port().map_err(|_| RejectReason::BadAttribute)?;
         let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
         dont_fragment.map_err(|_| RejectReason::BadAttribute)?;
-        // (5): a token names address and family already.
+        // (5): a token names address and family already. [8656-7.2-7]
         let additional = message.additional_address_family().map_err(|_| RejectReason::BadAttribute)?;
         if token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
             return Err(RejectReason::Combination);
@@ -158,10 +165,11 @@ impl Server {
         check_additional_family(additional, requested.is_some(), even_port)?;
         let wished = match (requested, asks_for_both) {
             (None, true) => self.families_of_both()?,
-            // (6), (7): without REQUESTED-ADDRESS-FAMILY it is IPv4.
+            // (6), (7): without REQUESTED-ADDRESS-FAMILY it is IPv4. [8656-7.2-11, -12]
             (None, false) => Families::one(Family::V4),
             (Some(number), _) => Families::one(family(number).ok_or(RejectReason::FamilyUnsupported)?),
         };
+        // [8656-7.2-10, -11]
         if token.is_none() && !self.relays_from(wished.family) {
             return Err(RejectReason::FamilyUnsupported);
         }
@@ -186,7 +194,7 @@ impl Server {
         }
     }
 
-    /// (2): one allocation per five-tuple.
+    /// (2): one allocation per five-tuple. [8656-7.2-3]
     fn check_five_tuple(&self, via: &Via) -> Result<(), RejectReason> {
         if self.table.by_via(via).is_some() { Err(RejectReason::AllocationExists) } else { Ok(()) }
     }
@@ -221,13 +229,14 @@ impl Server {
         }
     }
 
-    /// The lifetime granted for the one asked: less than the default is the default (RFC 8656 §7.2).
+    /// The lifetime granted for the one asked: less than the default is the default (RFC 8656 §7.2). [8656-7.2-29]
     pub(super) fn grant(&self, asked: Option<u32>) -> u32 {
         let default = self.settings.default_lifetime;
         asked.map_or(default, |asked| asked.clamp(default, self.settings.max_lifetime.max(default)))
     }
 
     /// The request that made the allocation gets its answer again, rebuilt from twelve bytes kept of it.
+    // [8656-5-13, 8656-7.2-32, 8489-6.3.1-2, -3]
     fn answer_retransmission(&mut self, via: &Via, request: &Authenticated<'_>) -> bool {
         let transaction_id = request.message().transaction_id();
         let Some(allocation) = self
@@ -274,6 +283,7 @@ impl Server {
         }
     }
 
+    // [8656-7.2-8, -22]
     fn take_reservation(
         &mut self,
         now: Now,
@@ -351,7 +361,7 @@ impl Server {
         self.outputs.push_back(Output::OpenRelay { allocation: socket, request });
     }
 
-    /// Who asked for both families is content with the other one (RFC 8656 section 7.2).
+    /// Who asked for both families is content with the other one (RFC 8656 section 7.2). [8656-7.2-17]
     fn on_relay_refused(&mut self, now: Now, id: AllocationId, reason: RejectReason) {
         let requested = self.openings.get_mut(id).map(|opening| &mut opening.requested);
         let other = requested.and_then(|requested| {
@@ -388,6 +398,7 @@ impl Server {
     }
 
     /// All that was asked for is open: the allocation lives.
+    // [8656-7.2-21]
     fn complete(
         &mut self,
         now: Now,
@@ -518,7 +529,7 @@ impl Server {
     }
 }
 
-/// (3): REQUESTED-TRANSPORT must be there and name UDP.
+/// (3): REQUESTED-TRANSPORT must be there and name UDP. [8656-7.2-4, -5, 6062-5.1-1, -2]
 fn check_transport(message: &Message<'_>) -> Result<(), RejectReason> {
     match message.requested_transport() {
         Err(_) => Err(RejectReason::BadAttribute),
@@ -542,6 +553,7 @@ impl Families {
 }
 
 /// What the client hears of a socket that was not opened.
+// [8656-7.2-8, -14, -16]
 const fn reason_of(refused: RelayRefused) -> RejectReason {
     match refused {
         RelayRefused::NotHeld => RejectReason::BadReservation,
@@ -553,6 +565,7 @@ const fn reason_of(refused: RelayRefused) -> RejectReason {
 }
 
 /// (6), (8), (9): what ADDITIONAL-ADDRESS-FAMILY must not stand beside. It asks for an IPv6 address beside the IPv4 one.
+// [8656-7.2-9, -13, -15, 8656-18.11-1]
 fn check_additional_family(
     additional: Option<RequestedAddressFamily>,
     requested: bool,

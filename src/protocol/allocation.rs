@@ -237,6 +237,7 @@ impl Allocation {
     }
 
     /// Installs or refreshes a permission for 300 seconds.
+    // [8656-9-3]
     pub(super) fn permit(&mut self, ip: IpAddr, class: PeerClass, now: Ticks, secret: u64) {
         let permission = Permission { expires_at: now.plus_seconds(PERMISSION_LIFETIME), class };
         self.permissions.insert(ip, permission, now, self.seed(secret));
@@ -256,6 +257,7 @@ impl Allocation {
     }
 
     /// Binds or refreshes a channel for 600 seconds, and its peer's permission.
+    // [8656-12-3, -4, 8656-12.2-8]
     pub(super) fn bind(&mut self, number: u16, peer: PeerAddress, class: PeerClass, now: Ticks, secret: u64) {
         let binding = ChannelBinding { peer, class, expires_at: now.plus_seconds(CHANNEL_LIFETIME) };
         // Left over from bindings whose time is over: the conflict rules let nothing else pass.

@@ -31,7 +31,7 @@ impl Siblings {
     }
 
     fn for_client(&self, client: Address) -> Option<SocketAddr> {
-        // RFC 8489 §14.15: the family is that of the request's source.
+        // RFC 8489 §14.15: the family is that of the request's source. [8489-10-2]
         if client.ip.is_ipv4() { self.ipv4.map(SocketAddr::V4) } else { self.ipv6.map(SocketAddr::V6) }
     }
 }
@@ -48,6 +48,7 @@ pub struct Alternates {
 }
 
 impl Alternates {
+    // [8489-10-4]
     pub(super) fn for_client(&self, via: &Via) -> Option<(SocketAddr, Option<&str>)> {
         let five_tuple = via.five_tuple();
         let (siblings, domain) = match five_tuple.transport {
@@ -63,6 +64,7 @@ mod tests {
     use super::*;
     use crate::address::{ClientAddress, FiveTuple, ServerAddress};
 
+    // [8489-10-4]
     #[test]
     fn clients_over_tls_have_a_port_and_a_name_of_their_own() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();

@@ -60,7 +60,7 @@ fn terms(tenant: Option<&str>, grant: &Grant) -> Option<Box<Terms>> {
         .then(|| Box::new(Terms { tenant: tenant.map(Into::into), grant: grant.clone(), ..Terms::default() }))
 }
 
-/// Checks a request in the RFC's order.
+/// Checks a request in the RFC's order. [8656-5-1, 8656-7.2-2]
 pub(super) fn authenticate<'m>(
     message: &'m Message<'m>,
     via: &Via,
@@ -69,17 +69,17 @@ pub(super) fn authenticate<'m>(
     nonces: &Nonces,
     now: Now,
 ) -> Result<Authenticated<'m>, Refused> {
-    // RFC 8489 §9.2.4 (1): no MESSAGE-INTEGRITY, so the client learns realm and nonce.
+    // RFC 8489 §9.2.4 (1): no MESSAGE-INTEGRITY, so the client learns realm and nonce. [8489-9.2.4-2]
     if !message.has(Known::MessageIntegrity) {
         return Err(RejectReason::Challenge.into());
     }
-    // (2): integrity without the attributes that it needs.
+    // (2): integrity without the attributes that it needs. [8489-9.2.4-9]
     let (Some(username), Some(realm), Some(nonce)) =
         (message.get(Known::Username), message.get(Known::Realm), message.get(Known::Nonce))
     else {
         return Err(RejectReason::IncompleteCredentials.into());
     };
-    // (3): a USERNAME that can't be anybody's.
+    // (3): a USERNAME that can't be anybody's. [8489-9.2.4-12, 8489-14.3-1, -2]
     let username = std::str::from_utf8(username)
         .ok()
         .filter(|username| username.len() <= credentials::USERNAME_BYTES_MAX)
@@ -100,6 +100,7 @@ pub(super) fn authenticate<'m>(
             .map_err(|refused| Refused { has_own_nonce: true, ..refused })?,
     };
     // (5): whether it is too old comes last, so that a stranger without the key learns nothing from it.
+    // [8489-9.2.4-20]
     if nonce == Verdict::Old {
         let key = Some(key);
         return Err(Refused { key, has_own_nonce: true, ..RejectReason::StaleNonce.into() });
@@ -108,6 +109,7 @@ pub(super) fn authenticate<'m>(
 }
 
 /// Static users first, by exact name; then `digits[:id]` under each secret.
+// [8489-9.2.4-12, -17]
 fn find_key<'m>(
     message: &Message<'_>,
     username: &'m str,

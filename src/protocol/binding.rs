@@ -27,6 +27,7 @@ pub enum BindingAnswer {
 }
 
 /// Answers a Binding request into `out`.
+// [8489-6.3.1.1-6, 8489-12-1, -2, -3, -5, 5780-6-4, -5, 5780-7.4-1, 5780-7.5-2]
 #[must_use]
 #[inline]
 pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWER_BYTES_MAX]) -> BindingAnswer {
@@ -36,7 +37,7 @@ pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWE
     }
     match class {
         CLASS_REQUEST => {}
-        // A keep-alive (RFC 8489 section 6.3.2): nothing to do and nothing wrong.
+        // A keep-alive (RFC 8489 section 6.3.2): nothing to do and nothing wrong. [8489-6.3.2-2]
         CLASS_INDICATION => return BindingAnswer::Silence(None),
         _ => return BindingAnswer::Silence(Some(DropReason::UnexpectedClass)),
     }

@@ -34,7 +34,7 @@ pub struct PacketMeta {
     pub dscp: u8,
     /// TTL or hop limit; 0 leaves the system's default.
     pub hop_limit: u8,
-    /// DF is set, or shall be (RFC 8656 section 15).
+    /// DF is set, or shall be (RFC 8656 sections 14 and 15).
     pub dont_fragment: bool,
 }
 
@@ -63,7 +63,7 @@ pub enum Input<'a> {
         /// What was opened, or why nothing was.
         result: Result<OpenedRelay, RelayRefused>,
     },
-    /// The stream is gone: its allocation ends with it (RFC 8656 section 3.1).
+    /// The stream is gone: its allocation ends with it.
     ClientClosed {
         /// Which one.
         via: Via,
@@ -324,7 +324,7 @@ pub enum RelayRequest {
     },
 }
 
-/// EVEN-PORT's wishes (RFC 8656 section 18.6).
+/// EVEN-PORT's wishes (RFC 8656 section 18.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 #[cbor(index_only)]
 pub enum Parity {

@@ -8,7 +8,7 @@ use super::small_set::{SetEntry, SmallSet};
 use crate::address::PeerAddress;
 use crate::time::Ticks;
 
-/// How long a channel stays bound, in seconds (RFC 8656 section 12).
+/// How long a channel stays bound, in seconds (RFC 8656 section 12). [8656-12-4]
 pub const CHANNEL_LIFETIME: u64 = 600;
 
 /// A channel number and the peer behind it (RFC 8656 section 12).

@@ -35,7 +35,7 @@ impl Server {
     fn check_channel_bind(&mut self, now: Now, via: &Via, request: &Authenticated<'_>) -> Result<Bind, RejectReason> {
         let id = self.check_owner(now, via, request)?;
         let message = request.message();
-        // RFC 8656 §12.2: both attributes, and a number in range.
+        // RFC 8656 §12.2: both attributes, and a number in range. [8656-12.2-1, -2]
         let number = message.channel_number().map_err(|_| RejectReason::BadAttribute)?;
         let peer = message.peer().map_err(|_| RejectReason::BadAttribute)?;
         let (Some(number), Some(peer)) = (number, peer) else { return Err(RejectReason::MissingAttribute) };
@@ -44,7 +44,7 @@ impl Server {
             return Err(RejectReason::ChannelRange);
         }
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
-        // The channel is bound to another peer, or the peer to another channel.
+        // The channel is bound to another peer, or the peer to another channel. [8656-12.2-3, -4]
         let other_peer = allocation.binding(number, now.ticks).is_some_and(|binding| binding.peer != peer);
         let other_channel = allocation.channel_to(peer, now.ticks).is_some_and(|bound| bound != number);
         if other_peer || other_channel {
@@ -54,6 +54,7 @@ impl Server {
         let class = self.check_peer_policy(id, peer)?;
         // RFC 8656 §12.2: 403 for an IP address or a port that the server does not allow. No datagram can be sent to port 0,
         // so the channel would lose all that it is given. CreatePermission has no use for a port and takes any.
+        // [8656-12.2-6]
         if peer.port() == 0 {
             return Err(RejectReason::PeerPort);
         }
@@ -63,6 +64,7 @@ impl Server {
         Ok(Bind { id, number, peer, class })
     }
 
+    // [8656-12.2-7]
     fn check_channel_room(
         &mut self,
         id: AllocationId,

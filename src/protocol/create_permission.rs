@@ -12,6 +12,7 @@ use crate::address::{PeerAddress, Via};
 use crate::time::Now;
 
 impl Server {
+    // [8656-10.2-5]
     pub(super) fn on_create_permission(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         match self.check_create_permission(now, &via, request) {
             Ok((id, peers)) => {
@@ -31,6 +32,7 @@ impl Server {
     /// room for 340.
     ///
     /// [`CONTROL_BYTES_MAX`]: super::CONTROL_BYTES_MAX
+    // [8656-10.2-1, -2, -3]
     fn check_create_permission(
         &mut self,
         now: Now,
@@ -74,13 +76,14 @@ impl Server {
         Ok((id, peers))
     }
 
-    /// 443 for a peer of another family than the relayed addresses.
+    /// 443 for a peer of another family than the relayed addresses. [8656-12.2-5]
     pub(super) fn check_peer_family(&self, id: AllocationId, peer: PeerAddress) -> Result<(), RejectReason> {
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
         if allocation.has_family(peer.family()) { Ok(()) } else { Err(RejectReason::PeerFamily) }
     }
 
     /// 403 for what the policy denies or the credential leaves out; the address's class otherwise.
+    // [8656-10.2-4, 8656-12.2-6]
     pub(super) fn check_peer_policy(&self, id: AllocationId, peer: PeerAddress) -> Result<PeerClass, RejectReason> {
         let class = self.settings.peers.judge(peer.ip()).ok_or(RejectReason::PeerDenied)?;
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;

@@ -12,6 +12,7 @@ use crate::time::Now;
 
 impl Server {
     /// Gives one of two relayed addresses back, with the permissions and channels of its family and no others.
+    // [8656-8.1-2]
     pub(super) fn close_family(&mut self, id: AllocationId, family: Family) {
         let secret = self.secret;
         let Some(allocation) = self.table.get_mut(id) else { return };

@@ -243,6 +243,7 @@ impl Meter {
     ///
     /// # Errors
     /// [`DropReason::OverBandwidth`], [`DropReason::OverPackets`], or [`DropReason::OverBudget`].
+    // [8656-5-15]
     pub fn charge(&self, now: Now, direction: Direction, bytes: u64) -> Result<(), DropReason> {
         self.charge_under(&self.allowance(), now, direction, bytes)
     }

@@ -54,6 +54,7 @@ impl Nonces {
     }
 
     /// A nonce for this client, good from now on.
+    // [8489-9.2.4-4, -23, 8489-14.10-1, 8656-5-3]
     #[must_use]
     pub fn mint(&self, now: UnixSeconds, client: &FiveTuple) -> [u8; NONCE_BYTES] {
         let time = (now.0 as u32).to_be_bytes();
@@ -81,6 +82,7 @@ impl Nonces {
         if u64::from(age) <= lifetime { Verdict::Fresh } else { Verdict::Old }
     }
 
+    // [8489-9.2.4-5]
     fn tag(&self, time: [u8; TIME_BYTES], five_tuple: &FiveTuple) -> [u8; TAG_BYTES] {
         let mut mac = self.mac.clone();
         mac.update(&time);
@@ -120,6 +122,7 @@ mod tests {
         }
     }
 
+    // [8489-9.2.4-5, 8489-14.10-1]
     #[test]
     fn nonce_is_good_for_its_lifetime_and_its_client_only() {
         let nonces = Nonces::new(&[1; 32]);

@@ -29,7 +29,7 @@ pub struct Owner {
     /// The secret and the expiry of a time-limited credential.
     pub time_limited: Option<TimeLimit>,
     names: Names,
-    /// The key that every request on the allocation is checked with.
+    /// The key that every request on the allocation is checked with. [8656-6-2, -3]
     pub key: IntegrityKey,
 }
 

@@ -64,7 +64,7 @@ const DENIED_IPV6: &[&str] = &[
     "ff00::/8",          // multicast
 ];
 
-/// Tunnels and embeddings that reach another address than they show: no entry opens them.
+/// Tunnels and embeddings that reach another address than they show: no entry opens them. [8656-21.4-1, -3]
 const NEVER: &[&str] = &["::ffff:0:0/96", "::/96", "2002::/16", "2001::/32", "64:ff9b:1::/48"];
 
 /// RFC 6052's well-known prefix, which lies inside ::/8: judged by its inner address.
@@ -297,6 +297,15 @@ fn nat64_inner(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     (bits >> 32 == 0x0064_ff9b_0000_0000_0000_0000).then_some(Ipv4Addr::from(bits as u32))
 }
 
+/// Whether an address is one of Teredo or 6to4: what is sent there leaves by a tunnel, which may bring it back.
+#[must_use]
+pub(super) const fn is_tunnelled(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => matches!(ip.segments(), [0x2002, ..] | [0x2001, 0, ..]),
+    }
+}
+
 /// Turns prefixes into sorted ranges, so that a long list costs a look-up no more than a short one.
 fn compile<A: Copy + Ord + Bounds>(rules: impl Iterator<Item = (A, A, u8, bool)>) -> Vec<Range<A>> {
     // Prefixes nest or are disjoint, so painting them from the widest to the narrowest is right.
@@ -433,6 +442,7 @@ mod tests {
         assert_eq!(judge(&opened, "45.0.0.8"), None, "a wider entry opens nothing of this machine");
     }
 
+    // [8656-21.4-1, -3]
     #[test]
     fn embeddings_stay_closed_and_say_so() {
         let new = |net: &str| PeerPolicy::new(&[net.parse().unwrap()], &[], LocalAddresses::default());
@@ -443,6 +453,7 @@ mod tests {
         // A wide entry is legal, but does not open what lies inside it.
         let wide = policy(&["2000::/3"], &[], LocalAddresses::default());
         assert_eq!(judge(&wide, "2002:808:808::1"), None);
+        assert_eq!(judge(&wide, "2001:0:4136:e378::1"), None);
         assert_eq!(judge(&wide, "2a00::1"), Some(PeerClass::Remote));
     }
 

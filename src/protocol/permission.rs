@@ -11,10 +11,10 @@ use super::peer_policy::PeerClass;
 use super::small_set::{SetEntry, SmallSet};
 use crate::time::Ticks;
 
-/// How long a permission lives, in seconds (RFC 8656 section 9).
+/// How long a permission lives, in seconds (RFC 8656 section 9). [8656-9-1]
 pub const PERMISSION_LIFETIME: u64 = 300;
 
-/// Which peer address may send, and be sent to; the port does not matter (RFC 8656 section 9).
+/// Which peer address may send, and be sent to; the port does not matter (RFC 8656 section 9). [8656-9-2]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Permission {
     /// From then on it is void.

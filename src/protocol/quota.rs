@@ -73,6 +73,7 @@ impl Quotas {
     /// # Errors
     /// The quota that is full or used up, the widest first; then [`RejectReason::QuotaReservations`],
     /// [`RejectReason::QuotaRate`] and [`RejectReason::QuotaClientRate`].
+    // [8656-5-14, 8656-7.2-19]
     pub fn admit(
         &mut self,
         now: Now,

@@ -34,7 +34,7 @@ impl Server {
         }
     }
 
-    /// Sends the client to the sibling of its family; false if there is none.
+    /// Sends the client to the sibling of its family; false if there is none. [8489-10-1, 8656-7.2-20]
     fn redirect(&mut self, via: Via, message: &Message<'_>, key: Option<&IntegrityKey>) -> bool {
         let settings = Arc::clone(&self.settings);
         let Some((address, domain)) = settings.alternates.for_client(&via) else {

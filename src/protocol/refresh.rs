@@ -22,11 +22,13 @@ struct Refresh {
 }
 
 impl Server {
+    // [8656-8.2-2, -4]
     pub(super) fn on_refresh(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         match self.check_refresh(now, &via, request) {
             Ok(Refresh { id, family, lifetime }) => {
                 match (family, lifetime) {
                     // The five-tuple is free when this response leaves.
+                    // [8656-8.2-3]
                     (None, 0) => self.end(now, id, EndReason::Refreshed),
                     (Some(family), 0) => self.close_family(id, family),
                     (family, lifetime) => self.extend_lifetime(now, id, family, lifetime),
@@ -43,7 +45,7 @@ impl Server {
         let lifetime = message.lifetime().map_err(|_| RejectReason::BadAttribute)?;
         let requested = message.requested_address_family().map_err(|_| RejectReason::BadAttribute)?;
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
-        // RFC 8656 §8.2: a family that the allocation does not have is 443.
+        // RFC 8656 §8.2: a family that the allocation does not have is 443. [8656-8.2-1]
         let of_family = match requested {
             None => None,
             Some(number) => {
@@ -52,7 +54,7 @@ impl Server {
         };
         let is_dual = allocation.sockets().count() > 1;
         let lifetime = if lifetime == Some(0) { 0 } else { self.grant(lifetime) };
-        // The only one is all there is.
+        // The only one is all there is. [8656-8.1-1]
         Ok(Refresh { id, family: of_family.filter(|_| is_dual), lifetime })
     }
 
@@ -105,6 +107,7 @@ impl Server {
     }
 
     /// Ends an allocation: its five-tuple is free at once, its quota given back, its record written.
+    // [8656-9-6, 8656-12-2]
     pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
         let Some(mut allocation) = self.table.remove(id) else { return };
         self.timers.disarm(allocation.armed_at, Due::Allocation(id.index));

@@ -72,6 +72,8 @@ reject_reasons! {
     SecretRetired = CODE_UNAUTHORIZED, "secret_retired", "Unauthorized";
     /// The credential does not allow the transport that the client came by.
     TransportDenied = CODE_FORBIDDEN, "transport_denied", "Forbidden";
+    /// The client comes from an address of Teredo or 6to4.
+    TunnelledClient = CODE_FORBIDDEN, "tunnelled_client", "Forbidden";
     /// The closing time inside the credential is over.
     ClosingTime = CODE_FORBIDDEN, "closing_time", "Forbidden";
     /// A new peer after the credential has expired, which `auth.on_expiry` does not allow.
@@ -188,6 +190,21 @@ impl From<CredentialRefused> for RejectReason {
             CredentialRefused::BadIntegrity => Self::BadIntegrity,
             CredentialRefused::SecretRetired => Self::SecretRetired,
             CredentialRefused::BadClaims(_) => Self::BadClaims,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // RFC 8489 §14.8 [8489-14.8-1, -3]
+    #[test]
+    fn codes_and_phrases_are_within_their_bounds() {
+        for reason in RejectReason::ALL {
+            let (class, phrase) = (reason.code().0 / 100, reason.phrase());
+            assert!((3..=6).contains(&class), "{}", reason.name());
+            assert!((1..128).contains(&phrase.chars().count()), "{phrase}");
         }
     }
 }

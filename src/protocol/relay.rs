@@ -48,7 +48,7 @@ impl Server {
         verdict
     }
 
-    /// RFC 8656 §12.6: ChannelData from a client.
+    /// RFC 8656 §12.6: ChannelData from a client. [8656-12.6-4, -5, -6, 8656-5-7, 8656-6-5]
     #[inline]
     fn channel_data<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
         let Some(data) = ChannelData::parse(bytes) else {
@@ -71,7 +71,7 @@ impl Server {
         lane.pass_to_peer(now, binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
     }
 
-    /// RFC 8656 §11.2: a Send indication.
+    /// RFC 8656 §11.2: a Send indication. [8656-11.2-1, -2, -3, -4, -6, 8656-5-7, 8656-6-5]
     fn send_indication<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
         let Ok(message) = Message::parse(bytes) else {
             return self.drop_unknown(DropReason::Malformed, bytes.len());
@@ -81,6 +81,7 @@ impl Server {
             return self.drop_unknown(DropReason::NoAllocation, bytes.len());
         };
         // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
+        // [8489-6.3-3]
         if check_fingerprint(&message) == Fingerprint::Wrong {
             return self.drop_unknown(DropReason::BadFingerprint, bytes.len());
         }
@@ -102,6 +103,7 @@ impl Server {
         if is_relayed(peer, permission.class, &*self.shared) {
             return lane.pass_to_relayed(now, peer, payload);
         }
+        let dont_fragment = dont_fragment && heeds_dont_fragment(via, peer);
         lane.pass_to_peer(now, peer, PacketMeta { dont_fragment, ..meta }, payload)
     }
 
@@ -126,6 +128,7 @@ impl Server {
         verdict
     }
 
+    // [8656-9-4, 8656-11.3-1]
     #[inline]
     fn judge_from_peer<'a>(
         &mut self,
@@ -218,6 +221,7 @@ impl<'s> Lane<'s> {
     }
 
     /// What the limits say of a packet that leaves by a network of this family: packets by the allocation's own bucket, all else by the meters of its terms, if there are any.
+    // [8656-5-16]
     #[inline]
     fn charge(&mut self, now: Now, leaves_by: Family, bytes: usize) -> Result<(), DropReason> {
         if !self.allocation.packets.take(now.ticks, self.direction, self.rate) {
@@ -308,6 +312,7 @@ impl From<PortRefused> for RejectReason {
 }
 
 /// What a permission's class leaves to the port: nothing for a remote peer, so nothing is looked up.
+// [8656-11.2-5]
 #[inline]
 pub(super) fn check_peer(
     peer: PeerAddress,
@@ -324,6 +329,13 @@ pub(super) fn check_peer(
     }
 }
 
+/// Whether DONT-FRAGMENT counts: between two datagrams over IPv4, and for all that comes over a stream. Where one of two
+/// datagrams is of IPv6, RFC 8656 sections 13.1 to 13.3 have it ignored.
+// [8656-13.1-1, 8656-13.2-4, 8656-13.3-2, 8656-15-3]
+fn heeds_dont_fragment(via: &Via, peer: PeerAddress) -> bool {
+    via.is_stream() || (via.five_tuple().client.ip().is_ipv4() && peer.ip().is_ipv4())
+}
+
 /// Whether a peer that passed [`check_peer`] is a relayed address of this server; nothing is looked up for a remote one.
 #[inline]
 fn is_relayed(peer: PeerAddress, class: PeerClass, shared: &dyn Shared) -> bool {
@@ -336,6 +348,7 @@ fn is_relayed(peer: PeerAddress, class: PeerClass, shared: &dyn Shared) -> bool 
 
 /// ChannelData's head if the peer has a channel, else a Data indication's; `None` if the client's framing
 /// can't carry that much.
+// [8656-12.5-1]
 #[inline]
 fn head_to_client(
     allocation: &Allocation,
@@ -350,7 +363,7 @@ fn head_to_client(
         Some(number) => {
             let length = u16::try_from(bytes).ok()?;
             head[..channel_data::HEAD_BYTES].copy_from_slice(&channel_data::head(ChannelNumber(number), length));
-            // RFC 8656 §12.5: padding on streams only.
+            // RFC 8656 §12.5: padding on streams only. [8656-12.5-2]
             (channel_data::HEAD_BYTES, if is_stream { channel_data::padding(bytes) } else { 0 })
         }
         None => {

@@ -29,6 +29,7 @@ impl Server {
     }
 
     /// 401 and 438 carry realm and nonce; everything before verification is unsigned.
+    // [8489-9.2.4-3, -4, -8, -10, -13]
     pub(super) fn reject_unauthenticated(
         &mut self,
         now: Now,
@@ -76,6 +77,7 @@ impl Server {
         }
     }
 
+    // [8489-5-3, 8489-6.3.1.1-1, -2]
     pub(super) fn reply_error(
         &mut self,
         via: Via,
@@ -95,6 +97,7 @@ impl Server {
         });
     }
 
+    // [8489-6.3.1.1-3, 8489-14.8-6]
     fn reply_unknown(
         &mut self,
         via: Via,
@@ -110,6 +113,7 @@ impl Server {
         });
     }
 
+    // [8489-5-3, 8489-9.2.4-27]
     pub(super) fn reply_success(&mut self, via: Via, request: &Authenticated<'_>, attributes: &[(AttrType, &[u8])]) {
         let message = request.message();
         let method = message.message_type().method;
@@ -124,6 +128,7 @@ impl Server {
     }
 
     /// `relayed` is one address, or one of each family.
+    // [8656-7.2-17, -18, -31]
     pub(super) fn answer_allocate(
         &mut self,
         via: Via,
@@ -161,6 +166,7 @@ impl Server {
         let mut buffer = [0; REPLY_BYTES_MAX];
         let mut writer = Writer::new(&mut buffer, message_type, transaction_id);
         write(&mut writer);
+        // [8489-6.3.1.1-4, 8489-9.2.4-25]
         if let Some(key) = key {
             writer.integrity(key);
         }

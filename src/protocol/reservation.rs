@@ -7,7 +7,7 @@ use crate::address::{RelayedTransportAddress, Via};
 use crate::time::Ticks;
 use crate::wire::attribute::ReservationToken;
 
-/// How long a port is held, in seconds (RFC 8656 section 7.2).
+/// How long a port is held, in seconds (RFC 8656 section 7.2). [8656-7.2-25]
 pub(super) const RESERVATION_LIFETIME: u64 = 30;
 
 /// A held port.

@@ -311,7 +311,7 @@ impl Server {
         }
     }
 
-    /// Basic processing (RFC 8489 section 6.3), authentication, then the method.
+    /// Basic processing (RFC 8489 section 6.3), authentication, then the method. [8489-6.3-1, -2, -3]
     fn on_request(&mut self, now: Now, via: Via, message: &Message<'_>) {
         let MessageType { method, class } = message.message_type();
         let silent = if class != CLASS_REQUEST {
@@ -349,6 +349,7 @@ impl Server {
             self.shared.authenticated(now, &request.note());
         }
         // RFC 8489 §6.3.1: unknown attributes count once the request is known to be genuine.
+        // [8489-6.3-6, 8489-6.3.1-1]
         if !message.unknown().is_empty() {
             return self.reject(via, message, RejectReason::UnknownAttributes, Some(request.key()));
         }
@@ -357,7 +358,7 @@ impl Server {
         }
     }
 
-    /// RFC 8656 §5: a request on an allocation needs one, and its owner.
+    /// RFC 8656 §5: a request on an allocation needs one, and its owner. [8656-5-5, -6]
     pub(super) fn check_owner(
         &self,
         now: Now,

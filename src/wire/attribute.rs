@@ -25,7 +25,7 @@ use crate::address::{Address, Family, PeerAddress};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadAttribute;
 
-/// What EVEN-PORT asks for (RFC 8656 section 18.6).
+/// What EVEN-PORT asks for (RFC 8656 section 18.7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EvenPort {
     /// An even port.
@@ -56,34 +56,38 @@ impl<'a> Message<'a> {
         Ok(self.exactly::<4>(Known::Lifetime)?.map(u32::from_be_bytes))
     }
 
-    /// REQUESTED-TRANSPORT (section 18.7): the protocol number; the reserved bytes are ignored.
+    /// REQUESTED-TRANSPORT (section 18.8): the protocol number; the reserved bytes are ignored.
     ///
     /// # Errors
     /// [`BadAttribute`] unless it has 4 bytes.
+    // [8656-18.8-1]
     pub fn requested_transport(&self) -> Result<Option<Protocol>, BadAttribute> {
         Ok(self.exactly::<4>(Known::RequestedTransport)?.map(|[protocol, ..]| Protocol(protocol)))
     }
 
-    /// REQUESTED-ADDRESS-FAMILY (section 18.8); the number may be one that we don't know, which is a 440.
+    /// REQUESTED-ADDRESS-FAMILY (section 18.6); the number may be one that we don't know, which is a 440.
     ///
     /// # Errors
     /// [`BadAttribute`] unless it has 4 bytes.
+    // [8656-18.6-1]
     pub fn requested_address_family(&self) -> Result<Option<RequestedAddressFamily>, BadAttribute> {
         Ok(self.exactly::<4>(Known::RequestedAddressFamily)?.map(|[family, ..]| RequestedAddressFamily(family)))
     }
 
-    /// ADDITIONAL-ADDRESS-FAMILY (section 18.12), as REQUESTED-ADDRESS-FAMILY.
+    /// ADDITIONAL-ADDRESS-FAMILY (section 18.11), as REQUESTED-ADDRESS-FAMILY.
     ///
     /// # Errors
     /// [`BadAttribute`] unless it has 4 bytes.
+    // [8656-18.6-1]
     pub fn additional_address_family(&self) -> Result<Option<RequestedAddressFamily>, BadAttribute> {
         Ok(self.exactly::<4>(Known::AdditionalAddressFamily)?.map(|[family, ..]| RequestedAddressFamily(family)))
     }
 
-    /// EVEN-PORT (section 18.6); the seven low bits are ignored.
+    /// EVEN-PORT (section 18.7); the seven low bits are ignored.
     ///
     /// # Errors
     /// [`BadAttribute`] unless it has 1 byte.
+    // [8656-18.7-1]
     pub fn even_port(&self) -> Result<Option<EvenPort>, BadAttribute> {
         Ok(self
             .exactly::<1>(Known::EvenPort)?
@@ -102,6 +106,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     /// [`BadAttribute`] if it has a value.
+    // [8656-18.9-1]
     pub fn dont_fragment(&self) -> Result<bool, BadAttribute> {
         Ok(self.exactly::<0>(Known::DontFragment)?.is_some())
     }
@@ -110,6 +115,7 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     /// [`BadAttribute`] unless it has 4 bytes.
+    // [8656-18.1-1]
     pub fn channel_number(&self) -> Result<Option<ChannelNumber>, BadAttribute> {
         Ok(self.exactly::<4>(Known::ChannelNumber)?.map(|[n1, n2, ..]| ChannelNumber(u16::from_be_bytes([n1, n2]))))
     }
@@ -139,6 +145,7 @@ fn xor_peer(value: &[u8], transaction_id: TransactionId) -> Result<PeerAddress, 
 ///
 /// # Errors
 /// [`BadAttribute`] for an unknown family or a wrong length.
+// [8489-14.1-1, -2, 8489-14.2-1]
 #[inline]
 pub fn xor_address(value: &[u8], transaction_id: TransactionId) -> Result<Address, BadAttribute> {
     let (&[_, family, p1, p2], ip) = value.split_first_chunk().ok_or(BadAttribute)?;
@@ -158,6 +165,7 @@ pub fn xor_address(value: &[u8], transaction_id: TransactionId) -> Result<Addres
 }
 
 /// The value of ALTERNATE-SERVER, which is that of MAPPED-ADDRESS (RFC 8489 sections 14.1 and 14.15): not XORed.
+// [8489-14.1-2]
 pub fn mapped_address(address: Address, value: &mut [u8; 20]) -> &[u8] {
     value[2..4].copy_from_slice(&address.port.to_be_bytes());
     match address.ip {

@@ -34,6 +34,7 @@ impl<'a> ChannelData<'a> {
     /// Parses; `None` when it is not ChannelData or its length field claims more than there is.
     ///
     /// Bytes beyond the length are padding: RFC 8656 section 12.5 requires it on streams and allows it on UDP.
+    // [8656-12.6-2]
     #[must_use]
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
@@ -55,7 +56,7 @@ pub const fn head(number: ChannelNumber, length: u16) -> [u8; HEAD_BYTES] {
     [n[0], n[1], l[0], l[1]]
 }
 
-/// How many zero bytes follow a frame of `length` bytes on a stream (RFC 8656 section 12.5).
+/// How many zero bytes follow a frame of `length` bytes on a stream (RFC 8656 section 12.5). [8656-12.5-2]
 #[must_use]
 #[inline]
 pub const fn padding(length: usize) -> usize {
@@ -83,6 +84,7 @@ mod tests {
         assert_eq!(ChannelData::parse(&[0x3F, 0xFF, 0, 0]), None);
     }
 
+    // [8656-12.5-2]
     #[test]
     fn head_and_padding_agree_with_the_figure() {
         assert_eq!(head(ChannelNumber(0x4ABC), 0x0102), [0x4A, 0xBC, 1, 2]);

@@ -1,4 +1,4 @@
-//! Cuts STUN messages and ChannelData out of a byte stream (RFC 8656 section 3.1, 12.5; RFC 8489 section 6.2.2).
+//! Cuts STUN messages and ChannelData out of a byte stream (RFC 8656 section 12.5; RFC 8489 section 6.2.2).
 
 use super::channel_data;
 use super::message::HEADER_BYTES;
@@ -37,6 +37,7 @@ pub fn frame_bytes(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Looks at the first bytes of a stream.
+// [8656-12.6-3]
 #[must_use]
 pub fn cut(bytes: &[u8]) -> Cut {
     let Some(&[first, _, l1, l2]) = bytes.first_chunk() else {

@@ -27,7 +27,7 @@ impl IntegrityKey {
         Self(key)
     }
 
-    /// RFC 8489 section 9.2.2; the texts must already be OpaqueString-stable, as ASCII is.
+    /// RFC 8489 section 9.2.2; the texts must already be OpaqueString-stable, as ASCII is. [8489-9.2.2-1]
     #[must_use]
     pub fn long_term(username: &[u8], realm: &[u8], password: &[u8]) -> Self {
         let mut md5 = Md5::new();
@@ -44,7 +44,7 @@ impl IntegrityKey {
     }
 
     /// The HMAC over a message up to, not including, the MESSAGE-INTEGRITY at `head`; the length field
-    /// counts as if the message ended with it (RFC 8489 section 14.5).
+    /// counts as if the message ended with it (RFC 8489 section 14.5). [8489-14.5-1]
     pub(super) fn hmac(&self, bytes: &[u8], head: usize) -> [u8; INTEGRITY_BYTES] {
         // An HMAC takes a key of any length (RFC 2104 section 3).
         let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(&self.0).expect("16 bytes are a key");
@@ -80,6 +80,7 @@ impl fmt::Debug for IntegrityKey {
 }
 
 /// The FINGERPRINT of all bytes before its attribute.
+// [8489-14.7-2]
 #[must_use]
 pub(super) fn fingerprint(bytes: &[u8]) -> u32 {
     crc32fast::hash(bytes) ^ FINGERPRINT_XOR

@@ -24,10 +24,10 @@ use stun::message::{MAGIC_COOKIE, MESSAGE_HEADER_SIZE, TRANSACTION_ID_SIZE};
 /// Header: type, length, magic cookie, transaction id.
 pub const HEADER_BYTES: usize = MESSAGE_HEADER_SIZE;
 
-/// RFC 8656 section 18.12; the `stun` crate does not name it.
+/// RFC 8656 section 18.11; the `stun` crate does not name it.
 pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
 
-/// RFC 8656 section 18.13; the `stun` crate does not name it.
+/// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
 
 /// How many attributes a message may have: as many as fit into the longest that is not Send.
@@ -175,10 +175,11 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    // [8489-14-1, -5, 8489-14.7-1]
     fn record_attributes(&mut self) -> Result<(), Malformed> {
         let mut at = HEADER_BYTES;
         // RFC 8489 sections 14.5 to 14.7: what follows MESSAGE-INTEGRITY is ignored except
-        // MESSAGE-INTEGRITY-SHA256 and FINGERPRINT; what follows the SHA256 one except FINGERPRINT.
+        // MESSAGE-INTEGRITY-SHA256 and FINGERPRINT; what follows the SHA256 one except FINGERPRINT. [8489-9-1, -2]
         let mut stage = 0_u8;
         let mut count = 0;
         while let Some(&[t1, t2, l1, l2]) = self.bytes.get(at..).and_then(<[u8]>::first_chunk) {
@@ -224,7 +225,7 @@ impl<'a> Message<'a> {
                     }
                 }
                 None => {
-                    // Types below 0x8000 must be understood (RFC 8489 section 14).
+                    // Types below 0x8000 must be understood (RFC 8489 section 14). [8489-6.3-4]
                     if stage == 0 && attribute.0 < 0x8000 {
                         self.record_unknown(attribute);
                     }
@@ -236,6 +237,7 @@ impl<'a> Message<'a> {
         if at == self.bytes.len() { Ok(()) } else { Err(Malformed::Attribute) }
     }
 
+    // [8489-14-6]
     #[inline]
     fn record(&mut self, which: Known, value: usize, len: u16) {
         let slot = &mut self.slots[which as usize];
@@ -326,7 +328,8 @@ impl std::fmt::Debug for Message<'_> {
     }
 }
 
-/// Checks the header (RFC 8489 section 5) and that the length field tells the exact size.
+/// Checks the header (RFC 8489 section 5) and that the length field tells the exact size. [8489-5-1, -2, -4]
+// [8489-5-1, -2, -4]
 #[inline]
 fn check_header(bytes: &[u8]) -> Result<MessageType, Malformed> {
     let Some((&[t1, t2, l1, l2, c1, c2, c3, c4], _)) = bytes.split_first_chunk() else {
@@ -371,12 +374,14 @@ mod tests {
         bytes
     }
 
+    // [8489-14-6]
     #[test]
     fn first_occurrence_wins() {
         let bytes = message(&[(0x0006, b"first"), (0x0006, b"second")]);
         assert_eq!(Message::parse(&bytes).unwrap().get(Known::Username), Some(&b"first"[..]));
     }
 
+    // [8489-9-1]
     #[test]
     fn after_message_integrity_only_sha256_and_fingerprint_count() {
         let bytes = message(&[
@@ -395,6 +400,7 @@ mod tests {
         assert_eq!(message.all(ATTR_XOR_PEER_ADDRESS).count(), 0);
     }
 
+    // [8489-9-2]
     #[test]
     fn after_sha256_only_fingerprint_counts() {
         let bytes = message(&[(0x001C, &[0; 32]), (0x0008, &[0; 20]), (0x0006, b"late")]);
@@ -418,6 +424,7 @@ mod tests {
         assert_eq!(Message::parse(&of(ATTRIBUTES_MAX + 1)).map(|_| ()).unwrap_err(), Malformed::Attribute);
     }
 
+    // [8489-5-1, -2, -4]
     #[test]
     fn malformed_messages_are_told_apart() {
         let good = message(&[(0x0006, b"user")]);

@@ -28,6 +28,7 @@ pub enum Class {
 const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 
 /// Sorts by the first two bytes.
+// [8656-12-1]
 #[must_use]
 #[inline]
 pub fn classify(bytes: &[u8]) -> Class {

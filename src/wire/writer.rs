@@ -31,6 +31,7 @@ pub struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     /// Starts a message in `out`.
+    // [8489-5-2]
     #[must_use]
     #[inline]
     pub fn new(out: &'a mut [u8], message_type: MessageType, transaction_id: TransactionId) -> Self {
@@ -43,6 +44,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends an attribute and its zero padding.
+    // [8489-14-1, -2, -3, -4, 8656-18-1]
     pub fn attribute(&mut self, attribute: AttrType, value: &[u8]) -> &mut Self {
         self.head(attribute, value.len());
         self.put(value);
@@ -50,7 +52,7 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Appends an XOR-…-ADDRESS (RFC 8489 section 14.2).
+    /// Appends an XOR-…-ADDRESS (RFC 8489 section 14.2). [8489-14.1-1, -2, 8489-14.2-1]
     #[inline]
     pub fn xor_address(&mut self, attribute: AttrType, address: Address) -> &mut Self {
         let mut value = [0; 20];
@@ -61,7 +63,7 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Appends ERROR-CODE (RFC 8489 section 14.8); an empty reason makes it eight bytes.
+    /// Appends ERROR-CODE (RFC 8489 section 14.8); an empty reason makes it eight bytes. [8489-14.8-2, -3]
     pub fn error_code(&mut self, code: ErrorCode, reason: &str) -> &mut Self {
         self.head(ATTR_ERROR_CODE, 4 + reason.len());
         self.put(&[0, 0, (code.0 / 100) as u8, (code.0 % 100) as u8]);
@@ -70,7 +72,8 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Appends ADDRESS-ERROR-CODE without a reason phrase (RFC 8656 section 18.13): the family that could not be had, and why.
+    /// Appends ADDRESS-ERROR-CODE without a reason phrase (RFC 8656 section 18.12): the family that could not be had, and why.
+    // [8656-18.12-1, -2]
     pub fn address_error_code(&mut self, family: Family, code: ErrorCode) -> &mut Self {
         let number = match family {
             Family::V4 => REQUESTED_FAMILY_IPV4,
@@ -79,7 +82,7 @@ impl<'a> Writer<'a> {
         self.attribute(ATTR_ADDRESS_ERROR_CODE, &[number.0, 0, (code.0 / 100) as u8, (code.0 % 100) as u8])
     }
 
-    /// Appends UNKNOWN-ATTRIBUTES (RFC 8489 section 14.13).
+    /// Appends UNKNOWN-ATTRIBUTES (RFC 8489 section 14.13). [8489-6.3.1.1-3]
     pub fn unknown_attributes(&mut self, unknown: &[u16]) -> &mut Self {
         self.head(ATTR_UNKNOWN_ATTRIBUTES, unknown.len() * 2);
         for attribute in unknown {
@@ -101,6 +104,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Appends FINGERPRINT; nothing may follow.
+    // [8489-14.7-1, -2]
     #[inline]
     pub fn fingerprint(&mut self) -> &mut Self {
         if self.overflow {
@@ -115,6 +119,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Ends the message; its length in bytes, or `None` when the slice was too short.
+    // [8489-5-4]
     #[must_use]
     #[inline]
     pub fn finish(&mut self) -> Option<usize> {

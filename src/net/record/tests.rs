@@ -535,6 +535,7 @@ fn a_state_is_taken_over_only_if_it_is_a_suites() {
     }
 }
 
+// [8489-6.2.3-4, -5, -6]
 #[test]
 fn every_suite_that_we_offer_is_known() {
     for offered in &crate::tls::provider().cipher_suites {

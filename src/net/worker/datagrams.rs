@@ -327,7 +327,8 @@ impl Worker {
         }
     }
 
-    /// RFC 8656 §15: DF for this packet alone; it is an option of the socket, so it is set and taken back.
+    /// RFC 8656 §14, §15: DF for this packet alone; it is an option of the socket, so it is set and taken back.
+    // [8656-14-3, 8656-15-3]
     fn send_unfragmented(&mut self, allocation: AllocationId, to: SocketAddr, part: Part) {
         let why = match self.relays.get(allocation) {
             None => Some(DropReason::RelayClosed),
@@ -524,12 +525,14 @@ impl Worker {
 
     // ---- sending
 
+    // [8489-6.3.1.2-1]
     fn reply_datagram(&mut self, listener: usize, five_tuple: &FiveTuple, bytes: &[u8]) {
         let Some(listener) = self.listeners.get_mut(listener) else { return };
         let from: Option<IpAddr> = listener.is_wildcard().then(|| five_tuple.server.ip());
         listener.queue.push_reply(five_tuple.client.into(), from, bytes);
     }
 
+    // [8489-6.2.2-3, 8489-6.3.1.2-2]
     pub(super) fn reply(&mut self, via: Via, bytes: &[u8]) {
         match via {
             Via::Datagram(five_tuple) => {
