@@ -329,6 +329,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("auth.users = { a = \"x\", a = \"y\" }", 1, "", &["a is set twice within one value"]),
 ];
 
+// [8489-14.16-1]
 #[test]
 fn each_mistake_is_shown_with_line_key_value_and_remedy() {
     for (text, line, key, says) in WRONG {
@@ -606,6 +607,15 @@ fn a_realm_above_twelve_bytes_is_no_warning_and_the_size_is_printed() {
     assert!(!stdout.contains("warning"), "{stdout}");
     let long = format!("realm = \"{}\"\n{SECRET}", "ö".repeat(128));
     assert!(Config::from_toml("c.toml", &long).unwrap_err().to_string().contains("128 characters"));
+}
+
+// RFC 8656 §5, §6, §7.2: what an operator who writes nothing gets [8656-5-4, 8656-6-4, 8656-7.2-26, -27, -30]
+#[test]
+fn lifetimes_and_ports_are_those_of_the_rfc_by_default() {
+    let config = Config::from_toml("c.toml", SECRET).unwrap();
+    assert_eq!((config.lifetimes.default, config.lifetimes.max), (600, 3600));
+    assert_eq!(config.auth.nonce_lifetime, 3600);
+    assert_eq!(config.relay.ports, 49_152..=65_535);
 }
 
 #[test]

@@ -254,6 +254,18 @@ fn number_and_peer_are_free_when_the_binding_is_over() {
     assert_eq!(h.from_peer(client, addr(PEER), b"x").to_client(), channel_data(0x4001, b"x"));
 }
 
+// RFC 8656 §12: numbers and peers of one allocation mean nothing to another [8656-12-2]
+#[test]
+fn channels_belong_to_their_allocation() {
+    let mut h = Harness::new();
+    let (one, other) = (ready(&mut h), ready(&mut h));
+    assert_eq!(h.bind(one, 0x4000, addr(PEER)), 0);
+    assert_eq!(leads_to(&mut h, other, 0x4000), None);
+    assert_eq!(h.bind(other, 0x4000, addr(OTHER)), 0);
+    assert_eq!(h.bind(other, 0x4001, addr(PEER)), 0);
+    assert_eq!(leads_to(&mut h, one, 0x4000), Some(addr(PEER)));
+}
+
 // RFC 8656 §12.2: 508 for a limit of capacity [8656-12.2-7]
 #[test]
 fn more_channels_than_the_limit_are_508() {
