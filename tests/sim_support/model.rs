@@ -606,7 +606,11 @@ impl Model {
             return Lane::Drop(key, DropReason::NoPermission, len);
         }
         match self.check_port(config, &peer) {
-            Ok(()) => Lane::ToPeer { key, to: peer, start, len, dont_fragment },
+            Ok(()) => {
+                // RFC 8656 section 13: of datagrams only those from IPv4 to IPv4 have the wish heeded.
+                let is_heeded = via.is_stream() || (via.five_tuple().client.ip().is_ipv4() && peer.ip().is_ipv4());
+                Lane::ToPeer { key, to: peer, start, len, dont_fragment: dont_fragment && is_heeded }
+            }
             Err(why) => Lane::Drop(key, why, len),
         }
     }
