@@ -29,8 +29,8 @@ use crate::config::{Config, ConfigError, Environment, named_or_default};
 use crate::credentials::SharedSecret;
 use crate::failure::Failure;
 use crate::files;
-use crate::ops::advice;
 use crate::ops::upgrades::Release;
+use crate::ops::{advice, external};
 use crate::printable::json_line;
 use crate::run::TakeOver;
 use crate::{demo, net};
@@ -389,6 +389,7 @@ fn first_line(flag: &str, file: &Path) -> Result<String, Failure> {
 
 /// Adds what the server would warn of on this machine.
 fn with_advice(mut config: Config) -> Config {
+    external::ask_now(&mut config);
     let advice = advice::reach(&config, &net::relay_candidates(&config));
     let warnings = advice.into_iter().map(|(key, text)| Problem::new(SourceLocation::Nowhere, key, text));
     config.warnings.extend(warnings);
@@ -396,7 +397,10 @@ fn with_advice(mut config: Config) -> Config {
 }
 
 /// The same on standard error, for commands whose output is read by others.
-fn warn_of_reach(config: &Config) {
+fn warn_of_reach(config: &mut Config) {
+    if config.relay.external.source().is_some() {
+        external::ask_now(config);
+    }
     for (key, text) in advice::reach(config, &net::relay_candidates(config)) {
         // With standard error closed there is no reader.
         let _ = writeln!(io::stderr(), "warning: {key}: {text}");

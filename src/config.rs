@@ -14,6 +14,7 @@ pub mod diff;
 pub mod drain;
 pub mod environment;
 pub mod error;
+pub mod external;
 pub mod initial_secret;
 pub mod issuing;
 pub mod keys;

@@ -100,6 +100,7 @@ pub mod net;
 pub mod ops;
 pub mod printable;
 pub mod protocol;
+pub mod public_address;
 pub mod run;
 pub mod state;
 pub mod time;

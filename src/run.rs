@@ -14,7 +14,7 @@ mod upgrade;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -52,6 +52,7 @@ use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
 use crate::ops::drain::Drain;
+use crate::ops::external;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
@@ -112,6 +113,10 @@ fn serve_from(
     }
     let runtime = runtime()?;
     let result = runtime.block_on(async {
+        let mut config = config;
+        if matches!(origin, Origin::Fresh | Origin::Anew { .. }) {
+            external::at_start(&mut config).await;
+        }
         let level = start_log(&config)
             .or_else(|failure| if is_first { Err(failure) } else { start_any_log(&config, &failure) })?;
         let main = supervised.as_ref().map_or_else(std::process::id, |of| of.supervisor);
@@ -390,8 +395,7 @@ async fn serve_until_signal(
     ];
     let running = Arc::clone(&started.running);
     let reloader = Arc::new(Reloader::new(running, level, Arc::clone(&notifier), followers, http_listeners));
-    let status = Arc::clone(&started.status);
-    tokio::spawn(follow_addresses(&started.running, status, Arc::downgrade(&reloader)));
+    follow_addresses(&started.running, &started.status, &reloader);
     let upgrader = Upgrader::new(program, &started, Arc::clone(&drain), Arc::clone(&reloader), Arc::clone(&notifier));
     let successors = Successors::invite(&config, &upgrader, has_taken_over)?;
     if let Some(supervised) = &supervised {
@@ -631,18 +635,19 @@ async fn serve_until_stopped(
     }
 }
 
-/// Follows this machine's addresses; readiness and the URIs of credentials follow them.
-fn follow_addresses(
-    running: &Arc<Running>,
-    status: Arc<Status>,
-    reloader: Weak<Reloader>,
-) -> impl Future<Output = ()> + Send + 'static {
-    net::follow_addresses(Arc::downgrade(running), move |running| {
-        status.set_relaying(running.has_relay_address());
-        if let Some(reloader) = reloader.upgrade() {
-            tokio::spawn(async move { reloader.addresses_changed().await });
+/// Follows this machine's addresses, its own ones and the public ones; readiness and the URIs of credentials follow them.
+fn follow_addresses(running: &Arc<Running>, status: &Arc<Status>, reloader: &Arc<Reloader>) {
+    let changed = || {
+        let (status, reloader) = (Arc::clone(status), Arc::downgrade(reloader));
+        move |running: &Arc<Running>| {
+            status.set_relaying(running.has_relay_address());
+            if let Some(reloader) = reloader.upgrade() {
+                tokio::spawn(async move { reloader.addresses_changed().await });
+            }
         }
-    })
+    };
+    tokio::spawn(net::follow_addresses(Arc::downgrade(running), changed()));
+    tokio::spawn(external::follow(Arc::downgrade(running), changed()));
 }
 
 /// What revokes, with the file that keeps it.

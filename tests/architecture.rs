@@ -19,7 +19,7 @@ fn uses_crate(source: &Source, name: &str) -> bool {
 }
 
 /// The parts of the crate from the ground up: each may use only those before it. `docs/architecture.md` has the same list.
-const PARTS: [&str; 26] = [
+const PARTS: [&str; 27] = [
     "address",
     "time",
     "clock",
@@ -37,6 +37,7 @@ const PARTS: [&str; 26] = [
     "fetch",
     "protocol",
     "config",
+    "public_address",
     "import",
     "net",
     "ops",

@@ -182,6 +182,8 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("tls.acme", "", "{ domains = [\"a.example.org\"], state = \"acme\" }"),
     ("relay.addresses", "", "[\"127.0.0.1\"]"),
     ("relay.external", "", "\"192.0.2.1\""),
+    ("relay.external_servers", "", "[\"stun.example.org:3478\"]"),
+    ("relay.external_metadata", "relay.external = \"aws\"\n", "\"http://127.0.0.1:8000\""),
     ("relay.ports", "", "\"50000-50100\""),
     ("turn.max_lifetime", "", "\"2h\""),
     ("auth.expiry_grace", "auth.on_expiry = \"close\"\n", "\"7s\""),

@@ -8,7 +8,6 @@ mod client;
 pub mod endpoint;
 mod foreign;
 mod link;
-pub mod mapped;
 mod relay;
 pub mod remedy;
 pub mod report;

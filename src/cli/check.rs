@@ -116,8 +116,8 @@ fn options(given: CheckOptions) -> Result<Options, Failure> {
     let mut subjects = given.urls;
     let (mut login, mut minter) = (None, None);
     if let Some(file) = &given.config {
-        let config = load_existing(Some(file))?;
-        super::warn_of_reach(&config);
+        let mut config = load_existing(Some(file))?;
+        super::warn_of_reach(&mut config);
         let (minted, with, urls) = credentials::mint_for_check(&config, USER, TTL).map_err(Failure::Usage)?;
         (login, minter) = (Some(minted), Some(with));
         if subjects.is_empty() {

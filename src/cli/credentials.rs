@@ -24,9 +24,9 @@ use crate::protocol::settings::StaticKey;
 use crate::turn_uri::TurnUri;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
-    let config = load_existing(options.config.as_deref())?;
+    let mut config = load_existing(options.config.as_deref())?;
     let ttl = ttl_of(&options.ttl, config.auth.max_ttl).map_err(Failure::Usage)?;
-    super::warn_of_reach(&config);
+    super::warn_of_reach(&mut config);
     let now = unix_now()?;
     let claims = claims_of(&options.limits).map_err(Failure::Usage)?;
     let answer = mint_with(&config, &options.user, ttl, now, &claims, address_to_the_world).map_err(Failure::Usage)?;
@@ -179,7 +179,7 @@ pub(super) fn servers(
     let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
     uris::few(uris::of_listeners(listeners, names, |ip| {
         if !ip.is_unspecified() {
-            return Some(config.relay.external.advertised(ip));
+            return config.relay.external.advertised(ip);
         }
         let family = Family::of(ip);
         let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);

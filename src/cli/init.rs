@@ -9,15 +9,17 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
-use crate::check::{mapped, remedy};
+use crate::check::remedy;
 use crate::config::initial_secret::random_text;
 use crate::config::{Config, DEFAULT_PATH, Environment};
 use crate::failure::Failure;
 use crate::files;
 use crate::net::{User, effective_uid, has_ipv6, routed_addresses};
+use crate::public_address;
 
 /// Who reads the configuration besides root.
 const GROUP: &str = "throughway";
@@ -26,6 +28,9 @@ const GROUP: &str = "throughway";
 const PORT: u16 = 3478;
 const TLS_PORT: u16 = 5349;
 const RELAY_PORTS: &str = "49152-65535";
+
+/// How long a person waits for the STUN server: four sendings of the request.
+const STUN_TIME: Duration = Duration::from_millis(4500);
 
 /// Where the unit keeps the account and the certificate of an authority.
 const ACME_STATE: &str = "/var/lib/throughway/acme";
@@ -202,7 +207,8 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
     let local = routed_addresses();
     let mut external = options.external.clone();
     if let Some(server) = &options.stun {
-        external = mapped::addresses(server).map_err(|why| Failure::Run(format!("--stun {why}")))?;
+        external = public_address::addresses_seen_by(server, STUN_TIME)
+            .map_err(|why| Failure::Run(format!("--stun {why}")))?;
         if let Some(ip) = external.iter().find(|ip| !remedy::is_global(**ip)) {
             let message = format!(
                 "--stun {server}: sees this machine as {ip}, which the internet does not reach; ask a server on the internet, or give --external"

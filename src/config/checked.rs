@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use crate::config::external::External;
 pub use crate::config::general::{ChannelNumbers, Lifetimes, LogConfig, LogFormat, LogLevel, PeersConfig, Workers};
 pub use crate::config::http::{HttpConfig, HttpListen, PublicListen};
 pub use crate::config::limits::LimitsConfig;
-pub use crate::config::network::{External, Listen, RelayConfig};
+pub use crate::config::network::{Listen, RelayConfig};
 pub use crate::config::tls::TlsConfig;
 
 use crate::address::Transport;

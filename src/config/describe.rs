@@ -103,8 +103,11 @@ impl Config {
     fn describe_relay(&self, lines: &mut Lines) {
         let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
         for address in &self.relay.addresses {
-            let public = self.relay.external.advertised(*address);
-            let told = if public == *address { String::new() } else { format!(", told to clients as {public}") };
+            let told = match self.relay.external.advertised(*address) {
+                Some(public) if public == *address => String::new(),
+                Some(public) => format!(", told to clients as {public}"),
+                None => ", not before its public address is known".to_owned(),
+            };
             lines.add("relay", format!("from {address}{told}; {ports}"));
         }
         if self.relay.addresses.is_empty() {
@@ -114,12 +117,22 @@ impl Config {
                 External::PerFamily { .. } => {
                     lines.add("external", format!("clients are told {}", join(self.relay.external.public(), " and ")));
                 }
-                External::PerAddress(pairs) => {
+                External::PerAddress(pairs) | External::Found { pairs, .. } => {
                     for (local, public) in pairs {
                         lines.add("external", format!("{local} is told to clients as {public}"));
                     }
                 }
             }
+        }
+        if let Some(source) = self.relay.external.source() {
+            let every = DURATION.show(self.relay.external_look.interval.as_secs());
+            lines.add("", format!("public addresses from \"{}\", looked at every {every}", source.name()));
+        }
+        if !self.relay.external_look.servers.is_empty() {
+            lines.add(
+                "",
+                format!("public addresses as seen by {}", join(self.relay.external_look.servers.iter(), ", ")),
+            );
         }
         let (default, max) = (DURATION.show(self.lifetimes.default.into()), DURATION.show(self.lifetimes.max.into()));
         lines.add("lifetimes", format!("{default} by default, at most {max}"));
@@ -211,6 +224,8 @@ impl Config {
                     "local": local, "advertised": self.relay.external.advertised(*local),
                 })).collect::<Vec<_>>(),
                 "external": self.relay.external.public(),
+                "external_source": self.relay.external.source().map(|source| source.name()),
+                "external_servers": self.relay.external_look.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "ports": [self.relay.ports.start(), self.relay.ports.end()],
             },
             "auth": {

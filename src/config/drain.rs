@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::check::Check;
 use crate::config::document::Node;
+use crate::config::external::is_host_name;
 use crate::config::network::Listen;
 use crate::config::units::DURATION;
 use crate::protocol::alternates::{Alternates, Siblings};
@@ -89,10 +90,7 @@ impl Check {
     // [8489-14.16-1]
     fn alternate_domain(&mut self, tls: &Siblings) -> Option<Box<str>> {
         let (name, node) = self.text_of("drain.alternate_domain")?;
-        let is_label = |label: &str| {
-            (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        };
-        if name.len() > 253 || !name.split('.').all(is_label) {
+        if !is_host_name(&name) {
             self.wrong(&node, "expected the name in the other server's certificate, such as \"turn2.example.org\"");
         } else if *tls == Siblings::default() && !self.has_problem_with("drain.alternate_tls") {
             self.wrong(&node, "has no effect without drain.alternate_tls");

@@ -134,7 +134,13 @@ pub const KEYS: &[ConfigKey] = &[
     key("relay.addresses", List, "[]",
         "Local addresses to relay from; empty: one per family, found from the routes").restart("sessions relay from them"),
     key("relay.external", Addresses, "\"\"",
-        "Public address that clients get instead of the local one (1:1 NAT): one, a list of one per family, or a table").restart("sessions were told the old one"),
+        "Public address that clients get instead of the local one (1:1 NAT): one, a list of one per family, a table, or who is asked for it").restart("sessions were told the old one"),
+    key("relay.external_servers", List, "[]",
+        "STUN servers that tell how the internet sees this machine, at most 8: `relay.external = \"auto\"` goes by them, all others are compared with them"),
+    key("relay.external_metadata", Text, "\"\"",
+        "URL to ask instead of the provider's metadata service at 169.254.169.254, such as a proxy's"),
+    key("relay.external_interval", Duration(1, DAY), "\"3m\"",
+        "How often the public addresses are looked at again"),
     key("relay.ports", Text, "\"49152-65535\"",
         "UDP ports of relayed traffic").for_new("allocations"),
     key("relay.segmentation_offload", Flag, "true",
@@ -496,7 +502,7 @@ impl ConfigKey {
             (List, Value::Text(_)) => format!("expected a list of strings; write [{}]", node.render()),
             (List, _) => format!("expected a list of strings, found {found}"),
             (Addresses, _) => {
-                "expected an address, a list of one per family, or { \"10.0.0.5\" = \"203.0.113.7\" }".to_owned()
+                "expected an address, a list of one per family, { \"10.0.0.5\" = \"203.0.113.7\" }, or \"auto\"".to_owned()
             }
             (Tables(fields), _) => format!("expected tables: write [[{}]] and below it {fields}", self.path),
             (Table(example), _) => format!("expected a table such as {example}, found {found}"),

@@ -1,15 +1,16 @@
 //! `[listen]` and `[relay]`: addresses that exist once and don't get in each other's way.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::address::{Family, Transport};
+use crate::address::Transport;
 use crate::config::check::Check;
-use crate::config::document::{self, Node, TableEntry, Value};
+use crate::config::document::{self, Node, Value};
 use crate::config::error::Problem;
+use crate::config::external::{External, ExternalLook};
 use crate::config::units;
 
 /// A socket that clients talk to. `[::]` means IPv6 only.
@@ -46,55 +47,14 @@ pub struct RelayConfig {
     pub addresses: Vec<IpAddr>,
     /// What clients are told instead of the local address.
     pub external: External,
+    /// Who is asked for public addresses, and how often.
+    pub external_look: ExternalLook,
     /// The ports of relayed sockets.
     pub ports: RangeInclusive<u16>,
     /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
     pub segmentation_offload: bool,
     /// Microseconds that a busy worker lets packets gather; 0 means not at all.
     pub coalesce_microseconds: u32,
-}
-
-/// The public face of local addresses (1:1 NAT).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum External {
-    /// Clients are told the local address.
-    Same,
-    /// One public address per family, at least one of them.
-    PerFamily {
-        /// For local IPv4 addresses.
-        ipv4: Option<Ipv4Addr>,
-        /// For local IPv6 addresses.
-        ipv6: Option<Ipv6Addr>,
-    },
-    /// (local, public), each local and each public address at most once.
-    PerAddress(Vec<(IpAddr, IpAddr)>),
-}
-
-impl External {
-    /// What clients are told for a local address.
-    #[must_use]
-    pub fn advertised(&self, local: IpAddr) -> IpAddr {
-        match (self, local) {
-            (Self::PerFamily { ipv4: Some(public), .. }, IpAddr::V4(_)) => IpAddr::V4(*public),
-            (Self::PerFamily { ipv6: Some(public), .. }, IpAddr::V6(_)) => IpAddr::V6(*public),
-            (Self::PerAddress(pairs), _) => {
-                pairs.iter().find(|(from, _)| *from == local).map_or(local, |(_, public)| *public)
-            }
-            (Self::Same | Self::PerFamily { .. }, _) => local,
-        }
-    }
-
-    /// Every public address named.
-    #[must_use]
-    pub fn public(&self) -> Vec<IpAddr> {
-        match self {
-            Self::Same => Vec::new(),
-            Self::PerFamily { ipv4, ipv6 } => {
-                ipv4.iter().copied().map(IpAddr::V4).chain(ipv6.iter().copied().map(IpAddr::V6)).collect()
-            }
-            Self::PerAddress(pairs) => pairs.iter().map(|(_, public)| *public).collect(),
-        }
-    }
 }
 
 impl Check {
@@ -187,8 +147,10 @@ impl Check {
     pub(crate) fn relay(&mut self, listen: &[(Listen, Node)]) -> RelayConfig {
         let addresses = self.relay_addresses();
         self.note_only_loopback(&addresses, listen);
+        let external = self.external(&addresses);
         RelayConfig {
-            external: self.external(&addresses),
+            external_look: self.external_look(&external),
+            external,
             ports: self.relay_ports(&addresses, listen),
             segmentation_offload: self.flag_of("relay.segmentation_offload"),
             coalesce_microseconds: self.number("relay.coalesce_microseconds"),
@@ -226,77 +188,13 @@ impl Check {
         }
     }
 
-    fn ip(&mut self, node: &Node) -> Option<IpAddr> {
+    pub(crate) fn ip(&mut self, node: &Node) -> Option<IpAddr> {
         let text = self.text(node)?;
         let ip = text.parse::<IpAddr>().map_err(|_| match text.parse::<SocketAddr>() {
             Ok(address) => format!("takes no port; write \"{}\"", address.ip()),
             Err(_) => "expected an IP address such as \"192.0.2.7\" or \"2001:db8::7\"".to_owned(),
         });
         self.ok(node, ip.and_then(|ip| unfit(ip).map_or(Ok(ip), Err)))
-    }
-
-    fn public_ip(&mut self, node: &Node) -> Option<IpAddr> {
-        let ip = self.ip(node)?;
-        self.ok(node, if ip.is_unspecified() { Err("is not an address clients can reach") } else { Ok(ip) })
-    }
-
-    fn external(&mut self, addresses: &[IpAddr]) -> External {
-        let node = self.get("relay.external");
-        match &node.value {
-            Value::Text(text) if text.is_empty() => External::Same,
-            Value::Text(_) => self.external_per_family(std::slice::from_ref(&node), addresses),
-            Value::List(items) if items.is_empty() => External::Same,
-            Value::List(items) => self.external_per_family(items, addresses),
-            Value::Table(entries) => self.external_per_address(&node.key, entries, addresses),
-            Value::Integer(..) | Value::Other(_) => External::Same,
-        }
-    }
-
-    fn external_per_address(&mut self, path: &str, entries: &[TableEntry], addresses: &[IpAddr]) -> External {
-        let mut pairs: Vec<(IpAddr, IpAddr)> = Vec::new();
-        for TableEntry { name, location, node } in entries {
-            let local = Node { key: path.to_owned(), location: location.clone(), value: Value::Text(name.clone()) };
-            let (Some(local), Some(public)) = (self.ip(&local), self.public_ip(node)) else { continue };
-            if Family::of(local) != Family::of(public) {
-                self.wrong(node, "both addresses must be of one family");
-            } else if !addresses.is_empty() && !addresses.contains(&local) {
-                self.wrong(node, format!("{local} is not in relay.addresses"));
-            } else if pairs.iter().any(|(_, other)| *other == public) {
-                self.wrong(node, "stands for two local addresses, so a packet to it would have two owners");
-            } else {
-                pairs.push((local, public));
-            }
-        }
-        External::PerAddress(pairs)
-    }
-
-    fn external_per_family(&mut self, items: &[Node], addresses: &[IpAddr]) -> External {
-        let (mut ipv4, mut ipv6) = (None, None);
-        for node in items {
-            let Some(public) = self.public_ip(node) else { continue };
-            let family = Family::of(public);
-            let locals = addresses.iter().filter(|local| Family::of(**local) == family).count();
-            let is_second = match family {
-                Family::V4 => ipv4.is_some(),
-                Family::V6 => ipv6.is_some(),
-            };
-            if is_second {
-                let name = family.name();
-                let message = format!(
-                    "a second {name} address; a list holds one per family, for more write {{ \"local\" = \"public\" }}"
-                );
-                self.wrong(node, message);
-            } else if !addresses.is_empty() && locals == 0 {
-                self.wrong(node, format!("no {} address in relay.addresses that it could stand for", family.name()));
-            } else if locals > 1 {
-                self.wrong(node, format!("stands for {locals} addresses of relay.addresses, so a packet to it would have two owners; write {{ \"local\" = \"public\" }}"));
-            }
-            match public {
-                IpAddr::V4(ip) => ipv4 = Some(ip),
-                IpAddr::V6(ip) => ipv6 = Some(ip),
-            }
-        }
-        External::PerFamily { ipv4, ipv6 }
     }
 
     // [8656-7.2-26, -27]
@@ -353,25 +251,5 @@ fn unfit(ip: IpAddr) -> Option<String> {
         IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address".to_owned()),
         _ if ip.is_multicast() => Some("is a multicast address".to_owned()),
         IpAddr::V4(_) | IpAddr::V6(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    #[test]
-    fn external_addresses_stand_for_their_own_family_or_address() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let external = |lines: &str| Config::with_a_secret(lines).unwrap().relay.external;
-        let family = external("relay.external = \"203.0.113.7\"");
-        assert_eq!(family.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
-        assert_eq!(family.advertised(ip("2001:db8::5")), ip("2001:db8::5"));
-        let table = external("relay.external = { \"10.0.0.5\" = \"203.0.113.7\", \"fd00::5\" = \"2001:db8::7\" }");
-        assert_eq!(table.advertised(ip("10.0.0.5")), ip("203.0.113.7"));
-        assert_eq!(table.advertised(ip("fd00::5")), ip("2001:db8::7"));
-        assert_eq!(table.advertised(ip("10.0.0.6")), ip("10.0.0.6"));
-        assert_eq!(table.public().len(), 2);
     }
 }

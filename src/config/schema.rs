@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use crate::config::external::ExternalSource;
 use crate::config::keys::{Applies, ConfigKey, FIELDS, KEYS, LATER, ValueType, fields};
 use crate::config::units::{self, Quantity};
 use crate::credentials::claims::Claim;
@@ -91,6 +92,7 @@ fn of_type(key: &ConfigKey) -> Value {
             let one = pattern(&address());
             json!({ "anyOf": [
                 pattern(&format!("^$|{}", address())),
+                { "enum": ExternalSource::ALL.map(ExternalSource::name) },
                 { "type": "array", "items": one },
                 { "type": "object", "additionalProperties": one, "propertyNames": one },
             ] })
@@ -207,6 +209,7 @@ fn item(path: &str) -> Value {
         }
         "drain.alternate" | "drain.alternate_tls" => pattern(&format!("^{}$", address_and_port())),
         "relay.addresses" => pattern(&address()),
+        "relay.external_servers" => pattern(r"^(?:stun:)?[0-9A-Za-z.:\[\]-]+$"),
         "peers.allow" => json!({ "type": "string", "pattern": prefix(), "not": { "enum": ["0.0.0.0/0", "::/0"] } }),
         "peers.deny" | "http.proxies" | "http.keys.from" => pattern(&prefix()),
         "http.hosts" => pattern("^[0-9A-Za-z._-]+$"),

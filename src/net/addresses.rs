@@ -31,9 +31,34 @@ const EVERY_WITHOUT_NOTICES: Duration = Duration::from_secs(5);
 /// family that the routes give, each with what clients are told. Not every one of them need exist yet.
 #[must_use]
 pub fn relay_candidates(config: &Config) -> Vec<RelayAddress> {
-    let locals = if config.relay.addresses.is_empty() { routed_addresses() } else { config.relay.addresses.clone() };
-    let told = |local| RelayAddress { local, advertised: config.relay.external.advertised(local) };
-    locals.into_iter().map(told).collect()
+    let mut candidates: Vec<RelayAddress> = Vec::new();
+    for local in locals(config) {
+        let Some(advertised) = config.relay.external.advertised(local) else { continue };
+        // Found addresses may be the same behind one NAT: a packet to it would have two owners.
+        if !candidates.iter().any(|of| of.advertised == advertised) {
+            candidates.push(RelayAddress { local, advertised });
+        }
+    }
+    candidates
+}
+
+fn locals(config: &Config) -> Vec<IpAddr> {
+    if config.relay.addresses.is_empty() { routed_addresses() } else { config.relay.addresses.clone() }
+}
+
+/// The addresses of this machine that clients are told another one for, or may be: those that are relayed from, and those of
+/// listeners.
+#[must_use]
+pub fn advertisable(config: &Config) -> Vec<IpAddr> {
+    let mut locals = locals(config);
+    let is_relayed_from_loopback = locals.iter().any(IpAddr::is_loopback);
+    for listener in &config.listen {
+        let ip = listener.address.ip();
+        if !ip.is_unspecified() && (!ip.is_loopback() || is_relayed_from_loopback) && !locals.contains(&ip) {
+            locals.push(ip);
+        }
+    }
+    locals
 }
 
 /// The source addresses that the routing table chooses towards the world; no packet is sent.
@@ -72,6 +97,15 @@ pub(super) fn report(
 ) {
     let now = addresses.serving();
     for address in now.iter().filter(|address| !before.contains(address)) {
+        if let Some(old) = before.iter().find(|old| old.local == address.local) {
+            tracing::info!(
+                local = %address.local,
+                old = %old.advertised,
+                new = %address.advertised,
+                "the public address has changed: new allocations get the new one"
+            );
+            continue;
+        }
         tracing::info!(
             local = %address.local,
             advertised = %address.advertised,
@@ -79,7 +113,7 @@ pub(super) fn report(
             "relaying from"
         );
     }
-    for address in before.iter().filter(|address| !now.contains(address)) {
+    for address in before.iter().filter(|address| !now.iter().any(|of| of.local == address.local)) {
         if config.relay.addresses.is_empty() || config.relay.addresses.contains(&address.local) {
             tracing::warn!(local = %address.local, "this address is gone: no new allocations from it until it is back");
         } else {
@@ -95,7 +129,7 @@ pub(super) fn report(
 }
 
 /// Why a server without an address to relay from is not ready.
-pub const NO_RELAY_ADDRESS: &str = "no address to relay from: every Allocate is refused with 508 until this machine has an address and a default route, or one of relay.addresses";
+pub const NO_RELAY_ADDRESS: &str = "no address to relay from: every Allocate is refused with 508 until this machine has an address and a default route, or one of relay.addresses, and its public address is known if relay.external asks for it";
 
 /// What the core needs of a configuration, with this machine's addresses as they are now.
 pub(super) fn settings(
@@ -123,7 +157,12 @@ pub(super) fn settings(
     let has_none = addresses.serving().is_empty();
     let has = |family| {
         let is_configured = config.relay.addresses.iter().any(|local| Family::of(*local) == family);
-        has_none || is_configured || addresses.serves(family)
+        let is_awaited = || {
+            let is_unknown = |local: &IpAddr| config.relay.external.advertised(*local).is_none();
+            config.relay.external.source().is_some()
+                && locals(config).iter().any(|local| Family::of(*local) == family && is_unknown(local))
+        };
+        has_none || is_configured || addresses.serves(family) || is_awaited()
     };
     config.settings(local, has(Family::V4), has(Family::V6)).map_err(|error| error.to_string())
 }
@@ -138,6 +177,24 @@ impl Running {
     #[must_use]
     pub fn has_relay_address(&self) -> bool {
         !self.addresses.serving().is_empty()
+    }
+
+    /// Tells clients of new allocations these public addresses, if `relay.external` leaves it to others; whether that changed
+    /// anything.
+    ///
+    /// # Errors
+    /// As those of [`Running::look_at_addresses`].
+    pub async fn set_found_addresses(&self, pairs: &[(IpAddr, IpAddr)]) -> Result<bool, String> {
+        {
+            let mut current = self.current.lock().await;
+            let mut config = (*current.config).clone();
+            if !config.relay.external.set_found(pairs) {
+                return Ok(false);
+            }
+            current.config = Arc::new(config);
+        }
+        self.look_at_addresses().await?;
+        Ok(true)
     }
 
     /// Looks at this machine's addresses; every worker takes over what changed.

@@ -66,7 +66,7 @@ pub mod take_over;
 pub(crate) mod memory;
 
 pub(crate) use self::addresses::follow as follow_addresses;
-pub use self::addresses::{NO_RELAY_ADDRESS, relay_candidates, routed_addresses};
+pub use self::addresses::{NO_RELAY_ADDRESS, advertisable, relay_candidates, routed_addresses};
 pub use self::events::EventReceivers;
 pub use self::files::raise_file_limit;
 pub use self::listen::BindError;

@@ -51,6 +51,9 @@ impl Running {
     /// Says what can't be bound, read or taken, or which key contradicts which; the old configuration runs on, whole.
     pub async fn prepare(self: &Arc<Self>, config: Config, http: Vec<SocketAddr>) -> Result<Prepared, String> {
         let current = Arc::clone(&self.current).lock_owned().await;
+        let mut config = config;
+        // They may have been found since the configuration was read.
+        config.relay.external.set_found(current.config.relay.external.found());
         let stuck = self.silent_workers(SIGN_OF_LIFE).await;
         if !stuck.is_empty() {
             return Err(format!("worker {stuck:?} does not answer, so nothing was changed; try again"));

@@ -93,7 +93,11 @@ pub fn plan(
     sockets: Vec<(PassedSocket, OwnedFd)>,
     is_recovery: bool,
 ) -> Result<Planned, StartError> {
-    let (config, warnings) = held(config, offer);
+    let (mut config, warnings) = held(config, offer);
+    // What the old process found holds until it is looked at anew.
+    let found = offer.relay_addresses.iter().filter(|of| of.is_serving && of.local != of.advertised);
+    let found: Vec<_> = found.map(|of| (of.local, of.advertised)).collect();
+    config.relay.external.set_found(&found);
     let (mut streams, mut of_manager) = (Vec::new(), Vec::new());
     for (what, socket) in sockets {
         match what {
@@ -112,7 +116,7 @@ pub fn plan(
     let relayed: Vec<RelayAddress> = offer.relay_addresses.iter().map(address).collect();
     // Those that the old one has retired too, until their sockets are here.
     base.addresses.serve(&relayed);
-    let serving = offer.relay_addresses.iter().filter(|of| of.is_serving).map(address).collect();
+    let serving: Vec<RelayAddress> = offer.relay_addresses.iter().filter(|of| of.is_serving).map(address).collect();
     let adopted = Listening::adopted(&offer.listeners, streams, &base.acceptor, &base.overflow);
     let (listening, mut listeners) = adopted.map_err(StartError::Settings)?;
     let plan = listening.plan(&config, offer.workers as usize, &passed)?;

@@ -22,14 +22,11 @@ pub fn machine(receive_buffer: Option<usize>, wanted: usize) -> Vec<String> {
 #[must_use]
 pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, String)> {
     let mut advice = Vec::new();
-    let private = |ips: Vec<IpAddr>| -> Vec<String> {
-        ips.into_iter().filter(|ip| is_private(*ip)).map(|ip| ip.to_string()).collect()
-    };
     let external: Vec<String> =
         config.relay.external.public().into_iter().filter(|ip| !is_global(*ip)).map(|ip| ip.to_string()).collect();
     // Somebody who relays from loopback is alone with it, and knows.
     let told: Vec<IpAddr> = relays.iter().map(|of| of.advertised).filter(|ip| !ip.is_loopback()).collect();
-    let unreached = private(told.clone());
+    let unreached: Vec<String> = told.iter().filter(|ip| is_private(**ip)).map(ToString::to_string).collect();
     if !external.is_empty() {
         advice.push((
             "relay.external",
@@ -38,11 +35,16 @@ pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, Str
                 external.join(", ")
             ),
         ));
-    } else if !told.is_empty() && unreached.len() == told.len() {
+    } else if !unreached.is_empty() {
+        let remedy = if unreached.len() == told.len() {
+            "set relay.external to it, or to \"auto\" or the provider's name"
+        } else {
+            "add it to relay.external; if it has none in this family, name the other addresses in relay.addresses"
+        };
         advice.push((
             "relay.external",
             format!(
-                "every relay address is private ({}), so clients on the internet get relayed addresses that no peer can reach; if this machine has a public address, as cloud machines have, set relay.external to it",
+                "clients on the internet are told a private relay address ({}) that no peer can reach; if this machine has a public address, as cloud machines have, {remedy}",
                 unreached.join(", ")
             ),
         ));
@@ -53,7 +55,53 @@ pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, Str
             "there is no IPv4 address to relay from, so clients that ask for no address family, as most do, get 440; give this machine an IPv4 address, or clients that ask for IPv6".to_owned(),
         ));
     }
+    advice.extend(families(config, relays));
     advice
+}
+
+/// Families that the configuration names, and that can't be relayed in.
+fn families(config: &Config, relays: &[RelayAddress]) -> Option<(&'static str, String)> {
+    let serves = |ip: &IpAddr| relays.iter().any(|of| of.local.is_ipv4() == ip.is_ipv4());
+    if relays.is_empty() || config.relay.external.source().is_some() {
+        // Somebody else says so: a server that waits for its address, or who is asked for it.
+        return None;
+    }
+    let family = |ip: &IpAddr| if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+    if let Some(public) = config.relay.external.public().iter().find(|ip| !serves(ip)) {
+        let text = format!(
+            "{public} stands for no address of this machine, which has no {} address to relay from: clients that ask for {} get 440; give it one, or leave {public} out",
+            family(public),
+            family(public)
+        );
+        return Some(("relay.external", text));
+    }
+    let mut own = config.listen.iter().map(|listen| listen.address.ip()).filter(|ip| is_global(*ip));
+    let own = own.find(|ip| !serves(ip))?;
+    let text = format!(
+        "clients connect to {own}, but nothing is relayed from an {} address: those that ask for one get 440; add {own} to relay.addresses",
+        family(&own)
+    );
+    Some(("relay.addresses", text))
+}
+
+/// Relay addresses of which clients are told something else than what STUN servers see, though it is not this machine's own.
+#[must_use]
+pub fn unseen(
+    relays: &[RelayAddress],
+    seen: &[(IpAddr, IpAddr)],
+    interfaces: &[IpAddr],
+) -> Vec<(&'static str, String)> {
+    let sight = |of: &RelayAddress| seen.iter().find(|(local, _)| *local == of.local).map(|(_, public)| *public);
+    let differs = relays.iter().filter_map(|of| Some((of, sight(of).filter(|public| *public != of.advertised)?)));
+    let is_fine = |of: &RelayAddress| interfaces.contains(&of.advertised) && !is_private(of.advertised);
+    let wrong = differs.filter(|(of, _)| !is_fine(of));
+    let text = |(of, public): (&RelayAddress, IpAddr)| {
+        let RelayAddress { local, advertised } = of;
+        format!(
+            "clients are told {advertised} for {local}, but the servers of relay.external_servers see it as {public}, so peers may not reach it; set relay.external to {public}, or to \"auto\" to follow it"
+        )
+    };
+    wrong.map(|differs| ("relay.external", text(differs))).collect()
 }
 
 /// Whether an address means something inside one network only: private use (RFC 1918), shared address space (RFC 6598),
@@ -83,7 +131,7 @@ mod tests {
         let config = Config::with_a_secret(&format!("relay.external = {external}")).unwrap();
         let relays = relays.iter().map(|local| {
             let local = local.parse().unwrap();
-            RelayAddress { local, advertised: config.relay.external.advertised(local) }
+            RelayAddress { local, advertised: config.relay.external.advertised(local).unwrap() }
         });
         reach(&config, &relays.collect::<Vec<_>>()).into_iter().map(|(key, _)| key).collect()
     }
@@ -102,10 +150,43 @@ mod tests {
         assert_eq!(reach_of("\"\"", &["fd00::5"]), ["relay.external", "relay.addresses"]);
         assert_eq!(reach_of("\"\"", &["2a00::5"]), family);
         assert_eq!(reach_of("[\"45.0.0.7\", \"fd00::7\"]", &["10.0.0.5", "fd00::5"]), external);
-        for fine in [&["45.0.0.7"][..], &["10.0.0.5", "2a00::5"], &["127.0.0.1"], &["100.128.0.1"]] {
+        for partly in [["10.0.0.5", "2a00::5"], ["45.0.0.7", "fd00::5"]] {
+            assert_eq!(reach_of("\"\"", &partly), external, "{partly:?}");
+        }
+        for fine in [&["45.0.0.7"][..], &["127.0.0.1"], &["100.128.0.1"]] {
             assert!(reach_of("\"\"", fine).is_empty(), "{fine:?}");
         }
         assert!(reach_of("\"45.0.0.7\"", &["10.0.0.5"]).is_empty());
+    }
+
+    #[test]
+    fn a_family_that_is_named_and_can_not_be_relayed_in_is_told() {
+        let told = |lines: &str, local: &str| {
+            let config = Config::with_a_secret(lines).unwrap();
+            let local: IpAddr = local.parse().unwrap();
+            let relay = RelayAddress { local, advertised: config.relay.external.advertised(local).unwrap() };
+            reach(&config, &[relay]).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+        };
+        let named = told("relay.external = [\"45.0.0.7\", \"2a00::7\"]", "10.0.0.5");
+        assert!(named.len() == 1 && named[0].contains("no IPv6 address to relay from"), "{named:?}");
+        let heard = told("listen.udp = [\"[2a00::5]:3478\"]", "45.0.0.5");
+        assert!(heard.len() == 1 && heard[0].contains("add 2a00::5 to relay.addresses"), "{heard:?}");
+        assert!(told("", "45.0.0.5").is_empty(), "most machines have no IPv6");
+    }
+
+    #[test]
+    fn an_address_that_servers_do_not_see_is_told_unless_an_interface_has_it() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let told = |advertised: &str, public: &str, interfaces: &[&str]| {
+            let relay = RelayAddress { local: ip("10.0.0.5"), advertised: ip(advertised) };
+            let interfaces: Vec<_> = interfaces.iter().map(|text| ip(text)).collect();
+            unseen(&[relay], &[(ip("10.0.0.5"), ip(public))], &interfaces).len()
+        };
+        assert_eq!(told("45.0.0.7", "45.0.0.7", &["10.0.0.5"]), 0);
+        assert_eq!(told("45.0.0.8", "45.0.0.7", &["10.0.0.5"]), 1, "not ours");
+        assert_eq!(told("45.0.0.8", "45.0.0.7", &["10.0.0.5", "45.0.0.8"]), 0, "a second uplink");
+        assert_eq!(told("10.0.0.5", "45.0.0.7", &["10.0.0.5"]), 1, "private");
+        assert!(unseen(&[], &[(ip("10.0.0.5"), ip("45.0.0.7"))], &[]).is_empty());
     }
 
     // F-B10

@@ -3,6 +3,7 @@
 pub mod advice;
 pub mod command;
 pub mod drain;
+pub mod external;
 mod journal;
 pub mod log;
 pub mod metrics;

@@ -519,7 +519,7 @@ pub(super) fn told(running: &Running, config: &Config, ip: IpAddr) -> Option<IpA
     if ip.is_unspecified() {
         running.relay_addresses().map(|address| address.advertised).find(|told| told.is_ipv4() == ip.is_ipv4())
     } else {
-        Some(config.relay.external.advertised(ip))
+        config.relay.external.advertised(ip)
     }
 }
 
