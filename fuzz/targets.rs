@@ -29,14 +29,16 @@ use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reply_budget::ReplyRate;
 use throughway::protocol::revocation::{Revocations, SessionSubject};
-use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
+use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
 use throughway::protocol::{Parts, Server};
 use throughway::state::Kind;
 use throughway::time::{Now, Ticks, UnixSeconds};
 use throughway::wire::attribute::{ReservationToken, xor_address};
 use throughway::wire::channel_data::ChannelData;
 use throughway::wire::framing::{Cut, FRAME_BYTES_MAX, cut};
-use throughway::wire::integrity::{Fingerprint, IntegrityKey, check_fingerprint};
+use throughway::wire::integrity::{
+    Fingerprint, IntegrityKey, PASSWORD_ALGORITHMS, PasswordAlgorithm, check_fingerprint, userhash,
+};
 use throughway::wire::message::{AttrType, CLASS_REQUEST, Known, Message, MessageType, TransactionId};
 use throughway::wire::writer::Writer;
 use throughway::wire::{Class, classify};
@@ -155,6 +157,8 @@ fn settings(deny: bool) -> Arc<Settings> {
                     nonce_lifetime: 3600,
                     on_expiry: OnExpiry::Keep,
                     max_session: None,
+                    sha256: Sha256Offer::Always,
+                    forms: NameForms::new(REALM, std::iter::once(USER), |_| None),
                 },
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
@@ -333,10 +337,23 @@ impl Script<'_> {
                 kind => writer.attribute(AttrType(u16::from(kind)), value),
             };
         }
-        writer.attribute(AttrType(0x0006), USER.as_bytes());
+        // Half of the clients know RFC 8489, and hide their name.
+        let is_modern = client & 1 != 0;
+        if is_modern {
+            writer.attribute(AttrType(0x001E), &userhash(USER.as_bytes(), REALM.as_bytes()));
+            writer.attribute(AttrType(0x001D), &PasswordAlgorithm::Sha256.value());
+            writer.attribute(AttrType(0x8002), &PASSWORD_ALGORITHMS);
+        } else {
+            writer.attribute(AttrType(0x0006), USER.as_bytes());
+        }
         writer.attribute(AttrType(0x0014), REALM.as_bytes());
         writer.attribute(AttrType(0x0015), self.nonces.get(&(client & 7)).map_or(b"", Vec::as_slice));
-        writer.integrity(&IntegrityKey::long_term(USER.as_bytes(), REALM.as_bytes(), PASSWORD.as_bytes()));
+        let [user, realm, password] = [USER, REALM, PASSWORD].map(str::as_bytes);
+        if is_modern {
+            writer.integrity_sha256(&IntegrityKey::by(PasswordAlgorithm::Sha256, user, realm, password));
+        } else {
+            writer.integrity(&IntegrityKey::long_term(user, realm, password));
+        }
         let len = writer.finish().unwrap_or_default();
         out.truncate(len);
         out

@@ -138,6 +138,8 @@ struct Sum {
     /// Of two relayed addresses: the second one given back, the first one, and those whose time was over.
     given_back: [u64; 2],
     expired: u64,
+    /// See the world's.
+    modern: [u64; 3],
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -151,6 +153,7 @@ impl Sum {
         self.rollbacks += world.rollbacks;
         self.given_back = [0, 1].map(|which| self.given_back[which] + world.given_back[which]);
         self.expired += world.expired_addresses;
+        self.modern = [0, 1, 2].map(|which| self.modern[which] + world.modern[which]);
         for totals in &world.model.totals {
             self.created += totals.created;
             self.ended.iter_mut().zip(totals.ended).for_each(|(sum, ended)| *sum += ended);
@@ -167,6 +170,7 @@ impl Sum {
         assert!(self.restarts > 10_000, "hardly any server was taken over: {self:?}");
         let is_lost = self.given_back.iter().all(|count| *count > 50) && self.expired > 50;
         assert!(is_lost, "hardly one of two relayed addresses was lost: {self:?}");
+        assert!(self.modern.iter().all(|count| *count > 100), "hardly a client knew RFC 8489: {self:?}");
         assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");

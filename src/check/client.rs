@@ -103,7 +103,7 @@ fn read(bytes: &[u8], key: Option<&IntegrityKey>) -> Result<ServerAnswer, Failed
         realm: message.get(Known::Realm).map(<[u8]>::to_vec),
         nonce: message.get(Known::Nonce).map(<[u8]>::to_vec),
         software: message.all(ATTR_SOFTWARE).next().map(|text| String::from_utf8_lossy(text).into_owned()),
-        has_integrity: message.has(Known::MessageIntegrity),
+        has_integrity: message.has_integrity(),
         is_signed: key.is_some_and(|key| key.verifies(&message)),
     })
 }

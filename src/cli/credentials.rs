@@ -17,7 +17,7 @@ use crate::cli::{LimitOptions, MintOptions, VerifyOptions, first_line, load_exis
 use crate::config::{Config, DURATION, RATE, SIZE, parse_instant};
 use crate::credentials::claims::{Claim, Claims, Grant};
 use crate::credentials::limits::{LimitRefused, LimitValue, PrefixForm};
-use crate::credentials::{self, CredentialRefused, MintRefused, USERNAME_BYTES_MAX};
+use crate::credentials::{self, CredentialRefused, MintRefused, Secret, USERNAME_BYTES_MAX};
 use crate::failure::Failure;
 use crate::printable::{json_line, printable_lines};
 use crate::protocol::settings::StaticKey;
@@ -270,9 +270,10 @@ fn milliseconds(username: &str, verdict: &CredentialVerdict<'_>) -> Option<Strin
 /// Judges as the server does: static users by exact name first, then `digits[:id]`.
 fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> CredentialVerdict<'a> {
     if let Some(user) = config.auth.users.get(username) {
+        let is = |known: &Secret| bool::from(known.expose().ct_eq(password.as_bytes()));
         let fits = match &user.key {
-            StaticKey::Password(known) => bool::from(known.expose().ct_eq(password.as_bytes())),
-            StaticKey::KeyMd5(known) => {
+            StaticKey::Password { given, opaque } => is(given) || opaque.as_ref().is_some_and(is),
+            StaticKey::Keys { md5: known, .. } => {
                 use md5::Digest;
                 let digest = md5::Md5::digest(format!("{username}:{}:{password}", config.realm));
                 bool::from(known.expose().ct_eq(digest.as_slice()))

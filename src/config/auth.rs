@@ -3,6 +3,8 @@
 use std::io::ErrorKind;
 
 use hashbrown::HashMap;
+use precis_profiles::OpaqueString;
+use precis_profiles::precis_core::profile::Profile as _;
 
 use crate::config::check::{CREDENTIAL, Check};
 use crate::config::diff::digest_of;
@@ -10,10 +12,11 @@ use crate::config::document::{self, Node, TableEntry, Value};
 use crate::config::environment::{self, Environment};
 use crate::config::error::{Problem, SourceLocation};
 use crate::config::initial_secret::is_world_readable;
+use crate::credentials::claims::Grant;
 use crate::credentials::published::is_published;
 use crate::credentials::{Algorithm, Secret, SharedSecret, USERNAME_BYTES_MAX};
 use crate::files;
-use crate::protocol::settings::{AuthSettings, OnExpiry, StaticUser};
+use crate::protocol::settings::{AuthSettings, NameForms, OnExpiry, Sha256Offer, StaticKey, StaticUser};
 
 /// Each secret costs an HMAC per request with an unknown key, so the list is short.
 pub(crate) const SECRETS_MAX: usize = 8;
@@ -54,6 +57,7 @@ impl Check {
             );
             self.problems.push(Problem::new(self.whole(), "auth", message));
         }
+        let sha256 = self.sha256_offer(&users);
         let on_expiry = match self.word_of("auth.on_expiry") {
             "deny_new" => OnExpiry::DenyNew,
             "close" => OnExpiry::Close { grace: self.number("auth.expiry_grace") },
@@ -66,7 +70,30 @@ impl Check {
             nonce_lifetime: self.number("auth.nonce_lifetime"),
             on_expiry,
             max_session: self.limit("auth.max_session"),
+            sha256,
+            // Of the realm that is in force in the end, which a reload does not change.
+            forms: NameForms::default(),
         }
+    }
+
+    /// Where SHA-256 is offered. A client that is offered it takes it, so it is offered only if every user can be
+    /// recognised by it.
+    fn sha256_offer(&mut self, users: &HashMap<Box<str>, StaticUser>) -> Sha256Offer {
+        let offer = match self.word_of("auth.sha256") {
+            "always" => Sha256Offer::Always,
+            "never" => return Sha256Offer::Never,
+            _ => Sha256Offer::Streams,
+        };
+        let Some(name) = users.iter().filter(|(_, user)| user.is_md5_only()).map(|(name, _)| name).min() else {
+            return offer;
+        };
+        let message = format!(
+            "clients are not offered SHA-256: \"{name}\" of auth.users has key_md5 alone and could not log in by it; \
+             add key_sha256, or give the password, or write sha256 = \"never\""
+        );
+        let node = self.get("auth.sha256");
+        self.notes.push(Problem::new(node.location, "auth.sha256", message));
+        Sha256Offer::Never
     }
 
     fn users(&mut self) -> HashMap<Box<str>, StaticUser> {
@@ -109,7 +136,10 @@ impl Check {
     fn user(&mut self, node: &Node) -> Option<(StaticUser, bool)> {
         let by_password = |secret: Secret| {
             let is_weak = secret.expose().len() < PASSWORD_BYTES_MIN || is_published(secret.expose());
-            (StaticUser::password(secret), is_weak)
+            let given = std::str::from_utf8(secret.expose()).unwrap_or_default();
+            let opaque = opaque_string(given).filter(|form| **form != *given).map(|form| Secret::new(form.as_bytes()));
+            let key = StaticKey::Password { given: secret, opaque };
+            (StaticUser { key, tenant: None, grant: Grant::default() }, is_weak)
         };
         if let Value::Text(password) = &node.value {
             return self.non_empty(node, password).map(by_password);
@@ -118,6 +148,14 @@ impl Check {
         let given: Vec<_> = USER_PROOFS.iter().filter_map(|name| Some((*name, of.text(name)?))).collect();
         let [(proof, (at, text))] = given.as_slice() else {
             return self.lacks(&of, "needs exactly one of password, file and key_md5");
+        };
+        let sha256 = match of.text("key_sha256") {
+            Some((at, _)) if *proof != "key_md5" => {
+                self.wrong(at, "stands beside key_md5 only: both keys are made of the password where that is given");
+                return None;
+            }
+            Some((at, text)) => Some(self.key_of(at, text, 32, "SHA-256")?),
+            None => None,
         };
         let tenant = self.tenant(&of);
         let grant = self.grant(&of);
@@ -128,14 +166,19 @@ impl Check {
         let (user, is_weak) = match *proof {
             "password" => self.non_empty(at, text).map(by_password),
             "file" => self.secret_file(at, text).map(by_password),
-            _ => {
-                let digest = hex(text).filter(|bytes| bytes.len() == 16);
-                let digest = digest.ok_or("expected 32 hexadecimal digits: MD5 of \"name:realm:password\"");
-                // The password can't be judged by its digest.
-                self.ok(at, digest).map(|bytes| (StaticUser::key_md5(Secret::new(bytes)), false))
-            }
+            // The password can't be judged by its digest.
+            _ => self.key_of(at, text, 16, "MD5").map(|md5| (StaticUser::keys(md5, sha256), false)),
         }?;
         Some((StaticUser { tenant, grant, ..user }, is_weak))
+    }
+
+    /// A key that was made elsewhere, of so many bytes.
+    fn key_of(&mut self, at: &Node, text: &str, bytes: usize, by: &str) -> Option<Secret> {
+        let digest = hex(text).filter(|digest| digest.len() == bytes);
+        let digits = 2 * bytes;
+        let digest =
+            digest.ok_or_else(|| format!("expected {digits} hexadecimal digits: {by} of \"name:realm:password\""));
+        self.ok(at, digest).map(Secret::new)
     }
 
     fn environment_secret(&mut self, environment: &Environment) -> Option<SharedSecret> {
@@ -295,6 +338,12 @@ impl Check {
         self.contents.insert(node.key.clone(), digest_of(&bytes));
         Some(Secret::new(bytes))
     }
+}
+
+/// A text as both sides compare it (OpaqueString, RFC 8265 section 4.2); `None` for one that the profile refuses, such as
+/// an empty one.
+pub(crate) fn opaque_string(text: &str) -> Option<Box<str>> {
+    OpaqueString::new().enforce(text).ok().map(|form| form.as_ref().into())
 }
 
 /// The id in a table of `auth.secrets`, if it has one.

@@ -17,16 +17,16 @@ pub use crate::config::tls::TlsConfig;
 use crate::address::Transport;
 use crate::config::accounting::AccountingConfig;
 use crate::config::admin::AdminConfig;
+use crate::config::auth::opaque_string;
 use crate::config::diff::Snapshot;
 use crate::config::drain::DrainConfig;
 use crate::config::error::{ConfigError, Note, Problem, SourceLocation};
 use crate::config::upgrade::UpgradeConfig;
 use crate::credentials::{Secret, SharedSecret};
+use crate::protocol::nonce::{NONCE_BYTES_MAX, PLAIN_NONCE_BYTES};
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
-use crate::protocol::settings::{AuthSettings, Settings};
-
-/// Bytes of a nonce (section 3 of the decisions: issue time and an HMAC).
-pub const NONCE_BYTES: usize = 24;
+use crate::protocol::settings::{AuthSettings, NameForms, Settings, Sha256Offer};
+use crate::wire::integrity::PASSWORD_ALGORITHMS;
 
 /// Everything the operator decided.
 #[derive(Clone, Debug)]
@@ -99,12 +99,14 @@ impl Config {
         let peers = PeerPolicy::new(&self.peers.allow, &self.peers.deny, local).map_err(|error| {
             ConfigError::from(Problem::new(SourceLocation::Nowhere, "peers.allow", error.to_string()))
         })?;
+        let names = self.auth.users.keys().map(|name| &**name);
+        let forms = NameForms::new(&self.realm, names, opaque_string);
         Ok(Settings {
             realm: self.realm.clone(),
             default_lifetime: self.lifetimes.default,
             max_lifetime: self.lifetimes.max,
             channel_number_max: self.channel_numbers.max(),
-            auth: self.auth.clone(),
+            auth: AuthSettings { forms, ..self.auth.clone() },
             peers,
             limits: self.limits.tables,
             alternates: self.drain.alternates.clone(),
@@ -133,12 +135,18 @@ impl Config {
         }
     }
 
-    /// The size of a 401 challenge in bytes: header, ERROR-CODE without a phrase, REALM, NONCE.
+    /// The size of a 401 challenge over UDP in bytes: header, ERROR-CODE without a phrase, REALM, NONCE, and with
+    /// `auth.sha256 = "always"` the nonce cookie and PASSWORD-ALGORITHMS.
     ///
     /// It answers a request of 20 bytes from an address that may be forged, so small is polite.
     #[must_use]
     pub fn challenge_bytes(&self) -> usize {
-        20 + (4 + 4) + (4 + self.realm.len().next_multiple_of(4)) + (4 + NONCE_BYTES)
+        let (nonce, algorithms) = match self.auth.sha256 {
+            Sha256Offer::Always => (NONCE_BYTES_MAX, 4 + PASSWORD_ALGORITHMS.len()),
+            Sha256Offer::Streams | Sha256Offer::Never => (PLAIN_NONCE_BYTES, 0),
+        };
+        let padded = |bytes: usize| 4 + bytes.next_multiple_of(4);
+        20 + padded(4) + padded(self.realm.len()) + padded(nonce) + algorithms
     }
 }
 

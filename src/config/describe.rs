@@ -10,7 +10,7 @@ use crate::config::checked::{Config, External, HttpListen, Listen, Workers};
 use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::config::units::{DURATION, RATE, SIZE};
 use crate::protocol::meter::Rates;
-use crate::protocol::settings::Limits;
+use crate::protocol::settings::{Limits, Sha256Offer};
 use crate::tls::certificates::{Summary, days_until};
 
 /// Lines of a name and a text.
@@ -148,6 +148,12 @@ impl Config {
         let (ttl, nonce) = (DURATION.show(self.auth.max_ttl), DURATION.show(self.auth.nonce_lifetime));
         let keyed = if self.nonce_key.is_some() { ", keyed by auth.nonce_key_file" } else { "" };
         lines.add("credentials", format!("end at most {ttl} ahead; a nonce is good for {nonce}{keyed}"));
+        let offered = match self.auth.sha256 {
+            Sha256Offer::Streams => "offered over TCP and TLS",
+            Sha256Offer::Always => "offered over every transport",
+            Sha256Offer::Never => "not offered",
+        };
+        lines.add("sha256", offered);
     }
 
     fn describe_limits(&self, lines: &mut Lines) {

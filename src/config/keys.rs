@@ -165,6 +165,8 @@ pub const KEYS: &[ConfigKey] = &[
         "With `close`: how long after the expiry sessions end").zero("no grace"),
     key("auth.max_session", Duration(1, TEN_YEARS), "0",
         "Longest life of an allocation, however often it is refreshed, such as `\"24h\"`").zero("no limit"),
+    key("auth.sha256", Word(&["streams", "always", "never"]), "\"streams\"",
+        "Where clients are offered SHA-256 in place of MD5 and SHA-1 (RFC 8489): over TCP and TLS, over UDP too, or nowhere"),
     // [8656-5-4]
     key("auth.nonce_lifetime", Duration(1, DAY), "\"1h\"",
         "How long a nonce is valid; clients then get a new one and repeat their request"),
@@ -372,6 +374,7 @@ pub const FIELDS: &[ConfigKey] = &[
     field("auth.users.password", Text, "The password; a text in place of the table says the same"),
     field("auth.users.file", Text, "The file that holds it"),
     field("auth.users.key_md5", Text, "MD5 of `name:realm:password` in place of the password"),
+    field("auth.users.key_sha256", Text, "SHA-256 of `name:realm:password`, beside `key_md5`, for clients that use SHA-256"),
     field("auth.users.tenant", Text, "The user's tenant: in records, in quotas and for revocation"),
     field("auth.users.limits", Table(LIMITS), "The user's limits, without `bytes`"),
 

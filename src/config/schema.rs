@@ -125,7 +125,10 @@ fn fields_of(path: &str) -> Value {
     let one_of = |names: &[&str]| names.iter().map(|name| json!({ "required": [name] })).collect::<Vec<_>>();
     match path {
         "tls.certificates" => schema["required"] = json!(["certificate", "private_key"]),
-        "auth.users" => schema["oneOf"] = json!(one_of(&["password", "file", "key_md5"])),
+        "auth.users" => {
+            schema["oneOf"] = json!(one_of(&["password", "file", "key_md5"]));
+            schema["dependentRequired"] = json!({ "key_sha256": ["key_md5"] });
+        }
         "auth.secrets" => {
             schema["required"] = json!(["id"]);
             schema["oneOf"] = json!(one_of(&["value", "file", "credential"]));
@@ -186,7 +189,7 @@ fn text(path: &str) -> Value {
         // At least 16 bytes: letters that are not ASCII have more than one.
         "auth.secrets.value" => pattern(r"[^\x00-\x7f]|^[\s\S]{16}"),
         "auth.users.key_md5" => pattern("^[0-9A-Fa-f]{32}$"),
-        "http.keys.sha256" => pattern("^[0-9A-Fa-f]{64}$"),
+        "auth.users.key_sha256" | "http.keys.sha256" => pattern("^[0-9A-Fa-f]{64}$"),
         "http.keys.name" => pattern("^[0-9A-Za-z._-]{1,64}$"),
         _ if FIELDS.iter().any(|field| field.path == path) => json!({ "type": "string", "minLength": 1 }),
         _ => json!({ "type": "string" }),

@@ -13,6 +13,11 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
         "a request with MESSAGE-INTEGRITY but without USERNAME, REALM or NONCE: a broken client, replace or update it",
     ),
     (
+        RejectReason::PasswordAlgorithms,
+        "the client's PASSWORD-ALGORITHM or PASSWORD-ALGORITHMS is not what it was offered (RFC 8489 section 9.2.4): update the \
+         client; if all do so, something between it and here changes messages",
+    ),
+    (
         RejectReason::WrongRealm,
         "the client uses another server's realm, or the realm before a change: restart the client",
     ),

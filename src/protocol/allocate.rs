@@ -22,6 +22,7 @@ use super::timer::Due;
 use crate::address::{Family, RelayedTransportAddress, Via};
 use crate::time::{Now, Ticks};
 use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
+use crate::wire::integrity::ReplyIntegrity;
 use crate::wire::message::{METHOD_ALLOCATE, Message};
 
 /// How long another worker, or the quotas, may take to answer, in milliseconds.
@@ -69,6 +70,7 @@ impl Server {
             owner,
             transaction_id: message.transaction_id(),
             fingerprint: self.mirrors_fingerprint(message),
+            integrity: request.key().integrity,
             requested,
             holds,
             stage: Stage::Admission { overdue_at: Some(overdue_at) },
@@ -410,7 +412,7 @@ impl Server {
         let token = self.hold(now, &opening, opened.held);
         let RequestedAllocation { lifetime, refused, .. } = opening.requested;
         let origin = Origin { transaction_id: opening.transaction_id, lifetime, token, refused };
-        let key = opening.owner.key.clone();
+        let key = opening.key();
         self.sessions += 1;
         let session = SessionId { instance: self.instance, number: self.sessions };
         let mut allocation =
@@ -460,7 +462,7 @@ impl Server {
 
     fn answer_failed_opening(&mut self, id: AllocationId, reason: RejectReason) {
         let Some(opening) = self.openings.get(id) else { return };
-        let (via, fingerprint, key) = (opening.via, opening.fingerprint, opening.owner.key.clone());
+        let (via, fingerprint, key) = (opening.via, opening.fingerprint, opening.key());
         let head = (METHOD_ALLOCATE, opening.transaction_id);
         let username = Some(opening.owner.username().into());
         self.counters.rejected(reason);
@@ -498,6 +500,16 @@ impl Server {
     /// Refuses what clients were about to begin with addresses of both families.
     pub(super) fn give_up_dual(&mut self, now: Now) {
         for id in self.openings.ids(|opening| opening.requested.additional.is_some()) {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+    }
+
+    /// Refuses what clients were about to begin that prove themselves by SHA-256.
+    pub(super) fn give_up_sha256(&mut self, now: Now) {
+        for id in self
+            .openings
+            .ids(|opening| opening.integrity != ReplyIntegrity::Sha1 || opening.owner.sha256_key().is_some())
+        {
             self.fail_opening(now, id, RejectReason::Draining);
         }
     }

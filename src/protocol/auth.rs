@@ -3,26 +3,31 @@
 //! [`Authenticated`] can be had from [`authenticate`] alone, so a handler that takes one can't be
 //! reached without a verified MESSAGE-INTEGRITY. No state is made for anybody here.
 
+use std::borrow::Cow;
+
 use super::allocation::Allocation;
 use super::authenticated::AuthenticatedClient;
-use super::nonce::{Nonces, Verdict};
+use super::nonce::{Nonces, Offer, Verdict};
 use super::owner::{Owner, Terms, TimeLimit};
 use super::reject::RejectReason;
-use super::settings::{Settings, StaticKey};
+use super::settings::{NameForms, Settings, StaticKey};
 use crate::address::Via;
 use crate::credentials;
 use crate::credentials::SecretId;
 use crate::credentials::claims::Grant;
 use crate::time::{Now, UnixSeconds};
-use crate::wire::integrity::IntegrityKey;
+use crate::wire::integrity::{
+    INTEGRITY_SHA256_BYTES, IntegrityKey, PASSWORD_ALGORITHMS, PasswordAlgorithm, ReplyIntegrity, ReplyKey,
+    USERHASH_BYTES, userhash,
+};
 use crate::wire::message::{Known, Message};
 
-/// A request whose MESSAGE-INTEGRITY and NONCE were verified.
+/// A request whose integrity and NONCE were verified.
 #[derive(Debug)]
 pub(super) struct Authenticated<'m> {
     message: &'m Message<'m>,
-    key: IntegrityKey,
-    username: &'m str,
+    key: ReplyKey,
+    username: Cow<'m, str>,
     proof: Proof<'m>,
 }
 
@@ -31,17 +36,30 @@ pub(super) struct Authenticated<'m> {
 enum Proof<'m> {
     /// The allocation of this five-tuple, whose owner this is.
     Owner,
-    /// `auth.users`.
-    Static(Option<Box<Terms>>),
+    /// `auth.users`; the name there, if the client has another form of it.
+    Static(Option<Box<str>>, Option<Box<Terms>>),
     /// One of `auth.secrets`.
-    TimeLimited { secret: SecretId, expires_at: u64, user_id: &'m str, terms: Option<Box<Terms>> },
+    TimeLimited { secret: SecretId, expires_at: u64, user_id: Cow<'m, str>, terms: Option<Box<Terms>> },
+}
+
+impl Proof<'_> {
+    /// The same, of a name that was not in the message.
+    fn into_owned<'m>(self) -> Proof<'m> {
+        match self {
+            Self::Owner => Proof::Owner,
+            Self::Static(name, terms) => Proof::Static(name, terms),
+            Self::TimeLimited { secret, expires_at, user_id, terms } => {
+                Proof::TimeLimited { secret, expires_at, user_id: Cow::Owned(user_id.into_owned()), terms }
+            }
+        }
+    }
 }
 
 /// A refusal on the way to [`Authenticated`], with the key if the request was verified.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) reason: RejectReason,
-    pub(super) key: Option<IntegrityKey>,
+    pub(super) key: Option<ReplyKey>,
     /// Whether it had a nonce that this five-tuple was given, so that its source is no forged one.
     pub(super) has_own_nonce: bool,
     /// The secret that the request was genuine under, by its place in the list, and the credential's expiry.
@@ -69,90 +87,197 @@ pub(super) fn authenticate<'m>(
     nonces: &Nonces,
     now: Now,
 ) -> Result<Authenticated<'m>, Refused> {
-    // RFC 8489 §9.2.4 (1): no MESSAGE-INTEGRITY, so the client learns realm and nonce. [8489-9.2.4-2]
-    if !message.has(Known::MessageIntegrity) {
+    // RFC 8489 §9.2.4 (1): no integrity, so the client learns realm and nonce. [8489-9.2.4-2]
+    if !message.has_integrity() {
         return Err(RejectReason::Challenge.into());
     }
     // (2): integrity without the attributes that it needs. [8489-9.2.4-9]
-    let (Some(username), Some(realm), Some(nonce)) =
-        (message.get(Known::Username), message.get(Known::Realm), message.get(Known::Nonce))
-    else {
+    let (Some(realm), Some(nonce)) = (message.get(Known::Realm), message.get(Known::Nonce)) else {
         return Err(RejectReason::IncompleteCredentials.into());
     };
-    // (3): a USERNAME that can't be anybody's. [8489-9.2.4-12, 8489-14.3-1, -2]
-    let username = std::str::from_utf8(username)
-        .ok()
-        .filter(|username| username.len() <= credentials::USERNAME_BYTES_MAX)
-        .ok_or(RejectReason::UnknownUser)?;
+    // RFC 8489 §14.6 leaves it to the usage to let the MAC be cut short, and TURN does not. [8489-14.6-1]
+    if message.get(Known::MessageIntegritySha256).is_some_and(|mac| mac.len() != INTEGRITY_SHA256_BYTES) {
+        return Err(RejectReason::BadAttribute.into());
+    }
+    let owner = allocation.map(|allocation| &allocation.owner);
+    let username = claimed_name(message, realm, owner, &settings.auth.forms)?;
     // A nonce that we never gave to this address costs a guess nothing, so nothing is spent on it: no key, and no
     // MAC over the message. Its 438 is not signed (RFC 8489 §9.2.4); see decision 0160.
-    let nonce = nonces.check(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce);
+    let (nonce, offer) = nonces.check(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce);
     if nonce == Verdict::Foreign {
         return Err(RejectReason::StaleNonce.into());
     }
-    // (4): MESSAGE-INTEGRITY, with the owner's key as long as the allocation lives: rotation, reload and
+    let own_nonce = |refused: Refused| Refused { has_own_nonce: true, ..refused };
+    // (3): the algorithms, by the offer that came with this very nonce. [8489-9.2.4-11]
+    let (algorithm, integrity) = chosen(message, offer).map_err(|reason| own_nonce(reason.into()))?;
+    // (4): a name that is nobody's. [8489-9.2.4-12]
+    let username = username.ok_or_else(|| own_nonce(RejectReason::UnknownUser.into()))?;
+    // (5): the integrity, with the owner's key as long as the allocation lives: rotation, reload and
     // expiry never drop a call. The same user with another key, after a change of password, is as genuine as
     // anybody; what follows is RFC 8656's to say (sections 5 and 7.2).
-    let of_owner = allocation.filter(|allocation| allocation.owner.username() == username);
-    let (key, proof) = match of_owner.map(|allocation| &allocation.owner.key).filter(|key| key.verifies(message)) {
+    let of_owner = owner.filter(|owner| owner.username() == username).map(Owner::key);
+    let claim = Claim { message, username: &username, realm, algorithm, of_owner, forms: &settings.auth.forms };
+    let (key, proof) = match claim.of_owner.as_ref().filter(|key| claim.is_made_with(key)) {
         Some(key) => (key.clone(), Proof::Owner),
-        None => find_key(message, username, realm, settings, now)
-            .map_err(|refused| Refused { has_own_nonce: true, ..refused })?,
+        None => {
+            let (key, proof) = find_key(&claim, settings, now).map_err(|refused| {
+                let sign = |key| ReplyKey { key, integrity };
+                own_nonce(Refused { key: refused.key.map(sign), ..refused.why })
+            })?;
+            (key, proof.into_owned())
+        }
     };
-    // (5): whether it is too old comes last, so that a stranger without the key learns nothing from it.
+    let key = ReplyKey { key, integrity };
+    // (6): whether it is too old comes last, so that a stranger without the key learns nothing from it.
     // [8489-9.2.4-20]
     if nonce == Verdict::Old {
-        let key = Some(key);
-        return Err(Refused { key, has_own_nonce: true, ..RejectReason::StaleNonce.into() });
+        return Err(own_nonce(Refused { key: Some(key), ..RejectReason::StaleNonce.into() }));
     }
     Ok(Authenticated { message, key, username, proof })
 }
 
-/// Static users first, by exact name; then `digits[:id]` under each secret.
-// [8489-9.2.4-12, -17]
-fn find_key<'m>(
-    message: &Message<'_>,
-    username: &'m str,
+/// The name that a request claims, by USERNAME or by USERHASH; `None` if it can't be anybody's.
+// [8489-14.3-1, -2, 8489-14.4-1]
+fn claimed_name<'m>(
+    message: &'m Message<'m>,
     realm: &[u8],
-    settings: &Settings,
-    now: Now,
-) -> Result<(IntegrityKey, Proof<'m>), Refused> {
-    if realm != settings.realm.as_bytes() {
+    owner: Option<&Owner>,
+    forms: &NameForms,
+) -> Result<Option<Cow<'m, str>>, RejectReason> {
+    match (message.get(Known::Username), message.get(Known::Userhash)) {
+        (None, None) => Err(RejectReason::IncompleteCredentials),
+        (Some(_), Some(_)) => Err(RejectReason::Combination),
+        (Some(username), None) => {
+            let username = std::str::from_utf8(username).ok();
+            Ok(username.filter(|username| username.len() <= credentials::USERNAME_BYTES_MAX).map(Cow::Borrowed))
+        }
+        (None, Some(hash)) => {
+            let hash: &[u8; USERHASH_BYTES] = hash.try_into().map_err(|_| RejectReason::BadAttribute)?;
+            // The owner's too, so that a user who is no longer known can go on.
+            let of_owner = owner.map(Owner::username).filter(|name| userhash(name.as_bytes(), realm) == *hash);
+            Ok(of_owner.or_else(|| forms.name_behind(hash)).map(|name| Cow::Owned(name.to_owned())))
+        }
+    }
+}
+
+/// The algorithm of the key, and what the answer is signed with (RFC 8489 section 9.2.4).
+///
+/// A client that chose an algorithm should not prove itself by MESSAGE-INTEGRITY (section 9.2.5). Some do, and look for the
+/// same in the answer: they get both.
+// [8489-9.2.4-11, -25, -26]
+fn chosen(message: &Message<'_>, offer: Offer) -> Result<(PasswordAlgorithm, ReplyIntegrity), RejectReason> {
+    let one = message.get(Known::PasswordAlgorithm);
+    match (one.map(PasswordAlgorithm::from_value), message.get(Known::PasswordAlgorithms)) {
+        (None, None) => Ok((PasswordAlgorithm::Md5, ReplyIntegrity::Sha1)),
+        (Some(Some(algorithm)), Some(all)) if offer != Offer::Plain && all == PASSWORD_ALGORITHMS => {
+            let is_sha256 = message.has(Known::MessageIntegritySha256);
+            Ok((algorithm, if is_sha256 { ReplyIntegrity::Sha256 } else { ReplyIntegrity::Both }))
+        }
+        _ => Err(RejectReason::PasswordAlgorithms),
+    }
+}
+
+/// Who a request says that it is from, and how it is proven.
+struct Claim<'a> {
+    message: &'a Message<'a>,
+    username: &'a str,
+    realm: &'a [u8],
+    algorithm: PasswordAlgorithm,
+    /// The key of the allocation whose owner has this name.
+    of_owner: Option<IntegrityKey>,
+    forms: &'a NameForms,
+}
+
+/// The key that a request was made with.
+struct FoundKey {
+    key: IntegrityKey,
+    /// It is made of the owner's password, by the other algorithm.
+    is_owners: bool,
+}
+
+impl Claim<'_> {
+    fn is_made_with(&self, key: &IntegrityKey) -> bool {
+        key.algorithm() == self.algorithm && key.verifies(self.message)
+    }
+
+    /// The key of a password if it is the right one: as both were given first, then as clients compare them.
+    fn by_password(&self, password: &[u8], opaque: Option<&[u8]>) -> Option<FoundKey> {
+        let given = (self.realm, password);
+        let compared = (self.forms.realm().map_or(self.realm, str::as_bytes), opaque.unwrap_or(password));
+        [Some(given), (compared != given).then_some(compared)].into_iter().flatten().find_map(|(realm, password)| {
+            let by = |algorithm| IntegrityKey::by(algorithm, self.username.as_bytes(), realm, password);
+            let key = Some(by(self.algorithm)).filter(|key| key.verifies(self.message))?;
+            let is_owners = self.of_owner.as_ref().is_some_and(|owner| *owner == by(owner.algorithm()));
+            Some(FoundKey { key, is_owners })
+        })
+    }
+
+    /// As [`Claim::by_password`], by keys that were made elsewhere.
+    fn by_keys(&self, md5: &[u8], sha256: Option<&[u8]>) -> Option<FoundKey> {
+        let md5 = md5.try_into().ok().map(IntegrityKey::from_md5);
+        let sha256 = sha256.and_then(|key| key.try_into().ok()).map(IntegrityKey::from_sha256);
+        let (key, other) = match self.algorithm {
+            PasswordAlgorithm::Md5 => (md5, sha256),
+            PasswordAlgorithm::Sha256 => (sha256, md5),
+        };
+        let key = key.filter(|key| key.verifies(self.message))?;
+        Some(FoundKey { key, is_owners: other.is_some() && other == self.of_owner })
+    }
+}
+
+/// Why no key was found; with one if the request was genuine all the same.
+struct NotFound {
+    why: Refused,
+    key: Option<IntegrityKey>,
+}
+
+impl From<RejectReason> for NotFound {
+    fn from(reason: RejectReason) -> Self {
+        Self { why: reason.into(), key: None }
+    }
+}
+
+/// Static users first, by name; then `digits[:id]` under each secret.
+// [8489-9.2.4-12, -17]
+fn find_key<'u>(claim: &Claim<'u>, settings: &Settings, now: Now) -> Result<(IntegrityKey, Proof<'u>), NotFound> {
+    let auth = &settings.auth;
+    if claim.realm != settings.realm.as_bytes() && Some(claim.realm) != auth.forms.realm().map(str::as_bytes) {
         return Err(RejectReason::WrongRealm.into());
     }
-    let key_of = |password: &[u8]| IntegrityKey::long_term(username.as_bytes(), realm, password);
-    if let Some(user) = settings.auth.users.get(username) {
-        let key = match &user.key {
-            StaticKey::Password(password) => key_of(password.expose()),
-            StaticKey::KeyMd5(key) => {
-                IntegrityKey::from_md5(key.expose().try_into().map_err(|_| RejectReason::UnknownUser)?)
+    if let Some((name, user)) = auth.static_user(claim.username) {
+        let found = match &user.key {
+            StaticKey::Password { given, opaque } => {
+                claim.by_password(given.expose(), opaque.as_ref().map(credentials::Secret::expose))
+            }
+            StaticKey::Keys { md5, sha256 } => {
+                claim.by_keys(md5.expose(), sha256.as_ref().map(credentials::Secret::expose))
             }
         };
-        if !key.verifies(message) {
-            return Err(RejectReason::BadIntegrity.into());
-        }
-        return Ok((key, Proof::Static(terms(user.tenant.as_deref(), &user.grant))));
+        let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
+        let other_name = (name != claim.username).then(|| name.into());
+        let of_static = || Proof::Static(other_name, terms(user.tenant.as_deref(), &user.grant));
+        return Ok((key, if is_owners { Proof::Owner } else { of_static() }));
     }
     let mut found = None;
-    let secrets = &settings.auth.secrets;
-    let verified = credentials::verify_by(secrets, now.unix.0, settings.auth.max_ttl, username, |secret| {
-        let key = key_of(credentials::password(secret, username.as_bytes()).as_bytes());
-        let fits = key.verifies(message);
-        found = fits.then_some(key);
-        fits
+    let verified = credentials::verify_by(&auth.secrets, now.unix.0, auth.max_ttl, claim.username, |secret| {
+        let password = credentials::password(secret, claim.username.as_bytes());
+        found = claim.by_password(password.as_bytes(), None);
+        found.is_some()
     });
     let good = verified.map_err(|(refused, secret)| {
-        let at = secret.and_then(|secret| secrets.iter().position(|other| std::ptr::eq(other, secret)));
-        let end = credentials::parse_username(username).map(|parts| parts.expires_at);
+        let at = secret.and_then(|secret| auth.secrets.iter().position(|other| std::ptr::eq(other, secret)));
+        let end = credentials::parse_username(claim.username).map(|parts| parts.expires_at);
         // A client with the right key may learn that its password is not the reason: any other answer than 401 is signed.
         let reason = RejectReason::from(refused);
-        let key = found.clone().filter(|_| reason.code() != RejectReason::BadIntegrity.code());
-        Refused { key, of: at.zip(end), ..reason.into() }
+        let key = found.take().map(|found| found.key).filter(|_| reason.code() != RejectReason::BadIntegrity.code());
+        NotFound { why: Refused { of: at.zip(end), ..reason.into() }, key }
     })?;
     let terms = terms(good.holder.tenant.as_deref(), &good.holder.grant);
     let secret = good.secret.id.clone();
-    let proof = Proof::TimeLimited { secret, expires_at: good.expires_at, user_id: good.holder.user_id, terms };
-    Ok((found.ok_or(RejectReason::BadIntegrity)?, proof))
+    let user_id = Cow::Borrowed(good.holder.user_id);
+    let proof = Proof::TimeLimited { secret, expires_at: good.expires_at, user_id, terms };
+    let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
+    Ok((key, if is_owners { Proof::Owner } else { proof }))
 }
 
 impl<'m> Authenticated<'m> {
@@ -160,7 +285,8 @@ impl<'m> Authenticated<'m> {
         self.message
     }
 
-    pub(super) const fn key(&self) -> &IntegrityKey {
+    /// What the answer is signed with.
+    pub(super) const fn key(&self) -> &ReplyKey {
         &self.key
     }
 
@@ -170,10 +296,11 @@ impl<'m> Authenticated<'m> {
     }
 
     /// The user that quotas count for: the user id; if empty, the whole USERNAME; static users by name.
-    const fn identity(&self) -> &'m str {
-        match self.proof {
+    fn identity(&self) -> &str {
+        match &self.proof {
             Proof::TimeLimited { user_id, .. } if !user_id.is_empty() => user_id,
-            Proof::TimeLimited { .. } | Proof::Owner | Proof::Static(_) => self.username,
+            Proof::Static(Some(name), _) => name,
+            Proof::TimeLimited { .. } | Proof::Owner | Proof::Static(None, _) => &self.username,
         }
     }
 
@@ -183,7 +310,7 @@ impl<'m> Authenticated<'m> {
             Proof::TimeLimited { secret, expires_at, .. } => {
                 AuthenticatedClient { secret: Some(secret), expires_at: Some(UnixSeconds(*expires_at)), refused: None }
             }
-            Proof::Owner | Proof::Static(_) => AuthenticatedClient { secret: None, expires_at: None, refused: None },
+            Proof::Owner | Proof::Static(..) => AuthenticatedClient { secret: None, expires_at: None, refused: None },
         }
     }
 
@@ -193,9 +320,9 @@ impl<'m> Authenticated<'m> {
             Proof::TimeLimited { secret, expires_at, terms, .. } => {
                 (Some(TimeLimit { secret: secret.clone(), expires_at: *expires_at }), terms.clone())
             }
-            Proof::Static(terms) => (None, terms.clone()),
+            Proof::Static(_, terms) => (None, terms.clone()),
             Proof::Owner => (None, None),
         };
-        Owner::new(self.username, self.identity(), self.key.clone(), time_limited, terms)
+        Owner::new(&self.username, self.identity(), self.key.key.clone(), time_limited, terms)
     }
 }

@@ -114,6 +114,8 @@ pub enum Selector {
     LinkLocalClients,
     /// All with relayed addresses of both families.
     DualAllocations,
+    /// All whose owner has a SHA-256 key (RFC 8489 section 18.5.1).
+    Sha256Keys,
 }
 
 /// What a server is doing at the moment, for a shell that finds out that it panicked.

@@ -24,7 +24,7 @@ use super::timer::Due;
 use super::{Parts, Server};
 use crate::address::Via;
 use crate::credentials::SecretId;
-use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, State};
+use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, SHA256_KEYS, State};
 use crate::wire::attribute::ReservationToken;
 
 /// Slots that an import makes room for; a number beyond it is no slot of ours.
@@ -87,6 +87,7 @@ impl State for ServerState {
         let clients = clients.chain(self.openings.iter().map(|opening| &opening.via));
         add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
         add_dual(&self.allocations, &self.openings, features);
+        add_sha256(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -105,6 +106,13 @@ pub(super) fn add_dual(allocations: &[AllocationState], openings: &[OpeningState
     let dual = allocations.iter().filter(|allocation| allocation.is_dual()).count();
     let asked = openings.iter().filter(|opening| opening.requested.additional.is_some()).count();
     features.add(DUAL_ALLOCATIONS, (dual + asked) as u64);
+}
+
+/// Clients that prove themselves by SHA-256.
+pub(super) fn add_sha256(allocations: &[AllocationState], openings: &[OpeningState], features: &mut Features) {
+    let live = allocations.iter().filter(|allocation| allocation.owner.has_sha256_key()).count();
+    let asked = openings.iter().filter(|opening| opening.uses_sha256()).count();
+    features.add(SHA256_KEYS, (live + asked) as u64);
 }
 
 /// Takes out of openings what only formats after this one have.

@@ -36,6 +36,7 @@ pub mod alternates;
 pub mod peer_policy;
 pub mod permission;
 pub mod channel;
+pub mod nonce;
 pub mod settings;
 mod scope;
 mod scope_table;
@@ -46,7 +47,6 @@ mod endpoint_addresses;
 pub mod allocation;
 mod families;
 mod table;
-pub mod nonce;
 
 // What goes in and out.
 pub mod border;

@@ -11,6 +11,7 @@ use super::owner::{Owner, OwnerState};
 use crate::address::{Family, RelayedTransportAddress, Via};
 use crate::time::Ticks;
 use crate::wire::attribute::ReservationToken;
+use crate::wire::integrity::{ReplyIntegrity, ReplyKey};
 use crate::wire::message::TransactionId;
 
 /// What an Allocate request asks for (RFC 8656 section 7.2).
@@ -85,6 +86,8 @@ pub(super) struct Opening {
     pub(super) owner: Owner,
     pub(super) transaction_id: TransactionId,
     pub(super) fingerprint: bool,
+    /// How the answer is signed.
+    pub(super) integrity: ReplyIntegrity,
     pub(super) requested: RequestedAllocation,
     /// The token under which the next port will be held; it counts as soon as the request is admitted.
     pub(super) holds: Option<ReservationToken>,
@@ -124,14 +127,42 @@ pub struct OpeningState {
     /// The client has gone.
     #[n(8)]
     pub is_abandoned: bool,
+    /// How the answer is signed.
+    #[n(9)]
+    #[cbor(default)]
+    pub integrity: ReplyIntegrity,
+}
+
+impl Opening {
+    /// What the answer is signed with.
+    pub(super) fn key(&self) -> ReplyKey {
+        ReplyKey { key: self.owner.key(), integrity: self.integrity }
+    }
+}
+
+impl OpeningState {
+    /// Whether it needs more than RFC 5389 knew.
+    pub(super) fn uses_sha256(&self) -> bool {
+        self.integrity != ReplyIntegrity::Sha1 || self.owner.has_sha256_key()
+    }
 }
 
 impl From<OpeningState> for Opening {
     fn from(state: OpeningState) -> Self {
-        let OpeningState { id: _, via, owner, transaction_id, fingerprint, requested, holds, stage, is_abandoned } =
-            state;
+        let OpeningState {
+            id: _,
+            via,
+            owner,
+            transaction_id,
+            fingerprint,
+            requested,
+            holds,
+            stage,
+            is_abandoned,
+            integrity,
+        } = state;
         let owner = Owner::from_state(owner);
-        Self { via, owner, transaction_id, fingerprint, requested, holds, stage, is_abandoned }
+        Self { via, owner, transaction_id, fingerprint, integrity, requested, holds, stage, is_abandoned }
     }
 }
 
@@ -252,6 +283,7 @@ impl Openings {
             holds: opening.holds,
             stage: opening.stage,
             is_abandoned: opening.is_abandoned,
+            integrity: opening.integrity,
         };
         let mut openings: Vec<OpeningState> = self.by_id.iter().map(state).collect();
         openings.sort_unstable_by_key(|opening| opening.id);

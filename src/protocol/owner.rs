@@ -15,7 +15,7 @@ use crate::address::Via;
 use crate::credentials::claims::{Grant, PeerScope};
 use crate::credentials::{EXPIRY_SKEW_SECONDS, SecretId};
 use crate::time::{Now, Ticks, UnixSeconds};
-use crate::wire::integrity::IntegrityKey;
+use crate::wire::integrity::{IntegrityKey, KeyBytes};
 
 /// Later than any deadline.
 pub(super) const NEVER: Ticks = Ticks(u64::MAX);
@@ -29,8 +29,8 @@ pub struct Owner {
     /// The secret and the expiry of a time-limited credential.
     pub time_limited: Option<TimeLimit>,
     names: Names,
-    /// The key that every request on the allocation is checked with. [8656-6-2, -3]
-    pub key: IntegrityKey,
+    /// The key that every request on the allocation is checked with, if it is an MD5 one; most are, so it takes no more room.
+    md5: KeyBytes<16>,
 }
 
 /// The USERNAME, and the user id as a part of it where it is one.
@@ -95,6 +95,9 @@ pub struct Terms {
     /// What its packets pass.
     #[cbor(skip)]
     pub meters: Meters,
+    /// The key that every request on the allocation is checked with, if it is a SHA-256 one.
+    #[n(5)]
+    pub sha256: Option<KeyBytes<32>>,
 }
 
 impl Default for Terms {
@@ -106,6 +109,7 @@ impl Default for Terms {
             closes_at: NEVER,
             closes_for: EndReason::MaxSession,
             meters: Meters::default(),
+            sha256: None,
         }
     }
 }
@@ -120,7 +124,7 @@ pub struct OwnerState {
     /// Quota identity.
     #[n(1)]
     pub identity: Box<str>,
-    /// The verified long-term key.
+    /// The verified long-term key; all zero if it is a SHA-256 one, which is among the terms.
     #[n(2)]
     #[cbor(with = "minicbor::bytes")]
     pub key: [u8; 16],
@@ -135,13 +139,20 @@ pub struct OwnerState {
     pub own_meter: Option<MeterState>,
 }
 
+impl OwnerState {
+    /// Whether the key is one that releases before RFC 8489 don't know.
+    pub(super) fn has_sha256_key(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.sha256.is_some())
+    }
+}
+
 impl Owner {
     /// Everything, as plain values that another process can take over.
     pub(super) fn to_state(&self) -> OwnerState {
         OwnerState {
             username: self.username().into(),
             identity: self.identity().into(),
-            key: *self.key.expose(),
+            key: *self.md5.expose(),
             time_limited: self.time_limited.clone(),
             terms: self.terms.as_ref().map(|terms| Terms { meters: Meters::default(), ..(**terms).clone() }),
             own_meter: self.own_meter().map(Meter::to_state),
@@ -152,7 +163,8 @@ impl Owner {
     /// scopes.
     pub(super) fn from_state(state: OwnerState) -> Self {
         let OwnerState { username, identity, key, time_limited, terms, own_meter } = state;
-        let mut owner = Self::new(&username, &identity, IntegrityKey::from_md5(key), time_limited, terms.map(Box::new));
+        let (names, terms) = (Names::new(&username, &identity), terms.map(Box::new));
+        let mut owner = Self { terms, time_limited, names, md5: key.into() };
         owner.set_meters(Meters::of_own(own_meter.as_ref()));
         owner
     }
@@ -162,9 +174,30 @@ impl Owner {
         identity: &str,
         key: IntegrityKey,
         time_limited: Option<TimeLimit>,
-        terms: Option<Box<Terms>>,
+        mut terms: Option<Box<Terms>>,
     ) -> Self {
-        Self { terms, time_limited, names: Names::new(username, identity), key }
+        let md5 = match &key {
+            IntegrityKey::Md5(key) => key.clone(),
+            IntegrityKey::Sha256(key) => {
+                terms.get_or_insert_default().sha256 = Some(key.clone());
+                [0; 16].into()
+            }
+        };
+        Self { terms, time_limited, names: Names::new(username, identity), md5 }
+    }
+
+    /// The key that every request on the allocation is checked with. [8656-6-2, -3]
+    #[must_use]
+    pub fn key(&self) -> IntegrityKey {
+        match self.sha256_key() {
+            Some(key) => IntegrityKey::Sha256(key.clone()),
+            None => IntegrityKey::Md5(self.md5.clone()),
+        }
+    }
+
+    /// That key if it is a SHA-256 one.
+    pub(super) fn sha256_key(&self) -> Option<&KeyBytes<32>> {
+        self.terms.as_ref()?.sha256.as_ref()
     }
 
     /// The full USERNAME; another one is answered with 441.

@@ -8,8 +8,8 @@ use super::auth::Authenticated;
 use super::reject::RejectReason;
 use crate::address::Via;
 use crate::wire::attribute::{ATTR_ALTERNATE_DOMAIN, ATTR_ALTERNATE_SERVER, mapped_address};
-use crate::wire::integrity::IntegrityKey;
-use crate::wire::message::{AttrType, Known, METHOD_ALLOCATE, Message};
+use crate::wire::integrity::ReplyKey;
+use crate::wire::message::{AttrType, METHOD_ALLOCATE, Message};
 
 impl Server {
     /// Answers the first Allocate of a new client, which is never signed, with an unsigned 300; true if it did.
@@ -19,7 +19,7 @@ impl Server {
     /// So this answer carries neither. It is smaller than the 401 that it stands for, and a client with an allocation
     /// never gets one: its call stays here.
     pub(super) fn redirect_first_allocate(&mut self, via: &Via, message: &Message<'_>) -> bool {
-        let is_first = message.message_type().method == METHOD_ALLOCATE && !message.has(Known::MessageIntegrity);
+        let is_first = message.message_type().method == METHOD_ALLOCATE && !message.has_integrity();
         if !self.draining || !is_first || self.has_allocation(via) {
             return false;
         }
@@ -35,7 +35,7 @@ impl Server {
     }
 
     /// Sends the client to the sibling of its family; false if there is none. [8489-10-1, 8656-7.2-20]
-    fn redirect(&mut self, via: Via, message: &Message<'_>, key: Option<&IntegrityKey>) -> bool {
+    fn redirect(&mut self, via: Via, message: &Message<'_>, key: Option<&ReplyKey>) -> bool {
         let settings = Arc::clone(&self.settings);
         let Some((address, domain)) = settings.alternates.for_client(&via) else {
             return false;

@@ -52,8 +52,10 @@ macro_rules! reject_reasons {
 reject_reasons! {
     /// No MESSAGE-INTEGRITY: the ordinary first request, answered with the challenge.
     Challenge = CODE_UNAUTHORIZED, "challenge", "Unauthorized";
-    /// MESSAGE-INTEGRITY without USERNAME, REALM or NONCE.
+    /// MESSAGE-INTEGRITY without USERNAME or USERHASH, REALM or NONCE.
     IncompleteCredentials = CODE_BAD_REQUEST, "incomplete_credentials", "Incomplete credentials";
+    /// PASSWORD-ALGORITHM and PASSWORD-ALGORITHMS are not what was offered with this nonce, or one is there without the other.
+    PasswordAlgorithms = CODE_BAD_REQUEST, "password_algorithms", "Password algorithms are not those offered";
     /// REALM is not ours.
     WrongRealm = CODE_UNAUTHORIZED, "wrong_realm", "Unauthorized";
     /// Neither a static user nor of the time-limited form.

@@ -6,14 +6,16 @@ use super::Server;
 use super::allocation::Origin;
 use super::auth::{self, Authenticated};
 use super::border::{Event, Output};
+use super::nonce::Offer;
 use super::reject::RejectReason;
 use crate::address::{RelayedTransportAddress, Via};
 use crate::credentials::USERNAME_BYTES_MAX;
 use crate::time::Now;
 use crate::wire::attribute::{
-    ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
+    ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHMS, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS,
+    ATTR_XORMAPPED_ADDRESS,
 };
-use crate::wire::integrity::IntegrityKey;
+use crate::wire::integrity::{PASSWORD_ALGORITHMS, ReplyKey};
 use crate::wire::message::{
     AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, ErrorCode, Known, METHOD_ALLOCATE, Message, MessageType,
     Method, TransactionId,
@@ -28,8 +30,8 @@ impl Server {
         message.has(Known::Fingerprint)
     }
 
-    /// 401 and 438 carry realm and nonce; everything before verification is unsigned.
-    // [8489-9.2.4-3, -4, -8, -10, -13]
+    /// 401 and 438 carry realm and nonce, and what else is offered; everything before verification is unsigned.
+    // [8489-9.2.4-3, -4, -6, -8, -10, -13, -14, -22]
     pub(super) fn reject_unauthenticated(
         &mut self,
         now: Now,
@@ -37,15 +39,24 @@ impl Server {
         message: &Message<'_>,
         refused: &auth::Refused,
     ) {
-        let challenge = !matches!(refused.reason, RejectReason::IncompleteCredentials | RejectReason::BadClaims);
-        let nonce = self.nonces.mint(now.unix, via.five_tuple());
         let settings = Arc::clone(&self.settings);
-        let attributes: &[(AttrType, &[u8])] =
-            if challenge { &[(ATTR_REALM, settings.realm.as_bytes()), (ATTR_NONCE, &nonce)] } else { &[] };
+        let challenges = [RejectReason::Challenge, RejectReason::StaleNonce].map(RejectReason::code);
+        let offer = settings.auth.offer(&via);
+        let nonce = self.nonces.mint(now.unix, via.five_tuple(), offer);
+        let all: [(AttrType, &[u8]); 3] = [
+            (ATTR_REALM, settings.realm.as_bytes()),
+            (ATTR_NONCE, &nonce),
+            (ATTR_PASSWORD_ALGORITHMS, &PASSWORD_ALGORITHMS),
+        ];
+        let attributes = match (challenges.contains(&refused.reason.code()), offer) {
+            (false, _) => &[],
+            (true, Offer::Plain) => &all[..2],
+            (true, Offer::Algorithms | Offer::AlgorithmsAndAnonymity) => all.as_slice(),
+        };
         self.reject_with(via, message, refused.reason, attributes, refused.key.as_ref());
     }
 
-    pub(super) fn reject(&mut self, via: Via, message: &Message<'_>, reason: RejectReason, key: Option<&IntegrityKey>) {
+    pub(super) fn reject(&mut self, via: Via, message: &Message<'_>, reason: RejectReason, key: Option<&ReplyKey>) {
         self.reject_with(via, message, reason, &[], key);
     }
 
@@ -55,7 +66,7 @@ impl Server {
         message: &Message<'_>,
         reason: RejectReason,
         attributes: &[(AttrType, &[u8])],
-        key: Option<&IntegrityKey>,
+        key: Option<&ReplyKey>,
     ) {
         self.counters.rejected(reason);
         let head = (message.message_type().method, message.transaction_id());
@@ -85,7 +96,7 @@ impl Server {
         fingerprint: bool,
         reason: RejectReason,
         attributes: &[(AttrType, &[u8])],
-        key: Option<&IntegrityKey>,
+        key: Option<&ReplyKey>,
     ) {
         let message_type = MessageType { method, class: CLASS_ERROR_RESPONSE };
         self.reply(via, message_type, transaction_id, fingerprint, key, |writer| {
@@ -104,7 +115,7 @@ impl Server {
         (method, transaction_id): (Method, TransactionId),
         fingerprint: bool,
         unknown: &[u16],
-        key: Option<&IntegrityKey>,
+        key: Option<&ReplyKey>,
     ) {
         let reason = RejectReason::UnknownAttributes;
         let message_type = MessageType { method, class: CLASS_ERROR_RESPONSE };
@@ -135,7 +146,7 @@ impl Server {
         relayed: impl Iterator<Item = RelayedTransportAddress>,
         origin: Origin,
         fingerprint: bool,
-        key: &IntegrityKey,
+        key: &ReplyKey,
     ) {
         self.counters.succeeded(METHOD_ALLOCATE);
         let message_type = MessageType { method: METHOD_ALLOCATE, class: CLASS_SUCCESS_RESPONSE };
@@ -160,15 +171,15 @@ impl Server {
         message_type: MessageType,
         transaction_id: TransactionId,
         fingerprint: bool,
-        key: Option<&IntegrityKey>,
+        key: Option<&ReplyKey>,
         write: impl FnOnce(&mut Writer<'_>),
     ) {
         let mut buffer = [0; REPLY_BYTES_MAX];
         let mut writer = Writer::new(&mut buffer, message_type, transaction_id);
         write(&mut writer);
-        // [8489-6.3.1.1-4, 8489-9.2.4-25]
+        // [8489-6.3.1.1-4, 8489-9.2.4-25, -26]
         if let Some(key) = key {
-            writer.integrity(key);
+            writer.sign(key);
         }
         if fingerprint {
             writer.fingerprint();

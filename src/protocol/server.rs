@@ -32,7 +32,7 @@ use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
-    CLASS_REQUEST, Known, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Message,
+    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Message,
     MessageType, Method,
 };
 
@@ -327,7 +327,7 @@ impl Server {
             self.drop_unknown(why, message.bytes().len());
             return;
         }
-        let has_integrity = message.has(Known::MessageIntegrity);
+        let has_integrity = message.has_integrity();
         if !has_integrity && !self.may_answer(now, &via, message) {
             return;
         }
@@ -412,6 +412,7 @@ impl Server {
             Selector::Subject(subject) => subject.includes(&allocation.owner.subject()),
             Selector::LinkLocalClients => allocation.via().is_link_local(),
             Selector::DualAllocations => allocation.additional().is_some(),
+            Selector::Sha256Keys => allocation.owner.sha256_key().is_some(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();
@@ -422,6 +423,7 @@ impl Server {
             (Selector::Subject(subject), None) => self.give_up_openings_of(now, subject),
             (Selector::LinkLocalClients, None) => self.give_up_link_local(now),
             (Selector::DualAllocations, None) => self.give_up_dual(now),
+            (Selector::Sha256Keys, None) => self.give_up_sha256(now),
             (_, Some(_)) | (Selector::Session(_), _) => {}
         }
         next

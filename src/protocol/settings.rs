@@ -5,11 +5,14 @@
 
 use hashbrown::HashMap;
 
+use crate::address::Via;
 use crate::credentials::claims::Grant;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::alternates::Alternates;
 use crate::protocol::meter::Rates;
+use crate::protocol::nonce::Offer;
 use crate::protocol::peer_policy::PeerPolicy;
+use crate::wire::integrity::{USERHASH_BYTES, userhash};
 
 /// Everything the core reads.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ pub struct Settings {
 pub struct AuthSettings {
     /// Static users by exact name; looked up first.
     pub users: HashMap<Box<str>, StaticUser>,
+    /// What else the realm and the names of static users may come as.
+    pub forms: NameForms,
     /// Secrets of time-limited credentials, tried in order; the first one mints.
     pub secrets: Vec<SharedSecret>,
     /// How far ahead a credential may end, in seconds.
@@ -53,6 +58,90 @@ pub struct AuthSettings {
     pub on_expiry: OnExpiry,
     /// The longest that an allocation may live, in seconds; `None` means as long as it is refreshed.
     pub max_session: Option<u64>,
+    /// Where clients are offered SHA-256.
+    pub sha256: Sha256Offer,
+}
+
+impl AuthSettings {
+    /// What a challenge to this client offers (RFC 8489 section 9.2.4). [8489-9.2.4-6, -7]
+    ///
+    /// A client that is offered USERHASH must use it, and the name behind a hash can be found only if all names are known:
+    /// those in time-limited credentials are not.
+    #[must_use]
+    pub fn offer(&self, via: &Via) -> Offer {
+        let is_offered = match self.sha256 {
+            Sha256Offer::Streams => via.is_stream(),
+            Sha256Offer::Always => true,
+            Sha256Offer::Never => false,
+        };
+        match (is_offered, self.secrets.is_empty()) {
+            (false, _) => Offer::Plain,
+            (true, false) => Offer::Algorithms,
+            (true, true) => Offer::AlgorithmsAndAnonymity,
+        }
+    }
+
+    /// The user of this name, in any of its forms, and the name in `auth.users`.
+    pub(super) fn static_user(&self, username: &str) -> Option<(&str, &StaticUser)> {
+        let known = |name: &str| self.users.get_key_value(name).map(|(name, user)| (&**name, user));
+        known(username).or_else(|| known(self.forms.names.get(username)?))
+    }
+}
+
+/// Where clients are offered PASSWORD-ALGORITHMS (RFC 8489 section 9.2.4), which makes the answer to strangers longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sha256Offer {
+    /// Over TCP and TLS, where no source is forged.
+    #[default]
+    Streams,
+    /// Over UDP too.
+    Always,
+    /// Nowhere.
+    Never,
+}
+
+/// Other forms of the realm and of the names in `auth.users`: as clients compare them (OpaqueString, RFC 8265 section
+/// 4.2), and as USERHASH hides them (RFC 8489 section 14.4).
+#[derive(Clone, Debug, Default)]
+pub struct NameForms {
+    realm: Option<Box<str>>,
+    names: HashMap<Box<str>, Box<str>>,
+    hashes: HashMap<[u8; USERHASH_BYTES], Box<str>>,
+}
+
+impl NameForms {
+    /// `opaque` gives the form to compare of a text. [8489-14.3-3, 8489-14.4-1, 8489-14.9-2]
+    #[must_use]
+    pub fn new<'a>(
+        realm: &str,
+        names: impl Iterator<Item = &'a str>,
+        opaque: impl Fn(&str) -> Option<Box<str>>,
+    ) -> Self {
+        let other = |text: &str| opaque(text).filter(|form| **form != *text);
+        let mut forms = Self { realm: other(realm), ..Self::default() };
+        for name in names {
+            let form = other(name);
+            for as_sent in [Some(name), form.as_deref()].into_iter().flatten() {
+                for realm in [Some(realm), forms.realm.as_deref()].into_iter().flatten() {
+                    forms.hashes.insert(userhash(as_sent.as_bytes(), realm.as_bytes()), as_sent.into());
+                }
+            }
+            if let Some(form) = form {
+                forms.names.insert(form, name.into());
+            }
+        }
+        forms
+    }
+
+    /// The realm as clients compare it, where that is another text.
+    pub(super) fn realm(&self) -> Option<&str> {
+        self.realm.as_deref()
+    }
+
+    /// The name behind a USERHASH, as the client has it.
+    pub(super) fn name_behind(&self, hash: &[u8; USERHASH_BYTES]) -> Option<&str> {
+        self.hashes.get(hash).map(|name| &**name)
+    }
 }
 
 /// What becomes of an allocation whose credential expires; a new one is refused in any case.
@@ -85,13 +174,20 @@ impl StaticUser {
     /// One with a password and nothing else.
     #[must_use]
     pub fn password(password: Secret) -> Self {
-        Self { key: StaticKey::Password(password), tenant: None, grant: Grant::default() }
+        let key = StaticKey::Password { given: password, opaque: None };
+        Self { key, tenant: None, grant: Grant::default() }
     }
 
-    /// One with a key made elsewhere and nothing else.
+    /// One with keys made elsewhere and nothing else.
     #[must_use]
-    pub fn key_md5(key: Secret) -> Self {
-        Self { key: StaticKey::KeyMd5(key), tenant: None, grant: Grant::default() }
+    pub fn keys(md5: Secret, sha256: Option<Secret>) -> Self {
+        Self { key: StaticKey::Keys { md5, sha256 }, tenant: None, grant: Grant::default() }
+    }
+
+    /// Whether the user can't be recognised by SHA-256.
+    #[must_use]
+    pub const fn is_md5_only(&self) -> bool {
+        matches!(self.key, StaticKey::Keys { sha256: None, .. })
     }
 }
 
@@ -99,9 +195,19 @@ impl StaticUser {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StaticKey {
     /// The password itself.
-    Password(Secret),
-    /// MD5(username ":" realm ":" password), made elsewhere (RFC 8489 section 9.2.2); 16 bytes.
-    KeyMd5(Secret),
+    Password {
+        /// As it was given; tried first.
+        given: Secret,
+        /// As clients compare it (OpaqueString, RFC 8265 section 4.2), where that is another text.
+        opaque: Option<Secret>,
+    },
+    /// Digests of username ":" realm ":" password, made elsewhere (RFC 8489 section 18.5.1).
+    Keys {
+        /// 16 bytes.
+        md5: Secret,
+        /// 32 bytes.
+        sha256: Option<Secret>,
+    },
 }
 
 /// Bounds of every table; `None` means no limit.

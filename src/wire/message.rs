@@ -15,9 +15,10 @@ pub use stun::message::{
 use minicbor::{Decode, Encode};
 use stun::attributes::{
     ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_DONT_FRAGMENT, ATTR_ERROR_CODE, ATTR_EVEN_PORT, ATTR_FINGERPRINT,
-    ATTR_LIFETIME, ATTR_MESSAGE_INTEGRITY, ATTR_MESSAGE_INTEGRITY_SHA256, ATTR_NONCE, ATTR_REALM,
-    ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_RESERVATION_TOKEN, ATTR_UNKNOWN_ATTRIBUTES,
-    ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
+    ATTR_LIFETIME, ATTR_MESSAGE_INTEGRITY, ATTR_MESSAGE_INTEGRITY_SHA256, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM,
+    ATTR_PASSWORD_ALGORITHMS, ATTR_REALM, ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT,
+    ATTR_RESERVATION_TOKEN, ATTR_UNKNOWN_ATTRIBUTES, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS,
+    ATTR_XORMAPPED_ADDRESS,
 };
 use stun::message::{MAGIC_COOKIE, MESSAGE_HEADER_SIZE, TRANSACTION_ID_SIZE};
 
@@ -29,6 +30,9 @@ pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
 
 /// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
+
+/// RFC 8489 section 14.4; the `stun` crate does not name it.
+pub const ATTR_USERHASH: AttrType = AttrType(0x001E);
 
 /// How many attributes a message may have: as many as fit into the longest that is not Send.
 const ATTRIBUTES_MAX: usize = 1024;
@@ -72,6 +76,12 @@ pub enum Known {
     MessageIntegrity,
     /// MESSAGE-INTEGRITY-SHA256
     MessageIntegritySha256,
+    /// USERHASH
+    Userhash,
+    /// PASSWORD-ALGORITHM: the one that the client chose
+    PasswordAlgorithm,
+    /// PASSWORD-ALGORITHMS: those that the server offered
+    PasswordAlgorithms,
     /// FINGERPRINT
     Fingerprint,
     /// LIFETIME
@@ -114,6 +124,9 @@ const fn known(attribute: AttrType) -> Option<Known> {
         ATTR_NONCE => Known::Nonce,
         ATTR_MESSAGE_INTEGRITY => Known::MessageIntegrity,
         ATTR_MESSAGE_INTEGRITY_SHA256 => Known::MessageIntegritySha256,
+        ATTR_USERHASH => Known::Userhash,
+        ATTR_PASSWORD_ALGORITHM => Known::PasswordAlgorithm,
+        ATTR_PASSWORD_ALGORITHMS => Known::PasswordAlgorithms,
         ATTR_FINGERPRINT => Known::Fingerprint,
         ATTR_LIFETIME => Known::Lifetime,
         ATTR_XOR_PEER_ADDRESS => Known::XorPeerAddress,
@@ -149,7 +162,7 @@ pub struct Message<'a> {
     slots: [Slot; KNOWN_COUNT],
     unknown: [u16; UNKNOWN_MAX],
     unknown_count: u8,
-    /// Where attributes stop to count for anything but integrity: the first MESSAGE-INTEGRITY, or the end.
+    /// Where attributes stop to count for anything but integrity: the first MESSAGE-INTEGRITY of either kind, or the end.
     counted: u32,
 }
 
@@ -286,6 +299,13 @@ impl<'a> Message<'a> {
     #[inline]
     pub const fn has(&self, which: Known) -> bool {
         self.slots[which as usize].word != 0
+    }
+
+    /// Whether the message claims to be genuine: it has MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 or both.
+    #[must_use]
+    #[inline]
+    pub const fn has_integrity(&self) -> bool {
+        self.has(Known::MessageIntegrity) || self.has(Known::MessageIntegritySha256)
     }
 
     /// Where an attribute's four bytes of head start, counted from the message's first byte.

@@ -5,13 +5,13 @@
 use std::net::IpAddr;
 
 use stun::attributes::{
-    ATTR_DATA, ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_MESSAGE_INTEGRITY, ATTR_UNKNOWN_ATTRIBUTES,
-    ATTR_XOR_PEER_ADDRESS,
+    ATTR_DATA, ATTR_ERROR_CODE, ATTR_FINGERPRINT, ATTR_MESSAGE_INTEGRITY, ATTR_MESSAGE_INTEGRITY_SHA256,
+    ATTR_UNKNOWN_ATTRIBUTES, ATTR_XOR_PEER_ADDRESS,
 };
 use stun::message::MAGIC_COOKIE;
 use turn::proto::reqfamily::{REQUESTED_FAMILY_IPV4, REQUESTED_FAMILY_IPV6};
 
-use super::integrity::{IntegrityKey, fingerprint};
+use super::integrity::{IntegrityKey, ReplyIntegrity, ReplyKey, fingerprint};
 use super::message::{
     ATTR_ADDRESS_ERROR_CODE, AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType,
     TransactionId,
@@ -101,6 +101,26 @@ impl<'a> Writer<'a> {
         }
         let hmac = key.hmac(&self.out[..head], head);
         self.attribute(ATTR_MESSAGE_INTEGRITY, &hmac)
+    }
+
+    /// Appends MESSAGE-INTEGRITY-SHA256, at its full length, over all that was written so far.
+    pub fn integrity_sha256(&mut self, key: &IntegrityKey) -> &mut Self {
+        let head = self.len;
+        if self.overflow || head < HEADER_BYTES {
+            self.overflow = true;
+            return self;
+        }
+        let hmac = key.hmac_sha256(&self.out[..head], head);
+        self.attribute(ATTR_MESSAGE_INTEGRITY_SHA256, &hmac)
+    }
+
+    /// Appends the proof that an answer has.
+    pub fn sign(&mut self, with: &ReplyKey) -> &mut Self {
+        match with.integrity {
+            ReplyIntegrity::Sha1 => self.integrity(&with.key),
+            ReplyIntegrity::Sha256 => self.integrity_sha256(&with.key),
+            ReplyIntegrity::Both => self.integrity(&with.key).integrity_sha256(&with.key),
+        }
     }
 
     /// Appends FINGERPRINT; nothing may follow.

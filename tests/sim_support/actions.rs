@@ -12,7 +12,7 @@ use throughway::wire::message::{Known, Message};
 
 use super::config::{BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers};
 use super::model::{Key, unix};
-use super::packet::{Request, Signed, What, channel_data, send_indication};
+use super::packet::{Chosen, Request, Signed, What, channel_data, send_indication};
 use super::terms::May;
 use super::world::{Due, Packet, World, trace};
 
@@ -175,11 +175,21 @@ impl World {
         self.after(1, slow, Due::ToServer(packet));
     }
 
-    fn sign(&mut self, client: usize, request: &mut Request) {
-        let client = &self.clients[client];
+    fn sign(&mut self, client_number: usize, request: &mut Request) {
+        let client = &self.clients[client_number];
         if let Some(nonce) = client.nonce.clone() {
             let (username, password) = (client.username.clone(), client.password.clone());
-            request.signed = Some(Signed { username, password, realm: REALM, nonce });
+            // A nonce that came with an offer begins with the cookie. Most clients keep to what they took; some don't.
+            let offered = nonce.starts_with(b"obMatJos2");
+            let takes = if self.rng.percent(10) { self.rng.below(2) == 0 } else { client_number % 2 == 0 };
+            let chosen = match self.rng.below(100) {
+                0 => Chosen::Lone,
+                1..5 if offered => Chosen::Md5,
+                _ if offered && takes => Chosen::Sha256,
+                _ => Chosen::Nothing,
+            };
+            let hidden = self.rng.percent(10);
+            request.signed = Some(Signed { username, password, realm: REALM, nonce, chosen, hidden });
         }
     }
 

@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use md5::{Digest, Md5};
+use sha2::Sha256;
 use throughway::address::PeerAddress;
 use throughway::credentials::claims::{ClaimSet, Grant};
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
-use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
-use throughway::wire::integrity::IntegrityKey;
+use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
 
 use super::rng::Rng;
 use super::terms::{May, Who};
@@ -57,6 +58,7 @@ pub struct Config {
     /// All rates that the operator thinks of; a reload takes some of them and leaves others.
     pub rates: Limits,
     pub nonce_lifetime: u64,
+    pub sha256: Sha256Offer,
     pub on_expiry: OnExpiry,
     pub max_session: Option<u64>,
     /// What is so from beginning to end: what each secret and each static user says besides.
@@ -126,6 +128,7 @@ impl Config {
             max_session: if rng.percent(20) { Some(rng.range(60, 2_000)) } else { None },
             terms,
             minted: BTreeMap::new(),
+            sha256: *rng.pick(&[Sha256Offer::Always, Sha256Offer::Streams, Sha256Offer::Never]),
         };
         config.secrets = vec![config.secret("north")];
         config
@@ -156,8 +159,9 @@ impl Config {
         };
         let user = |name: &str, password: &str, md5: bool| {
             let mut user = if md5 {
-                let key = IntegrityKey::long_term(name.as_bytes(), REALM.as_bytes(), password.as_bytes());
-                StaticUser::key_md5(Secret::new(key.expose().as_slice()))
+                let text = format!("{name}:{REALM}:{password}");
+                let [md5, sha256] = [Md5::digest(&text).to_vec(), Sha256::digest(&text).to_vec()].map(Secret::new);
+                StaticUser::keys(md5, Some(sha256))
             } else {
                 StaticUser::password(Secret::new(password.as_bytes()))
             };
@@ -177,6 +181,8 @@ impl Config {
                 nonce_lifetime: self.nonce_lifetime,
                 on_expiry: self.on_expiry,
                 max_session: self.max_session,
+                sha256: self.sha256,
+                forms: NameForms::new(REALM, self.users.iter().map(|(name, ..)| *name), |_| None),
             },
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,

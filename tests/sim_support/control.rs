@@ -9,11 +9,13 @@ use throughway::protocol::border::{Event, Input, Output, RelayRequest};
 use throughway::protocol::ids::{AllocationId, WorkerId};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::wire::attribute::{ATTR_XOR_RELAYED_ADDRESS, xor_address};
-use throughway::wire::integrity::{Fingerprint, check_fingerprint};
+use throughway::wire::integrity::{
+    Fingerprint, PASSWORD_ALGORITHMS, PasswordAlgorithm, ReplyIntegrity, check_fingerprint,
+};
 use throughway::wire::message::{AttrType, CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
 
 use super::model::{Opening, Outcome, Session, granted, unix};
-use super::packet::{Request, What};
+use super::packet::{Chosen, Request, What};
 
 use super::world::{Due, Out, Packet, World, trace};
 
@@ -170,6 +172,7 @@ impl World {
                 self.note_reply(worker, &via, &bytes);
                 self.send_reply(via, bytes);
                 if outcome == Outcome::Success {
+                    self.count_modern(&via, request);
                     self.apply(&via, request);
                 }
             }
@@ -192,7 +195,7 @@ impl World {
         assert_eq!(reply.message_type().method, request.what.method());
         let code = reply.get(Known::ErrorCode).map(|value| u16::from(value[2]) * 100 + u16::from(value[3]));
         let success = reply.message_type().class == CLASS_SUCCESS_RESPONSE;
-        let signed = reply.has(Known::MessageIntegrity);
+        let signed = reply.has_integrity();
         match outcome {
             Outcome::Error { code: due, signed: due_signed } => {
                 assert_eq!((success, code), (false, Some(*due)), "{request:?}");
@@ -205,7 +208,14 @@ impl World {
         if signed {
             let key = request.signed.as_ref().expect("only a signed request has a signed answer").key();
             assert!(key.verifies(&reply), "the answer is signed with the request's key");
+            let signed = request.signed.as_ref().unwrap();
+            let has = [Known::MessageIntegrity, Known::MessageIntegritySha256].map(|which| reply.has(which));
+            let is_sha1 = signed.integrity() == ReplyIntegrity::Sha1;
+            assert_eq!(has, [is_sha1, signed.chosen != Chosen::Nothing], "by what the request's attributes call for");
         }
+        let nonce = reply.get(Known::Nonce).unwrap_or_default();
+        let due = nonce.starts_with(b"obMatJos2").then_some(PASSWORD_ALGORITHMS.as_slice());
+        assert_eq!(reply.get(Known::PasswordAlgorithms), due, "the cookie and the offer come together");
         let due = if request.fingerprint { Fingerprint::Right } else { Fingerprint::Absent };
         // Damage can turn FINGERPRINT into an attribute that may be unknown.
         assert!(damaged || check_fingerprint(&reply) == due, "FINGERPRINT is mirrored: {request:?}");
@@ -229,6 +239,17 @@ impl World {
         if success && request.what == What::Refresh {
             let due = if request.lifetime == Some(0) { 0 } else { granted(request.lifetime) };
             assert_eq!(reply.lifetime(), Ok(Some(due)));
+        }
+    }
+
+    fn count_modern(&mut self, via: &Via, request: &Request) {
+        let Some(signed) = &request.signed else { return };
+        let session = self.model.session_of.get(via).and_then(|key| self.model.sessions.get(key));
+        let began = session.map(|session| session.request.signed.as_ref().unwrap().algorithm());
+        let is_other = began.is_some_and(|began| began != signed.algorithm());
+        let is_sha256 = signed.algorithm() == PasswordAlgorithm::Sha256;
+        for (count, is_so) in self.modern.iter_mut().zip([is_sha256, is_other, signed.hidden]) {
+            *count += u64::from(is_so);
         }
     }
 

@@ -13,7 +13,7 @@ use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
 
 use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
-use super::packet::{Request, SendRead, What, read_send};
+use super::packet::{Chosen, Request, SendRead, What, read_send};
 use super::quota::{Counting, Tables, Wanted};
 use super::terms::{Ledger, Who, on_the_wire};
 
@@ -330,9 +330,26 @@ impl Model {
             .get(&signed.nonce)
             .filter(|(client, transport, _)| *client == five_tuple.client && *transport == five_tuple.transport);
         let Some((_, _, minted)) = ours else { return error(438, false) };
+        let is_offered = signed.nonce.starts_with(b"obMatJos2");
+        match signed.chosen {
+            Chosen::Nothing => {}
+            Chosen::Md5 | Chosen::Sha256 if is_offered => {}
+            Chosen::Md5 | Chosen::Sha256 | Chosen::Lone => return error(400, false),
+        }
+        let user = || config.user(&signed.username, &signed.password, unix(now));
+        if signed.hidden {
+            let of_owner = session
+                .is_some_and(|(_, session)| session.request.signed.as_ref().unwrap().username == signed.username);
+            let is_static = config.users.iter().any(|(name, ..)| *name == signed.username);
+            if !of_owner && !(is_static && signed.realm == REALM) {
+                return error(401, false);
+            }
+        }
         let is_owner = |session: &Session| {
             let own = session.request.signed.as_ref().unwrap();
-            (&own.username, &own.password, own.realm) == (&signed.username, &signed.password, signed.realm)
+            let same = (&own.username, &own.password, own.realm) == (&signed.username, &signed.password, signed.realm);
+            // By the other algorithm only while the password is known.
+            same && (own.algorithm() == signed.algorithm() || user().is_some())
         };
         let (owner, who) = match session {
             Some((_, session)) if is_owner(session) => (true, session.who.clone()),
@@ -340,7 +357,7 @@ impl Model {
                 if signed.realm != REALM {
                     return error(401, false);
                 }
-                match config.user(&signed.username, &signed.password, unix(now)) {
+                match user() {
                     None => return error(401, false),
                     Some(who) => (false, who),
                 }

@@ -2,12 +2,14 @@
 
 use throughway::address::PeerAddress;
 use throughway::wire::attribute::{
-    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME,
-    ATTR_XOR_PEER_ADDRESS,
+    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM, ATTR_PASSWORD_ALGORITHMS,
+    ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
 };
-use throughway::wire::integrity::IntegrityKey;
+use throughway::wire::integrity::{
+    IntegrityKey, PASSWORD_ALGORITHMS, PasswordAlgorithm, ReplyIntegrity, ReplyKey, userhash,
+};
 use throughway::wire::message::{
-    AttrType, CLASS_INDICATION, CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND,
+    ATTR_USERHASH, AttrType, CLASS_INDICATION, CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND,
     METHOD_CREATE_PERMISSION, METHOD_REFRESH, METHOD_SEND, MessageType, Method, TransactionId,
 };
 use throughway::wire::writer::Writer;
@@ -33,17 +35,65 @@ impl What {
     }
 }
 
+/// What a client does with the PASSWORD-ALGORITHMS that it was offered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Chosen {
+    /// It knows RFC 5389 only.
+    Nothing,
+    Md5,
+    Sha256,
+    /// PASSWORD-ALGORITHM alone, which is an error.
+    Lone,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Signed {
     pub username: String,
     pub password: String,
     pub realm: &'static str,
     pub nonce: Vec<u8>,
+    pub chosen: Chosen,
+    /// USERHASH in place of USERNAME.
+    pub hidden: bool,
 }
 
 impl Signed {
+    pub fn algorithm(&self) -> PasswordAlgorithm {
+        match self.chosen {
+            Chosen::Nothing | Chosen::Md5 => PasswordAlgorithm::Md5,
+            Chosen::Sha256 | Chosen::Lone => PasswordAlgorithm::Sha256,
+        }
+    }
+
+    /// Some that chose MD5 prove it by MESSAGE-INTEGRITY all the same.
+    pub fn integrity(&self) -> ReplyIntegrity {
+        match self.chosen {
+            Chosen::Nothing => ReplyIntegrity::Sha1,
+            Chosen::Md5 if self.nonce.last().is_some_and(|last| last % 2 == 0) => ReplyIntegrity::Sha1,
+            Chosen::Md5 | Chosen::Sha256 | Chosen::Lone => ReplyIntegrity::Sha256,
+        }
+    }
+
     pub fn key(&self) -> IntegrityKey {
-        IntegrityKey::long_term(self.username.as_bytes(), self.realm.as_bytes(), self.password.as_bytes())
+        let [username, realm, password] = [&self.username, self.realm, &self.password].map(str::as_bytes);
+        IntegrityKey::by(self.algorithm(), username, realm, password)
+    }
+
+    fn write(&self, writer: &mut Writer<'_>) {
+        if self.hidden {
+            writer.attribute(ATTR_USERHASH, &userhash(self.username.as_bytes(), self.realm.as_bytes()));
+        } else {
+            writer.attribute(ATTR_USERNAME, self.username.as_bytes());
+        }
+        writer.attribute(ATTR_REALM, self.realm.as_bytes());
+        writer.attribute(ATTR_NONCE, &self.nonce);
+        if self.chosen != Chosen::Nothing {
+            writer.attribute(ATTR_PASSWORD_ALGORITHM, &self.algorithm().value());
+        }
+        if matches!(self.chosen, Chosen::Md5 | Chosen::Sha256) {
+            writer.attribute(ATTR_PASSWORD_ALGORITHMS, &PASSWORD_ALGORITHMS);
+        }
+        writer.sign(&ReplyKey { key: self.key(), integrity: self.integrity() });
     }
 }
 
@@ -119,10 +169,7 @@ impl Request {
             writer.attribute(AttrType(0x7ABC), b"?");
         }
         if let Some(signed) = &self.signed {
-            writer.attribute(ATTR_USERNAME, signed.username.as_bytes());
-            writer.attribute(ATTR_REALM, signed.realm.as_bytes());
-            writer.attribute(ATTR_NONCE, &signed.nonce);
-            writer.integrity(&signed.key());
+            signed.write(&mut writer);
         }
         if self.fingerprint {
             writer.fingerprint();

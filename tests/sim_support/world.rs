@@ -15,6 +15,7 @@ use throughway::protocol::meter::Rates;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::Limits;
+use throughway::protocol::settings::Sha256Offer;
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -116,6 +117,8 @@ pub struct World {
     /// Of two relayed addresses: the second one, and the first one.
     pub given_back: [u64; 2],
     pub expired_addresses: u64,
+    /// Successes of clients by SHA-256; those by the other algorithm than their allocation began with; those that hid their name.
+    pub modern: [u64; 3],
     pub rollbacks: u64,
 }
 
@@ -238,6 +241,7 @@ impl World {
             hand_over: None,
             hand_overs: 0,
             given_back: [0; 2],
+            modern: [0; 3],
             expired_addresses: 0,
             rollbacks: 0,
             rng,
@@ -254,7 +258,8 @@ impl World {
 
     /// The format of what goes to another process.
     pub fn format(&mut self) -> u32 {
-        if self.rng.percent(50) || self.is_dual() { state::FORMAT } else { state::FORMAT - 1 }
+        let needs_newest = self.is_dual() || self.config.sha256 != Sha256Offer::Never;
+        if self.rng.percent(50) || needs_newest { state::FORMAT } else { state::FORMAT - 1 }
     }
 
     pub fn clock(&self) -> Now {

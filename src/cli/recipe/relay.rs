@@ -121,10 +121,10 @@ impl<'a> Relay<'a> {
             )
         })?;
         let password = match users.get(&name).map(|user| &user.key) {
-            Some(StaticKey::Password(password)) => {
+            Some(StaticKey::Password { given: password, .. }) => {
                 self.masked(&format!("the password of \"{name}\""), password.expose())?
             }
-            Some(StaticKey::KeyMd5(_)) | None => {
+            Some(StaticKey::Keys { .. }) | None => {
                 self.note(format!("the configuration has no password of \"{name}\", only its key_md5: fill it in"));
                 MASK.to_owned()
             }

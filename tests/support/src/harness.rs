@@ -33,7 +33,7 @@ use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::quota::{Admitted, Purpose};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
-use throughway::protocol::settings::{AuthSettings, Limits, OnExpiry, Settings, StaticUser};
+use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -72,7 +72,7 @@ pub fn secret(id: &str, value: &str, algorithm: Algorithm) -> SharedSecret {
 fn default_settings() -> Settings {
     let users = [
         ("alice", StaticUser::password(Secret::new(*b"wonderland"))),
-        ("carol", StaticUser::key_md5(Secret::new(long_term_key("carol", REALM, "christmas")))),
+        ("carol", StaticUser::keys(Secret::new(long_term_key("carol", REALM, "christmas")), None)),
     ];
     Settings {
         realm: REALM.into(),
@@ -85,6 +85,8 @@ fn default_settings() -> Settings {
             nonce_lifetime: 3600,
             on_expiry: OnExpiry::Keep,
             max_session: None,
+            sha256: Sha256Offer::default(),
+            forms: NameForms::new(REALM, ["alice", "carol"].into_iter(), |_| None),
         },
         peers: policy(&[], &[]),
         limits: Limits::default(),
@@ -483,7 +485,7 @@ impl Harness {
         let nonce = self.nonce_of(client);
         let key = self.key_of(client);
         let username = self.clients[client.0].spec.username.clone();
-        Signature { username: Some(username), realm: Some(REALM.into()), nonce: Some(nonce), key }
+        Signature { username: Some(username), realm: Some(REALM.into()), nonce: Some(nonce), key, modern: None }
     }
     pub fn fresh_id(&mut self) -> stun::Id {
         self.ids += 1;

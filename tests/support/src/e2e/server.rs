@@ -38,6 +38,7 @@ pub struct Settings {
     pub ports: Option<RangeInclusive<u16>>,
     pub level: &'static str,
     pub turn: Vec<(&'static str, &'static str)>,
+    pub auth: Vec<(&'static str, &'static str)>,
     /// `http.listen`.
     pub http_listen: String,
     /// Further lines of `[http]`, and tables after everything else.
@@ -69,6 +70,7 @@ impl Settings {
             ports: None,
             level: "info",
             turn: Vec::new(),
+            auth: Vec::new(),
             http_listen: "127.0.0.1:0".to_owned(),
             http: String::new(),
             tables: String::new(),
@@ -124,6 +126,9 @@ impl Settings {
         writeln!(text, "[accounting]").unwrap();
         for (key, value) in &self.accounting {
             writeln!(text, "{key} = {value:?}").unwrap();
+        }
+        if !self.auth.is_empty() {
+            writeln!(text, "[auth]\n{}", pairs(&self.auth)).unwrap();
         }
         writeln!(text, "[auth.users]").unwrap();
         for (name, password) in &self.users {

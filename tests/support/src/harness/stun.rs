@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha1::Sha1;
+use sha2::Sha256;
 
 pub const BINDING: u16 = 0x001;
 pub const ALLOCATE: u16 = 0x003;
@@ -33,6 +34,10 @@ pub const REALM: u16 = 0x0014;
 pub const NONCE: u16 = 0x0015;
 pub const XOR_RELAYED_ADDRESS: u16 = 0x0016;
 pub const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
+pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
+pub const PASSWORD_ALGORITHM: u16 = 0x001D;
+pub const USERHASH: u16 = 0x001E;
+pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
 pub const EVEN_PORT: u16 = 0x0018;
 pub const REQUESTED_TRANSPORT: u16 = 0x0019;
 pub const DONT_FRAGMENT: u16 = 0x001A;
@@ -62,6 +67,40 @@ pub struct Signature {
     pub realm: Option<String>,
     pub nonce: Option<Vec<u8>>,
     pub key: [u8; 16],
+    /// What only RFC 8489 knows; `key` is of no use then.
+    pub modern: Option<Modern>,
+}
+
+/// How a message is signed by RFC 8489.
+#[derive(Clone, Debug, Default)]
+pub struct Modern {
+    pub userhash: Option<Vec<u8>>,
+    pub algorithm: Option<Vec<u8>>,
+    pub algorithms: Option<Vec<u8>>,
+    pub key: Vec<u8>,
+    /// The attributes that sign it, in this order.
+    pub by: Vec<By>,
+}
+
+/// One attribute that signs, or pretends to.
+#[derive(Clone, Copy, Debug)]
+pub enum By {
+    Sha1,
+    Sha256,
+    /// The first bytes of the MAC only.
+    Sha256Cut(usize),
+    Sha1Wrong,
+    Sha256Wrong,
+}
+
+/// RFC 8489 section 18.5.1.2.
+pub fn sha256_key(username: &str, realm: &str, password: &str) -> [u8; 32] {
+    Sha256::digest(format!("{username}:{realm}:{password}")).into()
+}
+
+/// RFC 8489 section 14.4.
+pub fn userhash(username: &str, realm: &str) -> [u8; 32] {
+    Sha256::digest(format!("{username}:{realm}")).into()
 }
 
 #[derive(Clone, Debug)]
@@ -197,7 +236,20 @@ impl Outgoing {
                     push(&mut bytes, attribute, value, self.padding);
                 }
             }
-            sign(&mut bytes, &signature.key);
+            match &signature.modern {
+                None => sign(&mut bytes, &signature.key),
+                Some(modern) => {
+                    let more = [
+                        (USERHASH, &modern.userhash),
+                        (PASSWORD_ALGORITHM, &modern.algorithm),
+                        (PASSWORD_ALGORITHMS, &modern.algorithms),
+                    ];
+                    for (attribute, value) in more {
+                        value.iter().for_each(|value| push(&mut bytes, attribute, value, self.padding));
+                    }
+                    modern.by.iter().for_each(|by| sign_by(&mut bytes, &modern.key, *by));
+                }
+            }
         }
         put(&mut bytes, &self.after_integrity);
         let length = bytes.len();
@@ -221,10 +273,34 @@ fn set_length(bytes: &mut [u8], total: usize) {
     bytes[2..4].copy_from_slice(&length.to_be_bytes());
 }
 
-fn hmac(bytes: &[u8], key: &[u8; 16]) -> [u8; 20] {
+fn hmac(bytes: &[u8], key: &[u8]) -> [u8; 20] {
     let mut mac = <Hmac<Sha1> as KeyInit>::new_from_slice(key).expect("any key will do");
     mac.update(bytes);
     mac.finalize().into_bytes().into()
+}
+
+fn hmac_sha256(bytes: &[u8], key: &[u8]) -> [u8; 32] {
+    let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).expect("any key will do");
+    mac.update(bytes);
+    mac.finalize().into_bytes().into()
+}
+
+/// Each attribute covers all before it, and the length field ends with it (RFC 8489 sections 14.5 and 14.6).
+fn sign_by(bytes: &mut Vec<u8>, key: &[u8], by: By) {
+    let (attribute, len) = match by {
+        By::Sha1 | By::Sha1Wrong => (MESSAGE_INTEGRITY, 20),
+        By::Sha256 | By::Sha256Wrong => (MESSAGE_INTEGRITY_SHA256, 32),
+        By::Sha256Cut(len) => (MESSAGE_INTEGRITY_SHA256, len),
+    };
+    let total = bytes.len() + 4 + len.next_multiple_of(4);
+    set_length(bytes, total);
+    let mut mac =
+        if attribute == MESSAGE_INTEGRITY { hmac(bytes, key).to_vec() } else { hmac_sha256(bytes, key).to_vec() };
+    mac.resize(len, 0);
+    if matches!(by, By::Sha1Wrong | By::Sha256Wrong) {
+        mac[len - 1] ^= 1;
+    }
+    push(bytes, attribute, &mac, 0);
 }
 
 fn sign(bytes: &mut Vec<u8>, key: &[u8; 16]) {
@@ -379,7 +455,7 @@ impl Incoming {
         value.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect()
     }
     pub fn is_signed(&self) -> bool {
-        self.has(MESSAGE_INTEGRITY)
+        self.has(MESSAGE_INTEGRITY) || self.has(MESSAGE_INTEGRITY_SHA256)
     }
     /// Whether MESSAGE-INTEGRITY was made with this key.
     pub fn is_signed_with(&self, key: &[u8; 16]) -> bool {
@@ -387,5 +463,12 @@ impl Incoming {
         let mut covered = self.bytes[..*head].to_vec();
         set_length(&mut covered, head + 24);
         hmac(&covered, key).as_slice() == value
+    }
+    /// Whether MESSAGE-INTEGRITY-SHA256, of full length, was made with this key.
+    pub fn is_signed_by_sha256_with(&self, key: &[u8]) -> bool {
+        let Some((_, head, value)) = self.entry(MESSAGE_INTEGRITY_SHA256) else { return false };
+        let mut covered = self.bytes[..*head].to_vec();
+        set_length(&mut covered, head + 36);
+        hmac_sha256(&covered, key).as_slice() == value
     }
 }
