@@ -84,9 +84,9 @@ impl Check {
             "never" => return Sha256Offer::Never,
             _ => Sha256Offer::Streams,
         };
-        let Some(name) = users.iter().filter(|(_, user)| user.is_md5_only()).map(|(name, _)| name).min() else {
-            return offer;
-        };
+        #[allow(clippy::disallowed_methods, reason = "the first in order is taken")]
+        let first = users.iter().filter(|(_, user)| user.is_md5_only()).map(|(name, _)| name).min();
+        let Some(name) = first else { return offer };
         let message = format!(
             "clients are not offered SHA-256: \"{name}\" of auth.users has key_md5 alone and could not log in by it; \
              add key_sha256, or give the password, or write sha256 = \"never\""

@@ -99,8 +99,7 @@ impl Config {
         let peers = PeerPolicy::new(&self.peers.allow, &self.peers.deny, local).map_err(|error| {
             ConfigError::from(Problem::new(SourceLocation::Nowhere, "peers.allow", error.to_string()))
         })?;
-        let names = self.auth.users.keys().map(|name| &**name);
-        let forms = NameForms::new(&self.realm, names, opaque_string);
+        let forms = NameForms::new(&self.realm, self.auth.names().into_iter(), opaque_string);
         Ok(Settings {
             realm: self.realm.clone(),
             default_lifetime: self.lifetimes.default,

@@ -81,6 +81,15 @@ impl AuthSettings {
         }
     }
 
+    /// The names of all static users, in order.
+    #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.users.keys().map(|name| &**name).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The user of this name, in any of its forms, and the name in `auth.users`.
     pub(super) fn static_user(&self, username: &str) -> Option<(&str, &StaticUser)> {
         let known = |name: &str| self.users.get_key_value(name).map(|(name, user)| (&**name, user));
@@ -110,7 +119,7 @@ pub struct NameForms {
 }
 
 impl NameForms {
-    /// `opaque` gives the form to compare of a text. [8489-14.3-3, 8489-14.4-1, 8489-14.9-2]
+    /// `opaque` gives the form to compare of a text; of names with the same one the first counts. [8489-14.3-3, 8489-14.4-1, 8489-14.9-2]
     #[must_use]
     pub fn new<'a>(
         realm: &str,
@@ -123,11 +132,14 @@ impl NameForms {
             let form = other(name);
             for as_sent in [Some(name), form.as_deref()].into_iter().flatten() {
                 for realm in [Some(realm), forms.realm.as_deref()].into_iter().flatten() {
-                    forms.hashes.insert(userhash(as_sent.as_bytes(), realm.as_bytes()), as_sent.into());
+                    forms
+                        .hashes
+                        .entry(userhash(as_sent.as_bytes(), realm.as_bytes()))
+                        .or_insert_with(|| as_sent.into());
                 }
             }
             if let Some(form) = form {
-                forms.names.insert(form, name.into());
+                forms.names.entry(form).or_insert_with(|| name.into());
             }
         }
         forms

@@ -183,7 +183,9 @@ impl IntegrityKey {
         }
     }
 
-    const fn expose(&self) -> &[u8] {
+    /// The bytes, for those who compute with them.
+    #[must_use]
+    pub const fn expose(&self) -> &[u8] {
         match self {
             Self::Md5(key) => &key.0,
             Self::Sha256(key) => &key.0,

@@ -181,7 +181,7 @@ impl World {
             let (username, password) = (client.username.clone(), client.password.clone());
             // A nonce that came with an offer begins with the cookie. Most clients keep to what they took; some don't.
             let offered = nonce.starts_with(b"obMatJos2");
-            let takes = if self.rng.percent(10) { self.rng.below(2) == 0 } else { client_number % 2 == 0 };
+            let takes = if self.rng.percent(10) { self.rng.below(2) == 0 } else { client_number.is_multiple_of(2) };
             let chosen = match self.rng.below(100) {
                 0 => Chosen::Lone,
                 1..5 if offered => Chosen::Md5,

@@ -341,7 +341,7 @@ impl Model {
             let of_owner = session
                 .is_some_and(|(_, session)| session.request.signed.as_ref().unwrap().username == signed.username);
             let is_static = config.users.iter().any(|(name, ..)| *name == signed.username);
-            if !of_owner && !(is_static && signed.realm == REALM) {
+            if !(of_owner || is_static && signed.realm == REALM) {
                 return error(401, false);
             }
         }
