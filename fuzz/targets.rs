@@ -8,6 +8,7 @@ use throughway::address::{
     ClientAddress, Family, FiveTuple, PeerAddress, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via,
 };
 use throughway::credentials::Secret;
+use throughway::net::client_hello::{CLIENT_HELLO_BYTES_MAX, Look, look};
 use throughway::net::proxy_header::{self, Announced};
 use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::net::stream_state::StreamsState;
@@ -483,6 +484,29 @@ pub(crate) fn proxy_header(bytes: &[u8]) {
     if let Ok(Announced::Client(client)) = proxy_header::parse(bytes) {
         assert!(!client.ip().is_unspecified() && !client.ip().is_multicast() && client.port() != 0);
         assert_eq!(client.ip(), client.ip().to_canonical());
+    }
+}
+
+/// The first message of a TLS client: a verdict comes with its last byte and does not change, and none waits for ever.
+pub(crate) fn client_hello(bytes: &[u8]) {
+    let verdict = look(bytes);
+    let mut have = 0;
+    loop {
+        match look(&bytes[..have]) {
+            Look::Incomplete(next) => {
+                assert!(next > have && next <= CLIENT_HELLO_BYTES_MAX, "{next} after {have}");
+                if next > bytes.len() {
+                    assert!(matches!(verdict, Look::Incomplete(_)));
+                    return;
+                }
+                have = next;
+            }
+            // Of a whole message more bytes may show that something follows it.
+            early => {
+                assert!(early == verdict || have < bytes.len() && matches!(early, Look::Hello(_)));
+                return;
+            }
+        }
     }
 }
 

@@ -29,6 +29,7 @@ mod general;
 mod http;
 mod limits;
 mod network;
+mod shared;
 mod tls;
 mod units;
 

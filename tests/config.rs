@@ -63,7 +63,6 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("zzzzzzzzzz = 5", 1, "zzzzzzzzzz", &["unknown key; the sections are listen, tls, relay, turn"]),
     ("listen = 3478", 1, "listen", &["expected a table [listen], found a number"]),
     // later versions
-    ("[listen]\nshared = [\"0.0.0.0:443\"]", 2, "listen.shared", &["[\"0.0.0.0:443\"]", "not in this version"]),
     ("[relay]\ntcp = true", 2, "relay.tcp", &["not in this version; leave it out or write false"]),
     (
         "[auth]\non_expiry = \"closed\"",
@@ -206,6 +205,69 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         "listen.tls",
         &["is taken by listen.tcp = \"0.0.0.0:3478\"", "listen.auto takes both"],
     ),
+    // a port that a web server has too
+    (
+        "[listen]\nshared = [{ address = \"0.0.0.0:443\" }]",
+        2,
+        "listen.shared[0]",
+        &["needs address", "backend", "such as"],
+    ),
+    ("[listen]\nshared = [\"0.0.0.0:443\"]", 2, "listen.shared[0]", &["expected a table of address, backend, names"]),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"web:8443\"",
+        3,
+        "listen.shared[0].backend",
+        &["\"web:8443\"", "such as \"127.0.0.1:8443\"", "not looked up"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"0.0.0.0:8443\"",
+        3,
+        "listen.shared[0].backend",
+        &["nothing to connect to", "write the address and the port"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0\"\nbackend = \"127.0.0.1:8443\"",
+        2,
+        "listen.shared[0].address",
+        &["the port is missing"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:3478\"\nbackend = \"127.0.0.1:8443\"",
+        2,
+        "listen.shared[0].address",
+        &["is taken by listen.tcp = \"0.0.0.0:3478\"", "leave it out there"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"127.0.0.1:8443\"\nnames = [\"203.0.113.7\"]",
+        4,
+        "listen.shared[0].names",
+        &["is an address", "leave it out"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"127.0.0.1:8443\"\nnames = [\"https://a.example\"]",
+        4,
+        "listen.shared[0].names",
+        &["expected a whole host name, such as \"turn.example.org\""],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"127.0.0.1:8443\"\nsend_proxy = \"v3\"",
+        4,
+        "listen.shared[0].send_proxy",
+        &["allowed are \"off\", \"v1\", \"v2\""],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"127.0.0.1:8443\"\nproxy_from = []",
+        4,
+        "listen.shared[0].proxy_from",
+        &["is empty, so nothing could connect"],
+    ),
+    (
+        "[[listen.shared]]\naddress = \"0.0.0.0:443\"\nbackend = \"127.0.0.1:8443\"\nname = [\"a.example\"]",
+        4,
+        "listen.shared[0].name",
+        &["unknown field", "did you mean `names`?"],
+    ),
+    ("[limits]\nshared_idle = \"2d\"", 2, "limits.shared_idle", &["allowed are 1s to 1d"]),
     ("[tls]\ncertificate = \"x\"", 2, "tls.certificate", &["has no key; tls.private_key"]),
     ("[tls]\nprivate_key = \"x\"", 2, "tls.private_key", &["has no certificate; tls.certificate"]),
     (
@@ -355,6 +417,9 @@ const NOT_IN_THE_SCHEMA: &[&str] = &[
     "write 1.2.3.4",
     "multicast",
     "unspecified",
+    "nothing to connect to",
+    "is taken by listen.tcp = \"0.0.0.0:3478\"",
+    "is an address",
     "write \"49152-65535\"",
     "0.0.0.0:3478",
     "relay.ports = \"49152-65535\"",
@@ -541,7 +606,8 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
         ("THROUGHWAY_LISTEN_UDP", "x", "did you mean THROUGHWAY_LISTEN__UDP?"),
         ("THROUGHWAY_AUTH__USERS", "x", "tables don't fit into a variable"),
         ("THROUGHWAY_LISTEN__TLS", "[::]:443", "THROUGHWAY_LISTEN__TLS: listen.tls = \"[::]:443\": needs"),
-        ("THROUGHWAY_LISTEN__SHARED", "[::]:443", "THROUGHWAY_LISTEN__SHARED: listen.shared: not in this version"),
+        ("THROUGHWAY_LISTEN__SHARED", "[::]:443", "THROUGHWAY_LISTEN__SHARED: listen.shared: tables don't fit"),
+        ("THROUGHWAY_RELAY__TCP", "true", "THROUGHWAY_RELAY__TCP: relay.tcp: not in this version"),
         (
             "THROUGHWAY_TLS__CERTIFICATE",
             "/nowhere",

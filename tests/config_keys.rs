@@ -176,6 +176,11 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("listen.tcp", "", "[\"127.0.0.1:21001\"]"),
     ("listen.tls", TLS, "[\"127.0.0.1:21001\"]"),
     ("listen.auto", TLS, "[\"127.0.0.1:21001\"]"),
+    (
+        "listen.shared",
+        TLS,
+        "[{ address = \"127.0.0.1:21001\", backend = \"127.0.0.1:21002\", names = [\"a.example.org\"] }]",
+    ),
     ("tls.certificate", TLS, "\"b.pem\""),
     ("tls.private_key", TLS, "\"b.key\""),
     ("tls.certificates", "", "[{ certificate = \"a.pem\", private_key = \"a.key\" }]"),

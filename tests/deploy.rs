@@ -180,7 +180,8 @@ fn busy_server() -> (Server, Authority) {
         .account("file", "usage.jsonl")
         .account("webhook", format!("http://{nobody}/usage"))
         .account("spool", "spool");
-    settings.tables = key_table("web", KEY, "");
+    let shared = format!("address = \"[::1]:0\"\nbackend = \"{nobody}\"\nnames = [\"turn.example.org\"]\n");
+    settings.tables = key_table("web", KEY, "") + "[[listen.shared]]\n" + &shared;
     let server = settings.start();
     let mut client = authority.client(server.tls4());
     let relayed = client.allocate();

@@ -73,6 +73,7 @@ fn tokens_claims_records_headers_and_bodies_of_the_corpus_do_not_panic() {
     replay("usage_lines", targets::usage_lines);
     replay("forwarded", targets::forwarded);
     replay("proxy_header", targets::proxy_header);
+    replay("client_hello", targets::client_hello);
     replay("admin_body", targets::admin_body);
 }
 

@@ -31,6 +31,8 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("run::http_listeners", "one for each HTTP listener"),
     ("run::reload", "of one reload"),
     ("net::listening", "one for each listener"),
+    ("net::pass_on::PassOn::backends", "of the configuration"),
+    ("net::pass_on::PassOn::successor", "one value"),
     ("net::running::Current", "one for each listener"),
     ("ops::metrics::Metrics::others", "one for each part of the server"),
     ("ops::port_watch::PortWatch::told", "one for each relay address"),

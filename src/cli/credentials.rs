@@ -382,6 +382,7 @@ mod tests {
             is_auto: true,
             is_default: false,
             proxy_from: Default::default(),
+            shared: None,
         });
         let plain = "turn:192.0.2.7:3478?transport=tcp";
         assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);

@@ -67,6 +67,11 @@ impl AcmeConfig {
         Files { certificate: self.pair(), private_key: self.pair(), stand_in: Some(Arc::from(names)) }
     }
 
+    /// Whether the authority looks for its proof in a handshake on this port.
+    pub(crate) fn is_proved_on(&self, address: SocketAddr) -> bool {
+        self.proof == Proof::TlsAlpn01 && address.port() == HTTPS_PORT
+    }
+
     /// Whether a listener of ours answers over plain HTTP on this port.
     #[must_use]
     pub fn is_public_http(&self, address: SocketAddr) -> bool {

@@ -49,6 +49,8 @@ pub(crate) fn check(
         check.acme_can_work(acme, &listen, &http);
     }
     check.public_name_needs_a_certificate(&listen, &http, &tls);
+    check.shared_backends_are_others(&listen, &http);
+    check.shared_names_lead_here(&listen, &http, &tls);
     let admin = check.admin();
     let lifetimes = check.lifetimes();
     let channel_numbers = check.channel_numbers();

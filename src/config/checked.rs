@@ -12,6 +12,7 @@ pub use crate::config::general::{ChannelNumbers, Lifetimes, LogConfig, LogFormat
 pub use crate::config::http::{HttpConfig, HttpListen, PublicListen};
 pub use crate::config::limits::LimitsConfig;
 pub use crate::config::network::{Listen, RelayConfig};
+pub use crate::config::shared::{SendProxy, SharedPort};
 pub use crate::config::tls::TlsConfig;
 
 use crate::address::Transport;

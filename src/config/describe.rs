@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::address::Transport;
 use crate::config::acme::Proof;
-use crate::config::checked::{Config, External, HttpListen, Listen, Workers};
+use crate::config::checked::{Config, External, HttpListen, Listen, SendProxy, SharedPort, Workers};
 use crate::config::error::{ConfigError, Problem, SourceLocation};
 use crate::config::units::{DURATION, RATE, SIZE};
 use crate::protocol::meter::Rates;
@@ -78,6 +78,9 @@ impl Config {
                 (true, Transport::Tcp | Transport::Udp) => {}
                 (false, transport) => {
                     lines.add("listen", format!("{} {}{}", transport.name(), listen.address, behind(listen)));
+                    if let Some(shared) = &listen.shared {
+                        lines.add("", shared_text(shared));
+                    }
                 }
             }
         }
@@ -199,6 +202,11 @@ impl Config {
             let time = self.limits.tls_handshake.map_or_else(no_limit, |time| DURATION.show(time.as_secs()));
             lines.add("", format!("TLS handshakes: {half_open} at once, {time} each"));
         }
+        if self.listen.iter().any(|listen| listen.shared.is_some()) {
+            let idle = self.limits.shared_idle.map_or_else(no_limit, |time| DURATION.show(time.as_secs()));
+            let most = count(self.limits.shared_connections);
+            lines.add("", format!("passed on to web servers: {most} at once, {idle} without a byte"));
+        }
     }
 
     fn describe_http(&self, lines: &mut Lines) {
@@ -223,6 +231,9 @@ impl Config {
             "listen": self.listen.iter().map(|listen| json!({
                 "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
                 "proxy_from": listen.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "shared": listen.shared.as_ref().map(|shared| json!({
+                    "backend": shared.backend, "names": &shared.names, "send_proxy": shared.send_proxy.name(),
+                })),
             })).collect::<Vec<_>>(),
             "tls": self.tls_json(),
             "relay": {
@@ -477,6 +488,17 @@ fn rates_text(rates: Rates) -> Option<String> {
     let packets = rates.packets_per_second.map(|rate| format!("{rate} packets/s"));
     let both: Vec<String> = bits.into_iter().chain(packets).collect();
     (!both.is_empty()).then(|| both.join(" and "))
+}
+
+/// What becomes of the connections to a port that a web server has too.
+fn shared_text(shared: &SharedPort) -> String {
+    let names = if shared.names.is_empty() { String::new() } else { format!("{}, ", join(&shared.names, ", ")) };
+    let header = match shared.send_proxy {
+        SendProxy::Off => "",
+        SendProxy::V1 => ", with a PROXY header of version 1",
+        SendProxy::V2 => ", with a PROXY header of version 2",
+    };
+    format!("for {names}stun.turn, or neither name nor protocol; all else is passed on to {}{header}", shared.backend)
 }
 
 /// Who connects to a listener, if it is not everybody.

@@ -120,6 +120,8 @@ pub const KEYS: &[ConfigKey] = &[
         "Addresses and ports for clients over TLS, usually port 5349 or 443; needs a certificate"),
     key("listen.auto", List, "[]",
         "Addresses and ports for both TLS and plain TCP, which the first byte tells apart; needs a certificate"),
+    key("listen.shared", Tables("address = \"0.0.0.0:443\" and backend = \"127.0.0.1:8443\""), "[]",
+        "Ports for TLS that a web server has too: what is not for this server is passed on to it untouched; needs a certificate"),
 
     key("tls.certificate", Text, "\"\"",
         "PEM file of the certificate chain, the server's own certificate first").by_itself(),
@@ -249,6 +251,11 @@ pub const KEYS: &[ConfigKey] = &[
         "How long a TLS handshake may take").zero("no limit").warns("connections that never shake hands stay for ever"),
     key("limits.tls_half_open", Count(ANY), "1000",
         "TLS handshakes at the same time").zero("no limit"),
+    key("limits.shared_connections", Count(ANY), "10000",
+        "Connections of `listen.shared` that are passed on to web servers at the same time, at most an eighth of the open files").zero("an eighth of the open files"),
+    key("limits.shared_idle", Duration(1, DAY), "\"10m\"",
+        "How long such a connection may carry nothing either way").zero("no limit")
+        .warns("connections whose ends are gone stay until others need their place"),
     key("limits.credentials_per_key", Count(ANY), "600",
         "Credentials per minute for each of `http.keys`, for all proxies together and for all unix peers together").zero("no limit"),
     key("limits.credentials_per_user", Count(ANY), "30",
@@ -360,6 +367,12 @@ const fn field(path: &'static str, value_type: ValueType, help: &'static str) ->
 /// None has a default: what is left out says nothing.
 #[rustfmt::skip]
 pub const FIELDS: &[ConfigKey] = &[
+    field("listen.shared.address", Text, "Address and port for clients of both servers"),
+    field("listen.shared.backend", Text, "Address and port of the web server"),
+    field("listen.shared.names", List, "Server names that lead to this server; clients that offer `stun.turn`, or that send neither a name nor an application protocol, come to it too"),
+    field("listen.shared.send_proxy", Word(&["off", "v1", "v2"]), "Whether a PROXY header tells the web server each client's address: `off` (the default), `v1` or `v2`"),
+    field("listen.shared.proxy_from", List, "Proxies in front of this port: nothing else may connect, and each connection begins with a PROXY header"),
+
     field("tls.certificates.certificate", Text, "PEM file of a certificate chain"),
     field("tls.certificates.private_key", Text, "PEM file of its private key"),
 
@@ -414,7 +427,7 @@ pub(crate) fn fields(table: &str) -> impl Iterator<Item = (&'static str, &'stati
 pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
-pub const LATER: &[(&str, &str)] = &[("listen.shared", "[]"), ("relay.tcp", "false"), ("relay.mobility", "false")];
+pub const LATER: &[(&str, &str)] = &[("relay.tcp", "false"), ("relay.mobility", "false")];
 
 /// Fields of a listener's table in later versions.
 pub(crate) const LATER_FIELDS: [&str; 5] = ["relay", "external", "proxy_from", "certificate", "realm"];

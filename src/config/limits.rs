@@ -29,6 +29,10 @@ pub struct LimitsConfig {
     pub tls_handshake: Option<Duration>,
     /// TLS handshakes under way at once.
     pub tls_half_open: Option<u32>,
+    /// Connections that are passed on to web servers at once.
+    pub shared_connections: Option<u32>,
+    /// How long one of them may carry nothing.
+    pub shared_idle: Option<Duration>,
 }
 
 impl Check {
@@ -67,6 +71,8 @@ impl Check {
             tcp_half_open: self.limit("limits.tcp_half_open"),
             tls_handshake: self.limit("limits.tls_handshake").map(Duration::from_secs),
             tls_half_open: self.limit("limits.tls_half_open"),
+            shared_connections: self.limit("limits.shared_connections"),
+            shared_idle: self.limit("limits.shared_idle").map(Duration::from_secs),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::config::check::Check;
 use crate::config::document::{self, Node, Value};
 use crate::config::error::Problem;
 use crate::config::external::{External, ExternalLook};
+use crate::config::shared::SharedPort;
 use crate::config::units;
 
 /// A socket that clients talk to. `[::]` means IPv6 only.
@@ -26,12 +27,15 @@ pub struct Listen {
     pub is_default: bool,
     /// Only proxies with these addresses connect here, and each connection begins with a PROXY header; empty for any client.
     pub proxy_from: Arc<[IpNet]>,
+    /// From `listen.shared`: a web server has the port too.
+    pub shared: Option<Arc<SharedPort>>,
 }
 
 impl Listen {
     /// The key that it came from.
     pub(crate) const fn key(&self) -> &'static str {
         match (self.is_auto, self.transport) {
+            _ if self.shared.is_some() => "listen.shared",
             (true, _) => "listen.auto",
             (false, Transport::Udp) => "listen.udp",
             (false, Transport::Tcp) => "listen.tcp",
@@ -73,7 +77,8 @@ impl Check {
                 ),
                 None => {
                     let is_default = node.is_default();
-                    listeners.push((Listen { transport, address, is_auto: false, is_default, proxy_from }, node));
+                    let found = Listen { transport, address, is_auto: false, is_default, proxy_from, shared: None };
+                    listeners.push((found, node));
                 }
             }
         }
@@ -113,11 +118,11 @@ impl Check {
         address.zip(proxy_from)
     }
 
-    fn proxy_from(&mut self, node: &Node, transport: Transport) -> Option<Arc<[IpNet]>> {
+    pub(crate) fn proxy_from(&mut self, node: &Node, transport: Transport) -> Option<Arc<[IpNet]>> {
         if transport == Transport::Udp {
             self.wrong(
                 node,
-                "stands for proxies of connections; UDP has none: use listen.tcp, listen.tls or listen.auto",
+                "stands for proxies of connections; UDP has none: use listen.tcp, listen.tls, listen.auto or listen.shared",
             );
             return None;
         }

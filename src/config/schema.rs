@@ -84,6 +84,9 @@ fn of_type(key: &ConfigKey) -> Value {
         ValueType::Size(min) => quantity(&units::SIZE, min, u64::MAX, key.zero.is_some()),
         ValueType::Rate => quantity(&units::RATE, 1, u64::MAX, key.zero.is_some()),
         // Two sockets can't have one address; elsewhere an item may be there twice.
+        ValueType::List if key.path == "listen.shared.proxy_from" => {
+            json!({ "type": "array", "minItems": 1, "items": item(key.path) })
+        }
         ValueType::List if key.path.starts_with("listen.") || key.path == "relay.addresses" => {
             json!({ "type": "array", "items": item(key.path), "uniqueItems": true })
         }
@@ -133,6 +136,7 @@ fn fields_of(path: &str) -> Value {
             schema["required"] = json!(["id"]);
             schema["oneOf"] = json!(one_of(&["value", "file", "credential"]));
         }
+        "listen.shared" => schema["required"] = json!(["address", "backend"]),
         "http.keys" => schema["required"] = json!(["name", "sha256"]),
         _ => {}
     }
@@ -180,6 +184,7 @@ fn text(path: &str) -> Value {
             let port = numbers(0, 65535);
             pattern(&format!(r"^$|^unix:/.+|^(?:127(?:\.[0-9]{{1,3}}){{3}}|\[{IPV6}\]):0*{port}$"))
         }
+        "listen.shared.address" | "listen.shared.backend" => pattern(&format!("^{}$", address_and_port())),
         "http.public_name" => pattern("^[0-9A-Za-z.:-]*$"),
         "http.identity_header" => pattern("^[0-9A-Za-z_-]*$"),
         "drain.alternate_domain" => pattern(r"^$|^[0-9A-Za-z-]{1,63}(?:\.[0-9A-Za-z-]{1,63})*$"),
@@ -214,7 +219,8 @@ fn item(path: &str) -> Value {
         "relay.addresses" => pattern(&address()),
         "relay.external_servers" => pattern(r"^(?:stun:)?[0-9A-Za-z.:\[\]-]+$"),
         "peers.allow" => json!({ "type": "string", "pattern": prefix(), "not": { "enum": ["0.0.0.0/0", "::/0"] } }),
-        "peers.deny" | "http.proxies" | "http.keys.from" => pattern(&prefix()),
+        "listen.shared.names" => pattern("^[0-9A-Za-z._-]+$"),
+        "peers.deny" | "http.proxies" | "http.keys.from" | "listen.shared.proxy_from" => pattern(&prefix()),
         "http.hosts" => pattern("^[0-9A-Za-z._-]+$"),
         "http.public" => pattern(&format!("^(?:https?://)?{}/?$", address_and_port())),
         "http.unix_uids" | "http.admin_uids" => {

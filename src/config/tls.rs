@@ -26,7 +26,7 @@ pub struct TlsConfig {
 }
 
 impl Check {
-    /// Adds the listeners of `listen.tls` and `listen.auto`; the latter are listed once for each transport.
+    /// Adds the listeners of `listen.tls`, `listen.auto` and `listen.shared`; those of `auto` are listed once for each transport.
     pub(crate) fn listen_tls(&mut self, listen: &mut Vec<(Listen, Node)>) {
         for (path, is_auto) in [("listen.tls", false), ("listen.auto", true)] {
             for (found, node) in self.listen(Transport::Tls, path) {
@@ -41,6 +41,7 @@ impl Check {
                 listen.push((found, node));
             }
         }
+        self.listen_shared(listen);
     }
 
     /// `[tls]`.

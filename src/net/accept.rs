@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use ipnet::IpNet;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::client_hello::{self, ClientHello, Look};
 use super::counters::NetCounters;
 use super::fair_limit::{FairLimit, Permit, Source};
 use super::files;
@@ -25,13 +27,14 @@ use super::half_open::HalfOpenStreams;
 use super::handoff::Channel;
 use super::handshake::{Handshake, handshake};
 use super::overflow::Watched;
+use super::pass_on::PassOn;
 use super::proxy_header::{self, Announced};
 use super::tls_resumption::ResumableSessions;
 use super::tls_session::TlsSession;
 use super::upgrade_messages::FromOld;
 use super::worker::{Adopted, Mailbox};
 use crate::address::{FiveTuple, Transport};
-use crate::config::checked::Config;
+use crate::config::checked::{Config, SharedPort};
 use crate::tls::{HANDSHAKE, HANDSHAKE_PROTECTED, Handshakes, Tls};
 
 /// How long accepting rests when the system is out of files: the next try would fail as well.
@@ -44,6 +47,9 @@ const LEAVING_PAUSE: Duration = Duration::from_millis(1);
 /// How long a proxy may take to say whose connection it is.
 const PROXY_HEADER_WITHIN: Duration = Duration::from_secs(3);
 
+/// Bytes that are read at once while it is not known whose a connection to a shared port is.
+const HELLO_READ_BYTES: usize = 2 * 1024;
+
 /// How long a stream may wait for room on its way to another process.
 const LATE_TIME: Duration = Duration::from_millis(50);
 
@@ -53,13 +59,34 @@ fn five_tuple(stream: &TcpStream, from: SocketAddr) -> io::Result<FiveTuple> {
     Ok(FiveTuple { client: from.into(), server: stream.local_addr()?.into(), transport: Transport::Tcp })
 }
 
+/// Reads what a connection begins with, until it is a whole ClientHello, or certain to be none.
+async fn first_message(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<Option<ClientHello>> {
+    let mut wanted = 1;
+    loop {
+        bytes.reserve(HELLO_READ_BYTES);
+        if stream.read_buf(bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if bytes.len() < wanted {
+            continue;
+        }
+        match client_hello::look(bytes) {
+            Look::Incomplete(next) => wanted = next,
+            Look::Hello(hello) => return Ok(Some(hello)),
+            Look::Other => return Ok(None),
+        }
+    }
+}
+
 /// What a listener takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum StreamKind {
     Plain,
     Tls,
     /// Either, told by the first byte.
     Both,
+    /// TLS, or what a web server takes: told by the first message.
+    Shared(Arc<SharedPort>),
 }
 
 /// The limits of connections that no worker has yet; they follow a reload.
@@ -113,6 +140,8 @@ pub(super) struct Acceptor {
     pub(super) half_open: Arc<HalfOpenStreams>,
     workers: Vec<(Mailbox, Arc<NetCounters>)>,
     under_way: Arc<FairLimit>,
+    /// Of shared ports.
+    pub(super) pass_on: Arc<PassOn>,
     /// Closed while the sockets are another process's.
     pub(super) gate: Gate,
     route: Mutex<Route>,
@@ -136,6 +165,7 @@ impl Acceptor {
             half_open: Arc::default(),
             workers: workers.collect(),
             under_way: Arc::default(),
+            pass_on: Arc::default(),
             gate: Gate::default(),
             route: Mutex::new(Route::Workers),
             late: AtomicU64::new(0),
@@ -152,6 +182,7 @@ impl Acceptor {
         self.limits.silent_ms.store(ms(limits.tcp_unauthenticated), Ordering::Relaxed);
         self.limits.handshakes.store(limits.tls_half_open.map_or(u64::MAX, u64::from), Ordering::Relaxed);
         self.half_open.set_max(limits.tcp_half_open);
+        self.pass_on.set_limits(config);
     }
 
     /// Streams that could not be accepted, or that gave way to others before their worker took them.
@@ -181,8 +212,8 @@ impl Acceptor {
             };
             match accepted {
                 Ok((stream, from)) => match five_tuple(&stream, from) {
-                    Ok(five_tuple) if proxies.is_empty() => self.receive(stream, five_tuple, takes),
-                    Ok(five_tuple) => self.receive_of_proxy(stream, five_tuple, takes, &proxies),
+                    Ok(five_tuple) if proxies.is_empty() => self.receive(stream, five_tuple, takes.clone()),
+                    Ok(five_tuple) => self.receive_of_proxy(stream, five_tuple, takes.clone(), &proxies),
                     // Gone already.
                     Err(_) => Handshakes::count(&self.refused),
                 },
@@ -257,7 +288,7 @@ impl Acceptor {
         let acceptor = Arc::clone(self);
         tokio::spawn(async move {
             tokio::select! {
-                () = acceptor.establish(stream, five_tuple, takes, permit) => {}
+                () = acceptor.establish(stream, five_tuple, &takes, permit) => {}
                 // Counted where the places are.
                 Ok(()) = &mut give_way => {}
             }
@@ -265,10 +296,13 @@ impl Acceptor {
     }
 
     /// Waits for the first byte, which a client without anything to say never sends, then does what it asks for.
-    async fn establish(&self, stream: TcpStream, five_tuple: FiveTuple, takes: StreamKind, permit: Permit) {
+    async fn establish(&self, stream: TcpStream, five_tuple: FiveTuple, takes: &StreamKind, permit: Permit) {
+        if let StreamKind::Shared(port) = takes {
+            return self.establish_shared(stream, five_tuple, port, permit).await;
+        }
         let (handshake, silent) = (Limits::time(&self.limits.handshake_ms), Limits::time(&self.limits.silent_ms));
         let mut until = Instant::now() + handshake;
-        let is_tls_only = takes == StreamKind::Tls;
+        let is_tls_only = *takes == StreamKind::Tls;
         let mut first = [0];
         match timeout(if is_tls_only { handshake } else { silent }, stream.peek(&mut first)).await {
             Ok(Ok(1..)) if is_tls_only => {}
@@ -279,7 +313,46 @@ impl Acceptor {
             Ok(Ok(0) | Err(_)) => return,
             Err(_) => return Handshakes::count(if is_tls_only { &self.handshakes.timeout } else { &self.silent }),
         }
-        match timeout_at(until, self.handshake(stream, five_tuple)).await {
+        self.shake_hands(stream, five_tuple, Vec::new(), until, permit).await;
+    }
+
+    /// Waits for the first message, which tells whether this is a client of ours or of the web server that shares the port.
+    async fn establish_shared(
+        &self,
+        mut stream: TcpStream,
+        five_tuple: FiveTuple,
+        port: &Arc<SharedPort>,
+        permit: Permit,
+    ) {
+        let until = Instant::now() + Limits::time(&self.limits.handshake_ms);
+        let mut bytes = Vec::new();
+        let counts = &self.pass_on.counts;
+        let is_ours = match timeout_at(until, first_message(&mut stream, &mut bytes)).await {
+            Ok(Ok(Some(hello))) => port.is_ours(hello.server_name.as_deref(), &hello.protocols),
+            Ok(Ok(None)) => false,
+            Ok(Err(_)) => return Handshakes::count(&counts.closed),
+            Err(_) if bytes.is_empty() => return Handshakes::count(&counts.silent),
+            Err(_) => return Handshakes::count(&counts.unfinished),
+        };
+        if is_ours {
+            Handshakes::count(&counts.own);
+            return self.shake_hands(stream, five_tuple, bytes, until, permit).await;
+        }
+        // From now on it takes a place of another kind.
+        drop(permit);
+        tokio::spawn(Arc::clone(&self.pass_on).run(stream, five_tuple, Arc::clone(port), bytes));
+    }
+
+    /// The handshake within its time, and the way to a worker.
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        five_tuple: FiveTuple,
+        bytes: Vec<u8>,
+        until: Instant,
+        permit: Permit,
+    ) {
+        match timeout_at(until, self.handshake(stream, bytes, five_tuple)).await {
             Ok(Some((stream, tls))) => {
                 let five_tuple = FiveTuple { transport: Transport::Tls, ..five_tuple };
                 self.hand_over(stream, five_tuple, Some(tls), permit);
@@ -290,13 +363,18 @@ impl Acceptor {
     }
 
     /// The handshake, once there is a place for it; nothing if it failed or had to give way.
-    async fn handshake(&self, mut stream: TcpStream, five_tuple: FiveTuple) -> Option<(TcpStream, Box<TlsSession>)> {
+    async fn handshake(
+        &self,
+        mut stream: TcpStream,
+        bytes: Vec<u8>,
+        five_tuple: FiveTuple,
+    ) -> Option<(TcpStream, Box<TlsSession>)> {
         let max = || self.limits.handshakes.load(Ordering::Relaxed);
         let source = Source::from(five_tuple.client.ip());
         let (_place, mut give_way) = self.under_way.admit_patiently(max, source, HANDSHAKE_PROTECTED).await;
         let config = self.sessions.config_for(&self.tls.load_full()?.server(), source);
         let established = tokio::select! {
-            established = handshake(&mut stream, &config) => established,
+            established = handshake(&mut stream, bytes, &config) => established,
             Ok(()) = &mut give_way => {
                 Handshakes::count(&self.handshakes.refused);
                 return None;

@@ -210,6 +210,16 @@ impl HandingOver {
         self.running.acceptor.passed_late()
     }
 
+    /// Gives connections that are passed on to web servers to the new process, which is there to stay. Blocks.
+    pub fn give_passed_on(&self, channel: Channel) {
+        self.running.acceptor.pass_on.give_all(channel);
+    }
+
+    /// They end with this process: the new one does not take them.
+    pub fn abandon_passed_on(&self) {
+        self.running.acceptor.pass_on.abandon_all();
+    }
+
     /// The sessions are the new process's: the workers end without a word.
     pub fn end(mut self) {
         self.stage = Stage::Over;

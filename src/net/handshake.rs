@@ -23,14 +23,17 @@ pub(super) struct Handshake {
     pub(super) is_resumed: bool,
 }
 
-/// Does the handshake of an accepted stream; without a limit of time, which is the caller's.
+/// Does the handshake of an accepted stream, of which these bytes were read before; without a limit of time, which is the caller's.
 ///
 /// # Errors
 /// Of the socket, or what the client did wrong; then it has been told by an alert.
-pub(super) async fn handshake(stream: &mut TcpStream, config: &ServerConfig) -> io::Result<Handshake> {
+pub(super) async fn handshake(
+    stream: &mut TcpStream,
+    mut bytes: Vec<u8>,
+    config: &ServerConfig,
+) -> io::Result<Handshake> {
     let (config, secrets) = config_of_connection(config);
     let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
-    let mut bytes = Vec::new();
     loop {
         let fed = feed(&mut connection, &mut bytes);
         if fed.is_err() || connection.is_handshaking() {

@@ -18,10 +18,10 @@ use super::accept::{Acceptor, StreamKind};
 use super::listen::{self, BindError, UdpSockets};
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::passed::Passed;
-use super::upgrade_messages::ListenerNote;
+use super::upgrade_messages::{ListenerNote, SharedNote};
 use super::worker::{AdoptedListener, Listener, ListenerChange, ListenerId, Users};
 use crate::address::Transport;
-use crate::config::checked::{Config, Listen};
+use crate::config::checked::{Config, Listen, SendProxy, SharedPort};
 
 /// One socket that the configuration asks for, one per worker for UDP.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -37,19 +37,20 @@ struct WantedListener {
 
 impl WantedListener {
     const fn transport(&self) -> Transport {
-        match self.takes {
+        match &self.takes {
             None => Transport::Udp,
             Some(StreamKind::Plain) => Transport::Tcp,
-            Some(StreamKind::Tls | StreamKind::Both) => Transport::Tls,
+            Some(StreamKind::Tls | StreamKind::Both | StreamKind::Shared(_)) => Transport::Tls,
         }
     }
 
     const fn key(&self) -> &'static str {
-        match self.takes {
+        match &self.takes {
             None => "listen.udp",
             Some(StreamKind::Plain) => "listen.tcp",
             Some(StreamKind::Tls) => "listen.tls",
             Some(StreamKind::Both) => "listen.auto",
+            Some(StreamKind::Shared(_)) => "listen.shared",
         }
     }
 
@@ -64,30 +65,45 @@ impl WantedListener {
 }
 
 /// What a listener takes, as a number that another process knows.
-const fn code_of(takes: Option<StreamKind>) -> u8 {
+const fn code_of(takes: Option<&StreamKind>) -> u8 {
     match takes {
         None => 0,
         Some(StreamKind::Plain) => 1,
         Some(StreamKind::Tls) => 2,
         Some(StreamKind::Both) => 3,
+        Some(StreamKind::Shared(_)) => 4,
     }
 }
 
-/// Back again; `None` for a number of a later release.
-const fn kind_of(code: u8) -> Option<Option<StreamKind>> {
-    Some(match code {
+/// Back again; `None` for a number of a later release, or for what is missing beside it.
+fn kind_of(note: &ListenerNote) -> Option<Option<StreamKind>> {
+    Some(match note.takes {
         0 => None,
         1 => Some(StreamKind::Plain),
         2 => Some(StreamKind::Tls),
         3 => Some(StreamKind::Both),
+        4 => {
+            let of = note.shared.as_ref()?;
+            let (_, send_proxy) = SendProxy::WORDS.into_iter().find(|(word, _)| *word == of.send_proxy)?;
+            let names = of.names.iter().map(|name| name.as_str().into()).collect();
+            Some(StreamKind::Shared(Arc::new(SharedPort { backend: of.backend, names, send_proxy })))
+        }
         _ => return None,
     })
+}
+
+/// What another process is told of a port that a web server has too.
+fn shared_note(takes: Option<&StreamKind>) -> Option<SharedNote> {
+    let Some(StreamKind::Shared(port)) = takes else { return None };
+    let names = port.names.iter().map(ToString::to_string).collect();
+    Some(SharedNote { backend: port.backend, names, send_proxy: port.send_proxy.name().to_owned() })
 }
 
 /// The sockets of a configuration; what takes both transports stands there twice and is bound once.
 fn wanted(config: &Config) -> Vec<WantedListener> {
     let socket = |listen: &Listen| {
         let takes = match (listen.is_auto, listen.transport) {
+            _ if listen.shared.is_some() => listen.shared.clone().map(StreamKind::Shared),
             (true, Transport::Tcp) => return None,
             (true, Transport::Tls | Transport::Udp) => Some(StreamKind::Both),
             (false, Transport::Udp) => None,
@@ -127,7 +143,7 @@ struct Accepting {
 impl Accepting {
     fn start(acceptor: &Arc<Acceptor>, listener: &Arc<Watched<TcpListener>>, wanted: &WantedListener) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let takes = wanted.takes.unwrap_or(StreamKind::Plain);
+        let takes = wanted.takes.clone().unwrap_or(StreamKind::Plain);
         let accepting = Arc::clone(acceptor).accept(Arc::clone(listener), takes, Arc::clone(&wanted.proxies), stopped);
         Self { _stop: stop, task: tokio::spawn(accepting).abort_handle() }
     }
@@ -185,7 +201,7 @@ impl Listening {
         let mut plan = Plan::nothing();
         let mut missing = Vec::new();
         for wanted in wanted(config) {
-            let is_it = |open: &&Open| (open.wanted.address, open.wanted.takes) == (wanted.address, wanted.takes);
+            let is_it = |open: &&Open| (open.wanted.address, &open.wanted.takes) == (wanted.address, &wanted.takes);
             let found = left.iter().position(is_it).or_else(|| {
                 let same_socket = |open: &&Open| {
                     open.wanted.takes.is_some() == wanted.takes.is_some() && open.wanted.address == wanted.address
@@ -196,7 +212,7 @@ impl Listening {
                 missing.push(wanted);
                 continue;
             };
-            if (open.wanted.takes, &open.wanted.proxies) != (wanted.takes, &wanted.proxies) {
+            if (&open.wanted.takes, &open.wanted.proxies) != (&wanted.takes, &wanted.proxies) {
                 plan.retaken.push((open.id, wanted));
             } else if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
                 plan.returning.push(open.id);
@@ -231,10 +247,11 @@ impl Listening {
             id: open.id.0,
             configured: open.wanted.address,
             bound: open.address,
-            takes: code_of(open.wanted.takes),
+            takes: code_of(open.wanted.takes.as_ref()),
             is_leaving: open.is_leaving(),
             proxy_from: (!open.wanted.proxies.is_empty())
                 .then(|| open.wanted.proxies.iter().map(ToString::to_string).collect()),
+            shared: shared_note(open.wanted.takes.as_ref()),
         };
         self.open.iter().map(note).collect()
     }
@@ -261,12 +278,12 @@ impl Listening {
         let (mut listening, mut of_workers) = (Self::default(), Vec::new());
         for note in notes {
             let id = ListenerId(note.id);
-            let takes = kind_of(note.takes).ok_or_else(|| format!("a listener of the unknown kind {}", note.takes))?;
+            let takes = kind_of(note).ok_or_else(|| format!("a listener of the unknown kind {}", note.takes))?;
             let proxies = note.proxy_from.iter().flatten().map(|prefix| prefix.parse::<IpNet>());
             let proxies: Result<Arc<[IpNet]>, _> = proxies.collect();
             let proxies = proxies.map_err(|error| format!("the proxies of {}: {error}", note.bound))?;
             let wanted = WantedListener { address: note.configured, takes, proxies, is_default: false };
-            let kind = if takes.is_some() {
+            let kind = if wanted.takes.is_some() {
                 let at = sockets.iter().position(|(of, _)| *of == note.id);
                 let (_, socket) =
                     sockets.swap_remove(at.ok_or_else(|| format!("the socket of {} is missing", note.bound))?);

@@ -1,20 +1,25 @@
 //! The PROXY protocol, version 1 and 2: what a proxy says of its client before the client's own first byte
 //! (haproxy.org, "The PROXY protocol", sections 2.1 and 2.2).
 //!
-//! Read from sources that the configuration trusts, byte by byte up to the end of the header and no further: what comes
+//! Written for web servers behind a shared port (`net::pass_on`), and read from sources that the configuration trusts, byte by byte up to the end of the header and no further: what comes
 //! after it stays in the socket, for TLS or for a worker.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ppp::{v1, v2};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
+
+use crate::config::checked::SendProxy;
 
 /// The longest header of version 1, its line feed included.
 const LINE_BYTES_MAX: usize = 107;
 
 /// What stands before the addresses of version 2.
 const HEAD_BYTES: usize = 16;
+
+/// What a header of version 2 begins with.
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// The longest header of version 2 that is read: addresses take 36 bytes at most, and few TLVs are long.
 const HEADER_BYTES_MAX: usize = 4_096;
@@ -73,6 +78,43 @@ pub fn parse(header: &[u8]) -> Result<Announced, BadHeader> {
     Ok(Announced::Client(client))
 }
 
+/// The header that announces a client which connected to `server`; empty for none.
+#[must_use]
+pub fn written(version: SendProxy, client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    let (client_ip, server_ip) = of_one_family(client.ip(), server.ip());
+    let (client_port, server_port) = (client.port(), server.port());
+    match version {
+        SendProxy::Off => Vec::new(),
+        SendProxy::V1 => {
+            let family = if client_ip.is_ipv4() { "TCP4" } else { "TCP6" };
+            format!("PROXY {family} {client_ip} {server_ip} {client_port} {server_port}\r\n").into_bytes()
+        }
+        SendProxy::V2 => {
+            let mut addresses = Vec::new();
+            for ip in [client_ip, server_ip] {
+                match ip {
+                    IpAddr::V4(ip) => addresses.extend(ip.octets()),
+                    IpAddr::V6(ip) => addresses.extend(ip.octets()),
+                }
+            }
+            addresses.extend([client_port, server_port].map(u16::to_be_bytes).as_flattened());
+            // Version 2 and PROXY; the family over a stream.
+            let head = [0x21, if client_ip.is_ipv4() { 0x11 } else { 0x21 }];
+            [SIGNATURE, &head, &(addresses.len() as u16).to_be_bytes(), &addresses].concat()
+        }
+    }
+}
+
+/// A header has one family. An announced client may have another one than we: then both are written as IPv6.
+fn of_one_family(client: IpAddr, server: IpAddr) -> (IpAddr, IpAddr) {
+    let wide = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    let (client, server) = (client.to_canonical(), server.to_canonical());
+    if client.is_ipv4() == server.is_ipv4() { (client, server) } else { (wide(client).into(), wide(server).into()) }
+}
+
 /// How many bytes a header has, once its first ones are known; `None` while they do not tell.
 fn length(begun: &[u8]) -> Result<Option<usize>, BadHeader> {
     if begun.first() == Some(&b'P') {
@@ -117,7 +159,7 @@ pub(super) async fn read(stream: &mut TcpStream) -> Result<Announced, BadHeader>
 /// Whether bytes may become a header.
 fn is_begun(bytes: &[u8]) -> bool {
     let begins = |with: &[u8]| with.iter().zip(bytes).all(|(of, byte)| of == byte);
-    begins(b"PROXY ") || begins(b"\r\n\r\n\0\r\nQUIT\n")
+    begins(b"PROXY ") || begins(SIGNATURE)
 }
 
 #[cfg(test)]
@@ -125,8 +167,6 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
-
-    const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
     fn binary(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16).to_be_bytes();
@@ -216,6 +256,28 @@ mod tests {
                 assert_eq!(&rest, b"what follows");
             }
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for (client, server) in [
+            ("192.0.2.7:5555", "198.51.100.1:443"),
+            ("[2001:db8::7]:5555", "[2001:db8::1]:443"),
+            ("[2001:db8::7]:5555", "198.51.100.1:443"),
+            ("192.0.2.7:5555", "[2001:db8::1]:443"),
+        ] {
+            let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
+            assert!(written(SendProxy::Off, client, server).is_empty());
+            for version in [SendProxy::V1, SendProxy::V2] {
+                assert_eq!(
+                    parse(&written(version, client, server)),
+                    Ok(Announced::Client(client)),
+                    "{version:?} {server}"
+                );
+            }
+        }
+        let line = written(SendProxy::V1, "192.0.2.7:5555".parse().unwrap(), "198.51.100.1:443".parse().unwrap());
+        assert_eq!(line, b"PROXY TCP4 192.0.2.7 198.51.100.1 5555 443\r\n");
     }
 
     #[tokio::test]

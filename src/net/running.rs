@@ -16,6 +16,7 @@ use super::counters::NetCounters;
 use super::ledger::{Cell, Incident, Ledger, LedgerPhase};
 use super::listening::{self, Listening};
 use super::overflow::{Overflow, SocketKind};
+use super::pass_on::BackendState;
 use super::passed::Passed;
 use super::ports::PortCounts;
 use super::relay_addresses::{RelayAddress, RelayAddresses};
@@ -243,6 +244,26 @@ impl Running {
     pub fn streams_not_of_proxies(&self) -> [u64; 2] {
         let proxied = &self.acceptor.proxied;
         [&proxied.source, &proxied.header].map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// What became of connections to shared ports, in the order of their stages.
+    #[must_use]
+    pub fn shared_counts(&self) -> [(&'static str, u64); 7] {
+        self.acceptor.pass_on.counts.results()
+    }
+
+    /// Connections that are passed on to web servers: how many are open, those that ended by reason, and the bytes to web
+    /// servers and to their clients.
+    #[must_use]
+    pub fn passed_on(&self) -> (u64, [(&'static str, u64); 5], [u64; 2]) {
+        let pass_on = &self.acceptor.pass_on;
+        (pass_on.open(), pass_on.ended(), pass_on.bytes())
+    }
+
+    /// The web servers behind shared ports.
+    #[must_use]
+    pub fn backends(&self) -> Vec<(SocketAddr, BackendState)> {
+        self.acceptor.pass_on.backend_states()
     }
 
     /// The numbers of the workers whose loops don't turn in time: they are stuck.

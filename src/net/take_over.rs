@@ -14,7 +14,7 @@ use super::relay_addresses::RelayAddress;
 use super::running::Running;
 use super::shared::{SharedChanges, SharedState};
 use super::start::{Built, Foundation, Launched, Secrets, StartError, worker_count};
-use super::upgrade_messages::{Offer, PassedSocket, RelayAddressNote};
+use super::upgrade_messages::{Offer, PassedOnNote, PassedSocket, RelayAddressNote};
 pub(crate) use super::worker::Before;
 use super::worker::{AdoptedListener, ListenerChange, Reached, TakeOver, TakenOver, TakingOver};
 use crate::address::FiveTuple;
@@ -249,6 +249,11 @@ impl Running {
     /// Takes a stream in that the old process established after the cut.
     pub fn adopt_late(&self, five_tuple: FiveTuple, tls: Option<&[u8]>, socket: OwnedFd) {
         self.acceptor.adopt_late(five_tuple, tls, socket);
+    }
+
+    /// Goes on with a connection that the old process passed on to a web server.
+    pub fn adopt_passed_on(&self, note: PassedOnNote, sockets: Vec<OwnedFd>) {
+        self.acceptor.pass_on.adopt(note, sockets);
     }
 
     /// Follows what a start would have followed from its beginning, once the workers have had a turn.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use minicbor::{Decode, Encode};
 
-use crate::address::FiveTuple;
+use crate::address::{ClientAddress, FiveTuple};
 use crate::time::Ticks;
 
 /// What the new process says.
@@ -106,6 +106,10 @@ pub enum FromOld {
         #[n(1)]
         tls: Option<minicbor::bytes::ByteVec>,
     },
+    /// A connection that is passed on to a web server; both its sockets come along, the client's first. Only for a process
+    /// that says that it takes them.
+    #[n(10)]
+    PassedOn(#[n(0)] PassedOnNote),
     /// The old process has written its last record: memory with its last metrics comes along.
     #[n(8)]
     Written {
@@ -123,6 +127,37 @@ pub enum FromOld {
         #[cbor(default)]
         recovery_gap_us: u64,
     },
+}
+
+/// A connection of a shared port that is passed on to a web server.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct PassedOnNote {
+    /// Whose it is.
+    #[n(0)]
+    pub client: ClientAddress,
+    /// What is on its way to the web server.
+    #[n(1)]
+    pub to_backend: WayNote,
+    /// What is on its way to the client.
+    #[n(2)]
+    pub to_client: WayNote,
+}
+
+/// One way of such a connection.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct WayNote {
+    /// Bytes that were read and not written.
+    #[n(0)]
+    #[cbor(with = "minicbor::bytes")]
+    pub unsent: Vec<u8>,
+    /// Nothing more will come.
+    #[n(1)]
+    pub has_ended: bool,
+    /// The other side has been told so.
+    #[n(2)]
+    pub is_shut: bool,
 }
 
 /// How long the last upgrade and the last recovery took, in microseconds; 0 if there was none. Only the processes of that time
@@ -168,6 +203,9 @@ pub struct Hello {
     /// On probation it says that it lives, again and again, if the old process listens for that.
     #[n(7)]
     pub tells_life: Option<bool>,
+    /// It takes connections that are passed on to web servers ([`FromOld::PassedOn`]).
+    #[n(8)]
+    pub takes_passed_on: Option<bool>,
 }
 
 /// What the old process is.
@@ -238,7 +276,7 @@ pub struct ListenerNote {
     /// As it is bound.
     #[n(2)]
     pub bound: SocketAddr,
-    /// 0 for UDP, 1 for plain streams, 2 for TLS, 3 for both.
+    /// 0 for UDP, 1 for plain streams, 2 for TLS, 3 for both, 4 for TLS shared with a web server.
     #[n(3)]
     pub takes: u8,
     /// Served to its last sessions only.
@@ -247,6 +285,24 @@ pub struct ListenerNote {
     /// Prefixes of the proxies whose connections begin with a PROXY header, if only they connect here.
     #[n(5)]
     pub proxy_from: Option<Vec<String>>,
+    /// The web server that has it too.
+    #[n(6)]
+    pub shared: Option<SharedNote>,
+}
+
+/// The web server that has a port too.
+#[derive(Clone, PartialEq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct SharedNote {
+    /// Its address.
+    #[n(0)]
+    pub backend: SocketAddr,
+    /// The server names that are ours.
+    #[n(1)]
+    pub names: Vec<String>,
+    /// The word of `send_proxy`.
+    #[n(2)]
+    pub send_proxy: String,
 }
 
 /// What a socket that comes along is.
@@ -344,9 +400,15 @@ mod tests {
             clock: Ticks(5),
             pid: 9,
             tells_life: Some(true),
+            takes_passed_on: Some(true),
         });
         assert_eq!(through_bytes(&hello), hello);
         assert_eq!(through_bytes(&FromNew::Alive), FromNew::Alive);
+        let way = WayNote { unsent: b"half".to_vec(), has_ended: true, is_shut: false };
+        let idle = WayNote { unsent: Vec::new(), has_ended: false, is_shut: false };
+        let client = ClientAddress::from("192.0.2.7:5".parse::<SocketAddr>().unwrap());
+        let passed_on = FromOld::PassedOn(PassedOnNote { client, to_backend: way, to_client: idle });
+        assert_eq!(through_bytes(&passed_on), passed_on);
         let refused = FromNew::Refused { reason: "no".into(), is_configuration: true };
         assert_eq!(through_bytes(&refused), refused);
         for part in [WorkerPart::Listener(3), WorkerPart::Sockets(vec![1, 2]), WorkerPart::Changes] {

@@ -101,6 +101,7 @@ impl Metrics {
         self.publish_sockets(&mut text);
         Self::publish_pieces(&mut text, &workers);
         self.publish_streams(&mut text, &workers);
+        self.publish_shared(&mut text);
         self.publish_tls(&mut text);
         self.publish_revocations(&mut text);
         for source in &self.others {
@@ -219,6 +220,21 @@ impl Metrics {
                 ("proxy_header", proxy_header),
             ],
         );
+    }
+
+    fn publish_shared(&self, text: &mut Text) {
+        let (open, ended, [to_backend, to_client]) = self.running.passed_on();
+        text.counter("throughway_shared_connections_total", "Connections to listen.shared, by what became of them")
+            .each("result", self.running.shared_counts());
+        text.gauge("throughway_shared_passed_on", "Open connections that are passed on to web servers").value(open);
+        text.counter("throughway_shared_ended_total", "Connections to web servers that have ended, by reason")
+            .each("reason", ended);
+        text.counter("throughway_shared_bytes_total", "Bytes that were passed on, by direction")
+            .each("direction", [("to_backend", to_backend), ("to_client", to_client)]);
+        let backends = self.running.backends();
+        let is_up = backends.iter().map(|(address, of)| (address.to_string(), u8::from(of.error.is_none())));
+        text.gauge("throughway_shared_backend_up", "0 if the last attempt to reach a web server failed")
+            .each("backend", is_up);
     }
 
     fn publish_tls(&self, text: &mut Text) {

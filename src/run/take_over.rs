@@ -295,6 +295,7 @@ fn hello() -> Hello {
         clock: clock::now().ticks,
         pid: std::process::id(),
         tells_life: Some(true),
+        takes_passed_on: Some(true),
     }
 }
 
@@ -468,6 +469,7 @@ fn last_words(old: &mut OldProcess, running: &Running) -> (Option<Code>, String,
     let words = loop {
         match old.hear(LAST_RECORDS) {
             Ok((FromOld::Late { five_tuple, tls }, socket)) => adopt_late(running, five_tuple, tls, socket),
+            Ok((FromOld::PassedOn(note), sockets)) => running.adopt_passed_on(note, sockets),
             Ok((FromOld::Stop, _)) => end_for_old_process(),
             words => break words,
         }

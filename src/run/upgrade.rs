@@ -328,6 +328,11 @@ impl Confirmed {
     /// The workers end without a word.
     pub(crate) fn end_workers(self) -> Leaving {
         let Self { done, new, handing, listeners, is_stopped } = self;
+        match new.channel() {
+            Ok(channel) if new.takes_passed_on() => handing.give_passed_on(channel),
+            // It is of an earlier release, or the system has no more files.
+            Ok(_) | Err(_) => handing.abandon_passed_on(),
+        }
         handing.end();
         Leaving { done, new, listeners, is_stopped }
     }
@@ -441,6 +446,7 @@ mod tests {
             clock: clock::now().ticks,
             pid: 1,
             tells_life: None,
+            takes_passed_on: None,
         }
     }
 

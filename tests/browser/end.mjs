@@ -32,6 +32,10 @@ async function inBrowser() {
   return {
     async begin(task) {
       const page = await running.browser.newPage();
+      if (task.page) {
+        const answer = await page.goto(task.page);
+        if (!answer?.ok()) throw new Error(`${task.page}: ${answer?.status()}`);
+      }
       await page.evaluate(`window.callIn = ${callIn}`);
       await page.evaluate((what) => { window.end = window.callIn(what, window); }, task);
       return {

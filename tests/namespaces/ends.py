@@ -67,14 +67,15 @@ class End(calls.PeerProcess):
 
 
 class Call:
-    """From the offer to the open channel; then the messages run by themselves. `of_answerer` are its servers, if it has others."""
+    """From the offer to the open channel; then the messages run by themselves. `of_answerer` are its servers, if it has
+    others; `page` is what browsers load first, and call from."""
 
-    def __init__(self, offerer, answerer, servers, count, every_ms, seconds=15, of_answerer=None):
+    def __init__(self, offerer, answerer, servers, count, every_ms, seconds=15, of_answerer=None, page=None):
         self.both = {"offer": offerer, "answer": answerer}
         self.count = count
         for role, end in self.both.items():
             end.say({"role": role, "iceServers": of_answerer if of_answerer and role == "answer" else servers, "count": count, "everyMs": every_ms,
-                     "size": SIZE, "seconds": seconds + (count * every_ms / 1000 if role == "answer" else 0)})
+                     "size": SIZE, "page": page, "seconds": seconds + (count * every_ms / 1000 if role == "answer" else 0)})
         self.candidates = {}
         offer = offerer.hear(ANSWERS_WITHIN)
         self._only_relayed(offerer, offer)

@@ -59,6 +59,27 @@ impl Admin {
             })).collect::<Vec<_>>(),
             "acme": self.parts.acme.status(),
             "revocations": running.revocations().len(),
+            "shared": self.shared(),
+        })
+    }
+
+    /// The web servers behind `listen.shared`; null if there are none.
+    fn shared(&self) -> Value {
+        let running = &self.parts.running;
+        let backends = running.backends();
+        if backends.is_empty() {
+            return Value::Null;
+        }
+        let (open, ended, [to_backend, to_client]) = running.passed_on();
+        json!({
+            "connections": counts(running.shared_counts().into_iter()),
+            "passed_on": open,
+            "ended": counts(ended.into_iter()),
+            "bytes_to_backend": to_backend,
+            "bytes_to_client": to_client,
+            "backends": backends.iter().map(|(address, of)| json!({
+                "address": address, "up": of.error.is_none(), "error": of.error, "failures": of.failures,
+            })).collect::<Vec<_>>(),
         })
     }
 

@@ -128,6 +128,8 @@ pub(super) struct NewProcess {
     has_said_hello: bool,
     /// It says that it lives while it is on probation.
     tells_life: bool,
+    /// It takes connections that are passed on to web servers.
+    takes_passed_on: bool,
     /// It was told to read packets, or may have been.
     may_read: bool,
     has_proved_itself: bool,
@@ -140,8 +142,16 @@ impl NewProcess {
     }
 
     const fn new(child: Option<Child>, peer: Option<Pid>, channel: Channel) -> Self {
-        let (has_said_hello, tells_life, may_read, has_proved_itself) = (false, false, false, false);
-        Self { child, peer, channel, has_said_hello, tells_life, may_read, has_proved_itself }
+        Self {
+            child,
+            peer,
+            channel,
+            has_said_hello: false,
+            tells_life: false,
+            takes_passed_on: false,
+            may_read: false,
+            has_proved_itself: false,
+        }
     }
 
     /// Whether this process started it.
@@ -157,6 +167,11 @@ impl NewProcess {
     /// Whether it says that it lives while it is on probation.
     pub(super) const fn tells_life(&self) -> bool {
         self.tells_life
+    }
+
+    /// Whether it takes connections that are passed on to web servers.
+    pub(super) const fn takes_passed_on(&self) -> bool {
+        self.takes_passed_on
     }
 
     /// Its number here; `None` for one of another PID namespace.
@@ -184,6 +199,7 @@ impl NewProcess {
             Ok((said, _)) => {
                 if let FromNew::Hello(hello) = &said {
                     (self.has_said_hello, self.tells_life) = (true, hello.tells_life == Some(true));
+                    self.takes_passed_on = hello.takes_passed_on == Some(true);
                 }
                 Ok(said)
             }

@@ -149,7 +149,18 @@ function showNumbers(now) {
     'no listener has TLS',
   );
   showAcme(now);
+  showShared(now);
   for (const id of ['numbers', 'why', 'ends', 'certs']) at(id).hidden = false;
+}
+
+/** Who has the port of listen.shared too, and how much is passed on. */
+function showShared({ shared }) {
+  at('shared').hidden = !shared;
+  if (!shared) return;
+  const state = ({ up, error }) => (up ? ['reachable', ''] : [`not reachable: ${error}`, 'bad']);
+  fill('shared-table', shared.backends.map((of) => [of.address, state(of), [whole(of.failures), 'number']]), 'none');
+  const carried = bytes(shared.bytes_to_backend + shared.bytes_to_client);
+  at('shared-note').textContent = `${whole(shared.passed_on)} connections passed on now, ${carried} in all`;
 }
 
 /** What becomes of the certificate that the server gets itself. */
