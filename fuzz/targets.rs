@@ -25,6 +25,7 @@ use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
+use throughway::protocol::pool::Pool;
 use throughway::protocol::quota::{Admitted, Counted, QuotaClaim, Quotas};
 use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
@@ -164,6 +165,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
                 alternates: Alternates::default(),
+                pool: Pool::default(),
                 interim_seconds: 60,
                 channel_number_max: 0x7FFE,
                 relay_ipv4: true,

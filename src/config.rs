@@ -7,6 +7,7 @@
 pub mod accounting;
 pub mod acme;
 pub mod admin;
+mod alternates;
 pub mod checked;
 pub mod coturn;
 pub mod describe;

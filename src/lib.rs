@@ -99,6 +99,7 @@ pub mod jwt;
 pub mod net;
 pub mod ops;
 pub mod printable;
+pub mod probe;
 pub mod protocol;
 pub mod public_address;
 pub mod run;

@@ -50,6 +50,7 @@ use crate::net::passed::Passed;
 use crate::net::upgrade_messages::UpgradeTimes;
 use crate::net::{self, EventReceivers, Running};
 use crate::ops::advice;
+use crate::ops::alternates::Alternates;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
 use crate::ops::drain::Drain;
 use crate::ops::external;
@@ -192,6 +193,7 @@ pub(crate) struct Started {
     pub(crate) issuing: Arc<IssueCounts>,
     pub(crate) refusals: Arc<Refusals>,
     acme: Arc<Acme>,
+    alternates: Arc<Alternates>,
     upgrades: Arc<Upgrades>,
     usage: Option<Usage>,
     log: tokio::task::JoinHandle<()>,
@@ -247,11 +249,14 @@ impl Started {
         let relay = Arc::downgrade(&running);
         let acme = Acme::start(move || relay.upgrade()?.tls());
         let of_acme = Arc::clone(&acme);
+        let alternates = Alternates::start(&running);
+        let of_alternates = Arc::clone(&alternates);
+        let metrics = metrics.with(move |text| of_alternates.publish(text));
         let relay = Arc::downgrade(&running);
         let not_passed = move || relay.upgrade().map_or(0, |running| running.streams_not_passed());
         let metrics = metrics.with(move |text| of_upgrades.publish(text, not_passed()));
         let metrics = Arc::new(metrics.with(move |text| of_acme.publish(text)));
-        Ok(Self { running, metrics, status, issuing, refusals, acme, upgrades, usage, log })
+        Ok(Self { running, metrics, status, issuing, refusals, acme, alternates, upgrades, usage, log })
     }
 
     /// Waits until the last session's line and record are written; the workers must have ended. Gives the code of the last
@@ -673,6 +678,7 @@ fn admin(
         usage: started.usage.as_ref().map(Usage::metrics),
         refusals: Arc::clone(&started.refusals),
         acme: Arc::clone(&started.acme),
+        alternates: Arc::clone(&started.alternates),
         commands,
         level,
         clock: clock::now,

@@ -19,7 +19,7 @@ fn uses_crate(source: &Source, name: &str) -> bool {
 }
 
 /// The parts of the crate from the ground up: each may use only those before it. `docs/architecture.md` has the same list.
-const PARTS: [&str; 27] = [
+const PARTS: [&str; 28] = [
     "address",
     "time",
     "clock",
@@ -38,6 +38,7 @@ const PARTS: [&str; 27] = [
     "protocol",
     "config",
     "public_address",
+    "probe",
     "import",
     "net",
     "ops",

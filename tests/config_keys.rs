@@ -170,6 +170,8 @@ const WEBHOOK: &str = "accounting.webhook = \"https://127.0.0.1/u\"\naccounting.
 
 /// Of keys whose type says too little about them: what stands beside them in both files, and a valid value other than the
 /// default. A key that is beside itself has the value there at first.
+const ALTERNATES: &str = "turn.alternates = [{ address = \"192.0.2.8:3478\" }]\n";
+
 const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("realm", "", "\"r\""),
     ("listen.udp", "", "[\"127.0.0.1:21001\"]"),
@@ -191,6 +193,9 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("relay.external_metadata", "relay.external = \"aws\"\n", "\"http://127.0.0.1:8000\""),
     ("relay.ports", "", "\"50000-50100\""),
     ("turn.max_lifetime", "", "\"2h\""),
+    ("turn.redirect", ALTERNATES, "\"full\""),
+    ("turn.redirect_percent", "turn.redirect = \"full\"\nturn.alternates = [{ address = \"192.0.2.8:3478\" }]\n", "7"),
+    ("turn.alternates", "", "[{ address = \"192.0.2.8:3478\" }]"),
     ("auth.expiry_grace", "auth.on_expiry = \"close\"\n", "\"7s\""),
     ("auth.nonce_key_file", "", "\"secret\""),
     ("auth.revocations_file", "", "\"revocations\""),

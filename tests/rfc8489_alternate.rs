@@ -6,13 +6,16 @@ use test_support::harness::stun::{
     ALLOCATE, BINDING, CHANNEL_BIND, CREATE_PERMISSION, Incoming, NONCE, REALM as REALM_ATTRIBUTE, REFRESH, allocate,
     request,
 };
-use test_support::harness::{Harness, Went, addr, alice};
+use test_support::harness::{Client, Harness, Went, addr, alice, user};
+use throughway::address::Transport;
 use throughway::protocol::alternates::{Alternates, Siblings};
+use throughway::protocol::pool::{LOAD_MAX, Member, PROBE_SOFTWARE, Pool, PoolState, Redirect};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::Settings;
 
 const ALTERNATE_SERVER: u16 = 0x8023;
 const ALTERNATE_DOMAIN: u16 = 0x8003;
+const SOFTWARE: u16 = 0x8022;
 
 fn sibling(settings: &mut Settings, addresses: &[&str]) {
     let mut plain = Siblings::default();
@@ -210,4 +213,167 @@ fn a_sibling_can_come_and_go_while_the_server_drains() {
     h.refuses(client, allocate(), 300, Why::Redirected);
     h.reconfigure(|settings| sibling(settings, &[]));
     h.refuses(client, allocate(), 486, Why::Draining);
+}
+
+const POOL: [&str; 3] = ["198.51.100.1:3478", "198.51.100.2:3478", "[2001:db8::3]:3478"];
+
+fn pool(redirect: Redirect) -> Pool {
+    let member = |address: &&str| Member { plain: Some(addr(address)), tls: None, name: None, weight: 1 };
+    Pool { members: POOL.iter().map(member).collect(), redirect }
+}
+
+/// A server with a pool of which these take clients.
+fn with_pool(redirect: Redirect, up: &[usize], load: u16) -> Harness {
+    let h = Harness::with(|settings| settings.pool = pool(redirect));
+    is_up(&h, redirect, up, load);
+    h
+}
+
+fn is_up(h: &Harness, redirect: Redirect, up: &[usize], load: u16) {
+    let mut state = PoolState { load, ..PoolState::new(&pool(redirect)) };
+    up.iter().for_each(|at| Transport::ALL.into_iter().for_each(|transport| state.set_up(*at, transport)));
+    h.books.set_pool(state);
+}
+
+fn first(h: &mut Harness, client: Client) -> Incoming {
+    h.ask_unsigned(client, allocate())
+}
+
+const FULL: Redirect = Redirect::Full { above: 900 };
+
+// [8489-10-1]
+#[test]
+fn a_full_server_sends_newcomers_to_a_server_of_the_pool_and_keeps_what_lives() {
+    let mut h = with_pool(FULL, &[0, 1, 2], 0);
+    let kept = h.client();
+    h.allocate(kept);
+    is_up(&h, FULL, &[0, 1, 2], LOAD_MAX);
+    let mut seen = std::collections::BTreeSet::new();
+    for number in 0..20 {
+        for spec in [alice(), alice().tcp()] {
+            let client = h.add(spec.from(&format!("203.0.113.9:{}", 1000 + number)));
+            let reply = first(&mut h, client);
+            assert_eq!((reply.code(), reply.has(NONCE)), (300, false));
+            seen.insert(alternate(&reply).to_string());
+            assert_eq!(alternate(&first(&mut h, client)), alternate(&reply), "sent again, answered alike");
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), POOL[..2], "both of its family have their share");
+    let by_ipv6 = h.add(alice().ipv6());
+    assert_eq!(alternate(&first(&mut h, by_ipv6)), addr(POOL[2]));
+    assert_eq!((first(&mut h, kept).code(), h.refresh(kept, 600).code()), (401, 0));
+    // Nothing but Allocate begins something.
+    let newcomer = h.client();
+    assert_eq!(h.ask_unsigned(newcomer, request(REFRESH)).code(), 401);
+    is_up(&h, FULL, &[0, 1, 2], 899);
+    assert_eq!(first(&mut h, newcomer).code(), 401, "there is room");
+}
+
+// Where all are full a client must be served somewhere, and not sent in circles.
+#[test]
+fn nobody_is_sent_to_a_server_that_takes_nobody() {
+    for redirect in [FULL, Redirect::Always] {
+        let mut h = with_pool(redirect, &[], LOAD_MAX);
+        let client = h.client();
+        assert_eq!(first(&mut h, client).code(), 401);
+        h.allocate(client);
+        let (late, by_ipv6) = (h.add(user("late")), h.add(alice().ipv6()));
+        is_up(&h, redirect, &[2], LOAD_MAX);
+        assert_eq!(first(&mut h, late).code(), 401, "another family");
+        assert_eq!(first(&mut h, by_ipv6).code(), 300);
+        // What was known of another pool says nothing of this one.
+        is_up(&h, redirect, &[0, 1], LOAD_MAX);
+        h.reconfigure(|settings| drop(settings.pool.members.remove(0)));
+        assert_eq!(first(&mut h, late).code(), 401);
+    }
+}
+
+#[test]
+fn between_the_threshold_and_a_full_server_some_go_and_some_stay() {
+    let mut h = with_pool(FULL, &[0, 1], 950);
+    let sent = (0..200_u16).filter(|number| {
+        let client = h.add(alice().from(&format!("203.0.113.9:{}", 2000 + number)));
+        first(&mut h, client).code() == 300
+    });
+    let sent = sent.count();
+    assert!((60..140).contains(&sent), "about half: {sent}");
+}
+
+// RFC 8489 has no word for it: an Allocate without credentials is what every TURN server answers with 401.
+#[test]
+fn a_server_that_asks_hears_whether_one_is_nearly_full_or_full_or_drains() {
+    let probe = || allocate().with(SOFTWARE, PROBE_SOFTWARE);
+    let mut h = with_pool(FULL, &[0, 1], 0);
+    let asker = h.client();
+    assert_eq!(h.ask_unsigned(asker, probe()).code(), 401);
+    is_up(&h, FULL, &[], 900);
+    let reply = h.ask_unsigned(asker, probe());
+    assert_eq!((reply.code(), reply.has(ALTERNATE_SERVER), reply.has(NONCE)), (486, false, false));
+    is_up(&h, FULL, &[0, 1], LOAD_MAX);
+    assert_eq!(h.ask_unsigned(asker, probe()).code(), 508);
+    assert!(reply.bytes.len() <= 28, "{} bytes", reply.bytes.len());
+    assert_eq!((h.rejects(Why::Busy), h.rejects(Why::Full), h.refused.len()), (1, 1, 0), "counted, and no news");
+    // Whether or not there is another one: two that send everybody to each other would serve nobody.
+    let mut always = with_pool(Redirect::Always, &[], 0);
+    let (asker, client) = (always.client(), always.client());
+    assert_eq!((always.ask_unsigned(asker, probe()).code(), first(&mut always, client).code()), (508, 401));
+    let mut draining = Harness::new();
+    draining.drain_all();
+    let asker = draining.client();
+    assert_eq!((draining.ask_unsigned(asker, probe()).code(), first(&mut draining, asker).code()), (508, 401));
+}
+
+// A server without a place sends to one that is nearly full, and that one, which sees this one full, serves.
+#[test]
+fn who_finds_no_place_may_go_to_a_server_that_is_nearly_full() {
+    let mut h = with_pool(FULL, &[], 999);
+    let client = h.client();
+    let spare = |load| {
+        let mut state = PoolState { load, ..PoolState::new(&pool(FULL)) };
+        state.set_spare(1, Transport::Udp);
+        state
+    };
+    h.books.set_pool(spare(999));
+    assert_eq!(first(&mut h, client).code(), 401, "there is a place");
+    h.books.set_pool(spare(LOAD_MAX));
+    assert_eq!(alternate(&first(&mut h, client)), addr(POOL[1]));
+}
+
+#[test]
+fn a_token_of_this_server_keeps_its_client_here() {
+    let mut h = with_pool(Redirect::Always, &[0, 1], 0);
+    let client = h.client();
+    let token = allocate().with(0x0022, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(h.ask_unsigned(client, token).code(), 401);
+    assert_eq!(first(&mut h, client).code(), 300);
+}
+
+// A client that was challenged before the last place was taken: a signed 300 is better than a refusal.
+#[test]
+fn who_finds_no_place_is_sent_elsewhere_by_a_signed_300() {
+    let mut h = Harness::with(|settings| {
+        settings.pool = pool(FULL);
+        settings.limits.allocations = Some(1);
+    });
+    let (kept, late) = (h.client(), h.add(user("late")));
+    h.allocate(kept);
+    h.refuses(late, allocate(), 486, Why::QuotaServer);
+    is_up(&h, FULL, &[1], 0);
+    let reply = h.refuses(late, allocate(), 300, Why::Redirected);
+    assert_eq!(alternate(&reply), addr(POOL[1]));
+    h.reconfigure(|settings| settings.pool.redirect = Redirect::Draining);
+    h.refuses(late, allocate(), 486, Why::QuotaServer);
+    assert_eq!((h.allocations(), h.books.admitted()), (1, 1));
+}
+
+#[test]
+fn a_draining_server_without_a_sibling_uses_its_pool() {
+    let mut h = with_pool(Redirect::Draining, &[0], LOAD_MAX);
+    let client = h.client();
+    assert_eq!(first(&mut h, client).code(), 401, "full or not");
+    h.drain_all();
+    let newcomer = h.client();
+    assert_eq!(alternate(&first(&mut h, newcomer)), addr(POOL[0]));
+    h.reconfigure(|settings| sibling(settings, &["198.51.100.8:3479"]));
+    assert_eq!(alternate(&first(&mut h, newcomer)), addr("198.51.100.8:3479"), "drain.alternate comes first");
 }

@@ -54,6 +54,7 @@ pub(crate) fn check(
     let admin = check.admin();
     let lifetimes = check.lifetimes();
     let channel_numbers = check.channel_numbers();
+    let pool = check.pool(&listen);
     let auth = check.auth(environment, initial_secret.as_ref());
     let nonce_key = check.secret_of("auth.nonce_key_file");
     check.issuing_needs_a_secret(&http.issuing, &auth);
@@ -84,6 +85,7 @@ pub(crate) fn check(
         relay,
         lifetimes,
         channel_numbers,
+        pool,
         auth,
         nonce_key,
         peers,

@@ -26,6 +26,7 @@ use crate::config::upgrade::UpgradeConfig;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::nonce::{NONCE_BYTES_MAX, PLAIN_NONCE_BYTES};
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
+use crate::protocol::pool::Pool;
 use crate::protocol::settings::{AuthSettings, NameForms, Settings, Sha256Offer};
 use crate::wire::integrity::PASSWORD_ALGORITHMS;
 
@@ -48,6 +49,8 @@ pub struct Config {
     pub lifetimes: Lifetimes,
     /// The channel numbers that may be bound.
     pub channel_numbers: ChannelNumbers,
+    /// `turn.alternates`, and when clients are sent there.
+    pub pool: Pool,
     /// `[auth]`, as the core has it.
     pub auth: AuthSettings,
     /// What is in `auth.nonce_key_file`, at least 16 bytes; without it each process makes its own key.
@@ -110,6 +113,7 @@ impl Config {
             peers,
             limits: self.limits.tables,
             alternates: self.drain.alternates.clone(),
+            pool: self.pool.clone(),
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,

@@ -258,10 +258,10 @@ pub const OPTIONS: &[CoturnOption] = &[
     value("acme-redirect", Dropped("HTTP is never answered on a port for clients; a web server on port 80 can redirect")),
 
     // Other servers.
-    value("alternate-server", Asks("new clients are sent to another server during a drain only: see drain.alternate; to share load, give clients several turn: URIs")),
-    value("tls-alternate-server", Asks("new clients are sent to another server during a drain only: see drain.alternate_tls; to share load, give clients several turns: URIs")),
-    value("tcp-alternate-server", Asks("new clients are sent to another server during a drain only: see drain.alternate; to share load, give clients several turn: URIs")),
-    value("udp-alternate-server", Asks("new clients are sent to another server during a drain only: see drain.alternate; to share load, give clients several turn: URIs")),
+    value("alternate-server", Asks("write the server into turn.alternates, with turn.redirect = \"always\" to send all new clients on as coturn does")),
+    value("tls-alternate-server", Asks("write the server into turn.alternates as tls, with turn.redirect = \"always\" to send all new clients on as coturn does")),
+    value("tcp-alternate-server", Asks("write the server into turn.alternates, with turn.redirect = \"always\" to send all new clients on as coturn does")),
+    value("udp-alternate-server", Asks("write the server into turn.alternates, with turn.redirect = \"always\" to send all new clients on as coturn does")),
     value("federation-listening-ip", Dropped("there is no federation")).gone(),
     value("federation-listening-port", Dropped("there is no federation")).gone(),
     flag("federation-no-dtls", Dropped("there is no federation")).gone(),

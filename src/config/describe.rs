@@ -50,6 +50,7 @@ impl Config {
         self.describe_http(&mut lines);
         lines.add("admin", self.admin_text());
         lines.add("accounting", self.accounting.describe());
+        self.pool.describe().into_iter().for_each(|text| lines.add("alternates", text));
         lines.add("drain", self.drain.describe());
         lines.add("upgrade", self.upgrade.describe());
         let per_user = self.log.session_lines_per_user;
@@ -263,6 +264,7 @@ impl Config {
                 "channels_per_allocation": self.limits.tables.channels_per_allocation,
             },
             "http": self.http_json(),
+            "turn": { "alternates": self.pool.describe_json() },
             "drain": self.drain.describe_json(),
             "accounting": {
                 "interval": self.accounting.interval,

@@ -158,6 +158,12 @@ pub const KEYS: &[ConfigKey] = &[
         "Longest lifetime granted at once; at least turn.default_lifetime"),
     key("turn.channels", Word(&["rfc5766", "rfc8656"]), "\"rfc5766\"",
         "Channel numbers that clients may bind: `rfc5766`: 0x4000 to 0x7FFE, also for older clients; `rfc8656`: 0x4000 to 0x4FFF"),
+    key("turn.redirect", Word(&["draining", "full", "always"]), "\"draining\"",
+        "When new clients are sent to `turn.alternates`: while this server drains; also when it is `full`; or `always`"),
+    key("turn.redirect_percent", Count(100), "90",
+        "With `full`: from which share of `limits.allocations`, `limits.bandwidth` or `relay.ports` on, in percent"),
+    key("turn.alternates", Tables("address = \"198.51.100.2:3478\""), "[]",
+        "Other servers that take clients from this one, at most 16; each is asked every 5 s whether it does"),
 
     key("auth.max_ttl", Duration(1, TEN_YEARS), "\"48h\"",
         "How far in the future a time-limited credential may end; the server refuses a later end"),
@@ -383,6 +389,11 @@ pub const FIELDS: &[ConfigKey] = &[
     field("tls.acme.challenge", Word(&["auto", "tls-alpn-01", "http-01"]), "How the authority is shown that the names are this server's: `tls-alpn-01` on port 443, `http-01` on port 80; `auto` (the default): the first if a listener for TLS has port 443"),
     field("tls.acme.http_listen", Text, "Where `http-01` answers; left out: `[::]:80`"),
     field("tls.acme.state", Text, "The directory of the account and of the certificate; left out: `acme` in the state directory of the unit"),
+
+    field("turn.alternates.address", Text, "Its address and port for clients over UDP and TCP"),
+    field("turn.alternates.tls", Text, "Its address and port for clients over TLS"),
+    field("turn.alternates.name", Text, "The name in its certificate; left out: the name that clients know already"),
+    field("turn.alternates.weight", Count(1000), "Its share of the clients; left out: 1"),
 
     field("auth.users.password", Text, "The password; a text in place of the table says the same"),
     field("auth.users.file", Text, "The file that holds it"),

@@ -138,6 +138,7 @@ fn fields_of(path: &str) -> Value {
         }
         "listen.shared" => schema["required"] = json!(["address", "backend"]),
         "http.keys" => schema["required"] = json!(["name", "sha256"]),
+        "turn.alternates" => schema["anyOf"] = json!(one_of(&["address", "tls"])),
         _ => {}
     }
     schema
@@ -179,6 +180,7 @@ fn text(path: &str) -> Value {
         "realm" => {
             json!({ "type": "string", "minLength": 1, "maxLength": 127, "pattern": r#"^[^"\\\x00-\x1f\x7f]+$"# })
         }
+        "turn.alternates.address" | "turn.alternates.tls" => pattern(&format!("^{}$", address_and_port())),
         "relay.ports" => pattern(&format!(r"^\s*0*{port}\s*-\s*0*{port}\s*$", port = numbers(1, 65535))),
         "http.listen" => {
             let port = numbers(0, 65535);

@@ -27,6 +27,7 @@ use crate::clock;
 use crate::config::checked::Config;
 use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
+use crate::protocol::pool::PoolState;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
 use crate::time::Ticks;
@@ -109,6 +110,16 @@ impl Running {
         for incident in incidents {
             self.process.suspects.note(incident.five_tuple, now);
         }
+    }
+
+    /// Tells the workers who of the pool takes clients; the load in it is not looked at.
+    pub fn set_alternates(&self, state: PoolState) {
+        self.process.set_alternates(state);
+    }
+
+    /// Tells the workers how full this server is, in thousandths.
+    pub fn set_load(&self, load: u16) {
+        self.process.set_load(load);
     }
 
     /// The configuration that holds.

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use minicbor::{Decode, Encode};
@@ -15,6 +16,7 @@ use crate::address::{FiveTuple, PeerAddress};
 use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
 use crate::protocol::border::Shared;
 use crate::protocol::meter::Meters;
+use crate::protocol::pool::PoolState;
 use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use crate::protocol::quota_state::{QuotasChanges, QuotasImportError, QuotasState};
 use crate::protocol::reject::RejectReason;
@@ -95,6 +97,10 @@ pub struct Process {
     replies: ReplyBudget,
     /// When workers panicked, within the last minute.
     panics: Mutex<VecDeque<Ticks>>,
+    /// Who of the pool takes clients, and who takes those without a place: the words of `PoolState`.
+    alternates: [AtomicU64; 2],
+    /// How full this server is.
+    load: AtomicU16,
     /// Over whose packets.
     pub(super) suspects: Suspects,
 }
@@ -110,6 +116,8 @@ impl Process {
             revocations: Mutex::default(),
             replies: ReplyBudget::default(),
             panics: Mutex::default(),
+            alternates: Default::default(),
+            load: AtomicU16::new(0),
             suspects: Suspects::default(),
         }
     }
@@ -264,6 +272,17 @@ impl Process {
         self.quotas().admit(now, claim, limits, purpose)
     }
 
+    /// Who of the pool takes clients; the load is told for itself.
+    pub(super) fn set_alternates(&self, state: PoolState) {
+        self.alternates[0].store(state.up, Ordering::Relaxed);
+        self.alternates[1].store(state.spare, Ordering::Relaxed);
+    }
+
+    /// How full this server is.
+    pub(super) fn set_load(&self, load: u16) {
+        self.load.store(load, Ordering::Relaxed);
+    }
+
     /// How many answers were withheld from those who prove nothing, and the network of the last one.
     #[must_use]
     pub fn withheld_replies(&self) -> (u64, String) {
@@ -314,6 +333,11 @@ impl Shared for Process {
 
     fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
         self.replies.takes(now, rate, five_tuple, transaction)
+    }
+
+    fn pool(&self) -> PoolState {
+        let [up, spare] = [&self.alternates[0], &self.alternates[1]].map(|word| word.load(Ordering::Relaxed));
+        PoolState { up, spare, load: self.load.load(Ordering::Relaxed) }
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {

@@ -1,6 +1,7 @@
 //! What an operator sees and does: log, metrics, usage records, state.
 
 pub mod advice;
+pub mod alternates;
 pub mod command;
 pub mod drain;
 pub mod external;

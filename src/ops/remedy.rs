@@ -170,7 +170,15 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     ),
     (
         RejectReason::Redirected,
-        "the server drains and sent the client to its sibling (drain.alternate); a client that did not follow does not know ALTERNATE-SERVER",
+        "the server drains or is full, and sent the client to another one (drain.alternate, turn.alternates); a client that did not follow does not know ALTERNATE-SERVER",
+    ),
+    (
+        RejectReason::Busy,
+        "another server that has this one in turn.alternates asked whether it takes clients: it is fuller than its turn.redirect_percent",
+    ),
+    (
+        RejectReason::Full,
+        "another server that has this one in turn.alternates asked whether it takes clients: it is full or sends them away itself",
     ),
     (RejectReason::Draining, "the server accepts no new allocations because it is about to stop: use another server"),
     (

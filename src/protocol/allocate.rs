@@ -14,6 +14,7 @@ use super::opening::{Opening, RequestedAllocation, Stage};
 use super::owner::Owner;
 use super::peer_policy::is_tunnelled;
 use super::quota::{Admitted, Purpose, QuotaClaim};
+use super::redirect::alternate;
 use super::reject::RejectReason;
 use super::reservation::{RESERVATION_LIFETIME, Reservation};
 use super::revocation::Subject;
@@ -465,8 +466,12 @@ impl Server {
         let (via, fingerprint, key) = (opening.via, opening.fingerprint, opening.key());
         let head = (METHOD_ALLOCATE, opening.transaction_id);
         let username = Some(opening.owner.username().into());
+        let elsewhere = self.elsewhere_if_full(&via, reason);
+        let reason = elsewhere.as_ref().map_or(reason, |_| RejectReason::Redirected);
+        let mut value = [0; 20];
+        let attributes = elsewhere.as_ref().map(|(address, domain)| alternate(*address, domain.as_deref(), &mut value));
         self.counters.rejected(reason);
-        self.reply_error(via, head, fingerprint, reason, &[], Some(&key));
+        self.reply_error(via, head, fingerprint, reason, &attributes.unwrap_or_default(), Some(&key));
         self.outputs.push_back(Output::Happened(Event::Refused { via, reason, username }));
     }
 

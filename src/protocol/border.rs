@@ -15,6 +15,7 @@ use super::accounting::SessionRecord;
 use super::authenticated::AuthenticatedClient;
 use super::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use super::meter::Meters;
+use super::pool::PoolState;
 use super::quota::{Admitted, Counted, Purpose, QuotaClaim};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
@@ -425,6 +426,11 @@ pub trait Shared: Send + Sync {
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
+
+    /// Who of the pool takes clients, and how full this server is; nobody and nothing where it is not looked at.
+    fn pool(&self) -> PoolState {
+        PoolState::default()
+    }
 
     /// Whether an operator has revoked this subject; asked once per Allocate.
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool;

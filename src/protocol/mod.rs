@@ -33,6 +33,7 @@ pub mod meter;
 pub mod revocation;
 pub mod authenticated;
 pub mod alternates;
+pub mod pool;
 pub mod peer_policy;
 pub mod permission;
 pub mod channel;

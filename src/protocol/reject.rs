@@ -136,8 +136,12 @@ reject_reasons! {
     QuotaClientRate = CODE_ALLOC_QUOTA_REACHED, "quota_client_rate", "Too many allocations a minute";
     /// `limits.allocations`.
     QuotaServer = CODE_ALLOC_QUOTA_REACHED, "quota_server", "Allocation Quota Reached";
-    /// The server drains, and another one takes its clients.
+    /// The server drains or is full, and another one takes its clients.
     Redirected = CODE_TRY_ALTERNATE, "redirected", "Try Alternate";
+    /// Another server asked whether this one takes clients: it takes those that no other server has a place for.
+    Busy = CODE_ALLOC_QUOTA_REACHED, "busy", "Server is nearly full";
+    /// Another server asked the same, and this one takes nobody.
+    Full = CODE_INSUFFICIENT_CAPACITY, "full", "Server is full";
     /// The server drains.
     Draining = CODE_ALLOC_QUOTA_REACHED, "draining", "Server is draining";
     /// Every port of the range is taken.

@@ -77,8 +77,8 @@ impl Server {
             self.reply_error(via, head, fingerprint, reason, attributes, key);
         }
         // The first answer to a client that has not said who it is: counted, but no news.
-        let is_first_answer =
-            reason == RejectReason::Challenge || (reason == RejectReason::Redirected && key.is_none());
+        let is_first_answer = reason == RejectReason::Challenge
+            || (matches!(reason, RejectReason::Redirected | RejectReason::Busy | RejectReason::Full) && key.is_none());
         if !is_first_answer {
             // A longer name belongs to no client, and events wait in a queue.
             let username = message.get(Known::Username).filter(|name| name.len() <= USERNAME_BYTES_MAX);

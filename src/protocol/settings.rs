@@ -12,6 +12,7 @@ use crate::protocol::alternates::Alternates;
 use crate::protocol::meter::Rates;
 use crate::protocol::nonce::Offer;
 use crate::protocol::peer_policy::PeerPolicy;
+use crate::protocol::pool::Pool;
 use crate::wire::integrity::{USERHASH_BYTES, userhash};
 
 /// Everything the core reads.
@@ -33,6 +34,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Where clients are sent while the server drains.
     pub alternates: Alternates,
+    /// The servers that take clients from this one, and when.
+    pub pool: Pool,
     /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
     pub interim_seconds: u32,
     /// Whether there is an IPv4 address to relay from.

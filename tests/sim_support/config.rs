@@ -12,6 +12,7 @@ use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
+use throughway::protocol::pool::Pool;
 use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
 
 use super::rng::Rng;
@@ -187,6 +188,7 @@ impl Config {
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
             alternates: Alternates::default(),
+            pool: Pool::default(),
             interim_seconds: INTERIM_SECONDS as u32,
             channel_number_max: 0x7FFE,
             relay_ipv4: true,

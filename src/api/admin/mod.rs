@@ -41,6 +41,7 @@ use crate::calendar::rfc3339;
 use crate::config::Config;
 use crate::config::checked::LogLevel;
 use crate::net::{Cursor, Running};
+use crate::ops::alternates::Alternates;
 use crate::ops::command::{Command, Commands, UpgradeRequest};
 use crate::ops::log::Level;
 use crate::ops::refusals::Refusals;
@@ -121,6 +122,8 @@ pub struct AdminParts {
     pub refusals: Arc<Refusals>,
     /// Certificates that the server gets itself.
     pub acme: Arc<Acme>,
+    /// The pool of `turn.alternates`.
+    pub alternates: Arc<Alternates>,
     /// Who is shut out, and how more are.
     pub revoker: Arc<Revoker>,
     /// What is done beside the signals.

@@ -58,6 +58,7 @@ impl Admin {
                 "valid_until": (!certificate.is_stand_in).then_some(certificate.not_after),
             })).collect::<Vec<_>>(),
             "acme": self.parts.acme.status(),
+            "alternates": self.parts.alternates.status(),
             "revocations": running.revocations().len(),
             "shared": self.shared(),
         })

@@ -30,6 +30,7 @@ use throughway::protocol::export::{ImportError, ServerState, counters_of};
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
+use throughway::protocol::pool::Pool;
 use throughway::protocol::quota::{Admitted, Purpose};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
@@ -91,6 +92,7 @@ fn default_settings() -> Settings {
         peers: policy(&[], &[]),
         limits: Limits::default(),
         alternates: Alternates::default(),
+        pool: Pool::default(),
         interim_seconds: 0,
         channel_number_max: 0x7FFE,
         relay_ipv4: true,

@@ -11,6 +11,7 @@ use throughway::protocol::authenticated::{AuthenticatedCounts, AuthenticatedCoun
 use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest, Shared};
 use throughway::protocol::ids::{AllocationId, WorkerId};
 use throughway::protocol::meter::Meters;
+use throughway::protocol::pool::PoolState;
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reject::RejectReason;
@@ -29,6 +30,7 @@ struct Inside {
     relayed: BTreeSet<SocketAddr>,
     revoked: Revocations,
     replies: ReplyBudget,
+    pool: PoolState,
 }
 
 /// Quotas and relayed addresses of all workers.
@@ -89,6 +91,10 @@ impl Books {
         inside.authenticated = AuthenticatedCounts::from_state(&state.authenticated);
         inside.revoked = Revocations::from_state(state.revocations);
     }
+    /// Who of the pool takes clients, and how full the server is.
+    pub fn set_pool(&self, state: PoolState) {
+        self.locked().pool = state;
+    }
     /// As the process does it; the caller ends the live sessions too.
     pub fn revoke(&self, whose: Subject, until: UnixSeconds) {
         self.locked().revoked.insert(whose, until);
@@ -146,6 +152,10 @@ impl Shared for Books {
 
     fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
         self.locked().replies.takes(now, rate, five_tuple, transaction)
+    }
+
+    fn pool(&self) -> PoolState {
+        self.locked().pool
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
