@@ -1,6 +1,10 @@
 //! Randomness from a seed that is passed in: the same seed gives the same run.
 
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use sha2::{Digest, Sha256};
+
+use crate::wire::message::TransactionId;
 
 /// A generator whose output can't be foretold without its seed.
 #[derive(Clone)]
@@ -34,6 +38,13 @@ impl Random {
         }
     }
 
+    /// The seed of another generator.
+    pub fn seed(&mut self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        self.fill(&mut seed);
+        seed
+    }
+
     /// Any 64-bit number.
     pub fn next_u64(&mut self) -> u64 {
         let mut bytes = [0; 8];
@@ -53,26 +64,52 @@ impl std::fmt::Debug for Random {
     }
 }
 
-/// Fast numbers for transaction ids of indications, which need to differ but not to be secret.
-#[derive(Clone, Debug)]
-pub(super) struct Sequence(u64);
+/// Transaction ids of Data indications: uniform, and the next one can't be foretold (RFC 8489 section 5), at a few
+/// nanoseconds each.
+#[derive(Clone)]
+pub(super) struct TransactionIds(ChaCha8Rng);
 
-impl Sequence {
-    pub(super) const fn new(start: u64) -> Self {
-        Self(start)
+impl TransactionIds {
+    /// From a secret seed in production, from a fixed one in tests.
+    pub(super) fn new(seed: [u8; 32]) -> Self {
+        Self(ChaCha8Rng::from_seed(seed))
     }
 
+    // [8489-5-5]
     #[inline]
-    pub(super) fn transaction_id(&mut self) -> crate::wire::message::TransactionId {
-        // splitmix64: every state gives another number.
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^= z >> 31;
+    pub(super) fn next(&mut self) -> TransactionId {
+        // By words: filling a slice takes several times as long.
+        let (first, rest) = (self.0.next_u64(), self.0.next_u32());
         let mut id = [0; 12];
-        id[..8].copy_from_slice(&z.to_be_bytes());
-        id[8..].copy_from_slice(&(self.0 as u32).to_be_bytes());
-        crate::wire::message::TransactionId(id)
+        id[..8].copy_from_slice(&first.to_be_bytes());
+        id[8..].copy_from_slice(&rest.to_be_bytes());
+        TransactionId(id)
+    }
+}
+
+impl std::fmt::Debug for TransactionIds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TransactionIds(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // [8489-5-5]
+    #[test]
+    fn transaction_ids_differ_and_have_each_bit_as_often_set_as_not() {
+        const COUNT: u32 = 4096;
+        let mut ids = TransactionIds::new([7; 32]);
+        let drawn: Vec<[u8; 12]> = (0..COUNT).map(|_| ids.next().0).collect();
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), COUNT as usize);
+        for bit in 0..96 {
+            let set = drawn.iter().filter(|id| id[bit / 8] >> (bit % 8) & 1 == 1).count() as u32;
+            // Six standard deviations of 32 each.
+            assert!(set.abs_diff(COUNT / 2) < 192, "bit {bit}: {set}");
+        }
+        let mut others = TransactionIds::new([8; 32]);
+        assert!(!drawn.contains(&others.next().0), "another seed, other numbers");
     }
 }

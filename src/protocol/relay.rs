@@ -11,7 +11,7 @@ use super::counters::Counters;
 use super::ids::AllocationId;
 use super::packet_bucket::PacketRate;
 use super::peer_policy::{PeerClass, PeerPolicy};
-use super::random::Sequence;
+use super::random::TransactionIds;
 use super::reason::{Direction, DropReason};
 use super::reject::RejectReason;
 use crate::address::{Family, PeerAddress, Via};
@@ -150,7 +150,7 @@ impl Server {
         if let Err(why) = check_peer(from, permission.class, &self.settings.peers, &*self.shared) {
             return lane.drop(why.into(), payload.len());
         }
-        let Some(head) = head_to_client(lane.allocation, from, payload.len(), ticks, &mut self.sequence) else {
+        let Some(head) = head_to_client(lane.allocation, from, payload.len(), ticks, &mut self.transaction_ids) else {
             return lane.drop(DropReason::TooBig, payload.len());
         };
         lane.pass_to_client(now, head, meta, payload)
@@ -355,7 +355,7 @@ fn head_to_client(
     from: PeerAddress,
     bytes: usize,
     now: Ticks,
-    sequence: &mut Sequence,
+    transaction_ids: &mut TransactionIds,
 ) -> Option<Head> {
     let mut head = [0; DATA_INDICATION_HEAD_MAX];
     let is_stream = allocation.is_stream();
@@ -367,7 +367,7 @@ fn head_to_client(
             (channel_data::HEAD_BYTES, if is_stream { channel_data::padding(bytes) } else { 0 })
         }
         None => {
-            let len = data_indication_head(&mut head, sequence.transaction_id(), from, bytes)?;
+            let len = data_indication_head(&mut head, transaction_ids.next(), from, bytes)?;
             (len, channel_data::padding(bytes))
         }
     };

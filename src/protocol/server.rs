@@ -17,7 +17,7 @@ use super::ids::{AllocationId, WorkerId};
 use super::nonce::Nonces;
 use super::opening::Openings;
 use super::packet_bucket::PacketRate;
-use super::random::{Random, Sequence};
+use super::random::{Random, TransactionIds};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
 use super::reply_budget::ReplyRate;
@@ -49,7 +49,7 @@ pub struct Server {
     pub(super) counters: Arc<Counters>,
     pub(super) nonces: Nonces,
     pub(super) random: Random,
-    pub(super) sequence: Sequence,
+    pub(super) transaction_ids: TransactionIds,
     pub(super) table: AllocationTable,
     pub(super) openings: Openings,
     pub(super) reservations: Reservations,
@@ -105,7 +105,7 @@ impl Server {
             shared: parts.shared,
             counters: parts.counters,
             nonces: Nonces::new(&parts.nonce_key),
-            sequence: Sequence::new(random.next_u64()),
+            transaction_ids: TransactionIds::new(random.seed()),
             secret: random.next_u64(),
             packet_rate: packet_rate(&settings),
             reply_rate: reply_rate(&settings),
