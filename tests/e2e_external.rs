@@ -19,6 +19,9 @@ const ONE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 const TWO: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 8);
 const CHANGED: &str = "the public address has changed: new allocations get the new one";
 
+const OUT_OF_REACH: &str = "relay.external: what was found is not an address of the internet, so peers there can't reach what \
+     clients are given: write the public address, or see who answers (relay.external_servers, relay.external_metadata)";
+
 /// A STUN server that sees every client at one address, with the client's own port.
 struct Stun {
     at: SocketAddr,
@@ -239,6 +242,12 @@ fn a_change_is_for_new_allocations_and_one_line_of_the_log() {
     assert_eq!(changes.len(), 1);
     assert_eq!((&changes[0]["old"], &changes[0]["new"]), (&"198.51.100.7".into(), &"198.51.100.8".into()));
     assert!(!server.log.text().contains("this address is gone"), "{}", server.log.text());
+    // Both are for documentation: that is said of what was found later too.
+    let found = wait_for("the warning", || {
+        let lines = server.log.events(OUT_OF_REACH);
+        (!lines.is_empty()).then_some(lines)
+    });
+    assert_eq!((found.len(), &found[0]["advertised"]), (1, &"198.51.100.8".into()));
     // A reload keeps what was found.
     server.signal("HUP");
     wait_for("the reload", || server.log.text().contains("reload: ").then_some(()));

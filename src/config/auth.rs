@@ -147,7 +147,12 @@ impl Check {
         let of = self.table(node, "auth.users")?;
         let given: Vec<_> = USER_PROOFS.iter().filter_map(|name| Some((*name, of.text(name)?))).collect();
         let [(proof, (at, text))] = given.as_slice() else {
-            return self.lacks(&of, "needs exactly one of password, file and key_md5");
+            let text = if given.is_empty() && of.text("key_sha256").is_some() {
+                "has key_sha256 alone, which clients that know only MD5 can't use: add key_md5, or give the password"
+            } else {
+                "needs exactly one of password, file and key_md5"
+            };
+            return self.lacks(&of, text);
         };
         let sha256 = match of.text("key_sha256") {
             Some((at, _)) if *proof != "key_md5" => {

@@ -52,11 +52,9 @@ pub(crate) fn check(
     check.shared_backends_are_others(&listen, &http);
     check.shared_names_lead_here(&listen, &http, &tls);
     let admin = check.admin();
-    let lifetimes = check.lifetimes();
-    let channel_numbers = check.channel_numbers();
+    let (lifetimes, channel_numbers) = (check.lifetimes(), check.channel_numbers());
     let pool = check.pool(&listen);
-    let auth = check.auth(environment, initial_secret.as_ref());
-    let nonce_key = check.secret_of("auth.nonce_key_file");
+    let (auth, nonce_key) = (check.auth(environment, initial_secret.as_ref()), check.secret_of("auth.nonce_key_file"));
     check.issuing_needs_a_secret(&http.issuing, &auth);
     check.chatmail_ttl_fits(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);

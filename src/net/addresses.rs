@@ -15,7 +15,7 @@ use super::running::Running;
 use super::{interfaces, listening};
 use crate::address::Family;
 use crate::config::checked::Config;
-use crate::protocol::peer_policy::LocalAddresses;
+use crate::protocol::peer_policy::{LocalAddresses, is_global};
 use crate::protocol::settings::Settings;
 
 /// How long a look waits for the next notice: those of one change come together.
@@ -86,6 +86,23 @@ pub(super) fn serve(config: &Config, addresses: &RelayAddresses) -> (bool, Vec<(
         }
     });
     (addresses.serve(&wanted), missing)
+}
+
+/// Says which addresses that others found while the server runs no peer on the internet can reach; at the start
+/// `ops::advice` does.
+fn warn_of_found(before: &[RelayAddress], config: &Config, addresses: &RelayAddresses) {
+    if config.relay.external.source().is_none() {
+        return;
+    }
+    let is_out_of_reach = |ip: IpAddr| !is_global(ip) && !ip.is_loopback();
+    for address in addresses.serving().iter().filter(|of| !before.contains(of) && is_out_of_reach(of.advertised)) {
+        tracing::warn!(
+            local = %address.local,
+            advertised = %address.advertised,
+            "relay.external: what was found is not an address of the internet, so peers there can't reach what clients are given: \
+             write the public address, or see who answers (relay.external_servers, relay.external_metadata)"
+        );
+    }
 }
 
 /// Says what is relayed from now on, and what no longer is.
@@ -207,6 +224,7 @@ impl Running {
         let (has_changed, missing) = serve(&current.config, &self.addresses);
         if has_changed {
             report(&before, &current.config, &self.addresses, &missing);
+            warn_of_found(&before, &current.config, &self.addresses);
         }
         let mut listeners = listening::lock(&self.listening).addresses_now();
         listeners.extend(&current.http);

@@ -222,7 +222,10 @@ pub async fn follow(
             }
             _ = port_check.tick() => {
                 if let Some(running) = running.upgrade() {
-                    ports.look(clock::now().ticks, running.relay_ports().map(|(address, counts, _)| (address, counts)));
+                    // One that is left to its calls has no other ports than theirs.
+                    let serving: Vec<_> = running.relay_addresses().collect();
+                    let counts = running.relay_ports().map(|(address, counts, _)| (address, counts));
+                    ports.look(clock::now().ticks, counts.filter(|(address, _)| serving.contains(address)));
                 }
                 continue;
             }

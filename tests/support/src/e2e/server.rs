@@ -122,7 +122,7 @@ impl Settings {
         writeln!(text, "[limits]\n{}", pairs(&self.limits)).unwrap();
         writeln!(text, "[http]\nlisten = {:?}\nhosts = {:?}\n{}", self.http_listen, self.hosts, self.http).unwrap();
         // Tests count the lines of sessions, whatever number a slow machine has within a minute.
-        writeln!(text, "[log]\nsession_lines_per_user = 0\nformat = \"json\"\nlevel = {:?}", self.level).unwrap();
+        writeln!(text, "[log]\nformat = \"json\"\nlevel = {:?}\nsession_lines_per_user = 0", self.level).unwrap();
         writeln!(text, "[accounting]").unwrap();
         for (key, value) in &self.accounting {
             writeln!(text, "{key} = {value:?}").unwrap();
