@@ -401,7 +401,12 @@ fn warn_of_reach(config: &mut Config) {
     if config.relay.external.source().is_some() {
         external::ask_now(config);
     }
-    for (key, text) in advice::reach(config, &net::relay_candidates(config)) {
+    let relays = net::relay_candidates(config);
+    // One address that is reached is enough here; what could be better in the other family is for `check-config` to say.
+    if advice::reaches_any(&relays) {
+        return;
+    }
+    for (key, text) in advice::reach(config, &relays) {
         // With standard error closed there is no reader.
         let _ = writeln!(io::stderr(), "warning: {key}: {text}");
     }

@@ -426,7 +426,9 @@ fn check_config_shows_certificates_and_warns_of_a_name_that_none_has() {
         );
         let output = throughway(&["check-config", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        text(&output.stdout).to_owned()
+        // What it says of this machine's addresses is not looked at here.
+        let is_of_machine = |line: &&str| line.contains("warning") && line.contains(" relay.");
+        text(&output.stdout).lines().filter(|line| !is_of_machine(line)).collect::<Vec<_>>().join("\n")
     };
     let said = check("turn.example.org");
     assert!(said.contains("for turn.example.org, *.example.net; ends in "), "{said}");

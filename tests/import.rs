@@ -537,8 +537,8 @@ fn the_configuration_refuses_the_names_of_coturn_wherever_they_stand() {
         let told = error.lines().find(|problem| problem.starts_with(&line) && problem.contains(says));
         assert!(told.is_some_and(|told| told.contains("coturn's turnserver.conf")), "{text}\n{error}");
     }
-    // Every name, at the top and in a section, but for two that are ours as well.
-    for option in OPTIONS.iter().filter(|option| !["realm", "mobility"].contains(&option.name)) {
+    // Every name, at the top and in a section, but for those that are ours as well.
+    for option in OPTIONS.iter().filter(|option| !["realm", "mobility", "sha256"].contains(&option.name)) {
         for head in ["", "[relay]\n"] {
             let error = Config::from_toml("c.toml", &format!("{head}{} = 1\n{SECRET}", option.name)).unwrap_err();
             assert!(error.to_string().contains("coturn's turnserver.conf"), "{}: {error}", option.name);

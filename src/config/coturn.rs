@@ -167,7 +167,7 @@ pub const OPTIONS: &[CoturnOption] = &[
     flag("no-dynamic-ip-list", Implied("no list is read from a database")),
     flag("no-dynamic-realms", Implied("there is one realm")),
     flag("check-origin-consistency", Dropped("ORIGIN is not read")),
-    flag("sha256", Dropped("it was a draft of MESSAGE-INTEGRITY that no client uses")).gone(),
+    flag("sha256", Dropped("it was a draft of what auth.sha256 does, and no client uses it")).gone(),
     flag("sha384", Dropped("it was a draft of MESSAGE-INTEGRITY that no client uses")).gone(),
     flag("sha512", Dropped("it was a draft of MESSAGE-INTEGRITY that no client uses")).gone(),
     value("userdb", Becomes("auth.users and [[auth.secrets]]", "import-coturn reads a SQLite database")).short('b'),

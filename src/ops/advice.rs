@@ -59,6 +59,12 @@ pub fn reach(config: &Config, relays: &[RelayAddress]) -> Vec<(&'static str, Str
     advice
 }
 
+/// Whether clients are told at least one relay address that is not private.
+#[must_use]
+pub fn reaches_any(relays: &[RelayAddress]) -> bool {
+    relays.iter().any(|of| !is_private(of.advertised))
+}
+
 /// Families that the configuration names, and that can't be relayed in.
 fn families(config: &Config, relays: &[RelayAddress]) -> Option<(&'static str, String)> {
     let serves = |ip: &IpAddr| relays.iter().any(|of| of.local.is_ipv4() == ip.is_ipv4());

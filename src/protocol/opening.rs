@@ -127,10 +127,9 @@ pub struct OpeningState {
     /// The client has gone.
     #[n(8)]
     pub is_abandoned: bool,
-    /// How the answer is signed.
+    /// How the answer is signed, if not by MESSAGE-INTEGRITY.
     #[n(9)]
-    #[cbor(default)]
-    pub integrity: ReplyIntegrity,
+    pub integrity: Option<ReplyIntegrity>,
 }
 
 impl Opening {
@@ -143,7 +142,7 @@ impl Opening {
 impl OpeningState {
     /// Whether it needs more than RFC 5389 knew.
     pub(super) fn uses_sha256(&self) -> bool {
-        self.integrity != ReplyIntegrity::Sha1 || self.owner.has_sha256_key()
+        self.integrity.is_some() || self.owner.has_sha256_key()
     }
 }
 
@@ -161,7 +160,7 @@ impl From<OpeningState> for Opening {
             is_abandoned,
             integrity,
         } = state;
-        let owner = Owner::from_state(owner);
+        let (owner, integrity) = (Owner::from_state(owner), integrity.unwrap_or_default());
         Self { via, owner, transaction_id, fingerprint, integrity, requested, holds, stage, is_abandoned }
     }
 }
@@ -283,7 +282,7 @@ impl Openings {
             holds: opening.holds,
             stage: opening.stage,
             is_abandoned: opening.is_abandoned,
-            integrity: opening.integrity,
+            integrity: Some(opening.integrity).filter(|integrity| *integrity != ReplyIntegrity::default()),
         };
         let mut openings: Vec<OpeningState> = self.by_id.iter().map(state).collect();
         openings.sort_unstable_by_key(|opening| opening.id);

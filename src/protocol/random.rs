@@ -38,11 +38,14 @@ impl Random {
         }
     }
 
-    /// The seed of another generator.
+    /// The seed of another generator: as secret as this one's, and another one each time.
     pub fn seed(&mut self) -> [u8; 32] {
-        let mut seed = [0; 32];
-        self.fill(&mut seed);
-        seed
+        let number = self.next_u64();
+        let mut hash = Sha256::new();
+        hash.update(b"seed of another generator");
+        hash.update(self.seed);
+        hash.update(number.to_be_bytes());
+        hash.finalize().into()
     }
 
     /// Any 64-bit number.
