@@ -483,6 +483,13 @@ fn what_no_client_or_peer_can_reach_is_a_warning() {
     let none = warnings("[listen]\nudp = []\ntcp = []");
     assert!(matches!(&*none, [one] if one.starts_with("c.toml: listen: every list of [listen] is empty")), "{none:?}");
     assert_eq!(warnings("[listen]\nudp = []"), [""; 0], "TCP is left");
+    for all in ["0.0.0.0/0", "::/0"] {
+        let everybody = warnings(&format!("listen.tcp = [{{ address = \"0.0.0.0:3478\", proxy_from = [\"{all}\"] }}]"));
+        assert!(matches!(&*everybody, [one] if one.contains("lets everybody connect")), "{everybody:?}");
+    }
+    let mapped = format!("listen.tcp = [{{ address = \"[::]:3478\", proxy_from = [\"::ffff:10.0.0.5\"] }}]\n{SECRET}");
+    let error = Config::from_toml("c.toml", &mapped).unwrap_err().to_string();
+    assert!(error.contains("write it as IPv4, such as \"10.0.0.5\""), "{error}");
     for only in ["[\"127.0.0.1\"]", "[\"127.0.0.1\", \"::1\"]"] {
         let loopback = warnings(&format!("relay.addresses = {only}"));
         assert!(matches!(&*loopback, [one] if one.starts_with("c.toml:1: relay.addresses = ")), "{loopback:?}");

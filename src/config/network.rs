@@ -134,9 +134,26 @@ impl Check {
             self.wrong(node, "is empty, so nothing could connect; name the proxies' addresses, or leave it out");
             return None;
         }
-        let nets: Vec<Option<IpNet>> = items.iter().map(|item| self.net(item)).collect();
+        let nets: Vec<Option<IpNet>> = items.iter().map(|item| self.proxy_prefix(item)).collect();
         let nets: Option<Vec<IpNet>> = nets.into_iter().collect();
         nets.map(Into::into)
+    }
+
+    /// Some proxies: what they announce is believed.
+    fn proxy_prefix(&mut self, item: &Node) -> Option<IpNet> {
+        let net = self.net(item)?;
+        if let IpNet::V6(mapped) = net
+            && let Some(ipv4) = mapped.addr().to_ipv4_mapped()
+        {
+            self.wrong(item, format!("no connection comes from such an address: write it as IPv4, such as \"{ipv4}\""));
+            return None;
+        }
+        if net.prefix_len() == 0 {
+            let message = "lets everybody connect and claim any address, so limits, records and blocks can be evaded: name the proxies' own \
+                 addresses, unless a firewall lets nothing else through";
+            self.notes.push(Problem::new(item.location.clone(), &item.key, message));
+        }
+        Some(net)
     }
 
     pub(crate) fn socket_address(&mut self, node: &Node, text: &str) -> Option<SocketAddr> {
