@@ -28,31 +28,18 @@ pub(super) struct Authenticated<'m> {
     message: &'m Message<'m>,
     key: ReplyKey,
     username: Cow<'m, str>,
-    proof: Proof<'m>,
+    proof: Proof,
 }
 
 /// What the key was found in.
 #[derive(Debug, Clone, PartialEq)]
-enum Proof<'m> {
+enum Proof {
     /// The allocation of this five-tuple, whose owner this is.
     Owner,
     /// `auth.users`; the name there, if the client has another form of it.
     Static(Option<Box<str>>, Option<Box<Terms>>),
     /// One of `auth.secrets`.
-    TimeLimited { secret: SecretId, expires_at: u64, user_id: Cow<'m, str>, terms: Option<Box<Terms>> },
-}
-
-impl Proof<'_> {
-    /// The same, of a name that was not in the message.
-    fn into_owned<'m>(self) -> Proof<'m> {
-        match self {
-            Self::Owner => Proof::Owner,
-            Self::Static(name, terms) => Proof::Static(name, terms),
-            Self::TimeLimited { secret, expires_at, user_id, terms } => {
-                Proof::TimeLimited { secret, expires_at, user_id: Cow::Owned(user_id.into_owned()), terms }
-            }
-        }
-    }
+    TimeLimited { secret: SecretId, expires_at: u64, user_id: Box<str>, terms: Option<Box<Terms>> },
 }
 
 /// A refusal on the way to [`Authenticated`], with the key if the request was verified.
@@ -110,7 +97,7 @@ pub(super) fn authenticate<'m>(
     let own_nonce = |refused: Refused| Refused { has_own_nonce: true, ..refused };
     // (3): the algorithms, by the offer that came with this very nonce. [8489-9.2.4-11]
     let (algorithm, integrity) = chosen(message, offer).map_err(|reason| own_nonce(reason.into()))?;
-    // (4): a name that is nobody's. [8489-9.2.4-12]
+    // (4): a name that no user has. [8489-9.2.4-12]
     let username = username.ok_or_else(|| own_nonce(RejectReason::UnknownUser.into()))?;
     // (5): the integrity, with the owner's key as long as the allocation lives: rotation, reload and
     // expiry never drop a call. The same user with another key, after a change of password, is as genuine as
@@ -119,13 +106,10 @@ pub(super) fn authenticate<'m>(
     let claim = Claim { message, username: &username, realm, algorithm, of_owner, forms: &settings.auth.forms };
     let (key, proof) = match claim.of_owner.as_ref().filter(|key| claim.is_made_with(key)) {
         Some(key) => (key.clone(), Proof::Owner),
-        None => {
-            let (key, proof) = find_key(&claim, settings, now).map_err(|refused| {
-                let sign = |key| ReplyKey { key, integrity };
-                own_nonce(Refused { key: refused.key.map(sign), ..refused.why })
-            })?;
-            (key, proof.into_owned())
-        }
+        None => find_key(&claim, settings, now).map_err(|refused| {
+            let sign = |key| ReplyKey { key, integrity };
+            own_nonce(Refused { key: refused.key.map(sign), ..refused.why })
+        })?,
     };
     let key = ReplyKey { key, integrity };
     // (6): whether it is too old comes last, so that a stranger without the key learns nothing from it.
@@ -239,7 +223,7 @@ impl From<RejectReason> for NotFound {
 
 /// Static users first, by name; then `digits[:id]` under each secret.
 // [8489-9.2.4-12, -17]
-fn find_key<'u>(claim: &Claim<'u>, settings: &Settings, now: Now) -> Result<(IntegrityKey, Proof<'u>), NotFound> {
+fn find_key(claim: &Claim<'_>, settings: &Settings, now: Now) -> Result<(IntegrityKey, Proof), NotFound> {
     let auth = &settings.auth;
     if claim.realm != settings.realm.as_bytes() && Some(claim.realm) != auth.forms.realm().map(str::as_bytes) {
         return Err(RejectReason::WrongRealm.into());
@@ -274,7 +258,7 @@ fn find_key<'u>(claim: &Claim<'u>, settings: &Settings, now: Now) -> Result<(Int
     })?;
     let terms = terms(good.holder.tenant.as_deref(), &good.holder.grant);
     let secret = good.secret.id.clone();
-    let user_id = Cow::Borrowed(good.holder.user_id);
+    let user_id = good.holder.user_id.into();
     let proof = Proof::TimeLimited { secret, expires_at: good.expires_at, user_id, terms };
     let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
     Ok((key, if is_owners { Proof::Owner } else { proof }))

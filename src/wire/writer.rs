@@ -94,24 +94,22 @@ impl<'a> Writer<'a> {
 
     /// Appends MESSAGE-INTEGRITY over all that was written so far.
     pub fn integrity(&mut self, key: &IntegrityKey) -> &mut Self {
-        let head = self.len;
-        if self.overflow || head < HEADER_BYTES {
-            self.overflow = true;
-            return self;
-        }
-        let hmac = key.hmac(&self.out[..head], head);
-        self.attribute(ATTR_MESSAGE_INTEGRITY, &hmac)
+        self.proof(ATTR_MESSAGE_INTEGRITY, |bytes, head| key.hmac(bytes, head))
     }
 
     /// Appends MESSAGE-INTEGRITY-SHA256, at its full length, over all that was written so far.
     pub fn integrity_sha256(&mut self, key: &IntegrityKey) -> &mut Self {
+        self.proof(ATTR_MESSAGE_INTEGRITY_SHA256, |bytes, head| key.hmac_sha256(bytes, head))
+    }
+
+    fn proof<const N: usize>(&mut self, attribute: AttrType, mac: impl Fn(&[u8], usize) -> [u8; N]) -> &mut Self {
         let head = self.len;
         if self.overflow || head < HEADER_BYTES {
             self.overflow = true;
             return self;
         }
-        let hmac = key.hmac_sha256(&self.out[..head], head);
-        self.attribute(ATTR_MESSAGE_INTEGRITY_SHA256, &hmac)
+        let mac = mac(&self.out[..head], head);
+        self.attribute(attribute, &mac)
     }
 
     /// Appends the proof that an answer has.
