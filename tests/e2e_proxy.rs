@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use test_support::e2e::tls::{self, Authority};
 use test_support::e2e::upgrade::Upgradable;
-use test_support::e2e::{Client, Origin, PATIENCE, Server, Settings, http, peer, receive, wait_for};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, http, wait_for};
 use test_support::with_one_and_three_workers;
 
 const ALICE: &str = "198.51.100.7:4711";
@@ -70,18 +70,6 @@ fn behind_loopback(workers: u8, authority: &Authority) -> Settings {
     settings
 }
 
-#[track_caller]
-fn check_call(client: &mut Client) {
-    let relayed = client.allocate_family(true);
-    let other = peer(relayed);
-    let at = other.local_addr().unwrap();
-    client.bind(0x4000, at);
-    client.send_channel(0x4000, b"out");
-    assert_eq!(receive(&other), (b"out".to_vec(), relayed));
-    other.send_to(b"and back", relayed).unwrap();
-    client.expect_data(Origin::Channel(0x4000), b"and back");
-}
-
 with_one_and_three_workers! {
     fn a_connection_is_the_announced_clients(workers: u8) {
         let authority = Authority::new();
@@ -97,7 +85,7 @@ with_one_and_three_workers! {
         ];
         for (client, announced) in &mut clients {
             assert_eq!(client.binding().to_string(), *announced, "XOR-MAPPED-ADDRESS");
-            check_call(client);
+            client.check_call();
         }
         drop(clients);
         wait_for("the records", || (server.log.sessions().len() == 5).then_some(()));
@@ -114,7 +102,7 @@ with_one_and_three_workers! {
         for header in [&b"PROXY UNKNOWN\r\n"[..], b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"] {
             let mut client = plain(server.tcp4(), header);
             assert_eq!(client.binding(), client.local());
-            check_call(&mut client);
+            client.check_call();
         }
     }
 
@@ -131,7 +119,7 @@ with_one_and_three_workers! {
         }
         // One that says nothing at all, and others that are served meanwhile.
         let mut silent = connect(server.tcp4(), b"");
-        check_call(&mut plain(server.tcp4(), &binary(ALICE)));
+        plain(server.tcp4(), &binary(ALICE)).check_call();
         assert!(is_closed(&mut silent));
         wait_for("the count", || (closed(&server, "proxy_header") == 4).then_some(()));
         assert_eq!(server.log.text().matches("ERROR").count(), 0);
@@ -143,7 +131,7 @@ with_one_and_three_workers! {
         let mut kept: Vec<Client> = Vec::new();
         for client in ["198.51.100.7:1", "198.51.100.7:2", "198.51.100.8:1"] {
             let mut client = plain(server.tcp4(), &line(client));
-            check_call(&mut client);
+            client.check_call();
             kept.push(client);
         }
         let mut third = plain(server.tcp4(), &line("198.51.100.7:3"));
@@ -158,7 +146,7 @@ with_one_and_three_workers! {
         let mut server = Server::start(Settings::new(workers));
         let tcp = server.tcp4();
         let mut before = Client::tcp(tcp);
-        check_call(&mut before);
+        before.check_call();
         server.reload(Settings { proxy_from: vec!["127.0.0.1", "::1"], ..server.settings.clone() });
         assert!(is_closed(&mut connect(tcp, b"\0\x01\0\0\x21\x12\xA4\x42aaaabbbbcccc")));
         assert_eq!(plain(tcp, &line(ALICE)).binding().to_string(), ALICE);
@@ -170,7 +158,7 @@ with_one_and_three_workers! {
     fn it_goes_through_upgrades(workers: u8) {
         let mut own = Upgradable::start(Settings { proxy_from: vec!["127.0.0.1", "::1"], ..Settings::new(workers) });
         let mut call = plain(own.server.tcp4(), &binary(ALICE));
-        check_call(&mut call);
+        call.check_call();
         own.upgrade();
         assert_eq!(call.refresh(600).code(), 0);
         assert_eq!(call.binding().to_string(), ALICE);

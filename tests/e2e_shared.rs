@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use test_support::e2e::tls::{self, Authority};
 use test_support::e2e::upgrade::Upgradable;
-use test_support::e2e::{Client, Origin, PATIENCE, Server, Settings, http, payload, peer, receive, wait_for};
+use test_support::e2e::{Client, PATIENCE, Server, Settings, http, payload, wait_for};
 use test_support::with_one_and_three_workers;
 
 const WEB: &str = "www.example.org";
@@ -141,18 +141,6 @@ fn wait_for_end(server: &Server, reason: &str, count: u64) {
     wait_for(reason, || (ended(server, reason) == count).then_some(()));
 }
 
-#[track_caller]
-fn check_call(client: &mut Client) {
-    let relayed = client.allocate_family(true);
-    let other = peer(relayed);
-    let at = other.local_addr().unwrap();
-    client.bind(0x4000, at);
-    client.send_channel(0x4000, b"out");
-    assert_eq!(receive(&other), (b"out".to_vec(), relayed));
-    other.send_to(b"and back", relayed).unwrap();
-    client.expect_data(Origin::Channel(0x4000), b"and back");
-}
-
 /// The rest of a handshake whose first message has been sent.
 fn go_on(connection: ClientConnection, socket: TcpStream) -> Client {
     let mut stream = StreamOwned::new(connection, socket);
@@ -182,7 +170,7 @@ with_one_and_three_workers! {
             let own = socket.local_addr().unwrap();
             let mut client = go_on(connection, socket);
             assert_eq!(client.binding(), own, "{name} {alpn:?}");
-            check_call(&mut client);
+            client.check_call();
             assert_eq!(results(&server, "own"), count);
         }
         assert_eq!(results(&server, "passed_on"), 0);
@@ -198,7 +186,7 @@ with_one_and_three_workers! {
             for segment in whole.chunks(bytes_of_segments.min(whole.len())) {
                 socket.write_all(segment).unwrap();
             }
-            check_call(&mut go_on(connection, socket));
+            go_on(connection, socket).check_call();
             // The same of a visitor: not a byte is changed.
             let (_, hello) = stage.hello(WEB, &[]);
             let whole = in_records(&hello, bytes_of_records.min(hello.len()));
@@ -217,7 +205,7 @@ with_one_and_three_workers! {
         let mut own = Upgradable::start(stage.settings(workers, "send_proxy = \"v1\""));
         let port = own.server.tls4();
         let mut call = go_on_with(&stage, port);
-        check_call(&mut call);
+        call.check_call();
         let (_, hello) = stage.hello(WEB, &["h2"]);
         let mut visitors: Vec<_> = (0..3)
             .map(|_| {
@@ -264,7 +252,7 @@ with_one_and_three_workers! {
         assert!(read(&mut there, 6).starts_with(b"PROXY "));
         drop(there);
         assert!(is_closed(&mut later));
-        check_call(&mut go_on_with(&stage, port));
+        go_on_with(&stage, port).check_call();
         assert_eq!(ended(&own.server, "not_moved"), 0);
         assert_eq!(results(&own.server, "passed_on"), 4);
     }
@@ -338,7 +326,7 @@ fn a_web_server_that_never_reads_holds_a_bounded_number_of_bytes_and_is_left() {
         assert!(taken < 64 << 20, "what waits is bounded");
     }
     assert!(server.resident_bytes() < before + (4 << 20), "by the kernel's buffers");
-    check_call(&mut go_on_with(&stage, server.tls4()));
+    go_on_with(&stage, server.tls4()).check_call();
     wait_for_end(&server, "idle", 1);
     drop((visitor, there));
     // One that carries something is left alone.
@@ -369,7 +357,7 @@ fn a_web_server_that_is_down_ends_its_visitors_and_nothing_else() {
         wait_for_result(&server, "backend_down", count);
     }
     assert_eq!(is_up(), 0);
-    check_call(&mut call);
+    call.check_call();
     let status = || -> serde_json::Value {
         let (_, answer) = http::get(server.http(), "/v1/status", "localhost");
         serde_json::from_str(answer.split("\r\n\r\n").last().unwrap()).unwrap()
@@ -406,7 +394,7 @@ fn those_who_say_nothing_or_half_a_hello_are_closed_in_time() {
         .into_iter()
         .map(|first| connect(server.tls4(), first))
         .collect();
-    check_call(&mut go_on_with(&stage, server.tls4()));
+    go_on_with(&stage, server.tls4()).check_call();
     for stream in &mut all {
         assert!(is_closed(stream));
     }
@@ -491,7 +479,7 @@ fn visitors_and_half_a_hello_take_no_place_of_clients() {
     let (_, hello) = stage.hello(tls::NAME, &[]);
     let _crowd: Vec<TcpStream> = (0..20).map(|_| connect(server.tls4(), &hello[..40])).collect();
     let mut client = go_on_with(&stage, server.tls4());
-    check_call(&mut client);
+    client.check_call();
     for (visitor, there) in &mut visitors {
         check_carries(visitor, there);
     }
@@ -522,7 +510,7 @@ fn a_reload_changes_names_and_web_server_and_closes_nothing() {
     let mut server = stage.start("");
     let port = server.tls4();
     let mut call = go_on_with(&stage, port);
-    check_call(&mut call);
+    call.check_call();
     let (mut visitor, mut there) = stage.visitor(port);
     let other = Web::new();
     let mut settings = server.settings.clone();
@@ -532,7 +520,7 @@ fn a_reload_changes_names_and_web_server_and_closes_nothing() {
     assert_eq!(call.refresh(600).code(), 0);
     // The names have changed their sides.
     let (connection, hello) = stage.hello(WEB, &[]);
-    check_call(&mut go_on(connection, connect(port, &hello)));
+    go_on(connection, connect(port, &hello)).check_call();
     let (_, hello) = stage.hello(tls::NAME, &[]);
     let _visitor = connect(port, &hello);
     assert!(read(&mut other.accept(), 6).starts_with(b"PROXY "));
@@ -541,5 +529,5 @@ fn a_reload_changes_names_and_web_server_and_closes_nothing() {
     (settings.tables, settings.tls) = (String::new(), vec!["127.0.0.1:0".to_owned()]);
     server.reload(settings);
     check_carries(&mut visitor, &mut there);
-    check_call(&mut go_on_with(&stage, port));
+    go_on_with(&stage, port).check_call();
 }

@@ -22,6 +22,7 @@ use throughway::wire::message::{
 use throughway::wire::writer::Writer;
 
 use super::PATIENCE;
+use super::peer::{peer, receive};
 use super::server::worker_of;
 use super::tls::TlsStream;
 
@@ -193,6 +194,19 @@ pub struct Client {
 }
 
 impl Client {
+    /// An allocation, a channel, and a packet each way.
+    #[track_caller]
+    pub fn check_call(&mut self) {
+        let relayed = self.allocate_family(true);
+        let other = peer(relayed);
+        let at = other.local_addr().unwrap();
+        self.bind(0x4000, at);
+        self.send_channel(0x4000, b"out");
+        assert_eq!(receive(&other), (b"out".to_vec(), relayed));
+        other.send_to(b"and back", relayed).unwrap();
+        self.expect_data(Origin::Channel(0x4000), b"and back");
+    }
+
     fn new(link: Link) -> Self {
         let (username, password) = ("alice".to_owned(), "wonderland".to_owned());
         Self { link, username, password, login: None, data: VecDeque::new(), closed: false }
