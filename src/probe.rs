@@ -1,7 +1,7 @@
 //! Asking another TURN server whether it takes clients: an Allocate request without credentials, as a client's first one.
 //!
 //! 401 means that it would take one who knows a credential, and 486, which only servers like this one answer, that it takes
-//! clients without a place elsewhere. Everything else, such as 300, means that it takes nobody. Bounded in time and size; nothing is left behind on the other side.
+//! clients without a place elsewhere. Everything else, such as 300, means that it takes none. Bounded in time and size; nothing is left behind on the other side.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -227,7 +227,7 @@ mod tests {
         }
         assert_eq!(judged(0), Err(Unfit::Strange));
         let success = answer(crate::wire::message::CLASS_SUCCESS_RESPONSE, 0, ID);
-        assert_eq!(judge(&success, ID), Some(Err(Unfit::Strange)), "an allocation for nobody");
+        assert_eq!(judge(&success, ID), Some(Err(Unfit::Strange)), "an allocation without a user");
         assert_eq!(judge(&answer(CLASS_ERROR_RESPONSE, 401, TransactionId([0; 12])), ID), None, "another's answer");
         assert_eq!(judge(b"HTTP/1.1 400 Bad Request", ID), None);
     }

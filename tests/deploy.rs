@@ -174,13 +174,13 @@ impl Live {
 /// A server with everything switched on that has metrics of its own, after something of everything happened.
 fn busy_server() -> (Server, Authority) {
     let authority = Authority::new();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut settings = authority
         .settings(2)
         .account("file", "usage.jsonl")
-        .account("webhook", format!("http://{nobody}/usage"))
+        .account("webhook", format!("http://{absent}/usage"))
         .account("spool", "spool");
-    let shared = format!("address = \"[::1]:0\"\nbackend = \"{nobody}\"\nnames = [\"turn.example.org\"]\n");
+    let shared = format!("address = \"[::1]:0\"\nbackend = \"{absent}\"\nnames = [\"turn.example.org\"]\n");
     settings.tables = key_table("web", KEY, "") + "[[listen.shared]]\n" + &shared;
     let server = settings.start();
     let mut client = authority.client(server.tls4());

@@ -123,7 +123,7 @@ fn a_full_server_sends_on_and_two_full_ones_serve_to_their_last_place() {
     let server = with(own, "full", &[plain(at)]).start();
     wait_for("both to be up", || (is_up(&server, at, "udp") && is_up(&other, own_at, "udp")).then_some(()));
     let mut clients: Vec<Client> = (0..4).map(|_| allocate_somewhere(own_at).ok().unwrap().0).collect();
-    assert_eq!((server.live(), other.live()), (4, 0), "nobody is sent away before");
+    assert_eq!((server.live(), other.live()), (4, 0), "none are sent away before");
     // Half of the places: from here on some go, and in the end all of them.
     let loads = || {
         server.log.events("this server is fuller than turn.redirect_percent: new clients are sent to the alternate servers that take them").len()

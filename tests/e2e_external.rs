@@ -255,7 +255,7 @@ fn a_change_is_for_new_allocations_and_one_line_of_the_log() {
 }
 
 #[test]
-fn what_was_found_stays_when_nobody_answers_any_more() {
+fn what_was_found_stays_when_no_answer_comes_any_more() {
     let stun = Stun::start(ONE);
     let server = by_servers("auto", &[stun.at]).start();
     assert_eq!(relayed_by(&server), ONE);

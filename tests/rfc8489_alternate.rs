@@ -271,7 +271,7 @@ fn a_full_server_sends_newcomers_to_a_server_of_the_pool_and_keeps_what_lives() 
 
 // Where all are full a client must be served somewhere, and not sent in circles.
 #[test]
-fn nobody_is_sent_to_a_server_that_takes_nobody() {
+fn no_client_is_sent_to_a_server_that_takes_none() {
     for redirect in [FULL, Redirect::Always] {
         let mut h = with_pool(redirect, &[], LOAD_MAX);
         let client = h.client();
@@ -313,7 +313,7 @@ fn a_server_that_asks_hears_whether_one_is_nearly_full_or_full_or_drains() {
     assert_eq!(h.ask_unsigned(asker, probe()).code(), 508);
     assert!(reply.bytes.len() <= 28, "{} bytes", reply.bytes.len());
     assert_eq!((h.rejects(Why::Busy), h.rejects(Why::Full), h.refused.len()), (1, 1, 0), "counted, and no news");
-    // Whether or not there is another one: two that send everybody to each other would serve nobody.
+    // Whether or not there is another one: two that send all clients to each other would serve none.
     let mut always = with_pool(Redirect::Always, &[], 0);
     let (asker, client) = (always.client(), always.client());
     assert_eq!((always.ask_unsigned(asker, probe()).code(), first(&mut always, client).code()), (508, 401));

@@ -427,7 +427,7 @@ pub trait Shared: Send + Sync {
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
 
-    /// Who of the pool takes clients, and how full this server is; nobody and nothing where it is not looked at.
+    /// Who of the pool takes clients, and how full this server is; none and not at all where it is not looked at.
     fn pool(&self) -> PoolState {
         PoolState::default()
     }

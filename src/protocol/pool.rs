@@ -84,7 +84,7 @@ pub struct Pool {
 pub struct PoolState {
     /// A bit for each member and transport that takes clients, and above them the tag of the pool that it is about.
     pub up: u64,
-    /// The same for those that only take whom no other server has a place for.
+    /// The same for those that only take clients without a place on any other server.
     pub spare: u64,
     /// From 0 to [`LOAD_MAX`].
     pub load: u16,
@@ -94,7 +94,7 @@ pub struct PoolState {
 const TAG_AT: usize = MEMBERS_MAX * Transport::ALL.len();
 
 impl PoolState {
-    /// Nobody is up.
+    /// None is up.
     #[must_use]
     pub fn new(pool: &Pool) -> Self {
         let tag = u64::from(pool.tag()) << TAG_AT;
@@ -156,7 +156,7 @@ impl Pool {
     #[must_use]
     pub const fn openness(&self, load: u16) -> Openness {
         match self.redirect {
-            // Two that send everybody to each other would serve nobody.
+            // Two that send all clients to each other would serve none.
             Redirect::Always => Openness::Closed,
             Redirect::Draining | Redirect::Full { .. } if load >= LOAD_MAX => Openness::Closed,
             Redirect::Full { above } if load >= above => Openness::Spare,
@@ -165,7 +165,7 @@ impl Pool {
     }
 
     /// Where a client is sent: a member of its family that is up for its transport (RFC 8489 section 14.15), by the weights.
-    /// `number` decides among them, so that a request that is sent again is sent to the same one. A client for whom there is no
+    /// `number` decides among them, so that a request that is sent again is sent to the same one. A client without a
     /// place here may go to one that takes such clients only.
     #[must_use]
     pub fn for_client(
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(pool.for_client(&client, PoolState::new(&pool), 7, true), None);
         let mut state = PoolState::new(&pool);
         state.set_spare(0, Transport::Udp);
-        assert_eq!(pool.for_client(&client, state, 7, false), None, "it takes whom nobody has a place for");
+        assert_eq!(pool.for_client(&client, state, 7, false), None, "it takes clients without a place elsewhere");
         assert!(pool.for_client(&client, state, 7, true).is_some());
         state.set_up(1, Transport::Udp);
         assert_eq!(pool.for_client(&client, state, 0, true).unwrap().0.to_string(), "198.51.100.2:3478");

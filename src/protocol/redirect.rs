@@ -54,7 +54,7 @@ impl Server {
         true
     }
 
-    /// Where a client goes whom this server has no room for; nothing unless it may be sent away for that.
+    /// Where a client goes that this server has no room for; nothing unless it may be sent away for that.
     pub(super) fn elsewhere_if_full(&self, via: &Via, reason: RejectReason) -> Option<(SocketAddr, Option<Box<str>>)> {
         let has_no_room = matches!(
             reason,

@@ -140,7 +140,7 @@ reject_reasons! {
     Redirected = CODE_TRY_ALTERNATE, "redirected", "Try Alternate";
     /// Another server asked whether this one takes clients: it takes those that no other server has a place for.
     Busy = CODE_ALLOC_QUOTA_REACHED, "busy", "Server is nearly full";
-    /// Another server asked the same, and this one takes nobody.
+    /// Another server asked the same, and this one takes no clients.
     Full = CODE_INSUFFICIENT_CAPACITY, "full", "Server is full";
     /// The server drains.
     Draining = CODE_ALLOC_QUOTA_REACHED, "draining", "Server is draining";

@@ -160,7 +160,7 @@ mod tests {
                 let (length, client) = socket.recv_from(&mut request).await.unwrap();
                 assert_eq!(request[..2], [0, 1], "a Binding request");
                 assert_eq!(length, 28, "with a FINGERPRINT");
-                // Whoever else sends to the socket is not heard.
+                // What others send to the socket is not heard.
                 let stranger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
                 let forged = answer(CLASS_SUCCESS_RESPONSE, &request[8..20], Some("45.0.0.66:9"));
                 stranger.send_to(&forged, client).await.unwrap();
