@@ -3,6 +3,7 @@
 mod http_listeners;
 mod inherited;
 mod ledger_note;
+mod out_of_memory;
 pub mod reload;
 mod revive;
 mod signals;

@@ -421,12 +421,13 @@ pub(crate) struct Incidents {
 
 impl Ledger {
     /// Takes out what a process of this ledger left, and closes every other descriptor but the first three and those to
-    /// `keep`. Must be called before this process opens anything.
+    /// `keep`. Must be called before this process opens anything. `counts` says whether a message in hand may be the reason of
+    /// the last death.
     ///
     /// # Errors
     /// Why there is nothing to go on with; then all is closed.
-    pub(crate) fn take_left(&self, keep: &[RawFd]) -> (Result<Left, String>, Incidents) {
-        let (incidents, left) = (self.incidents(), self.left());
+    pub(crate) fn take_left(&self, keep: &[RawFd], counts: bool) -> (Result<Left, String>, Incidents) {
+        let (incidents, left) = (self.incidents(counts), self.left());
         let kept = left.as_ref().map(Left::numbers).unwrap_or_default();
         close_all_but(kept.into_iter().chain(keep.iter().copied()).chain([self.root.as_raw_fd()]).collect());
         // What was named is closed, or has an owner.
@@ -438,12 +439,12 @@ impl Ledger {
         (left, incidents)
     }
 
-    fn incidents(&self) -> Incidents {
+    fn incidents(&self, last_counts: bool) -> Incidents {
         let known = self.cell(Cell::Incidents).unwrap_or_default();
         let mut all: Vec<Incident> = minicbor::decode(&known).unwrap_or_default();
         let now = clock::now().ticks;
         all.retain(|incident| now.since(incident.at) < INCIDENT_MS);
-        let in_hand = self.in_hand();
+        let in_hand = if last_counts { self.in_hand() } else { Vec::new() };
         all.extend(in_hand.iter().map(|five_tuple| Incident { at: now, five_tuple: *five_tuple }));
         let times = |five_tuple| all.iter().filter(|incident| incident.five_tuple == five_tuple).count();
         let silenced = in_hand.iter().copied().filter(|five_tuple| times(*five_tuple) > 1).collect();

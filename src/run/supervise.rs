@@ -8,6 +8,7 @@ use std::time::Duration;
 use hashbrown::HashSet;
 use rustix::process::Signal;
 
+use super::out_of_memory::OutOfMemoryKills;
 use super::revive::Recovery;
 use super::take_over::TakeOver;
 use super::upgrade::{Program, Upgrader};
@@ -26,7 +27,7 @@ use crate::tls::certificates::Files;
 /// Signals that the supervisor passes on.
 const PASSED_ON: [Signal; 3] = [Signal::TERM, Signal::INT, Signal::HUP];
 
-/// Deaths within a minute with a message in hand after which nothing is taken over, and after which the server ends.
+/// Deaths within a minute, with a message in hand that may be the reason, after which nothing is taken over, and after which the server ends.
 const INCIDENTS_MAX: usize = 3;
 
 /// Deaths within [`DEATHS_WITHIN`] after which the server ends whatever the reason is.
@@ -48,6 +49,8 @@ pub(crate) struct Death {
     pub(crate) at: u64,
     /// It had not yet taken over from the one before.
     was_recovering: bool,
+    /// What it was doing may have been the reason: it was not killed from outside.
+    was_its_own_doing: bool,
 }
 
 /// Runs the server as a child of this process, again and again if it is killed. Must be called while there is one thread.
@@ -67,6 +70,7 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
     let signals = HeldSignals::hold(&held).map_err(failed)?;
     let own = std::process::id();
     let mut deaths: Vec<Death> = Vec::new();
+    let mut out_of_memory = OutOfMemoryKills::of_process();
     let mut end_asked = None;
     loop {
         let pid = match processes::clone_with_descriptors().map_err(failed)? {
@@ -92,7 +96,10 @@ pub(super) fn supervise(config: Config, from: Option<&TakeOver>) -> Result<(), F
         }
         let at = clock::monotonic_microseconds();
         deaths.retain(|death| at - death.at < DEATHS_WITHIN.as_micros() as u64);
-        deaths.push(Death { signal, at, was_recovering: phase == LedgerPhase::Recovering });
+        let was_recovering = phase == LedgerPhase::Recovering;
+        // Each is asked, so that a later one is not told of the one before.
+        let was_its_own_doing = out_of_memory.rose() || signal != Signal::KILL.as_raw();
+        deaths.push(Death { signal, at, was_recovering, was_its_own_doing });
         if deaths.len() > DEATHS_MAX {
             return Err(Failure::Run(format!("the server was ended {} times within a minute", deaths.len())));
         }
@@ -129,7 +136,7 @@ fn serve_in_child(
         ledger.set_phase(LedgerPhase::Starting);
         return serve_from(config, from.map_or(Origin::Fresh, Origin::TakeOver), passed, program, Some(supervised));
     };
-    let (left, incidents) = ledger.take_left(&passed.numbers());
+    let (left, incidents) = ledger.take_left(&passed.numbers(), death.was_its_own_doing);
     let times = incidents.all.iter().map(|incident| incident.at).collect::<HashSet<_>>().len();
     if times > INCIDENTS_MAX && incidents.is_new {
         return Err(Failure::Run(format!(
