@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use test_support::harness;
-use test_support::harness::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, allocate, request};
+use test_support::harness::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, Signature, allocate, request};
 use test_support::harness::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, secret, user};
 use throughway::credentials::claims::Grant;
 use throughway::credentials::{Algorithm, password};
@@ -375,6 +375,37 @@ fn who_has_a_nonce_of_ours_is_answered() {
     let stream = h.add(alice().from("11.9.9.9:1001").tcp());
     for _ in 0..50 {
         assert_eq!(h.ask_unsigned(stream, request(BINDING)).code(), 0, "a stream proves its source");
+    }
+}
+
+// RFC 8656 §21.1.6: what a request costs is the server's; those of a stranger who forges the address are not the owner's.
+#[test]
+fn an_owner_makes_so_many_requests_on_its_allocation_and_not_more() {
+    for tcp in [false, true] {
+        let mut h = Harness::with(|settings| settings.limits.requests_per_allocation = Some(5));
+        let owner = if tcp { alice().tcp() } else { alice() };
+        let client = h.add(owner.from("11.9.9.9:1000"));
+        let other = h.add(user("bob").from("11.9.9.9:1001"));
+        h.allocate(client);
+        h.allocate(other);
+        let is_answered = |h: &mut Harness| {
+            let bytes = h.signed(client, &request(REFRESH));
+            !h.tell(client, &bytes).is_empty()
+        };
+        let answered = |h: &mut Harness| (0..30).filter(|_| is_answered(h)).count();
+        assert_eq!(answered(&mut h), 10, "two seconds at once");
+        assert_eq!(h.refresh(other, 600).code(), 0, "another client of that address");
+        h.advance_ms(1_000);
+        assert_eq!(answered(&mut h), 5);
+        // With another key they are refused, and use up nothing.
+        h.advance_ms(2_000);
+        let own = h.signature(client);
+        let forged = Signature { key: h.signature(other).key, ..own };
+        for _ in 0..30 {
+            let reply = h.ask_with(client, &forged, request(REFRESH));
+            assert_eq!(reply.code(), 401);
+        }
+        assert_eq!(answered(&mut h), 10);
     }
 }
 

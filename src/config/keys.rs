@@ -211,6 +211,8 @@ pub const KEYS: &[ConfigKey] = &[
     key("limits.replies_per_network", Count(ANY), "1000",
         "Answers per second to UDP requests that prove nothing, for each client IPv4 /24 or IPv6 /56, loopback exempt; twice as many at once").zero("no limit")
         .warns("with forged sources this server can be made to flood others"),
+    key("limits.requests_per_allocation", Count(ANY), "100",
+        "Requests per second that a client may make on its allocation; twice as many at once, and what is more gets no answer").zero("no limit"),
     key("limits.bandwidth", Rate, "0",
         "Bandwidth of the whole server, each way, such as `\"3Mbit/s\"`").zero("no limit"),
     key("limits.bandwidth_per_tenant", Rate, "0",

@@ -27,6 +27,7 @@ mod timer;
 // Nouns.
 mod day_bytes;
 mod packet_bucket;
+mod request_bucket;
 pub mod additional_address;
 pub mod accounting;
 pub mod meter;

@@ -183,4 +183,6 @@ drop_reasons! {
     Suspect = 31 "suspect",
     /// A request that proves nothing, from a network that asks for more answers than it may have.
     OverReplies = 32 "over_replies",
+    /// A request on an allocation whose owner makes more than a limit lets pass.
+    OverRequests = 33 "over_requests",
 }

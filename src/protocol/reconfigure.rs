@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Server;
 use super::review::{Changed, Review};
-use super::server::{packet_rate, reply_rate};
+use super::server::{packet_rate, reply_rate, request_rate};
 use super::settings::Settings;
 use crate::time::Now;
 
@@ -20,6 +20,7 @@ impl Server {
         self.relay_ipv4 = settings.relay_ipv4;
         self.relay_ipv6 = settings.relay_ipv6;
         self.packet_rate = packet_rate(&settings);
+        self.request_rate = request_rate(&settings);
         self.reply_rate = reply_rate(&settings);
         let limits = settings.limits;
         self.settings = settings;

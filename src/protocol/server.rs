@@ -21,6 +21,7 @@ use super::random::{Random, TransactionIds};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
 use super::reply_budget::ReplyRate;
+use super::request_bucket::RequestRate;
 use super::reservation::Reservations;
 use super::review::Review;
 use super::settings::Settings;
@@ -64,6 +65,8 @@ pub struct Server {
     pub(super) secret: u64,
     /// How many packets each allocation may pass.
     pub(super) packet_rate: PacketRate,
+    /// How many requests the owner of an allocation may make on it.
+    pub(super) request_rate: RequestRate,
     /// How many answers a network may have that proves nothing; `None` is no limit.
     pub(super) reply_rate: Option<ReplyRate>,
     pub(super) relay_ipv4: bool,
@@ -108,6 +111,7 @@ impl Server {
             transaction_ids: TransactionIds::new(random.seed()),
             secret: random.next_u64(),
             packet_rate: packet_rate(&settings),
+            request_rate: request_rate(&settings),
             reply_rate: reply_rate(&settings),
             random,
             table: AllocationTable::new(seed),
@@ -345,7 +349,12 @@ impl Server {
                 return self.reject_unauthenticated(now, via, message, &refused);
             }
         };
-        if !request.is_owner() {
+        if request.is_owner() {
+            if !self.table.takes_request(&via, now.ticks, self.request_rate) {
+                self.drop_unknown(DropReason::OverRequests, message.bytes().len());
+                return;
+            }
+        } else {
             self.shared.authenticated(now, &request.note());
         }
         // RFC 8489 §6.3.1: unknown attributes count once the request is known to be genuine.
@@ -525,6 +534,11 @@ impl std::fmt::Debug for Server {
 /// What the settings say of one allocation's packets.
 pub(super) fn packet_rate(settings: &Settings) -> PacketRate {
     PacketRate::new(settings.limits.allocation.packets_per_second, settings.limits.burst_ms)
+}
+
+/// What the settings say of requests on one allocation.
+pub(super) fn request_rate(settings: &Settings) -> RequestRate {
+    RequestRate::new(settings.limits.requests_per_allocation)
 }
 
 /// What the settings say of answers to those who prove nothing.

@@ -246,6 +246,8 @@ pub struct Limits {
     pub allocations_per_client_per_minute: Option<u32>,
     /// Answers a second to requests that prove nothing, for each IPv4 /24 or IPv6 /56; loopback is exempt.
     pub replies_per_network: Option<u32>,
+    /// Requests a second that the owner of an allocation may make on it; twice as many at once.
+    pub requests_per_allocation: Option<u32>,
     /// Rates of the whole server.
     pub server: Rates,
     /// Rates of each tenant.
@@ -283,6 +285,8 @@ impl Default for Limits {
             // At that rate 12,000 of the 16,384 ports rest.
             allocations_per_client_per_minute: Some(6_000),
             replies_per_network: Some(1_000),
+            // A call with as many peers as there is room for permissions asks for each of them at once.
+            requests_per_allocation: Some(100),
             server: Rates::default(),
             tenant: Rates::default(),
             client: Rates::default(),

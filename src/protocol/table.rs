@@ -6,9 +6,11 @@ use super::allocation::Allocation;
 use super::early_marks::{EarlyMark, EarlyMarks};
 use super::hash_index::HashIndex;
 use super::ids::AllocationId;
+use super::request_bucket::{RequestBucket, RequestRate};
 use super::slots::{Numbers, Slots};
 use super::touched::TouchedSlots;
 use crate::address::{FiveTuple, StreamId, Via};
+use crate::time::Ticks;
 
 /// Allocations by slot, and by the way their client comes.
 pub(super) struct AllocationTable {
@@ -18,6 +20,8 @@ pub(super) struct AllocationTable {
     by_client: HashIndex,
     /// Second relayed addresses by the slot that their socket is known by: its whole id, and the slot of the allocation.
     additional: HashMap<u32, (AllocationId, u32), foldhash::fast::FixedState>,
+    /// Beside the allocations, which are as large as they may be; those of owners that asked for something.
+    requests: Slots<RequestBucket>,
     generation: u32,
     /// What another process was told of them already.
     pub(super) early: EarlyMarks,
@@ -50,6 +54,7 @@ impl AllocationTable {
             numbers: Numbers::default(),
             by_client: HashIndex::new(seed),
             additional: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
+            requests: Slots::default(),
             generation: 0,
             early: EarlyMarks::default(),
             touched: TouchedSlots::default(),
@@ -104,12 +109,22 @@ impl AllocationTable {
         self.get(id)?;
         let allocation = self.slots.remove(id.index)?;
         self.touched.note(id.index);
+        self.requests.remove(id.index);
         self.by_client.remove(&ClientKey::from(&allocation.via()), id.index);
         self.numbers.give_back(id.index);
         if let Some((socket, _)) = allocation.sockets().nth(1) {
             self.forget_additional(socket);
         }
         Some(allocation)
+    }
+
+    /// Whether this client's allocation has room for one more request of its owner.
+    pub(super) fn takes_request(&mut self, via: &Via, now: Ticks, rate: RequestRate) -> bool {
+        let Some(slot) = self.by_via(via).map(|allocation| allocation.id.index) else { return true };
+        if self.requests.get(slot).is_none() {
+            self.requests.insert(slot, RequestBucket::default());
+        }
+        self.requests.get_mut(slot).is_none_or(|bucket| bucket.take(now, rate))
     }
 
     /// A second relayed address has been given back: its slot is free.

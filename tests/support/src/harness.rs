@@ -972,6 +972,7 @@ fn belongs_to_nobody(why: DropReason) -> bool {
         D::BadFingerprint,
         D::UnknownMethod,
         D::OverReplies,
+        D::OverRequests,
         D::UnexpectedClass,
         D::BadChannelData,
         D::NoAllocation,
