@@ -31,7 +31,9 @@ use throughway::protocol::quota_state::QuotasState;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reply_budget::ReplyRate;
 use throughway::protocol::revocation::{Revocations, SessionSubject};
-use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
+use throughway::protocol::settings::{
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+};
 use throughway::protocol::{Parts, Server};
 use throughway::state::Kind;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -170,6 +172,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 channel_number_max: 0x7FFE,
                 relay_ipv4: true,
                 relay_ipv6: true,
+                stun: StunSettings::default(),
             })
         })
     });

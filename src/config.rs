@@ -23,6 +23,7 @@ pub mod schema;
 pub mod upgrade;
 
 mod auth;
+mod binding;
 mod check;
 mod document;
 mod explain;

@@ -297,7 +297,8 @@ fn damaged_files_never_break_the_result() {
         let parsed: Result<toml::Table, _> = toml::from_str(&result);
         assert!(parsed.is_ok(), "round {round}: {parsed:?}\nof\n{text}\nmade\n{result}");
         let sections: Vec<String> = parsed.unwrap().keys().cloned().collect();
-        let known = ["realm", "workers", "listen", "tls", "relay", "turn", "auth", "peers", "limits", "http", "log"];
+        let known =
+            ["realm", "workers", "listen", "tls", "relay", "turn", "stun", "auth", "peers", "limits", "http", "log"];
         assert!(sections.iter().all(|section| known.contains(&section.as_str())), "round {round}: {sections:?}");
     }
     assert!(read > 1200, "{read}");

@@ -53,13 +53,12 @@ pub(crate) fn check(
     check.shared_names_lead_here(&listen, &http, &tls);
     let admin = check.admin();
     let (lifetimes, channel_numbers) = (check.lifetimes(), check.channel_numbers());
-    let pool = check.pool(&listen);
+    let (pool, stun) = (check.pool(&listen), check.stun());
     let (auth, nonce_key) = (check.auth(environment, initial_secret.as_ref()), check.secret_of("auth.nonce_key_file"));
     check.issuing_needs_a_secret(&http.issuing, &auth);
     check.chatmail_ttl_fits(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);
-    let peers = check.peers();
-    let limits = check.limits();
+    let (peers, limits) = (check.peers(), check.limits());
     let accounting = check.accounting();
     let drain = check.drain(&listen);
     let upgrade = check.upgrade(&http);
@@ -84,6 +83,7 @@ pub(crate) fn check(
         lifetimes,
         channel_numbers,
         pool,
+        stun,
         auth,
         nonce_key,
         peers,

@@ -27,7 +27,7 @@ use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::nonce::{NONCE_BYTES_MAX, PLAIN_NONCE_BYTES};
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
 use crate::protocol::pool::Pool;
-use crate::protocol::settings::{AuthSettings, NameForms, Settings, Sha256Offer};
+use crate::protocol::settings::{AuthSettings, NameForms, Settings, Sha256Offer, StunSettings};
 use crate::wire::integrity::PASSWORD_ALGORITHMS;
 
 /// Everything the operator decided.
@@ -49,6 +49,8 @@ pub struct Config {
     pub lifetimes: Lifetimes,
     /// The channel numbers that may be bound.
     pub channel_numbers: ChannelNumbers,
+    /// `[stun]`.
+    pub stun: StunSettings,
     /// `turn.alternates`, and when clients are sent there.
     pub pool: Pool,
     /// `[auth]`, as the core has it.
@@ -114,6 +116,7 @@ impl Config {
             limits: self.limits.tables,
             alternates: self.drain.alternates.clone(),
             pool: self.pool.clone(),
+            stun: self.stun,
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,

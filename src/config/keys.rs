@@ -165,6 +165,9 @@ pub const KEYS: &[ConfigKey] = &[
     key("turn.alternates", Tables("address = \"198.51.100.2:3478\""), "[]",
         "Other servers that take clients from this one, at most 16; each is asked every 5 s whether it does"),
 
+    key("stun.classic", Flag, "false",
+        "Answer Binding requests of RFC 3489 too, which have no magic cookie: some old telephones and SIP programs send them"),
+
     key("auth.max_ttl", Duration(1, TEN_YEARS), "\"48h\"",
         "How far in the future a time-limited credential may end; the server refuses a later end"),
     key("auth.on_expiry", Word(&["keep", "deny_new", "close"]), "\"keep\"",

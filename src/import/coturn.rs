@@ -1,6 +1,7 @@
 //! A turnserver.conf and its command line become a configuration.
 
 use crate::import::admission::{self, OTHER_DATABASES};
+use crate::import::binding;
 use crate::import::database::Table;
 use crate::import::draft::Draft;
 use crate::import::limits;
@@ -47,6 +48,7 @@ pub fn import(input: Input<'_>, read: ReadDatabase<'_>) -> Draft {
     let own = relay::carry(&mut source, &listeners, &mut draft);
     let admission = admission::carry(&mut source, &tables, input.name, &mut draft);
     limits::carry(&mut source, input.keep_verbose, &mut draft);
+    binding::carry(&mut source, &mut draft);
     let peers = peers(&mut source, &tables, admission.realm.as_deref(), &mut draft);
     peers::carry(peers, &own, input.name, &mut draft);
     source.finish(&mut draft);

@@ -8,8 +8,21 @@ use crate::import::verdict::{Outcome, Place, Verdict};
 use crate::printable::printable;
 
 /// The sections in the order of the example; a table of `auth.users` and the secrets stand behind the keys of `[auth]`.
-const SECTIONS: [&str; 12] =
-    ["", "listen", "tls", "relay", "turn", "auth", "auth.users", "auth.secrets", "peers", "limits", "http", "log"];
+const SECTIONS: [&str; 13] = [
+    "",
+    "listen",
+    "tls",
+    "relay",
+    "turn",
+    "stun",
+    "auth",
+    "auth.users",
+    "auth.secrets",
+    "peers",
+    "limits",
+    "http",
+    "log",
+];
 
 /// Longer lists have a line for each item.
 const LINE_CHARS: usize = 100;

@@ -18,6 +18,7 @@ pub mod verdict;
 pub mod yaml;
 
 mod admission;
+mod binding;
 mod limits;
 mod listeners;
 mod relay;

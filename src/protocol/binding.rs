@@ -3,7 +3,8 @@
 use super::reason::DropReason;
 use super::reject::RejectReason;
 use crate::address::ClientAddress;
-use crate::wire::attribute::ATTR_XORMAPPED_ADDRESS;
+use crate::wire::attribute::{ATTR_MAPPED_ADDRESS, ATTR_XORMAPPED_ADDRESS};
+use crate::wire::classic::{ATTR_CHANGE_REQUEST, ClassicRequest};
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
     CLASS_ERROR_RESPONSE, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, METHOD_BINDING, Message, MessageType,
@@ -60,4 +61,31 @@ pub fn answer(message: &Message<'_>, client: ClientAddress, out: &mut [u8; ANSWE
         None => BindingAnswer::Success(len),
         Some(reason) => BindingAnswer::Error(len, reason),
     }
+}
+
+/// Answers a Binding request of RFC 3489 into `out`: MAPPED-ADDRESS, which that RFC's clients read (RFC 8489 section 11).
+///
+/// CHANGE-REQUEST that asks for no change is how some of them ask for nothing, so it is taken; any other one is refused.
+// [8489-12-6]
+#[must_use]
+pub fn answer_classic(
+    mut request: ClassicRequest,
+    client: ClientAddress,
+    out: &mut [u8; ANSWER_BYTES_MAX],
+) -> BindingAnswer {
+    if request.change().is_some_and(|change| change != [0; 4]) {
+        request.note_unknown(ATTR_CHANGE_REQUEST.0);
+    }
+    let (unknown, count) = request.unknown();
+    let reject = (count > 0).then_some(RejectReason::UnknownAttributes);
+    let class = if reject.is_some() { CLASS_ERROR_RESPONSE } else { CLASS_SUCCESS_RESPONSE };
+    let mut writer = Writer::classic(out, MessageType { method: METHOD_BINDING, class }, request.transaction_id());
+    match reject {
+        None => writer.plain_address(ATTR_MAPPED_ADDRESS, client.address()),
+        Some(reason) => {
+            writer.error_code(reason.code(), "").unknown_attributes(unknown.get(..count).unwrap_or_default())
+        }
+    };
+    let Some(len) = writer.finish() else { return BindingAnswer::Silence(Some(DropReason::TooBig)) };
+    reject.map_or(BindingAnswer::Success(len), |reason| BindingAnswer::Error(len, reason))
 }

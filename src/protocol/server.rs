@@ -10,7 +10,7 @@ use super::accounting::{ColdStatePool, SessionRecord};
 use super::allocation::Allocation;
 use super::auth::{Authenticated, Refused, authenticate};
 use super::authenticated::AuthenticatedClient;
-use super::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer};
+use super::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer, answer_classic};
 use super::border::{InHand, Input, Output, Selector, Shared};
 use super::counters::Counters;
 use super::ids::{AllocationId, WorkerId};
@@ -31,10 +31,11 @@ use crate::address::{RelayedTransportAddress, Via};
 use crate::fault;
 use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
+use crate::wire::classic::ClassicRequest;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
-    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Message,
-    MessageType, Method,
+    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH,
+    Malformed, Message, MessageType, Method, TransactionId,
 };
 
 /// The longest message of the control lane, in bytes; what is longer is dropped unread. USERNAME, REALM, NONCE and
@@ -254,15 +255,19 @@ impl Server {
             self.counters.dropped(DropReason::ControlTooLong, 1, bytes.len() as u64);
             return Some(0);
         }
-        let Ok(message) = Message::parse(bytes) else {
+        let Ok((answer, transaction)) = self.judge_binding(via, bytes, out) else {
             self.counters.dropped(DropReason::Malformed, 1, bytes.len() as u64);
             return Some(0);
         };
-        match answer(&message, via.five_tuple().client, out) {
+        match answer {
             BindingAnswer::NotBinding => None,
-            BindingAnswer::Success(_) | BindingAnswer::Error(..) if !self.may_answer(now, via, &message) => Some(0),
+            BindingAnswer::Success(_) | BindingAnswer::Error(..)
+                if !self.may_answer(now, via, &transaction, bytes.len()) =>
+            {
+                Some(0)
+            }
             BindingAnswer::Success(len) => {
-                self.counters.succeeded(message.message_type().method);
+                self.counters.succeeded(METHOD_BINDING);
                 Some(len)
             }
             BindingAnswer::Error(len, reason) => {
@@ -278,15 +283,33 @@ impl Server {
         }
     }
 
+    /// What a Binding message gets, written into `out`, and its transaction id; of RFC 3489 only over UDP, and only with
+    /// `stun.classic`.
+    fn judge_binding(
+        &self,
+        via: &Via,
+        bytes: &[u8],
+        out: &mut [u8; ANSWER_BYTES_MAX],
+    ) -> Result<(BindingAnswer, TransactionId), Malformed> {
+        let client = via.five_tuple().client;
+        if self.settings.stun.classic && !via.is_stream() && ClassicRequest::lacks_cookie(bytes) {
+            let request = ClassicRequest::parse(bytes)?;
+            let transaction = request.short_id();
+            return Ok((answer_classic(request, client, out), transaction));
+        }
+        let message = Message::parse(bytes)?;
+        Ok((answer(&message, client, out), message.transaction_id()))
+    }
+
     /// Whether a request that proves nothing may be answered: over a stream and from a client with an allocation always, else
     /// within the budget of its network. What may not is counted.
-    fn may_answer(&self, now: Now, via: &Via, message: &Message<'_>) -> bool {
+    fn may_answer(&self, now: Now, via: &Via, transaction: &TransactionId, bytes: usize) -> bool {
         let Some(rate) = self.reply_rate.filter(|_| !via.is_stream() && !self.has_allocation(via)) else {
             return true;
         };
-        let may = self.shared.takes_reply(now.ticks, rate, via.five_tuple(), &message.transaction_id());
+        let may = self.shared.takes_reply(now.ticks, rate, via.five_tuple(), transaction);
         if !may {
-            self.counters.dropped(DropReason::OverReplies, 1, message.bytes().len() as u64);
+            self.counters.dropped(DropReason::OverReplies, 1, bytes as u64);
         }
         may
     }
@@ -332,7 +355,8 @@ impl Server {
             return;
         }
         let has_integrity = message.has_integrity();
-        if !has_integrity && !self.may_answer(now, &via, message) {
+        let (transaction, bytes) = (message.transaction_id(), message.bytes().len());
+        if !has_integrity && !self.may_answer(now, &via, &transaction, bytes) {
             return;
         }
         if self.redirect_first_allocate(&via, message) {
@@ -342,7 +366,7 @@ impl Server {
         let request = match authenticate(message, &via, allocation, &self.settings, &self.nonces, now) {
             Ok(request) => request,
             Err(refused) => {
-                if has_integrity && !refused.has_own_nonce && !self.may_answer(now, &via, message) {
+                if has_integrity && !refused.has_own_nonce && !self.may_answer(now, &via, &transaction, bytes) {
                     return;
                 }
                 self.note_refused(now, &refused);

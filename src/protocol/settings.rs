@@ -36,12 +36,21 @@ pub struct Settings {
     pub alternates: Alternates,
     /// The servers that take clients from this one, and when.
     pub pool: Pool,
+    /// What Binding does beyond RFC 8489.
+    pub stun: StunSettings,
     /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
     pub interim_seconds: u32,
     /// Whether there is an IPv4 address to relay from.
     pub relay_ipv4: bool,
     /// Whether there is an IPv6 address to relay from.
     pub relay_ipv6: bool,
+}
+
+/// `[stun]`: what Binding does beyond RFC 8489.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StunSettings {
+    /// Whether clients of RFC 3489 are answered, which send no magic cookie.
+    pub classic: bool,
 }
 
 /// Who may allocate, and how a claim is checked.

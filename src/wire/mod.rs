@@ -6,6 +6,7 @@
 
 pub mod attribute;
 pub mod channel_data;
+pub mod classic;
 pub mod framing;
 pub mod integrity;
 pub mod message;

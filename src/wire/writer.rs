@@ -11,6 +11,7 @@ use stun::attributes::{
 use stun::message::MAGIC_COOKIE;
 use turn::proto::reqfamily::{REQUESTED_FAMILY_IPV4, REQUESTED_FAMILY_IPV6};
 
+use super::attribute::mapped_address;
 use super::integrity::{IntegrityKey, ReplyIntegrity, ReplyKey, fingerprint};
 use super::message::{
     ATTR_ADDRESS_ERROR_CODE, AttrType, CLASS_INDICATION, ErrorCode, HEADER_BYTES, METHOD_DATA, MessageType,
@@ -43,6 +44,16 @@ impl<'a> Writer<'a> {
         writer
     }
 
+    /// Starts a message of RFC 3489, which has no cookie.
+    #[must_use]
+    pub fn classic(out: &'a mut [u8], message_type: MessageType, transaction_id: &[u8; 16]) -> Self {
+        let mut writer = Self { out, len: 0, overflow: false };
+        writer.put(&message_type.value().to_be_bytes());
+        writer.put(&[0, 0]);
+        writer.put(transaction_id);
+        writer
+    }
+
     /// Appends an attribute and its zero padding.
     // [8489-14-1, -2, -3, -4, 8656-18-1]
     pub fn attribute(&mut self, attribute: AttrType, value: &[u8]) -> &mut Self {
@@ -61,6 +72,11 @@ impl<'a> Writer<'a> {
         self.head(attribute, len);
         self.put(&value[..len]);
         self
+    }
+
+    /// Appends an address that is not XORed, as MAPPED-ADDRESS (RFC 8489 section 14.1). [8489-14.1-1, -2]
+    pub fn plain_address(&mut self, attribute: AttrType, address: Address) -> &mut Self {
+        self.attribute(attribute, mapped_address(address, &mut [0; 20]))
     }
 
     /// Appends ERROR-CODE (RFC 8489 section 14.8); an empty reason makes it eight bytes. [8489-14.8-2, -3]

@@ -13,7 +13,9 @@ use throughway::protocol::alternates::Alternates;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::pool::Pool;
-use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
+use throughway::protocol::settings::{
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+};
 
 use super::rng::Rng;
 use super::terms::{May, Who};
@@ -193,6 +195,7 @@ impl Config {
             channel_number_max: 0x7FFE,
             relay_ipv4: true,
             relay_ipv6: true,
+            stun: StunSettings::default(),
         })
     }
 

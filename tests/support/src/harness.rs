@@ -34,7 +34,9 @@ use throughway::protocol::pool::Pool;
 use throughway::protocol::quota::{Admitted, Purpose};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
-use throughway::protocol::settings::{AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser};
+use throughway::protocol::settings::{
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+};
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -97,6 +99,7 @@ fn default_settings() -> Settings {
         channel_number_max: 0x7FFE,
         relay_ipv4: true,
         relay_ipv6: true,
+        stun: StunSettings::default(),
     }
 }
 
