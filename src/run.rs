@@ -127,6 +127,9 @@ fn serve_from(
             Failure::Run(format!("NOTIFY_SOCKET: {error}; systemd sets it, don't set it yourself"))
         })?);
         log::file_limit(net::raise_file_limit());
+        if supervised.is_some() {
+            supervise::warn_if_unheard();
+        }
         // Before calls come: a signal that is sent while this process takes over is followed when it serves.
         let signals = Signals::new()?;
         let begun = match origin {

@@ -4,6 +4,7 @@
 //! systemd does not tell whether it listens, so this looks at what decides that: the socket that a service is given, and the unit's
 //! file, without which no message of the service is read.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,14 @@ pub(crate) struct Started<'e> {
     pub(crate) groups: &'e str,
 }
 
+/// Asks something of what this process itself knows.
+pub(crate) fn of_process<T>(ask: impl FnOnce(Started<'_>) -> T) -> T {
+    let (socket, started) = (std::env::var_os("NOTIFY_SOCKET"), std::env::var_os("SYSTEMD_EXEC_PID"));
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let pid = std::process::id();
+    ask(Started { socket: socket.as_deref(), started: started.as_deref(), pid, groups: &groups })
+}
+
 impl Started<'_> {
     /// Whether the manager would learn of another main process.
     ///
@@ -71,6 +80,26 @@ impl Started<'_> {
             )),
         }
     }
+
+    /// Whether the manager reads what a child of the service's main process says, as far as the unit's files tell.
+    ///
+    /// # Errors
+    /// What to do if not.
+    pub(crate) fn hears_children(&self, root: &Path) -> Result<(), String> {
+        let unit = unit_of(self.groups).filter(|_| self.socket == Some(OsStr::new(NOTIFY_SOCKET)));
+        let Some((unit, file)) = unit.and_then(|unit| Some((unit, file_of(root, unit)?))) else { return Ok(()) };
+        let access =
+            std::iter::once(file).chain(drop_ins(root, unit)).filter_map(|path| notify_access(&path)).next_back();
+        match access.as_deref() {
+            Some("all") => Ok(()),
+            other => Err(format!(
+                "systemd reads nothing of the supervised server, so it will end this start after a while: the unit {unit} has \
+                 NotifyAccess={}; install systemd/throughway-supervise.conf as /etc/systemd/system/{unit}.d/supervise.conf, then \
+                 systemctl daemon-reload",
+                other.unwrap_or("main")
+            )),
+        }
+    }
 }
 
 const NO_SOCKET: &str = "the unit gives the service no way to tell systemd of a new main process, so systemd would end the service: \
@@ -92,6 +121,30 @@ fn file_of(root: &Path, unit: &str) -> Option<PathBuf> {
         let places = UNIT_DIRECTORIES.iter().map(|place| root.join(place.trim_start_matches('/')).join(name));
         places.into_iter().find(|path| path.symlink_metadata().is_ok())
     })
+}
+
+/// What is added to a unit, in the order in which it counts: by the names of the files, of which an earlier directory hides a
+/// later one's.
+fn drop_ins(root: &Path, unit: &str) -> Vec<PathBuf> {
+    let mut by_name = BTreeMap::new();
+    for place in UNIT_DIRECTORIES {
+        let directory = root.join(place.trim_start_matches('/')).join(format!("{unit}.d"));
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "conf") {
+                by_name.entry(entry.file_name()).or_insert(path);
+            }
+        }
+    }
+    by_name.into_values().collect()
+}
+
+/// The last `NotifyAccess=` of a file.
+fn notify_access(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let mut values =
+        text.lines().filter_map(|line| line.trim().strip_prefix("NotifyAccess")?.trim_start().strip_prefix('='));
+    values.next_back().map(|value| value.trim().to_owned())
 }
 
 /// A mask is a link to /dev/null, or an empty file.
@@ -136,6 +189,28 @@ mod tests {
         std::fs::write(unit_in(&root, "lib/systemd/system", "turn@.service"), "[Service]\n").unwrap();
         assert_eq!(systemd("0::/system.slice/system-turn.slice/turn@a.service/x\n").is_followed(&root), Ok(()));
         assert!(systemd("0::/system.slice/other@a.service\n").is_followed(&root).is_err());
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_unit_that_does_not_hear_the_supervised_server_is_told() {
+        let root = std::env::temp_dir().join(format!("throughway-hears-{}", std::process::id()));
+        assert_eq!(systemd(GROUPS).hears_children(&root), Ok(()), "no unit can be seen");
+        let unit = unit_in(&root, "usr/lib/systemd/system", "throughway.service");
+        std::fs::write(&unit, "[Service]\nType=notify\nNotifyAccess=main\n").unwrap();
+        let told = systemd(GROUPS).hears_children(&root).unwrap_err();
+        assert!(told.contains("NotifyAccess=main") && told.contains("throughway.service.d/supervise.conf"), "{told}");
+        let own = unit_in(&root, "etc/systemd/system/throughway.service.d", "supervise.conf");
+        std::fs::write(&own, "[Service]\n# NotifyAccess=main\n NotifyAccess = all\n").unwrap();
+        assert_eq!(systemd(GROUPS).hears_children(&root), Ok(()));
+        // Of two files of one name the one that counts is the administrator's; of two names the later one.
+        let hidden = unit_in(&root, "usr/lib/systemd/system/throughway.service.d", "supervise.conf");
+        std::fs::write(&hidden, "[Service]\nNotifyAccess=none\n").unwrap();
+        assert_eq!(systemd(GROUPS).hears_children(&root), Ok(()));
+        let later = unit_in(&root, "run/systemd/system/throughway.service.d", "zz.conf");
+        std::fs::write(&later, "[Service]\nNotifyAccess=none\n").unwrap();
+        assert!(systemd(GROUPS).hears_children(&root).unwrap_err().contains("NotifyAccess=none"));
+        assert_eq!(Started { socket: None, ..systemd(GROUPS) }.hears_children(&root), Ok(()), "not started by systemd");
         std::fs::remove_dir_all(&root).unwrap();
     }
 

@@ -2,6 +2,7 @@
 //! of descriptors and a ledger, so the next server goes on with the calls over UDP. Decision 0213.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::net::passed::Passed;
 use crate::net::processes::{self, Cloned, Ended, HeldSignals};
 use crate::net::{self, Running};
 use crate::ops::metrics::Metrics;
+use crate::ops::service_manager;
 use crate::tls::certificates::Files;
 
 /// Signals that the supervisor passes on.
@@ -213,6 +215,13 @@ fn remember(ledger: &Ledger, incidents: &[Incident]) {
     if let Ok(bytes) = minicbor::to_vec(incidents) {
         // Without them the next process knows fewer suspects.
         let _ = ledger.publish(Cell::Incidents, bytes, Vec::new());
+    }
+}
+
+/// Warns of a unit under which the start would end after a while.
+pub(super) fn warn_if_unheard() {
+    if let Err(why) = service_manager::of_process(|started| started.hears_children(Path::new("/"))) {
+        tracing::warn!("supervise: {why}");
     }
 }
 

@@ -76,11 +76,7 @@ impl Upgrader {
         if !self.notifier.is_main() {
             return Ok(());
         }
-        let (socket, started) = (std::env::var_os("NOTIFY_SOCKET"), std::env::var_os("SYSTEMD_EXEC_PID"));
-        let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let pid = std::process::id();
-        service_manager::Started { socket: socket.as_deref(), started: started.as_deref(), pid, groups: &groups }
-            .is_followed(Path::new("/"))
+        service_manager::of_process(|started| started.is_followed(Path::new("/")))
     }
 
     /// Begins one with the program at the own path, if none is under way; the answer comes when it has ended.
