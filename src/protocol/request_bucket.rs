@@ -29,10 +29,15 @@ impl RequestRate {
 /// other process is told of it.
 ///
 /// That clock goes round in three days, and an allocation without a request ends long before that.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct RequestBucket(u32);
 
 impl RequestBucket {
+    /// A full one.
+    pub(super) fn new(now: Ticks) -> Self {
+        Self(clock(now))
+    }
+
     fn ahead(self, now: Ticks) -> u32 {
         let ahead = self.0.wrapping_sub(clock(now));
         if ahead <= BURST { ahead } else { 0 }
@@ -67,7 +72,7 @@ mod tests {
             let passed = |bucket: &mut RequestBucket, ms| (0..50_000).filter(|_| bucket.take(Ticks(ms), rate)).count();
             // Also where the clock of 32 bits goes round.
             for start in [5_000, (1 << 28) - 500, 1 << 40] {
-                let mut bucket = RequestBucket::default();
+                let mut bucket = RequestBucket::new(Ticks(start));
                 assert_eq!(passed(&mut bucket, start), 2 * each_second);
                 assert_eq!(passed(&mut bucket, start + 1_000), each_second);
                 assert_eq!(passed(&mut bucket, start + 3_600_000), 2 * each_second);
@@ -77,10 +82,10 @@ mod tests {
 
     #[test]
     fn without_a_limit_all_pass_and_nothing_is_noted() {
-        let mut bucket = RequestBucket::default();
+        let mut bucket = RequestBucket::new(Ticks(5));
         for none in [None, Some(16_001)] {
             assert!((0..50_000).all(|_| bucket.take(Ticks(7), RequestRate::new(none))));
         }
-        assert_eq!(bucket, RequestBucket::default());
+        assert_eq!(bucket, RequestBucket::new(Ticks(5)));
     }
 }

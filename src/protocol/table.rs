@@ -122,7 +122,7 @@ impl AllocationTable {
     pub(super) fn takes_request(&mut self, via: &Via, now: Ticks, rate: RequestRate) -> bool {
         let Some(slot) = self.by_via(via).map(|allocation| allocation.id.index) else { return true };
         if self.requests.get(slot).is_none() {
-            self.requests.insert(slot, RequestBucket::default());
+            self.requests.insert(slot, RequestBucket::new(now));
         }
         self.requests.get_mut(slot).is_none_or(|bucket| bucket.take(now, rate))
     }
