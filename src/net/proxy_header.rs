@@ -4,7 +4,7 @@
 //! Written for web servers behind a shared port (`net::pass_on`), and read from sources that the configuration trusts, byte by byte up to the end of the header and no further: what comes
 //! after it stays in the socket, for TLS or for a worker.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ppp::{v1, v2};
 use tokio::io::AsyncReadExt as _;
@@ -29,7 +29,8 @@ const HEADER_BYTES_MAX: usize = 4_096;
 pub enum Announced {
     /// For a client with this address.
     Client(SocketAddr),
-    /// For itself, as when it looks whether we are there, or for a client that it says nothing of (LOCAL, UNKNOWN, UNSPEC, UNIX).
+    /// For itself, as when it looks whether we are there, or for a client that it says nothing of (LOCAL, UNKNOWN, UNSPEC, UNIX), or
+    /// for one of its own machine.
     Itself,
 }
 
@@ -50,9 +51,11 @@ impl BadHeader {
 /// [`BadHeader`]
 pub fn parse(header: &[u8]) -> Result<Announced, BadHeader> {
     let client = if header.starts_with(b"PROXY") {
+        let has_sign = header.contains(&b'+');
         let header = v1::Header::try_from(header).map_err(|error| BadHeader::of(&error))?;
         match header.addresses {
             v1::Addresses::Unknown => return Ok(Announced::Itself),
+            _ if has_sign => return Err(BadHeader("a port is written with a sign".to_owned())),
             v1::Addresses::Tcp4(of) => SocketAddr::from((of.source_address, of.source_port)),
             v1::Addresses::Tcp6(of) => SocketAddr::from((of.source_address, of.source_port)),
         }
@@ -72,7 +75,15 @@ pub fn parse(header: &[u8]) -> Result<Announced, BadHeader> {
         client
     };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    if client.ip().is_unspecified() || client.ip().is_multicast() || client.port() == 0 {
+    if client.ip().is_loopback() {
+        // Of the proxy's machine, not of this one, where loopback is exempt from limits.
+        return Ok(Announced::Itself);
+    }
+    if client.ip() == IpAddr::V4(Ipv4Addr::BROADCAST)
+        || client.ip().is_unspecified()
+        || client.ip().is_multicast()
+        || client.port() == 0
+    {
         return Err(BadHeader(format!("{client} is no client")));
     }
     Ok(Announced::Client(client))
@@ -192,6 +203,8 @@ mod tests {
             (b"PROXY TCP4 192.0.2.7 198.51.100.1 5555 3478\r\n".to_vec(), client("192.0.2.7:5555")),
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 5555 3478\r\n".to_vec(), client("[2001:db8::7]:5555")),
             (b"PROXY UNKNOWN\r\n".to_vec(), Announced::Itself),
+            (b"PROXY TCP4 127.0.0.1 198.51.100.1 5555 3478\r\n".to_vec(), Announced::Itself),
+            (b"PROXY TCP6 ::1 2001:db8::1 5555 3478\r\n".to_vec(), Announced::Itself),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), Announced::Itself),
             (ipv4(&[]), client("192.0.2.7:5555")),
             (ipv4(&[0x04, 0, 3, 1, 2, 3]), client("192.0.2.7:5555")),
@@ -211,6 +224,8 @@ mod tests {
             b"PROXY TCP4 192.0.2.7 198.51.100.1 5555\r\n".to_vec(),
             b"PROXY TCP4 192.0.2.7 198.51.100.1 65536 3478\r\n".to_vec(),
             b"PROXY TCP4 192.0.2.7 198.51.100.1 0 3478\r\n".to_vec(),
+            b"PROXY TCP4 192.0.2.7 198.51.100.1 +1 3478\r\n".to_vec(),
+            b"PROXY TCP4 255.255.255.255 198.51.100.1 5555 3478\r\n".to_vec(),
             b"PROXY TCP4 0.0.0.0 198.51.100.1 5555 3478\r\n".to_vec(),
             b"PROXY TCP4 2001:db8::7 198.51.100.1 5555 3478\r\n".to_vec(),
             b"PROXY TCP5 192.0.2.7 198.51.100.1 5555 3478\r\n".to_vec(),
