@@ -288,6 +288,12 @@ impl Check {
     fn external_per_family(&mut self, items: &[Node], addresses: &[IpAddr]) -> External {
         let (mut ipv4, mut ipv6) = (None, None);
         for node in items {
+            if let Value::Text(word) = &node.value
+                && ExternalSource::ALL.iter().any(|source| source.name() == word)
+            {
+                self.wrong(node, format!("stands alone: write external = \"{word}\", without brackets"));
+                continue;
+            }
             let Some(public) = self.public_ip(node) else { continue };
             let family = Family::of(public);
             let locals = addresses.iter().filter(|local| Family::of(**local) == family).count();
@@ -348,6 +354,7 @@ mod tests {
         assert!(error.contains("\"auto\", \"aws\"") && error.contains("public addresses"), "{error}");
         assert!(errors("relay.external = \"hetzne\"").contains("\"hetzner\""));
         assert!(errors("relay.external = \"auto\"").contains("relay.external_servers"));
+        assert!(errors("relay.external = [\"auto\"]").contains("write external = \"auto\", without brackets"));
         assert!(errors("relay.external = \"auto.example\"").contains("expected an IP address"));
     }
 
