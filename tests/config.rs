@@ -82,6 +82,13 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
         "auth.users.a.limits",
         &["never expires", "bytes_per_day"],
     ),
+    // The second one has an accent of its own, which clients join to the letter before it.
+    (
+        "[auth.users]\n\"jos\u{e9}\" = \"b\"\n\"jose\u{301}\" = \"c\"",
+        3,
+        "auth.users.\"jose\u{301}\"",
+        &["to clients the same name", "as \"jos\u{e9}\""],
+    ),
     ("[auth.users]\na = { password = \"b\", tenant = \"\" }", 2, "auth.users.a.tenant", &["1 to 64 bytes"]),
     (
         "[auth.users]\na = { password = \"b\", limits = { bandwith = \"1Mbit/s\" } }",
@@ -447,6 +454,7 @@ const NOT_IN_THE_SCHEMA: &[&str] = &[
     "can't read",
     "/nowhere/key",
     "CREDENTIALS_DIRECTORY is not set",
+    "to clients the same name",
 ];
 
 #[test]

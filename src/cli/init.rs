@@ -15,6 +15,7 @@ use clap::Args;
 
 use crate::check::remedy;
 use crate::config::initial_secret::random_text;
+use crate::config::issuing;
 use crate::config::{Config, DEFAULT_PATH, Environment};
 use crate::failure::Failure;
 use crate::files;
@@ -42,7 +43,7 @@ pub(super) struct InitOptions {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH, value_parser = path)]
     config: PathBuf,
     /// The host name of this server, such as turn.example.org
-    #[arg(long, value_name = "NAME", value_parser = text)]
+    #[arg(long, value_name = "NAME", value_parser = host)]
     host: Option<String>,
     /// Public address behind which this machine is, one for each family
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
@@ -83,6 +84,10 @@ fn text(argument: &str) -> Result<String, String> {
         return Err("is empty; give a value, or leave the option out".to_owned());
     }
     Ok(argument.to_owned())
+}
+
+fn host(argument: &str) -> Result<String, String> {
+    Ok(issuing::host(&text(argument)?)?.to_owned())
 }
 
 fn path(argument: &str) -> Result<PathBuf, String> {

@@ -101,9 +101,18 @@ impl Check {
         let Value::Table(entries) = &node.value else { return HashMap::new() };
         let mut users = HashMap::new();
         let mut weak = Vec::new();
+        let mut forms: HashMap<Box<str>, &String> = HashMap::new();
         for TableEntry { name, location, node } in entries {
             if name.is_empty() || name.len() > USERNAME_BYTES_MAX || name.chars().any(char::is_control) {
                 let message = format!("a user name has 1 to {USERNAME_BYTES_MAX} bytes and no control characters");
+                self.problems.push(Problem::new(location.clone(), &node.key, message));
+                continue;
+            }
+            // Clients that compare names by RFC 8265 could mean either.
+            let form = opaque_string(name).unwrap_or_else(|| name.as_str().into());
+            if let Some(first) = forms.insert(form, name) {
+                let message =
+                    format!("is to clients the same name as \"{first}\" (RFC 8265, OpaqueString): keep one of the two");
                 self.problems.push(Problem::new(location.clone(), &node.key, message));
                 continue;
             }

@@ -405,12 +405,19 @@ impl Check {
 
     fn public_name(&mut self) -> Option<Box<str>> {
         let (text, node) = self.text_of("http.public_name")?;
-        let is_address = text.parse::<IpAddr>().is_ok();
-        let is_name = text.len() <= 253
-            && !text.starts_with(['-', '.'])
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
-        let message =
-            "expected a host name or an address, without scheme, port or brackets, such as \"turn.example.org\"";
-        self.ok(&node, (is_address || is_name).then(|| text.into()).ok_or(message))
+        self.ok(&node, host(&text).map(Into::into))
     }
+}
+
+/// A host name or an address, alone.
+///
+/// # Errors
+/// What is expected.
+pub(crate) fn host(text: &str) -> Result<&str, &'static str> {
+    let is_address = text.parse::<IpAddr>().is_ok();
+    let is_name = text.len() <= 253
+        && !text.starts_with(['-', '.'])
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    let message = "expected a host name or an address, without scheme, port or brackets, such as \"turn.example.org\"";
+    (is_address || is_name).then_some(text).ok_or(message)
 }

@@ -212,6 +212,17 @@ mod tests {
     }
 
     #[test]
+    fn a_host_that_is_a_url_is_refused_where_it_was_given() {
+        for host in ["https://turn.example.org", "turn.example.org:443", "turn.example.org/", "-x"] {
+            let said = Line::try_parse_from(["init", &format!("--host={host}")])
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
+            assert!(said.contains("--host") && said.contains("without scheme"), "{host}: {said}");
+        }
+    }
+
+    #[test]
     fn an_end_of_answers_writes_nothing() {
         let (plan, _) = asked(&[], "turn.example.org\n");
         assert!(plan.unwrap_err().to_string().contains("nothing was written"));
