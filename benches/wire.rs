@@ -92,7 +92,7 @@ fn binding_answered(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         let mut out = [0; ANSWER_BYTES_MAX];
         let message = Message::parse(black_box(&bytes)).expect("well formed");
-        assert_eq!(answer(&message, client, &mut out), BindingAnswer::Success(32));
+        assert_eq!(answer(&message, client, None, &mut out), BindingAnswer::Success(32));
         black_box(out);
     });
 }

@@ -239,6 +239,11 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("accounting.spool", WEBHOOK, "\"t\""),
     ("accounting.spool_max", WEBHOOK, "\"7MiB\""),
     ("accounting.sign_key_file", "", "\"secret\""),
+    (
+        "stun.discovery",
+        "listen.udp = [\"0.0.0.0:3478\", \"0.0.0.0:3479\"]\n",
+        "[\"192.0.2.1:3478\", \"192.0.2.2:3479\"]",
+    ),
     ("drain.alternate", "", "[\"203.0.113.8:3478\"]"),
     ("drain.alternate_tls", "", "[\"203.0.113.8:5349\"]"),
     ("drain.alternate_domain", "drain.alternate_tls = [\"203.0.113.8:5349\"]\n", "\"turn2.example.org\""),

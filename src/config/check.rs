@@ -53,7 +53,7 @@ pub(crate) fn check(
     check.shared_names_lead_here(&listen, &http, &tls);
     let admin = check.admin();
     let (lifetimes, channel_numbers) = (check.lifetimes(), check.channel_numbers());
-    let (pool, stun) = (check.pool(&listen), check.stun());
+    let (pool, stun) = (check.pool(&listen), check.stun(&listen, &relay));
     let (auth, nonce_key) = (check.auth(environment, initial_secret.as_ref()), check.secret_of("auth.nonce_key_file"));
     check.issuing_needs_a_secret(&http.issuing, &auth);
     check.chatmail_ttl_fits(&http.issuing, &auth);

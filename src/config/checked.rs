@@ -116,7 +116,10 @@ impl Config {
             limits: self.limits.tables,
             alternates: self.drain.alternates.clone(),
             pool: self.pool.clone(),
-            stun: self.stun,
+            stun: StunSettings {
+                discovery: self.stun.discovery.and_then(|of| of.advertised_as(|ip| self.relay.external.advertised(ip))),
+                ..self.stun
+            },
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,

@@ -167,6 +167,8 @@ pub const KEYS: &[ConfigKey] = &[
 
     key("stun.classic", Flag, "false",
         "Answer Binding requests of RFC 3489 too, which have no magic cookie: some old telephones and SIP programs send them"),
+    key("stun.discovery", List, "[]",
+        "Serve NAT behaviour discovery (RFC 5780) at two IPv4 addresses with two ports: the first address and port, and the other two"),
 
     key("auth.max_ttl", Duration(1, TEN_YEARS), "\"48h\"",
         "How far in the future a time-limited credential may end; the server refuses a later end"),

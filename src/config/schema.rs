@@ -217,7 +217,7 @@ fn item(path: &str) -> Value {
             listener["required"] = json!(["address"]);
             json!({ "anyOf": [one, listener] })
         }
-        "drain.alternate" | "drain.alternate_tls" => pattern(&format!("^{}$", address_and_port())),
+        "drain.alternate" | "drain.alternate_tls" | "stun.discovery" => pattern(&format!("^{}$", address_and_port())),
         "relay.addresses" => pattern(&address()),
         "relay.external_servers" => pattern(r"^(?:stun:)?[0-9A-Za-z.:\[\]-]+$"),
         "peers.allow" => json!({ "type": "string", "pattern": prefix(), "not": { "enum": ["0.0.0.0/0", "::/0"] } }),

@@ -244,6 +244,7 @@ impl Running {
         let delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
         delivered.as_ref().is_some_and(|old| {
             old.peers == settings.peers
+                && old.stun == settings.stun
                 && (old.relay_ipv4, old.relay_ipv6) == (settings.relay_ipv4, settings.relay_ipv6)
         })
     }

@@ -27,10 +27,11 @@ use super::review::Review;
 use super::settings::Settings;
 use super::table::AllocationTable;
 use super::timer::{Due, Timers};
-use crate::address::{RelayedTransportAddress, Via};
+use crate::address::{FiveTuple, RelayedTransportAddress, Via};
 use crate::fault;
 use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
+use crate::wire::behavior::is_wish;
 use crate::wire::classic::ClassicRequest;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
@@ -291,14 +292,32 @@ impl Server {
         bytes: &[u8],
         out: &mut [u8; ANSWER_BYTES_MAX],
     ) -> Result<(BindingAnswer, TransactionId), Malformed> {
-        let client = via.five_tuple().client;
-        if self.settings.stun.classic && !via.is_stream() && ClassicRequest::lacks_cookie(bytes) {
+        let FiveTuple { client, .. } = *via.five_tuple();
+        let origins = self.settings.stun.discovery.and_then(|discovery| discovery.origins_at(via.five_tuple()));
+        // Those that say where the answer shall leave, go, or be long are for the control lane.
+        let may_be_sent_elsewhere = origins.is_some() && !via.is_stream();
+        if self.is_classic(via, bytes) {
             let request = ClassicRequest::parse(bytes)?;
             let transaction = request.short_id();
-            return Ok((answer_classic(request, client, out), transaction));
+            if may_be_sent_elsewhere && request.change().is_some_and(|change| change != [0; 4]) {
+                return Ok((BindingAnswer::NotBinding, transaction));
+            }
+            return Ok((answer_classic(request, client, origins, out), transaction));
         }
         let message = Message::parse(bytes)?;
-        Ok((answer(&message, client, out), message.transaction_id()))
+        let transaction = message.transaction_id();
+        if may_be_sent_elsewhere
+            && message.unknown().iter().copied().any(is_wish)
+            && message.message_type().class == CLASS_REQUEST
+        {
+            return Ok((BindingAnswer::NotBinding, transaction));
+        }
+        Ok((answer(&message, client, origins, out), transaction))
+    }
+
+    /// Whether a datagram is one of RFC 3489, and those are answered.
+    pub(super) fn is_classic(&self, via: &Via, bytes: &[u8]) -> bool {
+        self.settings.stun.classic && !via.is_stream() && ClassicRequest::lacks_cookie(bytes)
     }
 
     /// Whether a request that proves nothing may be answered: over a stream and from a client with an allocation always, else
@@ -329,6 +348,9 @@ impl Server {
                 return;
             }
             None => {}
+        }
+        if self.discover(now, via, bytes) {
+            return;
         }
         match Message::parse(bytes) {
             Ok(message) => self.on_request(now, via, &message),

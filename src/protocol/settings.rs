@@ -9,6 +9,7 @@ use crate::address::Via;
 use crate::credentials::claims::Grant;
 use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::alternates::Alternates;
+use crate::protocol::discovery::Discovery;
 use crate::protocol::meter::Rates;
 use crate::protocol::nonce::Offer;
 use crate::protocol::peer_policy::PeerPolicy;
@@ -51,6 +52,8 @@ pub struct Settings {
 pub struct StunSettings {
     /// Whether clients of RFC 3489 are answered, which send no magic cookie.
     pub classic: bool,
+    /// The four addresses of NAT behaviour discovery (RFC 5780), if it is served.
+    pub discovery: Option<Discovery>,
 }
 
 /// Who may allocate, and how a claim is checked.

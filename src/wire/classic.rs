@@ -4,10 +4,8 @@
 
 use stun::message::MAGIC_COOKIE;
 
-use super::message::{AttrType, HEADER_BYTES, Malformed, TransactionId, UNKNOWN_MAX};
-
-/// Where the answer shall leave (RFC 3489 section 11.2.4, RFC 5780 section 7.2); the `stun` crate does not read it.
-pub const ATTR_CHANGE_REQUEST: AttrType = AttrType(0x0003);
+use super::behavior::ATTR_CHANGE_REQUEST;
+use super::message::{HEADER_BYTES, Malformed, TransactionId, UNKNOWN_MAX};
 
 /// RFC 3489 section 11.2.5 and 11.2.8: whose secret signed the request. Binding needs none and checks none.
 const CREDENTIALS: [u16; 2] = [0x0006, 0x0008];

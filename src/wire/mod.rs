@@ -5,6 +5,7 @@
 //! `turn` crates give the vocabulary, in `message` and `attribute`.
 
 pub mod attribute;
+pub mod behavior;
 pub mod channel_data;
 pub mod classic;
 pub mod framing;

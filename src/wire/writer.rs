@@ -79,6 +79,15 @@ impl<'a> Writer<'a> {
         self.attribute(attribute, mapped_address(address, &mut [0; 20]))
     }
 
+    /// Appends an attribute of so many zeros.
+    pub fn zeros(&mut self, attribute: AttrType, bytes: usize) -> &mut Self {
+        self.head(attribute, bytes);
+        for _ in 0..bytes.div_ceil(4) {
+            self.put(&[0; 4]);
+        }
+        self
+    }
+
     /// Appends ERROR-CODE (RFC 8489 section 14.8); an empty reason makes it eight bytes. [8489-14.8-2, -3]
     pub fn error_code(&mut self, code: ErrorCode, reason: &str) -> &mut Self {
         self.head(ATTR_ERROR_CODE, 4 + reason.len());
