@@ -12,6 +12,7 @@ pub mod reason;
 pub mod reject;
 pub mod random;
 pub mod token_bucket;
+pub mod network;
 pub mod reply_budget;
 
 // Containers.

@@ -7,9 +7,9 @@
 //! The tables have one size for ever, and networks that fall into one place share it.
 
 use std::hash::{BuildHasher, Hash};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use super::network::Network;
 use super::token_bucket::TokenBucket;
 use crate::address::FiveTuple;
 use crate::time::Ticks;
@@ -41,33 +41,6 @@ impl ReplyRate {
     pub fn new(per_second: u32) -> Option<Self> {
         let cost = 1_000_000_u64.checked_div(u64::from(per_second)).filter(|cost| *cost > 0)?;
         Some(Self { cost, burst: BURST_SECONDS * 1_000_000 })
-    }
-}
-
-/// An IPv4 /24 or an IPv6 /56, as a number: addresses of one network can be forged by all of them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-struct Network(u64);
-
-const IPV4: u64 = 4 << 56;
-const IPV6: u64 = 6 << 56;
-
-impl Network {
-    fn of(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => Self(IPV4 | u64::from(ip.to_bits() & 0xFFFF_FF00)),
-            IpAddr::V6(ip) => Self(IPV6 | (ip.to_bits() >> 72) as u64),
-        }
-    }
-}
-
-impl std::fmt::Display for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0 & IPV6 == IPV6 {
-            let bits = u128::from(self.0 & !(0xFF << 56)) << 72;
-            write!(f, "{}/56", std::net::Ipv6Addr::from_bits(bits))
-        } else {
-            write!(f, "{}/24", std::net::Ipv4Addr::from_bits(self.0 as u32))
-        }
     }
 }
 
@@ -121,14 +94,14 @@ impl ReplyBudget {
             return true;
         }
         self.withheld.fetch_add(1, Ordering::Relaxed);
-        self.latest.store(network.0, Ordering::Relaxed);
+        self.latest.store(network.to_word(), Ordering::Relaxed);
         false
     }
 
     /// How many answers were withheld up to now, and the network of the last one, such as `192.0.2.0/24`.
     #[must_use]
     pub fn withheld(&self) -> (u64, String) {
-        let network = Network(self.latest.load(Ordering::Relaxed));
+        let network = Network::from_word(self.latest.load(Ordering::Relaxed));
         (self.withheld.load(Ordering::Relaxed), network.to_string())
     }
 
