@@ -21,6 +21,7 @@ use throughway::protocol::border::{
 use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ServerState, counters_of};
+use throughway::protocol::failures::FailureRate;
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::peer_policy::LocalAddresses;
@@ -134,6 +135,10 @@ impl Shared for Everybody {
         !five_tuple.client.port().is_multiple_of(3)
     }
 
+    fn answers_failure(&self, _: Ticks, _: FailureRate, via: &Via, _: &TransactionId) -> bool {
+        !via.five_tuple().client.port().is_multiple_of(5)
+    }
+
     fn is_relayed(&self, address: PeerAddress) -> bool {
         address.port().is_multiple_of(2)
     }
@@ -168,6 +173,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
                 alternates: Alternates::default(),
                 pool: Pool::default(),
+                proxies: Vec::new(),
                 interim_seconds: 60,
                 channel_number_max: 0x7FFE,
                 relay_ipv4: true,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use test_support::harness;
 use test_support::harness::stun::{BINDING, CREATE_PERMISSION, Outgoing, REFRESH, Signature, allocate, request};
-use test_support::harness::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, secret, user};
+use test_support::harness::{Client, Harness, START_UNIX, Spec, Went, addr, alice, bind, holder_of, secret, user};
 use throughway::credentials::claims::Grant;
 use throughway::credentials::{Algorithm, password};
 use throughway::protocol::meter::Rates;
@@ -443,4 +443,139 @@ fn channels_of_rfc_5766_are_bound_and_carry_data() {
             refused(&mut h, client, bind(number, addr(PEER)), 400, "channel_range");
         }
     }
+}
+
+/// Requests for an allocation with this client's password, right or wrong: the code of each answer, 0 for success, `None`
+/// for silence.
+fn codes(h: &mut Harness, client: Client, count: usize) -> Vec<Option<u16>> {
+    let ask = |_| {
+        let bytes = h.signed(client, &allocate());
+        h.tell(client, &bytes).first().map(|reply| reply.code())
+    };
+    (0..count).map(ask).collect()
+}
+
+fn guesser(h: &mut Harness, from: &str) -> Client {
+    h.add(alice().named("alice", "wrong").from(from))
+}
+
+fn of_ten_failures() -> Harness {
+    Harness::with(|settings| settings.limits.failures = Some(10))
+}
+
+// Decision 0230; RFC 8489 §9.2.4 and §19.1.1: online guessing of passwords.
+#[test]
+fn who_fails_too_often_is_answered_late_and_then_not_and_neighbours_are_always() {
+    let mut h = of_ten_failures();
+    let one = guesser(&mut h, "11.9.9.9:1000");
+    assert_eq!(codes(&mut h, one, 5), [Some(401); 5], "half of them at once");
+    let other = guesser(&mut h, "11.9.9.10:1000");
+    let late: Vec<Vec<u8>> = (0..5).map(|_| h.signed(other, &allocate())).collect();
+    let answered = |h: &mut Harness| late.iter().filter(|bytes| !h.tell(other, bytes).is_empty()).count();
+    assert_eq!(answered(&mut h), 0, "the other half");
+    h.advance_ms(250);
+    assert_eq!(answered(&mut h), 5, "as soon as they are sent again");
+    assert_eq!(codes(&mut h, one, 20), [None; 20]);
+    assert_eq!(h.drops(DropReason::OverFailures).packets, 25);
+    assert_eq!(h.refused.len(), 35, "each is told to the operator");
+    for (from, tcp) in [("11.9.9.9:1001", false), ("11.9.9.11:1000", true), ("11.9.9.11:1001", false)] {
+        let mut neighbour = alice().from(from);
+        neighbour.tcp = tcp;
+        let neighbour = h.add(neighbour);
+        assert_eq!(codes(&mut h, neighbour, 1), [Some(0)], "a right password from the same network");
+        let elsewhere = guesser(&mut h, &from.replace("11.9.9.", "11.9.8."));
+        assert_eq!(codes(&mut h, elsewhere, 1), [Some(401)], "another network");
+    }
+    h.advance(59);
+    assert_eq!(codes(&mut h, one, 2), [None; 2]);
+    h.advance(1);
+    assert_eq!(codes(&mut h, one, 2), [Some(401); 2], "a minute is over");
+}
+
+#[test]
+fn streams_are_silenced_without_delay_and_with_their_network() {
+    let mut h = of_ten_failures();
+    let stream = h.add(alice().named("alice", "wrong").from("[2a00:5:0:100::1]:1000").tcp());
+    assert_eq!(codes(&mut h, stream, 10), [Some(401); 10]);
+    assert_eq!(codes(&mut h, stream, 10), [None; 10]);
+    let same = guesser(&mut h, "[2a00:5:0:1ff::1]:1000");
+    assert_eq!(codes(&mut h, same, 1), [None], "a /56 is one network");
+    let next = guesser(&mut h, "[2a00:5:0:200::1]:1000");
+    assert_eq!(codes(&mut h, next, 1), [Some(401)]);
+}
+
+// Only the last two may be guesses: they prove their source, and no key.
+#[test]
+fn what_proves_a_key_or_no_source_is_no_failure() {
+    let mut h = Harness::with(|settings| settings.limits.failures = Some(1));
+    let expired = h.add(holder_of(&format!("{}:bob", START_UNIX - 60)).from("11.9.9.9:1000"));
+    assert_eq!(codes(&mut h, expired, 20), [Some(401); 20], "signed with a right key");
+    let realm = guesser(&mut h, "11.9.9.9:1001");
+    for _ in 0..20 {
+        let mut signature = h.signature(realm);
+        signature.realm = Some("elsewhere".into());
+        assert_eq!(h.ask_with(realm, &signature, allocate()).code(), 401, "no key is tried");
+    }
+    let forged = guesser(&mut h, "11.9.9.9:1002");
+    for _ in 0..20 {
+        let mut signature = h.signature(forged);
+        signature.nonce = Some(h.nonce_of(realm));
+        assert_eq!(h.ask_with(forged, &signature, allocate()).code(), 438, "a nonce of another client");
+    }
+    assert_eq!(h.drops(DropReason::OverFailures).packets, 0);
+    for (from, name) in [("11.9.3.9:1000", "unknown"), ("11.9.4.9:1000", "1900000000:bob")] {
+        let wrong = h.add(alice().named(name, "wrong").from(from));
+        assert_eq!(codes(&mut h, wrong, 2), [None; 2], "{name}");
+    }
+}
+
+#[test]
+fn a_client_with_an_allocation_is_never_silenced() {
+    let mut h = of_ten_failures();
+    let client = h.add(alice().from("11.9.9.9:1000"));
+    h.allocate(client);
+    let guesser = guesser(&mut h, "11.9.9.9:1001");
+    assert_eq!(codes(&mut h, guesser, 12)[10..], [None; 2]);
+    for _ in 0..30 {
+        let mut signature = h.signature(client);
+        signature.key = [7; 16];
+        assert_eq!(h.ask_with(client, &signature, request(REFRESH)).code(), 401);
+    }
+    assert_eq!(h.refresh(client, 600).code(), 0);
+    assert_eq!(h.refresh(client, 0).code(), 0);
+    assert_eq!(codes(&mut h, client, 1), [Some(0)]);
+}
+
+#[test]
+fn loopback_and_proxies_themselves_are_exempt_and_an_operator_or_a_reload_ends_the_silence() {
+    let mut h = Harness::with(|settings| {
+        settings.limits.failures = Some(10);
+        settings.proxies = vec!["11.9.7.0/28".parse().unwrap()];
+    });
+    let loopback = guesser(&mut h, "127.0.0.1:1000");
+    assert_eq!(codes(&mut h, loopback, 50), [Some(401); 50]);
+    let health_check = h.add(alice().named("alice", "wrong").from("11.9.7.1:1000").tcp());
+    assert_eq!(codes(&mut h, health_check, 50), [Some(401); 50], "a proxy that announces no client");
+    let announced = h.add(alice().named("alice", "wrong").from("11.9.7.99:1000").tcp());
+    assert_eq!(codes(&mut h, announced, 11)[10..], [None]);
+    assert_eq!(h.forgive("11.9.0.0/24"), 0);
+    assert_eq!(h.forgive("11.9.7.5/32"), 1);
+    assert_eq!(codes(&mut h, announced, 11)[9..], [Some(401), None]);
+    h.reconfigure(|settings| settings.limits.failures = None);
+    assert_eq!(codes(&mut h, announced, 50), [Some(401); 50]);
+    h.reconfigure(|settings| settings.limits.failures = Some(1_000));
+    assert_eq!(codes(&mut h, announced, 1), [None], "a limit that comes back finds what was");
+    h.advance(60);
+    assert_eq!(codes(&mut h, announced, 500), [Some(401); 500]);
+}
+
+// The workers share the count.
+#[test]
+fn a_guess_counts_on_whichever_worker_it_arrives() {
+    let mut h = Harness::workers(3, |settings| settings.limits.failures = Some(10));
+    let guessers: Vec<Client> = (0..3)
+        .map(|worker| h.add(alice().named("alice", "wrong").from("11.9.9.9:1000").tcp().on_worker(worker)))
+        .collect();
+    let codes: Vec<Option<u16>> = (0..12).flat_map(|number| codes(&mut h, guessers[number % 3], 1)).collect();
+    assert_eq!((&codes[..10], &codes[10..]), ([Some(401); 10].as_slice(), [None; 2].as_slice()));
 }

@@ -181,14 +181,15 @@ impl Sum {
         for code in [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508] {
             assert!(self.codes.get(&code).is_some_and(|count| *count > 10), "{code} was hardly due: {self:?}");
         }
-        // No reload of this world removes a listener, its packets have a source port, none makes the server panic, the answers of a
-        // network are not counted, and no client asks for a hundred things a second.
+        // No reload of this world removes a listener, its packets have a source port, none makes the server panic, the answers and
+        // failures of a network are not counted, and no client asks for a hundred things a second.
         let elsewhere = [
             DropReason::ListenerLeaving,
             DropReason::NoSourcePort,
             DropReason::Suspect,
             DropReason::OverReplies,
             DropReason::OverRequests,
+            DropReason::OverFailures,
         ]
         .map(DropReason::name);
         for (why, count) in self.drops.iter().filter(|(why, _)| !elsewhere.contains(*why)) {

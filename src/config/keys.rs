@@ -218,6 +218,9 @@ pub const KEYS: &[ConfigKey] = &[
         .warns("with forged sources this server can be made to flood others"),
     key("limits.requests_per_allocation", Count(ANY), "100",
         "Requests per second that a client may make on its allocation; twice as many at once, and what is more gets no answer").zero("no limit"),
+    key("limits.failures", Count(ANY), "120",
+        "Requests per minute with a wrong key or user name, for each client IPv4 /24 or IPv6 /56, loopback exempt; then such requests get no answer for a minute").zero("no limit")
+        .warns("passwords can be guessed at any rate, and each guess is answered"),
     key("limits.bandwidth", Rate, "0",
         "Bandwidth of the whole server, each way, such as `\"3Mbit/s\"`").zero("no limit"),
     key("limits.bandwidth_per_tenant", Rate, "0",

@@ -52,6 +52,7 @@ impl Check {
             allocations_per_client_per_minute: self.limit("limits.allocations_per_client_per_minute"),
             replies_per_network: self.limit("limits.replies_per_network"),
             requests_per_allocation: self.limit("limits.requests_per_allocation"),
+            failures: self.limit("limits.failures"),
             server: rates("limits.bandwidth", "limits.packet_rate"),
             tenant: rates("limits.bandwidth_per_tenant", "limits.packet_rate_per_tenant"),
             client: rates("limits.bandwidth_per_client", "limits.packet_rate_per_client"),

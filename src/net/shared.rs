@@ -7,15 +7,18 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 
 use super::ports::RestingPort;
 use super::relay_addresses::RelayAddresses;
 use super::suspects::Suspects;
-use crate::address::{FiveTuple, PeerAddress};
+use crate::address::{FiveTuple, PeerAddress, Via};
 use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
 use crate::protocol::border::Shared;
+use crate::protocol::failures::{FailureRate, Failures, SilencedNetwork};
 use crate::protocol::meter::Meters;
+use crate::protocol::network::Network;
 use crate::protocol::pool::PoolState;
 use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use crate::protocol::quota_state::{QuotasChanges, QuotasImportError, QuotasState};
@@ -95,6 +98,7 @@ pub struct Process {
     authenticated: Mutex<AuthenticatedCounts>,
     revocations: Mutex<Revocations>,
     replies: ReplyBudget,
+    failures: Mutex<Failures>,
     /// When workers panicked, within the last minute.
     panics: Mutex<VecDeque<Ticks>>,
     /// Who of the pool takes clients, and who takes those without a place: the words of `PoolState`.
@@ -115,6 +119,7 @@ impl Process {
             authenticated: Mutex::default(),
             revocations: Mutex::default(),
             replies: ReplyBudget::default(),
+            failures: Mutex::default(),
             panics: Mutex::default(),
             alternates: Default::default(),
             load: AtomicU16::new(0),
@@ -289,6 +294,34 @@ impl Process {
         self.replies.withheld()
     }
 
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        // The table is whole after each statement.
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many answers to wrong keys and user names stayed away, and the network of the last one.
+    #[must_use]
+    pub fn unanswered_failures(&self) -> (u64, String) {
+        self.failures().unanswered()
+    }
+
+    /// The networks whose wrong keys and user names are not answered.
+    #[must_use]
+    pub fn silenced(&self, now: Ticks) -> Vec<SilencedNetwork> {
+        self.failures().silenced(now)
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn silenced_count(&self, now: Ticks) -> usize {
+        self.failures().silenced_count(now)
+    }
+
+    /// Forgets the failures of the networks that a prefix meets; which had any.
+    pub(super) fn forgive(&self, now: Ticks, prefix: &IpNet) -> Vec<Network> {
+        self.failures().forgive(now, prefix)
+    }
+
     /// How many allocations are counted: on the whole, distinct users, distinct clients.
     #[must_use]
     pub fn usage(&self) -> (u32, usize, usize) {
@@ -333,6 +366,10 @@ impl Shared for Process {
 
     fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
         self.replies.takes(now, rate, five_tuple, transaction)
+    }
+
+    fn answers_failure(&self, now: Ticks, rate: FailureRate, via: &Via, transaction: &TransactionId) -> bool {
+        self.failures().answers(now, rate, via, transaction)
     }
 
     fn pool(&self) -> PoolState {

@@ -53,6 +53,16 @@ pub(super) struct Refused {
     pub(super) of: Option<(usize, u64)>,
 }
 
+impl Refused {
+    /// Whether it proves no key, while a nonce proves its source: it may be a guess.
+    ///
+    /// What is signed with a right key is none, whatever is wrong with it besides; nor is a wrong realm, for which no key is
+    /// tried.
+    pub(super) const fn is_failure(&self) -> bool {
+        self.has_own_nonce && matches!(self.reason, RejectReason::UnknownUser | RejectReason::BadIntegrity)
+    }
+}
+
 impl From<RejectReason> for Refused {
     fn from(reason: RejectReason) -> Self {
         Self { reason, key: None, has_own_nonce: false, of: None }

@@ -13,6 +13,7 @@ use minicbor::{Decode, Encode};
 
 use super::accounting::SessionRecord;
 use super::authenticated::AuthenticatedClient;
+use super::failures::FailureRate;
 use super::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use super::meter::Meters;
 use super::pool::PoolState;
@@ -423,6 +424,9 @@ pub trait Shared: Send + Sync {
 
     /// Whether a datagram that proves nothing may be answered, within the budget of its network.
     fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool;
+
+    /// Charges a request that failed to its network; whether it is answered now.
+    fn answers_failure(&self, now: Ticks, rate: FailureRate, via: &Via, transaction: &TransactionId) -> bool;
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;

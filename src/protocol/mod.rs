@@ -14,6 +14,7 @@ pub mod random;
 pub mod token_bucket;
 pub mod network;
 pub mod reply_budget;
+pub mod failures;
 
 // Containers.
 mod packed;

@@ -185,4 +185,7 @@ drop_reasons! {
     OverReplies = 32 "over_replies",
     /// A request on an allocation whose owner makes more than a limit lets pass.
     OverRequests = 33 "over_requests",
+    /// A request with a wrong key or user name, from a network that fails more often than it may: it gets no answer, or
+    /// gets one when it is sent again.
+    OverFailures = 34 "over_failures",
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Server;
 use super::review::{Changed, Review};
-use super::server::{packet_rate, reply_rate, request_rate};
+use super::server::{failure_rate, packet_rate, reply_rate, request_rate};
 use super::settings::Settings;
 use crate::time::Now;
 
@@ -22,6 +22,7 @@ impl Server {
         self.packet_rate = packet_rate(&settings);
         self.request_rate = request_rate(&settings);
         self.reply_rate = reply_rate(&settings);
+        self.failure_rate = failure_rate(&settings);
         let limits = settings.limits;
         self.settings = settings;
         if changed.limits {

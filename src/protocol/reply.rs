@@ -80,12 +80,17 @@ impl Server {
         let is_first_answer = reason == RejectReason::Challenge
             || (matches!(reason, RejectReason::Redirected | RejectReason::Busy | RejectReason::Full) && key.is_none());
         if !is_first_answer {
-            // A longer name belongs to no client, and events wait in a queue.
-            let username = message.get(Known::Username).filter(|name| name.len() <= USERNAME_BYTES_MAX);
-            let username = username.and_then(|name| std::str::from_utf8(name).ok());
-            let refused = Event::Refused { via, reason, username: username.map(Into::into) };
-            self.outputs.push_back(Output::Happened(refused));
+            self.tell_refused(via, message, reason);
         }
+    }
+
+    /// That a request was refused, for the log and for operators.
+    pub(super) fn tell_refused(&mut self, via: Via, message: &Message<'_>, reason: RejectReason) {
+        // A longer name belongs to no client, and events wait in a queue.
+        let username = message.get(Known::Username).filter(|name| name.len() <= USERNAME_BYTES_MAX);
+        let username = username.and_then(|name| std::str::from_utf8(name).ok());
+        let refused = Event::Refused { via, reason, username: username.map(Into::into) };
+        self.outputs.push_back(Output::Happened(refused));
     }
 
     // [8489-5-3, 8489-6.3.1.1-1, -2]

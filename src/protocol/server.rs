@@ -13,6 +13,7 @@ use super::authenticated::AuthenticatedClient;
 use super::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer, answer_classic};
 use super::border::{InHand, Input, Output, Selector, Shared};
 use super::counters::Counters;
+use super::failures::FailureRate;
 use super::ids::{AllocationId, WorkerId};
 use super::nonce::Nonces;
 use super::opening::Openings;
@@ -71,6 +72,8 @@ pub struct Server {
     pub(super) request_rate: RequestRate,
     /// How many answers a network may have that proves nothing; `None` is no limit.
     pub(super) reply_rate: Option<ReplyRate>,
+    /// How many wrong keys and user names a network may send; `None` is no limit.
+    pub(super) failure_rate: Option<FailureRate>,
     pub(super) relay_ipv4: bool,
     pub(super) relay_ipv6: bool,
     pub(super) draining: bool,
@@ -115,6 +118,7 @@ impl Server {
             packet_rate: packet_rate(&settings),
             request_rate: request_rate(&settings),
             reply_rate: reply_rate(&settings),
+            failure_rate: failure_rate(&settings),
             random,
             table: AllocationTable::new(seed),
             openings: Openings::new(&hasher),
@@ -333,6 +337,22 @@ impl Server {
         may
     }
 
+    /// Whether a request that proves no key may be answered: from a client with an allocation always, else as often as its
+    /// network may fail. What may not is counted, and told as what it is.
+    fn answers_failure(&mut self, now: Now, via: Via, message: &Message<'_>, reason: RejectReason) -> bool {
+        let is_of_proxy =
+            || via.is_stream() && self.settings.proxies.iter().any(|from| from.contains(&via.five_tuple().client.ip()));
+        let Some(rate) = self.failure_rate.filter(|_| !self.has_allocation(&via) && !is_of_proxy()) else {
+            return true;
+        };
+        let answers = self.shared.answers_failure(now.ticks, rate, &via, &message.transaction_id());
+        if !answers {
+            self.counters.dropped(DropReason::OverFailures, 1, message.bytes().len() as u64);
+            self.tell_refused(via, message, reason);
+        }
+        answers
+    }
+
     fn on_message(&mut self, now: Now, via: Via, bytes: &[u8]) {
         fault::at("message", bytes);
         if bytes.len() > CONTROL_BYTES_MAX {
@@ -389,6 +409,9 @@ impl Server {
             Ok(request) => request,
             Err(refused) => {
                 if has_integrity && !refused.has_own_nonce && !self.may_answer(now, &via, &transaction, bytes) {
+                    return;
+                }
+                if refused.is_failure() && !self.answers_failure(now, via, message, refused.reason) {
                     return;
                 }
                 self.note_refused(now, &refused);
@@ -590,6 +613,11 @@ pub(super) fn request_rate(settings: &Settings) -> RequestRate {
 /// What the settings say of answers to those who prove nothing.
 pub(super) fn reply_rate(settings: &Settings) -> Option<ReplyRate> {
     settings.limits.replies_per_network.and_then(ReplyRate::new)
+}
+
+/// What the settings say of wrong keys and user names.
+pub(super) fn failure_rate(settings: &Settings) -> Option<FailureRate> {
+    settings.limits.failures.and_then(FailureRate::new)
 }
 
 type RequestHandler = fn(&mut Server, Now, Via, &Authenticated<'_>);

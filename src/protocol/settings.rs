@@ -4,6 +4,7 @@
 //! types either rule a mistake out or the constructor refuses it.
 
 use hashbrown::HashMap;
+use ipnet::IpNet;
 
 use crate::address::Via;
 use crate::credentials::claims::Grant;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub pool: Pool,
     /// What Binding does beyond RFC 8489.
     pub stun: StunSettings,
+    /// Where proxies are that announce their clients: what such an address itself fails is not charged to it.
+    pub proxies: Vec<IpNet>,
     /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
     pub interim_seconds: u32,
     /// Whether there is an IPv4 address to relay from.
@@ -260,6 +263,8 @@ pub struct Limits {
     pub replies_per_network: Option<u32>,
     /// Requests a second that the owner of an allocation may make on it; twice as many at once.
     pub requests_per_allocation: Option<u32>,
+    /// Requests with a wrong key or user name that each IPv4 /24 or IPv6 /56 may send in a minute; loopback is exempt.
+    pub failures: Option<u32>,
     /// Rates of the whole server.
     pub server: Rates,
     /// Rates of each tenant.
@@ -299,6 +304,8 @@ impl Default for Limits {
             replies_per_network: Some(1_000),
             // A call with as many peers as there is room for permissions asks for each of them at once.
             requests_per_allocation: Some(100),
+            // One client with an old password that tries each second has half as many.
+            failures: Some(120),
             server: Rates::default(),
             tenant: Rates::default(),
             client: Rates::default(),

@@ -191,6 +191,7 @@ impl Config {
             limits: self.limits,
             alternates: Alternates::default(),
             pool: Pool::default(),
+            proxies: Vec::new(),
             interim_seconds: INTERIM_SECONDS as u32,
             channel_number_max: 0x7FFE,
             relay_ipv4: true,

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Mutex;
 
-use throughway::address::{FiveTuple, PeerAddress};
+use throughway::address::{FiveTuple, PeerAddress, Via};
 use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
 use throughway::protocol::border::Shared;
+use throughway::protocol::failures::FailureRate;
 use throughway::protocol::meter::{Meters, Rates};
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::reject::RejectReason;
@@ -271,6 +272,11 @@ impl Shared for SharedTables {
 
     // How many answers a network may have is no part of the model: nothing else depends on it.
     fn takes_reply(&self, _: Ticks, _: ReplyRate, _: &FiveTuple, _: &TransactionId) -> bool {
+        true
+    }
+
+    // Nor is how often a network may fail.
+    fn answers_failure(&self, _: Ticks, _: FailureRate, _: &Via, _: &TransactionId) -> bool {
         true
     }
 

@@ -95,6 +95,7 @@ fn default_settings() -> Settings {
         limits: Limits::default(),
         alternates: Alternates::default(),
         pool: Pool::default(),
+        proxies: Vec::new(),
         interim_seconds: 0,
         channel_number_max: 0x7FFE,
         relay_ipv4: true,
@@ -668,6 +669,10 @@ impl Harness {
     pub fn counters_of(&self, client: Client) -> &Counters {
         &self.workers[self.clients[client.0].worker].counters
     }
+    /// An operator forgives what networks failed; how many had failures.
+    pub fn forgive(&mut self, prefix: &str) -> usize {
+        self.books.forgive(self.now, prefix)
+    }
     /// How often requests were refused for this reason, on all workers.
     pub fn rejects(&self, why: RejectReason) -> u64 {
         self.workers.iter().map(|worker| worker.counters.rejects_of(why)).sum()
@@ -976,6 +981,7 @@ fn belongs_to_nobody(why: DropReason) -> bool {
         D::UnknownMethod,
         D::OverReplies,
         D::OverRequests,
+        D::OverFailures,
         D::UnexpectedClass,
         D::BadChannelData,
         D::NoAllocation,

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
-use throughway::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress};
+use throughway::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress, Via};
 use throughway::net::shared::{SharedChanges, SharedState};
 use throughway::protocol::authenticated::AuthenticatedClient;
 use throughway::protocol::authenticated::{AuthenticatedCounts, AuthenticatedCountsState};
 use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest, Shared};
+use throughway::protocol::failures::{FailureRate, Failures};
 use throughway::protocol::ids::{AllocationId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::pool::PoolState;
@@ -30,6 +31,7 @@ struct Inside {
     relayed: BTreeSet<SocketAddr>,
     revoked: Revocations,
     replies: ReplyBudget,
+    failures: Failures,
     pool: PoolState,
 }
 
@@ -91,6 +93,10 @@ impl Books {
         inside.authenticated = AuthenticatedCounts::from_state(&state.authenticated);
         inside.revoked = Revocations::from_state(state.revocations);
     }
+    /// As an operator does it; how many networks had failures.
+    pub fn forgive(&self, now: Now, prefix: &str) -> usize {
+        self.locked().failures.forgive(now.ticks, &prefix.parse().expect("a prefix")).len()
+    }
     /// Who of the pool takes clients, and how full the server is.
     pub fn set_pool(&self, state: PoolState) {
         self.locked().pool = state;
@@ -148,6 +154,10 @@ impl Shared for Books {
 
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
         self.locked().revoked.includes(subject, now)
+    }
+
+    fn answers_failure(&self, now: Ticks, rate: FailureRate, via: &Via, transaction: &TransactionId) -> bool {
+        self.locked().failures.answers(now, rate, via, transaction)
     }
 
     fn takes_reply(&self, now: Ticks, rate: ReplyRate, five_tuple: &FiveTuple, transaction: &TransactionId) -> bool {
