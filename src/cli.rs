@@ -86,6 +86,8 @@ enum Command {
     Kick(admin::KickOptions),
     /// Block a credential, user or tenant, and end its sessions
     Revoke(admin::RevokeOptions),
+    /// Answer a network again that sent too many wrong passwords
+    Forgive(admin::ForgiveOptions),
     /// Reload the configuration of a running server; show what changed or what is wrong
     Reload(admin::PlainOptions),
     /// Set the log level of a running server
@@ -248,6 +250,7 @@ impl Command {
             Self::Sessions(options) => options.json,
             Self::Kick(options) => options.json,
             Self::Revoke(options) => options.json,
+            Self::Forgive(options) => options.json,
             Self::Reload(options) => options.json,
             Self::LogLevel(options) => options.json,
             Self::Drain(options) => options.json,
@@ -280,6 +283,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Sessions(options) => admin::sessions(&options),
         Command::Kick(options) => admin::kick(&options),
         Command::Revoke(options) => admin::revoke(&options),
+        Command::Forgive(options) => admin::forgive(&options),
         Command::Reload(options) => admin::reload(&options),
         Command::LogLevel(options) => admin::log_level(&options),
         Command::Drain(options) => admin::drain::drain(&options),
@@ -438,6 +442,7 @@ mod tests {
             "sessions",
             "kick 1-1",
             "revoke --list",
+            "forgive --list",
             "reload",
             "log-level info",
             "drain",

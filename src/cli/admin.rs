@@ -1,4 +1,4 @@
-//! Commands that talk to a running server: sessions, kick, revoke, reload, log-level, drain, upgrade, health.
+//! Commands that talk to a running server: sessions, kick, revoke, forgive, reload, log-level, drain, upgrade, health.
 
 pub(super) mod client;
 pub(super) mod drain;
@@ -70,6 +70,22 @@ pub(super) struct RevokeOptions {
     undo: bool,
     /// Show what is blocked, and until when
     #[arg(long, conflicts_with_all = ["user", "credential", "tenant", "undo"])]
+    list: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    server: ServerOptions,
+}
+
+/// Options of `forgive`.
+#[derive(Args, Debug)]
+pub(super) struct ForgiveOptions {
+    /// An address or a prefix; 0.0.0.0/0 and ::/0 are all of them
+    #[arg(value_name = "NETWORK", required_unless_present = "list")]
+    network: Option<String>,
+    /// Show which networks get no answer to wrong passwords, and until when
+    #[arg(long, conflicts_with = "network")]
     list: bool,
     /// Print JSON
     #[arg(long)]
@@ -207,6 +223,21 @@ pub(super) fn revoke(options: &RevokeOptions) -> Result<(), Failure> {
             writeln!(out, "kept in memory only: a restart removes it, unless auth.revocations_file is set")?;
         }
         Ok(())
+    })
+}
+
+pub(super) fn forgive(options: &ForgiveOptions) -> Result<(), Failure> {
+    let client = options.server.find()?;
+    let Some(network) = &options.network else {
+        let answer = client.get(&format!("/v1/refusals?{}", query(&[("limit", &PAGE.to_string())])))?;
+        let silenced = json!({ "silenced": answer["silenced"] });
+        return print(options.json, &silenced, |out| {
+            if silenced_networks(out, &answer)? { Ok(()) } else { writeln!(out, "no network is silenced") }
+        });
+    };
+    let answer = client.post("/v1/forgive", &json!({ "network": network }))?;
+    print(options.json, &answer, |out| {
+        strings(&answer["forgiven"]).try_for_each(|network| writeln!(out, "forgiven: {}", printable(network)))
     })
 }
 
@@ -349,7 +380,24 @@ fn one_session(out: &mut dyn Write, session: &Value) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells whether there are any.
+fn silenced_networks(out: &mut dyn Write, answer: &Value) -> io::Result<bool> {
+    let all = answer["silenced"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for silenced in all {
+        let network = text(&silenced["network"]);
+        writeln!(
+            out,
+            "{network}  too many wrong passwords or user names: none is answered until {}, {} up to now\n    \
+             right passwords are; `throughway forgive {network}` answers the others too",
+            text(&silenced["until"]),
+            text(&silenced["unanswered"])
+        )?;
+    }
+    Ok(!all.is_empty())
+}
+
 fn refusals(out: &mut dyn Write, of: &str, answer: &Value) -> io::Result<()> {
+    silenced_networks(out, answer)?;
     let all = answer["refusals"].as_array().map(Vec::as_slice).unwrap_or_default();
     if all.is_empty() {
         return writeln!(

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::task::AbortHandle;
 
 use super::accept::Acceptor;
@@ -27,6 +28,8 @@ use crate::clock;
 use crate::config::checked::Config;
 use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
+use crate::protocol::failures::SilencedNetwork;
+use crate::protocol::network::Network;
 use crate::protocol::pool::PoolState;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
@@ -211,6 +214,30 @@ impl Running {
     #[must_use]
     pub fn withheld_replies(&self) -> (u64, String) {
         self.process.withheld_replies()
+    }
+
+    /// How many answers to wrong keys and user names stayed away, and the network of the last one.
+    #[must_use]
+    pub fn unanswered_failures(&self) -> (u64, String) {
+        self.process.unanswered_failures()
+    }
+
+    /// The networks whose wrong keys and user names are not answered.
+    #[must_use]
+    pub fn silenced(&self) -> Vec<SilencedNetwork> {
+        self.process.silenced(clock::now().ticks)
+    }
+
+    /// How many they are.
+    #[must_use]
+    pub fn silenced_count(&self) -> usize {
+        self.process.silenced_count(clock::now().ticks)
+    }
+
+    /// Forgets the failures of the networks that a prefix meets; which had any.
+    #[must_use]
+    pub fn forgive(&self, prefix: &IpNet) -> Vec<Network> {
+        self.process.forgive(clock::now().ticks, prefix)
     }
 
     /// What handshakes use; nothing if no listener takes TLS.

@@ -193,7 +193,7 @@ pub async fn follow(
     let mut port_check = tokio::time::interval(port_watch::INTERVAL);
     port_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ports = PortWatch::default();
-    let mut withheld_before = 0;
+    let (mut withheld_before, mut unanswered_before) = (0, 0);
     let (mut refusals, mut minute) = (Window::default(), Minute::new());
     let of_session = |minute: &mut Minute, event: &Event| {
         if !matches!(event, Event::AllocationEnded(record) if !minute.admit(record)) {
@@ -217,6 +217,7 @@ pub async fn follow(
                 if let Some(running) = running.upgrade() {
                     warn_of_one_address(&running);
                     withheld_before = tell_withheld(running.withheld_replies(), withheld_before);
+                    unanswered_before = tell_unanswered(running.unanswered_failures(), unanswered_before);
                 }
                 continue;
             }
@@ -384,6 +385,21 @@ fn tell_withheld((withheld, network): (u64, String), before: u64) -> u64 {
         );
     }
     withheld
+}
+
+/// One line for a window in which networks were silenced; gives how many answers stayed away by now.
+fn tell_unanswered((unanswered, network): (u64, String), before: u64) -> u64 {
+    if let Some(unanswered @ 1..) = unanswered.checked_sub(before) {
+        tracing::warn!(
+            unanswered,
+            network,
+            seconds = WINDOW.as_secs(),
+            "more wrong passwords or user names came from a network than limits.failures allows: a client with an old password, \
+             or somebody guesses; only what is wrong gets no answer. `throughway sessions --refused` shows them, \
+             `throughway forgive` answers again"
+        );
+    }
+    unanswered
 }
 
 /// Says at the start how much fits.

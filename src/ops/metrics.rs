@@ -256,6 +256,8 @@ impl Metrics {
     }
 
     fn publish_revocations(&self, text: &mut Text) {
+        text.gauge("throughway_silenced_networks", "Networks whose wrong keys and user names are not answered")
+            .value(self.running.silenced_count() as u64);
         text.gauge("throughway_revocations", "Credentials, users and tenants that are revoked")
             .value(self.running.revocations().len());
         text.counter("throughway_revocation_write_failures_total", "Revocations that could not be written to disk")

@@ -1,4 +1,4 @@
-//! The admin API: look at sessions and refusals, end sessions, revoke, reload, drain, upgrade, give out credentials for
+//! The admin API: look at sessions and refusals, end sessions, revoke, forgive, reload, drain, upgrade, give out credentials for
 //! a connectivity test, and a page for people.
 //!
 //! On `http.listen` alone. Each call is checked in this order: Host, the caller, method, content type, body; so a
@@ -22,13 +22,14 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use self::access::{AdminAccess, Operator};
 use self::refused::AdminRefused;
-use self::sessions::{SessionsQuery, SubjectRequest};
+use self::sessions::{ForgiveRequest, SessionsQuery, SubjectRequest};
 use self::test_credential::{TestCredentialRequest, TestCredentials};
 use super::Peer;
 use super::failed_logins::{self, FailedLogins};
@@ -50,6 +51,7 @@ use crate::ops::status::Status;
 use crate::ops::usage::UsageMetrics;
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::border::Selector;
+use crate::protocol::network::Network;
 use crate::protocol::reason::EndReason;
 use crate::time::Now;
 
@@ -73,6 +75,7 @@ enum AdminCall {
     Status,
     Kick,
     Revoke,
+    Forgive,
     Reload,
     LogLevel,
     Drain,
@@ -80,7 +83,7 @@ enum AdminCall {
     TestCredential,
 }
 
-const ROUTES: [(&str, AdminCall); 12] = [
+const ROUTES: [(&str, AdminCall); 13] = [
     ("/v1/sessions", AdminCall::Sessions),
     ("/v1/sessions/{session}", AdminCall::Session),
     ("/v1/refusals", AdminCall::Refusals),
@@ -88,6 +91,7 @@ const ROUTES: [(&str, AdminCall); 12] = [
     ("/v1/status", AdminCall::Status),
     ("/v1/kick", AdminCall::Kick),
     ("/v1/revoke", AdminCall::Revoke),
+    ("/v1/forgive", AdminCall::Forgive),
     ("/v1/reload", AdminCall::Reload),
     ("/v1/log-level", AdminCall::LogLevel),
     ("/v1/drain", AdminCall::Drain),
@@ -101,6 +105,7 @@ impl AdminCall {
             Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
             Self::Kick
             | Self::Revoke
+            | Self::Forgive
             | Self::Reload
             | Self::LogLevel
             | Self::Drain
@@ -199,6 +204,7 @@ impl Admin {
             AdminCall::Status => Ok(self.status()),
             AdminCall::Kick => self.kick(operator, self.read(&parts.headers, body).await?).await,
             AdminCall::Revoke => self.revoke(operator, self.read(&parts.headers, body).await?, settings.max_ttl).await,
+            AdminCall::Forgive => self.forgive(operator, &self.read(&parts.headers, body).await?),
             AdminCall::Reload => {
                 let EmptyRequest {} = self.read(&parts.headers, body).await?;
                 self.reload(operator).await
@@ -301,7 +307,30 @@ impl Admin {
                 _ => return Err(sessions::unknown(&name, "of and limit")),
             }
         }
-        Ok(json!(self.parts.refusals.find(of.as_deref(), limit)))
+        let found = self.parts.refusals.find(of.as_deref(), limit);
+        // Those of an address, or of where a user was refused.
+        let prefixes: Option<Vec<IpNet>> = of.map(|of| match sessions::prefix(&of) {
+            Some(prefix) => vec![prefix],
+            None => found.refusals.iter().filter_map(|refusal| sessions::prefix(&refusal.client)).collect(),
+        });
+        let mut answer = json!(found);
+        answer["silenced"] = self.silenced(prefixes.as_deref(), limit);
+        Ok(answer)
+    }
+
+    /// The networks whose wrong passwords and user names get no answer.
+    fn silenced(&self, of: Option<&[IpNet]>, limit: usize) -> Value {
+        let now = (self.parts.clock)().unix.0;
+        let is_meant = |network: Network| of.is_none_or(|of| of.iter().any(|prefix| network.meets(prefix)));
+        let meant = self.parts.running.silenced().into_iter().filter(|of| is_meant(of.network)).take(limit);
+        let rows = meant.map(|of| {
+            json!({
+                "network": of.network.to_string(),
+                "until": rfc3339(now + of.remaining.div_ceil(1000)),
+                "unanswered": of.unanswered,
+            })
+        });
+        json!(rows.collect::<Vec<_>>())
     }
 
     fn revocations(&self) -> Value {
@@ -356,6 +385,17 @@ impl Admin {
         done.saved.map_err(|error| not_revoked(&error))?;
         let until = done.until.map(|until| rfc3339(until.0));
         Ok(json!({ "until": until, "ended": done.ended, "file": revoker.store().file() }))
+    }
+
+    fn forgive(&self, by: Operator, meant: &ForgiveRequest) -> Result<Value, AdminRefused> {
+        let networks: Vec<String> =
+            self.parts.running.forgive(&meant.prefix()?).iter().map(ToString::to_string).collect();
+        tracing::info!(%by, of = meant.network, networks = networks.len(), "failed credentials forgiven by an operator");
+        if networks.is_empty() {
+            let what = "no network there has failed credentials; `throughway sessions --refused ADDRESS` shows those that are silenced";
+            return Err(AdminRefused::NotFound(what.into()));
+        }
+        Ok(json!({ "forgiven": networks }))
     }
 
     async fn reload(&self, by: Operator) -> Result<Value, AdminRefused> {
@@ -481,9 +521,10 @@ pub fn check_body(bytes: &[u8]) -> Result<(), AdminRefused> {
     let kick = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::selector).map(drop);
     let revoke = parse_body::<SubjectRequest>(bytes).and_then(SubjectRequest::revocation).map(drop);
     let level = parse_body::<LogLevelRequest>(bytes).map(drop);
+    let forgive = parse_body::<ForgiveRequest>(bytes).and_then(|meant| meant.prefix()).map(drop);
     let upgrade = parse_body::<UpgradeRequest>(bytes).map(drop);
     let test = parse_body::<TestCredentialRequest>(bytes).map(drop);
-    kick.or(revoke).or(level).or(upgrade).or(test).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
+    kick.or(revoke).or(forgive).or(level).or(upgrade).or(test).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response {

@@ -42,9 +42,8 @@ impl SessionsQuery {
                 "user" => query.user = Some(value),
                 "tenant" => query.tenant = Some(value),
                 "client" => {
-                    let net = value.parse().ok().or_else(|| address(&value).map(IpNet::from));
                     let what = "client must be an address, with or without a port, or a prefix, such as 192.0.2.0/24";
-                    query.client = Some(net.ok_or_else(|| bad(what))?);
+                    query.client = Some(prefix(&value).ok_or_else(|| bad(what))?);
                 }
                 "limit" => query.limit = limit(&value, LIMIT_MAX)?,
                 "after" => query.after = value.parse().map_err(|()| bad("after must be the `next` of an answer"))?,
@@ -58,6 +57,26 @@ impl SessionsQuery {
         self.user.as_deref().is_none_or(|user| user == &*session.identity)
             && self.tenant.as_deref().is_none_or(|tenant| Some(tenant) == session.tenant.as_deref())
             && self.client.is_none_or(|net| net.contains(&session.via.five_tuple().client.ip().to_canonical()))
+    }
+}
+
+/// A prefix, or an address with or without a port.
+pub(super) fn prefix(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| address(text).map(IpNet::from))
+}
+
+/// The networks whose failures are forgotten.
+#[derive(Deserialize, Debug, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ForgiveRequest {
+    #[serde(default)]
+    pub(super) network: String,
+}
+
+impl ForgiveRequest {
+    pub(super) fn prefix(&self) -> Result<IpNet, AdminRefused> {
+        let what = "network must be an address, with or without a port, or a prefix, such as 192.0.2.0/24";
+        prefix(&self.network).ok_or(AdminRefused::BadRequest(Cow::Borrowed(what)))
     }
 }
 
