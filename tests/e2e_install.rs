@@ -210,7 +210,7 @@ fn init_writes_nothing_that_the_server_would_refuse() {
     for (arguments, why) in [
         (
             &["--host", "https://turn.example.org/"][..],
-            "http.public_name = \"https://turn.example.org/\": expected a host name",
+            "'https://turn.example.org/' for '--host <NAME>': expected a host name",
         ),
         (&["--relay-ports", "9-8"], "relay.ports = \"9-8\": "),
         (&["--port", "50000"], "relay.ports"),
