@@ -294,7 +294,10 @@ fn a_channel_whose_permission_has_no_room_is_508() {
 
 #[test]
 fn every_channel_number_can_be_bound_when_the_operator_allows_them() {
-    let mut h = Harness::with(|settings| settings.limits.channels_per_allocation = 4096);
+    let mut h = Harness::with(|settings| {
+        settings.limits.channels_per_allocation = 4096;
+        settings.limits.requests_per_allocation = None;
+    });
     let client = ready(&mut h);
     for number in (0x4000..=0x4FFF).step_by(16) {
         assert_eq!(h.bind(client, number, addr(&format!("8.8.8.8:{number}"))), 0);
