@@ -29,8 +29,7 @@ const HEADER_BYTES_MAX: usize = 4_096;
 pub enum Announced {
     /// For a client with this address.
     Client(SocketAddr),
-    /// For itself, as when it looks whether we are there, or for a client that it says nothing of (LOCAL, UNKNOWN, UNSPEC, UNIX), or
-    /// for one of its own machine.
+    /// For itself, as when it looks whether we are there, or for a client that it says nothing of (LOCAL, UNKNOWN, UNSPEC, UNIX).
     Itself,
 }
 
@@ -75,10 +74,6 @@ pub fn parse(header: &[u8]) -> Result<Announced, BadHeader> {
         client
     };
     let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-    if client.ip().is_loopback() {
-        // Of the proxy's machine, not of this one, where loopback is exempt from limits.
-        return Ok(Announced::Itself);
-    }
     if client.ip() == IpAddr::V4(Ipv4Addr::BROADCAST)
         || client.ip().is_unspecified()
         || client.ip().is_multicast()
@@ -203,8 +198,6 @@ mod tests {
             (b"PROXY TCP4 192.0.2.7 198.51.100.1 5555 3478\r\n".to_vec(), client("192.0.2.7:5555")),
             (b"PROXY TCP6 2001:db8::7 2001:db8::1 5555 3478\r\n".to_vec(), client("[2001:db8::7]:5555")),
             (b"PROXY UNKNOWN\r\n".to_vec(), Announced::Itself),
-            (b"PROXY TCP4 127.0.0.1 198.51.100.1 5555 3478\r\n".to_vec(), Announced::Itself),
-            (b"PROXY TCP6 ::1 2001:db8::1 5555 3478\r\n".to_vec(), Announced::Itself),
             (b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n".to_vec(), Announced::Itself),
             (ipv4(&[]), client("192.0.2.7:5555")),
             (ipv4(&[0x04, 0, 3, 1, 2, 3]), client("192.0.2.7:5555")),
