@@ -16,7 +16,7 @@ use crate::time::Now;
 use crate::wire::behavior::{ATTR_CHANGE_REQUEST, Change, Wishes, is_wish};
 use crate::wire::classic::ClassicRequest;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
-use crate::wire::message::{CLASS_REQUEST, Known, METHOD_BINDING, Message, TransactionId, UNKNOWN_MAX};
+use crate::wire::message::{CLASS_REQUEST, Known, METHOD_BINDING, Message, UNKNOWN_MAX};
 
 /// Where the response goes and leaves, and what it says.
 struct Response<'a> {
@@ -118,16 +118,6 @@ impl Server {
     fn send_from(&mut self, discovery: &Discovery, from: Corner, to: FiveTuple, bytes: Vec<u8>) {
         let via = Via::Datagram(FiveTuple { server: discovery.server(from), ..to });
         self.outputs.push_back(Output::Reply { via, bytes });
-    }
-
-    /// As [`Server::may_answer`], but proofs don't count: what goes elsewhere than it came from always has the budget.
-    fn is_within_budget(&self, now: Now, via: &Via, transaction: &TransactionId, bytes: usize) -> bool {
-        let Some(rate) = self.reply_rate else { return true };
-        let may = self.shared.takes_reply(now.ticks, rate, via.five_tuple(), transaction);
-        if !may {
-            self.counters.dropped(DropReason::OverReplies, 1, bytes as u64);
-        }
-        may
     }
 }
 

@@ -177,11 +177,16 @@ impl Failures {
         self.delayed[at] = DelayedRequest { mark, since: now.0 as u32 };
     }
 
-    /// Whether the answer to this very request is due, if it was delayed.
-    fn was_delayed(&self, now: Ticks, five_tuple: &FiveTuple, transaction: &TransactionId) -> Option<bool> {
+    /// Whether the answer to this very request is due, if it was delayed. Then it is not remembered any more: what has the same
+    /// transaction id later may be another guess.
+    fn was_delayed(&mut self, now: Ticks, five_tuple: &FiveTuple, transaction: &TransactionId) -> Option<bool> {
         let (at, mark) = self.delayed_at(five_tuple, transaction);
-        let known = self.delayed.get(at).filter(|request| request.mark == mark)?;
-        Some((now.0 as u32).wrapping_sub(known.since) >= DELAY_MS)
+        let known = self.delayed.get_mut(at).filter(|request| request.mark == mark)?;
+        let is_due = (now.0 as u32).wrapping_sub(known.since) >= DELAY_MS;
+        if is_due {
+            *known = DelayedRequest::default();
+        }
+        Some(is_due)
     }
 
     /// How many answers stayed away up to now, and the network of the last one, such as `192.0.2.0/24`.
@@ -283,6 +288,18 @@ mod tests {
         assert_eq!((failures.silenced_count(Ticks(65_299)), failures.silenced_count(Ticks(65_300))), (1, 0));
         assert_eq!(failures.unanswered(), (12, "192.0.2.0/24".to_owned()));
         assert_eq!(answered(&mut failures, 65_300, &one, 20..30), 5, "nor is it longer");
+    }
+
+    #[test]
+    fn each_guess_counts_though_all_have_one_transaction_id() {
+        let mut failures = Failures::default();
+        let via = udp("192.0.2.1");
+        assert_eq!(answered(&mut failures, 5_000, &via, 0..5), 5);
+        let late = (0..100)
+            .filter(|step| answered(&mut failures, 5_000 + step * u64::from(DELAY_MS), &via, 5..6) == 1)
+            .count();
+        assert!((4..10).contains(&late), "{late}");
+        assert_eq!(failures.silenced_count(Ticks(25_000)), 1);
     }
 
     #[test]

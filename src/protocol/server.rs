@@ -327,9 +327,12 @@ impl Server {
     /// Whether a request that proves nothing may be answered: over a stream and from a client with an allocation always, else
     /// within the budget of its network. What may not is counted.
     fn may_answer(&self, now: Now, via: &Via, transaction: &TransactionId, bytes: usize) -> bool {
-        let Some(rate) = self.reply_rate.filter(|_| !via.is_stream() && !self.has_allocation(via)) else {
-            return true;
-        };
+        via.is_stream() || self.has_allocation(via) || self.is_within_budget(now, via, transaction, bytes)
+    }
+
+    /// Whether the budget of its network has room for one more answer, whatever the request proves. What has none is counted.
+    pub(super) fn is_within_budget(&self, now: Now, via: &Via, transaction: &TransactionId, bytes: usize) -> bool {
+        let Some(rate) = self.reply_rate else { return true };
         let may = self.shared.takes_reply(now.ticks, rate, via.five_tuple(), transaction);
         if !may {
             self.counters.dropped(DropReason::OverReplies, 1, bytes as u64);
