@@ -35,6 +35,7 @@ use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::{
     AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
 };
+use throughway::protocol::tenancy::{PortParts, Tenancies};
 use throughway::protocol::{Parts, Server};
 use throughway::state::Kind;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -168,7 +169,10 @@ fn settings(deny: bool) -> Arc<Settings> {
                     max_session: None,
                     sha256: Sha256Offer::Always,
                     forms: NameForms::new(REALM, std::iter::once(USER), |_| None),
+                    realms: Vec::new(),
                 },
+                tenancies: Tenancies::default(),
+                port_parts: PortParts::default(),
                 peers: PeerPolicy::new(&[], deny, local).expect("no allow entry"),
                 limits: Limits { permissions_per_allocation: 12, channels_per_allocation: 12, ..Limits::default() },
                 alternates: Alternates::default(),

@@ -32,6 +32,7 @@ mod http;
 mod limits;
 mod network;
 mod shared;
+mod tenancy;
 mod tls;
 mod units;
 

@@ -183,6 +183,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
         TLS,
         "[{ address = \"127.0.0.1:21001\", backend = \"127.0.0.1:21002\", names = [\"a.example.org\"] }]",
     ),
+    ("relay.ports_by_tenant", "", "{ a = \"50000-50099\" }"),
     ("tls.certificate", TLS, "\"b.pem\""),
     ("tls.private_key", TLS, "\"b.key\""),
     ("tls.certificates", "", "[{ certificate = \"a.pem\", private_key = \"a.key\" }]"),

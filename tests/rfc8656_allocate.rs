@@ -24,7 +24,10 @@ fn allocate_answers_with_relayed_address_lifetime_and_mapped_address() {
     assert_eq!(reply.mapped(), h.address_of(client));
     assert_eq!(reply.lifetime(), 600);
     let client_ip = h.address_of(client).ip();
-    assert_eq!(h.opens, [RelayRequest::Fresh { family: Family::V4, parity: Parity::Any, client: client_ip }]);
+    assert_eq!(
+        h.opens,
+        [RelayRequest::Fresh { family: Family::V4, parity: Parity::Any, part: None, client: client_ip }]
+    );
     assert_eq!(h.counters_of(client).created.get(), 1);
 }
 

@@ -1,9 +1,11 @@
 //! The URIs that clients are given (RFC 7064, RFC 7065): made from listeners, so that none can be wrong.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::address::Transport;
 use crate::config::Config;
+use crate::protocol::tenancy::Tenancy;
 use crate::turn_uri::{Scheme, TurnUri};
 
 /// Browsers are slow to gather, and warn, with five servers or more.
@@ -24,34 +26,70 @@ pub fn names(config: &Config) -> UriNames<'_> {
     UriNames { public: config.http.issuing.public_name.as_deref(), certificate: config.tls.name.as_deref() }
 }
 
+/// The URIs of a server, each with the realm and the tenant of its listener.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServerUris(Vec<(TurnUri, Arc<Tenancy>)>);
+
+impl From<Vec<TurnUri>> for ServerUris {
+    /// Of listeners of the server's own realm and of no tenant.
+    fn from(uris: Vec<TurnUri>) -> Self {
+        Self(uris.into_iter().map(|uri| (uri, Arc::default())).collect())
+    }
+}
+
+impl ServerUris {
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Where a credential of this tenant, or of none, is good: [`few`] of the tenant's own listeners; without any, of those of
+    /// no tenant; with the realm of the first if it is not the server's own.
+    ///
+    /// A credential of no tenant is good everywhere, so it gets others' where there are no such.
+    #[must_use]
+    pub fn for_tenant(&self, tenant: Option<&str>) -> (Vec<TurnUri>, Option<&str>) {
+        let of = |meant: &dyn Fn(Option<&str>) -> bool| -> Vec<&(TurnUri, Arc<Tenancy>)> {
+            self.0.iter().filter(|(_, of)| meant(of.tenant.as_deref())).collect()
+        };
+        let mut found = of(&|of| of == tenant);
+        if found.is_empty() {
+            found = of(&|of| of.is_none() || tenant.is_none());
+        }
+        let realm = found.first().and_then(|(_, of)| of.realm.as_deref());
+        (few(found.into_iter().map(|(uri, _)| uri.clone()).collect()), realm)
+    }
+}
+
 /// Each listener once: UDP first, TLS last, within a transport IPv4 first, else in the order given.
 ///
 /// With a public name every listener goes by it. Otherwise `told` says what clients are told for a local address,
 /// or for the unspecified one of a family; a loopback listener is left out if there are others.
 pub fn of_listeners(
-    listeners: impl IntoIterator<Item = (Transport, SocketAddr)>,
+    listeners: impl IntoIterator<Item = (Transport, SocketAddr, Arc<Tenancy>)>,
     names: &UriNames<'_>,
     told: impl Fn(IpAddr) -> Option<IpAddr>,
-) -> Vec<TurnUri> {
-    let mut listeners: Vec<_> = listeners.into_iter().filter(|(_, address)| address.port() != 0).collect();
-    if listeners.iter().any(|(_, address)| !address.ip().is_loopback()) {
-        listeners.retain(|(_, address)| !address.ip().is_loopback());
+) -> ServerUris {
+    let mut listeners: Vec<_> = listeners.into_iter().filter(|(_, address, _)| address.port() != 0).collect();
+    if listeners.iter().any(|(_, address, _)| !address.ip().is_loopback()) {
+        listeners.retain(|(_, address, _)| !address.ip().is_loopback());
     }
-    listeners.sort_by_key(|(transport, address)| (*transport, address.is_ipv6()));
-    let mut uris: Vec<TurnUri> = Vec::new();
-    for (transport, address) in listeners {
+    listeners.sort_by_key(|(transport, address, _)| (*transport, address.is_ipv6()));
+    let mut uris: Vec<(TurnUri, Arc<Tenancy>)> = Vec::new();
+    for (transport, address, tenancy) in listeners {
         let name = match transport {
             Transport::Udp | Transport::Tcp => names.public,
             Transport::Tls => names.certificate.or(names.public),
         };
         let host = name.map(Box::from).or_else(|| told(address.ip()).map(|ip| ip.to_string().into()));
         let Some(host) = host else { continue };
-        let uri = TurnUri { scheme: Scheme::Turn, host, port: address.port(), transport };
+        let uri = (TurnUri { scheme: Scheme::Turn, host, port: address.port(), transport }, tenancy);
         if !uris.contains(&uri) {
             uris.push(uri);
         }
     }
-    uris
+    ServerUris(uris)
 }
 
 /// At most four of them: the first of each transport, and then whichever come first.
@@ -70,15 +108,17 @@ mod tests {
     use super::*;
 
     fn texts(listeners: &[(Transport, &str)], name: Option<&str>) -> Vec<String> {
-        let listeners = listeners.iter().map(|(transport, address)| (*transport, address.parse().unwrap()));
+        let listeners =
+            listeners.iter().map(|(transport, address)| (*transport, address.parse().unwrap(), Arc::default()));
         let told = |ip: IpAddr| match ip {
             IpAddr::V4(v4) if v4.is_unspecified() => Some("203.0.113.7".parse().unwrap()),
             IpAddr::V6(v6) if v6.is_unspecified() => None,
             IpAddr::V4(_) | IpAddr::V6(_) => Some(ip),
         };
         of_listeners(listeners, &UriNames { public: name, certificate: Some("turn.example.net") }, told)
+            .0
             .iter()
-            .map(ToString::to_string)
+            .map(|(uri, _)| uri.to_string())
             .collect()
     }
 
@@ -122,6 +162,30 @@ mod tests {
         assert_eq!(texts(&[(udp, "127.0.0.1:1"), (udp, "192.0.2.1:2")], None), ["turn:192.0.2.1:2?transport=udp"]);
         assert_eq!(texts(&[(udp, "127.0.0.1:1")], None), ["turn:127.0.0.1:1?transport=udp"]);
         assert_eq!(texts(&[(udp, "127.0.0.1:0")], None), [""; 0]);
+    }
+
+    #[test]
+    fn a_credential_gets_the_servers_where_it_is_good() {
+        let of = |port: u16, realm: &str, tenant: &str| {
+            let text = |text: &str| (!text.is_empty()).then(|| text.into());
+            let address = SocketAddr::from(([192, 0, 2, 1], port));
+            (Transport::Udp, address, Arc::new(Tenancy { realm: text(realm), tenant: text(tenant) }))
+        };
+        let listeners = vec![of(1, "", ""), of(2, "a.example", "a"), of(3, "a.example", "a"), of(4, "", "b")];
+        let names = UriNames::default();
+        let all = |listeners: Vec<_>| of_listeners(listeners, &names, Some);
+        let ports = |servers: &ServerUris, tenant| {
+            let (uris, realm) = servers.for_tenant(tenant);
+            (uris.iter().map(|uri| uri.port).collect::<Vec<_>>(), realm.map(ToOwned::to_owned))
+        };
+        let servers = all(listeners.clone());
+        assert_eq!(ports(&servers, Some("a")), (vec![2, 3], Some("a.example".to_owned())));
+        assert_eq!(ports(&servers, Some("b")), (vec![4], None));
+        assert_eq!(ports(&servers, Some("c")), (vec![1], None));
+        assert_eq!(ports(&servers, None), (vec![1], None));
+        let servers = all(listeners[1..].to_vec());
+        assert_eq!(ports(&servers, Some("c")), (vec![], None), "good nowhere");
+        assert_eq!(ports(&servers, None), (vec![2, 3, 4], Some("a.example".to_owned())), "good everywhere");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::net::{IpAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use crate::credentials::limits::{LimitRefused, LimitValue, PrefixForm};
 use crate::credentials::{self, CredentialRefused, MintRefused, Secret, USERNAME_BYTES_MAX};
 use crate::failure::Failure;
 use crate::printable::{json_line, printable_lines};
-use crate::protocol::settings::StaticKey;
+use crate::protocol::settings::{StaticKey, StaticUser};
 use crate::turn_uri::TurnUri;
 
 pub(super) fn mint(options: &MintOptions) -> Result<(), Failure> {
@@ -61,7 +62,7 @@ pub(super) fn mint_for_check(
     let minted = minted.map_err(|error| error.to_string())?;
     let login = Login { username: minted.username, password: minted.password };
     let minter = Minter { secret: secret.clone(), user, ttl_max: config.auth.max_ttl };
-    Ok((login, minter, urls(config, address_to_the_world)))
+    Ok((login, minter, urls(config, secret.tenant.as_deref(), address_to_the_world)))
 }
 
 /// Seconds that the server accepts; its own sentence for a number without a unit, which tells the unit.
@@ -110,10 +111,16 @@ fn mint_with(
             "--user: the username, expiry included, has at most {USERNAME_BYTES_MAX} bytes and no control characters"
         ));
     }
-    if config.auth.users.contains_key(minted.username.as_str()) {
+    if users_named(config, &minted.username).next().is_some() {
         return Err("auth.users has the same name, and it is looked up first; mint again in a second".to_owned());
     }
-    let urls = urls(config, local);
+    let tenant = claims.tenant.as_ref().or(secret.tenant.as_ref());
+    let urls = urls(config, tenant.map(|tenant| &**tenant), local);
+    if let Some(tenant) =
+        tenant.filter(|_| urls.is_empty() && config.listen.iter().all(|of| of.tenancy.tenant.is_some()))
+    {
+        return Err(format!("there is no URL to give, because every listener has another tenant than \"{tenant}\""));
+    }
     if urls.is_empty() {
         return Err("there is no URL to give, because no listener has an address that clients can reach; set relay.external to the public address, or give an address in listen.udp".to_owned());
     }
@@ -174,10 +181,11 @@ fn texts(items: &[String]) -> Option<LimitValue<'_>> {
 pub(super) fn servers(
     config: &Config,
     names: &uris::UriNames<'_>,
+    tenant: Option<&str>,
     local: impl Fn(Family) -> Option<IpAddr>,
 ) -> Vec<TurnUri> {
-    let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address));
-    uris::few(uris::of_listeners(listeners, names, |ip| {
+    let listeners = config.listen.iter().map(|listen| (listen.transport, listen.address, Arc::clone(&listen.tenancy)));
+    let servers = uris::of_listeners(listeners, names, |ip| {
         if !ip.is_unspecified() {
             return config.relay.external.advertised(ip);
         }
@@ -185,11 +193,12 @@ pub(super) fn servers(
         let public = config.relay.external.public().into_iter().find(|public| Family::of(*public) == family);
         let relay = || config.relay.addresses.iter().copied().find(|relay| Family::of(*relay) == family);
         public.or_else(relay).or_else(|| local(family))
-    }))
+    });
+    servers.for_tenant(tenant).0
 }
 
-fn urls(config: &Config, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
-    servers(config, &uris::names(config), local).iter().map(ToString::to_string).collect()
+fn urls(config: &Config, tenant: Option<&str>, local: impl Fn(Family) -> Option<IpAddr>) -> Vec<String> {
+    servers(config, &uris::names(config), tenant, local).iter().map(ToString::to_string).collect()
 }
 
 /// Families whose address in the URLs is the one of the machine that runs this command.
@@ -225,7 +234,7 @@ pub(super) fn address_to_the_world(family: Family) -> Option<IpAddr> {
 /// What `verify` found.
 #[derive(Debug, PartialEq, Eq)]
 enum CredentialVerdict<'a> {
-    Static,
+    Static { realm: &'a str },
     Secret { id: &'a str, algorithm: &'static str, user_id: &'a str, expires_at: u64, may: Claims },
     Refused(CredentialRefused),
 }
@@ -250,7 +259,7 @@ pub(super) fn verify(options: &VerifyOptions) -> Result<(), Failure> {
     }
     match verdict {
         CredentialVerdict::Refused(_) => Err(Failure::Reported(1)),
-        CredentialVerdict::Static | CredentialVerdict::Secret { .. } => Ok(()),
+        CredentialVerdict::Static { .. } | CredentialVerdict::Secret { .. } => Ok(()),
     }
 }
 
@@ -267,23 +276,33 @@ fn milliseconds(username: &str, verdict: &CredentialVerdict<'_>) -> Option<Strin
     })
 }
 
+/// The static users of a name, each with the realm.
+fn users_named<'a>(config: &'a Config, username: &str) -> impl Iterator<Item = (&'a str, &'a StaticUser)> {
+    let of_realms = config.auth.realms.iter().map(|of| (&*of.realm, &of.users));
+    let all = std::iter::once((&*config.realm, &config.auth.users)).chain(of_realms);
+    all.filter_map(move |(realm, users)| Some((realm, users.get(username)?)))
+}
+
 /// Judges as the server does: static users by exact name first, then `digits[:id]`.
 fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) -> CredentialVerdict<'a> {
-    if let Some(user) = config.auth.users.get(username) {
+    let mut is_known = false;
+    for (realm, user) in users_named(config, username) {
+        is_known = true;
         let is = |known: &Secret| bool::from(known.expose().ct_eq(password.as_bytes()));
         let fits = match &user.key {
             StaticKey::Password { given, opaque } => is(given) || opaque.as_ref().is_some_and(is),
             StaticKey::Keys { md5: known, .. } => {
                 use md5::Digest;
-                let digest = md5::Md5::digest(format!("{username}:{}:{password}", config.realm));
+                let digest = md5::Md5::digest(format!("{username}:{realm}:{password}"));
                 bool::from(known.expose().ct_eq(digest.as_slice()))
             }
         };
-        return if fits {
-            CredentialVerdict::Static
-        } else {
-            CredentialVerdict::Refused(CredentialRefused::BadIntegrity)
-        };
+        if fits {
+            return CredentialVerdict::Static { realm };
+        }
+    }
+    if is_known {
+        return CredentialVerdict::Refused(CredentialRefused::BadIntegrity);
     }
     match credentials::verify(&config.auth.secrets, now, config.auth.max_ttl, username, password.as_bytes()) {
         Ok(good) => CredentialVerdict::Secret {
@@ -299,7 +318,7 @@ fn verdict<'a>(config: &'a Config, username: &'a str, password: &str, now: u64) 
 
 fn verdict_text(verdict: &CredentialVerdict<'_>, now: u64) -> String {
     match verdict {
-        CredentialVerdict::Static => "good: a static user of auth.users".to_owned(),
+        CredentialVerdict::Static { realm } => format!("good: a static user of auth.users, in the realm \"{realm}\""),
         CredentialVerdict::Secret { id, algorithm, user_id, expires_at, may } => {
             let left = match expires_at.checked_sub(now) {
                 Some(left) => format!("ends in {left} s"),
@@ -314,7 +333,7 @@ fn verdict_text(verdict: &CredentialVerdict<'_>, now: u64) -> String {
 
 fn verdict_json(verdict: &CredentialVerdict<'_>) -> Value {
     match verdict {
-        CredentialVerdict::Static => json!({ "valid": true, "static": true }),
+        CredentialVerdict::Static { realm } => json!({ "valid": true, "static": true, "realm": realm }),
         CredentialVerdict::Secret { id, algorithm, user_id, expires_at, may } => json!({
             "valid": true, "static": false, "secret": id, "algorithm": algorithm,
             "user": user_id, "expires_at": expires_at, "tenant": may.tenant, "limits": in_words(&Claims { tenant: None, ..may.clone() }),
@@ -348,7 +367,7 @@ mod tests {
     }
 
     fn urls_of(text: &str) -> Vec<String> {
-        urls(&config(text), |family| (family == Family::V4).then(|| "192.0.2.7".parse().unwrap()))
+        urls(&config(text), None, |family| (family == Family::V4).then(|| "192.0.2.7".parse().unwrap()))
     }
 
     #[test]
@@ -382,12 +401,13 @@ mod tests {
             is_auto: true,
             is_default: false,
             proxy_from: Default::default(),
+            tenancy: Arc::default(),
             shared: None,
         });
         let plain = "turn:192.0.2.7:3478?transport=tcp";
-        assert_eq!(urls(&config, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
+        assert_eq!(urls(&config, None, |_| None), [plain, "turns:192.0.2.7:3478?transport=tcp"]);
         config.tls.name = Some("turn.example.org".into());
-        assert_eq!(urls(&config, |_| None), [plain, "turns:turn.example.org:3478?transport=tcp"]);
+        assert_eq!(urls(&config, None, |_| None), [plain, "turns:turn.example.org:3478?transport=tcp"]);
     }
 
     #[test]
@@ -478,7 +498,10 @@ mod tests {
         let config = config(
             "auth.users = { \"1700000000:alice\" = \"wonderland\", bob = { key_md5 = \"7f11bf08db16e05f1a0a2e97e4f3f1c0\" } }",
         );
-        assert_eq!(verdict(&config, "1700000000:alice", "wonderland", 9_000_000_000), CredentialVerdict::Static);
+        assert_eq!(
+            verdict(&config, "1700000000:alice", "wonderland", 9_000_000_000),
+            CredentialVerdict::Static { realm: "throughway" }
+        );
         assert_eq!(
             verdict(&config, "1700000000:alice", "Cd/49soE35ICqcJF/bCTn8Z4OyE=", 1_700_000_000),
             CredentialVerdict::Refused(CredentialRefused::BadIntegrity)

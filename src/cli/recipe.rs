@@ -133,7 +133,7 @@ fn of(config: &Config, product: Product, options: &RecipeOptions) -> Result<Reci
     if let Some(host) = &options.host {
         names.public = Some(host);
     }
-    let servers = servers(config, &names, address_to_the_world);
+    let servers = servers(config, &names, None, address_to_the_world);
     let mut relay = Relay::new(config, servers, now, options.show_secret)?;
     if names.public.is_none() {
         relay.note_addresses(guessed(config).into_iter().filter_map(address_to_the_world));

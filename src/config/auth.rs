@@ -16,7 +16,7 @@ use crate::credentials::claims::Grant;
 use crate::credentials::published::is_published;
 use crate::credentials::{Algorithm, Secret, SharedSecret, USERNAME_BYTES_MAX};
 use crate::files;
-use crate::protocol::settings::{AuthSettings, NameForms, OnExpiry, Sha256Offer, StaticKey, StaticUser};
+use crate::protocol::settings::{AuthSettings, NameForms, OnExpiry, RealmUsers, Sha256Offer, StaticKey, StaticUser};
 
 /// Each secret costs an HMAC per request with an unknown key, so the list is short.
 pub(crate) const SECRETS_MAX: usize = 8;
@@ -33,6 +33,24 @@ pub(crate) const FILE_BYTES_MAX: u64 = 4096;
 /// The id of the secret that a variable gives.
 const ENVIRONMENT_ID: &str = "environment";
 
+/// Those of `auth.users`: of the server's own realm, and of the realms that are named.
+#[derive(Default)]
+struct Users {
+    users: HashMap<Box<str>, StaticUser>,
+    realms: Vec<RealmUsers>,
+}
+
+impl Users {
+    fn of_realm(&mut self, realm: Option<Box<str>>) -> &mut HashMap<Box<str>, StaticUser> {
+        let Some(realm) = realm else { return &mut self.users };
+        let at = self.realms.iter().position(|of| of.realm == realm).unwrap_or_else(|| {
+            self.realms.push(RealmUsers { realm, ..RealmUsers::default() });
+            self.realms.len() - 1
+        });
+        &mut self.realms[at].users
+    }
+}
+
 /// Of these a user has exactly one.
 const USER_PROOFS: [&str; 3] = ["password", "file", "key_md5"];
 
@@ -40,14 +58,15 @@ impl Check {
     /// `[auth]`, with at least one user or one secret: this server never is an open relay. `initial` is the secret of a
     /// server that was given none.
     pub(crate) fn auth(&mut self, environment: &Environment, initial: Option<&SharedSecret>) -> AuthSettings {
-        let users = self.users();
+        let Users { users, realms } = self.users();
         let mut secrets: Vec<SharedSecret> = self.environment_secret(environment).into_iter().collect();
         self.secrets(&mut secrets);
-        if secrets.is_empty() && users.is_empty() {
+        let has_users = !users.is_empty() || !realms.is_empty();
+        if secrets.is_empty() && !has_users {
             secrets.extend(initial.cloned());
         }
         let failed = self.has_problem_with("auth.users") || self.has_problem_with("auth.secret");
-        if users.is_empty() && secrets.is_empty() && !failed {
+        if !has_users && secrets.is_empty() && !failed {
             let message = format!(
                 "has neither users nor secrets, so no client could relay (a relay open to all is not offered): \
                  add [[auth.secrets]] with id = \"main\" and value = the output of `openssl rand -hex 32`, \
@@ -57,7 +76,7 @@ impl Check {
             );
             self.problems.push(Problem::new(self.whole(), "auth", message));
         }
-        let sha256 = self.sha256_offer(&users);
+        let sha256 = self.sha256_offer(std::iter::once(&users).chain(realms.iter().map(|of| &of.users)));
         let on_expiry = match self.word_of("auth.on_expiry") {
             "deny_new" => OnExpiry::DenyNew,
             "close" => OnExpiry::Close { grace: self.number("auth.expiry_grace") },
@@ -65,6 +84,7 @@ impl Check {
         };
         AuthSettings {
             users,
+            realms,
             secrets,
             max_ttl: self.number("auth.max_ttl"),
             nonce_lifetime: self.number("auth.nonce_lifetime"),
@@ -78,14 +98,14 @@ impl Check {
 
     /// Where SHA-256 is offered. A client that is offered it takes it, so it is offered only if every user can be
     /// recognised by it.
-    fn sha256_offer(&mut self, users: &HashMap<Box<str>, StaticUser>) -> Sha256Offer {
+    fn sha256_offer<'u>(&mut self, users: impl Iterator<Item = &'u HashMap<Box<str>, StaticUser>>) -> Sha256Offer {
         let offer = match self.word_of("auth.sha256") {
             "always" => Sha256Offer::Always,
             "never" => return Sha256Offer::Never,
             _ => Sha256Offer::Streams,
         };
         #[allow(clippy::disallowed_methods, reason = "the first in order is taken")]
-        let first = users.iter().filter(|(_, user)| user.is_md5_only()).map(|(name, _)| name).min();
+        let first = users.flatten().filter(|(_, user)| user.is_md5_only()).map(|(name, _)| name).min();
         let Some(name) = first else { return offer };
         let message = format!(
             "clients are not offered SHA-256: \"{name}\" of auth.users has key_md5 alone and could not log in by it; \
@@ -96,33 +116,51 @@ impl Check {
         Sha256Offer::Never
     }
 
-    fn users(&mut self) -> HashMap<Box<str>, StaticUser> {
+    fn users(&mut self) -> Users {
         let node = self.get("auth.users");
-        let Value::Table(entries) = &node.value else { return HashMap::new() };
-        let mut users = HashMap::new();
+        let Value::Table(entries) = &node.value else { return Users::default() };
+        let own_realm = self.get("realm").text().unwrap_or_default().to_owned();
+        let mut users = Users::default();
         let mut weak = Vec::new();
-        let mut forms: HashMap<Box<str>, &String> = HashMap::new();
+        let mut forms: HashMap<(Box<str>, Box<str>), &String> = HashMap::new();
         for TableEntry { name, location, node } in entries {
             if name.is_empty() || name.len() > USERNAME_BYTES_MAX || name.chars().any(char::is_control) {
                 let message = format!("a user name has 1 to {USERNAME_BYTES_MAX} bytes and no control characters");
                 self.problems.push(Problem::new(location.clone(), &node.key, message));
                 continue;
             }
-            // Clients that compare names by RFC 8265 could mean either.
-            let form = opaque_string(name).unwrap_or_else(|| name.as_str().into());
-            if let Some(first) = forms.insert(form, name) {
-                let message =
-                    format!("is to clients the same name as \"{first}\" (RFC 8265, OpaqueString): keep one of the two");
-                self.problems.push(Problem::new(location.clone(), &node.key, message));
-                continue;
+            let each = match &node.value {
+                Value::List(items) => items.as_slice(),
+                Value::Text(_) | Value::Integer(..) | Value::Other(_) | Value::Table(_) => std::slice::from_ref(node),
+            };
+            if each.is_empty() {
+                self.wrong(node, "is an empty list; give the user a password, or take the name out");
             }
-            if let Some((user, is_weak)) = self.user(node) {
+            for of in each {
+                let Some((user, is_weak, realm)) = self.user(of) else { continue };
+                let in_realm: Box<str> = realm.as_deref().unwrap_or(&own_realm).into();
+                // Clients that compare names by RFC 8265 could mean either.
+                let form = opaque_string(name).unwrap_or_else(|| name.as_str().into());
+                if let Some(first) = forms.insert((in_realm.clone(), form), name) {
+                    let message = if first == name {
+                        format!(
+                            "is there twice for the realm \"{in_realm}\"; give each another realm, or keep one of them"
+                        )
+                    } else {
+                        format!(
+                            "is to clients the same name as \"{first}\" (RFC 8265, OpaqueString): keep one of the two"
+                        )
+                    };
+                    self.problems.push(Problem::new(location.clone(), &node.key, message));
+                    continue;
+                }
                 if is_weak {
                     weak.push((name, location));
                 }
-                users.insert(name.as_str().into(), user);
+                users.of_realm(realm).insert(name.as_str().into(), user);
             }
         }
+        users.realms.sort_by(|a, b| a.realm.cmp(&b.realm));
         self.warn_of_passwords(&weak);
         users
     }
@@ -141,8 +179,8 @@ impl Check {
         self.notes.push(Problem::new((*first).clone(), "auth.users", message));
     }
 
-    /// A user, and whether the password can be guessed.
-    fn user(&mut self, node: &Node) -> Option<(StaticUser, bool)> {
+    /// A user, whether the password can be guessed, and the realm if one is named.
+    fn user(&mut self, node: &Node) -> Option<(StaticUser, bool, Option<Box<str>>)> {
         let by_password = |secret: Secret| {
             let is_weak = secret.expose().len() < PASSWORD_BYTES_MIN || is_published(secret.expose());
             let given = std::str::from_utf8(secret.expose()).unwrap_or_default();
@@ -151,7 +189,8 @@ impl Check {
             (StaticUser { key, tenant: None, grant: Grant::default() }, is_weak)
         };
         if let Value::Text(password) = &node.value {
-            return self.non_empty(node, password).map(by_password);
+            let (user, is_weak) = self.non_empty(node, password).map(by_password)?;
+            return Some((user, is_weak, None));
         }
         let of = self.table(node, "auth.users")?;
         let given: Vec<_> = USER_PROOFS.iter().filter_map(|name| Some((*name, of.text(name)?))).collect();
@@ -171,6 +210,10 @@ impl Check {
             Some((at, text)) => Some(self.key_of(at, text, 32, "SHA-256")?),
             None => None,
         };
+        let realm = match of.text("realm") {
+            Some((at, text)) => Some(self.realm_of(at, text, "leave it out for the realm of the server")?),
+            None => None,
+        };
         let tenant = self.tenant(&of);
         let grant = self.grant(&of);
         if let (Some(_), Some(limits)) = (grant.bytes, of.get("limits")) {
@@ -183,7 +226,7 @@ impl Check {
             // The password can't be judged by its digest.
             _ => self.key_of(at, text, 16, "MD5").map(|md5| (StaticUser::keys(md5, sha256), false)),
         }?;
-        Some((StaticUser { tenant, grant, ..user }, is_weak))
+        Some((StaticUser { tenant, grant, ..user }, is_weak, realm))
     }
 
     /// A key that was made elsewhere, of so many bytes.

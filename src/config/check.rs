@@ -55,6 +55,7 @@ pub(crate) fn check(
     let (lifetimes, channel_numbers) = (check.lifetimes(), check.channel_numbers());
     let (pool, stun) = (check.pool(&listen), check.stun(&listen, &relay));
     let (auth, nonce_key) = (check.auth(environment, initial_secret.as_ref()), check.secret_of("auth.nonce_key_file"));
+    check.realms_need_a_listener(&auth, &realm, &listen);
     check.issuing_needs_a_secret(&http.issuing, &auth);
     check.chatmail_ttl_fits(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);

@@ -27,7 +27,8 @@ use crate::credentials::{Secret, SharedSecret};
 use crate::protocol::nonce::{NONCE_BYTES_MAX, PLAIN_NONCE_BYTES};
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
 use crate::protocol::pool::Pool;
-use crate::protocol::settings::{AuthSettings, NameForms, Settings, Sha256Offer, StunSettings};
+use crate::protocol::settings::{AuthSettings, NameForms, RealmUsers, Settings, Sha256Offer, StunSettings};
+use crate::protocol::tenancy::Tenancies;
 use crate::wire::integrity::PASSWORD_ALGORITHMS;
 
 /// Everything the operator decided.
@@ -105,13 +106,15 @@ impl Config {
         let peers = PeerPolicy::new(&self.peers.allow, &self.peers.deny, local).map_err(|error| {
             ConfigError::from(Problem::new(SourceLocation::Nowhere, "peers.allow", error.to_string()))
         })?;
-        let forms = NameForms::new(&self.realm, self.auth.names().into_iter(), opaque_string);
         Ok(Settings {
             realm: self.realm.clone(),
             default_lifetime: self.lifetimes.default,
             max_lifetime: self.lifetimes.max,
             channel_number_max: self.channel_numbers.max(),
-            auth: AuthSettings { forms, ..self.auth.clone() },
+            auth: self.auth_settings(),
+            // Of the listeners as they are bound, which the shell knows.
+            tenancies: Tenancies::default(),
+            port_parts: self.relay.port_parts.clone(),
             peers,
             limits: self.limits.tables,
             alternates: self.drain.alternates.clone(),
@@ -125,6 +128,26 @@ impl Config {
             relay_ipv4,
             relay_ipv6,
         })
+    }
+
+    /// Who is known in which realm, each user under the realm that is in force.
+    fn auth_settings(&self) -> AuthSettings {
+        let mut auth = self.auth.clone();
+        let (own, mut realms): (Vec<RealmUsers>, Vec<RealmUsers>) =
+            std::mem::take(&mut auth.realms).into_iter().partition(|of| of.realm == self.realm);
+        own.into_iter().for_each(|of| auth.users.extend(of.users));
+        for realm in self.listen.iter().filter_map(|listen| listen.tenancy.realm.as_ref()) {
+            if *realm != self.realm && !realms.iter().any(|of| of.realm == *realm) {
+                realms.push(RealmUsers { realm: realm.clone(), ..RealmUsers::default() });
+            }
+        }
+        realms.sort_by(|a, b| a.realm.cmp(&b.realm));
+        for of in &mut realms {
+            of.forms = NameForms::new(&of.realm, of.names().into_iter(), opaque_string);
+        }
+        auth.realms = realms;
+        auth.forms = NameForms::new(&self.realm, auth.names().into_iter(), opaque_string);
+        auth
     }
 
     /// Whether a socket stands for a listener of this configuration: (is UDP, address), or a unix path.

@@ -165,7 +165,7 @@ pub const OPTIONS: &[CoturnOption] = &[
     value("stateless-nonce-secret", Asks("for several servers behind one address: put at least 16 bytes into a file of its own and name it in auth.nonce_key_file")),
     flag("no-auth-pings", Dropped("no database is asked, so there is none to keep awake")),
     flag("no-dynamic-ip-list", Implied("no list is read from a database")),
-    flag("no-dynamic-realms", Implied("there is one realm")),
+    flag("no-dynamic-realms", Implied("a listener has one realm")),
     flag("check-origin-consistency", Dropped("ORIGIN is not read")),
     flag("sha256", Dropped("it was a draft of what auth.sha256 does, and no client uses it")).gone(),
     flag("sha384", Dropped("it was a draft of MESSAGE-INTEGRITY that no client uses")).gone(),

@@ -128,6 +128,9 @@ impl Config {
                 }
             }
         }
+        for (tenant, part) in self.relay.port_parts.iter() {
+            lines.add("", format!("ports {}-{} for \"{tenant}\" alone", part.first, part.last));
+        }
         if let Some(source) = self.relay.external.source() {
             let every = DURATION.show(self.relay.external_look.interval.as_secs());
             lines.add("", format!("public addresses from \"{}\", looked at every {every}", source.name()));
@@ -144,7 +147,10 @@ impl Config {
     }
 
     fn describe_auth(&self, lines: &mut Lines) {
-        lines.add("users", self.auth.users.len());
+        lines.add("users", self.auth.user_count());
+        for of in self.auth.realms.iter().filter(|of| of.realm != self.realm) {
+            lines.add("", format!("of the realm \"{}\": {}", of.realm, of.users.len()));
+        }
         for (index, secret) in self.auth.secrets.iter().enumerate() {
             let mints = if index == 0 { ", mints" } else { "" };
             lines.add("secret", format!("{} ({}{mints})", secret.id, secret.algorithm.name()));
@@ -231,6 +237,7 @@ impl Config {
             "supervise": self.supervise,
             "listen": self.listen.iter().map(|listen| json!({
                 "transport": listen.transport.name(), "address": listen.address, "auto": listen.is_auto,
+                "realm": listen.tenancy.realm.as_ref().unwrap_or(&self.realm), "tenant": listen.tenancy.tenant,
                 "proxy_from": listen.proxy_from.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "shared": listen.shared.as_ref().map(|shared| json!({
                     "backend": shared.backend, "names": &shared.names, "send_proxy": shared.send_proxy.name(),
@@ -245,9 +252,12 @@ impl Config {
                 "external_source": self.relay.external.source().map(|source| source.name()),
                 "external_servers": self.relay.external_look.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "ports": [self.relay.ports.start(), self.relay.ports.end()],
+                "ports_by_tenant": self.relay.port_parts.iter().map(|(tenant, part)| {
+                    (tenant.to_owned(), json!([part.first, part.last]))
+                }).collect::<serde_json::Map<_, _>>(),
             },
             "auth": {
-                "users": self.auth.users.len(),
+                "users": self.auth.user_count(),
                 "secrets": self.auth.secrets.iter().map(|secret| json!({
                     "id": &*secret.id, "algorithm": secret.algorithm.name(),
                 })).collect::<Vec<_>>(),
@@ -503,11 +513,18 @@ fn shared_text(shared: &SharedPort) -> String {
     format!("for {names}stun.turn, or neither name nor protocol; all else is passed on to {}{header}", shared.backend)
 }
 
-/// Who connects to a listener, if it is not everybody.
+/// Whose a listener is, and who connects to it, if it is not everybody.
 fn behind(listen: &Listen) -> String {
-    if listen.proxy_from.is_empty() {
-        return String::new();
+    let mut text = String::new();
+    if let Some(realm) = &listen.tenancy.realm {
+        let _ = write!(text, ", realm \"{realm}\"");
     }
-    let proxies: Vec<String> = listen.proxy_from.iter().map(ToString::to_string).collect();
-    format!(", for proxies at {}, each with a PROXY header", proxies.join(", "))
+    if let Some(tenant) = &listen.tenancy.tenant {
+        let _ = write!(text, ", tenant \"{tenant}\"");
+    }
+    if !listen.proxy_from.is_empty() {
+        let proxies: Vec<String> = listen.proxy_from.iter().map(ToString::to_string).collect();
+        let _ = write!(text, ", for proxies at {}, each with a PROXY header", proxies.join(", "));
+    }
+    text
 }

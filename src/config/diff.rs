@@ -160,9 +160,13 @@ impl KeyState {
 impl ComparedValue {
     fn of(check: &Check, key: &ConfigKey, node: &Node) -> Self {
         let content = |name: &str| {
-            let inside = format!("{name}.");
-            let below = check.contents.range(inside.clone()..).take_while(|(key, _)| key.starts_with(&inside));
-            let of_name = check.contents.get(name).into_iter().chain(below.map(|(_, content)| content));
+            // Of a table, or of several in a list.
+            let below = |inside: String| {
+                let from = check.contents.range(inside.clone()..);
+                from.take_while(move |(key, _)| key.starts_with(&inside)).map(|(_, content)| content)
+            };
+            let below = [format!("{name}."), format!("{name}[")].into_iter().flat_map(below);
+            let of_name = check.contents.get(name).into_iter().chain(below);
             of_name.fold(0, |sum: u64, content| sum.rotate_left(1) ^ content)
         };
         let entry = |name: String, node: &Node| {

@@ -9,9 +9,6 @@ use crate::config::document::Value;
 use crate::protocol::peer_policy::{LocalAddresses, PeerPolicy};
 use crate::wire::channel_data::{CHANNEL_NUMBER_MAX, CHANNEL_NUMBER_MAX_RFC8656};
 
-/// RFC 8489 section 14.9: a realm has fewer than 128 characters.
-const REALM_CHARACTERS_MAX: usize = 127;
-
 /// How many threads relay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Workers {
@@ -117,22 +114,11 @@ impl LogLevel {
 }
 
 impl Check {
-    // [8489-14.9-1]
+    /// `realm`.
     pub(crate) fn realm(&mut self) -> Box<str> {
         let node = self.get("realm");
-        let Value::Text(realm) = &node.value else { return Box::default() };
-        let characters = realm.chars().count();
-        if realm.is_empty() {
-            self.wrong(&node, "must not be empty; the host name of this server is a good realm");
-        } else if characters > REALM_CHARACTERS_MAX {
-            let message = format!(
-                "has {characters} characters; at most {REALM_CHARACTERS_MAX} are allowed (RFC 8489 section 14.9)"
-            );
-            self.wrong(&node, message);
-        } else if realm.chars().any(|c| c.is_control() || c == '"' || c == '\\') {
-            self.wrong(&node, "must not contain control characters, quotes or backslashes (RFC 8489 section 14.9)");
-        }
-        realm.as_str().into()
+        let Value::Text(text) = &node.value else { return Box::default() };
+        self.realm_of(&node, text, "the host name of this server is a good realm").unwrap_or_default()
     }
 
     pub(crate) fn workers(&self) -> Workers {

@@ -145,6 +145,8 @@ pub const KEYS: &[ConfigKey] = &[
         "How often the public addresses are looked at again"),
     key("relay.ports", Text, "\"49152-65535\"",
         "UDP ports of relayed traffic").for_new("allocations"),
+    key("relay.ports_by_tenant", Table("{ acme = \"50000-50999\" }"), "{}",
+        "Parts of `relay.ports` that are one tenant's alone; all others share what is in no part").for_new("allocations"),
     key("relay.segmentation_offload", Flag, "true",
         "Let the kernel combine and split bursts of packets (UDP_GRO, UDP_SEGMENT)"),
     key("relay.coalesce_microseconds", Count(200), "30",
@@ -388,6 +390,8 @@ pub const FIELDS: &[ConfigKey] = &[
     field("listen.shared.names", List, "Server names that lead to this server; clients that offer `stun.turn`, or that send neither a name nor an application protocol, come to it too"),
     field("listen.shared.send_proxy", Word(&["off", "v1", "v2"]), "Whether a PROXY header tells the web server each client's address: `off` (the default), `v1` or `v2`"),
     field("listen.shared.proxy_from", List, "Proxies in front of this port: nothing else may connect, and each connection begins with a PROXY header"),
+    field("listen.shared.realm", Text, "The realm of this listener; left out: that of the server"),
+    field("listen.shared.tenant", Text, "The tenant that sessions by this listener belong to"),
 
     field("tls.certificates.certificate", Text, "PEM file of a certificate chain"),
     field("tls.certificates.private_key", Text, "PEM file of its private key"),
@@ -410,6 +414,7 @@ pub const FIELDS: &[ConfigKey] = &[
     field("auth.users.key_md5", Text, "MD5 of `name:realm:password` in place of the password"),
     field("auth.users.key_sha256", Text, "SHA-256 of `name:realm:password`, beside `key_md5`, for clients that use SHA-256"),
     field("auth.users.tenant", Text, "The user's tenant: in records, in quotas and for revocation"),
+    field("auth.users.realm", Text, "The user's realm, which is that of a listener; left out: that of the server. A list of tables gives one name to users of several realms"),
     field("auth.users.limits", Table(LIMITS), "The user's limits, without `bytes`"),
 
     field("auth.secrets.id", Text, "Its name in logs and metrics"),
@@ -451,7 +456,7 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 pub const LATER: &[(&str, &str)] = &[("relay.tcp", "false"), ("relay.mobility", "false")];
 
 /// Fields of a listener's table in later versions.
-pub(crate) const LATER_FIELDS: [&str; 5] = ["relay", "external", "proxy_from", "certificate", "realm"];
+pub(crate) const LATER_FIELDS: [&str; 4] = ["relay", "external", "proxy_from", "certificate"];
 
 /// The row of a path.
 pub(crate) fn find(path: &str) -> Option<&'static ConfigKey> {

@@ -124,6 +124,11 @@ impl Check {
     /// The name of a tenant.
     pub(crate) fn tenant(&mut self, of: &Table<'_>) -> Option<Box<str>> {
         let (node, text) = of.text("tenant")?;
+        self.tenant_name(node, text)
+    }
+
+    /// The name of a tenant, wherever one is named.
+    pub(crate) fn tenant_name(&mut self, node: &Node, text: &str) -> Option<Box<str>> {
         if text.is_empty() || text.len() > TENANT_BYTES_MAX || text.chars().any(char::is_control) {
             let message = format!("a tenant's name has 1 to {TENANT_BYTES_MAX} bytes and no control characters");
             self.wrong(node, message);

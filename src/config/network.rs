@@ -13,6 +13,7 @@ use crate::config::error::Problem;
 use crate::config::external::{External, ExternalLook};
 use crate::config::shared::SharedPort;
 use crate::config::units;
+use crate::protocol::tenancy::{PortParts, Tenancy};
 
 /// A socket that clients talk to. `[::]` means IPv6 only.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -29,6 +30,8 @@ pub struct Listen {
     pub proxy_from: Arc<[IpNet]>,
     /// From `listen.shared`: a web server has the port too.
     pub shared: Option<Arc<SharedPort>>,
+    /// Its realm and its tenant.
+    pub tenancy: Arc<Tenancy>,
 }
 
 impl Listen {
@@ -55,18 +58,22 @@ pub struct RelayConfig {
     pub external_look: ExternalLook,
     /// The ports of relayed sockets.
     pub ports: RangeInclusive<u16>,
+    /// Which of them are one tenant's alone.
+    pub port_parts: PortParts,
     /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
     pub segmentation_offload: bool,
     /// Microseconds that a busy worker lets packets gather; 0 means not at all.
     pub coalesce_microseconds: u32,
 }
 
+type ListenerFields = (SocketAddr, Arc<[IpNet]>, Arc<Tenancy>);
+
 impl Check {
     /// The listeners of one transport, each with its value.
     pub(crate) fn listen(&mut self, transport: Transport, path: &str) -> Vec<(Listen, Node)> {
         let mut listeners: Vec<(Listen, Node)> = Vec::new();
         for node in self.list(path) {
-            let Some((address, proxy_from)) = self.listener_address(&node, transport) else { continue };
+            let Some((address, proxy_from, tenancy)) = self.listener_address(&node, transport) else { continue };
             let clash =
                 listeners.iter().find(|(other, _)| overlap(other.address, address)).map(|(other, _)| other.address);
             match clash {
@@ -77,7 +84,8 @@ impl Check {
                 ),
                 None => {
                     let is_default = node.is_default();
-                    let found = Listen { transport, address, is_auto: false, is_default, proxy_from, shared: None };
+                    let found =
+                        Listen { transport, address, is_auto: false, is_default, proxy_from, shared: None, tenancy };
                     listeners.push((found, node));
                 }
             }
@@ -93,12 +101,12 @@ impl Check {
         }
     }
 
-    fn listener_address(&mut self, node: &Node, transport: Transport) -> Option<(SocketAddr, Arc<[IpNet]>)> {
+    fn listener_address(&mut self, node: &Node, transport: Transport) -> Option<ListenerFields> {
         let Value::Table(fields) = &node.value else {
             let text = self.text(node)?;
-            return Some((self.socket_address(node, &text)?, Arc::default()));
+            return Some((self.socket_address(node, &text)?, Arc::default(), Arc::default()));
         };
-        let all_known = self.fields(fields, node, &["address", "proxy_from"]);
+        let all_known = self.fields(fields, node, &["address", "proxy_from", "realm", "tenant"]);
         let Some(address) = document::field(fields, "address") else {
             if all_known {
                 self.wrong(node, "has no address; write { address = \"0.0.0.0:3478\" }");
@@ -115,7 +123,11 @@ impl Check {
                 self.proxy_from(&from, transport)
             }
         };
-        address.zip(proxy_from)
+        let named = |name: &str| {
+            document::field(fields, name).map(|of| Node { key: format!("{}.{name}", node.key), ..of.clone() })
+        };
+        let tenancy = self.tenancy(named("realm"), named("tenant"));
+        Some((address?, proxy_from?, tenancy?))
     }
 
     pub(crate) fn proxy_from(&mut self, node: &Node, transport: Transport) -> Option<Arc<[IpNet]>> {
@@ -170,10 +182,12 @@ impl Check {
         let addresses = self.relay_addresses();
         self.note_only_loopback(&addresses, listen);
         let external = self.external(&addresses);
+        let ports = self.relay_ports(&addresses, listen);
         RelayConfig {
             external_look: self.external_look(&external),
             external,
-            ports: self.relay_ports(&addresses, listen),
+            port_parts: self.port_parts(&ports),
+            ports,
             segmentation_offload: self.flag_of("relay.segmentation_offload"),
             coalesce_microseconds: self.number("relay.coalesce_microseconds"),
             addresses,

@@ -102,8 +102,12 @@ fn of_type(key: &ConfigKey) -> Value {
         }
         ValueType::Tables(_) => json!({ "type": "array", "items": fields_of(key.path) }),
         ValueType::Table(_) if key.path == "auth.users" => {
-            let user = json!({ "anyOf": [{ "type": "string", "minLength": 1 }, fields_of(key.path)] });
-            json!({ "type": "object", "additionalProperties": user })
+            let one = json!({ "anyOf": [{ "type": "string", "minLength": 1 }, fields_of(key.path)] });
+            let several = json!({ "type": "array", "minItems": 1, "items": one });
+            json!({ "type": "object", "additionalProperties": { "anyOf": [one, several] } })
+        }
+        ValueType::Table(_) if key.path == "relay.ports_by_tenant" => {
+            json!({ "type": "object", "additionalProperties": text("relay.ports") })
         }
         ValueType::Table(_) if key.path == "tls.acme" => fields_of(key.path),
         ValueType::Table(_) => limits(key.path),
@@ -177,7 +181,7 @@ fn pattern(pattern: &str) -> Value {
 /// A text whose form is known.
 fn text(path: &str) -> Value {
     match path {
-        "realm" => {
+        "realm" | "auth.users.realm" | "listen.shared.realm" => {
             json!({ "type": "string", "minLength": 1, "maxLength": 127, "pattern": r#"^[^"\\\x00-\x1f\x7f]+$"# })
         }
         "turn.alternates.address" | "turn.alternates.tls" => pattern(&format!("^{}$", address_and_port())),
@@ -212,6 +216,9 @@ fn item(path: &str) -> Value {
             if path != "listen.udp" {
                 let proxies = json!({ "type": "array", "minItems": 1, "items": pattern(&prefix()) });
                 fields.insert("proxy_from".to_owned(), proxies);
+            }
+            for name in ["realm", "tenant"] {
+                fields.insert(name.to_owned(), text(&format!("listen.shared.{name}")));
             }
             let mut listener = table(fields);
             listener["required"] = json!(["address"]);

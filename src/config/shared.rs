@@ -76,7 +76,9 @@ impl Check {
             let (address_node, backend_node) = (address.0, backend.0);
             let address = self.socket_address(address_node, address.1);
             let backend = self.backend(backend_node, backend.1);
-            let (Some(address), Some(backend), Some(names), Some(proxy_from)) = (address, backend, names, proxy_from)
+            let tenancy = self.tenancy(of.get("realm").cloned(), of.get("tenant").cloned());
+            let (Some(address), Some(backend), Some(names), Some(proxy_from), Some(tenancy)) =
+                (address, backend, names, proxy_from, tenancy)
             else {
                 continue;
             };
@@ -99,8 +101,15 @@ impl Check {
                 );
             }
             let shared = Some(Arc::new(SharedPort { backend, names, send_proxy }));
-            let found =
-                Listen { transport: Transport::Tls, address, is_auto: false, is_default: false, proxy_from, shared };
+            let found = Listen {
+                transport: Transport::Tls,
+                address,
+                is_auto: false,
+                is_default: false,
+                proxy_from,
+                shared,
+                tenancy,
+            };
             listen.push((found, item));
         }
     }

@@ -185,8 +185,8 @@ impl Admission {
             let shown: Vec<&str> = foreign.iter().take(5).copied().collect();
             let ours = self.realm.as_deref().unwrap_or("none");
             let message = format!(
-                "holds rows of other realms ({}) beside that of the configuration ({ours}), and a server has one realm here: run a \
-                 server for each, or move their users",
+                "holds rows of other realms ({}) beside that of the configuration ({ours}), which alone is carried over: name the \
+                 others as realm of a listener in [listen] and of their users in auth.users",
                 shown.join(", ")
             );
             draft.say_of(place, "", Outcome::NeedsYou, message);

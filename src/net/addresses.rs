@@ -4,11 +4,12 @@
 //! gets the settings of this moment and judges its live permissions again.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use super::ask::{ANSWER_TIME, Patience, shell_settings};
+use super::listening::{OwnAddresses, Plan};
 use super::relay_addresses::{RelayAddress, RelayAddresses};
 use super::rtnetlink::{self, Notices};
 use super::running::Running;
@@ -152,7 +153,7 @@ pub const NO_RELAY_ADDRESS: &str = "no address to relay from: every Allocate is 
 pub(super) fn settings(
     addresses: &RelayAddresses,
     config: &Config,
-    listeners: &[SocketAddr],
+    own_listeners: OwnAddresses,
 ) -> Result<Settings, String> {
     let failed = |error: io::Error| format!("can't read this machine's addresses: {error}");
     let mut interfaces: Vec<IpAddr> =
@@ -168,7 +169,7 @@ pub(super) fn settings(
         .collect();
     own.sort_unstable();
     own.dedup();
-    let listeners = listeners.iter().map(|address| (address.ip(), address.port())).collect();
+    let listeners = own_listeners.all.iter().map(|address| (address.ip(), address.port())).collect();
     let local = LocalAddresses { own, interfaces, routes, listeners };
     // Without any address it is not the family that is at fault; a configured one may come back.
     let has_none = addresses.serving().is_empty();
@@ -181,13 +182,14 @@ pub(super) fn settings(
         };
         has_none || is_configured || addresses.serves(family) || is_awaited()
     };
-    config.settings(local, has(Family::V4), has(Family::V6)).map_err(|error| error.to_string())
+    let settings = config.settings(local, has(Family::V4), has(Family::V6)).map_err(|error| error.to_string())?;
+    Ok(Settings { tenancies: own_listeners.tenancies(), ..settings })
 }
 
 impl Running {
     /// What the core needs of a configuration now.
-    pub(super) fn settings(&self, config: &Config, listeners: &[SocketAddr]) -> Result<Settings, String> {
-        settings(&self.addresses, config, listeners)
+    pub(super) fn settings(&self, config: &Config, own: OwnAddresses) -> Result<Settings, String> {
+        settings(&self.addresses, config, own)
     }
 
     /// Whether new allocations get an address of any family.
@@ -226,9 +228,8 @@ impl Running {
             report(&before, &current.config, &self.addresses, &missing);
             warn_of_found(&before, &current.config, &self.addresses);
         }
-        let mut listeners = listening::lock(&self.listening).addresses_now();
-        listeners.extend(&current.http);
-        let settings = Arc::new(settings(&self.addresses, &current.config, &listeners)?);
+        let own = listening::lock(&self.listening).addresses(&Plan::nothing()).with(&current.http);
+        let settings = Arc::new(settings(&self.addresses, &current.config, own)?);
         if self.judged_by(&settings) {
             return Ok(has_changed);
         }

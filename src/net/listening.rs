@@ -22,6 +22,7 @@ use super::upgrade_messages::{ListenerNote, SharedNote};
 use super::worker::{AdoptedListener, Listener, ListenerChange, ListenerId, Users};
 use crate::address::Transport;
 use crate::config::checked::{Config, Listen, SendProxy, SharedPort};
+use crate::protocol::tenancy::{Tenancies, Tenancy};
 
 /// One socket that the configuration asks for, one per worker for UDP.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +34,8 @@ struct WantedListener {
     proxies: Arc<[IpNet]>,
     /// It need not be: without IPv6 in the kernel it is left out.
     is_default: bool,
+    /// Its realm and its tenant.
+    tenancy: Arc<Tenancy>,
 }
 
 impl WantedListener {
@@ -44,6 +47,11 @@ impl WantedListener {
         }
     }
 
+    /// Whether connections are taken in another way.
+    fn differs(&self, other: &Self) -> bool {
+        (&self.takes, &self.proxies) != (&other.takes, &other.proxies)
+    }
+
     const fn key(&self) -> &'static str {
         match &self.takes {
             None => "listen.udp",
@@ -51,6 +59,16 @@ impl WantedListener {
             Some(StreamKind::Tls) => "listen.tls",
             Some(StreamKind::Both) => "listen.auto",
             Some(StreamKind::Shared(_)) => "listen.shared",
+        }
+    }
+
+    /// What carries the messages of its clients.
+    const fn transports(&self) -> &'static [Transport] {
+        match &self.takes {
+            None => &[Transport::Udp],
+            Some(StreamKind::Plain) => &[Transport::Tcp],
+            Some(StreamKind::Both) => &[Transport::Tcp, Transport::Tls],
+            Some(StreamKind::Tls | StreamKind::Shared(_)) => &[Transport::Tls],
         }
     }
 
@@ -110,8 +128,13 @@ fn wanted(config: &Config) -> Vec<WantedListener> {
             (false, Transport::Tcp) => Some(StreamKind::Plain),
             (false, Transport::Tls) => Some(StreamKind::Tls),
         };
-        let proxies = Arc::clone(&listen.proxy_from);
-        Some(WantedListener { address: listen.address, takes, proxies, is_default: listen.is_default })
+        Some(WantedListener {
+            address: listen.address,
+            takes,
+            proxies: Arc::clone(&listen.proxy_from),
+            is_default: listen.is_default,
+            tenancy: Arc::clone(&listen.tenancy),
+        })
     };
     config.listen.iter().filter_map(socket).collect()
 }
@@ -119,6 +142,37 @@ fn wanted(config: &Config) -> Vec<WantedListener> {
 /// Whether a listener of this configuration speaks TLS, `http.public` included.
 pub(super) fn needs_tls(config: &Config) -> bool {
     config.http.has_https() || config.listen.iter().any(|listen| listen.transport == Transport::Tls)
+}
+
+/// The addresses of our listeners, as they are bound, and whose those are.
+#[derive(Clone, Default)]
+pub(super) struct OwnAddresses {
+    pub(super) all: Vec<SocketAddr>,
+    of: Vec<(SocketAddr, &'static [Transport], Arc<Tenancy>)>,
+}
+
+impl OwnAddresses {
+    fn add(&mut self, address: SocketAddr, wanted: &WantedListener) {
+        self.all.push(address);
+        if !wanted.tenancy.is_empty() {
+            self.of.push((address, wanted.transports(), Arc::clone(&wanted.tenancy)));
+        }
+    }
+
+    /// With those of HTTP listeners.
+    pub(super) fn with(mut self, http: &[SocketAddr]) -> Self {
+        self.all.extend(http);
+        self
+    }
+
+    /// By which of them a client comes to which realm and tenant.
+    pub(super) fn tenancies(&self) -> Tenancies {
+        let each = |(address, transports, tenancy): &(SocketAddr, &'static [Transport], Arc<Tenancy>)| {
+            let (ip, port, tenancy) = (address.ip(), address.port(), Arc::clone(tenancy));
+            transports.iter().map(move |transport| (*transport, ip, port, (*tenancy).clone()))
+        };
+        Tenancies::new(self.of.iter().flat_map(each))
+    }
 }
 
 pub(super) struct Open {
@@ -158,7 +212,8 @@ pub(super) enum Bound {
 /// What a configuration changes; making it binds, dropping it changes nothing.
 pub(super) struct Plan {
     added: Vec<(WantedListener, SocketAddr, Bound)>,
-    /// What is told apart in another way from now on: plain, TLS or both, and whether proxies speak first.
+    /// What is told apart in another way from now on (plain, TLS or both, and whether proxies speak first), or is of another
+    /// realm or tenant.
     retaken: Vec<(ListenerId, WantedListener)>,
     returning: Vec<ListenerId>,
     removed: Vec<ListenerId>,
@@ -168,7 +223,13 @@ impl Plan {
     /// One that opens UDP sockets that are bound already, one for each worker.
     #[cfg(test)]
     pub(super) fn adding(address: SocketAddr, sockets: Vec<UdpSockets>) -> Self {
-        let wanted = WantedListener { address, takes: None, proxies: Arc::default(), is_default: false };
+        let wanted = WantedListener {
+            address,
+            takes: None,
+            proxies: Arc::default(),
+            is_default: false,
+            tenancy: Arc::default(),
+        };
         let added = vec![(wanted, address, Bound::Udp(sockets))];
         Self { added, ..Self::nothing() }
     }
@@ -202,7 +263,9 @@ impl Listening {
         let mut missing = Vec::new();
         for wanted in wanted(config) {
             let is_it = |open: &&Open| (open.wanted.address, &open.wanted.takes) == (wanted.address, &wanted.takes);
-            let found = left.iter().position(is_it).or_else(|| {
+            let is_whole = |open: &&Open| is_it(open) && open.wanted.tenancy == wanted.tenancy;
+            // With port 0 there may be several of one address.
+            let found = left.iter().position(is_whole).or_else(|| left.iter().position(is_it)).or_else(|| {
                 let same_socket = |open: &&Open| {
                     open.wanted.takes.is_some() == wanted.takes.is_some() && open.wanted.address == wanted.address
                 };
@@ -212,10 +275,11 @@ impl Listening {
                 missing.push(wanted);
                 continue;
             };
-            if (&open.wanted.takes, &open.wanted.proxies) != (&wanted.takes, &wanted.proxies) {
-                plan.retaken.push((open.id, wanted));
-            } else if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
+            if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
                 plan.returning.push(open.id);
+            }
+            if open.wanted.differs(&wanted) || open.wanted.tenancy != wanted.tenancy {
+                plan.retaken.push((open.id, wanted));
             }
         }
         plan.removed = left.iter().filter(|open| !open.is_leaving()).map(|open| open.id).collect();
@@ -282,7 +346,9 @@ impl Listening {
             let proxies = note.proxy_from.iter().flatten().map(|prefix| prefix.parse::<IpNet>());
             let proxies: Result<Arc<[IpNet]>, _> = proxies.collect();
             let proxies = proxies.map_err(|error| format!("the proxies of {}: {error}", note.bound))?;
-            let wanted = WantedListener { address: note.configured, takes, proxies, is_default: false };
+            // The configuration says whose it is from now on, if it has it still.
+            let wanted =
+                WantedListener { address: note.configured, takes, proxies, is_default: false, tenancy: Arc::default() };
             let kind = if wanted.takes.is_some() {
                 let at = sockets.iter().position(|(of, _)| *of == note.id);
                 let (_, socket) =
@@ -317,15 +383,15 @@ impl Listening {
     }
 
     /// Every address that will be ours, leaving ones included: none of them may be a peer.
-    pub(super) fn addresses(&self, plan: &Plan) -> Vec<SocketAddr> {
+    pub(super) fn addresses(&self, plan: &Plan) -> OwnAddresses {
+        let mut own = OwnAddresses::default();
         let stays = |open: &&Open| !plan.removed.contains(&open.id) || open.wanted.takes.is_none();
-        let staying = self.open.iter().filter(stays).map(|open| open.address);
-        staying.chain(plan.added.iter().map(|(_, address, _)| *address)).collect()
-    }
-
-    /// Every address that is ours now, leaving ones included.
-    pub(super) fn addresses_now(&self) -> Vec<SocketAddr> {
-        self.open.iter().map(|open| open.address).collect()
+        for open in self.open.iter().filter(stays) {
+            let retaken = plan.retaken.iter().find(|(id, _)| *id == open.id);
+            own.add(open.address, retaken.map_or(&open.wanted, |(_, wanted)| wanted));
+        }
+        plan.added.iter().for_each(|(wanted, address, _)| own.add(*address, wanted));
+        own
     }
 
     /// Takes the UDP listeners out of a plan: what each worker must open, and what is open then. Nothing of it is among
@@ -366,8 +432,10 @@ impl Listening {
     }
 
     /// Every address that will be ours once this listener is closed.
-    pub(super) fn addresses_without(&self, id: ListenerId) -> Vec<SocketAddr> {
-        self.open.iter().filter(|open| open.id != id).map(|open| open.address).collect()
+    pub(super) fn addresses_without(&self, id: ListenerId) -> OwnAddresses {
+        let mut own = OwnAddresses::default();
+        self.open.iter().filter(|open| open.id != id).for_each(|open| own.add(open.address, &open.wanted));
+        own
     }
 
     /// Carries out what is left of a plan, which can't fail; gives what each worker must do, and the listeners that are
@@ -392,7 +460,9 @@ impl Listening {
         }
         for (id, wanted) in plan.retaken {
             let Some(open) = self.open.iter_mut().find(|open| open.id == id) else { continue };
-            if let ListenerKind::Stream { listener, accepting } = &mut open.kind {
+            if let ListenerKind::Stream { listener, accepting } = &mut open.kind
+                && open.wanted.differs(&wanted)
+            {
                 *accepting = Accepting::start(acceptor, listener, &wanted);
             }
             open.wanted = wanted;
@@ -433,23 +503,22 @@ impl Listening {
 
     /// What new clients find: transport and address, UDP first.
     pub(super) fn listeners(&self) -> Vec<(Transport, SocketAddr)> {
-        Self::listed(self.open.iter())
+        Self::listed(self.open.iter()).into_iter().map(|(transport, address, _)| (transport, address)).collect()
     }
 
-    /// The same without those to which only proxies connect.
-    pub(super) fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr)> {
+    /// The same without those to which only proxies connect, each with its realm and its tenant.
+    pub(super) fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr, Arc<Tenancy>)> {
         Self::listed(self.open.iter().filter(|open| open.wanted.proxies.is_empty()))
     }
 
-    fn listed<'a>(all: impl Iterator<Item = &'a Open>) -> Vec<(Transport, SocketAddr)> {
+    fn listed<'a>(all: impl Iterator<Item = &'a Open>) -> Vec<(Transport, SocketAddr, Arc<Tenancy>)> {
         let mut listeners = Vec::new();
         for open in all.filter(|open| !open.is_leaving()) {
-            if open.wanted.takes == Some(StreamKind::Both) {
-                listeners.push((Transport::Tcp, open.address));
+            for transport in open.wanted.transports() {
+                listeners.push((*transport, open.address, Arc::clone(&open.wanted.tenancy)));
             }
-            listeners.push((open.wanted.transport(), open.address));
         }
-        listeners.sort_by_key(|(transport, _)| *transport);
+        listeners.sort_by_key(|(transport, ..)| *transport);
         listeners
     }
 
@@ -544,7 +613,7 @@ mod tests {
         assert!(matches!(changes[..], [ListenerChange::Leave(leaves)] if leaves == id));
         assert_eq!(listening.listeners(), [(Transport::Udp, B.parse().unwrap())]);
         let nothing = listening.plan(&config(&only_b), 2, &Passed::default()).unwrap();
-        assert!(listening.addresses(&nothing).contains(&A.parse().unwrap()), "it is ours as long as it is open");
+        assert!(listening.addresses(&nothing).all.contains(&A.parse().unwrap()), "it is ours as long as it is open");
         assert!(apply(&mut listening, &only_b).0.is_empty(), "it leaves once");
         let (changes, _) = apply(&mut listening, &both);
         assert!(matches!(changes[..], [ListenerChange::Return(returns)] if returns == id));

@@ -29,6 +29,7 @@ pub mod handoff;
 mod meeting;
 mod payload_rings;
 mod ports;
+mod port_plan;
 mod relay_addresses;
 mod suspects;
 pub mod shared;

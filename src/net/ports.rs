@@ -11,6 +11,7 @@ use minicbor::{Decode, Encode};
 
 use crate::protocol::border::Parity;
 use crate::protocol::random::Random;
+use crate::protocol::tenancy::PortPart;
 use crate::time::Ticks;
 
 /// How long a port rests before another client gets it, in seconds: two minutes, one maximum segment
@@ -59,10 +60,13 @@ pub(super) struct Ports {
     place_of_pair: Vec<u32>,
     resting: VecDeque<RestingPort>,
     random: Random,
+    /// How many of the range are others' to give out.
+    holes: usize,
 }
 
 impl Ports {
-    pub(super) fn new(range: &RangeInclusive<u16>, random: Random) -> Self {
+    /// The ports of a range but for those in these parts, which lie in it and don't overlap.
+    pub(super) fn new(range: &RangeInclusive<u16>, holes: &[PortPart], random: Random) -> Self {
         let count = usize::from(range.end() - range.start()) + 1;
         let mut ports = Self {
             first: *range.start(),
@@ -72,32 +76,42 @@ impl Ports {
             place_of_pair: vec![NOT_FREE; count / 2 + 1],
             resting: VecDeque::new(),
             random,
+            holes: holes.iter().map(|hole| usize::from(hole.last - hole.first) + 1).sum(),
         };
-        for port in range.clone() {
+        for port in range.clone().filter(|port| !holes.iter().any(|hole| hole.contains(*port))) {
             ports.put(port);
         }
         ports
     }
 
     /// Its place among the free ones, or what it does else; nothing outside the range.
-    fn state(&self, port: u16) -> Option<u32> {
+    pub(super) fn state(&self, port: u16) -> Option<u32> {
         self.place.get(usize::from(port.checked_sub(self.first)?)).copied()
     }
 
-    /// Gives out ports of another range from now on. Ports that are in use stay in use; those of them that lie
-    /// outside are not given out again.
-    pub(super) fn set_range(&mut self, range: &RangeInclusive<u16>) {
-        let mut new = Self::new(range, self.random.clone());
-        for port in range.clone() {
-            let state = self.state(port).filter(|_| !self.is_free(port));
-            if let Some(state) = state {
-                new.remove(port);
-                new.place[usize::from(port - new.first)] = state;
-            }
+    /// Draws on where another list of ports drew.
+    pub(super) fn random(&self) -> Random {
+        self.random.clone()
+    }
+
+    /// A source of its own for another list.
+    pub(super) fn fork(&mut self) -> Random {
+        let mut seed = [0; 32];
+        self.random.fill(&mut seed);
+        Random::new(seed)
+    }
+
+    /// Takes a free port over as it was in another list: in use, or at rest.
+    pub(super) fn set_busy(&mut self, port: u16, state: u32) {
+        if self.is_free(port) {
+            self.remove(port);
+            self.place[usize::from(port - self.first)] = state;
         }
-        new.resting = std::mem::take(&mut self.resting);
-        new.resting.retain(|resting| range.contains(&resting.port));
-        *self = new;
+    }
+
+    /// Those at rest, in the order in which they wake.
+    pub(super) fn set_resting(&mut self, resting: impl Iterator<Item = RestingPort>) {
+        self.resting = resting.collect();
     }
 
     fn put(&mut self, port: u16) {
@@ -116,7 +130,7 @@ impl Ports {
         usize::from(port / 2 - self.first / 2)
     }
 
-    fn is_free(&self, port: u16) -> bool {
+    pub(super) fn is_free(&self, port: u16) -> bool {
         self.state(port).is_some_and(|at| at < RESTS)
     }
 
@@ -167,7 +181,7 @@ impl Ports {
     pub(super) fn port_counts(&mut self, now: Ticks) -> PortCounts {
         self.wake(now);
         let (free, resting) = (self.free.iter().map(Vec::len).sum(), self.resting.len());
-        PortCounts { used: self.place.len() - free - resting, free, resting }
+        PortCounts { used: self.place.len() - self.holes - free - resting, free, resting }
     }
 
     /// Takes a free port of the parity wanted, at random; with [`Parity::EvenAndHoldNext`] the next one is
@@ -256,7 +270,7 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(1, 2, 3, 5));
 
     fn ports(range: RangeInclusive<u16>) -> Ports {
-        Ports::new(&range, Random::new([1; 32]))
+        Ports::new(&range, &[], Random::new([1; 32]))
     }
 
     // [8656-6-1, 8656-7.2-28]
@@ -378,37 +392,5 @@ mod tests {
         assert_ne!(first, used[0], "with this seed");
         let rest: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(1))).collect();
         assert_eq!(rest.len(), 99, "all of them come");
-    }
-
-    #[test]
-    fn another_range_takes_nothing_from_those_in_use_and_gives_out_its_own_only() {
-        let mut ports = ports(50_000..=50_009);
-        let used: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).take(6).collect();
-        ports.rest(used[0], Some(OTHER), Ticks(0));
-        ports.set_range(&(50_005..=50_019));
-        let mut given: Vec<u16> = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(0))).collect();
-        assert!(
-            given.iter().all(|port| (50_005..=50_019).contains(port) && !used.contains(port)),
-            "{given:?} {used:?}"
-        );
-        // Everything comes back, old ports too; what lies outside stays out.
-        for port in used[1..].iter().chain(&given) {
-            ports.rest(*port, None, Ticks(0));
-        }
-        given = std::iter::from_fn(|| ports.take(Parity::Any, CLIENT, Ticks(REST_SECONDS * 1000))).collect();
-        given.sort_unstable();
-        assert_eq!(given, (50_005..=50_019).collect::<Vec<_>>());
-        // A port that comes back into the range while somebody still has it is found taken, and rests once.
-        ports.set_range(&(50_000..=50_000));
-        ports.set_range(&(50_000..=50_007));
-        assert!(ports.is_free(50_006), "forgotten while it was outside");
-        while ports.take(Parity::Any, OTHER, Ticks(0)).is_some() {}
-        for port in [50_006, 50_006, 50_000, 50_000] {
-            ports.rest(port, None, Ticks(0));
-        }
-        assert_eq!(ports.resting.len(), 2, "each rests once");
-        ports.set_range(&(40_000..=40_001));
-        assert!(ports.take(Parity::EvenAndHoldNext, CLIENT, Ticks(0)).is_some_and(|port| port == 40_000));
-        assert_eq!(ports.take(Parity::Any, CLIENT, Ticks(0)), None);
     }
 }

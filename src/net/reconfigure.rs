@@ -69,13 +69,12 @@ impl Running {
         mut plan: Plan,
     ) -> Result<Prepared, String> {
         let tls = self.next_tls(&next.config).await?;
-        let mut addresses = lock(&self.listening).addresses(&plan);
-        addresses.extend(&next.http);
-        let settings = Arc::new(self.settings(&next.config, &addresses)?);
+        let addresses = lock(&self.listening).addresses(&plan).with(&next.http);
+        let settings = Arc::new(self.settings(&next.config, addresses.clone())?);
         let (changes, opened) = lock(&self.listening).opening(&mut plan, self.workers.len(), &self.overflow);
         if !opened.is_empty() {
             // Until the others are taken over too, what is known now holds there, but for the addresses that are ours.
-            let meanwhile = Arc::new(self.settings(&current.config, &addresses)?);
+            let meanwhile = Arc::new(self.settings(&current.config, addresses)?);
             let problems =
                 self.deliver(meanwhile, shell_settings(&current.config), changes, Patience::Within(ANSWER_TIME)).await;
             if !problems.is_empty() {
@@ -110,10 +109,9 @@ impl Running {
 
     /// Closes listeners again that not every worker could open.
     async fn take_back(&self, current: &Current, opened: &[Open]) {
-        let mut addresses = lock(&self.listening).addresses(&Plan::nothing());
-        addresses.extend(&current.http);
+        let addresses = lock(&self.listening).addresses(&Plan::nothing()).with(&current.http);
         // They were valid a moment ago; without them the workers keep what they have, which differs in addresses alone.
-        let Ok(settings) = self.settings(&current.config, &addresses) else { return };
+        let Ok(settings) = self.settings(&current.config, addresses) else { return };
         let close = || opened.iter().map(|open| ListenerChange::Close(open.id())).collect();
         let changes = self.workers.iter().map(|_| close()).collect();
         for why in self
@@ -147,9 +145,8 @@ impl Running {
     /// Closes the sockets of an unused listener, on every worker.
     async fn close_listener(&self, id: ListenerId) {
         let current = self.current.lock().await;
-        let mut addresses = lock(&self.listening).addresses_without(id);
-        addresses.extend(&current.http);
-        let settings = match self.settings(&current.config, &addresses) {
+        let addresses = lock(&self.listening).addresses_without(id).with(&current.http);
+        let settings = match self.settings(&current.config, addresses) {
             Ok(settings) => Arc::new(settings),
             Err(error) => {
                 tracing::warn!(error, "can't close a listener that is not used any more");
@@ -185,7 +182,7 @@ impl Prepared {
             NextTls::Unchanged => {}
         }
         running.acceptor.set_limits(&next.config);
-        running.addresses.set_range(&next.config.relay.ports);
+        running.addresses.set_ports(&next.config.relay.ports, &next.config.relay.port_parts);
         let before = running.listeners();
         let CarriedOut { changes, leaving } = listening::lock(&running.listening).commit(
             plan,

@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::ports::{PortCounts, Ports, RestingPort};
+use super::port_plan::PortPlan;
+use super::ports::{PortCounts, RestingPort};
 use crate::address::{Family, PeerAddress, RelayedTransportAddress};
 use crate::protocol::ids::WorkerId;
 use crate::protocol::random::Random;
+use crate::protocol::tenancy::{PortPart, PortParts};
 use crate::time::Ticks;
 
 /// Retired addresses that are remembered; the oldest one is forgotten, which costs its relayed ports the short way from
@@ -84,7 +86,7 @@ pub(super) struct RelayAddressEntry {
     /// Whether new allocations get its ports.
     pub(super) is_serving: bool,
     owners: Arc<Owners>,
-    ports: Arc<Mutex<Ports>>,
+    ports: Arc<Mutex<PortPlan>>,
 }
 
 impl RelayAddressEntry {
@@ -94,7 +96,7 @@ impl RelayAddressEntry {
         self.address.advertised == ip || self.address.local == ip
     }
 
-    pub(super) fn ports(&self) -> MutexGuard<'_, Ports> {
+    pub(super) fn ports(&self) -> MutexGuard<'_, PortPlan> {
         // A list of ports is whole between calls whatever became of the caller.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,6 +110,7 @@ impl RelayAddressEntry {
 /// What new addresses are made with.
 struct Fresh {
     range: RangeInclusive<u16>,
+    parts: Vec<PortPart>,
     random: Random,
 }
 
@@ -125,7 +128,7 @@ impl RelayAddresses {
         Self {
             entries: ArcSwap::default(),
             translates: AtomicBool::new(false),
-            fresh: Mutex::new(Fresh { range: range.clone(), random: Random::new(seed) }),
+            fresh: Mutex::new(Fresh { range: range.clone(), parts: Vec::new(), random: Random::new(seed) }),
         }
     }
 
@@ -164,7 +167,7 @@ impl RelayAddresses {
             let number = (0..=u16::MAX).find(is_free).unwrap_or_default();
             let mut seed = [0; 32];
             fresh.random.fill(&mut seed);
-            let ports = Ports::new(&fresh.range, Random::new(seed));
+            let ports = PortPlan::new(&fresh.range, &fresh.parts, Random::new(seed));
             let (owners, ports) = (Arc::new(Owners::new()), Arc::new(Mutex::new(ports)));
             entries.push(RelayAddressEntry { address, number, is_serving: true, owners, ports });
         }
@@ -177,12 +180,12 @@ impl RelayAddresses {
         true
     }
 
-    /// The range of every address from now on.
-    pub(super) fn set_range(&self, range: &RangeInclusive<u16>) {
+    /// The range of every address, and the parts of it that are a tenant's each, from now on.
+    pub(super) fn set_ports(&self, range: &RangeInclusive<u16>, parts: &PortParts) {
         let mut fresh = self.fresh();
-        fresh.range = range.clone();
+        (fresh.range, fresh.parts) = (range.clone(), parts.iter().map(|(_, part)| part).collect());
         for entry in self.entries.load().iter() {
-            entry.ports().set_range(range);
+            entry.ports().set(range, &fresh.parts);
         }
     }
 
@@ -340,8 +343,9 @@ mod tests {
     fn an_address_that_goes_keeps_its_ports_until_they_are_closed_and_may_come_back() {
         let (old, new) = (address([10, 0, 0, 5], [10, 0, 0, 5]), address([10, 0, 0, 6], [10, 0, 0, 6]));
         let addresses = addresses(&[old]);
-        let take =
-            |of: &RelayAddress| addresses.with(of.advertised, |of| of.ports().take(Parity::Any, CLIENT, Ticks(0)));
+        let take = |of: &RelayAddress| {
+            addresses.with(of.advertised, |of| of.ports().take(None, Parity::Any, CLIENT, Ticks(0)))
+        };
         let port = take(&old).flatten().unwrap();
         let relayed = RelayedTransportAddress::new(old.advertised, port);
         addresses.set_relayed(relayed, Some(OWNER));
@@ -369,7 +373,8 @@ mod tests {
     fn another_local_address_behind_the_same_public_one_takes_over_its_ports() {
         let (old, new) = (address([10, 0, 0, 5], [9, 9, 9, 9]), address([10, 0, 0, 6], [9, 9, 9, 9]));
         let addresses = addresses(&[old]);
-        let take = || addresses.with(old.advertised, |of| of.ports().take(Parity::Any, CLIENT, Ticks(0))).flatten();
+        let take =
+            || addresses.with(old.advertised, |of| of.ports().take(None, Parity::Any, CLIENT, Ticks(0))).flatten();
         let mut given: Vec<u16> = (0..5).filter_map(|_| take()).collect();
         assert!(addresses.serve(&[new]));
         given.extend((0..5).filter_map(|_| take()));

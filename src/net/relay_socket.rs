@@ -21,6 +21,7 @@ use crate::address::{Family, PeerAddress, RelayedTransportAddress};
 use crate::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest};
 use crate::protocol::ids::{AllocationId, WorkerId};
 use crate::protocol::slots::Slots;
+use crate::protocol::tenancy::PortPart;
 use crate::time::Ticks;
 
 /// How many ports that some other process holds are stepped over for one request.
@@ -103,7 +104,9 @@ impl Relays {
         now: Ticks,
     ) -> Result<OpenedRelay, RelayRefused> {
         match request {
-            RelayRequest::Fresh { family, parity, client } => self.open_fresh(id, family, parity, client, now),
+            RelayRequest::Fresh { family, parity, part, client } => {
+                self.open_fresh(id, family, WantedPort { parity, part, client }, now)
+            }
             RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.held.remove(&relayed).ok_or(RelayRefused::NotHeld)?;
                 self.keep(id, socket, relayed);
@@ -116,8 +119,7 @@ impl Relays {
         &mut self,
         id: AllocationId,
         family: Family,
-        parity: Parity,
-        client: IpAddr,
+        wanted: WantedPort,
         now: Ticks,
     ) -> Result<OpenedRelay, RelayRefused> {
         let all = self.addresses.all();
@@ -127,7 +129,7 @@ impl Relays {
         let mut refused = RelayRefused::NoAddress;
         for offset in 0..of_family.len() {
             let entry = of_family[(self.turn + offset) % of_family.len()];
-            match bind_free(entry, parity, client, now) {
+            match bind_free(entry, wanted, now) {
                 Ok((port, socket, held)) => {
                     let advertised = entry.address.advertised;
                     let relayed = RelayedTransportAddress::new(advertised, port);
@@ -323,13 +325,23 @@ impl Relays {
     }
 }
 
+/// What a fresh relayed port must be like.
+#[derive(Clone, Copy)]
+struct WantedPort {
+    parity: Parity,
+    /// The tenant's, if it has one of its own.
+    part: Option<PortPart>,
+    client: IpAddr,
+}
+
 type Bound = (u16, UdpSocket, Option<UdpSocket>);
 
 /// Takes free ports until one can be bound; those that another process holds rest like used ones.
-fn bind_free(entry: &RelayAddressEntry, parity: Parity, client: IpAddr, now: Ticks) -> Result<Bound, RelayRefused> {
+fn bind_free(entry: &RelayAddressEntry, wanted: WantedPort, now: Ticks) -> Result<Bound, RelayRefused> {
+    let WantedPort { parity, part, client } = wanted;
     for _ in 0..BIND_TRIES {
         let local = entry.address.local;
-        let port = entry.ports().take(parity, client, now).ok_or(RelayRefused::NoPort)?;
+        let port = entry.ports().take(part, parity, client, now).ok_or(RelayRefused::NoPort)?;
         let pair = parity == Parity::EvenAndHoldNext;
         let bound =
             bind(local, port).and_then(|socket| Ok((socket, if pair { Some(bind(local, port + 1)?) } else { None })));

@@ -33,6 +33,7 @@ use crate::protocol::network::Network;
 use crate::protocol::pool::PoolState;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
+use crate::protocol::tenancy::Tenancy;
 use crate::time::Ticks;
 use crate::tls::{Handshakes, Tls, watch};
 
@@ -138,7 +139,7 @@ impl Running {
 
     /// The listeners that clients connect to themselves: transport and address. Behind proxies they are told the proxies'.
     #[must_use]
-    pub fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr)> {
+    pub fn listeners_of_clients(&self) -> Vec<(Transport, SocketAddr, Arc<Tenancy>)> {
         listening::lock(&self.listening).listeners_of_clients()
     }
 

@@ -115,6 +115,7 @@ impl Foundation {
         let acceptor = Arc::new(Acceptor::new(tls, of_workers));
         acceptor.set_limits(config);
         let addresses = Arc::new(RelayAddresses::new(&config.relay.ports, secrets.seed()));
+        addresses.set_ports(&config.relay.ports, &config.relay.port_parts);
         let process = Arc::new(Process::new(Arc::clone(&addresses)));
         Ok(Self { inboxes, mailboxes, acceptor, addresses, process, overflow: Arc::default(), secrets })
     }
@@ -128,8 +129,8 @@ impl Foundation {
         mut listening: Listening,
         plan: Plan,
     ) -> Result<(Built, Vec<Vec<ListenerChange>>), StartError> {
-        let own: Vec<SocketAddr> = listening.addresses(&plan).into_iter().chain(http.iter().copied()).collect();
-        let settings = Arc::new(addresses::settings(&self.addresses, config, &own).map_err(StartError::Settings)?);
+        let own = listening.addresses(&plan).with(http);
+        let settings = Arc::new(addresses::settings(&self.addresses, config, own).map_err(StartError::Settings)?);
         // Streams wait in the inboxes until there are workers.
         let changes = listening.carry_out(plan, self.inboxes.len(), &self.acceptor, &self.overflow).changes;
         let current = Current { config: Arc::new(config.clone()), http: http.to_vec() };

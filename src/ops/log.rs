@@ -286,6 +286,7 @@ fn write_session(record: &SessionRecord) {
         username = &*record.username,
         secret = record.secret.as_deref(),
         tenant = record.tenant.as_deref(),
+        realm = record.realm.as_deref(),
         client = %five_tuple.client,
         transport = five_tuple.transport.name(),
         relayed = %record.relayed,

@@ -43,6 +43,11 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
         "an operator revoked the credential, its user or its tenant: `throughway revoke --list` shows it, `--undo` removes the block",
     ),
     (
+        RejectReason::OtherTenant,
+        "the credential belongs to another tenant than the listener that the client came by (its `tenant` in [listen]): give \
+             the client the servers of its own tenant",
+    ),
+    (
         RejectReason::BadClaims,
         "the credential carries limits with an unknown or invalid field, or with one that its secret does not read: `throughway credentials verify` shows which",
     ),

@@ -253,6 +253,9 @@ pub struct SessionRecord {
     /// The other relayed address, of the other family, if there is or was one.
     #[n(15)]
     pub additional: Option<AdditionalAddress>,
+    /// The realm that the client belongs to, if it is not the server's own.
+    #[n(16)]
+    pub realm: Option<Box<str>>,
 }
 
 impl SessionRecord {

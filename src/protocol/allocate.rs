@@ -122,13 +122,9 @@ impl Server {
             self.forget_opening(now, id);
             return;
         }
-        let RequestedAllocation { family, parity, token, .. } = opening.requested;
-        let client = opening.via.five_tuple().client.ip();
+        let RequestedAllocation { family, token, .. } = opening.requested;
         match token {
-            None => {
-                let request = RelayRequest::Fresh { family, parity, client };
-                self.outputs.push_back(Output::OpenRelay { allocation: id, request });
-            }
+            None => self.open_fresh(id, id, family),
             Some(token) => {
                 let identity = opening.owner.full_identity();
                 self.claim_reservation(now, id, token, identity);
@@ -360,7 +356,8 @@ impl Server {
     fn open_fresh(&mut self, id: AllocationId, socket: AllocationId, family: Family) {
         let Some(opening) = self.openings.get(id) else { return };
         let (parity, client) = (opening.requested.parity, opening.via.five_tuple().client.ip());
-        let request = RelayRequest::Fresh { family, parity, client };
+        let part = self.settings.port_parts.of(opening.owner.tenant());
+        let request = RelayRequest::Fresh { family, parity, part, client };
         self.outputs.push_back(Output::OpenRelay { allocation: socket, request });
     }
 
@@ -515,6 +512,13 @@ impl Server {
             .openings
             .ids(|opening| opening.integrity != ReplyIntegrity::Sha1 || opening.owner.sha256_key().is_some())
         {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+    }
+
+    /// Refuses what clients of other realms than the server's own were about to begin.
+    pub(super) fn give_up_other_realms(&mut self, now: Now) {
+        for id in self.openings.ids(|opening| opening.owner.realm().is_some()) {
             self.fail_opening(now, id, RejectReason::Draining);
         }
     }

@@ -341,6 +341,7 @@ impl Allocation {
             username: self.owner.username().into(),
             identity: self.owner.identity().into(),
             tenant: self.owner.tenant().map(Into::into),
+            realm: self.owner.realm().map(Into::into),
             secret: self.owner.time_limited.as_ref().map(|limit| limit.secret.clone()),
             via: self.via(),
             relayed: self.relayed(),

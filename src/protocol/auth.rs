@@ -10,7 +10,7 @@ use super::authenticated::AuthenticatedClient;
 use super::nonce::{Nonces, Offer, Verdict};
 use super::owner::{Owner, Terms, TimeLimit};
 use super::reject::RejectReason;
-use super::settings::{NameForms, Settings, StaticKey};
+use super::settings::{Realm, Settings, StaticKey};
 use crate::address::Via;
 use crate::credentials;
 use crate::credentials::SecretId;
@@ -69,10 +69,19 @@ impl From<RejectReason> for Refused {
     }
 }
 
-/// What is kept of a tenant and a grant; nothing if they say nothing.
-fn terms(tenant: Option<&str>, grant: &Grant) -> Option<Box<Terms>> {
-    (tenant.is_some() || !grant.is_unlimited())
-        .then(|| Box::new(Terms { tenant: tenant.map(Into::into), grant: grant.clone(), ..Terms::default() }))
+/// What is kept of a realm that is not the server's own, a tenant and a grant; nothing if they say nothing.
+fn terms(realm: Realm<'_>, tenant: Option<&str>, grant: &Grant) -> Option<Box<Terms>> {
+    let (realm, tenant) = (realm.other.map(Into::into), tenant.map(Into::into));
+    (realm.is_some() || tenant.is_some() || !grant.is_unlimited())
+        .then(|| Box::new(Terms { realm, tenant, grant: grant.clone(), ..Terms::default() }))
+}
+
+/// The realm that a client belongs to: that of its allocation, which it keeps, else that of the listener that it came by.
+pub(super) fn realm_of<'a>(settings: &'a Settings, via: &Via, owner: Option<&'a Owner>) -> Realm<'a> {
+    settings.realm(match owner {
+        Some(owner) => owner.realm(),
+        None => settings.tenancies.of(via.five_tuple()).and_then(|of| of.realm.as_deref()),
+    })
 }
 
 /// Checks a request in the RFC's order. [8656-5-1, 8656-7.2-2]
@@ -97,7 +106,8 @@ pub(super) fn authenticate<'m>(
         return Err(RejectReason::BadAttribute.into());
     }
     let owner = allocation.map(|allocation| &allocation.owner);
-    let username = claimed_name(message, realm, owner, &settings.auth.forms)?;
+    let own_realm = realm_of(settings, via, owner);
+    let username = claimed_name(message, realm, owner, own_realm)?;
     // A nonce that we never gave to this address costs a guess nothing, so nothing is spent on it: no key, and no
     // MAC over the message. Its 438 is not signed (RFC 8489 §9.2.4); see decision 0160.
     let (nonce, offer) = nonces.check(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce);
@@ -113,7 +123,8 @@ pub(super) fn authenticate<'m>(
     // expiry never drop a call. The same user with another key, after a change of password, is as genuine as
     // anybody; what follows is RFC 8656's to say (sections 5 and 7.2).
     let of_owner = owner.filter(|owner| owner.username() == username).map(Owner::key);
-    let claim = Claim { message, username: &username, realm, algorithm, of_owner, forms: &settings.auth.forms };
+    let tenant = settings.tenancies.of(via.five_tuple()).and_then(|of| of.tenant.as_deref());
+    let claim = Claim { message, username: &username, realm, algorithm, of_owner, own_realm, tenant };
     let (key, proof) = match claim.of_owner.as_ref().filter(|key| claim.is_made_with(key)) {
         Some(key) => (key.clone(), Proof::Owner),
         None => find_key(&claim, settings, now).map_err(|refused| {
@@ -136,7 +147,7 @@ fn claimed_name<'m>(
     message: &'m Message<'m>,
     realm: &[u8],
     owner: Option<&Owner>,
-    forms: &NameForms,
+    own_realm: Realm<'_>,
 ) -> Result<Option<Cow<'m, str>>, RejectReason> {
     match (message.get(Known::Username), message.get(Known::Userhash)) {
         (None, None) => Err(RejectReason::IncompleteCredentials),
@@ -149,7 +160,7 @@ fn claimed_name<'m>(
             let hash: &[u8; USERHASH_BYTES] = hash.try_into().map_err(|_| RejectReason::BadAttribute)?;
             // The owner's too, so that a user who is no longer known can go on.
             let of_owner = owner.map(Owner::username).filter(|name| userhash(name.as_bytes(), realm) == *hash);
-            Ok(of_owner.or_else(|| forms.name_behind(hash)).map(|name| Cow::Owned(name.to_owned())))
+            Ok(of_owner.or_else(|| own_realm.name_behind(hash)).map(|name| Cow::Owned(name.to_owned())))
         }
     }
 }
@@ -179,7 +190,10 @@ struct Claim<'a> {
     algorithm: PasswordAlgorithm,
     /// The key of the allocation whose owner has this name.
     of_owner: Option<IntegrityKey>,
-    forms: &'a NameForms,
+    /// The one that the client belongs to, whatever REALM says.
+    own_realm: Realm<'a>,
+    /// That of the listener that the client came by.
+    tenant: Option<&'a str>,
 }
 
 /// The key that a request was made with.
@@ -197,13 +211,29 @@ impl Claim<'_> {
     /// The key of a password if it is the right one: as both were given first, then as clients compare them.
     fn by_password(&self, password: &[u8], opaque: Option<&[u8]>) -> Option<FoundKey> {
         let given = (self.realm, password);
-        let compared = (self.forms.realm().map_or(self.realm, str::as_bytes), opaque.unwrap_or(password));
+        let compared = (self.own_realm.opaque_name().map_or(self.realm, str::as_bytes), opaque.unwrap_or(password));
         [Some(given), (compared != given).then_some(compared)].into_iter().flatten().find_map(|(realm, password)| {
             let by = |algorithm| IntegrityKey::by(algorithm, self.username.as_bytes(), realm, password);
             let key = Some(by(self.algorithm)).filter(|key| key.verifies(self.message))?;
             let is_owners = self.of_owner.as_ref().is_some_and(|owner| *owner == by(owner.algorithm()));
             Some(FoundKey { key, is_owners })
         })
+    }
+
+    /// What is kept of who has this key. A session belongs to the tenant of its listener, and a credential of another one is
+    /// no good there.
+    fn settle(
+        &self,
+        key: IntegrityKey,
+        tenant: Option<&str>,
+        grant: &Grant,
+    ) -> Result<(IntegrityKey, Option<Box<Terms>>), NotFound> {
+        match (self.tenant, tenant) {
+            (Some(listener), Some(own)) if listener != own => {
+                Err(NotFound { why: RejectReason::OtherTenant.into(), key: Some(key) })
+            }
+            (listener, own) => Ok((key, terms(self.own_realm, own.or(listener), grant))),
+        }
     }
 
     /// As [`Claim::by_password`], by keys that were made elsewhere.
@@ -235,10 +265,10 @@ impl From<RejectReason> for NotFound {
 // [8489-9.2.4-12, -17]
 fn find_key(claim: &Claim<'_>, settings: &Settings, now: Now) -> Result<(IntegrityKey, Proof), NotFound> {
     let auth = &settings.auth;
-    if claim.realm != settings.realm.as_bytes() && Some(claim.realm) != auth.forms.realm().map(str::as_bytes) {
+    if !claim.own_realm.is(claim.realm) {
         return Err(RejectReason::WrongRealm.into());
     }
-    if let Some((name, user)) = auth.static_user(claim.username) {
+    if let Some((name, user)) = claim.own_realm.static_user(claim.username) {
         let found = match &user.key {
             StaticKey::Password { given, opaque } => {
                 claim.by_password(given.expose(), opaque.as_ref().map(credentials::Secret::expose))
@@ -248,9 +278,12 @@ fn find_key(claim: &Claim<'_>, settings: &Settings, now: Now) -> Result<(Integri
             }
         };
         let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
+        if is_owners {
+            return Ok((key, Proof::Owner));
+        }
         let other_name = (name != claim.username).then(|| name.into());
-        let of_static = || Proof::Static(other_name, terms(user.tenant.as_deref(), &user.grant));
-        return Ok((key, if is_owners { Proof::Owner } else { of_static() }));
+        let (key, terms) = claim.settle(key, user.tenant.as_deref(), &user.grant)?;
+        return Ok((key, Proof::Static(other_name, terms)));
     }
     let mut found = None;
     let verified = credentials::verify_by(&auth.secrets, now.unix.0, auth.max_ttl, claim.username, |secret| {
@@ -266,12 +299,18 @@ fn find_key(claim: &Claim<'_>, settings: &Settings, now: Now) -> Result<(Integri
         let key = found.take().map(|found| found.key).filter(|_| reason.code() != RejectReason::BadIntegrity.code());
         NotFound { why: Refused { of: at.zip(end), ..reason.into() }, key }
     })?;
-    let terms = terms(good.holder.tenant.as_deref(), &good.holder.grant);
+    let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
+    if is_owners {
+        return Ok((key, Proof::Owner));
+    }
+    let (key, terms) = claim.settle(key, good.holder.tenant.as_deref(), &good.holder.grant).map_err(|refused| {
+        let at = auth.secrets.iter().position(|other| std::ptr::eq(other, good.secret));
+        let of = at.map(|at| (at, good.expires_at));
+        NotFound { why: Refused { of, ..refused.why }, ..refused }
+    })?;
     let secret = good.secret.id.clone();
     let user_id = good.holder.user_id.into();
-    let proof = Proof::TimeLimited { secret, expires_at: good.expires_at, user_id, terms };
-    let FoundKey { key, is_owners } = found.ok_or(RejectReason::BadIntegrity)?;
-    Ok((key, if is_owners { Proof::Owner } else { proof }))
+    Ok((key, Proof::TimeLimited { secret, expires_at: good.expires_at, user_id, terms }))
 }
 
 impl<'m> Authenticated<'m> {

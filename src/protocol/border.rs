@@ -23,6 +23,7 @@ use super::reject::RejectReason;
 use super::reply_budget::ReplyRate;
 use super::revocation::{SessionSubject, Subject};
 use super::settings::{Limits, Settings};
+use super::tenancy::PortPart;
 use crate::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress, Via};
 use crate::time::{Now, Ticks, UnixSeconds};
 use crate::wire::attribute::ReservationToken;
@@ -118,6 +119,8 @@ pub enum Selector {
     DualAllocations,
     /// All whose owner has a SHA-256 key (RFC 8489 section 18.5.1).
     Sha256Keys,
+    /// All whose owner belongs to a realm that is not the server's own.
+    OtherRealms,
 }
 
 /// What a server is doing at the moment, for a shell that finds out that it panicked.
@@ -316,6 +319,8 @@ pub enum RelayRequest {
         family: Family,
         /// Its port's parity, and whether the next port is held.
         parity: Parity,
+        /// The part of the ports that it comes from; `None` for those that are in no tenant's part.
+        part: Option<PortPart>,
         /// Who asks: a port that this client had may come back before its rest is over.
         client: std::net::IpAddr,
     },

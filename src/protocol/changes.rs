@@ -14,7 +14,7 @@ use super::Server;
 use super::accounting::Amount;
 use super::allocation::{Allocation, AllocationState};
 use super::early_marks::EarlyMark;
-use super::export::{ImportError, add_dual, add_features_of, add_sha256, keep_openings_for};
+use super::export::{ImportError, add_dual, add_features_of, add_other_realms, add_sha256, keep_openings_for};
 use super::ids::{AllocationId, WorkerId};
 use super::meter::MeterWords;
 use super::nonce::Nonces;
@@ -47,6 +47,7 @@ impl State for EarlyAllocations {
         add_features_of(self.allocations.iter().map(|allocation| &allocation.via), features);
         add_dual(&self.allocations, &[], features);
         add_sha256(&self.allocations, &[], features);
+        add_other_realms(&self.allocations, &[], features);
     }
 
     // Nothing of it came after the first format.
@@ -215,6 +216,7 @@ impl State for ServerChanges {
         add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
         add_dual(&self.allocations, &self.openings, features);
         add_sha256(&self.allocations, &self.openings, features);
+        add_other_realms(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {

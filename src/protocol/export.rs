@@ -24,7 +24,7 @@ use super::timer::Due;
 use super::{Parts, Server};
 use crate::address::Via;
 use crate::credentials::SecretId;
-use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, SHA256_KEYS, State};
+use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, OTHER_REALMS, SHA256_KEYS, State};
 use crate::wire::attribute::ReservationToken;
 
 /// Slots that an import makes room for; a number beyond it is no slot of ours.
@@ -88,6 +88,7 @@ impl State for ServerState {
         add_features_of(clients.chain(self.reservations.iter().map(|(_, reservation)| &reservation.via)), features);
         add_dual(&self.allocations, &self.openings, features);
         add_sha256(&self.allocations, &self.openings, features);
+        add_other_realms(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -113,6 +114,13 @@ pub(super) fn add_sha256(allocations: &[AllocationState], openings: &[OpeningSta
     let live = allocations.iter().filter(|allocation| allocation.owner.has_sha256_key()).count();
     let asked = openings.iter().filter(|opening| opening.uses_sha256()).count();
     features.add(SHA256_KEYS, (live + asked) as u64);
+}
+
+/// Clients of a realm that is not the server's own.
+pub(super) fn add_other_realms(allocations: &[AllocationState], openings: &[OpeningState], features: &mut Features) {
+    let live = allocations.iter().filter(|allocation| allocation.owner.has_other_realm()).count();
+    let asked = openings.iter().filter(|opening| opening.owner.has_other_realm()).count();
+    features.add(OTHER_REALMS, (live + asked) as u64);
 }
 
 /// Takes out of openings what only formats after this one have.

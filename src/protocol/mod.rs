@@ -42,6 +42,7 @@ pub mod permission;
 pub mod channel;
 pub mod nonce;
 pub mod discovery;
+pub mod tenancy;
 pub mod settings;
 mod scope;
 mod scope_table;

@@ -98,6 +98,9 @@ pub struct Terms {
     /// The key that every request on the allocation is checked with, if it is a SHA-256 one.
     #[n(5)]
     pub sha256: Option<KeyBytes<32>>,
+    /// The realm that the key was made with, if it is not the server's own.
+    #[n(6)]
+    pub realm: Option<Box<str>>,
 }
 
 impl Default for Terms {
@@ -110,6 +113,7 @@ impl Default for Terms {
             closes_for: EndReason::MaxSession,
             meters: Meters::default(),
             sha256: None,
+            realm: None,
         }
     }
 }
@@ -143,6 +147,11 @@ impl OwnerState {
     /// Whether the key is one that releases before RFC 8489 don't know.
     pub(super) fn has_sha256_key(&self) -> bool {
         self.terms.as_ref().is_some_and(|terms| terms.sha256.is_some())
+    }
+
+    /// Whether the key is of a realm that is not the server's own.
+    pub(super) fn has_other_realm(&self) -> bool {
+        self.terms.as_ref().is_some_and(|terms| terms.realm.is_some())
     }
 }
 
@@ -220,6 +229,11 @@ impl Owner {
         self.terms.as_ref()?.tenant.as_deref()
     }
 
+    /// The realm that the key was made with, if it is not the server's own.
+    pub(super) fn realm(&self) -> Option<&str> {
+        self.terms.as_ref()?.realm.as_deref()
+    }
+
     pub(super) fn grant(&self) -> Option<&Grant> {
         Some(&self.terms.as_ref()?.grant)
     }
@@ -228,6 +242,7 @@ impl Owner {
     pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
         QuotaClaim {
             subject: self.subject(),
+            realm: self.realm(),
             expires_at: self.time_limited.as_ref().map(|limit| UnixSeconds(limit.expires_at)),
             grant: self.grant(),
             client: via.five_tuple().client.ip(),
@@ -241,8 +256,12 @@ impl Owner {
 
     /// Who may bring a RESERVATION-TOKEN of his: a static user is another than a credential's of the same name.
     pub(super) fn full_identity(&self) -> Box<str> {
-        let kind = if self.time_limited.is_some() { "t" } else { "s" };
-        format!("{kind}{}\0{}", self.tenant().unwrap_or_default(), self.identity()).into()
+        let (kind, realm) = match &self.time_limited {
+            Some(_) => ("t", None),
+            None => ("s", self.realm()),
+        };
+        let (between, realm) = realm.map_or(("", ""), |realm| ("\0", realm));
+        format!("{kind}{}\0{}{between}{realm}", self.tenant().unwrap_or_default(), self.identity()).into()
     }
 
     pub(super) fn counted(&self) -> Counted {

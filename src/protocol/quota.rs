@@ -367,7 +367,7 @@ mod tests {
             None => (None, username),
         };
         let subject = SessionSubject { username, user, tenant };
-        QuotaClaim { subject, expires_at, grant: None, client: client.parse().unwrap() }
+        QuotaClaim { subject, realm: None, expires_at, grant: None, client: client.parse().unwrap() }
     }
 
     fn limits(edit: impl FnOnce(&mut Limits)) -> Limits {

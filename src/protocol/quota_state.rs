@@ -273,6 +273,7 @@ mod tests {
         let subject = SessionSubject { username: user, user, tenant: None };
         QuotaClaim {
             subject,
+            realm: None,
             expires_at: Some(UnixSeconds(1_900_000_000)),
             grant: None,
             client: std::net::IpAddr::V4(std::net::Ipv4Addr::new(9, 9, 9, 9)),

@@ -68,6 +68,8 @@ reject_reasons! {
     TooFarAhead = CODE_UNAUTHORIZED, "too_far_ahead", "Unauthorized";
     /// The credential, its user or its tenant was revoked.
     Revoked = CODE_FORBIDDEN, "revoked", "Forbidden";
+    /// The credential is of another tenant than the listener that the client came by.
+    OtherTenant = CODE_FORBIDDEN, "other_tenant", "Forbidden";
     /// Claims inside the credential that are not understood to the last.
     BadClaims = CODE_FORBIDDEN, "bad_claims", "Forbidden";
     /// The secret of the credential is past its `not_after`.

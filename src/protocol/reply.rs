@@ -43,8 +43,14 @@ impl Server {
         let challenges = [RejectReason::Challenge, RejectReason::StaleNonce].map(RejectReason::code);
         let offer = settings.auth.offer(&via);
         let nonce = self.nonces.mint(now.unix, via.five_tuple(), offer);
+        let allocation = self.table.by_via(&via);
+        let of_owner: Option<Box<str>> = allocation.and_then(|of| of.owner.realm()).map(Into::into);
+        let realm = match allocation {
+            Some(_) => settings.realm(of_owner.as_deref()),
+            None => auth::realm_of(&settings, &via, None),
+        };
         let all: [(AttrType, &[u8]); 3] = [
-            (ATTR_REALM, settings.realm.as_bytes()),
+            (ATTR_REALM, realm.name.as_bytes()),
             (ATTR_NONCE, &nonce),
             (ATTR_PASSWORD_ALGORITHMS, &PASSWORD_ALGORITHMS),
         ];

@@ -1,6 +1,7 @@
 //! Scopes of quotas: what allocations are counted and metered by (user, credential, tenant, client prefix, server), and
 //! which of them one allocation counts in.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ const MINUTE: u64 = 60_000;
 pub struct QuotaClaim<'a> {
     /// Who it is.
     pub subject: SessionSubject<'a>,
+    /// The realm, if it is not the server's own: a static user of it is another than one of the same name.
+    pub realm: Option<&'a str>,
     /// When the credential ends; `None` for a static user, who has only a limit of their own.
     pub expires_at: Option<UnixSeconds>,
     /// What the credential, or the static user's entry, allows.
@@ -196,11 +199,19 @@ impl AllocationRate {
     }
 }
 
+/// The name of a static user: in another realm it is another user's.
+fn in_realm<'a>(name: &'a str, claim: &QuotaClaim<'_>) -> Cow<'a, str> {
+    match claim.realm.filter(|_| claim.expires_at.is_none()) {
+        Some(realm) => format!("{name}\0{realm}").into(),
+        None => name.into(),
+    }
+}
+
 pub(super) fn user_scope(claim: &QuotaClaim<'_>) -> ScopeKey {
     let kind = if claim.expires_at.is_some() { "t" } else { "s" };
     let SessionSubject { tenant, user, .. } = claim.subject;
-    // No tenant's name holds a zero byte, whatever a user id may hold.
-    ScopeKey::User(format!("{kind}{}\0{user}", tenant.unwrap_or_default()).into())
+    // No tenant's name holds a zero byte, whatever a user id may hold; no name of a static user does.
+    ScopeKey::User(format!("{kind}{}\0{}", tenant.unwrap_or_default(), in_realm(user, claim)).into())
 }
 
 /// One scope that an allocation would count in.
@@ -239,7 +250,7 @@ impl AskedScope {
             },
         );
         let credential = Self {
-            key: ScopeKey::Credential(claim.subject.username.into()),
+            key: ScopeKey::Credential(in_realm(claim.subject.username, claim).into()),
             max: least(config_max, grant.allocations),
             full: RejectReason::QuotaCredential,
             allowance: of_credential,

@@ -494,6 +494,7 @@ impl Server {
             Selector::LinkLocalClients => allocation.via().is_link_local(),
             Selector::DualAllocations => allocation.additional().is_some(),
             Selector::Sha256Keys => allocation.owner.sha256_key().is_some(),
+            Selector::OtherRealms => allocation.owner.realm().is_some(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();
@@ -505,6 +506,7 @@ impl Server {
             (Selector::LinkLocalClients, None) => self.give_up_link_local(now),
             (Selector::DualAllocations, None) => self.give_up_dual(now),
             (Selector::Sha256Keys, None) => self.give_up_sha256(now),
+            (Selector::OtherRealms, None) => self.give_up_other_realms(now),
             (_, Some(_)) | (Selector::Session(_), _) => {}
         }
         next

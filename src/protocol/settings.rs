@@ -15,6 +15,7 @@ use crate::protocol::meter::Rates;
 use crate::protocol::nonce::Offer;
 use crate::protocol::peer_policy::PeerPolicy;
 use crate::protocol::pool::Pool;
+use crate::protocol::tenancy::{PortParts, Tenancies};
 use crate::wire::integrity::{USERHASH_BYTES, userhash};
 
 /// Everything the core reads.
@@ -30,6 +31,10 @@ pub struct Settings {
     pub channel_number_max: u16,
     /// Who may allocate.
     pub auth: AuthSettings,
+    /// Listeners with a realm or a tenant of their own.
+    pub tenancies: Tenancies,
+    /// Relayed ports that are one tenant's alone.
+    pub port_parts: PortParts,
     /// Which peers may be reached.
     pub peers: PeerPolicy,
     /// Bounds of every table.
@@ -62,10 +67,12 @@ pub struct StunSettings {
 /// Who may allocate, and how a claim is checked.
 #[derive(Clone, Debug)]
 pub struct AuthSettings {
-    /// Static users by exact name; looked up first.
+    /// Static users of the server's own realm, by exact name; looked up first.
     pub users: HashMap<Box<str>, StaticUser>,
-    /// What else the realm and the names of static users may come as.
+    /// What else that realm and the names of its static users may come as.
     pub forms: NameForms,
+    /// Those of other realms, in the order of the realms.
+    pub realms: Vec<RealmUsers>,
     /// Secrets of time-limited credentials, tried in order; the first one mints.
     pub secrets: Vec<SharedSecret>,
     /// How far ahead a credential may end, in seconds.
@@ -99,19 +106,87 @@ impl AuthSettings {
         }
     }
 
-    /// The names of all static users, in order.
+    /// The names of all static users of the server's own realm, in order.
     #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.users.keys().map(|name| &**name).collect();
-        names.sort_unstable();
-        names
+        names_of(&self.users)
     }
 
+    /// How many static users there are, of all realms.
+    #[must_use]
+    pub fn user_count(&self) -> usize {
+        self.users.len() + self.realms.iter().map(|of| of.users.len()).sum::<usize>()
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "what comes out of the map is sorted at once")]
+fn names_of(users: &HashMap<Box<str>, StaticUser>) -> Vec<&str> {
+    let mut names: Vec<&str> = users.keys().map(|name| &**name).collect();
+    names.sort_unstable();
+    names
+}
+
+/// The static users of a realm that is not the server's own one.
+#[derive(Clone, Debug, Default)]
+pub struct RealmUsers {
+    /// The realm (RFC 8489 section 14.9), at most 763 bytes.
+    pub realm: Box<str>,
+    /// Its users by exact name.
+    pub users: HashMap<Box<str>, StaticUser>,
+    /// What else the realm and their names may come as.
+    pub forms: NameForms,
+}
+
+impl RealmUsers {
+    /// The names of all its users, in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        names_of(&self.users)
+    }
+}
+
+/// A realm: who is known in it, and by which names. A user of another realm is not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Realm<'a> {
+    pub(super) name: &'a str,
+    /// `None` for the server's own realm.
+    pub(super) other: Option<&'a str>,
+    users: Option<(&'a HashMap<Box<str>, StaticUser>, &'a NameForms)>,
+}
+
+impl<'a> Realm<'a> {
     /// The user of this name, in any of its forms, and the name in `auth.users`.
-    pub(super) fn static_user(&self, username: &str) -> Option<(&str, &StaticUser)> {
-        let known = |name: &str| self.users.get_key_value(name).map(|(name, user)| (&**name, user));
-        known(username).or_else(|| known(self.forms.names.get(username)?))
+    pub(super) fn static_user(&self, username: &str) -> Option<(&'a str, &'a StaticUser)> {
+        let (users, forms) = self.users?;
+        let known = |name: &str| users.get_key_value(name).map(|(name, user)| (&**name, user));
+        known(username).or_else(|| known(forms.names.get(username)?))
+    }
+
+    /// The name as clients compare it, where that is another text.
+    pub(super) fn opaque_name(&self) -> Option<&'a str> {
+        self.users?.1.realm.as_deref()
+    }
+
+    /// Whether a REALM is this one.
+    pub(super) fn is(&self, realm: &[u8]) -> bool {
+        realm == self.name.as_bytes() || Some(realm) == self.opaque_name().map(str::as_bytes)
+    }
+
+    /// The name behind a USERHASH, as the client has it.
+    pub(super) fn name_behind(&self, hash: &[u8; USERHASH_BYTES]) -> Option<&'a str> {
+        self.users?.1.hashes.get(hash).map(|name| &**name)
+    }
+}
+
+impl Settings {
+    /// The realm of this name; `None` means the server's own.
+    pub(super) fn realm<'a>(&'a self, name: Option<&'a str>) -> Realm<'a> {
+        let Some(name) = name.filter(|name| **name != *self.realm) else {
+            return Realm { name: &self.realm, other: None, users: Some((&self.auth.users, &self.auth.forms)) };
+        };
+        let at = self.auth.realms.binary_search_by_key(&name, |of| &of.realm).ok();
+        let of = at.and_then(|at| self.auth.realms.get(at));
+        Realm { name, other: Some(name), users: of.map(|of| (&of.users, &of.forms)) }
     }
 }
 
@@ -161,16 +236,6 @@ impl NameForms {
             }
         }
         forms
-    }
-
-    /// The realm as clients compare it, where that is another text.
-    pub(super) fn realm(&self) -> Option<&str> {
-        self.realm.as_deref()
-    }
-
-    /// The name behind a USERHASH, as the client has it.
-    pub(super) fn name_behind(&self, hash: &[u8; USERHASH_BYTES]) -> Option<&str> {
-        self.hashes.get(hash).map(|name| &**name)
     }
 }
 

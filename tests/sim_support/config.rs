@@ -16,6 +16,7 @@ use throughway::protocol::pool::Pool;
 use throughway::protocol::settings::{
     AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
 };
+use throughway::protocol::tenancy::{PortParts, Tenancies};
 
 use super::rng::Rng;
 use super::terms::{May, Who};
@@ -186,7 +187,10 @@ impl Config {
                 max_session: self.max_session,
                 sha256: self.sha256,
                 forms: NameForms::new(REALM, self.users.iter().map(|(name, ..)| *name), |_| None),
+                realms: Vec::new(),
             },
+            tenancies: Tenancies::default(),
+            port_parts: PortParts::default(),
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
             alternates: Alternates::default(),

@@ -116,6 +116,7 @@ impl World {
             Outcome::OpenFresh(family, parity) => Some(RelayRequest::Fresh {
                 family: *family,
                 parity: *parity,
+                part: None,
                 client: packet.via.five_tuple().client.ip(),
             }),
             Outcome::OpenReserved(relayed) => {

@@ -181,7 +181,8 @@ impl SharedTables {
         assert_eq!((quotas.usage(), quotas.reserved()), ((0, 0, 0), 0));
         assert!(self.held.lock().unwrap().is_empty());
         let subject = SessionSubject { username: "nobody", user: "nobody", tenant: None };
-        let claim = QuotaClaim { subject, expires_at: None, grant: None, client: IpAddr::from([127, 0, 0, 1]) };
+        let claim =
+            QuotaClaim { subject, realm: None, expires_at: None, grant: None, client: IpAddr::from([127, 0, 0, 1]) };
         for _ in 0..=quotas.len() {
             let admitted = quotas.admit(now, &claim, &Limits::default(), Purpose::Allocation);
             let admitted = admitted.expect("nobody is there");

@@ -160,7 +160,7 @@ impl World {
         }
         let (id, next) = out.opens.pop().expect("the other family is asked for");
         let RelayRequest::Fresh { parity, client, .. } = wish else { unreachable!("a fresh one") };
-        assert_eq!(next, RelayRequest::Fresh { family: Family::V6, parity, client });
+        assert_eq!(next, RelayRequest::Fresh { family: Family::V6, parity, part: None, client });
         let socket = (key.0, id);
         match result {
             Ok(opened) => {

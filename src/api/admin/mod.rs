@@ -353,6 +353,7 @@ impl Admin {
             Selector::LinkLocalClients => json!("link-local clients"),
             Selector::DualAllocations => json!("allocations with two addresses"),
             Selector::Sha256Keys => json!("allocations of clients that use SHA-256"),
+            Selector::OtherRealms => json!("allocations of clients of other realms"),
         };
         tracing::info!(%by, %subject, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {

@@ -8,14 +8,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::refused::AdminRefused;
-use crate::api::rest;
-use crate::api::{connectivity, uris};
+use crate::api::uris::{self, ServerUris};
+use crate::api::{connectivity, rest};
 use crate::config::Config;
 use crate::credentials::claims::{Claim, Claims, Grant, PeerScope};
 use crate::credentials::{self, Minted, SharedSecret};
 use crate::net::Running;
 use crate::time::UnixSeconds;
-use crate::turn_uri::TurnUri;
 
 /// How long a credential for a test lives, in seconds: by default, at least and at most.
 const TTL: u64 = 600;
@@ -44,7 +43,7 @@ pub(super) struct TestCredentialRequest {
 pub(super) struct TestCredentials {
     secrets: Vec<SharedSecret>,
     max_ttl: u64,
-    uris: Vec<TurnUri>,
+    servers: ServerUris,
     /// Where users find the page of the test.
     page: Option<String>,
 }
@@ -61,7 +60,7 @@ impl TestCredentials {
         Self {
             secrets: config.auth.secrets.clone(),
             max_ttl: config.auth.max_ttl,
-            uris: uris::few(rest::uris_of(running, config)),
+            servers: rest::uris_of(running, config),
             page: page(config, |ip| rest::told(running, config, ip)),
         }
     }
@@ -82,7 +81,8 @@ impl TestCredentials {
         let secret = credentials::minting(&self.secrets, now.0).ok_or(AdminRefused::NoCredential(
             "the server has no secret to make a credential with: add one to auth.secrets",
         ))?;
-        if self.uris.is_empty() {
+        let (uris, _) = self.servers.for_tenant(secret.tenant.as_deref());
+        if uris.is_empty() {
             return Err(AdminRefused::NoCredential(
                 "no listener has an address that clients can reach: set http.public_name or relay.external",
             ));
@@ -93,7 +93,7 @@ impl TestCredentials {
             .map_err(|_| AdminRefused::NoCredential("the credential would be too long"))?;
         let answer = json!({
             "iceServers": [{
-                "urls": self.uris.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "urls": uris.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "username": minted.username,
                 "credential": minted.password,
             }],
@@ -167,7 +167,7 @@ mod tests {
         TestCredentials {
             secrets: vec![secret],
             max_ttl: 86_400,
-            uris: vec![crate::turn_uri::parse("turn:192.0.2.1:3478?transport=udp").unwrap()],
+            servers: vec![crate::turn_uri::parse("turn:192.0.2.1:3478?transport=udp").unwrap()].into(),
             page: Some("https://turn.example.org/connectivity".to_owned()),
         }
     }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn without_a_secret_or_an_address_it_says_what_to_set() {
         let without_secret = TestCredentials { secrets: Vec::new(), ..test_credentials(ClaimSet::default()) };
-        let without_uris = TestCredentials { uris: Vec::new(), ..test_credentials(ClaimSet::default()) };
+        let without_uris = TestCredentials { servers: ServerUris::default(), ..test_credentials(ClaimSet::default()) };
         for (of, key) in [(without_secret, "auth.secrets"), (without_uris, "http.public_name")] {
             let Err(AdminRefused::NoCredential(text)) = minted(&of, None) else { panic!("{key}") };
             assert!(text.contains(key), "{text}");

@@ -40,13 +40,14 @@ use super::Peer;
 use super::failed_logins::{self, FailedLogins};
 use super::host::AllowedHosts;
 use super::revoker::Revoker;
-use super::uris;
+use super::uris::{self, ServerUris};
 use crate::config::Config;
 use crate::config::issuing::IssuingConfig;
 use crate::credentials::claims::{Claims, Grant};
 use crate::credentials::{self, MintRefused, Minted, SharedSecret};
 use crate::net::Running;
 use crate::protocol::revocation::SessionSubject;
+use crate::protocol::settings::RealmUsers;
 use crate::time::{Now, UnixSeconds};
 use crate::turn_uri::TurnUri;
 
@@ -94,12 +95,12 @@ struct Issuer {
     max_ttl: u64,
     /// Names that are looked up first, so no credential may have one.
     users: HashSet<Box<str>>,
-    uris: Vec<TurnUri>,
+    servers: ServerUris,
     token_keys: TokenKeys,
 }
 
 impl Issuer {
-    fn new(config: &Config, uris: Vec<TurnUri>, before: &TokenKeys, counts: &IssueCounts) -> Self {
+    fn new(config: &Config, servers: ServerUris, before: &TokenKeys, counts: &IssueCounts) -> Self {
         let source = config.http.issuing.jwt.as_ref().map(|jwt| &jwt.source);
         Self {
             config: config.http.issuing.clone(),
@@ -107,15 +108,15 @@ impl Issuer {
             secrets: config.auth.secrets.clone(),
             max_ttl: config.auth.max_ttl,
             users: names(config),
-            uris: uris::few(uris),
+            servers,
             token_keys: TokenKeys::new(source, before, &counts.fetches),
         }
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "they become a set again: no order comes of it")]
 fn names(config: &Config) -> HashSet<Box<str>> {
-    config.auth.users.keys().cloned().collect()
+    let of_realms = config.auth.realms.iter().flat_map(RealmUsers::names);
+    config.auth.names().into_iter().chain(of_realms).map(Into::into).collect()
 }
 
 /// The endpoint: one for all listeners, so that rates hold over all of them.
@@ -144,8 +145,8 @@ pub enum Exposure {
 impl Rest {
     /// For these URIs; `clock` is read once for each request. Keys that are fetched need a runtime around.
     #[must_use]
-    pub fn new(config: &Config, uris: Vec<TurnUri>, counts: Arc<IssueCounts>, clock: fn() -> Now) -> Self {
-        let issuer = Issuer::new(config, uris, &TokenKeys::None, &counts);
+    pub fn new(config: &Config, servers: impl Into<ServerUris>, counts: Arc<IssueCounts>, clock: fn() -> Now) -> Self {
+        let issuer = Issuer::new(config, servers.into(), &TokenKeys::None, &counts);
         counts.know(issuer.config.keys.iter().map(|key| &*key.name));
         Self {
             issuer: ArcSwap::from_pointee(issuer),
@@ -171,10 +172,10 @@ impl Rest {
     }
 
     /// Takes a new configuration over; requests under way end with the old one.
-    pub fn reconfigure(&self, config: &Config, uris: Vec<TurnUri>) {
+    pub fn reconfigure(&self, config: &Config, servers: impl Into<ServerUris>) {
         self.counts.know(config.http.issuing.keys.iter().map(|key| &*key.name));
         let before = self.issuer.load_full();
-        self.issuer.store(Arc::new(Issuer::new(config, uris, &before.token_keys, &self.counts)));
+        self.issuer.store(Arc::new(Issuer::new(config, servers.into(), &before.token_keys, &self.counts)));
     }
 
     /// Checks everything, mints, and gives the answer with its head.
@@ -284,19 +285,21 @@ impl Rest {
         let now = (self.clock)();
         if head.shape == Shape::WellKnown {
             // Everybody who has a credential knows this.
-            return Ok(shape::well_known(&issuer.realm, &issuer.uris));
+            let (uris, realm) = issuer.servers.for_tenant(None);
+            return Ok(shape::well_known(realm.unwrap_or(&issuer.realm), &uris));
         }
         if head.shape == Shape::Metered
-            && let Some(own) = own_key::find(head.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
+            && let Some((own, tenant)) = own_key::find(head.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
         {
+            let (uris, realm) = issuer.servers.for_tenant(tenant.as_deref());
             return Ok(head.shape.render(&IssuedCredential {
                 username: &own.username,
                 password: &own.password,
                 ttl: own.expires_at.saturating_sub(now.unix.0),
                 now: now.unix.0,
                 expires_at: own.expires_at,
-                realm: &issuer.realm,
-                uris: &issuer.uris,
+                realm: realm.unwrap_or(&issuer.realm),
+                uris: &uris,
                 tenant: None,
                 limits: &Grant::default(),
                 label: "",
@@ -321,6 +324,10 @@ impl Rest {
             None => random_id()?,
         };
         let credential = mint(issuer, &caller, &request, user, now)?;
+        let (uris, realm) = issuer.servers.for_tenant(credential.tenant.as_deref());
+        if uris.is_empty() {
+            return Err(IssueRefused::NoServers);
+        }
         let party = SessionSubject {
             username: &credential.minted.username,
             user: &credential.user,
@@ -345,8 +352,8 @@ impl Rest {
             ttl: credential.ttl,
             now: now.unix.0,
             expires_at: credential.minted.expires_at,
-            realm: &issuer.realm,
-            uris: &issuer.uris,
+            realm: realm.unwrap_or(&issuer.realm),
+            uris: &uris,
             tenant: caller.tenant.as_deref(),
             limits: &credential.claims.grant,
             label: request.label.as_deref().unwrap_or_default(),
@@ -383,7 +390,7 @@ fn mint(
 ) -> Result<NewCredential, IssueRefused> {
     // The configuration is not taken without a secret where anybody may ask.
     let secret = credentials::minting(&issuer.secrets, now.unix.0).ok_or(IssueRefused::NoMethod)?;
-    if issuer.uris.is_empty() {
+    if issuer.servers.is_empty() {
         return Err(IssueRefused::NoServers);
     }
     let longest = caller.max_ttl.unwrap_or(u64::MAX).min(issuer.max_ttl);
@@ -510,7 +517,7 @@ pub fn xep0215(uris: &[TurnUri], username: &str, password: &str, expires_at: u64
 
 /// The URIs of a running relay's listeners.
 #[must_use]
-pub fn uris_of(running: &Running, config: &Config) -> Vec<TurnUri> {
+pub fn uris_of(running: &Running, config: &Config) -> ServerUris {
     uris::of_listeners(running.listeners_of_clients(), &uris::names(config), |ip| told(running, config, ip))
 }
 

@@ -11,12 +11,18 @@ pub(super) fn make(username: &str, password: &str) -> String {
     BASE64URL.encode(format!("{password}:{username}"))
 }
 
-/// The credential in the query's `apiKey`, if it is good.
-pub(super) fn find(query: &[(String, String)], secrets: &[SharedSecret], now: u64, max_ttl: u64) -> Option<Minted> {
+/// The credential in the query's `apiKey`, if it is good, and its tenant.
+pub(super) fn find(
+    query: &[(String, String)],
+    secrets: &[SharedSecret],
+    now: u64,
+    max_ttl: u64,
+) -> Option<(Minted, Option<Box<str>>)> {
     let (_, key) = query.iter().find(|(name, _)| name == "apiKey")?;
     let text = String::from_utf8(BASE64URL.decode(key).ok()?).ok()?;
     // A password is base64, so it has no colon.
     let (password, username) = text.split_once(':')?;
     let good = credentials::verify(secrets, now, max_ttl, username, password.as_bytes()).ok()?;
-    Some(Minted { username: username.to_owned(), password: password.to_owned(), expires_at: good.expires_at })
+    let (tenant, expires_at) = (good.holder.tenant, good.expires_at);
+    Some((Minted { username: username.to_owned(), password: password.to_owned(), expires_at }, tenant))
 }

@@ -86,7 +86,7 @@ mod tests {
     fn issuer(secrets: &str) -> Issuer {
         let config =
             Config::from_toml("c.toml", &format!("auth.users = {{ \"1000060\" = \"wonderland-2026\" }}\n{secrets}"));
-        Issuer::new(&config.unwrap(), Vec::new(), &TokenKeys::None, &IssueCounts::default())
+        Issuer::new(&config.unwrap(), Vec::new().into(), &TokenKeys::None, &IssueCounts::default())
     }
 
     fn caller(user: Option<&str>, tenant: Option<&str>) -> Caller {

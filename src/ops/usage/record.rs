@@ -110,7 +110,7 @@ impl Record {
             user: record.identity.as_ref().into(),
             credential: record.username.as_ref().into(),
             tenant: record.tenant.as_deref().map(Into::into),
-            realm: realm.to_owned(),
+            realm: record.realm.as_deref().unwrap_or(realm).to_owned(),
             client: five_tuple.client.to_string(),
             transport: five_tuple.transport.name().to_owned(),
             relayed: record.relayed.to_string(),

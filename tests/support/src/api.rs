@@ -51,10 +51,12 @@ pub fn some_uris() -> Vec<TurnUri> {
     let listeners =
         [(Transport::Tcp, "192.0.2.7:443"), (Transport::Udp, "[2001:db8::7]:3478"), (Transport::Udp, "192.0.2.7:3478")];
     uris::of_listeners(
-        listeners.map(|(transport, address)| (transport, address.parse().unwrap())),
+        listeners.map(|(transport, address)| (transport, address.parse().unwrap(), Arc::default())),
         &uris::UriNames::default(),
         Some,
     )
+    .for_tenant(None)
+    .0
 }
 
 pub const fn start() -> Now {

@@ -37,6 +37,7 @@ use throughway::protocol::reject::RejectReason;
 use throughway::protocol::settings::{
     AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
 };
+use throughway::protocol::tenancy::{PortParts, Tenancies};
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
@@ -90,7 +91,10 @@ fn default_settings() -> Settings {
             max_session: None,
             sha256: Sha256Offer::default(),
             forms: NameForms::new(REALM, ["alice", "carol"].into_iter(), |_| None),
+            realms: Vec::new(),
         },
+        tenancies: Tenancies::default(),
+        port_parts: PortParts::default(),
         peers: policy(&[], &[]),
         limits: Limits::default(),
         alternates: Alternates::default(),
@@ -119,13 +123,23 @@ pub struct Spec {
     pub from: Option<SocketAddr>,
     pub tcp: bool,
     pub ipv6: bool,
+    /// The listener; `None` means the usual one of the family.
+    pub server: Option<SocketAddr>,
     /// `None` leaves it to the harness, as the kernel would place a five-tuple.
     pub worker: Option<usize>,
 }
 
 /// The static user `alice`, over UDP and IPv4, from an address of her own, on any worker.
 pub fn alice() -> Spec {
-    Spec { username: "alice".into(), password: "wonderland".into(), from: None, tcp: false, ipv6: false, worker: None }
+    Spec {
+        username: "alice".into(),
+        password: "wonderland".into(),
+        from: None,
+        tcp: false,
+        ipv6: false,
+        server: None,
+        worker: None,
+    }
 }
 
 pub fn carol() -> Spec {
@@ -161,6 +175,11 @@ impl Spec {
         self.ipv6 = true;
         self
     }
+    /// By another listener than the usual one.
+    pub fn at(mut self, server: &str) -> Self {
+        self.server = Some(addr(server));
+        self
+    }
     pub fn on_worker(mut self, worker: usize) -> Self {
         self.worker = Some(worker);
         self
@@ -176,6 +195,8 @@ struct ClientState {
     worker: usize,
     via: Via,
     nonce: Option<Vec<u8>>,
+    /// As the server says.
+    realm: String,
     inbox: Vec<Incoming>,
     allocation: Option<(AllocationId, RelayedTransportAddress)>,
 }
@@ -434,13 +455,23 @@ impl Harness {
         });
         let five_tuple = FiveTuple {
             client: ClientAddress::from(from),
-            server: ServerAddress::from(addr(if from.is_ipv6() { SERVER_IPV6 } else { SERVER_IPV4 })),
+            server: ServerAddress::from(
+                spec.server.unwrap_or_else(|| addr(if from.is_ipv6() { SERVER_IPV6 } else { SERVER_IPV4 })),
+            ),
             transport: if spec.tcp { Transport::Tcp } else { Transport::Udp },
         };
         let via =
             if spec.tcp { Via::Stream(StreamId(1000 + number as u64), five_tuple) } else { Via::Datagram(five_tuple) };
         let worker = spec.worker.unwrap_or(number % self.workers.len());
-        self.clients.push(ClientState { spec, worker, via, nonce: None, inbox: Vec::new(), allocation: None });
+        self.clients.push(ClientState {
+            spec,
+            worker,
+            via,
+            nonce: None,
+            realm: REALM.into(),
+            inbox: Vec::new(),
+            allocation: None,
+        });
         Client(number)
     }
 
@@ -462,8 +493,8 @@ impl Harness {
         self.via(client).five_tuple().client.into()
     }
     pub fn key_of(&self, client: Client) -> [u8; 16] {
-        let spec = &self.clients[client.0].spec;
-        long_term_key(&spec.username, REALM, &spec.password)
+        let ClientState { spec, realm, .. } = &self.clients[client.0];
+        long_term_key(&spec.username, realm, &spec.password)
     }
     /// The client takes another name on the same five-tuple.
     pub fn rename(&mut self, client: Client, spec: Spec) {
@@ -483,15 +514,18 @@ impl Harness {
         }
         self.clients[client.0].nonce.clone().expect("a nonce")
     }
-    /// Takes over the nonce of a 401 or 438.
+    /// Takes over the realm and the nonce of a 401 or 438.
     pub fn learn(&mut self, client: Client, challenge: &Incoming) {
+        let realm = challenge.get(stun::REALM).expect("REALM").to_vec();
+        self.clients[client.0].realm = String::from_utf8(realm).expect("text");
         self.clients[client.0].nonce = Some(challenge.get(stun::NONCE).expect("NONCE").to_vec());
     }
     pub fn signature(&mut self, client: Client) -> Signature {
         let nonce = self.nonce_of(client);
         let key = self.key_of(client);
-        let username = self.clients[client.0].spec.username.clone();
-        Signature { username: Some(username), realm: Some(REALM.into()), nonce: Some(nonce), key, modern: None }
+        let ClientState { spec, realm, .. } = &self.clients[client.0];
+        let (username, realm) = (spec.username.clone(), Some(realm.clone()));
+        Signature { username: Some(username), realm, nonce: Some(nonce), key, modern: None }
     }
     pub fn fresh_id(&mut self) -> stun::Id {
         self.ids += 1;

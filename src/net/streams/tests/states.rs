@@ -25,6 +25,7 @@ fn record(number: u64) -> SessionRecord {
         username: "alice".into(),
         identity: "alice".into(),
         tenant: None,
+        realm: None,
         secret: None,
         via: Via::Stream(StreamId(1), five_tuple),
         relayed: RelayedTransportAddress::from("192.0.2.1:50000".parse::<SocketAddr>().unwrap()),

@@ -98,15 +98,20 @@ impl Settings {
         let pairs =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
         writeln!(text, "workers = {}\nsupervise = {}", self.workers, self.supervise).unwrap();
+        // A table is as the test wrote it.
+        let raw = |text: &str| text.starts_with(['{', '[']);
+        let shown = |text: &str| if raw(text) { text.to_owned() } else { format!("{text:?}") };
+        let plain =
+            |listeners: &[String]| format!("[{}]", listeners.iter().map(|at| shown(at)).collect::<Vec<_>>().join(", "));
         let streams = |listeners: &[String]| -> String {
             if self.proxy_from.is_empty() {
-                return format!("{listeners:?}");
+                return plain(listeners);
             }
             let from = &self.proxy_from;
             let tables = listeners.iter().map(|at| format!("{{ address = {at:?}, proxy_from = {from:?} }}"));
             format!("[{}]", tables.collect::<Vec<_>>().join(", "))
         };
-        writeln!(text, "[listen]\nudp = {:?}\ntcp = {}", self.udp, streams(&self.tcp)).unwrap();
+        writeln!(text, "[listen]\nudp = {}\ntcp = {}", plain(&self.udp), streams(&self.tcp)).unwrap();
         writeln!(text, "tls = {}\nauto = {}", streams(&self.tls), streams(&self.auto)).unwrap();
         for (at, (certificate, key)) in self.certificates.iter().enumerate() {
             let section = if at == 0 { "[tls]" } else { "[[tls.certificates]]" };
@@ -132,7 +137,7 @@ impl Settings {
         }
         writeln!(text, "[auth.users]").unwrap();
         for (name, password) in &self.users {
-            writeln!(text, "{name} = {password:?}").unwrap();
+            writeln!(text, "{name} = {}", shown(password)).unwrap();
         }
         for (id, value) in &self.secrets {
             writeln!(text, "[[auth.secrets]]\nid = {id:?}\nvalue = {value:?}").unwrap();
@@ -335,6 +340,11 @@ impl Server {
     fn listener(&self, transport: &str, ipv4: bool) -> SocketAddr {
         let found = self.listeners.iter().find(|(name, address)| name == transport && address.is_ipv4() == ipv4);
         found.unwrap_or_else(|| panic!("no {transport} listener in {:?}", self.listeners)).1
+    }
+
+    /// Every listener of a transport, in the order of the configuration.
+    pub fn all(&self, transport: &str) -> Vec<SocketAddr> {
+        self.listeners.iter().filter(|(name, _)| name == transport).map(|(_, address)| *address).collect()
     }
 
     pub fn udp4(&self) -> SocketAddr {
