@@ -16,7 +16,7 @@ const REALMS: [&str; 3] = ["throughway", "a.example", "b.example"];
 const PASSWORDS: [&str; 3] = ["wonderland-of-all", "wonderland-of-a", "wonderland-of-b"];
 const SECRET_OF_B: &str = "the-secret-of-tenant-b";
 
-/// Listeners of nobody, of a and of b, in this order; `alice` in each realm, and `carol` in that of a.
+/// Listeners of no tenant, of a and of b, in this order; `alice` in each realm, and `carol` in that of a.
 fn settings(workers: u8, ports: &RangeInclusive<u16>, parts: &[(&str, RangeInclusive<u16>)]) -> Settings {
     let listener = |realm: &str, tenant: &str| {
         format!("{{ address = \"127.0.0.1:0\", realm = \"{realm}\", tenant = \"{tenant}\" }}")
@@ -32,7 +32,7 @@ fn settings(workers: u8, ports: &RangeInclusive<u16>, parts: &[(&str, RangeInclu
         users: vec![
             (
                 "alice",
-                "[\"wonderland-of-all\", { password = \"wonderland-of-a\", realm = \"a.example\" }, \
+                "[{ password = \"wonderland-of-all\" }, { password = \"wonderland-of-a\", realm = \"a.example\" }, \
                  { password = \"wonderland-of-b\", realm = \"b.example\" }]",
             ),
             ("carol", "{ password = \"christmas-of-a\", realm = \"a.example\" }"),
@@ -65,15 +65,15 @@ fn refused(mut client: Client, code: u16, realm: &str) {
     }
 }
 
-/// Data passes both ways.
+/// Data passes both ways, by this channel to a new peer.
 #[track_caller]
-fn relays(client: &mut Client, relayed: SocketAddr) {
+fn relays(client: &mut Client, relayed: SocketAddr, channel: u16) {
     let far = peer(relayed);
-    client.bind(0x4000, far.local_addr().unwrap());
-    client.send_channel(0x4000, b"there");
+    client.bind(channel, far.local_addr().unwrap());
+    client.send_channel(channel, b"there");
     assert_eq!(receive(&far), (b"there".to_vec(), relayed));
     far.send_to(b"back", relayed).unwrap();
-    client.expect_data(test_support::e2e::Origin::Channel(0x4000), b"back");
+    client.expect_data(test_support::e2e::Origin::Channel(channel), b"back");
 }
 
 fn records(path: &Path, kind: &str, count: usize) -> Vec<Value> {
@@ -102,7 +102,7 @@ with_one_and_three_workers! {
             for mut client in [alice(udp[of], of), Client::tcp(server.all("tcp")[of]).user("alice", PASSWORDS[of])] {
                 let relayed = client.allocate();
                 assert!(in_part(of, relayed.port()), "{relayed} is none of {}", REALMS[of]);
-                relays(&mut client, relayed);
+                relays(&mut client, relayed, 0x4000);
                 calls.push(client);
             }
         }
@@ -124,6 +124,9 @@ with_one_and_three_workers! {
         }
         server.expect_refused("other_tenant", 1, || refused(Client::udp(udp[1]).minted(SECRET_OF_B, "bob"), 403, ""));
         // The four ports of b are in use: that is its own affair.
+        let of_b = |state| server.scrape().value("throughway_tenant_ports", &[("tenant", "b"), ("state", state)]);
+        // Those of the IPv6 address are free.
+        assert_eq!(["used", "free", "resting"].map(of_b), [4, 4, 0]);
         server.expect_refused("no_port", 1, || refused(alice(udp[2], 2), 508, ""));
         for (at, secret) in [(0, "north-of-everything"), (1, "north-of-everything")] {
             let mut client = Client::udp(udp[at]).minted(secret, "dave");
@@ -162,15 +165,15 @@ with_one_and_three_workers! {
             })
             .collect();
         tested.upgrade();
-        let check = |calls: &mut [(Client, SocketAddr)]| {
+        let check = |calls: &mut [(Client, SocketAddr)], channel: u16| {
             for (at, (client, relayed)) in calls.iter_mut().enumerate() {
                 assert_eq!(client.refresh(600).code(), 0);
-                relays(client, *relayed);
+                relays(client, *relayed, channel);
                 let unsigned = test_support::e2e::client::request(METHOD_REFRESH, &[], None);
                 assert_eq!(client.ask(&unsigned).bytes(Known::Realm), REALMS[at + 1].as_bytes());
             }
         };
-        check(&mut calls);
+        check(&mut calls, 0x4000);
         let fresh = |of: usize, part: &RangeInclusive<u16>| {
             let mut client = alice(udp[of], of);
             let relayed = client.allocate();
@@ -190,11 +193,11 @@ with_one_and_three_workers! {
         of_c(&mut next.tcp);
         let said = tested.server.reload_text(&next.text(&slice.range));
         assert!(said.contains("relay.ports_by_tenant"), "{said}");
-        check(&mut calls);
+        check(&mut calls, 0x4001);
         fresh(1, &of_b);
         fresh(2, &of_a);
         tested.upgrade();
-        check(&mut calls);
+        check(&mut calls, 0x4002);
         fresh(2, &of_a);
         for (mut client, _) in calls {
             assert_eq!(client.refresh(0).code(), 0);

@@ -44,6 +44,8 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::passed", "one for each socket that was passed"),
     ("net::worker::listeners::Listeners", "one for each listener"),
     ("net::relay_addresses", "one for each relay address, and RETIRED_MAX that are gone; no client causes one"),
+    ("api::uris::ServerUris", "the listeners"),
+    ("net::port_plan::PortPlan::parts", "the tenants with ports of their own"),
     ("net::ports::Ports::free", "the range"),
     ("net::ports::Ports::place", "the range"),
     ("net::ports::Ports::pairs", "the range"),

@@ -137,6 +137,13 @@ impl Check {
                 self.wrong(node, "is an empty list; give the user a password, or take the name out");
             }
             for of in each {
+                if matches!(node.value, Value::List(_)) && !matches!(of.value, Value::Table(_)) {
+                    self.wrong(
+                        of,
+                        "a list has a table for each realm, such as { password = \"...\", realm = \"...\" }",
+                    );
+                    continue;
+                }
                 let Some((user, is_weak, realm)) = self.user(of) else { continue };
                 let in_realm: Box<str> = realm.as_deref().unwrap_or(&own_realm).into();
                 // Clients that compare names by RFC 8265 could mean either.

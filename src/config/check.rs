@@ -60,8 +60,7 @@ pub(crate) fn check(
     check.chatmail_ttl_fits(&http.issuing, &auth);
     check.claims_need_a_secret(&http.issuing, &auth);
     let (peers, limits) = (check.peers(), check.limits());
-    let accounting = check.accounting();
-    let drain = check.drain(&listen);
+    let (accounting, drain) = (check.accounting(), check.drain(&listen));
     let upgrade = check.upgrade(&http);
     let log = check.log();
 

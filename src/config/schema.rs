@@ -102,9 +102,9 @@ fn of_type(key: &ConfigKey) -> Value {
         }
         ValueType::Tables(_) => json!({ "type": "array", "items": fields_of(key.path) }),
         ValueType::Table(_) if key.path == "auth.users" => {
-            let one = json!({ "anyOf": [{ "type": "string", "minLength": 1 }, fields_of(key.path)] });
+            let (password, one) = (json!({ "type": "string", "minLength": 1 }), fields_of(key.path));
             let several = json!({ "type": "array", "minItems": 1, "items": one });
-            json!({ "type": "object", "additionalProperties": { "anyOf": [one, several] } })
+            json!({ "type": "object", "additionalProperties": { "anyOf": [password, one, several] } })
         }
         ValueType::Table(_) if key.path == "relay.ports_by_tenant" => {
             json!({ "type": "object", "additionalProperties": text("relay.ports") })

@@ -188,7 +188,7 @@ mod tests {
             (format!("[{}, {}]", of("b.example"), of("b.example")), "is there twice for the realm \"b.example\""),
             (of("c.example"), "no listener has the realm \"c.example\" of bob"),
             ("[]".to_owned(), "is an empty list"),
-            ("[\"wonderland-wonderland\", 5]".to_owned(), "auth.users.bob"),
+            ("[\"wonderland-wonderland\"]".to_owned(), "a list has a table for each realm"),
         ] {
             let said = users(&text);
             assert!(said.contains(says), "{text}: {said}");
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_user_of_another_realm_is_no_user_of_the_servers_own() {
         let text = "realm = \"a.example\"\nlisten.udp = [{ address = \"127.0.0.1:3478\", realm = \"c.example\" }]\n\
-                    auth.users.bob = [\"wonderland-wonderland\", { realm = \"b.example\", password = \"looking-glass-of-b\" }]\n\
+                    auth.users.bob = [{ password = \"wonderland-wonderland\" }, { realm = \"b.example\", password = \"looking-glass-of-b\" }]\n\
                     auth.users.amy = { realm = \"a.example\", password = \"through-the-glass\" }";
         let config = Config::with_a_secret(text).unwrap();
         let settings = config.settings(Default::default(), true, true).unwrap();

@@ -238,7 +238,7 @@ impl Admission {
                 false
             }
             "turn_origin_to_realm" => {
-                draft.say_of(place.clone(), "", Outcome::Dropped, "ORIGIN is not read, and there is one realm");
+                draft.say_of(place.clone(), "", Outcome::Dropped, "ORIGIN is not read: a realm belongs to a listener");
                 false
             }
             // Peers are carried elsewhere.

@@ -581,6 +581,7 @@ pub(super) fn lock(listening: &Mutex<Listening>) -> MutexGuard<'_, Listening> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::FiveTuple;
 
     fn config(listen: &str) -> Config {
         Config::with_a_secret(&format!("[listen]\n{listen}")).unwrap()
@@ -600,6 +601,7 @@ mod tests {
 
     const A: &str = "127.0.0.1:22001";
     const B: &str = "127.0.0.1:22002";
+    const C: &str = "127.0.0.1:22006";
 
     #[tokio::test]
     async fn a_removed_udp_listener_leaves_and_may_return_and_closes_when_it_is_empty() {
@@ -637,6 +639,34 @@ mod tests {
         }
         std::net::UdpSocket::bind("127.0.0.1:22005").expect("what was bound for nothing is free again");
         drop(taken);
+    }
+
+    #[tokio::test]
+    async fn a_reload_changes_whose_a_listener_is_and_keeps_its_sockets() {
+        let of = |tenant: &str| format!("udp = [{{ address = \"{C}\", tenant = \"{tenant}\" }}]\ntcp = []");
+        let tenant = |own: OwnAddresses| {
+            let server: SocketAddr = C.parse().unwrap();
+            let (client, transport) = (server.into(), Transport::Udp);
+            let five_tuple = FiveTuple { client, server: server.into(), transport };
+            own.tenancies().of(&five_tuple).and_then(|of| of.tenant.clone())
+        };
+        let mut listening = Listening::default();
+        apply(&mut listening, &of("a"));
+        let plan = listening.plan(&config(&of("b")), 2, &Passed::default()).unwrap();
+        assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("a"));
+        assert_eq!(
+            tenant(listening.addresses(&plan)).as_deref(),
+            Some("b"),
+            "from the moment on when it is carried out"
+        );
+        drop(plan);
+        assert!(apply(&mut listening, &of("b")).0.is_empty(), "no socket is opened or closed");
+        assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("b"));
+        apply(&mut listening, "udp = []\ntcp = []");
+        assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("b"), "as long as it is leaving");
+        let (changes, _) = apply(&mut listening, &of("c"));
+        assert!(matches!(changes[..], [ListenerChange::Return(_)]), "it returns, for another");
+        assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("c"));
     }
 
     #[tokio::test]

@@ -80,11 +80,13 @@ impl PortPlan {
 
     /// How many are in use, free and at rest, those of all parts together.
     pub(super) fn port_counts(&mut self, now: Ticks) -> PortCounts {
-        self.lists().map(|ports| ports.port_counts(now)).fold(PortCounts::default(), |sum, of| PortCounts {
-            used: sum.used + of.used,
-            free: sum.free + of.free,
-            resting: sum.resting + of.resting,
-        })
+        self.lists().map(|ports| ports.port_counts(now)).sum()
+    }
+
+    /// The same of one part alone; nothing if there is no such part.
+    pub(super) fn part_counts(&mut self, part: PortPart, now: Ticks) -> PortCounts {
+        let of = self.parts.iter_mut().find(|(of, _)| *of == part);
+        of.map(|(_, ports)| ports.port_counts(now)).unwrap_or_default()
     }
 
     /// As [`Ports::take`], of this part, or of what is in none. A part that a reload has taken away meanwhile has no ports.
@@ -146,6 +148,7 @@ mod tests {
         );
         assert_eq!(all_of(&mut ports, Some(B)), [50_006, 50_007]);
         assert_eq!(ports.port_counts(Ticks(0)), PortCounts { used: 10, free: 0, resting: 0 });
+        assert_eq!(ports.part_counts(A, Ticks(0)), PortCounts { used: 3, free: 0, resting: 0 });
         for port in 50_000..=50_009 {
             ports.rest(port, Some(OTHER), Ticks(u64::from(port)));
         }

@@ -49,6 +49,16 @@ pub struct PortCounts {
     pub resting: usize,
 }
 
+impl std::iter::Sum for PortCounts {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, of| Self {
+            used: sum.used + of.used,
+            free: sum.free + of.free,
+            resting: sum.resting + of.resting,
+        })
+    }
+}
+
 /// The ports of one relay address.
 #[derive(Debug)]
 pub(super) struct Ports {

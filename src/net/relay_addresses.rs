@@ -15,7 +15,7 @@ use super::ports::{PortCounts, RestingPort};
 use crate::address::{Family, PeerAddress, RelayedTransportAddress};
 use crate::protocol::ids::WorkerId;
 use crate::protocol::random::Random;
-use crate::protocol::tenancy::{PortPart, PortParts};
+use crate::protocol::tenancy::PortParts;
 use crate::time::Ticks;
 
 /// Retired addresses that are remembered; the oldest one is forgotten, which costs its relayed ports the short way from
@@ -110,7 +110,7 @@ impl RelayAddressEntry {
 /// What new addresses are made with.
 struct Fresh {
     range: RangeInclusive<u16>,
-    parts: Vec<PortPart>,
+    parts: PortParts,
     random: Random,
 }
 
@@ -128,7 +128,7 @@ impl RelayAddresses {
         Self {
             entries: ArcSwap::default(),
             translates: AtomicBool::new(false),
-            fresh: Mutex::new(Fresh { range: range.clone(), parts: Vec::new(), random: Random::new(seed) }),
+            fresh: Mutex::new(Fresh { range: range.clone(), parts: PortParts::default(), random: Random::new(seed) }),
         }
     }
 
@@ -167,7 +167,7 @@ impl RelayAddresses {
             let number = (0..=u16::MAX).find(is_free).unwrap_or_default();
             let mut seed = [0; 32];
             fresh.random.fill(&mut seed);
-            let ports = PortPlan::new(&fresh.range, &fresh.parts, Random::new(seed));
+            let ports = PortPlan::new(&fresh.range, &fresh.parts.ranges(), Random::new(seed));
             let (owners, ports) = (Arc::new(Owners::new()), Arc::new(Mutex::new(ports)));
             entries.push(RelayAddressEntry { address, number, is_serving: true, owners, ports });
         }
@@ -183,9 +183,10 @@ impl RelayAddresses {
     /// The range of every address, and the parts of it that are a tenant's each, from now on.
     pub(super) fn set_ports(&self, range: &RangeInclusive<u16>, parts: &PortParts) {
         let mut fresh = self.fresh();
-        (fresh.range, fresh.parts) = (range.clone(), parts.iter().map(|(_, part)| part).collect());
+        (fresh.range, fresh.parts) = (range.clone(), parts.clone());
+        let parts = parts.ranges();
         for entry in self.entries.load().iter() {
-            entry.ports().set(range, &fresh.parts);
+            entry.ports().set(range, &parts);
         }
     }
 
@@ -234,6 +235,15 @@ impl RelayAddresses {
             (of.address, port_counts, reserved)
         };
         self.entries.load().iter().map(port_counts).collect()
+    }
+
+    /// What the ports of each tenant that has a part do, those of all serving addresses together.
+    pub(super) fn tenant_counts(&self, now: Ticks) -> Vec<(Box<str>, PortCounts)> {
+        let parts = self.fresh().parts.clone();
+        let entries = self.entries.load();
+        let serving = || entries.iter().filter(|of| of.is_serving);
+        let counts = |part| serving().map(|of| of.ports().part_counts(part, now)).sum();
+        parts.iter().map(|(tenant, part)| (tenant.into(), counts(part))).collect()
     }
 
     /// Reads or changes the entry that clients are told by this address.

@@ -175,6 +175,12 @@ impl Running {
         self.addresses.port_counts(clock::now().ticks).into_iter()
     }
 
+    /// What the ports of each tenant in `relay.ports_by_tenant` do now.
+    #[must_use]
+    pub fn tenant_ports(&self) -> Vec<(Box<str>, PortCounts)> {
+        self.addresses.tenant_counts(clock::now().ticks)
+    }
+
     /// Packets that the kernel dropped at all sockets of a kind that ever were.
     #[must_use]
     pub fn kernel_drops(&self, kind: SocketKind) -> u64 {

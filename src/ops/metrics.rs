@@ -181,6 +181,12 @@ impl Metrics {
         });
         text.gauge("throughway_relay_ports", "Ports of relay.ports, by relay address and state")
             .each_of_two(["address", "state"], ports);
+        let of_tenants = self.running.tenant_ports().into_iter().flat_map(|(tenant, census)| {
+            [("used", census.used), ("free", census.free), ("resting", census.resting)]
+                .map(|(state, ports)| ([tenant.to_string()], [state], ports))
+        });
+        text.gauge("throughway_tenant_ports", "Ports of relay.ports_by_tenant, by tenant and state")
+            .each_of_two(["tenant", "state"], of_tenants);
         let (reserved, forgotten) = self.running.reservations();
         text.gauge("throughway_reservations", "Ports held for a RESERVATION-TOKEN").value(reserved as u64);
         text.counter("throughway_quota_forgotten_total", "Users and credentials whose counts were dropped too early")

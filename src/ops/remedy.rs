@@ -188,7 +188,8 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     (RejectReason::Draining, "the server accepts no new allocations because it is about to stop: use another server"),
     (
         RejectReason::NoPort,
-        "no relayed port is free: widen relay.ports, add relay.addresses, or raise the limit of open files",
+        "no relayed port is free: widen relay.ports, or the tenant's part in relay.ports_by_tenant, add relay.addresses, or raise the \
+             limit of open files",
     ),
     (
         RejectReason::NoRelayAddress,

@@ -102,10 +102,10 @@ impl PortParts {
         self.0.iter().map(|(tenant, part)| (&**tenant, *part))
     }
 
-    /// Whether the ports are not split.
+    /// The parts themselves.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub fn ranges(&self) -> Vec<PortPart> {
+        self.0.iter().map(|(_, part)| *part).collect()
     }
 }
 

@@ -288,23 +288,8 @@ impl Rest {
             let (uris, realm) = issuer.servers.for_tenant(None);
             return Ok(shape::well_known(realm.unwrap_or(&issuer.realm), &uris));
         }
-        if head.shape == Shape::Metered
-            && let Some((own, tenant)) = own_key::find(head.query, &issuer.secrets, now.unix.0, issuer.max_ttl)
-        {
-            let (uris, realm) = issuer.servers.for_tenant(tenant.as_deref());
-            return Ok(head.shape.render(&IssuedCredential {
-                username: &own.username,
-                password: &own.password,
-                ttl: own.expires_at.saturating_sub(now.unix.0),
-                now: now.unix.0,
-                expires_at: own.expires_at,
-                realm: realm.unwrap_or(&issuer.realm),
-                uris: &uris,
-                tenant: None,
-                limits: &Grant::default(),
-                label: "",
-                account: "",
-            }));
+        if let Some(own) = of_own_key(issuer, head, now) {
+            return Ok(own);
         }
         let caller = identify(issuer, head, now).await?;
         if caller.has_key_rate() {
@@ -360,6 +345,28 @@ impl Rest {
             account: head.path.split('/').nth(3).unwrap_or_default(),
         }))
     }
+}
+
+/// The credential that a page fetches with the credential itself, see [`own_key`].
+fn of_own_key(issuer: &Issuer, head: &RequestHead<'_>, now: Now) -> Option<ShapedResponse> {
+    if head.shape != Shape::Metered {
+        return None;
+    }
+    let (own, tenant) = own_key::find(head.query, &issuer.secrets, now.unix.0, issuer.max_ttl)?;
+    let (uris, realm) = issuer.servers.for_tenant(tenant.as_deref());
+    Some(head.shape.render(&IssuedCredential {
+        username: &own.username,
+        password: &own.password,
+        ttl: own.expires_at.saturating_sub(now.unix.0),
+        now: now.unix.0,
+        expires_at: own.expires_at,
+        realm: realm.unwrap_or(&issuer.realm),
+        uris: &uris,
+        tenant: None,
+        limits: &Grant::default(),
+        label: "",
+        account: "",
+    }))
 }
 
 async fn read_body(body: Body) -> Result<Bytes, IssueRefused> {
