@@ -99,7 +99,7 @@ impl Settings {
             |pairs: &[(&str, &str)]| pairs.iter().map(|(key, value)| format!("{key} = {value}\n")).collect::<String>();
         writeln!(text, "workers = {}\nsupervise = {}", self.workers, self.supervise).unwrap();
         // A table is as the test wrote it.
-        let raw = |text: &str| text.starts_with(['{', '[']);
+        let raw = |text: &str| text.starts_with('{') || text.starts_with("[{");
         let shown = |text: &str| if raw(text) { text.to_owned() } else { format!("{text:?}") };
         let plain =
             |listeners: &[String]| format!("[{}]", listeners.iter().map(|at| shown(at)).collect::<Vec<_>>().join(", "));
