@@ -59,6 +59,8 @@ pub struct RelayConfig {
     pub segmentation_offload: bool,
     /// Microseconds that a busy worker lets packets gather; 0 means not at all.
     pub coalesce_microseconds: u32,
+    /// Whether clients may change their network (RFC 8016).
+    pub mobility: bool,
 }
 
 impl Check {
@@ -176,6 +178,7 @@ impl Check {
             ports: self.relay_ports(&addresses, listen),
             segmentation_offload: self.flag_of("relay.segmentation_offload"),
             coalesce_microseconds: self.number("relay.coalesce_microseconds"),
+            mobility: self.flag_of("relay.mobility"),
             addresses,
         }
     }

@@ -24,7 +24,7 @@ use crate::ops::upgrades::Release;
 use crate::protocol::border::Selector;
 use crate::protocol::reason::EndReason;
 use crate::run::reload::HeldListeners;
-use crate::state::{self, DUAL_ALLOCATIONS, FEATURES, LINK_LOCAL_CLIENTS, SHA256_KEYS, State};
+use crate::state::{self, DUAL_ALLOCATIONS, FEATURES, LINK_LOCAL_CLIENTS, MOBILE_ALLOCATIONS, SHA256_KEYS, State};
 
 /// How long the new process may take for each of its first answers.
 const FIRST_ANSWERS: Duration = Duration::from_secs(10);
@@ -426,6 +426,7 @@ fn users_of(feature: &str) -> Option<Selector> {
         LINK_LOCAL_CLIENTS => Some(Selector::LinkLocalClients),
         DUAL_ALLOCATIONS => Some(Selector::DualAllocations),
         SHA256_KEYS => Some(Selector::Sha256Keys),
+        MOBILE_ALLOCATIONS => Some(Selector::MobileAllocations),
         _ => None,
     }
 }
@@ -455,7 +456,7 @@ mod tests {
         let all: Vec<String> = FEATURES.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(unknown_features(&all, state::FORMAT), [""; 0]);
         assert_eq!(unknown_features(&[], state::FORMAT), FEATURES.map(|(name, _)| name));
-        assert_eq!(unknown_features(&all, 1), [LINK_LOCAL_CLIENTS, DUAL_ALLOCATIONS, SHA256_KEYS]);
+        assert_eq!(unknown_features(&all, 1), [LINK_LOCAL_CLIENTS, DUAL_ALLOCATIONS, SHA256_KEYS, MOBILE_ALLOCATIONS]);
         assert!(FEATURES.iter().all(|(name, _)| users_of(name).is_some()), "--drop-unknown can end its sessions");
     }
 
