@@ -182,6 +182,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 channel_number_max: 0x7FFE,
                 relay_ipv4: true,
                 relay_ipv6: true,
+                mobility: true,
                 stun: StunSettings::default(),
             })
         })
@@ -416,7 +417,8 @@ impl Script<'_> {
                 }
                 Output::CloseRelay { allocation, .. } => self.live.retain(|(id, _)| *id != allocation),
                 Output::MoveRelay { to, relayed, .. } => self.live.push((to, relayed)),
-                Output::CloseReserved { .. } | Output::Answer { .. } | Output::Happened(_) => {}
+                Output::KeepRelay { allocation, relayed, .. } => self.live.push((allocation, relayed)),
+                Output::CloseReserved { .. } | Output::Answer { .. } | Output::Path { .. } | Output::Happened(_) => {}
                 other => panic!("an output that this shell does not know: {other:?}"),
             }
         }

@@ -25,14 +25,17 @@ pub const FORMAT_MIN: u32 = 1;
 /// Every feature that a state can use beyond what the first format has, and the first format that can carry it.
 ///
 /// A release that lacks one refuses a state that uses it, and a state that uses one is not written in an older format.
-pub const FEATURES: [(&str, u32); 4] =
-    [(LINK_LOCAL_CLIENTS, 2), (DUAL_ALLOCATIONS, 2), (SHA256_KEYS, 2), (OTHER_REALMS, 2)];
+pub const FEATURES: [(&str, u32); 5] =
+    [(LINK_LOCAL_CLIENTS, 2), (DUAL_ALLOCATIONS, 2), (SHA256_KEYS, 2), (MOBILE_ALLOCATIONS, 2), (OTHER_REALMS, 2)];
 
 /// Clients with an IPv6 link-local address, which need the number of an interface (RFC 4007).
 pub const LINK_LOCAL_CLIENTS: &str = "link_local_clients";
 
 /// Allocations with relayed addresses of both families (RFC 8656 section 7.2).
 pub const DUAL_ALLOCATIONS: &str = "dual_allocations";
+
+/// Clients that may change their network (RFC 8016).
+pub const MOBILE_ALLOCATIONS: &str = "mobile_allocations";
 
 /// Clients that prove themselves by SHA-256 (RFC 8489 section 9.2.4).
 pub const SHA256_KEYS: &str = "sha256_keys";

@@ -338,3 +338,24 @@ fn ports_of_a_tenant_are_asked_for_by_its_part() {
         .collect();
     assert_eq!(parts, [None, Some(part), None]);
 }
+
+// RFC 8016: who comes with a ticket belongs to the realm of the session, wherever that is.
+#[test]
+fn a_session_that_moves_keeps_its_realm_and_its_tenant() {
+    const MOBILITY_TICKET: u16 = 0x8030;
+    let mut h = Harness::with(|settings| {
+        two_realms(settings);
+        settings.mobility = true;
+    });
+    let client = h.add(alice_of_b());
+    let reply = h.ask(client, allocate().with(MOBILITY_TICKET, b""));
+    let ticket = reply.get(MOBILITY_TICKET).expect("a ticket").to_vec();
+    let come = || request(REFRESH).with(MOBILITY_TICKET, &ticket);
+    // By the listener of another realm.
+    let moved = h.add(alice().named("alice", LOOKING_GLASS));
+    let challenge = h.ask_unsigned(moved, come());
+    is_challenge(&challenge, 401, REALM_B);
+    h.learn(moved, &challenge);
+    assert_eq!(h.ask(moved, come()).code(), 0);
+    assert_eq!((h.allocations(), tenant_of(&h, client).as_deref()), (1, Some("b")));
+}

@@ -363,16 +363,6 @@ fn attributes_of_other_messages_are_ignored() {
     assert_eq!(h.send(client, peer, b"x"), Went::Dropped(DropReason::NoPermission), "nothing was installed");
 }
 
-// RFC 8016 §3.1.2: a server without mobility [8016-3.1.2-5]
-#[test]
-fn a_mobility_ticket_is_ignored() {
-    const MOBILITY_TICKET: u16 = 0x8030;
-    let mut h = Harness::new();
-    let client = h.client();
-    let reply = h.ask(client, allocate().with(MOBILITY_TICKET, b""));
-    assert_eq!((reply.code(), reply.has(MOBILITY_TICKET)), (0, false));
-}
-
 // RFC 8656 §7.2: lifetime granted; below the default it is the default (our decision where the RFC leaves room)
 // [8656-6-4, 8656-7.2-29]
 #[test]

@@ -182,7 +182,8 @@ impl Sum {
             assert!(self.codes.get(&code).is_some_and(|count| *count > 10), "{code} was hardly due: {self:?}");
         }
         // No reload of this world removes a listener, its packets have a source port, none makes the server panic, the answers and
-        // failures of a network are not counted, and no client asks for a hundred things a second.
+        // failures of a network are not counted, no client asks for a hundred things a second, and none changes its network (that is
+        // `simulation_mobility.rs`).
         let elsewhere = [
             DropReason::ListenerLeaving,
             DropReason::NoSourcePort,
@@ -190,6 +191,7 @@ impl Sum {
             DropReason::OverReplies,
             DropReason::OverRequests,
             DropReason::OverFailures,
+            DropReason::Moving,
         ]
         .map(DropReason::name);
         for (why, count) in self.drops.iter().filter(|(why, _)| !elsewhere.contains(*why)) {

@@ -127,6 +127,7 @@ impl Config {
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,
             relay_ipv6,
+            mobility: self.relay.mobility,
         })
     }
 

@@ -139,7 +139,7 @@ pub const OPTIONS: &[CoturnOption] = &[
     flag("no-tcp-relay", Implied("there is no relaying over TCP (RFC 6062)")),
     flag("keep-address-family", Dropped("a client gets an IPv4 address unless it asks for IPv6, as RFC 8656 says")).short('K'),
     value("allocation-default-address-family", Dropped("a client gets an IPv4 address unless it asks for IPv6, as RFC 8656 says")).short('A'),
-    flag("mobility", Dropped("mobility (RFC 8016) is not in this version; clients make a new allocation when they change networks")),
+    flag("mobility", Becomes("relay.mobility", "")),
     flag("max-allocate-lifetime", Becomes("turn.max_lifetime", "")),
     flag("channel-lifetime", Dropped("it is 600 s, as RFC 8656 says")),
     flag("permission-lifetime", Dropped("it is 300 s, as RFC 8656 says")),

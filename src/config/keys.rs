@@ -151,6 +151,8 @@ pub const KEYS: &[ConfigKey] = &[
         "Let the kernel combine and split bursts of packets (UDP_GRO, UDP_SEGMENT)"),
     key("relay.coalesce_microseconds", Count(200), "30",
         "How long a worker lets packets gather above 50,000 packets per second, a quarter of them in bursts or over TCP, at most 200").zero("no waiting"),
+    key("relay.mobility", Flag, "false",
+        "Let clients keep their relayed address when they change their network, as from wifi to LTE (RFC 8016)"),
 
     // [8656-6-4]
     key("turn.default_lifetime", Duration(1, ANY as u64), "\"600s\"",
@@ -453,7 +455,7 @@ pub(crate) fn fields(table: &str) -> impl Iterator<Item = (&'static str, &'stati
 pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
-pub const LATER: &[(&str, &str)] = &[("relay.tcp", "false"), ("relay.mobility", "false")];
+pub const LATER: &[(&str, &str)] = &[("relay.tcp", "false")];
 
 /// Fields of a listener's table in later versions.
 pub(crate) const LATER_FIELDS: [&str; 4] = ["relay", "external", "proxy_from", "certificate"];

@@ -64,6 +64,8 @@ pub struct RelayConfig {
     pub segmentation_offload: bool,
     /// Microseconds that a busy worker lets packets gather; 0 means not at all.
     pub coalesce_microseconds: u32,
+    /// Whether clients may change their network (RFC 8016).
+    pub mobility: bool,
 }
 
 type ListenerFields = (SocketAddr, Arc<[IpNet]>, Arc<Tenancy>);
@@ -190,6 +192,7 @@ impl Check {
             ports,
             segmentation_offload: self.flag_of("relay.segmentation_offload"),
             coalesce_microseconds: self.number("relay.coalesce_microseconds"),
+            mobility: self.flag_of("relay.mobility"),
             addresses,
         }
     }

@@ -1,4 +1,4 @@
-//! Options of Binding, which needs no credentials.
+//! Options of Binding, which needs no credentials, and of mobility: each is one of ours.
 
 use crate::import::draft::Draft;
 use crate::import::source::Source;
@@ -12,5 +12,9 @@ pub(super) fn carry(source: &mut Source, draft: &mut Draft) {
             }
             draft.say(&setting, Outcome::Carried, "stun.classic");
         }
+    }
+    if let Some(setting) = source.flag("mobility", draft) {
+        draft.key("relay.mobility", "true", std::slice::from_ref(&setting.place));
+        draft.say(&setting, Outcome::Carried, "relay.mobility");
     }
 }

@@ -57,7 +57,7 @@ impl Events {
         let is_heard = |level| LevelFilter::current() >= level || self.readers.are_heard.load(Ordering::Relaxed);
         let is_for_log = match &event {
             Event::AllocationEnded(_) => is_heard(LevelFilter::INFO),
-            Event::AllocationCreated(_) => is_heard(LevelFilter::DEBUG),
+            Event::AllocationCreated(_) | Event::AllocationMoved { .. } => is_heard(LevelFilter::DEBUG),
             // Of records alone: a line per minute and session would bury the others.
             Event::AllocationInterim(_) | Event::Refused { .. } => false,
         };

@@ -269,6 +269,12 @@ impl Relays {
         }
     }
 
+    /// Takes the socket of an allocation out, for another worker; its port stays taken.
+    pub(super) fn take(&mut self, id: AllocationId) -> Option<Watched<UdpSocket>> {
+        self.get(id)?;
+        Some(self.sockets.remove(id.index)?.socket)
+    }
+
     /// How many sockets there are.
     pub(super) const fn len(&self) -> usize {
         self.sockets.len()

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hashbrown::HashMap;
 use ipnet::IpNet;
 use minicbor::{Decode, Encode};
 
@@ -17,6 +18,7 @@ use crate::address::{FiveTuple, PeerAddress, Via};
 use crate::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts, AuthenticatedCountsState};
 use crate::protocol::border::Shared;
 use crate::protocol::failures::{FailureRate, Failures, SilencedNetwork};
+use crate::protocol::ids::{SessionId, WorkerId};
 use crate::protocol::meter::Meters;
 use crate::protocol::network::Network;
 use crate::protocol::pool::PoolState;
@@ -99,6 +101,8 @@ pub struct Process {
     revocations: Mutex<Revocations>,
     replies: ReplyBudget,
     failures: Mutex<Failures>,
+    /// Which worker has which mobile allocation; no packet asks for that.
+    mobile: Mutex<HashMap<SessionId, WorkerId>>,
     /// When workers panicked, within the last minute.
     panics: Mutex<VecDeque<Ticks>>,
     /// Who of the pool takes clients, and who takes those without a place: the words of `PoolState`.
@@ -123,6 +127,7 @@ impl Process {
             panics: Mutex::default(),
             alternates: Default::default(),
             load: AtomicU16::new(0),
+            mobile: Mutex::default(),
             suspects: Suspects::default(),
         }
     }
@@ -256,6 +261,11 @@ impl Process {
         self.authenticated.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Which worker has which mobile allocation.
+    fn mobile(&self) -> MutexGuard<'_, HashMap<SessionId, WorkerId>> {
+        self.mobile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Who is shut out.
     pub(super) fn revocations(&self) -> MutexGuard<'_, Revocations> {
         // The set is whole after each statement, as the counts are.
@@ -379,6 +389,21 @@ impl Shared for Process {
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
         self.addresses.relay_owner(address).is_some()
+    }
+
+    fn worker_of(&self, session: SessionId) -> Option<WorkerId> {
+        self.mobile().get(&session).copied()
+    }
+
+    fn set_worker(&self, session: SessionId, worker: WorkerId) {
+        self.mobile().insert(session, worker);
+    }
+
+    fn unset_worker(&self, session: SessionId, worker: WorkerId) {
+        let mut mobile = self.mobile();
+        if mobile.get(&session) == Some(&worker) {
+            mobile.remove(&session);
+        }
     }
 
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {

@@ -10,6 +10,7 @@ mod hand_over;
 mod inbox;
 mod ledger;
 mod listeners;
+mod moving;
 mod pace;
 mod receive_buffers;
 mod recovery;
@@ -52,10 +53,9 @@ use crate::address::{RelayedTransportAddress, StreamId, Via};
 use crate::clock;
 use crate::protocol::Server;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::border::{Answer, Event, Input, OpenedRelay, Output, Question, RelayRefused, RelayRequest};
+use crate::protocol::border::{Event, Input, OpenedRelay, Output, RelayRefused, RelayRequest};
 use crate::protocol::counters::Counters;
-use crate::protocol::ids::{AllocationId, QuestionId, WorkerId};
-use crate::protocol::reason::DropReason;
+use crate::protocol::ids::{AllocationId, WorkerId};
 use crate::time::{Now, Ticks};
 
 /// Datagrams of one batch: after so many, listeners, TCP, timers and messages get their turn.
@@ -384,7 +384,9 @@ impl Worker {
             }
             Output::MoveRelay { from, to, relayed } => self.move_relay(from, to, relayed),
             Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
-            Output::Ask { worker, ticket, question } => self.ask(worker, ticket, question),
+            Output::KeepRelay { allocation, relayed, via } => self.keep_relay(now, allocation, relayed, via),
+            Output::Path { via, is_in_use } => self.on_path(now, via, is_in_use),
+            Output::Ask { worker, ticket, question } => self.ask(now, worker, ticket, question),
             Output::Answer { ticket, answer } => self.answer(now, ticket, answer),
             Output::Happened(event) => self.tell(now, event),
         }
@@ -421,30 +423,6 @@ impl Worker {
         }
     }
 
-    fn ask(&mut self, worker: WorkerId, ticket: QuestionId, question: Question) {
-        let mailbox = self.mailboxes.get(usize::from(worker.0));
-        if mailbox.is_none_or(|mailbox| mailbox.send(Message::Ask { ticket, question }).is_err()) {
-            self.counters.dropped(DropReason::InboxFull, 1, 0);
-            self.answers.push_back(Input::Answered { ticket, answer: Answer::Reservation(None) });
-        }
-    }
-
-    fn answer(&mut self, now: Now, ticket: QuestionId, answer: Answer) {
-        let Answer::Reservation(relayed) = answer;
-        let socket = relayed.and_then(|relayed| self.relays.take_held(relayed));
-        let Some(mailbox) = self.mailboxes.get(usize::from(ticket.worker.0)) else { return };
-        if let Err(NotSent::Full(message) | NotSent::Gone(message)) =
-            mailbox.send(Message::Answer { ticket, answer, socket })
-        {
-            self.counters.dropped(DropReason::InboxFull, 1, 0);
-            // The held socket that came along is closed here.
-            if let (Some(relayed), Message::Answer { socket: Some(socket), .. }) = (relayed, message) {
-                self.relays.put_held(relayed, socket);
-                self.relays.close_held(relayed, now.ticks);
-            }
-        }
-    }
-
     fn tell(&mut self, now: Now, event: Event) {
         match event {
             Event::AllocationCreated(record) => {
@@ -454,7 +432,7 @@ impl Worker {
                 }
                 self.tell_session(Event::AllocationCreated(record));
             }
-            Event::AllocationInterim(_) => self.tell_session(event),
+            Event::AllocationInterim(_) | Event::AllocationMoved { .. } => self.tell_session(event),
             Event::AllocationEnded(record) => self.tell_end(now, record),
             Event::Refused { .. } => self.events.tell_refusal(event, &self.net),
         }

@@ -268,6 +268,17 @@ fn write(event: &Event) {
         }
         // The usage file has these; a line per minute and session would bury the others.
         Event::AllocationInterim(_) => {}
+        Event::AllocationMoved { record, from } => {
+            let five_tuple = record.via.five_tuple();
+            tracing::debug!(
+                target: SESSION_TARGET,
+                session = %record.session,
+                client = %five_tuple.client,
+                transport = five_tuple.transport.name(),
+                before = %from.five_tuple().client,
+                "allocation moved to another address of its client"
+            );
+        }
         Event::AllocationEnded(record) => write_session(record),
         Event::Refused { via, reason, username } => {
             let client = via.five_tuple().client;

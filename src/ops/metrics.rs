@@ -304,6 +304,11 @@ fn publish_allocations(text: &mut Text, workers: &Workers<'_>) {
         .each_of_two(["transport", "family"], live);
     text.counter("throughway_allocations_created_total", "Allocations created since the start")
         .value(workers.core(|core| core.created.get()));
+    text.counter(
+        "throughway_allocation_moves_total",
+        "Moves of allocations to another address of their client (RFC 8016)",
+    )
+    .value(workers.core(|core| core.moves.get()));
     let ended = |reason: &EndReason| workers.core(|core| core.ended[*reason as usize].get());
     text.counter("throughway_allocations_ended_total", "Ended allocations, by reason")
         .each("reason", EndReason::ALL.iter().map(|reason| (reason.name(), ended(reason))));

@@ -91,6 +91,22 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
         "the client asked for a relayed address of a family that this server does not have: see relay.addresses",
     ),
     (
+        RejectReason::MobilityForbidden,
+        "the client asks to keep its relayed address when it changes its network: set relay.mobility = true to let it; it goes on without",
+    ),
+    (
+        RejectReason::BadTicket,
+        "the MOBILITY-TICKET was given out by another server, or before a restart, or changed on the way: the client must allocate anew",
+    ),
+    (
+        RejectReason::OldTicket,
+        "the MOBILITY-TICKET was used before, and the client has got a newer one: a client that lost the answer must allocate anew",
+    ),
+    (
+        RejectReason::SameFiveTuple,
+        "the client sent its MOBILITY-TICKET from the address that it has already: such a Refresh needs none",
+    ),
+    (
         RejectReason::AllocationExists,
         "this client address and port has an allocation already: a client that asks twice, or a port that a NAT gave \
              to another client too soon",

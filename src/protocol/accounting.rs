@@ -8,6 +8,7 @@ use minicbor::{Decode, Encode};
 
 use super::additional_address::AdditionalAddress;
 use super::ids::{AllocationId, SessionId};
+use super::mobility::Mobility;
 use super::reason::{Direction, DropReason, EndReason};
 use crate::address::{Family, RelayedTransportAddress, Via};
 use crate::credentials::SecretId;
@@ -112,7 +113,7 @@ impl Traffic {
     }
 }
 
-/// What few allocations have: drops, a token that was given out, a second relayed address.
+/// What few allocations have: drops, a token that was given out, a second relayed address, a ticket.
 ///
 /// Nearly no allocation drops anything, so this is taken from [`ColdStatePool`] at the first drop.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +123,8 @@ pub(super) struct ColdState {
     pub(super) is_untold: bool,
     pub(super) token: Option<ReservationToken>,
     pub(super) additional: Option<AdditionalAddress>,
+    /// Its client may change its network.
+    pub(super) mobility: Option<Box<Mobility>>,
     /// The family of two that was asked for and can't be had, and the code that says why.
     pub(super) refused: Option<(Family, u16)>,
     /// What went nowhere, each way.
@@ -136,6 +139,7 @@ impl Default for ColdState {
             is_untold: false,
             token: None,
             additional: None,
+            mobility: None,
             refused: None,
             dropped: Default::default(),
             by_reason: [Amount::default(); DropReason::ALL.len()],

@@ -16,6 +16,7 @@ use super::peer_policy::is_tunnelled;
 use super::quota::{Admitted, Purpose, QuotaClaim};
 use super::redirect::alternate;
 use super::reject::RejectReason;
+use super::reply::AllocateAnswer;
 use super::reservation::{RESERVATION_LIFETIME, Reservation};
 use super::revocation::Subject;
 use super::settings::Limits;
@@ -145,10 +146,7 @@ impl Server {
     fn check_allocate(&self, via: &Via, message: &Message<'_>) -> Result<RequestedAllocation, RejectReason> {
         self.check_five_tuple(via)?;
         check_transport(message)?;
-        // What is sent to such a client leaves by a tunnel, which may bring it back (RFC 8656 §21.4). [8656-21.4-2]
-        if is_tunnelled(via.five_tuple().client.ip()) {
-            return Err(RejectReason::TunnelledClient);
-        }
+        check_no_tunnel(via)?;
         // [8656-7.2-6]
         let dont_fragment = message.dont_fragment();
         let token = message.reservation_token().map_err(|_| RejectReason::BadAttribute)?;
@@ -178,8 +176,11 @@ impl Server {
             Some(EvenPort::Even) => Parity::Even,
             Some(EvenPort::EvenAndReserveNext) => Parity::EvenAndHoldNext,
         };
+        // [8016-3.1.2-1, -2]
+        let is_mobile = self.check_mobility_wish(message)?;
         let Families { family, additional, refused } = wished;
-        Ok(RequestedAllocation { lifetime: self.grant(lifetime), family, parity, token, additional, refused })
+        let lifetime = self.grant(lifetime);
+        Ok(RequestedAllocation { lifetime, family, parity, token, additional, refused, is_mobile })
     }
 
     /// ADDITIONAL-ADDRESS-FAMILY asks for both: of those that this server relays from, with a 440 for the other one.
@@ -195,7 +196,11 @@ impl Server {
 
     /// (2): one allocation per five-tuple. [8656-7.2-3]
     fn check_five_tuple(&self, via: &Via) -> Result<(), RejectReason> {
-        if self.table.by_via(via).is_some() { Err(RejectReason::AllocationExists) } else { Ok(()) }
+        if self.table.by_path(via).is_some() || self.foreign.session(via).is_some() {
+            Err(RejectReason::AllocationExists)
+        } else {
+            Ok(())
+        }
     }
 
     /// A token whose first byte names this worker; the rest can't be guessed.
@@ -204,6 +209,12 @@ impl Server {
         self.random.fill(&mut token.0);
         token.0[0] = self.worker.0;
         token
+    }
+
+    /// Whether a client may come this way to an allocation that it has.
+    pub(super) fn check_client(&self, now: Now, via: &Via, owner: &Owner) -> Result<(), RejectReason> {
+        check_no_tunnel(via)?;
+        self.check_terms(now, via, owner)
     }
 
     /// What the credential itself says, and what an operator said of it.
@@ -246,8 +257,10 @@ impl Server {
             return false;
         };
         let (relayed, origin) = (allocation.sockets().map(|(_, relayed)| relayed), allocation.origin());
+        let ticket = allocation.mobility().map(|_| self.first_ticket(allocation.session));
         let fingerprint = self.mirrors_fingerprint(request.message());
-        self.answer_allocate(*via, relayed, origin, fingerprint, request.key());
+        let answer = AllocateAnswer { origin, ticket, fingerprint };
+        self.answer_allocate(*via, relayed, &answer, request.key());
         true
     }
 
@@ -302,14 +315,21 @@ impl Server {
         Some(reservation.relayed)
     }
 
-    pub(super) fn on_asked(&mut self, now: Now, ticket: QuestionId, question: &Question) {
-        let Question::Reservation { token, identity } = question;
-        let answer = Answer::Reservation(self.take_reservation(now, *token, identity));
-        self.outputs.push_back(Output::Answer { ticket, answer });
+    pub(super) fn on_asked(&mut self, now: Now, ticket: QuestionId, question: Question) {
+        match question {
+            Question::Reservation { token, identity } => {
+                let answer = Answer::Reservation(self.take_reservation(now, token, &identity));
+                self.outputs.push_back(Output::Answer { ticket, answer });
+            }
+            Question::Path(question) => self.on_path_question(now, ticket, question),
+        }
     }
 
     pub(super) fn on_answered(&mut self, now: Now, ticket: QuestionId, answer: Answer) {
-        let Answer::Reservation(relayed) = answer;
+        let relayed = match answer {
+            Answer::Reservation(relayed) => relayed,
+            Answer::Path(answer) => return self.on_path_answer(now, answer),
+        };
         match self.openings.answered(ticket.number) {
             Some(id) => self.open_reserved(now, id, relayed),
             // The request that asked is over; the port came along and has no owner any more.
@@ -408,7 +428,7 @@ impl Server {
     ) {
         let Some(opening) = self.openings.remove(id) else { return };
         let token = self.hold(now, &opening, opened.held);
-        let RequestedAllocation { lifetime, refused, .. } = opening.requested;
+        let RequestedAllocation { lifetime, refused, is_mobile, .. } = opening.requested;
         let origin = Origin { transaction_id: opening.transaction_id, lifetime, token, refused };
         let key = opening.key();
         self.sessions += 1;
@@ -417,6 +437,10 @@ impl Server {
             Allocation::new(id, session, opening.via, opened.relayed, opening.owner, origin, now.ticks);
         if let Some((socket, relayed)) = additional {
             allocation.add_address(socket, relayed);
+        }
+        if is_mobile == Some(true) {
+            allocation.make_mobile();
+            self.shared.set_worker(session, self.worker);
         }
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         allocation.plan_close(&self.settings.auth, now);
@@ -429,7 +453,9 @@ impl Server {
         self.counters.created.add(1);
         self.counters.live(via.five_tuple().transport, opened.relayed.family()).add(1);
         let relayed = std::iter::once(opened.relayed).chain(additional.map(|(_, relayed)| relayed));
-        self.answer_allocate(via, relayed, origin, opening.fingerprint, &key);
+        let ticket = (is_mobile == Some(true)).then(|| self.first_ticket(session));
+        let answer = AllocateAnswer { origin, ticket, fingerprint: opening.fingerprint };
+        self.answer_allocate(via, relayed, &answer, &key);
         self.outputs.push_back(Output::Happened(created));
     }
 
@@ -506,6 +532,13 @@ impl Server {
         }
     }
 
+    /// Refuses what clients were about to begin that may change their network.
+    pub(super) fn give_up_mobile(&mut self, now: Now) {
+        for id in self.openings.ids(|opening| opening.requested.is_mobile == Some(true)) {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+    }
+
     /// Refuses what clients were about to begin that prove themselves by SHA-256.
     pub(super) fn give_up_sha256(&mut self, now: Now) {
         for id in self
@@ -558,6 +591,11 @@ fn check_transport(message: &Message<'_>) -> Result<(), RejectReason> {
         Ok(Some(protocol)) if protocol == PROTO_UDP => Ok(()),
         Ok(Some(_)) => Err(RejectReason::UnsupportedTransport),
     }
+}
+
+/// What is sent to a client of Teredo or 6to4 leaves by a tunnel, which may bring it back (RFC 8656 §21.4). [8656-21.4-2]
+fn check_no_tunnel(via: &Via) -> Result<(), RejectReason> {
+    if is_tunnelled(via.five_tuple().client.ip()) { Err(RejectReason::TunnelledClient) } else { Ok(()) }
 }
 
 /// Which families an Allocate request gets.

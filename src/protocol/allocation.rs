@@ -14,6 +14,7 @@ use super::channel::{CHANNEL_LIFETIME, ChannelBinding, Channels};
 use super::endpoint_addresses::EndpointAddresses;
 use super::ids::AllocationId;
 use super::ids::SessionId;
+use super::mobility::Mobility;
 use super::owner::{NEVER, Owner, OwnerState, Terms};
 use super::packet_bucket::PacketBucket;
 use super::peer_policy::PeerClass;
@@ -73,7 +74,7 @@ pub struct Allocation {
     pub(super) armed_at: Ticks,
     pub(super) created_at: Ticks,
     request: Request,
-    /// What was dropped, what was answered beyond the usual, the second relayed address.
+    /// What was dropped, what was answered beyond the usual, the second relayed address, the ticket.
     pub(super) cold: Option<Box<ColdState>>,
 }
 
@@ -321,7 +322,9 @@ impl Allocation {
     /// When its timer should wake.
     pub(super) fn wakes_at(&self) -> Ticks {
         let of_two = self.additional().and_then(|additional| additional.wakes_at()).unwrap_or(NEVER);
-        let closing = self.owner.closing().map_or(NEVER, |(at, _)| at);
+        // What a packet did is told as soon as the loop comes to its deadlines.
+        let told = self.mobility().and_then(|mobility| mobility.left).map_or(NEVER, |left| left.at);
+        let closing = self.owner.closing().map_or(NEVER, |(at, _)| at).min(told);
         self.expires_at.min(self.interim_at()).min(closing).min(of_two)
     }
 
@@ -380,6 +383,7 @@ impl Allocation {
             origin: self.origin(),
             created_at: self.created_at,
             additional: self.additional(),
+            mobility: self.mobility().cloned(),
         }
     }
 
@@ -396,6 +400,9 @@ impl Allocation {
         allocation.records = state.records;
         if state.additional.is_some() {
             allocation.cold.get_or_insert_default().additional = state.additional;
+        }
+        if let Some(mobility) = state.mobility {
+            allocation.cold.get_or_insert_default().mobility = Some(Box::new(mobility));
         }
         allocation.armed_at = allocation.wakes_at();
         let Traffic { to_peers, to_client } = state.traffic;
@@ -481,6 +488,9 @@ pub struct AllocationState {
     /// The second relayed address, if there is or was one.
     #[n(15)]
     pub additional: Option<AdditionalAddress>,
+    /// Its client may change its network.
+    #[n(16)]
+    pub mobility: Option<Mobility>,
 }
 
 impl AllocationState {

@@ -16,6 +16,7 @@ use super::authenticated::AuthenticatedClient;
 use super::failures::FailureRate;
 use super::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use super::meter::Meters;
+use super::paths::{PathAnswer, PathQuestion};
 use super::pool::PoolState;
 use super::quota::{Admitted, Counted, Purpose, QuotaClaim};
 use super::reason::{DropReason, EndReason};
@@ -117,6 +118,8 @@ pub enum Selector {
     LinkLocalClients,
     /// All with relayed addresses of both families.
     DualAllocations,
+    /// All whose client may change its network (RFC 8016).
+    MobileAllocations,
     /// All whose owner has a SHA-256 key (RFC 8489 section 18.5.1).
     Sha256Keys,
     /// All whose owner belongs to a realm that is not the server's own.
@@ -212,6 +215,23 @@ pub enum Output {
     CloseReserved {
         /// Which address.
         relayed: RelayedTransportAddress,
+    },
+    /// The socket that came along with an allocation from another worker belongs to that from now on.
+    KeepRelay {
+        /// What it is known by here.
+        allocation: AllocationId,
+        /// Which address.
+        relayed: RelayedTransportAddress,
+        /// The way of the client.
+        via: Via,
+    },
+    /// The way of a client belongs to an allocation from now on, or no longer; that by which it allocates is not told, nor the one
+    /// that it has when the allocation ends.
+    Path {
+        /// Which.
+        via: Via,
+        /// Whether it does.
+        is_in_use: bool,
     },
     /// Ask the worker that owns it.
     Ask {
@@ -383,14 +403,18 @@ pub enum Question {
         /// Who asks.
         identity: Box<str>,
     },
+    /// About the way of a client.
+    Path(PathQuestion),
 }
 
 /// What the owner answers.
 #[non_exhaustive]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum Answer {
     /// The held address, whose socket comes along; `None` when the token is not valid.
     Reservation(Option<RelayedTransportAddress>),
+    /// About the way of a client.
+    Path(PathAnswer),
 }
 
 /// What happened; metrics, log and accounting derive from it.
@@ -400,6 +424,13 @@ pub enum Event {
     AllocationCreated(Box<SessionRecord>),
     /// What an allocation relayed up to now, every [`Settings::interim_seconds`].
     AllocationInterim(Box<SessionRecord>),
+    /// The client of an allocation comes from another address by now.
+    AllocationMoved {
+        /// What is known of it, with the new address.
+        record: Box<SessionRecord>,
+        /// The way that it came before.
+        from: Via,
+    },
     /// An allocation is over.
     AllocationEnded(Box<SessionRecord>),
     /// A request was answered with an error.
@@ -440,6 +471,17 @@ pub trait Shared: Send + Sync {
     fn pool(&self) -> PoolState {
         PoolState::default()
     }
+
+    /// The worker that has a mobile allocation, or will have it as soon as its inbox is read.
+    fn worker_of(&self, _: SessionId) -> Option<WorkerId> {
+        None
+    }
+
+    /// Notes that a worker has a mobile allocation.
+    fn set_worker(&self, _: SessionId, _: WorkerId) {}
+
+    /// Notes that a worker has it no longer; nothing if another one has it.
+    fn unset_worker(&self, _: SessionId, _: WorkerId) {}
 
     /// Whether an operator has revoked this subject; asked once per Allocate.
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool;

@@ -14,12 +14,16 @@ use super::Server;
 use super::accounting::Amount;
 use super::allocation::{Allocation, AllocationState};
 use super::early_marks::EarlyMark;
-use super::export::{ImportError, add_dual, add_features_of, add_other_realms, add_sha256, keep_openings_for};
+use super::export::{
+    ImportError, add_dual, add_features_of, add_mobile, add_other_realms, add_sha256, keep_openings_for,
+};
 use super::ids::{AllocationId, WorkerId};
 use super::meter::MeterWords;
+use super::mobility_ticket::Tickets;
 use super::nonce::Nonces;
 use super::opening::OpeningState;
 use super::packet_bucket::PacketBucket;
+use super::paths::ForeignPathState;
 use super::reason::DropReason;
 use super::reservation::Reservation;
 use super::review::Review;
@@ -48,6 +52,7 @@ impl State for EarlyAllocations {
         add_dual(&self.allocations, &[], features);
         add_sha256(&self.allocations, &[], features);
         add_other_realms(&self.allocations, &[], features);
+        add_mobile(&self.allocations, &[], features);
     }
 
     // Nothing of it came after the first format.
@@ -194,6 +199,9 @@ pub struct ServerChanges {
     /// How many allocations live.
     #[n(16)]
     pub live: u64,
+    /// Ways of clients whose allocations are other workers'.
+    #[n(17)]
+    pub paths: Option<Vec<ForeignPathState>>,
 }
 
 impl std::fmt::Debug for ServerChanges {
@@ -217,6 +225,7 @@ impl State for ServerChanges {
         add_dual(&self.allocations, &self.openings, features);
         add_sha256(&self.allocations, &self.openings, features);
         add_other_realms(&self.allocations, &self.openings, features);
+        add_mobile(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -294,6 +303,7 @@ impl Server {
             drops: Vec::new(),
             own_meters: Rows::default(),
             live: self.table.len() as u64,
+            paths: None,
         }
     }
 
@@ -308,6 +318,7 @@ impl Server {
             openings: self.openings.to_state(),
             reservations: self.reservations.to_state(),
             review: self.review,
+            paths: self.foreign.to_state(),
             is_whole: !self.table.early.is_on(),
             ended: self.table.ended_since().collect(),
             counts: Rows(Vec::with_capacity(self.table.len())),
@@ -358,7 +369,9 @@ impl Server {
         self.import_allocations(changes.allocations)?;
         self.import_counts(&changes.counts.0, &changes.drops, &changes.own_meters.0)?;
         self.import_requests(changes.openings, changes.reservations)?;
+        self.import_paths(changes.paths);
         self.nonces = Nonces::new(&changes.nonce_key);
+        self.tickets = Tickets::new(&changes.nonce_key);
         self.draining = changes.draining;
         self.review = changes.review;
         self.counters.set(&changes.counters);
@@ -389,7 +402,9 @@ impl Server {
             let slot = socket.index;
             [self.table.at(slot), self.table.of_additional_slot(slot)].into_iter().flatten().map(|known| known.id)
         });
-        let of_client = self.table.by_via(&allocation.via).map(|known| known.id);
+        let pending = allocation.mobility.as_ref().and_then(|mobility| mobility.pending).map(|path| path.via);
+        let vias = pending.iter().chain([&allocation.via]);
+        let of_client = vias.filter_map(|via| self.table.by_path(via)).map(|known| known.id);
         let outdated: Vec<AllocationId> = slots.chain(of_client).collect();
         for id in outdated {
             self.forget_imported(id);
@@ -399,6 +414,7 @@ impl Server {
     /// As if it had never been imported: nothing is told, closed or released.
     fn forget_imported(&mut self, id: AllocationId) {
         if let Some(allocation) = self.table.remove(id) {
+            self.shared.unset_worker(allocation.session, self.worker);
             self.timers.disarm(allocation.armed_at, Due::Allocation(id.index));
             self.cold_pool.take_back(allocation.into_aside());
         }

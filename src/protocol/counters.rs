@@ -94,6 +94,12 @@ pub struct Counters {
     pub live: [[Cell; 2]; Transport::ALL.len()],
     /// Allocations ever made.
     pub created: Cell,
+    /// Moves of allocations to another address of their client.
+    pub moves: Cell,
+    /// Allocations that came from another worker with their client, and those that went to one.
+    pub arrived: Cell,
+    /// See [`Counters::arrived`].
+    pub left: Cell,
     /// Ended allocations by [`EndReason`].
     pub ended: [Cell; EndReason::ALL.len()],
 }
@@ -102,6 +108,8 @@ pub struct Counters {
 pub(super) const LIVE: &str = "live.";
 pub(super) const ENDED: &str = "ended.";
 pub(super) const CREATED: &str = "created";
+pub(super) const ARRIVED: &str = "arrived";
+pub(super) const LEFT: &str = "left";
 
 /// The name of the counter of live allocations of a kind.
 pub(super) fn live_name(transport: Transport, family: Family) -> String {
@@ -125,6 +133,9 @@ impl Default for Counters {
             to_clients: AmountCell::default(),
             live: Default::default(),
             created: Cell::default(),
+            moves: Cell::default(),
+            arrived: Cell::default(),
+            left: Cell::default(),
             ended: Default::default(),
         }
     }
@@ -156,7 +167,8 @@ impl Counters {
             .chain(drops.flatten())
             .chain(payload.into_iter().flat_map(|(name, cell)| amount(name.to_owned(), cell)))
             .chain(live)
-            .chain([(CREATED.to_owned(), &self.created)])
+            .chain([(CREATED.to_owned(), &self.created), ("moves".to_owned(), &self.moves)])
+            .chain([(ARRIVED.to_owned(), &self.arrived), (LEFT.to_owned(), &self.left)])
             .chain(ended)
     }
 

@@ -17,6 +17,7 @@ use super::ids::{AllocationId, WorkerId};
 use super::meter::Meters;
 use super::opening::{Opening, OpeningState, Stage};
 use super::owner::OwnerState;
+use super::paths::ForeignPathState;
 use super::reservation::Reservation;
 use super::review::Review;
 use super::settings::Settings;
@@ -24,7 +25,9 @@ use super::timer::Due;
 use super::{Parts, Server};
 use crate::address::Via;
 use crate::credentials::SecretId;
-use crate::state::{DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, OTHER_REALMS, SHA256_KEYS, State};
+use crate::state::{
+    DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, MOBILE_ALLOCATIONS, OTHER_REALMS, SHA256_KEYS, State,
+};
 use crate::wire::attribute::ReservationToken;
 
 /// Slots that an import makes room for; a number beyond it is no slot of ours.
@@ -68,6 +71,9 @@ pub struct ServerState {
     /// Everything counted so far, by name.
     #[n(10)]
     pub counters: BTreeMap<String, u64>,
+    /// Ways of clients whose allocations are other workers'.
+    #[n(11)]
+    pub paths: Option<Vec<ForeignPathState>>,
 }
 
 impl std::fmt::Debug for ServerState {
@@ -89,6 +95,7 @@ impl State for ServerState {
         add_dual(&self.allocations, &self.openings, features);
         add_sha256(&self.allocations, &self.openings, features);
         add_other_realms(&self.allocations, &self.openings, features);
+        add_mobile(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -121,6 +128,13 @@ pub(super) fn add_other_realms(allocations: &[AllocationState], openings: &[Open
     let live = allocations.iter().filter(|allocation| allocation.owner.has_other_realm()).count();
     let asked = openings.iter().filter(|opening| opening.owner.has_other_realm()).count();
     features.add(OTHER_REALMS, (live + asked) as u64);
+}
+
+/// Clients that may change their network.
+pub(super) fn add_mobile(allocations: &[AllocationState], openings: &[OpeningState], features: &mut Features) {
+    let live = allocations.iter().filter(|allocation| allocation.mobility.is_some()).count();
+    let asked = openings.iter().filter(|opening| opening.requested.is_mobile == Some(true)).count();
+    features.add(MOBILE_ALLOCATIONS, (live + asked) as u64);
 }
 
 /// Takes out of openings what only formats after this one have.
@@ -194,6 +208,7 @@ impl Server {
             reservations: self.reservations.to_state(),
             review: self.review,
             counters: self.counters.to_state(),
+            paths: self.foreign.to_state(),
         }
     }
 
@@ -214,6 +229,7 @@ impl Server {
         server.review = state.review;
         server.import_allocations(state.allocations)?;
         server.import_requests(state.openings, state.reservations)?;
+        server.import_paths(state.paths);
         server.table.set_generation(state.generation);
         server.openings.set_asked(state.questions);
         Ok(server)
@@ -245,6 +261,16 @@ impl Server {
         Ok(())
     }
 
+    /// Ways of clients whose allocations are other workers'.
+    pub(super) fn import_paths(&mut self, paths: Option<Vec<ForeignPathState>>) {
+        for ForeignPathState { via, session, expires_at } in paths.into_iter().flatten() {
+            if !self.has_allocation(&via) {
+                let (_, (at, number)) = self.foreign.note(via, session, expires_at);
+                self.timers.arm(at, Due::Path(number));
+            }
+        }
+    }
+
     fn reserve_exactly(&mut self, id: AllocationId) -> Result<(), ImportError> {
         let is_free = id.index < SLOTS_MAX && self.table.reserve_exactly(id);
         is_free.then_some(()).ok_or(ImportError::Slot { id })
@@ -255,20 +281,29 @@ impl Server {
         for (socket, _) in state.sockets() {
             self.reserve_exactly(socket)?;
         }
-        if self.has_allocation(&state.via) {
+        let pending = state.mobility.as_ref().and_then(|mobility| mobility.pending);
+        if self.has_allocation(&state.via) || pending.is_some_and(|path| self.has_allocation(&path.via)) {
             return Err(ImportError::Client { id });
         }
+        self.take_in(state);
+        Ok(())
+    }
+
+    /// Makes an allocation of a state, whose slots are reserved.
+    pub(super) fn take_in(&mut self, state: AllocationState) {
         let mut allocation = Allocation::from_state(state, self.secret);
         let meters = {
             let owner = &allocation.owner;
             let old = owner.meters();
-            self.shared.meters(&owner.claim(&allocation.via()), owner.counted(), &self.settings.limits, &old)
+            self.shared.meters(&allocation.claim(), owner.counted(), &self.settings.limits, &old)
         };
         allocation.owner.set_meters(meters);
-        self.timers.arm(allocation.armed_at, Due::Allocation(id.index));
+        if allocation.mobility().is_some() {
+            self.shared.set_worker(allocation.session, self.worker);
+        }
+        self.timers.arm(allocation.armed_at, Due::Allocation(allocation.id.index));
         self.cold_pool.prepare();
         self.table.insert(allocation);
-        Ok(())
     }
 
     fn import_opening(&mut self, state: OpeningState) -> Result<(), ImportError> {

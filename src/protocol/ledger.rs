@@ -11,7 +11,7 @@ use minicbor::{Decode, Encode};
 use super::Server;
 use super::allocation::{Allocation, AllocationState};
 use super::changes::ServerChanges;
-use super::counters::{CREATED, ENDED, LIVE, ended_name, live_name};
+use super::counters::{ARRIVED, CREATED, ENDED, LEFT, LIVE, ended_name, live_name};
 use super::ids::AllocationId;
 use super::quota::{Counted, QuotaClaim};
 use super::reason::EndReason;
@@ -141,9 +141,11 @@ pub fn settle<'a>(totals: &mut ServerChanges, allocations: impl Iterator<Item = 
     }
     counters.extend(live.into_iter().map(|((transport, family), count)| (live_name(transport, family), count)));
     let ended = counters.iter().filter(|(name, _)| name.starts_with(ENDED)).map(|(_, count)| count).sum::<u64>();
+    let [arrived, left] = [ARRIVED, LEFT].map(|name| counters.get(name).copied().unwrap_or(0));
+    let known = (ended + totals.live + left).saturating_sub(arrived);
     let created = counters.entry(CREATED.to_owned()).or_default();
-    *created = (*created).max(ended + totals.live);
-    let unknown = *created - ended - totals.live;
+    *created = (*created).max(known);
+    let unknown = *created - known;
     if unknown > 0 {
         *counters.entry(ended_name(EndReason::Crash)).or_default() += unknown;
     }
@@ -179,7 +181,7 @@ impl Server {
     /// Calls `count` for each allocation with what it is counted under.
     pub fn each_claim(&self, mut count: impl FnMut(&QuotaClaim<'_>, Counted)) {
         for allocation in self.table.iter() {
-            count(&allocation.owner.claim(&allocation.via()), allocation.owner.counted());
+            count(&allocation.claim(), allocation.owner.counted());
         }
     }
 }

@@ -31,6 +31,8 @@ mod day_bytes;
 mod packet_bucket;
 mod request_bucket;
 pub mod additional_address;
+mod mobility_ticket;
+pub mod mobility;
 pub mod accounting;
 pub mod meter;
 pub mod revocation;
@@ -52,6 +54,8 @@ pub mod owner;
 mod endpoint_addresses;
 pub mod allocation;
 mod families;
+mod mobile_allocation;
+pub mod paths;
 mod table;
 
 // What goes in and out.
@@ -70,6 +74,7 @@ mod discover;
 mod redirect;
 mod dual;
 mod refresh;
+mod moving;
 pub mod relay;
 mod create_permission;
 mod channel_bind;

@@ -35,6 +35,9 @@ pub struct RequestedAllocation {
     /// The family of two that can't be had, and the ADDRESS-ERROR-CODE that says why.
     #[n(5)]
     pub refused: Option<(Family, u16)>,
+    /// Whether it asks for a ticket (RFC 8016); `None` is no.
+    #[n(6)]
+    pub is_mobile: Option<bool>,
 }
 
 /// Whose answer an [`Opening`] waits for.

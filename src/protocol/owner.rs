@@ -240,12 +240,17 @@ impl Owner {
 
     /// The user that the allocation counts for.
     pub(super) fn claim<'a>(&'a self, via: &Via) -> QuotaClaim<'a> {
+        self.claim_from(via.five_tuple().client.ip())
+    }
+
+    /// The same, counted where the client was when it was admitted.
+    pub(super) fn claim_from(&self, client: IpAddr) -> QuotaClaim<'_> {
         QuotaClaim {
             subject: self.subject(),
             realm: self.realm(),
             expires_at: self.time_limited.as_ref().map(|limit| UnixSeconds(limit.expires_at)),
             grant: self.grant(),
-            client: via.five_tuple().client.ip(),
+            client,
         }
     }
 

@@ -188,4 +188,6 @@ drop_reasons! {
     /// A request with a wrong key or user name, from a network that fails more often than it may: it gets no answer, or
     /// gets one when it is sent again.
     OverFailures = 34 "over_failures",
+    /// A packet of a client that has changed its address, while its allocation is on its way from another worker.
+    Moving = 35 "moving",
 }

@@ -61,7 +61,7 @@ impl Server {
                 allocation.rejudge(self.secret, |ip| settings.peers.judge(ip));
             }
             if review.changed.limits {
-                let claim = allocation.owner.claim(&allocation.via());
+                let claim = allocation.claim();
                 // What was used stays used.
                 let (counted, old) = (allocation.owner.counted(), allocation.owner.meters());
                 let meters = self.shared.meters(&claim, counted, &settings.limits, &old);

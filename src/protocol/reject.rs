@@ -9,6 +9,9 @@ use stun::error_code::{
     CODE_WRONG_CREDENTIALS,
 };
 
+/// RFC 8016 section 3.5.
+const CODE_MOBILITY_FORBIDDEN: ErrorCode = ErrorCode(405);
+
 macro_rules! reject_reasons {
     ($($(#[$doc:meta])* $name:ident = $code:ident, $text:literal, $phrase:literal;)+) => {
         /// Why a request is refused.
@@ -96,6 +99,14 @@ reject_reasons! {
     UnsupportedTransport = CODE_UNSUPPORTED_TRANS_PROTO, "unsupported_transport", "Unsupported Transport Protocol";
     /// We relay from no address of that family.
     FamilyUnsupported = CODE_ADDR_FAMILY_NOT_SUPPORTED, "family_unsupported", "Address Family not Supported";
+    /// MOBILITY-TICKET where `relay.mobility` is false.
+    MobilityForbidden = CODE_MOBILITY_FORBIDDEN, "mobility_forbidden", "Mobility Forbidden";
+    /// MOBILITY-TICKET is none of ours, or is there with a value where it must have none.
+    BadTicket = CODE_BAD_REQUEST, "bad_ticket", "Ticket not valid";
+    /// MOBILITY-TICKET was used before.
+    OldTicket = CODE_BAD_REQUEST, "old_ticket", "Ticket used before";
+    /// MOBILITY-TICKET comes from where it was given out.
+    SameFiveTuple = CODE_BAD_REQUEST, "same_five_tuple", "Ticket of this very address";
     /// The five-tuple already has an allocation.
     AllocationExists = CODE_ALLOC_MISMATCH, "allocation_exists", "Allocation Mismatch";
     /// The five-tuple has no allocation.

@@ -35,17 +35,28 @@ impl Server {
     pub fn relay_from_client<'a>(&mut self, now: Now, via: &Via, meta: PacketMeta, bytes: &'a [u8]) -> Relay<'a> {
         self.in_hand = InHand::DataFromClient(*via);
         fault::at("data_from_client", bytes);
-        let verdict = match classify(bytes) {
-            Class::ChannelData => self.channel_data(now, via, meta, bytes),
-            Class::SendIndication => self.send_indication(now, via, meta, bytes),
-            Class::Stun | Class::Neither => self.drop_unknown(DropReason::NotStun, bytes.len()),
-        };
+        let verdict = self.judge_from_client(now, via, meta, bytes);
         if matches!(verdict, Relay::Drop(DropReason::OverBudget))
             && let Some(id) = self.table.by_via(via).map(|allocation| allocation.id)
         {
             self.end_for_budget(now, id);
         }
         verdict
+    }
+
+    #[inline]
+    pub(super) fn judge_from_client<'a>(
+        &mut self,
+        now: Now,
+        via: &Via,
+        meta: PacketMeta,
+        bytes: &'a [u8],
+    ) -> Relay<'a> {
+        match classify(bytes) {
+            Class::ChannelData => self.channel_data(now, via, meta, bytes),
+            Class::SendIndication => self.send_indication(now, via, meta, bytes),
+            Class::Stun | Class::Neither => self.drop_unknown(DropReason::NotStun, bytes.len()),
+        }
     }
 
     /// RFC 8656 §12.6: ChannelData from a client. [8656-12.6-4, -5, -6, 8656-5-7, 8656-6-5]
@@ -56,7 +67,7 @@ impl Server {
         };
         let Some(allocation) = self.table.lane_by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at)
         else {
-            return self.drop_unknown(DropReason::NoAllocation, bytes.len());
+            return self.data_on_other_path(now, via, meta, bytes);
         };
         let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
         let Some(binding) = lane.allocation.binding(data.number.0, now.ticks) else {
@@ -78,7 +89,7 @@ impl Server {
         };
         let Some(allocation) = self.table.lane_by_via_mut(via).filter(|allocation| now.ticks < allocation.expires_at)
         else {
-            return self.drop_unknown(DropReason::NoAllocation, bytes.len());
+            return self.data_on_other_path(now, via, meta, bytes);
         };
         // RFC 8489 §6.3: where it is there it must be right; few clients send it, so it costs the others nothing.
         // [8489-6.3-3]

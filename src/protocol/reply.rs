@@ -6,6 +6,7 @@ use super::Server;
 use super::allocation::Origin;
 use super::auth::{self, Authenticated};
 use super::border::{Event, Output};
+use super::mobility_ticket::TICKET_BYTES;
 use super::nonce::Offer;
 use super::reject::RejectReason;
 use crate::address::{RelayedTransportAddress, Via};
@@ -17,13 +18,20 @@ use crate::wire::attribute::{
 };
 use crate::wire::integrity::{PASSWORD_ALGORITHMS, ReplyKey};
 use crate::wire::message::{
-    AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, ErrorCode, Known, METHOD_ALLOCATE, Message, MessageType,
-    Method, TransactionId,
+    ATTR_MOBILITY_TICKET, AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, ErrorCode, Known, METHOD_ALLOCATE,
+    Message, MessageType, Method, TransactionId,
 };
 use crate::wire::writer::Writer;
 
 /// Room for the longest control reply: a 420 with the longest realm.
 const REPLY_BYTES_MAX: usize = 1280;
+
+/// What the answer to an Allocate request says beside the relayed addresses.
+pub(super) struct AllocateAnswer {
+    pub(super) origin: Origin,
+    pub(super) ticket: Option<[u8; TICKET_BYTES]>,
+    pub(super) fingerprint: bool,
+}
 
 impl Server {
     pub(super) fn mirrors_fingerprint(&self, message: &Message<'_>) -> bool {
@@ -43,7 +51,8 @@ impl Server {
         let challenges = [RejectReason::Challenge, RejectReason::StaleNonce].map(RejectReason::code);
         let offer = settings.auth.offer(&via);
         let nonce = self.nonces.mint(now.unix, via.five_tuple(), offer);
-        let allocation = self.table.by_via(&via);
+        // As the key is looked for, so that a client hears the realm that its key must be made with.
+        let allocation = self.table.by_path(&via).or_else(|| self.of_ticket(message));
         let of_owner: Option<Box<str>> = allocation.and_then(|of| of.owner.realm()).map(Into::into);
         let realm = match allocation {
             Some(_) => settings.realm(of_owner.as_deref()),
@@ -155,10 +164,10 @@ impl Server {
         &mut self,
         via: Via,
         relayed: impl Iterator<Item = RelayedTransportAddress>,
-        origin: Origin,
-        fingerprint: bool,
+        answer: &AllocateAnswer,
         key: &ReplyKey,
     ) {
+        let AllocateAnswer { origin, ticket, fingerprint } = *answer;
         self.counters.succeeded(METHOD_ALLOCATE);
         let message_type = MessageType { method: METHOD_ALLOCATE, class: CLASS_SUCCESS_RESPONSE };
         self.reply(via, message_type, origin.transaction_id, fingerprint, Some(key), |writer| {
@@ -173,6 +182,10 @@ impl Server {
                 writer.attribute(ATTR_RESERVATION_TOKEN, &token.0);
             }
             writer.xor_address(ATTR_XORMAPPED_ADDRESS, via.five_tuple().client.address());
+            // [8016-3.1.2-3]
+            if let Some(ticket) = ticket {
+                writer.attribute(ATTR_MOBILITY_TICKET, &ticket);
+            }
         });
     }
 

@@ -15,9 +15,11 @@ use super::border::{InHand, Input, Output, Selector, Shared};
 use super::counters::Counters;
 use super::failures::FailureRate;
 use super::ids::{AllocationId, WorkerId};
+use super::mobility_ticket::Tickets;
 use super::nonce::Nonces;
 use super::opening::Openings;
 use super::packet_bucket::PacketRate;
+use super::paths::ForeignPaths;
 use super::random::{Random, TransactionIds};
 use super::reason::{DropReason, EndReason};
 use super::reject::RejectReason;
@@ -52,11 +54,18 @@ pub struct Server {
     pub(super) shared: Arc<dyn Shared>,
     pub(super) counters: Arc<Counters>,
     pub(super) nonces: Nonces,
+    pub(super) tickets: Tickets,
     pub(super) random: Random,
     pub(super) transaction_ids: TransactionIds,
     pub(super) table: AllocationTable,
     pub(super) openings: Openings,
     pub(super) reservations: Reservations,
+    /// Ways of clients whose allocations are other workers'.
+    pub(super) foreign: ForeignPaths,
+    /// The worker whose client's request is being handled, if it is another one's.
+    pub(super) asker: Option<WorkerId>,
+    /// All allocations were ended, for this reason: those that are on their way from other workers end too.
+    pub(super) closed: Option<EndReason>,
     /// Names this worker's sessions: drawn at its start, and counted.
     pub(super) instance: u64,
     pub(super) sessions: u64,
@@ -113,6 +122,7 @@ impl Server {
             shared: parts.shared,
             counters: parts.counters,
             nonces: Nonces::new(&parts.nonce_key),
+            tickets: Tickets::new(&parts.nonce_key),
             transaction_ids: TransactionIds::new(random.seed()),
             secret: random.next_u64(),
             packet_rate: packet_rate(&settings),
@@ -123,6 +133,9 @@ impl Server {
             table: AllocationTable::new(seed),
             openings: Openings::new(&hasher),
             reservations: Reservations::new(&hasher),
+            foreign: ForeignPaths::new(&hasher),
+            asker: None,
+            closed: None,
             instance,
             sessions: 0,
             cold_pool: ColdStatePool::default(),
@@ -154,7 +167,7 @@ impl Server {
             Input::Admission { allocation, result } => self.on_admission(now, allocation, result),
             Input::RelayOpened { allocation, result } => self.on_relay_opened(now, allocation, result),
             Input::ClientClosed { via } => self.on_client_closed(now, &via),
-            Input::Asked { ticket, question } => self.on_asked(now, ticket, &question),
+            Input::Asked { ticket, question } => self.on_asked(now, ticket, question),
             Input::Answered { ticket, answer } => self.on_answered(now, ticket, answer),
             Input::Reconfigure(settings) => self.on_reconfigure(now, settings),
             Input::Drain => self.draining = true,
@@ -217,13 +230,14 @@ impl Server {
                 Due::Reservation(token) => self.on_reservation_expired(now, ReservationToken(token)),
                 Due::Question(number) => self.on_question_overdue(now, number),
                 Due::Admission(id) => self.on_admission_overdue(id),
+                Due::Path(number) => self.on_path_due(now, number),
             }
         }
     }
 
     /// Ends a client's allocation if its end is among those that wait.
     fn end_overdue(&mut self, now: Now, via: &Via) {
-        if let Some(allocation) = self.table.by_via(via).filter(|allocation| allocation.armed_at <= now.ticks) {
+        if let Some(allocation) = self.table.by_path(via).filter(|allocation| allocation.armed_at <= now.ticks) {
             let (slot, armed_at) = (allocation.id.index, allocation.armed_at);
             self.timers.disarm(armed_at, Due::Allocation(slot));
             self.on_allocation_due(now, slot);
@@ -356,7 +370,7 @@ impl Server {
         answers
     }
 
-    fn on_message(&mut self, now: Now, via: Via, bytes: &[u8]) {
+    pub(super) fn on_message(&mut self, now: Now, via: Via, bytes: &[u8]) {
         fault::at("message", bytes);
         if bytes.len() > CONTROL_BYTES_MAX {
             self.drop_unknown(DropReason::ControlTooLong, bytes.len());
@@ -404,10 +418,11 @@ impl Server {
         if !has_integrity && !self.may_answer(now, &via, &transaction, bytes) {
             return;
         }
-        if self.redirect_first_allocate(&via, message) {
+        if self.redirect_first_allocate(&via, message) || self.pass_on(now, &via, message) {
             return;
         }
-        let allocation = self.table.by_via(&via);
+        let allocation = self.table.by_path(&via).or_else(|| self.of_ticket(message));
+        let slot = allocation.map(|allocation| allocation.id.index);
         let request = match authenticate(message, &via, allocation, &self.settings, &self.nonces, now) {
             Ok(request) => request,
             Err(refused) => {
@@ -422,7 +437,7 @@ impl Server {
             }
         };
         if request.is_owner() {
-            if !self.table.takes_request(&via, now.ticks, self.request_rate) {
+            if slot.is_some_and(|slot| !self.table.takes_request(slot, now.ticks, self.request_rate)) {
                 self.drop_unknown(DropReason::OverRequests, message.bytes().len());
                 return;
             }
@@ -446,7 +461,7 @@ impl Server {
         via: &Via,
         request: &Authenticated<'_>,
     ) -> Result<AllocationId, RejectReason> {
-        match self.table.by_via(via).filter(|allocation| now.ticks < allocation.expires_at) {
+        match self.table.by_path(via).filter(|allocation| now.ticks < allocation.expires_at) {
             None => Err(RejectReason::NoAllocation),
             Some(_) if !request.is_owner() => Err(RejectReason::WrongUser),
             Some(allocation) => Ok(allocation.id),
@@ -457,16 +472,14 @@ impl Server {
         if let Some(id) = self.openings.of_client(via) {
             self.forget_opening(now, id);
         }
-        if let Some(id) = self.table.by_via(via).map(|allocation| allocation.id) {
-            self.end(now, id, EndReason::ClientClosed);
-        }
+        self.on_path_closed(now, via);
     }
 
     fn on_failed(&mut self, now: Now, via: &Via) {
         if let Some(id) = self.openings.of_client(via) {
             self.fail_opening(now, id, RejectReason::ServerFault);
         }
-        if let Some(id) = self.table.by_via(via).map(|allocation| allocation.id) {
+        if let Some(id) = self.table.by_path(via).map(|allocation| allocation.id) {
             self.end(now, id, EndReason::Fault);
         }
     }
@@ -493,6 +506,7 @@ impl Server {
             Selector::Subject(subject) => subject.includes(&allocation.owner.subject()),
             Selector::LinkLocalClients => allocation.via().is_link_local(),
             Selector::DualAllocations => allocation.additional().is_some(),
+            Selector::MobileAllocations => allocation.mobility().is_some(),
             Selector::Sha256Keys => allocation.owner.sha256_key().is_some(),
             Selector::OtherRealms => allocation.owner.realm().is_some(),
         };
@@ -505,6 +519,7 @@ impl Server {
             (Selector::Subject(subject), None) => self.give_up_openings_of(now, subject),
             (Selector::LinkLocalClients, None) => self.give_up_link_local(now),
             (Selector::DualAllocations, None) => self.give_up_dual(now),
+            (Selector::MobileAllocations, None) => self.give_up_mobile(now),
             (Selector::Sha256Keys, None) => self.give_up_sha256(now),
             (Selector::OtherRealms, None) => self.give_up_other_realms(now),
             (_, Some(_)) | (Selector::Session(_), _) => {}
@@ -514,6 +529,7 @@ impl Server {
 
     fn on_close_all(&mut self, now: Now, reason: EndReason) {
         self.draining = true;
+        self.closed = Some(reason);
         let ids: Vec<AllocationId> = self.table.iter().map(|allocation| allocation.id).collect();
         for id in ids {
             self.end(now, id, reason);
@@ -540,9 +556,11 @@ impl Server {
         self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
     }
 
-    /// How the client of every allocation comes.
+    /// How the client of every allocation comes, or will come, to this worker.
     pub fn clients(&self) -> impl Iterator<Item = Via> {
-        self.table.iter().map(Allocation::via)
+        let pending = self.table.iter().filter_map(Allocation::pending).filter(|path| path.worker == self.worker);
+        let coming = pending.map(|path| path.via).chain(self.foreign.vias());
+        self.table.iter().map(Allocation::via).chain(coming)
     }
 
     /// What the sockets of the allocations are known by, second ones included, what they are bound to, and whose they are.
@@ -571,7 +589,9 @@ impl Server {
     /// Whether a client's stream or five-tuple has, or is about to get, an allocation.
     #[must_use]
     pub fn has_allocation(&self, via: &Via) -> bool {
-        self.table.by_via(via).is_some() || self.openings.of_client(via).is_some()
+        self.table.by_path(via).is_some()
+            || self.openings.of_client(via).is_some()
+            || self.foreign.session(via).is_some()
     }
 
     /// How many allocations live here.
@@ -583,7 +603,8 @@ impl Server {
     /// Everything that would keep memory when all is over: allocations, openings, held ports, questions, timers.
     #[must_use]
     pub fn leftovers(&self) -> usize {
-        self.table.len() + self.openings.len() + self.openings.questions() + self.reservations.len() + self.timers.len()
+        let waiting = self.openings.len() + self.openings.questions() + self.reservations.len();
+        self.table.len() + waiting + self.foreign.len() + self.timers.len()
     }
 
     /// Panics where the tables contradict each other; for tests, after each input.
@@ -591,7 +612,8 @@ impl Server {
         self.table.check_invariants();
         self.openings.check_invariants();
         self.reservations.check_invariants();
-        let timers = self.table.len() + self.reservations.len() + self.openings.questions();
+        self.foreign.check_invariants();
+        let timers = self.table.len() + self.reservations.len() + self.openings.questions() + self.foreign.len();
         assert!(self.timers.len() >= timers, "whatever ends by itself has a deadline");
     }
 }

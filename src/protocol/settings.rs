@@ -53,6 +53,8 @@ pub struct Settings {
     pub relay_ipv4: bool,
     /// Whether there is an IPv6 address to relay from.
     pub relay_ipv6: bool,
+    /// Whether clients may change their network (RFC 8016).
+    pub mobility: bool,
 }
 
 /// `[stun]`: what Binding does beyond RFC 8489.

@@ -5,7 +5,8 @@ use hashbrown::HashMap;
 use super::allocation::Allocation;
 use super::early_marks::{EarlyMark, EarlyMarks};
 use super::hash_index::HashIndex;
-use super::ids::AllocationId;
+use super::ids::{AllocationId, SessionId};
+use super::mobility::PendingPath;
 use super::request_bucket::{RequestBucket, RequestRate};
 use super::slots::{Numbers, Slots};
 use super::touched::TouchedSlots;
@@ -22,6 +23,9 @@ pub(super) struct AllocationTable {
     additional: HashMap<u32, (AllocationId, u32), foldhash::fast::FixedState>,
     /// Beside the allocations, which are as large as they may be; those of owners that asked for something.
     requests: Slots<RequestBucket>,
+    /// Mobile allocations by the name that stands in their tickets, and by the way that their client will come.
+    mobile: HashMap<SessionId, u32, foldhash::fast::FixedState>,
+    pending: HashMap<Via, u32, foldhash::fast::FixedState>,
     generation: u32,
     /// What another process was told of them already.
     pub(super) early: EarlyMarks,
@@ -55,6 +59,8 @@ impl AllocationTable {
             by_client: HashIndex::new(seed),
             additional: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
             requests: Slots::default(),
+            mobile: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
+            pending: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
             generation: 0,
             early: EarlyMarks::default(),
             touched: TouchedSlots::default(),
@@ -100,6 +106,12 @@ impl AllocationTable {
             self.additional.insert(socket.index, (socket, index));
         }
         self.by_client.insert(&ClientKey::from(&allocation.via()), index);
+        if let Some(mobility) = allocation.mobility() {
+            self.mobile.insert(allocation.session, index);
+            if let Some(path) = mobility.pending {
+                self.pending.insert(path.via, index);
+            }
+        }
         self.touched.note(index);
         let before = self.slots.insert(index, allocation);
         debug_assert!(before.is_none(), "a reserved slot is empty");
@@ -112,15 +124,57 @@ impl AllocationTable {
         self.requests.remove(id.index);
         self.by_client.remove(&ClientKey::from(&allocation.via()), id.index);
         self.numbers.give_back(id.index);
+        if let Some(mobility) = allocation.mobility() {
+            self.mobile.remove(&allocation.session);
+            if let Some(path) = mobility.pending {
+                self.pending.remove(&path.via);
+            }
+        }
         if let Some((socket, _)) = allocation.sockets().nth(1) {
             self.forget_additional(socket);
         }
         Some(allocation)
     }
 
-    /// Whether this client's allocation has room for one more request of its owner.
-    pub(super) fn takes_request(&mut self, via: &Via, now: Ticks, rate: RequestRate) -> bool {
-        let Some(slot) = self.by_via(via).map(|allocation| allocation.id.index) else { return true };
+    /// The mobile allocation of a session.
+    pub(super) fn of_session(&self, session: SessionId) -> Option<&Allocation> {
+        self.slots.get(*self.mobile.get(&session)?)
+    }
+
+    /// The allocation whose client will come this way.
+    pub(super) fn by_pending(&self, via: &Via) -> Option<&Allocation> {
+        self.slots.get(*self.pending.get(via)?)
+    }
+
+    /// The allocation of a five-tuple or stream, or the one whose client will come that way.
+    pub(super) fn by_path(&self, via: &Via) -> Option<&Allocation> {
+        self.by_via(via).or_else(|| self.by_pending(via))
+    }
+
+    /// The client of a mobile allocation will come this way, or no other way than it does now; tells the one before.
+    pub(super) fn set_pending(&mut self, id: AllocationId, path: Option<PendingPath>) -> Option<PendingPath> {
+        let mobility = self.get_mut(id)?.mobility_mut()?;
+        let before = std::mem::replace(&mut mobility.pending, path);
+        if let Some(path) = before {
+            self.pending.remove(&path.via);
+        }
+        if let Some(path) = path {
+            self.pending.insert(path.via, id.index);
+        }
+        before
+    }
+
+    /// The client comes another way from now on; tells the one before.
+    pub(super) fn set_via(&mut self, id: AllocationId, via: Via) -> Option<Via> {
+        let allocation = self.get_mut(id)?;
+        let before = allocation.set_via(via);
+        self.by_client.remove(&ClientKey::from(&before), id.index);
+        self.by_client.insert(&ClientKey::from(&via), id.index);
+        Some(before)
+    }
+
+    /// Whether an allocation has room for one more request of its owner.
+    pub(super) fn takes_request(&mut self, slot: u32, now: Ticks, rate: RequestRate) -> bool {
         if self.requests.get(slot).is_none() {
             self.requests.insert(slot, RequestBucket::new(now));
         }
@@ -255,6 +309,17 @@ impl AllocationTable {
                 assert!(self.numbers.is_taken(socket.index) && self.slots.get(socket.index).is_none());
             }
         }
+        let mobile = || self.iter().filter_map(|allocation| Some((allocation, allocation.mobility()?)));
+        for (allocation, mobility) in mobile() {
+            assert_eq!(self.mobile.get(&allocation.session), Some(&allocation.id.index), "a session is found");
+            if let Some(path) = mobility.pending {
+                assert_eq!(self.pending.get(&path.via), Some(&allocation.id.index), "a way to come is found");
+                assert!(self.by_via(&path.via).is_none(), "it belongs to no other allocation");
+            }
+        }
+        assert_eq!(self.mobile.len(), mobile().count(), "one entry per mobile allocation");
+        let pending = mobile().filter(|(_, mobility)| mobility.pending.is_some()).count();
+        assert_eq!(self.pending.len(), pending, "one entry per way to come");
         let second = self.iter().filter(|allocation| allocation.sockets().count() > 1).count();
         assert_eq!(self.additional.len(), second, "one entry per second address");
     }

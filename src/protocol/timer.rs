@@ -20,6 +20,8 @@ pub(super) enum Due {
     Question(u64),
     /// The question whether the quotas let an allocation in.
     Admission(AllocationId),
+    /// A way of a client whose allocation is another worker's: data came by it, or it is forgotten.
+    Path(u64),
 }
 
 impl From<ReservationToken> for Due {
@@ -50,14 +52,14 @@ impl Timers {
     pub(super) fn arm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.insert(pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) => self.others.insert((at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) => self.others.insert((at, due)),
         };
     }
 
     pub(super) fn disarm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.remove(&pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) => self.others.remove(&(at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) => self.others.remove(&(at, due)),
         };
     }
 

@@ -28,6 +28,9 @@ pub const HEADER_BYTES: usize = MESSAGE_HEADER_SIZE;
 /// RFC 8656 section 18.11; the `stun` crate does not name it.
 pub const ATTR_ADDITIONAL_ADDRESS_FAMILY: AttrType = AttrType(0x8000);
 
+/// RFC 8016 section 3.6.
+pub const ATTR_MOBILITY_TICKET: AttrType = AttrType(0x8030);
+
 /// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
 
@@ -104,6 +107,8 @@ pub enum Known {
     RequestedAddressFamily,
     /// ADDITIONAL-ADDRESS-FAMILY
     AdditionalAddressFamily,
+    /// MOBILITY-TICKET (RFC 8016)
+    MobilityTicket,
     /// XOR-MAPPED-ADDRESS
     XorMappedAddress,
     /// XOR-RELAYED-ADDRESS
@@ -138,6 +143,7 @@ const fn known(attribute: AttrType) -> Option<Known> {
         ATTR_RESERVATION_TOKEN => Known::ReservationToken,
         ATTR_REQUESTED_ADDRESS_FAMILY => Known::RequestedAddressFamily,
         ATTR_ADDITIONAL_ADDRESS_FAMILY => Known::AdditionalAddressFamily,
+        ATTR_MOBILITY_TICKET => Known::MobilityTicket,
         ATTR_XORMAPPED_ADDRESS => Known::XorMappedAddress,
         ATTR_XOR_RELAYED_ADDRESS => Known::XorRelayedAddress,
         ATTR_ERROR_CODE => Known::ErrorCode,

@@ -39,6 +39,7 @@ class Setup:
     tls: list = dataclasses.field(default_factory=list)
     certificate: str = ""
     private_key: str = ""
+    mobility: bool = False
     # Of throughway alone: further lines of [auth] and [http], further tables, the log's level.
     auth: str = ""
     http_more: str = ""
@@ -75,6 +76,7 @@ tcp = {_quoted(setup.tcp)}
 {tls}[relay]
 addresses = {_quoted(setup.relay)}
 {external}ports = "{setup.ports}"
+mobility = {"true" if setup.mobility else "false"}
 [auth]
 users = {{ {users} }}
 {setup.auth}{secret}[peers]
@@ -104,6 +106,8 @@ def coturn_arguments(setup, directory):
                  "-b", os.path.join(directory, "turndb"), "-r", REALM, "-p", str(ports.pop()),
                  "-m", str(setup.workers), "--min-port", low, "--max-port", high,
                  "--allocation-default-address-family=ipv4"]
+    if setup.mobility:
+        arguments += ["--mobility"]
     if setup.tls:
         arguments += ["--tls-listening-port", str(split(setup.tls[0])[1]),
                       "--cert", setup.certificate, "--pkey", setup.private_key]

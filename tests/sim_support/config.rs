@@ -200,6 +200,7 @@ impl Config {
             channel_number_max: 0x7FFE,
             relay_ipv4: true,
             relay_ipv6: true,
+            mobility: false,
             stun: StunSettings::default(),
         })
     }

@@ -186,7 +186,7 @@ impl World {
         let mut out = self.drain(worker);
         let (back, answer) = out.answers.pop().expect("a question is answered");
         self.nothing(&out);
-        assert_eq!((back, answer), (ticket, Answer::Reservation(due)));
+        assert_eq!((back, &answer), (ticket, &Answer::Reservation(due)));
         let asker = usize::from(ticket.worker.0);
         if let Some(relayed) = due {
             self.model.held.remove(&token);

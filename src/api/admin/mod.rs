@@ -352,6 +352,7 @@ impl Admin {
             Selector::Subject(whose) => Value::Object(sessions::show_whose(whose)),
             Selector::LinkLocalClients => json!("link-local clients"),
             Selector::DualAllocations => json!("allocations with two addresses"),
+            Selector::MobileAllocations => json!("allocations of clients that may change their network"),
             Selector::Sha256Keys => json!("allocations of clients that use SHA-256"),
             Selector::OtherRealms => json!("allocations of clients of other realms"),
         };

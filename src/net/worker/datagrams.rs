@@ -302,6 +302,11 @@ impl Worker {
                 let source = via.five_tuple().client.ip().into();
                 self.hand_over(now, allocation, source, (from, to), payload, room);
             }
+            Relay::Drop(DropReason::Moving) => {
+                // Its allocation is asked for at the start of the next turn, which must not wait for an alarm.
+                self.waker.wake();
+                return false;
+            }
             Relay::ToClient { .. } | Relay::Drop(_) => return false,
         }
         true

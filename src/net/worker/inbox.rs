@@ -1,7 +1,7 @@
 //! What reaches a worker from outside, and what it does with it.
 
 use std::io;
-use std::net::{TcpStream, UdpSocket};
+use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +9,12 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 
 use tokio::sync::oneshot;
 
+use super::moving::MovingSockets;
 use super::{CONTROL, HandOver, LISTENER, ListenerChange, STREAMS_PER_TURN, ShellSettings, Worker, token};
 use crate::address::FiveTuple;
 use crate::net::fair_limit::Permit;
 use crate::net::fair_map::FairMap;
 use crate::net::handoff::Channel;
-use crate::net::overflow::Watched;
 use crate::net::sys::Waker;
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::SessionRecord;
@@ -45,8 +45,8 @@ pub(in crate::net) struct Adopted {
 pub(in crate::net) enum Message {
     /// Another worker's question.
     Ask { ticket: QuestionId, question: Question },
-    /// Another worker's answer; a held socket comes along.
-    Answer { ticket: QuestionId, answer: Answer, socket: Option<Watched<UdpSocket>> },
+    /// Another worker's answer; a held socket comes along, or those of an allocation.
+    Answer { ticket: QuestionId, answer: Answer, sockets: MovingSockets },
     /// New settings, and what becomes of the listeners; the answer says that it is done, or what the system refused.
     Reconfigure {
         settings: Arc<Settings>,
@@ -228,9 +228,8 @@ impl Worker {
                 return;
             }
             Message::Ask { ticket, question } => Input::Asked { ticket, question },
-            Message::Answer { ticket, answer, socket } => {
-                let Answer::Reservation(relayed) = answer;
-                if let (Some(relayed), Some(socket)) = (relayed, socket) {
+            Message::Answer { ticket, answer, sockets } => {
+                for (relayed, socket) in sockets {
                     self.relays.put_held(relayed, socket);
                 }
                 Input::Answered { ticket, answer }

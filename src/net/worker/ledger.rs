@@ -193,10 +193,19 @@ impl Worker {
             Via::Datagram(five_tuple) => recovered.silenced.contains(five_tuple).then_some(EndReason::Fault),
             Via::Stream(id, _) => self.streams.find(*id).is_none().then_some(EndReason::Crash),
         };
-        let lost: Vec<_> =
-            self.server.sessions(now).filter_map(|record| Some((record.session, reason(&record.via)?))).collect();
-        for (session, reason) in lost {
-            self.server.handle_input(now, Input::Close { which: Selector::Session(session), reason });
+        let lost: Vec<_> = self
+            .server
+            .sessions(now)
+            .filter_map(|record| Some((record.session, record.via, reason(&record.via)?)))
+            .collect();
+        for (session, via, reason) in lost {
+            // A mobile client comes another way.
+            let input = if via.is_stream() && self.server.outlives_stream(&via) {
+                Input::ClientClosed { via }
+            } else {
+                Input::Close { which: Selector::Session(session), reason }
+            };
+            self.server.handle_input(now, input);
             self.drain(now);
         }
     }

@@ -93,7 +93,9 @@ impl Record {
     pub fn of_event(event: &Event, realm: &str) -> Option<Self> {
         match event {
             Event::AllocationCreated(record) => Some(Self::new(RecordKind::Start, record, realm)),
-            Event::AllocationInterim(record) => Some(Self::new(RecordKind::Interim, record, realm)),
+            Event::AllocationInterim(record) | Event::AllocationMoved { record, .. } => {
+                Some(Self::new(RecordKind::Interim, record, realm))
+            }
             Event::AllocationEnded(record) => Some(Self::new(RecordKind::Stop, record, realm)),
             Event::Refused { .. } => None,
         }

@@ -10,7 +10,8 @@ pub mod records;
 pub mod stun;
 pub mod world;
 
-use std::collections::VecDeque;
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use sha1::Sha1;
 use throughway::address::{ClientAddress, FiveTuple, RelayedTransportAddress, ServerAddress, StreamId, Transport, Via};
 use throughway::credentials::{Algorithm, Secret, SharedSecret};
 use throughway::protocol::accounting::{Amount, SessionRecord};
+use throughway::protocol::allocation::AllocationState;
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::border::{
     Answer, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay, RelayRefused, RelayRequest, Selector,
@@ -28,6 +30,7 @@ use throughway::protocol::changes::EarlyAllocations;
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ImportError, ServerState, counters_of};
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
+use throughway::protocol::paths::PathAnswer;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::pool::Pool;
@@ -104,6 +107,7 @@ fn default_settings() -> Settings {
         channel_number_max: 0x7FFE,
         relay_ipv4: true,
         relay_ipv6: true,
+        mobility: false,
         stun: StunSettings::default(),
     }
 }
@@ -283,6 +287,11 @@ pub struct Harness {
     held_admissions: VecDeque<(usize, AllocationId, Purpose)>,
     held_opens: VecDeque<(usize, AllocationId, RelayRequest)>,
     held_asks: VecDeque<(usize, Owed)>,
+    /// Ways of clients that belong to an allocation, as each worker's shell counts them.
+    paths: BTreeMap<(usize, String), i64>,
+    seeds: Cell<u64>,
+    /// The inbox of this worker takes nothing.
+    pub full_inbox: Option<usize>,
     /// Look at nothing after each step: for thousands of clients that takes too long.
     pub is_unchecked: bool,
     /// Every OpenRelay, CloseRelay and CloseReserved in order.
@@ -332,6 +341,9 @@ impl Harness {
             held_admissions: VecDeque::new(),
             held_opens: VecDeque::new(),
             held_asks: VecDeque::new(),
+            paths: BTreeMap::new(),
+            seeds: Cell::new(0),
+            full_inbox: None,
             opens: Vec::new(),
             closed: Vec::new(),
             closed_reserved: Vec::new(),
@@ -365,6 +377,7 @@ impl Harness {
     pub fn restart(&mut self) {
         self.books = Arc::default();
         self.ports = Ports::default();
+        self.paths.clear();
         self.start(u8::try_from(self.workers.len()).expect("few workers"), [8; 32]);
     }
 
@@ -382,6 +395,14 @@ impl Harness {
         self.check();
     }
 
+    /// No two servers name their sessions alike.
+    fn fresh_seed(&self) -> [u8; 32] {
+        self.seeds.set(self.seeds.get() + 1);
+        let mut seed = [12; 32];
+        seed[..8].copy_from_slice(&self.seeds.get().to_be_bytes());
+        seed
+    }
+
     /// A server made of this state, in the place of a worker.
     pub fn import(&mut self, index: usize, state: ServerState) -> Result<Server, ImportError> {
         let counters = counters_of(&state);
@@ -391,7 +412,7 @@ impl Harness {
             shared: self.books.clone(),
             counters: counters.clone(),
             nonce_key: Box::new([11; 32]),
-            seed: [12; 32],
+            seed: self.fresh_seed(),
         };
         let server = Server::import(parts, self.settings.clone(), state)?;
         self.workers[index].counters = counters;
@@ -407,7 +428,7 @@ impl Harness {
             shared: self.books.clone(),
             counters: counters.clone(),
             nonce_key: Box::new([11; 32]),
-            seed: [12; 32],
+            seed: self.fresh_seed(),
         };
         (Server::new(parts, self.settings.clone()), counters)
     }
@@ -602,6 +623,15 @@ impl Harness {
         reply
     }
 
+    /// As [`Harness::refuses`], wherever the allocation is.
+    #[track_caller]
+    pub fn refuses_anywhere(&mut self, client: Client, message: Outgoing, code: u16, reason: RejectReason) {
+        self.nonce_of(client);
+        let before = self.rejects(reason);
+        let reply = self.ask(client, message);
+        assert_eq!((reply.code(), self.rejects(reason)), (code, before + 1), "{}", reason.name());
+    }
+
     /// Bytes that must be met with silence and one count of this reason.
     #[track_caller]
     pub fn silent(&mut self, client: Client, bytes: &[u8], why: DropReason) {
@@ -767,7 +797,7 @@ impl Harness {
                 }
                 Owed::Opened(allocation, result) => Input::RelayOpened { allocation: *allocation, result: *result },
                 Owed::Asked(ticket, question) => Input::Asked { ticket: *ticket, question: question.clone() },
-                Owed::Answered(ticket, answer) => Input::Answered { ticket: *ticket, answer: *answer },
+                Owed::Answered(ticket, answer) => Input::Answered { ticket: *ticket, answer: answer.clone() },
             };
             if let Owed::Opened(_, Ok(opened)) = &owed {
                 self.books.opened(opened.relayed);
@@ -816,9 +846,22 @@ impl Harness {
                 self.closed_reserved.push(relayed.into());
             }
             Output::Ask { worker: owner, ticket, question } => {
-                assert_ne!(owner, me, "a worker asks another one");
-                self.between_workers(usize::from(owner.0), Owed::Asked(ticket, question));
+                let is_on_its_way = matches!(question, Question::Path(_));
+                assert!(owner != me || is_on_its_way, "a worker asks another one");
+                self.ask_worker(worker, owner, ticket, question);
             }
+            Output::Answer {
+                ticket,
+                answer: Answer::Path(PathAnswer::Moved { via, allocation: Some((from, state)) }),
+            } => {
+                self.give_away(me, ticket, via, from, *state);
+            }
+            Output::KeepRelay { allocation, relayed, .. } => {
+                let opened = self.ports.open(me, allocation, RelayRequest::Reserved { relayed, client: [0; 4].into() });
+                assert!(opened.is_ok(), "the socket came along");
+                self.books.opened(relayed);
+            }
+            Output::Path { via, is_in_use } => self.use_path(worker, &via, is_in_use),
             Output::Answer { ticket, answer } => {
                 self.between_workers(usize::from(ticket.worker.0), Owed::Answered(ticket, answer));
             }
@@ -833,16 +876,69 @@ impl Harness {
                 let via = record.via;
                 let client = self.clients.iter_mut().find(|client| client.via == via).expect("a client's allocation");
                 client.allocation = Some((record.allocation, record.relayed));
+                self.use_path(worker, &via, true);
                 self.records.push(("start", *record));
             }
             Event::AllocationInterim(record) => self.records.push(("interim", *record)),
+            Event::AllocationMoved { record, from } => {
+                for client in &mut self.clients {
+                    if client.via == record.via {
+                        client.allocation = Some((record.allocation, record.relayed));
+                    } else if client.via == from {
+                        client.allocation = None;
+                    }
+                }
+                self.records.push(("moved", *record));
+            }
             Event::AllocationEnded(record) => {
+                self.use_path(worker, &record.via, false);
                 self.workers[worker].ended.push((*record).clone());
                 self.records.push(("stop", (*record).clone()));
                 self.ended.push(*record);
             }
             Event::Refused { reason, username, .. } => self.refused.push((reason, username)),
         }
+    }
+
+    /// A way of a client belongs to an allocation, or no longer: each is told once.
+    fn use_path(&mut self, worker: usize, via: &Via, is_in_use: bool) {
+        let count = self.paths.entry((worker, format!("{via:?}"))).or_default();
+        *count += if is_in_use { 1 } else { -1 };
+    }
+
+    fn ask_worker(&mut self, from: usize, to: WorkerId, ticket: QuestionId, question: Question) {
+        let to = usize::from(to.0);
+        if self.full_inbox != Some(to) {
+            return self.between_workers(to, Owed::Asked(ticket, question));
+        }
+        if let Question::Path(question) = question
+            && question.has_answer()
+        {
+            let answer = Answer::Path(PathAnswer::NoRoom { via: question.via() });
+            assert_eq!(usize::from(ticket.worker.0), from, "no question goes on in such a test");
+            self.owed.push_back((from, Owed::Answered(ticket, answer)));
+        }
+    }
+
+    /// An allocation goes to another worker with its sockets, or comes back at once.
+    fn give_away(&mut self, me: WorkerId, ticket: QuestionId, via: Via, from: Via, state: AllocationState) {
+        let to = usize::from(ticket.worker.0);
+        if self.full_inbox == Some(to) {
+            return self.workers[usize::from(me.0)].server.come_back(ticket.worker, from, state);
+        }
+        for (socket, relayed) in state.sockets() {
+            self.ports.hold(me, socket, relayed);
+            self.books.closed(relayed);
+        }
+        let answer = Answer::Path(PathAnswer::Moved { via, allocation: Some((from, Box::new(state))) });
+        self.between_workers(to, Owed::Answered(ticket, answer));
+    }
+
+    /// Whether an allocation is on its way between two workers.
+    fn is_moving(&self) -> bool {
+        self.held_asks.iter().chain(&self.owed).any(|(_, owed)| {
+            matches!(owed, Owed::Answered(_, Answer::Path(PathAnswer::Moved { allocation: Some(_), .. })))
+        })
     }
 
     fn between_workers(&mut self, to: usize, owed: Owed) {
@@ -958,8 +1054,9 @@ impl Harness {
         }
         for worker in &self.workers {
             worker.server.check_invariants();
-            self.check_accounts(worker);
         }
+        self.check_accounts();
+        assert!(self.paths.values().all(|count| (0..=1).contains(count)), "{:?}", self.paths);
         if self.held_admissions.is_empty()
             && self.held_opens.is_empty()
             && self.held_asks.is_empty()
@@ -971,36 +1068,51 @@ impl Harness {
             if self.workers.iter().all(|worker| worker.server.leftovers() == 0) {
                 assert_eq!(self.books.admitted(), 0, "quota is given back");
                 assert_eq!(self.ports.count(), 0, "every port is closed");
+                assert!(self.paths.values().all(|count| *count == 0), "no way is in use: {:?}", self.paths);
+                assert_eq!(self.books.mobile(), 0, "no session is thought to be anywhere");
             }
         }
     }
 
     #[track_caller]
-    fn check_accounts(&self, worker: &Worker) {
-        let live: Vec<SessionRecord> = worker.server.sessions(self.now).collect();
+    fn check_accounts(&self) {
+        if self.is_moving() {
+            // What it has counted is on its way with it.
+            return;
+        }
+        let all =
+            |pick: &dyn Fn(&Worker) -> Amount| self.workers.iter().map(pick).fold(Amount::default(), |a, b| a + b);
+        let live: Vec<SessionRecord> =
+            self.workers.iter().flat_map(|worker| worker.server.sessions(self.now).collect::<Vec<_>>()).collect();
+        let known: Vec<&SessionRecord> = live.iter().chain(self.workers.iter().flat_map(|of| &of.ended)).collect();
         let sum = |pick: &dyn Fn(&SessionRecord) -> Amount| {
-            live.iter().chain(&worker.ended).map(pick).fold(Amount::default(), |a, b| a + b)
+            known.iter().map(|record| pick(record)).fold(Amount::default(), |a, b| a + b)
         };
-        for record in live.iter().chain(&worker.ended) {
+        for record in &known {
             let flows = [record.traffic.to_peers, record.traffic.to_client];
             let dropped = flows.iter().fold(Amount::default(), |sum, flow| sum + flow.dropped);
             let by_reason = record.dropped.iter().fold(Amount::default(), |sum, (_, amount)| sum + *amount);
             assert_eq!(dropped, by_reason, "each record tells why, to the byte: {record:?}");
         }
-        let counters = &worker.counters;
-        let [late_to_peer, late_to_client] = worker.late;
-        assert_eq!(sum(&|r| r.traffic.to_peers.received), counters.from_clients.get(), "from clients");
-        assert_eq!(sum(&|r| r.traffic.to_client.received), counters.from_peers.get(), "from peers");
-        assert_eq!(sum(&|r| r.traffic.to_peers.sent()) - late_to_peer, counters.to_peers.get(), "to peers");
-        assert_eq!(sum(&|r| r.traffic.to_client.sent()) - late_to_client, counters.to_clients.get(), "to clients");
-        let dropped = counters.from_clients.get() - counters.to_peers.get() + counters.from_peers.get()
-            - counters.to_clients.get();
-        let by_reason = DropReason::ALL
-            .iter()
-            .filter(|why| !belongs_to_nobody(**why))
-            .map(|why| counters.drops_of(*why))
-            .fold(Amount::default(), |a, b| a + b);
-        assert_eq!(dropped, by_reason, "what came in went out or was dropped for a reason");
+        // An allocation may go from one worker to another, so the sums of all workers count.
+        let [late_to_peer, late_to_client] = [0, 1].map(|way| all(&|worker| worker.late[way]));
+        let received = [all(&|of| of.counters.from_clients.get()), all(&|of| of.counters.from_peers.get())];
+        let sent = [all(&|of| of.counters.to_peers.get()), all(&|of| of.counters.to_clients.get())];
+        assert_eq!(sum(&|r| r.traffic.to_peers.received), received[0], "from clients");
+        assert_eq!(sum(&|r| r.traffic.to_client.received), received[1], "from peers");
+        assert_eq!(sum(&|r| r.traffic.to_peers.sent()) - late_to_peer, sent[0], "to peers");
+        assert_eq!(sum(&|r| r.traffic.to_client.sent()) - late_to_client, sent[1], "to clients");
+        for worker in &self.workers {
+            let counters = &worker.counters;
+            let dropped = counters.from_clients.get() - counters.to_peers.get() + counters.from_peers.get()
+                - counters.to_clients.get();
+            let by_reason = DropReason::ALL
+                .iter()
+                .filter(|why| !belongs_to_nobody(**why))
+                .map(|why| counters.drops_of(*why))
+                .fold(Amount::default(), |a, b| a + b);
+            assert_eq!(dropped, by_reason, "what came in went out or was dropped for a reason");
+        }
     }
 }
 
@@ -1019,6 +1131,7 @@ fn belongs_to_nobody(why: DropReason) -> bool {
         D::UnexpectedClass,
         D::BadChannelData,
         D::NoAllocation,
+        D::Moving,
         D::BadSend,
         D::RelayClosed,
     ]

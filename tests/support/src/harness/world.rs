@@ -10,7 +10,7 @@ use throughway::protocol::authenticated::AuthenticatedClient;
 use throughway::protocol::authenticated::{AuthenticatedCounts, AuthenticatedCountsState};
 use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayRequest, Shared};
 use throughway::protocol::failures::{FailureRate, Failures};
-use throughway::protocol::ids::{AllocationId, WorkerId};
+use throughway::protocol::ids::{AllocationId, SessionId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::pool::PoolState;
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
@@ -33,6 +33,7 @@ struct Inside {
     replies: ReplyBudget,
     failures: Failures,
     pool: PoolState,
+    mobile: BTreeMap<SessionId, WorkerId>,
 }
 
 /// Quotas and relayed addresses of all workers.
@@ -47,6 +48,10 @@ impl Books {
     pub fn admitted(&self) -> usize {
         let counted = self.locked();
         counted.total as usize + counted.quotas.reserved()
+    }
+    /// Mobile sessions that are thought to be somewhere.
+    pub fn mobile(&self) -> usize {
+        self.locked().mobile.len()
     }
     /// Who proved to hold a credential.
     pub fn authenticated(&self) -> AuthenticatedCounts {
@@ -164,6 +169,21 @@ impl Shared for Books {
         self.locked().replies.takes(now, rate, five_tuple, transaction)
     }
 
+    fn worker_of(&self, session: SessionId) -> Option<WorkerId> {
+        self.locked().mobile.get(&session).copied()
+    }
+
+    fn set_worker(&self, session: SessionId, worker: WorkerId) {
+        self.locked().mobile.insert(session, worker);
+    }
+
+    fn unset_worker(&self, session: SessionId, worker: WorkerId) {
+        let mobile = &mut self.locked().mobile;
+        if mobile.get(&session) == Some(&worker) {
+            mobile.remove(&session);
+        }
+    }
+
     fn pool(&self) -> PoolState {
         self.locked().pool
     }
@@ -254,6 +274,12 @@ impl Ports {
         assert_eq!(was, Some(Port::Open(worker, from)), "an allocation takes its own second address over");
         let of_id = self.taken.values().filter(|port| **port == Port::Open(worker, to)).count();
         assert_eq!(of_id, 1, "the first one was closed before");
+    }
+
+    /// An allocation's socket is on its way to another worker.
+    pub fn hold(&mut self, worker: WorkerId, id: AllocationId, relayed: RelayedTransportAddress) {
+        let was = self.taken.insert(relayed.into(), Port::Held);
+        assert_eq!(was, Some(Port::Open(worker, id)), "an allocation takes its own socket along");
     }
 
     /// What the socket at an address is known by.
