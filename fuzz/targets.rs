@@ -16,7 +16,8 @@ use throughway::protocol::alternates::Alternates;
 use throughway::protocol::authenticated::{AuthenticatedClient, AuthenticatedCounts};
 use throughway::protocol::binding::ANSWER_BYTES_MAX;
 use throughway::protocol::border::{
-    Answer, Input, OpenedRelay, Output, PacketMeta, Parity, Question, Relay, RelayRefused, RelayRequest, Shared,
+    Answer, ConnectRefused, Input, OpenedRelay, Output, PacketMeta, Parity, Question, Relay, RelayRefused,
+    RelayRequest, Shared,
 };
 use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::counters::Counters;
@@ -33,13 +34,13 @@ use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reply_budget::ReplyRate;
 use throughway::protocol::revocation::{Revocations, SessionSubject};
 use throughway::protocol::settings::{
-    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings, TcpRelaySettings,
 };
 use throughway::protocol::tenancy::{PortParts, Tenancies};
 use throughway::protocol::{Parts, Server};
 use throughway::state::Kind;
 use throughway::time::{Now, Ticks, UnixSeconds};
-use throughway::wire::attribute::{ReservationToken, xor_address};
+use throughway::wire::attribute::{ConnectionId, ReservationToken, xor_address};
 use throughway::wire::channel_data::ChannelData;
 use throughway::wire::framing::{Cut, FRAME_BYTES_MAX, cut};
 use throughway::wire::integrity::{
@@ -143,6 +144,10 @@ impl Shared for Everybody {
     fn is_relayed(&self, address: PeerAddress) -> bool {
         address.port().is_multiple_of(2)
     }
+
+    fn is_relayed_tcp(&self, address: PeerAddress) -> bool {
+        address.port().is_multiple_of(3)
+    }
 }
 
 const REALM: &str = "fuzz";
@@ -184,6 +189,7 @@ fn settings(deny: bool) -> Arc<Settings> {
                 relay_ipv6: true,
                 mobility: true,
                 stun: StunSettings::default(),
+                tcp: TcpRelaySettings { is_on: true, low_ports: false },
             })
         })
     });
@@ -199,6 +205,9 @@ struct Script<'a> {
     opening: Vec<(AllocationId, RelayRequest)>,
     asked: Vec<QuestionId>,
     live: Vec<(AllocationId, RelayedTransportAddress)>,
+    /// Connections to peers: those that are being begun, and all that there are.
+    connecting: Vec<ConnectionId>,
+    connections: Vec<ConnectionId>,
     port: u16,
     rest: &'a [u8],
 }
@@ -222,6 +231,8 @@ pub(crate) fn server(bytes: &[u8]) {
         opening: Vec::new(),
         asked: Vec::new(),
         live: Vec::new(),
+        connecting: Vec::new(),
+        connections: Vec::new(),
         port: 50_000,
         rest: bytes,
     };
@@ -266,7 +277,11 @@ impl Script<'_> {
             let live = self.live.get(usize::from(byte(at)) % self.live.len().max(1));
             live.map_or(AllocationId { index: u32::from(byte(at)), generation: 1 }, |(id, _)| *id)
         };
-        match op % 12 {
+        let connection = |at: usize| -> ConnectionId {
+            let known = self.connections.get(usize::from(byte(at)) % self.connections.len().max(1));
+            known.copied().unwrap_or(ConnectionId(u32::from(byte(at))))
+        };
+        match if op < 192 { op % 12 } else { 12 + op % 4 } {
             0 | 1 => self.packet(via(op >> 4), step),
             2 | 3 => {
                 let bytes = self.signed(op >> 4, step);
@@ -306,6 +321,23 @@ impl Script<'_> {
                 let question = Question::Reservation { token: ReservationToken(token), identity: USER.into() };
                 self.server.handle_input(now, Input::Asked { ticket, question });
             }
+            12 => {
+                if let Some(connection) = self.connecting.pop() {
+                    let refused = [ConnectRefused::Failed, ConnectRefused::NoFiles];
+                    let result = if byte(0) & 3 == 3 { Err(refused[usize::from(byte(0) >> 7)]) } else { Ok(()) };
+                    self.server.handle_input(now, Input::Connected { connection, result });
+                }
+            }
+            13 => {
+                if let Some(accepted) = self.server.accept_peer(now, id(0), peer(byte(1))) {
+                    self.connections.push(accepted);
+                }
+            }
+            14 => {
+                let way = if byte(1) & 1 == 0 { Direction::ToPeer } else { Direction::ToClient };
+                self.server.carry(now, connection(0), way, step);
+            }
+            15 => self.server.handle_input(now, Input::ConnectionEnded { connection: connection(0) }),
             _ => {
                 if let Some(ticket) = self.asked.pop() {
                     self.port += 1;
@@ -341,7 +373,7 @@ impl Script<'_> {
         let (method, mut rest) = step.split_first().map_or((3, step), |(first, rest)| (*first, rest));
         let mut head = MessageType::default();
         let method = usize::from(method);
-        head.read_value([3, 4, 8, 9, method as u16 & 0x0F][method % 5]);
+        head.read_value([3, 4, 8, 9, method as u16 & 0x0F, 10, 11][method % 7]);
         head.class = CLASS_REQUEST;
         let mut out = vec![0; 1024];
         let mut writer = Writer::new(&mut out, head, TransactionId([client; 12]));
@@ -349,7 +381,12 @@ impl Script<'_> {
             let (value, more) = more.split_at(more.len().min(usize::from(len & 31)));
             rest = more;
             match kind {
-                // A peer in plain.
+                // A connection that there may be, and a peer, in plain.
+                0xFE => {
+                    let at = usize::from(value.first().copied().unwrap_or_default());
+                    let id = self.connections.get(at % self.connections.len().max(1)).map_or(7, |id| id.0);
+                    writer.attribute(AttrType(0x002A), &id.to_be_bytes())
+                }
                 0xFF => writer.xor_address(AttrType(0x0012), peer(value.first().copied().unwrap_or_default()).0),
                 kind => writer.attribute(AttrType(u16::from(kind)), value),
             };
@@ -384,6 +421,13 @@ impl Script<'_> {
         self.port += 2;
         Ok(match request {
             RelayRequest::Reserved { relayed, .. } => OpenedRelay { relayed, held: None },
+            RelayRequest::Tcp { family, .. } => {
+                let ip: std::net::IpAddr = match family {
+                    Family::V4 => [203, 0, 113, 7].into(),
+                    Family::V6 => [0x2a02, 0, 0, 0, 0, 0, 0, 7].into(),
+                };
+                OpenedRelay { relayed: RelayedTransportAddress::new(ip, self.port), held: None }
+            }
             RelayRequest::Fresh { family, parity, .. } => {
                 let ip: std::net::IpAddr = match family {
                     Family::V4 => [203, 0, 113, 7].into(),
@@ -416,6 +460,12 @@ impl Script<'_> {
                     self.live.push((record.allocation, record.relayed));
                 }
                 Output::CloseRelay { allocation, .. } => self.live.retain(|(id, _)| *id != allocation),
+                Output::Connect { connection, .. } => {
+                    self.connecting.push(connection);
+                    self.connections.push(connection);
+                }
+                Output::CloseConnection { connection } => self.connections.retain(|id| *id != connection),
+                Output::BindConnection { .. } => {}
                 Output::MoveRelay { to, relayed, .. } => self.live.push((to, relayed)),
                 Output::KeepRelay { allocation, relayed, .. } => self.live.push((allocation, relayed)),
                 Output::CloseReserved { .. } | Output::Answer { .. } | Output::Path { .. } | Output::Happened(_) => {}

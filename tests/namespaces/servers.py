@@ -40,6 +40,7 @@ class Setup:
     certificate: str = ""
     private_key: str = ""
     mobility: bool = False
+    tcp_relay: bool = False
     # Of throughway alone: further lines of [auth] and [http], further tables, the log's level.
     auth: str = ""
     http_more: str = ""
@@ -77,6 +78,7 @@ tcp = {_quoted(setup.tcp)}
 addresses = {_quoted(setup.relay)}
 {external}ports = "{setup.ports}"
 mobility = {"true" if setup.mobility else "false"}
+tcp = {"true" if setup.tcp_relay else "false"}
 [auth]
 users = {{ {users} }}
 {setup.auth}{secret}[peers]
