@@ -25,8 +25,14 @@ pub const FORMAT_MIN: u32 = 1;
 /// Every feature that a state can use beyond what the first format has, and the first format that can carry it.
 ///
 /// A release that lacks one refuses a state that uses it, and a state that uses one is not written in an older format.
-pub const FEATURES: [(&str, u32); 5] =
-    [(LINK_LOCAL_CLIENTS, 2), (DUAL_ALLOCATIONS, 2), (SHA256_KEYS, 2), (MOBILE_ALLOCATIONS, 2), (OTHER_REALMS, 2)];
+pub const FEATURES: [(&str, u32); 6] = [
+    (LINK_LOCAL_CLIENTS, 2),
+    (DUAL_ALLOCATIONS, 2),
+    (SHA256_KEYS, 2),
+    (MOBILE_ALLOCATIONS, 2),
+    (OTHER_REALMS, 2),
+    (TCP_ALLOCATIONS, 2),
+];
 
 /// Clients with an IPv6 link-local address, which need the number of an interface (RFC 4007).
 pub const LINK_LOCAL_CLIENTS: &str = "link_local_clients";
@@ -42,6 +48,9 @@ pub const SHA256_KEYS: &str = "sha256_keys";
 
 /// Clients of a realm that is not the server's own.
 pub const OTHER_REALMS: &str = "other_realms";
+
+/// TCP allocations (RFC 6062), with their connections to peers.
+pub const TCP_ALLOCATIONS: &str = "tcp_allocations";
 
 /// How often each feature is in use, by name.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]

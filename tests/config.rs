@@ -63,7 +63,7 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     ("zzzzzzzzzz = 5", 1, "zzzzzzzzzz", &["unknown key; the sections are listen, tls, relay, turn"]),
     ("listen = 3478", 1, "listen", &["expected a table [listen], found a number"]),
     // later versions
-    ("[relay]\ntcp = true", 2, "relay.tcp", &["not in this version; leave it out or write false"]),
+    ("[listen]\ndtls = [\"[::]:5349\"]", 2, "listen.dtls", &["not in this version; leave it out or write []"]),
     (
         "[auth]\non_expiry = \"closed\"",
         2,
@@ -602,7 +602,7 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
         ("THROUGHWAY_LISTEN__TCP", ""),
         ("THROUGHWAY_LIMITS__ALLOCATIONS_PER_USER", "7"),
         ("THROUGHWAY_LIMITS__TCP_UNAUTHENTICATED", "0"),
-        ("THROUGHWAY_RELAY__MOBILITY", "false"),
+        ("THROUGHWAY_LISTEN__DTLS", ""),
         ("HOME", "/"),
     ])
     .unwrap();
@@ -622,7 +622,7 @@ fn variables_win_over_the_file_and_are_named_in_errors() {
         ("THROUGHWAY_AUTH__USERS", "x", "tables don't fit into a variable"),
         ("THROUGHWAY_LISTEN__TLS", "[::]:443", "THROUGHWAY_LISTEN__TLS: listen.tls = \"[::]:443\": needs"),
         ("THROUGHWAY_LISTEN__SHARED", "[::]:443", "THROUGHWAY_LISTEN__SHARED: listen.shared: tables don't fit"),
-        ("THROUGHWAY_RELAY__TCP", "true", "THROUGHWAY_RELAY__TCP: relay.tcp: not in this version"),
+        ("THROUGHWAY_LISTEN__DTLS", "[::]:5349", "THROUGHWAY_LISTEN__DTLS: listen.dtls: not in this version"),
         (
             "THROUGHWAY_TLS__CERTIFICATE",
             "/nowhere",

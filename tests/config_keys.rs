@@ -362,6 +362,7 @@ fn the_schema_is_no_narrower_than_the_check() {
         "http.admin_socket = \"none\"",
         "upgrade.socket = \"unix:/run/upgrade.sock\"",
         "relay.tcp = false",
+        "listen.dtls = []",
         "listen.shared = []",
         "auth.users.a = { key_md5 = \"0123456789abcdef0123456789ABCDEF\", limits = { bytes_per_day = \"1GiB\" } }",
         "[[auth.secrets]]\nid = \"b\"\nvalue = \"üüüüüüüü\"\nnot_after = 2099-12-31\nclaims = [\"bytes\"]",

@@ -2,7 +2,7 @@
 
 use test_support::harness;
 use test_support::harness::stun::{
-    BINDING, CONNECT, FINGERPRINT, INDICATION, MESSAGE_INTEGRITY, REQUEST, SOFTWARE, SUCCESS, UNKNOWN_ATTRIBUTES,
+    BINDING, FINGERPRINT, INDICATION, MESSAGE_INTEGRITY, REQUEST, SOFTWARE, SUCCESS, UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS, append_fingerprint, indication, request,
 };
 use test_support::harness::{Harness, alice};
@@ -153,7 +153,7 @@ fn unexpected_classes_and_methods_are_met_with_silence() {
     h.silent(client, &request(BINDING).class(SUCCESS).bytes([1; 12], None), DropReason::UnexpectedClass);
     h.silent(client, &request(3).class(INDICATION).bytes([1; 12], None), DropReason::UnexpectedClass);
     h.silent(client, &request(3).class(SUCCESS).bytes([1; 12], None), DropReason::UnexpectedClass);
-    h.silent(client, &request(CONNECT).class(REQUEST).bytes([1; 12], None), DropReason::UnknownMethod);
+    h.silent(client, &request(0x00D).class(REQUEST).bytes([1; 12], None), DropReason::UnknownMethod);
     h.silent(client, &request(0x0FFF).bytes([1; 12], None), DropReason::UnknownMethod);
 }
 

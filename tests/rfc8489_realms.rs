@@ -332,7 +332,7 @@ fn ports_of_a_tenant_are_asked_for_by_its_part() {
         .opens
         .iter()
         .map(|open| match open {
-            RelayRequest::Fresh { part, .. } => *part,
+            RelayRequest::Fresh { part, .. } | RelayRequest::Tcp { part, .. } => *part,
             RelayRequest::Reserved { .. } => panic!("fresh ones"),
         })
         .collect();

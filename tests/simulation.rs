@@ -140,6 +140,8 @@ struct Sum {
     expired: u64,
     /// See the world's.
     modern: [u64; 3],
+    /// See the world's.
+    connections: [u64; 5],
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -154,6 +156,7 @@ impl Sum {
         self.given_back = [0, 1].map(|which| self.given_back[which] + world.given_back[which]);
         self.expired += world.expired_addresses;
         self.modern = [0, 1, 2].map(|which| self.modern[which] + world.modern[which]);
+        self.connections = [0, 1, 2, 3, 4].map(|which| self.connections[which] + world.connections[which]);
         for totals in &world.model.totals {
             self.created += totals.created;
             self.ended.iter_mut().zip(totals.ended).for_each(|(sum, ended)| *sum += ended);
@@ -172,13 +175,14 @@ impl Sum {
         assert!(is_lost, "hardly one of two relayed addresses was lost: {self:?}");
         assert!(self.modern.iter().all(|count| *count > 100), "hardly a client knew RFC 8489: {self:?}");
         assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
+        assert!(self.connections.iter().all(|count| *count > 200), "hardly any connection to a peer: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");
         // No server of this world has a fault of its own, and none is killed.
         for why in EndReason::ALL.into_iter().filter(|why| !matches!(why, EndReason::Fault | EndReason::Crash)) {
             assert!(self.ended[why as usize] > 20, "hardly any allocation was {}: {self:?}", why.name());
         }
-        for code in [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 486, 508] {
+        for code in [400, 401, 403, 420, 437, 438, 440, 441, 442, 443, 446, 447, 486, 508] {
             assert!(self.codes.get(&code).is_some_and(|count| *count > 10), "{code} was hardly due: {self:?}");
         }
         // No reload of this world removes a listener, its packets have a source port, none makes the server panic, the answers and

@@ -184,7 +184,7 @@ fn streams(h: &mut Harness) -> StreamsState {
         ended: Vec::new(),
         ..plain.clone()
     };
-    StreamsState { next_id: 11, streams: vec![plain, encrypted] }
+    StreamsState { next_id: 11, streams: vec![plain, encrypted], peers: None }
 }
 
 /// The rest of what the workers share, after an early part: one user came, and one went, who is remembered for his bytes;

@@ -123,6 +123,7 @@ impl Config {
                 discovery: self.stun.discovery.and_then(|of| of.advertised_as(|ip| self.relay.external.advertised(ip))),
                 ..self.stun
             },
+            tcp: self.relay.tcp,
             proxies: self.listen.iter().flat_map(|listen| listen.proxy_from.iter().copied()).collect(),
             interim_seconds: self.accounting.interim_seconds(),
             relay_ipv4,

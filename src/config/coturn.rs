@@ -136,7 +136,7 @@ pub const OPTIONS: &[CoturnOption] = &[
     value("min-port", Becomes("relay.ports", "")),
     value("max-port", Becomes("relay.ports", "")),
     flag("no-udp-relay", Asks("relaying over UDP is what this server does; it has nothing else to offer")),
-    flag("no-tcp-relay", Implied("there is no relaying over TCP (RFC 6062)")),
+    flag("no-tcp-relay", Implied("relay.tcp is off unless it is set (RFC 6062)")),
     flag("keep-address-family", Dropped("a client gets an IPv4 address unless it asks for IPv6, as RFC 8656 says")).short('K'),
     value("allocation-default-address-family", Dropped("a client gets an IPv4 address unless it asks for IPv6, as RFC 8656 says")).short('A'),
     flag("mobility", Becomes("relay.mobility", "")),

@@ -147,6 +147,10 @@ pub const KEYS: &[ConfigKey] = &[
         "UDP ports of relayed traffic").for_new("allocations"),
     key("relay.ports_by_tenant", Table("{ acme = \"50000-50999\" }"), "{}",
         "Parts of `relay.ports` that are one tenant's alone; all others share what is in no part").for_new("allocations"),
+    key("relay.tcp", Flag, "false",
+        "Whether clients over TCP and TLS may get TCP allocations, which relay connections to peers (RFC 6062)"),
+    key("relay.tcp_low_ports", Flag, "false",
+        "Whether TCP allocations may connect to ports of peers below 1024"),
     key("relay.segmentation_offload", Flag, "true",
         "Let the kernel combine and split bursts of packets (UDP_GRO, UDP_SEGMENT)"),
     key("relay.coalesce_microseconds", Count(200), "30",
@@ -259,6 +263,8 @@ pub const KEYS: &[ConfigKey] = &[
         "Live permissions of an allocation: the peers that it may talk to at a time").zero("no limit"),
     key("limits.channels_per_allocation", Count(CHANNELS_MAX), "64",
         "Live channels of an allocation, at most 16383").zero("no limit"),
+    key("limits.connections_per_allocation", Count(ANY), "64",
+        "Connections to peers of a TCP allocation").zero("no limit"),
     key("limits.tcp_queue", Size(TCP_FRAME_BYTES), "\"256KiB\"",
         "Bytes that may wait for a slow TCP or TLS client, at least 65556B (one frame); the server drops and counts the rest").zero("no limit")
         .warns("one slow TCP client can take all memory").for_new("connections"),
@@ -455,7 +461,7 @@ pub(crate) fn fields(table: &str) -> impl Iterator<Item = (&'static str, &'stati
 pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 
 /// Keys of later versions, each with the value that says "off" and is therefore accepted.
-pub const LATER: &[(&str, &str)] = &[("relay.tcp", "false")];
+pub const LATER: &[(&str, &str)] = &[("listen.dtls", "[]")];
 
 /// Fields of a listener's table in later versions.
 pub(crate) const LATER_FIELDS: [&str; 4] = ["relay", "external", "proxy_from", "certificate"];

@@ -64,6 +64,7 @@ impl Check {
             bytes_per_user_per_day: self.limit("limits.bytes_per_user_per_day"),
             permissions_per_allocation: self.limit("limits.permissions_per_allocation").unwrap_or(u32::MAX),
             // There are no more channel numbers, so this is no limit.
+            connections_per_allocation: self.limit("limits.connections_per_allocation").unwrap_or(u32::MAX),
             channels_per_allocation: self.limit("limits.channels_per_allocation").unwrap_or(CHANNELS_MAX),
         };
         LimitsConfig {

@@ -13,6 +13,7 @@ use crate::config::error::Problem;
 use crate::config::external::{External, ExternalLook};
 use crate::config::shared::SharedPort;
 use crate::config::units;
+use crate::protocol::settings::TcpRelaySettings;
 use crate::protocol::tenancy::{PortParts, Tenancy};
 
 /// A socket that clients talk to. `[::]` means IPv6 only.
@@ -62,6 +63,8 @@ pub struct RelayConfig {
     pub port_parts: PortParts,
     /// Whether the kernel may coalesce and segment (UDP_GRO, UDP_SEGMENT).
     pub segmentation_offload: bool,
+    /// TCP allocations.
+    pub tcp: TcpRelaySettings,
     /// Microseconds that a busy worker lets packets gather; 0 means not at all.
     pub coalesce_microseconds: u32,
     /// Whether clients may change their network (RFC 8016).
@@ -191,6 +194,7 @@ impl Check {
             port_parts: self.port_parts(&ports),
             ports,
             segmentation_offload: self.flag_of("relay.segmentation_offload"),
+            tcp: TcpRelaySettings { is_on: self.flag_of("relay.tcp"), low_ports: self.flag_of("relay.tcp_low_ports") },
             coalesce_microseconds: self.number("relay.coalesce_microseconds"),
             mobility: self.flag_of("relay.mobility"),
             addresses,

@@ -399,7 +399,7 @@ impl Acceptor {
     /// To a worker, or where its sessions are by now.
     fn hand_over(&self, stream: TcpStream, five_tuple: FiveTuple, tls: Option<Box<TlsSession>>, permit: Permit) {
         let Ok(socket) = stream.into_std() else { return Handshakes::count(&self.refused) };
-        let adopted = Adopted { socket, five_tuple, tls, permit };
+        let adopted = Adopted { socket, five_tuple, tls, permit, moved: None };
         match &mut *self.route() {
             Route::Workers => self.to_worker(adopted),
             Route::Held(streams) => streams.push(adopted),
@@ -477,9 +477,11 @@ impl Acceptor {
         let socket = std::net::TcpStream::from(socket);
         let place = self.half_open.accept(&socket, five_tuple.client);
         match (tls, place) {
-            (None, Some((permit, _))) => self.to_worker(Adopted { socket, five_tuple, tls: None, permit }),
+            (None, Some((permit, _))) => {
+                self.to_worker(Adopted { socket, five_tuple, tls: None, permit, moved: None });
+            }
             (Some(Some(tls)), Some((permit, _))) => {
-                self.to_worker(Adopted { socket, five_tuple, tls: Some(Box::new(tls)), permit });
+                self.to_worker(Adopted { socket, five_tuple, tls: Some(Box::new(tls)), permit, moved: None });
             }
             _ => self.count_not_passed(),
         }

@@ -49,6 +49,7 @@ mod send_queue;
 mod tcp;
 
 // The worker, its streams and its relayed sockets, which name each other.
+mod peers;
 mod relay_socket;
 mod streams;
 mod worker;

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -74,6 +74,37 @@ impl Owners {
     }
 }
 
+/// Which ports of a relay address are relayed ones of TCP now.
+struct TcpPorts {
+    of: Box<[AtomicU64]>,
+    /// How many are.
+    open: AtomicU32,
+}
+
+impl TcpPorts {
+    fn new() -> Self {
+        Self {
+            of: std::iter::repeat_with(AtomicU64::default).take((1 << 16) / 64).collect(),
+            open: AtomicU32::default(),
+        }
+    }
+
+    fn set(&self, port: u16, is_open: bool) {
+        let (word, bit) = (&self.of[usize::from(port / 64)], 1 << (port % 64));
+        let before =
+            if is_open { word.fetch_or(bit, Ordering::Relaxed) } else { word.fetch_and(!bit, Ordering::Relaxed) };
+        match (before & bit != 0, is_open) {
+            (false, true) => self.open.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.open.fetch_sub(1, Ordering::Relaxed),
+            (false, false) | (true, true) => 0,
+        };
+    }
+
+    fn has(&self, port: u16) -> bool {
+        self.of[usize::from(port / 64)].load(Ordering::Relaxed) & 1 << (port % 64) != 0
+    }
+}
+
 const SLOT_BITS: u32 = 24;
 const SLOT_MAX: u32 = (1 << SLOT_BITS) - 1;
 
@@ -86,6 +117,7 @@ pub(super) struct RelayAddressEntry {
     /// Whether new allocations get its ports.
     pub(super) is_serving: bool,
     owners: Arc<Owners>,
+    tcp: Arc<TcpPorts>,
     ports: Arc<Mutex<PortPlan>>,
 }
 
@@ -104,6 +136,11 @@ impl RelayAddressEntry {
     #[inline]
     fn owner(&self, port: u16) -> Option<RelayOwner> {
         self.owners.get(port)
+    }
+
+    /// How many relayed ports are open, of UDP and of TCP.
+    fn open(&self) -> u32 {
+        self.owners.open.load(Ordering::Relaxed) + self.tcp.open.load(Ordering::Relaxed)
     }
 }
 
@@ -155,9 +192,7 @@ impl RelayAddresses {
                 None => missing.push(*address),
             }
         }
-        let is_used = |of: &RelayAddressEntry| {
-            of.owners.open.load(Ordering::Relaxed) > 0 || of.ports().port_counts(Ticks(0)).used > 0
-        };
+        let is_used = |of: &RelayAddressEntry| of.open() > 0 || of.ports().port_counts(Ticks(0)).used > 0;
         let mut retired: Vec<RelayAddressEntry> =
             left.into_iter().filter(is_used).map(|of| RelayAddressEntry { is_serving: false, ..of }).collect();
         // The latest stand at the end.
@@ -168,8 +203,9 @@ impl RelayAddresses {
             let mut seed = [0; 32];
             fresh.random.fill(&mut seed);
             let ports = PortPlan::new(&fresh.range, &fresh.parts.ranges(), Random::new(seed));
-            let (owners, ports) = (Arc::new(Owners::new()), Arc::new(Mutex::new(ports)));
-            entries.push(RelayAddressEntry { address, number, is_serving: true, owners, ports });
+            let (owners, tcp, ports) =
+                (Arc::new(Owners::new()), Arc::new(TcpPorts::new()), Arc::new(Mutex::new(ports)));
+            entries.push(RelayAddressEntry { address, number, is_serving: true, owners, tcp, ports });
         }
         // In the order asked for, which is that of the configuration.
         entries.sort_by_key(|of| wanted.iter().position(|address| *address == of.address));
@@ -229,7 +265,7 @@ impl RelayAddresses {
     pub(super) fn port_counts(&self, now: Ticks) -> Vec<(RelayAddress, PortCounts, usize)> {
         let port_counts = |of: &RelayAddressEntry| {
             let port_counts = of.ports().port_counts(now);
-            let reserved = port_counts.used.saturating_sub(of.owners.open.load(Ordering::Relaxed) as usize);
+            let reserved = port_counts.used.saturating_sub(of.open() as usize);
             let port_counts =
                 if of.is_serving { port_counts } else { PortCounts { free: 0, resting: 0, ..port_counts } };
             (of.address, port_counts, reserved)
@@ -267,6 +303,30 @@ impl RelayAddresses {
     pub(super) fn relay_owner(&self, address: PeerAddress) -> Option<RelayOwner> {
         let entries = self.entries.load();
         entries.iter().filter(|of| of.is(address.ip())).find_map(|of| of.owner(address.port()))
+    }
+
+    /// Notes that a relayed address of TCP was opened or closed.
+    pub(super) fn set_relayed_tcp(&self, relayed: RelayedTransportAddress, is_open: bool) {
+        self.with(relayed.ip(), |entry| entry.tcp.set(relayed.port(), is_open));
+    }
+
+    /// Whether an address is a relayed one of TCP at this moment, in either of its forms.
+    pub(super) fn is_relayed_tcp(&self, address: PeerAddress) -> bool {
+        self.entries.load().iter().any(|of| of.is(address.ip()) && of.tcp.has(address.port()))
+    }
+
+    /// A relayed address of TCP of ours in its local form, where connections are made to; any other address as it is.
+    pub(super) fn tcp_to_local(&self, peer: PeerAddress) -> PeerAddress {
+        let entries = self.entries.load();
+        let it = entries.iter().find(|of| of.address.advertised == peer.ip() && of.tcp.has(peer.port()));
+        it.map_or(peer, |of| PeerAddress::new(of.address.local, peer.port()))
+    }
+
+    /// The same in its advertised form, which is the one that clients know.
+    pub(super) fn tcp_to_advertised(&self, from: PeerAddress) -> PeerAddress {
+        let entries = self.entries.load();
+        let it = entries.iter().find(|of| of.address.local == from.ip() && of.tcp.has(from.port()));
+        it.map_or(from, |of| PeerAddress::new(of.address.advertised, from.port()))
     }
 
     /// A relayed address of ours in its local form, because clouds rarely hairpin. Everything else stays as it is: behind

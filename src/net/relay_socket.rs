@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -107,6 +107,8 @@ impl Relays {
             RelayRequest::Fresh { family, parity, part, client } => {
                 self.open_fresh(id, family, WantedPort { parity, part, client }, now)
             }
+            // `net::peers` opens those.
+            RelayRequest::Tcp { .. } => Err(RelayRefused::System),
             RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.held.remove(&relayed).ok_or(RelayRefused::NotHeld)?;
                 self.keep(id, socket, relayed);
@@ -122,34 +124,18 @@ impl Relays {
         wanted: WantedPort,
         now: Ticks,
     ) -> Result<OpenedRelay, RelayRefused> {
-        let all = self.addresses.all();
-        let of_family: Vec<_> =
-            all.iter().filter(|of| of.is_serving && Family::of(of.address.advertised) == family).collect();
-        self.turn = self.turn.wrapping_add(1);
-        let mut refused = RelayRefused::NoAddress;
-        for offset in 0..of_family.len() {
-            let entry = of_family[(self.turn + offset) % of_family.len()];
-            match bind_free(entry, wanted, now) {
-                Ok((port, socket, held)) => {
-                    let advertised = entry.address.advertised;
-                    let relayed = RelayedTransportAddress::new(advertised, port);
-                    let socket = self.overflow.watch(SocketKind::Relayed, socket);
-                    let held = held.map(|socket| {
-                        let socket = self.overflow.watch(SocketKind::Relayed, socket);
-                        let next = RelayedTransportAddress::new(advertised, port + 1);
-                        self.held.insert(next, socket);
-                        next
-                    });
-                    self.keep(id, socket, relayed);
-                    return Ok(OpenedRelay { relayed, held });
-                }
-                // Another address may do; if none does, full ones are the reason that an operator can mend.
-                Err(RelayRefused::NoAddress) => {}
-                Err(RelayRefused::NoPort) => refused = RelayRefused::NoPort,
-                Err(other) => return Err(other),
-            }
-        }
-        Err(refused)
+        let bind = |entry: &RelayAddressEntry| bind_free(entry, wanted, now, bind);
+        let (advertised, (port, socket, held)) = bind_somewhere(&self.addresses, &mut self.turn, family, bind)?;
+        let relayed = RelayedTransportAddress::new(advertised, port);
+        let socket = self.overflow.watch(SocketKind::Relayed, socket);
+        let held = held.map(|socket| {
+            let socket = self.overflow.watch(SocketKind::Relayed, socket);
+            let next = RelayedTransportAddress::new(advertised, port + 1);
+            self.held.insert(next, socket);
+            next
+        });
+        self.keep(id, socket, relayed);
+        Ok(OpenedRelay { relayed, held })
     }
 
     /// Keeps the socket of an allocation of another process, in place of what it had there.
@@ -333,17 +319,48 @@ impl Relays {
 
 /// What a fresh relayed port must be like.
 #[derive(Clone, Copy)]
-struct WantedPort {
-    parity: Parity,
+pub(super) struct WantedPort {
+    pub(super) parity: Parity,
     /// The tenant's, if it has one of its own.
-    part: Option<PortPart>,
-    client: IpAddr,
+    pub(super) part: Option<PortPart>,
+    pub(super) client: IpAddr,
 }
 
-type Bound = (u16, UdpSocket, Option<UdpSocket>);
+/// A port, the socket that is bound to it, and the one of the next port, if that is held.
+pub(super) type Bound<S> = (u16, S, Option<S>);
+
+/// Binds at one of the serving addresses of a family, each in turn; gives its advertised form too.
+pub(super) fn bind_somewhere<S>(
+    addresses: &RelayAddresses,
+    turn: &mut usize,
+    family: Family,
+    bind: impl Fn(&RelayAddressEntry) -> Result<Bound<S>, RelayRefused>,
+) -> Result<(IpAddr, Bound<S>), RelayRefused> {
+    let all = addresses.all();
+    let of_family: Vec<_> =
+        all.iter().filter(|of| of.is_serving && Family::of(of.address.advertised) == family).collect();
+    *turn = turn.wrapping_add(1);
+    let mut refused = RelayRefused::NoAddress;
+    for offset in 0..of_family.len() {
+        let entry = of_family[(*turn + offset) % of_family.len()];
+        match bind(entry) {
+            Ok(bound) => return Ok((entry.address.advertised, bound)),
+            // Another address may do; if none does, full ones are the reason that an operator can mend.
+            Err(RelayRefused::NoAddress) => {}
+            Err(RelayRefused::NoPort) => refused = RelayRefused::NoPort,
+            Err(other) => return Err(other),
+        }
+    }
+    Err(refused)
+}
 
 /// Takes free ports until one can be bound; those that another process holds rest like used ones.
-fn bind_free(entry: &RelayAddressEntry, wanted: WantedPort, now: Ticks) -> Result<Bound, RelayRefused> {
+pub(super) fn bind_free<S: AsFd>(
+    entry: &RelayAddressEntry,
+    wanted: WantedPort,
+    now: Ticks,
+    bind: impl Fn(IpAddr, u16) -> io::Result<S>,
+) -> Result<Bound<S>, RelayRefused> {
     let WantedPort { parity, part, client } = wanted;
     for _ in 0..BIND_TRIES {
         let local = entry.address.local;

@@ -406,6 +406,10 @@ impl Shared for Process {
         }
     }
 
+    fn is_relayed_tcp(&self, address: PeerAddress) -> bool {
+        self.addresses.is_relayed_tcp(address)
+    }
+
     fn is_revoked(&self, subject: &SessionSubject<'_>, now: UnixSeconds) -> bool {
         self.revocations().includes(subject, now)
     }

@@ -19,6 +19,7 @@ use super::listening::{self, Listening, Plan};
 use super::overflow::Overflow;
 use super::passed::Passed;
 use super::payload_rings;
+use super::peers::Peers;
 use super::relay_addresses::RelayAddresses;
 use super::relay_socket::Relays;
 use super::running::{Current, Handle, Running};
@@ -294,6 +295,7 @@ impl Common<'_> {
                 net: Arc::clone(&inbox.net),
                 listeners,
                 relays: Relays::new(id, Arc::clone(self.addresses), Arc::clone(self.overflow)),
+                peers: Peers::new(Arc::clone(self.addresses)),
                 half_open: Arc::clone(self.half_open),
                 inbox: inbox.messages,
                 adopted: inbox.adopted,

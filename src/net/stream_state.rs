@@ -11,8 +11,9 @@ use super::record::{RecordLayerError, RecordState};
 use crate::address::{FiveTuple, StreamId, Transport};
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::ids::AllocationId;
-use crate::state::{Features, Kind, LINK_LOCAL_CLIENTS, State};
+use crate::state::{Features, Kind, LINK_LOCAL_CLIENTS, State, TCP_ALLOCATIONS};
 use crate::time::Ticks;
+use crate::wire::attribute::ConnectionId;
 use crate::wire::framing::FRAME_BYTES_MAX;
 
 /// Queued bytes of one worker's streams that another process takes over; what is more is given up before.
@@ -24,6 +25,9 @@ const INPUT_BYTES_MAX: usize = 160 * 1024;
 
 /// Bytes of TLS that were read and not opened, or opened and not read: what comes right behind a handshake at most.
 const TLS_INPUT_BYTES_MAX: usize = 48 * 1024;
+
+/// Bytes of a bound connection that wait at most: what is read of a stream at once, with a TLS record that it completes.
+pub(super) const HELD_BYTES_MAX: usize = 160 * 1024;
 
 /// Records of ended sessions that are held back.
 pub(super) const ENDED_MAX: usize = 8;
@@ -41,6 +45,9 @@ pub struct StreamsState {
     /// Each stream, in the order in which its socket is passed.
     #[n(1)]
     pub streams: Vec<StreamState>,
+    /// Connections to peers, in the order in which their sockets are passed, if there are any.
+    #[n(2)]
+    pub peers: Option<Vec<PeerState>>,
 }
 
 impl State for StreamsState {
@@ -49,6 +56,7 @@ impl State for StreamsState {
     fn add_features(&self, features: &mut Features) {
         let link_local = self.streams.iter().filter(|stream| stream.five_tuple.is_link_local()).count();
         features.add(LINK_LOCAL_CLIENTS, link_local as u64);
+        features.add(TCP_ALLOCATIONS, self.peers.as_ref().map_or(0, Vec::len) as u64);
     }
 
     // Nothing of it came after the first format.
@@ -87,6 +95,38 @@ pub struct StreamState {
     /// Sessions that ended while their payload waited in the queue.
     #[n(8)]
     pub ended: Vec<SessionRecord>,
+}
+
+/// A connection's socket and what waits for it, as plain values; its stage is the core's to say.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+#[cbor(map)]
+pub struct PeerState {
+    /// Which connection.
+    #[n(0)]
+    pub id: ConnectionId,
+    /// The stream that it is bound to.
+    #[n(1)]
+    pub stream: Option<StreamId>,
+    /// Bytes from the client that have not left.
+    #[n(2)]
+    #[cbor(with = "minicbor::bytes")]
+    pub to_peer: Vec<u8>,
+    /// How many of those are counted as sent.
+    #[n(3)]
+    pub to_peer_passed: usize,
+    /// Bytes from the peer that are not in the stream's queue.
+    #[n(4)]
+    #[cbor(with = "minicbor::bytes")]
+    pub to_client: Vec<u8>,
+    /// The client sends no more, and the peer was told so.
+    #[n(5)]
+    pub client_ended: [bool; 2],
+    /// The peer sends no more, and the client was told so.
+    #[n(6)]
+    pub peer_ended: [bool; 2],
+    /// Whether the peer has not accepted yet.
+    #[n(7)]
+    pub is_connecting: bool,
 }
 
 /// The TLS of an established stream.

@@ -98,6 +98,20 @@ impl Streams {
         Some(stream)
     }
 
+    /// Takes a stream out with its place among the half open ones, for another worker; `None` if it has none, which leaves it
+    /// here.
+    pub(super) fn take(&mut self, at: usize) -> Option<(Stream, Permit)> {
+        let permit = self.permits.remove(&self.slots.get(at)?.id)?;
+        Some((self.remove(at)?, permit))
+    }
+
+    /// The stream is closed at this time if that is before its deadline.
+    pub(super) fn hasten(&mut self, at: usize, to: Option<Ticks>) {
+        if let Some(id) = self.slots.get(at).map(|stream| stream.id) {
+            self.hasten_deadline(id, to);
+        }
+    }
+
     pub(super) fn get(&self, at: usize) -> Option<&Stream> {
         self.slots.get(at)
     }
@@ -269,7 +283,7 @@ impl Streams {
     pub(super) fn export(&self) -> (StreamsState, Vec<BorrowedFd<'_>>) {
         let streams = self.slots.iter().map(|(_, stream)| (stream.to_state(), stream.socket.as_fd()));
         let (streams, sockets) = streams.unzip();
-        (StreamsState { next_id: self.next_id, streams }, sockets)
+        (StreamsState { next_id: self.next_id, streams, peers: None }, sockets)
     }
 
     /// Takes a stream over that [`Streams::export`] described, together with its socket, under the number that it had; gives

@@ -1,7 +1,7 @@
 //! One established client stream: what was read and not handled yet, and a bounded queue of what is to be written.
 
 use std::io::{self, Read as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 
 use super::send_queue::{FRAME_COST, SendQueue, SpareQueues};
 use super::stream_state::{ENDED_MAX, StreamState, StreamStateError};
@@ -11,6 +11,7 @@ use crate::protocol::accounting::Amount;
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::ids::AllocationId;
 use crate::time::Ticks;
+use crate::wire::attribute::ConnectionId;
 use crate::wire::framing::{Cut, cut, frame_bytes};
 
 /// Replies may pass the data's limit by so much: a slow client must still hear that it is refused.
@@ -54,12 +55,26 @@ pub(super) enum Stopped {
     OutOfBudget,
 }
 
+/// What goes with a stream from one worker to another.
+pub(super) struct Moved {
+    /// Bytes that were read and not handled.
+    pub(super) input: Vec<u8>,
+    /// Requests that it may send at once without an allocation, and since when it earns more.
+    pub(super) requests: (u16, Ticks),
+    /// When it is closed unless it has an allocation by then.
+    pub(super) deadline: Option<Ticks>,
+}
+
 /// A client's TCP connection, with or without TLS.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) socket: TcpStream,
     pub(super) id: StreamId,
     pub(super) via: Via,
+    /// The connection to a peer that it carries, once it is bound: then its bytes are no messages.
+    pub(super) connection: Option<ConnectionId>,
+    /// Whether it ever carried one: what waits in its queue are the peer's bytes.
+    pub(super) is_data: bool,
     /// When it is closed unless it has an allocation by then.
     pub(super) deadline: Option<Ticks>,
     /// EPOLLIN is asked for.
@@ -107,6 +122,8 @@ impl Stream {
             socket,
             id,
             via,
+            connection: None,
+            is_data: false,
             deadline: None,
             awaits_bytes: true,
             awaits_room: false,
@@ -191,7 +208,12 @@ impl Stream {
     }
 
     /// Gives up payload as [`SendQueue::give_up_beyond`] does.
+    ///
+    /// Nothing of a data connection: it must not lose bytes, and has one read of them at most.
     pub(super) fn give_up_beyond(&mut self, bytes: usize) -> Vec<(AllocationId, u32)> {
+        if self.is_data {
+            return Vec::new();
+        }
         let given_up = self.queue.as_mut().map(|queue| queue.give_up_beyond(bytes)).unwrap_or_default();
         self.queue.take_if(|queue| queue.is_empty());
         given_up
@@ -288,6 +310,41 @@ impl Stream {
         self.input = Vec::new();
         self.input_start = 0;
         self.has_messages = false;
+    }
+
+    /// It carries the bytes of a peer from now on.
+    pub(super) const fn carry(&mut self, connection: ConnectionId) {
+        (self.connection, self.is_data) = (Some(connection), true);
+    }
+
+    /// Goes on where another worker was: with bytes that it read, and so many requests left since then.
+    pub(super) fn go_on(&mut self, input: Vec<u8>, (requests_left, requests_at): (u16, Ticks)) {
+        self.has_messages = !matches!(cut(&input), Cut::NeedMore);
+        self.input = input;
+        (self.requests_left, self.requests_at) = (requests_left, requests_at);
+    }
+
+    /// What another worker needs to go on; nothing waits to be sent.
+    pub(super) fn into_moved(mut self) -> (TcpStream, Option<Box<TlsSession>>, Moved) {
+        let input = self.take_input();
+        let moved = Moved { input, requests: (self.requests_left, self.requests_at), deadline: self.deadline };
+        (self.socket, self.tls, moved)
+    }
+
+    /// All that was read and not handled.
+    pub(super) fn take_input(&mut self) -> Vec<u8> {
+        let rest = self.input.split_off(self.input_start);
+        self.forget_input();
+        rest
+    }
+
+    /// Tells the client that nothing follows, while it may go on sending; all that waited has been written.
+    pub(super) fn end_writing(&mut self) {
+        if !self.is_abandoned {
+            self.say_goodbye();
+            // One that is gone is found out by reading.
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
     }
 
     /// Whether whole messages wait that no event of the socket will tell of.

@@ -368,6 +368,9 @@ pub(super) enum WorkerPart {
     /// Memory with what changed since the early states, and memory with the streams: the last message.
     #[n(6)]
     Changes,
+    /// The sockets of connections to peers, in the order of their states; only for a process that knows TCP allocations.
+    #[n(7)]
+    Peers,
 }
 
 #[cfg(test)]

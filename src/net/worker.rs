@@ -5,6 +5,7 @@
 //! not emptied comes again, after the others had their turn.
 
 mod budget;
+mod connections;
 mod datagrams;
 mod hand_over;
 mod inbox;
@@ -25,6 +26,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Barrier};
 
 use self::budget::{Budget, STREAMS_PER_TURN};
+use self::connections::Lost;
 use self::datagrams::Datagrams;
 use self::hand_over::HandingOver;
 pub(super) use self::hand_over::{HandOver, HandedOver, Outcome};
@@ -45,7 +47,8 @@ use super::events::Events;
 use super::half_open::{EvictedStreams, HalfOpenStreams};
 use super::ledger::{Ledger, WorkerLog};
 use super::payload_rings::{Consumers, Producers};
-use super::relay_socket::Relays;
+use super::peers::Peers;
+use super::relay_socket::{Relays, WantedPort};
 use super::shared::Process;
 use super::streams::Streams;
 use super::sys::{self, Alarm, Epoll, Ready, Waker};
@@ -53,7 +56,7 @@ use crate::address::{RelayedTransportAddress, StreamId, Via};
 use crate::clock;
 use crate::protocol::Server;
 use crate::protocol::accounting::SessionRecord;
-use crate::protocol::border::{Event, Input, OpenedRelay, Output, RelayRefused, RelayRequest};
+use crate::protocol::border::{Event, Input, OpenedRelay, Output, Parity, RelayRefused, RelayRequest};
 use crate::protocol::counters::Counters;
 use crate::protocol::ids::{AllocationId, WorkerId};
 use crate::time::{Now, Ticks};
@@ -77,6 +80,10 @@ const CONTROL: u64 = 4;
 const ALARM: u64 = 5;
 /// The channel to the new process of an upgrade.
 const HANDOFF: u64 = 6;
+/// A relayed address of TCP, at which peers connect.
+const TCP_RELAY: u64 = 7;
+/// A connection to a peer.
+const PEER: u64 = 8;
 
 const fn token(kind: u64, index: usize) -> u64 {
     kind << KIND_BITS | index as u64
@@ -118,6 +125,7 @@ pub(super) struct Setup {
     pub(super) net: Arc<NetCounters>,
     pub(super) listeners: Vec<ListenerChange>,
     pub(super) relays: Relays,
+    pub(super) peers: Peers,
     pub(super) half_open: Arc<HalfOpenStreams>,
     pub(super) inbox: Receiver<Message>,
     pub(super) adopted: Arc<AdoptedStreams>,
@@ -145,6 +153,12 @@ pub(super) struct Worker {
     alarm: Alarm,
     listeners: Listeners,
     relays: Relays,
+    /// Of TCP allocations.
+    peers: Peers,
+    /// Relayed addresses of TCP at which none is accepted for a while, because there were no files.
+    resting_relays: Vec<(Ticks, AllocationId)>,
+    /// What connections had on their way that ended with their allocation.
+    lost: Vec<Lost>,
     streams: Streams,
     inbox: Receiver<Message>,
     adopted: Arc<AdoptedStreams>,
@@ -196,6 +210,9 @@ impl Worker {
             alarm,
             listeners: Listeners::default(),
             relays: setup.relays,
+            peers: setup.peers,
+            resting_relays: Vec::new(),
+            lost: Vec::new(),
             streams: Streams::new(setup.shell.tcp, setup.half_open, EvictedStreams::new(Arc::clone(&setup.waker))),
             inbox: setup.inbox,
             adopted: setup.adopted,
@@ -289,6 +306,8 @@ impl Worker {
                 ALARM => self.alarm.clear(),
                 // What is to be told is told at the end of each turn.
                 HANDOFF => {}
+                TCP_RELAY => self.on_tcp_relay(now, at),
+                PEER => self.on_peer(now, at, event.readable, event.writable),
                 _ => self.on_inbox(now),
             }
             self.server.put_down();
@@ -336,7 +355,9 @@ impl Worker {
     /// When something must be done by itself.
     fn next_deadline(&self) -> Option<Ticks> {
         let of_ledger = self.ledger.as_ref().and_then(WorkerLedger::next_deadline);
-        [self.server.poll_timeout(), self.streams.next_deadline(), of_ledger].into_iter().flatten().min()
+        let of_connections = self.carrying_deadline();
+        let all = [self.server.poll_timeout(), self.streams.next_deadline(), of_ledger, of_connections];
+        all.into_iter().flatten().min()
     }
 
     // [8489-6.2.2-2]
@@ -345,6 +366,9 @@ impl Worker {
             self.flush_payload();
             self.server.handle_timeout(now);
             self.drain(now);
+        }
+        if self.carrying_deadline().is_some_and(|at| at <= now.ticks) {
+            self.go_on_carrying(now);
         }
         // Those that are left have their turn at once: the next deadline is past.
         for _ in 0..STREAMS_PER_TURN {
@@ -361,6 +385,7 @@ impl Worker {
             while let Some(output) = self.server.poll_output() {
                 self.on_output(now, output);
             }
+            self.lost.clear();
             // The driving rule: one input, then everything that it led to, then the next input.
             let Some(answer) = self.answers.pop_front() else { return };
             self.server.handle_input(now, answer);
@@ -380,8 +405,14 @@ impl Worker {
                 self.answers.push_back(Input::RelayOpened { allocation, result });
             }
             Output::CloseRelay { allocation, relayed, client } => {
-                self.relays.close(allocation, relayed, client, now.ticks)
+                self.relays.close(allocation, relayed, client, now.ticks);
+                self.peers.close(allocation, client, now.ticks);
             }
+            Output::Connect { connection, allocation, relayed, peer } => {
+                self.connect(connection, allocation, relayed, peer)
+            }
+            Output::BindConnection { connection, via } => self.bind_connection(connection, via),
+            Output::CloseConnection { connection } => self.close_connection(now, connection),
             Output::MoveRelay { from, to, relayed } => self.move_relay(from, to, relayed),
             Output::CloseReserved { relayed } => self.relays.close_held(relayed, now.ticks),
             Output::KeepRelay { allocation, relayed, via } => self.keep_relay(now, allocation, relayed, via),
@@ -398,6 +429,10 @@ impl Worker {
         allocation: AllocationId,
         request: RelayRequest,
     ) -> Result<OpenedRelay, RelayRefused> {
+        if let RelayRequest::Tcp { family, part, client } = request {
+            let wanted = WantedPort { parity: Parity::Any, part, client };
+            return self.open_tcp_relay(now, allocation, family, wanted);
+        }
         let opened = self.relays.open(allocation, request, now.ticks)?;
         let registered = self.relays.get(allocation).ok_or(RelayRefused::System).and_then(|relay| {
             let token = token(RELAY, allocation.index as usize);
@@ -443,6 +478,8 @@ impl Worker {
         if let Via::Datagram(five_tuple) = record.via {
             self.listeners.count(&five_tuple.server, false);
         }
+        let mut record = record;
+        self.correct(&mut record);
         let mut record = Some(record);
         if let Some(Via::Stream(stream, _)) = record.as_ref().map(|record| record.via) {
             self.streams.expect_allocation(stream, now.ticks);

@@ -21,6 +21,7 @@ use crate::ops::usage::UsageMetrics;
 use crate::ops::{log, revocations};
 use crate::protocol::accounting::Amount;
 use crate::protocol::authenticated::{AuthenticatedCounts, REMAINING_BOUNDS};
+use crate::protocol::connection::ConnectionResult;
 use crate::protocol::counters::{Counters, METHODS};
 use crate::protocol::reason::{DropReason, EndReason};
 use crate::protocol::reject::RejectReason;
@@ -312,6 +313,9 @@ fn publish_allocations(text: &mut Text, workers: &Workers<'_>) {
     let ended = |reason: &EndReason| workers.core(|core| core.ended[*reason as usize].get());
     text.counter("throughway_allocations_ended_total", "Ended allocations, by reason")
         .each("reason", EndReason::ALL.iter().map(|reason| (reason.name(), ended(reason))));
+    let connections = |result: &ConnectionResult| workers.core(|core| core.connections[*result as usize].get());
+    text.counter("throughway_tcp_connections_total", "Connections to peers of TCP allocations, by what became of them")
+        .each("result", ConnectionResult::ALL.iter().map(|result| (result.name(), connections(result))));
 }
 
 fn publish_requests(text: &mut Text, workers: &Workers<'_>) {

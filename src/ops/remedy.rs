@@ -84,7 +84,31 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     (RejectReason::Combination, "the request has attributes that exclude each other: a broken client"),
     (
         RejectReason::UnsupportedTransport,
-        "the client asked for a transport other than UDP between relay and peer, which this server does not support",
+        "the client asked for a transport other than UDP between relay and peer; TCP is relayed with relay.tcp = true",
+    ),
+    (
+        RejectReason::NotStream,
+        "the client asked for a TCP allocation over UDP: it must come by TCP or TLS, a listener of listen.tcp or listen.tls",
+    ),
+    (RejectReason::TcpAllocation, "a TCP allocation has connections and no channels: a broken client"),
+    (RejectReason::NotTcpAllocation, "Connect needs an allocation whose REQUESTED-TRANSPORT was TCP: a broken client"),
+    (
+        RejectReason::BadConnection,
+        "the client bound a connection that was closed, or bound it more than 30 seconds after it was told of it; with several \
+         servers behind one address, all of a client's connections must come to the same one",
+    ),
+    (RejectReason::ConnectionExists, "the client has a connection to this peer already: it must close that one first"),
+    (
+        RejectReason::ConnectionFailed,
+        "the peer refused the connection or did not answer within 30 seconds: look at the peer, and at the firewall in between",
+    ),
+    (
+        RejectReason::PeerLowPort,
+        "TCP allocations reach ports from 1024 on: if peers serve lower ones, set relay.tcp_low_ports = true",
+    ),
+    (
+        RejectReason::ConnectionLimit,
+        "the allocation has as many connections as limits.connections_per_allocation allows: raise it",
     ),
     (
         RejectReason::FamilyUnsupported,

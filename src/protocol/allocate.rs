@@ -23,9 +23,9 @@ use super::settings::Limits;
 use super::timer::Due;
 use crate::address::{Family, RelayedTransportAddress, Via};
 use crate::time::{Now, Ticks};
-use crate::wire::attribute::{EvenPort, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
+use crate::wire::attribute::{EvenPort, PROTO_TCP, PROTO_UDP, RequestedAddressFamily, ReservationToken, family};
 use crate::wire::integrity::ReplyIntegrity;
-use crate::wire::message::{METHOD_ALLOCATE, Message};
+use crate::wire::message::{Known, METHOD_ALLOCATE, Message};
 
 /// How long another worker, or the quotas, may take to answer, in milliseconds.
 const ANSWER_WITHIN: u64 = 2_000;
@@ -145,7 +145,7 @@ impl Server {
     /// RFC 8656 §7.2 (2) to (9), in order.
     fn check_allocate(&self, via: &Via, message: &Message<'_>) -> Result<RequestedAllocation, RejectReason> {
         self.check_five_tuple(via)?;
-        check_transport(message)?;
+        let is_tcp = self.check_transport(via, message)?;
         check_no_tunnel(via)?;
         // [8656-7.2-6]
         let dont_fragment = message.dont_fragment();
@@ -156,6 +156,12 @@ impl Server {
         // (5): a token names address and family already. [8656-7.2-7]
         let additional = message.additional_address_family().map_err(|_| RejectReason::BadAttribute)?;
         if token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
+            return Err(RejectReason::Combination);
+        }
+        // A TCP allocation has one port, of one family, and no datagrams. [6062-5.1-5]
+        if is_tcp
+            && (token.is_some() || even_port.is_some() || additional.is_some() || message.has(Known::DontFragment))
+        {
             return Err(RejectReason::Combination);
         }
         let asks_for_both = additional.is_some();
@@ -179,8 +185,12 @@ impl Server {
         // [8016-3.1.2-1, -2]
         let is_mobile = self.check_mobility_wish(message)?;
         let Families { family, additional, refused } = wished;
-        let lifetime = self.grant(lifetime);
-        Ok(RequestedAllocation { lifetime, family, parity, token, additional, refused, is_mobile })
+        // A connection belongs to a worker, and can't move with its client's network.
+        if is_tcp && is_mobile == Some(true) {
+            return Err(RejectReason::MobilityForbidden);
+        }
+        let (lifetime, is_tcp) = (self.grant(lifetime), is_tcp.then_some(true));
+        Ok(RequestedAllocation { lifetime, family, parity, token, additional, refused, is_mobile, is_tcp })
     }
 
     /// ADDITIONAL-ADDRESS-FAMILY asks for both: of those that this server relays from, with a 440 for the other one.
@@ -200,6 +210,19 @@ impl Server {
             Err(RejectReason::AllocationExists)
         } else {
             Ok(())
+        }
+    }
+
+    /// (3): REQUESTED-TRANSPORT must be there and name UDP, or TCP where that is relayed; whether it is TCP.
+    // [8656-7.2-4, -5, 6062-5.1-1, -2, -4]
+    fn check_transport(&self, via: &Via, message: &Message<'_>) -> Result<bool, RejectReason> {
+        match message.requested_transport() {
+            Err(_) => Err(RejectReason::BadAttribute),
+            Ok(None) => Err(RejectReason::MissingAttribute),
+            Ok(Some(PROTO_UDP)) => Ok(false),
+            Ok(Some(PROTO_TCP)) if self.settings.tcp.is_on && via.is_stream() => Ok(true),
+            Ok(Some(PROTO_TCP)) if self.settings.tcp.is_on => Err(RejectReason::NotStream),
+            Ok(Some(_)) => Err(RejectReason::UnsupportedTransport),
         }
     }
 
@@ -377,7 +400,9 @@ impl Server {
         let Some(opening) = self.openings.get(id) else { return };
         let (parity, client) = (opening.requested.parity, opening.via.five_tuple().client.ip());
         let part = self.settings.port_parts.of(opening.owner.tenant());
-        let request = RelayRequest::Fresh { family, parity, part, client };
+        let is_tcp = opening.requested.is_tcp == Some(true);
+        let fresh = RelayRequest::Fresh { family, parity, part, client };
+        let request = if is_tcp { RelayRequest::Tcp { family, part, client } } else { fresh };
         self.outputs.push_back(Output::OpenRelay { allocation: socket, request });
     }
 
@@ -428,7 +453,7 @@ impl Server {
     ) {
         let Some(opening) = self.openings.remove(id) else { return };
         let token = self.hold(now, &opening, opened.held);
-        let RequestedAllocation { lifetime, refused, is_mobile, .. } = opening.requested;
+        let RequestedAllocation { lifetime, refused, is_mobile, is_tcp, .. } = opening.requested;
         let origin = Origin { transaction_id: opening.transaction_id, lifetime, token, refused };
         let key = opening.key();
         self.sessions += 1;
@@ -441,6 +466,9 @@ impl Server {
         if is_mobile == Some(true) {
             allocation.make_mobile();
             self.shared.set_worker(session, self.worker);
+        }
+        if is_tcp == Some(true) {
+            allocation.make_tcp();
         }
         allocation.plan_interim(self.settings.interim_seconds, now.ticks);
         allocation.plan_close(&self.settings.auth, now);
@@ -539,6 +567,13 @@ impl Server {
         }
     }
 
+    /// Refuses the TCP allocations that clients were about to begin.
+    pub(super) fn give_up_tcp(&mut self, now: Now) {
+        for id in self.openings.ids(|opening| opening.requested.is_tcp == Some(true)) {
+            self.fail_opening(now, id, RejectReason::Draining);
+        }
+    }
+
     /// Refuses what clients were about to begin that prove themselves by SHA-256.
     pub(super) fn give_up_sha256(&mut self, now: Now) {
         for id in self
@@ -580,16 +615,6 @@ impl Server {
         self.table.unreserve(id);
         self.shared.release(now, &opening.owner.claim(&opening.via), opening.owner.counted());
         opening.holds.into_iter().for_each(|token| self.shared.release_reservation(now, token));
-    }
-}
-
-/// (3): REQUESTED-TRANSPORT must be there and name UDP. [8656-7.2-4, -5, 6062-5.1-1, -2]
-fn check_transport(message: &Message<'_>) -> Result<(), RejectReason> {
-    match message.requested_transport() {
-        Err(_) => Err(RejectReason::BadAttribute),
-        Ok(None) => Err(RejectReason::MissingAttribute),
-        Ok(Some(protocol)) if protocol == PROTO_UDP => Ok(()),
-        Ok(Some(_)) => Err(RejectReason::UnsupportedTransport),
     }
 }
 

@@ -136,6 +136,17 @@ impl Allocation {
         self.endpoints.is_stream()
     }
 
+    /// Whether it is a TCP allocation (RFC 6062): it has connections to peers, and no datagrams.
+    #[inline]
+    pub(super) fn is_tcp(&self) -> bool {
+        self.endpoints.is_tcp()
+    }
+
+    /// Makes it a TCP allocation.
+    pub(super) fn make_tcp(&mut self) {
+        self.endpoints = EndpointAddresses::tcp(self.via(), self.relayed());
+    }
+
     /// The relayed address, advertised form.
     #[inline]
     pub(super) fn relayed(&self) -> RelayedTransportAddress {
@@ -384,6 +395,7 @@ impl Allocation {
             created_at: self.created_at,
             additional: self.additional(),
             mobility: self.mobility().cloned(),
+            is_tcp: self.is_tcp().then_some(true),
         }
     }
 
@@ -394,6 +406,9 @@ impl Allocation {
         let owner = Owner::from_state(state.owner);
         let mut allocation =
             Self::new(state.id, state.session, state.via, state.relayed, owner, state.origin, state.created_at);
+        if state.is_tcp == Some(true) {
+            allocation.make_tcp();
+        }
         allocation.expires_at = state.expires_at;
         allocation.packets = PacketBucket::from_state(state.packets);
         allocation.set_interim_at(state.interim_at);
@@ -491,6 +506,9 @@ pub struct AllocationState {
     /// Its client may change its network.
     #[n(16)]
     pub mobility: Option<Mobility>,
+    /// Whether it is a TCP allocation, if it is.
+    #[n(17)]
+    pub is_tcp: Option<bool>,
 }
 
 impl AllocationState {
@@ -504,6 +522,12 @@ impl AllocationState {
     #[must_use]
     pub const fn is_dual(&self) -> bool {
         self.additional.is_some()
+    }
+
+    /// Whether it needs a release that knows TCP allocations.
+    #[must_use]
+    pub fn is_tcp(&self) -> bool {
+        self.is_tcp == Some(true)
     }
 
     /// Its second socket is not there: the allocation goes on with its own one.

@@ -84,11 +84,32 @@ pub(super) fn realm_of<'a>(settings: &'a Settings, via: &Via, owner: Option<&'a 
     })
 }
 
+/// Who sends a request.
+pub(super) struct Client<'a> {
+    /// How it came.
+    pub(super) via: &'a Via,
+    /// The allocation that it is about: of this five-tuple, or of the connection that it wants to bind.
+    pub(super) allocation: Option<&'a Allocation>,
+    /// The client of the connection that it wants to bind, whose nonce is as good as its own.
+    pub(super) nonce_of: Option<Via>,
+}
+
+impl Client<'_> {
+    /// Whether a nonce was minted for this client. Who binds a connection may use the nonce of the allocation's client, which
+    /// it is (RFC 6062 section 4.4).
+    fn check_nonce(&self, nonces: &Nonces, now: UnixSeconds, lifetime: u64, nonce: &[u8]) -> (Verdict, Offer) {
+        let checked = nonces.check(now, lifetime, self.via.five_tuple(), nonce);
+        match self.nonce_of {
+            Some(via) if checked.0 == Verdict::Foreign => nonces.check(now, lifetime, via.five_tuple(), nonce),
+            Some(_) | None => checked,
+        }
+    }
+}
+
 /// Checks a request in the RFC's order. [8656-5-1, 8656-7.2-2]
 pub(super) fn authenticate<'m>(
     message: &'m Message<'m>,
-    via: &Via,
-    allocation: Option<&Allocation>,
+    client: &Client<'_>,
     settings: &Settings,
     nonces: &Nonces,
     now: Now,
@@ -105,12 +126,12 @@ pub(super) fn authenticate<'m>(
     if message.get(Known::MessageIntegritySha256).is_some_and(|mac| mac.len() != INTEGRITY_SHA256_BYTES) {
         return Err(RejectReason::BadAttribute.into());
     }
-    let owner = allocation.map(|allocation| &allocation.owner);
-    let own_realm = realm_of(settings, via, owner);
+    let owner = client.allocation.map(|allocation| &allocation.owner);
+    let own_realm = realm_of(settings, client.via, owner);
     let username = claimed_name(message, realm, owner, own_realm)?;
     // A nonce that we never gave to this address costs a guess nothing, so nothing is spent on it: no key, and no
     // MAC over the message. Its 438 is not signed (RFC 8489 §9.2.4); see decision 0160.
-    let (nonce, offer) = nonces.check(now.unix, settings.auth.nonce_lifetime, via.five_tuple(), nonce);
+    let (nonce, offer) = client.check_nonce(nonces, now.unix, settings.auth.nonce_lifetime, nonce);
     if nonce == Verdict::Foreign {
         return Err(RejectReason::StaleNonce.into());
     }
@@ -123,7 +144,7 @@ pub(super) fn authenticate<'m>(
     // expiry never drop a call. The same user with another key, after a change of password, is as genuine as
     // anybody; what follows is RFC 8656's to say (sections 5 and 7.2).
     let of_owner = owner.filter(|owner| owner.username() == username).map(Owner::key);
-    let tenant = settings.tenancies.of(via.five_tuple()).and_then(|of| of.tenant.as_deref());
+    let tenant = settings.tenancies.of(client.via.five_tuple()).and_then(|of| of.tenant.as_deref());
     let claim = Claim { message, username: &username, realm, algorithm, of_owner, own_realm, tenant };
     let (key, proof) = match claim.of_owner.as_ref().filter(|key| claim.is_made_with(key)) {
         Some(key) => (key.clone(), Proof::Owner),

@@ -27,7 +27,7 @@ use super::settings::{Limits, Settings};
 use super::tenancy::PortPart;
 use crate::address::{Family, FiveTuple, PeerAddress, RelayedTransportAddress, Via};
 use crate::time::{Now, Ticks, UnixSeconds};
-use crate::wire::attribute::ReservationToken;
+use crate::wire::attribute::{ConnectionId, ReservationToken};
 use crate::wire::message::TransactionId;
 use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
 
@@ -86,6 +86,18 @@ pub enum Input<'a> {
         /// What the owner says.
         answer: Answer,
     },
+    /// The answer to [`Output::Connect`].
+    Connected {
+        /// Which connection.
+        connection: ConnectionId,
+        /// Whether the peer accepted.
+        result: Result<(), ConnectRefused>,
+    },
+    /// Both sides of a bound connection have ended, or one has broken off.
+    ConnectionEnded {
+        /// Which connection.
+        connection: ConnectionId,
+    },
     /// New settings: live permissions and channels are judged again.
     Reconfigure(Arc<Settings>),
     /// No new allocations from now on.
@@ -124,6 +136,8 @@ pub enum Selector {
     Sha256Keys,
     /// All whose owner belongs to a realm that is not the server's own.
     OtherRealms,
+    /// All TCP allocations (RFC 6062).
+    TcpAllocations,
 }
 
 /// What a server is doing at the moment, for a shell that finds out that it panicked.
@@ -211,6 +225,31 @@ pub enum Output {
         /// Which address.
         relayed: RelayedTransportAddress,
     },
+    /// Connect to a peer from the relayed address of a TCP allocation and answer with [`Input::Connected`], or never if it
+    /// is closed before.
+    Connect {
+        /// What the connection is known by.
+        connection: ConnectionId,
+        /// Whose relayed address it leaves from.
+        allocation: AllocationId,
+        /// That address.
+        relayed: RelayedTransportAddress,
+        /// The peer, in advertised form.
+        peer: PeerAddress,
+    },
+    /// Carry what comes from a client's stream to a peer and back from now on, the bytes behind the request included. The answer
+    /// to it was put out before.
+    BindConnection {
+        /// The connection to the peer.
+        connection: ConnectionId,
+        /// The client's stream.
+        via: Via,
+    },
+    /// Close the connection to a peer, and the client's stream if it is bound.
+    CloseConnection {
+        /// Which connection.
+        connection: ConnectionId,
+    },
     /// A held port was never asked for; close it.
     CloseReserved {
         /// Which address.
@@ -296,6 +335,26 @@ pub enum Relay<'a> {
     Drop(DropReason),
 }
 
+/// What may be done with bytes of a bound connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Carry {
+    /// They are to be sent, and are counted as sent.
+    Send,
+    /// A limit lets fewer pass at this moment: they wait, and nothing more is read meanwhile.
+    Wait,
+    /// Nothing passes any more: the connection is over, or its allocation's budget is used up.
+    Stop,
+}
+
+/// Why no connection to a peer came about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConnectRefused {
+    /// The peer or the network refused.
+    Failed,
+    /// The process may not open more files.
+    NoFiles,
+}
+
 /// ChannelData's four bytes, or a Data indication's 36 or 48, to be sent before a payload.
 #[derive(Clone, Copy)]
 pub struct Head {
@@ -342,6 +401,15 @@ pub enum RelayRequest {
         /// The part of the ports that it comes from; `None` for those that are in no tenant's part.
         part: Option<PortPart>,
         /// Who asks: a port that this client had may come back before its rest is over.
+        client: std::net::IpAddr,
+    },
+    /// A fresh one of TCP, at which connections are accepted (RFC 6062 section 5.1).
+    Tcp {
+        /// Its family.
+        family: Family,
+        /// The part of the ports that it is of: the tenant's, if it has one of its own.
+        part: Option<PortPart>,
+        /// Who asks.
         client: std::net::IpAddr,
     },
     /// One that was held for a RESERVATION-TOKEN.
@@ -466,6 +534,9 @@ pub trait Shared: Send + Sync {
 
     /// Whether an address is a relayed address of this server at this moment.
     fn is_relayed(&self, address: PeerAddress) -> bool;
+
+    /// Whether an address is a relayed address of TCP of this server at this moment.
+    fn is_relayed_tcp(&self, address: PeerAddress) -> bool;
 
     /// Who of the pool takes clients, and how full this server is; none and not at all where it is not looked at.
     fn pool(&self) -> PoolState {

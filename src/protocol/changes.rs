@@ -13,9 +13,10 @@ use minicbor::{Decode, Encode};
 use super::Server;
 use super::accounting::Amount;
 use super::allocation::{Allocation, AllocationState};
+use super::connection::PeerConnection;
 use super::early_marks::EarlyMark;
 use super::export::{
-    ImportError, add_dual, add_features_of, add_mobile, add_other_realms, add_sha256, keep_openings_for,
+    ImportError, add_dual, add_features_of, add_mobile, add_other_realms, add_sha256, add_tcp, keep_openings_for,
 };
 use super::ids::{AllocationId, WorkerId};
 use super::meter::MeterWords;
@@ -53,6 +54,7 @@ impl State for EarlyAllocations {
         add_sha256(&self.allocations, &[], features);
         add_other_realms(&self.allocations, &[], features);
         add_mobile(&self.allocations, &[], features);
+        add_tcp(&self.allocations, &[], features);
     }
 
     // Nothing of it came after the first format.
@@ -202,6 +204,9 @@ pub struct ServerChanges {
     /// Ways of clients whose allocations are other workers'.
     #[n(17)]
     pub paths: Option<Vec<ForeignPathState>>,
+    /// Connections to peers, in the order of their ids, if there are any.
+    #[n(18)]
+    pub connections: Option<Vec<PeerConnection>>,
 }
 
 impl std::fmt::Debug for ServerChanges {
@@ -226,6 +231,7 @@ impl State for ServerChanges {
         add_sha256(&self.allocations, &self.openings, features);
         add_other_realms(&self.allocations, &self.openings, features);
         add_mobile(&self.allocations, &self.openings, features);
+        add_tcp(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -304,6 +310,7 @@ impl Server {
             own_meters: Rows::default(),
             live: self.table.len() as u64,
             paths: None,
+            connections: None,
         }
     }
 
@@ -322,6 +329,7 @@ impl Server {
             is_whole: !self.table.early.is_on(),
             ended: self.table.ended_since().collect(),
             counts: Rows(Vec::with_capacity(self.table.len())),
+            connections: self.connections_state(),
             ..self.totals()
         };
         // In the order of their slots.
@@ -370,6 +378,7 @@ impl Server {
         self.import_counts(&changes.counts.0, &changes.drops, &changes.own_meters.0)?;
         self.import_requests(changes.openings, changes.reservations)?;
         self.import_paths(changes.paths);
+        self.import_connections(changes.connections)?;
         self.nonces = Nonces::new(&changes.nonce_key);
         self.tickets = Tickets::new(&changes.nonce_key);
         self.draining = changes.draining;

@@ -44,6 +44,9 @@ impl Server {
             return Err(RejectReason::ChannelRange);
         }
         let allocation = self.table.get(id).ok_or(RejectReason::NoAllocation)?;
+        if allocation.is_tcp() {
+            return Err(RejectReason::TcpAllocation);
+        }
         // The channel is bound to another peer, or the peer to another channel. [8656-12.2-3, -4]
         let other_peer = allocation.binding(number, now.ticks).is_some_and(|binding| binding.peer != peer);
         let other_channel = allocation.channel_to(peer, now.ticks).is_some_and(|bound| bound != number);

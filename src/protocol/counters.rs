@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::accounting::Amount;
+use super::connection::ConnectionResult;
 use super::reason::{Direction, DropReason, EndReason};
 use super::reject::RejectReason;
 use crate::address::{Family, Transport};
 use crate::wire::message::{
-    METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, Method,
+    METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CONNECT, METHOD_CONNECTION_BIND,
+    METHOD_CREATE_PERMISSION, METHOD_REFRESH, Method,
 };
 
 /// A number with one writer.
@@ -65,12 +67,14 @@ impl AmountCell {
 }
 
 /// The methods that are answered, as `requests` counts them.
-pub const METHODS: [(Method, &str); 5] = [
+pub const METHODS: [(Method, &str); 7] = [
     (METHOD_BINDING, "binding"),
     (METHOD_ALLOCATE, "allocate"),
     (METHOD_REFRESH, "refresh"),
     (METHOD_CREATE_PERMISSION, "create_permission"),
     (METHOD_CHANNEL_BIND, "channel_bind"),
+    (METHOD_CONNECT, "connect"),
+    (METHOD_CONNECTION_BIND, "connection_bind"),
 ];
 
 /// All that one worker counts.
@@ -102,6 +106,8 @@ pub struct Counters {
     pub left: Cell,
     /// Ended allocations by [`EndReason`].
     pub ended: [Cell; EndReason::ALL.len()],
+    /// Connections to peers by [`ConnectionResult`].
+    pub connections: [Cell; ConnectionResult::ALL.len()],
 }
 
 /// What the names of counters begin with, or are.
@@ -137,6 +143,7 @@ impl Default for Counters {
             arrived: Cell::default(),
             left: Cell::default(),
             ended: Default::default(),
+            connections: Default::default(),
         }
     }
 }
@@ -162,6 +169,8 @@ impl Counters {
             [(live_name(*transport, Family::V4), ipv4), (live_name(*transport, Family::V6), ipv6)]
         });
         let ended = EndReason::ALL.iter().zip(&self.ended).map(|(why, cell)| (ended_name(*why), cell));
+        let connections = ConnectionResult::ALL.iter().zip(&self.connections);
+        let connections = connections.map(|(result, cell)| (format!("connection.{}", result.name()), cell));
         successes
             .chain(rejects)
             .chain(drops.flatten())
@@ -170,6 +179,7 @@ impl Counters {
             .chain([(CREATED.to_owned(), &self.created), ("moves".to_owned(), &self.moves)])
             .chain([(ARRIVED.to_owned(), &self.arrived), (LEFT.to_owned(), &self.left)])
             .chain(ended)
+            .chain(connections)
     }
 
     /// Every counter that is not 0, by name: a release with other counters reads what it knows.
@@ -197,6 +207,10 @@ impl Counters {
     #[inline]
     pub fn dropped(&self, why: DropReason, packets: u64, bytes: u64) {
         self.drops[why as usize].add(packets, bytes);
+    }
+
+    pub(super) fn connection(&self, result: ConnectionResult) {
+        self.connections[result as usize].add(1);
     }
 
     pub(super) fn rejected(&self, why: RejectReason) {

@@ -10,8 +10,11 @@ use crate::address::{
 #[derive(Clone, Debug)]
 pub(super) enum EndpointAddresses {
     Ipv4Endpoint { client: Ipv4Endpoint, server: Ipv4Endpoint, relayed: Ipv4Endpoint },
-    Wide(Box<(Via, RelayedTransportAddress)>),
+    Wide(Box<(Via, RelayedTransportAddress, IsTcp)>),
 }
+
+/// Whether an allocation is one of TCP (RFC 6062).
+type IsTcp = bool;
 
 const _: () = assert!(size_of::<EndpointAddresses>() == 24);
 
@@ -50,7 +53,18 @@ impl EndpointAddresses {
         {
             return Self::Ipv4Endpoint { client, server, relayed };
         }
-        Self::Wide(Box::new((via, relayed)))
+        Self::Wide(Box::new((via, relayed, false)))
+    }
+
+    /// The same of a TCP allocation.
+    pub(super) fn tcp(via: Via, relayed: RelayedTransportAddress) -> Self {
+        Self::Wide(Box::new((via, relayed, true)))
+    }
+
+    /// Whether the relayed address is one of TCP.
+    #[inline]
+    pub(super) fn is_tcp(&self) -> bool {
+        matches!(self, Self::Wide(endpoints) if endpoints.2)
     }
 
     #[inline]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use minicbor::{Decode, Encode};
 
 use super::allocation::{Allocation, AllocationState};
+use super::connection::PeerConnection;
 use super::counters::Counters;
 use super::ids::{AllocationId, WorkerId};
 use super::meter::Meters;
@@ -27,6 +28,7 @@ use crate::address::Via;
 use crate::credentials::SecretId;
 use crate::state::{
     DUAL_ALLOCATIONS, Features, Kind, LINK_LOCAL_CLIENTS, MOBILE_ALLOCATIONS, OTHER_REALMS, SHA256_KEYS, State,
+    TCP_ALLOCATIONS,
 };
 use crate::wire::attribute::ReservationToken;
 
@@ -74,6 +76,9 @@ pub struct ServerState {
     /// Ways of clients whose allocations are other workers'.
     #[n(11)]
     pub paths: Option<Vec<ForeignPathState>>,
+    /// Connections to peers, in the order of their ids, if there are any.
+    #[n(12)]
+    pub connections: Option<Vec<PeerConnection>>,
 }
 
 impl std::fmt::Debug for ServerState {
@@ -96,6 +101,7 @@ impl State for ServerState {
         add_sha256(&self.allocations, &self.openings, features);
         add_other_realms(&self.allocations, &self.openings, features);
         add_mobile(&self.allocations, &self.openings, features);
+        add_tcp(&self.allocations, &self.openings, features);
     }
 
     fn keep_for(&mut self, format: u32) {
@@ -114,6 +120,13 @@ pub(super) fn add_dual(allocations: &[AllocationState], openings: &[OpeningState
     let dual = allocations.iter().filter(|allocation| allocation.is_dual()).count();
     let asked = openings.iter().filter(|opening| opening.requested.additional.is_some()).count();
     features.add(DUAL_ALLOCATIONS, (dual + asked) as u64);
+}
+
+/// TCP allocations, and requests for them.
+pub(super) fn add_tcp(allocations: &[AllocationState], openings: &[OpeningState], features: &mut Features) {
+    let live = allocations.iter().filter(|allocation| allocation.is_tcp()).count();
+    let asked = openings.iter().filter(|opening| opening.requested.is_tcp == Some(true)).count();
+    features.add(TCP_ALLOCATIONS, (live + asked) as u64);
 }
 
 /// Clients that prove themselves by SHA-256.
@@ -171,6 +184,12 @@ pub enum ImportError {
         /// The second.
         id: AllocationId,
     },
+    /// A connection to a peer that belongs to no TCP allocation, or is there twice.
+    #[error("a connection to a peer belongs to allocation {}, which has none like it", id.index)]
+    Connection {
+        /// Whose it should be.
+        id: AllocationId,
+    },
     /// What is told of an allocation that should have come early, and did not come or was another one.
     #[error("allocation {} should have come before, and did not", id.index)]
     Missing {
@@ -209,7 +228,13 @@ impl Server {
             review: self.review,
             counters: self.counters.to_state(),
             paths: self.foreign.to_state(),
+            connections: self.connections_state(),
         }
+    }
+
+    /// Connections to peers, if there are any.
+    pub(super) fn connections_state(&self) -> Option<Vec<PeerConnection>> {
+        (self.connections.len() > 0).then(|| self.connections.iter().copied().collect())
     }
 
     /// The server that [`Server::export`] described, under these settings; they are applied as they are, so a
@@ -230,6 +255,7 @@ impl Server {
         server.import_allocations(state.allocations)?;
         server.import_requests(state.openings, state.reservations)?;
         server.import_paths(state.paths);
+        server.import_connections(state.connections)?;
         server.table.set_generation(state.generation);
         server.openings.set_asked(state.questions);
         Ok(server)
@@ -269,6 +295,20 @@ impl Server {
                 self.timers.arm(at, Due::Path(number));
             }
         }
+    }
+
+    /// Connections, after the allocations that they belong to.
+    pub(super) fn import_connections(&mut self, connections: Option<Vec<PeerConnection>>) -> Result<(), ImportError> {
+        for connection in connections.into_iter().flatten() {
+            let id = connection.allocation;
+            let is_of_tcp = self.table.get(id).is_some_and(Allocation::is_tcp);
+            if !is_of_tcp || !self.connections.insert(connection) {
+                return Err(ImportError::Connection { id });
+            }
+            let due = Due::Connection(connection.id);
+            connection.stage.overdue_at().into_iter().for_each(|at| self.timers.arm(at, due));
+        }
+        Ok(())
     }
 
     fn reserve_exactly(&mut self, id: AllocationId) -> Result<(), ImportError> {

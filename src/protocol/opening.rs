@@ -38,6 +38,9 @@ pub struct RequestedAllocation {
     /// Whether it asks for a ticket (RFC 8016); `None` is no.
     #[n(6)]
     pub is_mobile: Option<bool>,
+    /// Whether it asks for a TCP allocation, if it does.
+    #[n(7)]
+    pub is_tcp: Option<bool>,
 }
 
 /// Whose answer an [`Opening`] waits for.

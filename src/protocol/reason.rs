@@ -190,4 +190,6 @@ drop_reasons! {
     OverFailures = 34 "over_failures",
     /// A packet of a client that has changed its address, while its allocation is on its way from another worker.
     Moving = 35 "moving",
+    /// A Send indication on a TCP allocation, which has connections instead.
+    TcpAllocation = 36 "tcp_allocation",
 }

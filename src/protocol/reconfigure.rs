@@ -69,8 +69,11 @@ impl Server {
             }
             allocation.plan_close(&settings.auth, now);
             allocation.plan_interim(settings.interim_seconds, now.ticks);
-            let id = allocation.id;
+            let (id, is_tcp) = (allocation.id, allocation.is_tcp());
             self.rearm(id);
+            if is_tcp && review.changed.peers {
+                cost += self.rejudge_connections(id);
+            }
         }
         self.review = Some(review);
     }

@@ -131,6 +131,9 @@ impl Server {
     pub(super) fn end(&mut self, now: Now, id: AllocationId, reason: EndReason) {
         self.tell_left(now, id);
         self.forget_pending(id);
+        if self.table.get(id).is_some_and(Allocation::is_tcp) {
+            self.close_connections(id);
+        }
         let Some(mut allocation) = self.table.remove(id) else { return };
         if allocation.mobility().is_some() {
             self.shared.unset_worker(allocation.session, self.worker);

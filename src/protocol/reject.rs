@@ -3,10 +3,10 @@
 use crate::credentials::CredentialRefused;
 use crate::wire::message::ErrorCode;
 use stun::error_code::{
-    CODE_ADDR_FAMILY_NOT_SUPPORTED, CODE_ALLOC_MISMATCH, CODE_ALLOC_QUOTA_REACHED, CODE_BAD_REQUEST, CODE_FORBIDDEN,
-    CODE_INSUFFICIENT_CAPACITY, CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_SERVER_ERROR, CODE_STALE_NONCE,
-    CODE_TRY_ALTERNATE, CODE_UNAUTHORIZED, CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO,
-    CODE_WRONG_CREDENTIALS,
+    CODE_ADDR_FAMILY_NOT_SUPPORTED, CODE_ALLOC_MISMATCH, CODE_ALLOC_QUOTA_REACHED, CODE_BAD_REQUEST,
+    CODE_CONN_ALREADY_EXISTS, CODE_CONN_TIMEOUT_OR_FAILURE, CODE_FORBIDDEN, CODE_INSUFFICIENT_CAPACITY,
+    CODE_PEER_ADDR_FAMILY_MISMATCH, CODE_SERVER_ERROR, CODE_STALE_NONCE, CODE_TRY_ALTERNATE, CODE_UNAUTHORIZED,
+    CODE_UNKNOWN_ATTRIBUTE, CODE_UNSUPPORTED_TRANS_PROTO, CODE_WRONG_CREDENTIALS,
 };
 
 /// RFC 8016 section 3.5.
@@ -95,8 +95,24 @@ reject_reasons! {
     MissingAttribute = CODE_BAD_REQUEST, "missing_attribute", "Missing attribute";
     /// Attributes that exclude each other.
     Combination = CODE_BAD_REQUEST, "combination", "Attributes exclude each other";
-    /// REQUESTED-TRANSPORT is not UDP.
+    /// REQUESTED-TRANSPORT is neither UDP nor, with `relay.tcp`, TCP.
     UnsupportedTransport = CODE_UNSUPPORTED_TRANS_PROTO, "unsupported_transport", "Unsupported Transport Protocol";
+    /// A TCP allocation, or ConnectionBind, over UDP.
+    NotStream = CODE_BAD_REQUEST, "not_stream", "Only over TCP or TLS";
+    /// ChannelBind on a TCP allocation.
+    TcpAllocation = CODE_BAD_REQUEST, "tcp_allocation", "Not on a TCP allocation";
+    /// Connect on an allocation that is none of TCP.
+    NotTcpAllocation = CODE_ALLOC_MISMATCH, "not_tcp_allocation", "Allocation Mismatch";
+    /// CONNECTION-ID is that of no connection of this user that waits.
+    BadConnection = CODE_BAD_REQUEST, "bad_connection", "No such connection";
+    /// The allocation has, or begins, a connection to this peer.
+    ConnectionExists = CODE_CONN_ALREADY_EXISTS, "connection_exists", "Connection Already Exists";
+    /// The peer did not accept the connection, or not in time.
+    ConnectionFailed = CODE_CONN_TIMEOUT_OR_FAILURE, "connection_failed", "Connection Timeout or Failure";
+    /// Connect to a port below 1024, which `relay.tcp_low_ports` does not allow.
+    PeerLowPort = CODE_FORBIDDEN, "peer_low_port", "Peer port forbidden";
+    /// `limits.connections_per_allocation`.
+    ConnectionLimit = CODE_INSUFFICIENT_CAPACITY, "connection_limit", "Too many connections";
     /// We relay from no address of that family.
     FamilyUnsupported = CODE_ADDR_FAMILY_NOT_SUPPORTED, "family_unsupported", "Address Family not Supported";
     /// MOBILITY-TICKET where `relay.mobility` is false.
@@ -195,6 +211,7 @@ impl RejectReason {
             Self::QuotaServer => Some("limits.allocations"),
             Self::PermissionLimit => Some("limits.permissions_per_allocation"),
             Self::ChannelLimit => Some("limits.channels_per_allocation"),
+            Self::ConnectionLimit => Some("limits.connections_per_allocation"),
             _ => None,
         }
     }

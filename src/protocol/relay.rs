@@ -102,6 +102,9 @@ impl Server {
             return self.drop_unknown(DropReason::BadSend, bytes.len());
         };
         let lane = Lane::new(allocation, Direction::ToPeer, &self.counters, &mut self.cold_pool, self.packet_rate);
+        if lane.allocation.is_tcp() {
+            return lane.drop(DropReason::TcpAllocation, payload.len());
+        }
         if !lane.allocation.has_family(peer.family()) {
             return lane.drop(DropReason::PeerFamily, payload.len());
         }

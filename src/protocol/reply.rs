@@ -9,17 +9,17 @@ use super::border::{Event, Output};
 use super::mobility_ticket::TICKET_BYTES;
 use super::nonce::Offer;
 use super::reject::RejectReason;
-use crate::address::{RelayedTransportAddress, Via};
+use crate::address::{PeerAddress, RelayedTransportAddress, Via};
 use crate::credentials::USERNAME_BYTES_MAX;
 use crate::time::Now;
 use crate::wire::attribute::{
-    ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHMS, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_XOR_RELAYED_ADDRESS,
-    ATTR_XORMAPPED_ADDRESS,
+    ATTR_CONNECTION_ID, ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHMS, ATTR_REALM, ATTR_RESERVATION_TOKEN,
+    ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, ConnectionId,
 };
 use crate::wire::integrity::{PASSWORD_ALGORITHMS, ReplyKey};
 use crate::wire::message::{
-    ATTR_MOBILITY_TICKET, AttrType, CLASS_ERROR_RESPONSE, CLASS_SUCCESS_RESPONSE, ErrorCode, Known, METHOD_ALLOCATE,
-    Message, MessageType, Method, TransactionId,
+    ATTR_MOBILITY_TICKET, AttrType, CLASS_ERROR_RESPONSE, CLASS_INDICATION, CLASS_SUCCESS_RESPONSE, ErrorCode, Known,
+    METHOD_ALLOCATE, METHOD_CONNECTION_ATTEMPT, Message, MessageType, Method, TransactionId,
 };
 use crate::wire::writer::Writer;
 
@@ -155,6 +155,33 @@ impl Server {
             for (attribute, value) in attributes {
                 writer.attribute(*attribute, value);
             }
+        });
+    }
+
+    /// The success of a request that was answered by something else first.
+    pub(super) fn reply_success_to(
+        &mut self,
+        via: Via,
+        (method, transaction_id): (Method, TransactionId),
+        fingerprint: bool,
+        key: &ReplyKey,
+        attributes: &[(AttrType, &[u8])],
+    ) {
+        let message_type = MessageType { method, class: CLASS_SUCCESS_RESPONSE };
+        self.reply(via, message_type, transaction_id, fingerprint, Some(key), |writer| {
+            for (attribute, value) in attributes {
+                writer.attribute(*attribute, value);
+            }
+        });
+    }
+
+    /// Tells a client of a peer that has connected (RFC 6062 section 5.3). [6062-5.3-4]
+    pub(super) fn tell_attempt(&mut self, via: Via, connection: ConnectionId, peer: PeerAddress) {
+        let message_type = MessageType { method: METHOD_CONNECTION_ATTEMPT, class: CLASS_INDICATION };
+        let transaction_id = self.transaction_ids.next();
+        self.reply(via, message_type, transaction_id, false, None, |writer| {
+            writer.attribute(ATTR_CONNECTION_ID, &connection.0.to_be_bytes());
+            writer.xor_address(ATTR_XOR_PEER_ADDRESS, peer.0);
         });
     }
 

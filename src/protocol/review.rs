@@ -29,7 +29,7 @@ pub(super) struct Changed {
 
 impl Changed {
     pub(super) fn between(old: &Settings, new: &Settings) -> Self {
-        Self { peers: old.peers != new.peers, limits: old.limits != new.limits }
+        Self { peers: old.peers != new.peers || old.tcp != new.tcp, limits: old.limits != new.limits }
     }
 
     pub(super) const fn or(self, other: Self) -> Self {

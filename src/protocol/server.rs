@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use super::accounting::{ColdStatePool, SessionRecord};
 use super::allocation::Allocation;
-use super::auth::{Authenticated, Refused, authenticate};
+use super::auth::{Authenticated, Client, Refused, authenticate};
 use super::authenticated::AuthenticatedClient;
 use super::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer, answer_classic};
 use super::border::{InHand, Input, Output, Selector, Shared};
+use super::connection::Connections;
 use super::counters::Counters;
 use super::failures::FailureRate;
 use super::ids::{AllocationId, WorkerId};
@@ -38,8 +39,8 @@ use crate::wire::behavior::is_wish;
 use crate::wire::classic::ClassicRequest;
 use crate::wire::integrity::{Fingerprint, check_fingerprint};
 use crate::wire::message::{
-    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH,
-    Malformed, Message, MessageType, Method, TransactionId,
+    CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CONNECT, METHOD_CONNECTION_BIND,
+    METHOD_CREATE_PERMISSION, METHOD_REFRESH, Malformed, Message, MessageType, Method, TransactionId,
 };
 
 /// The longest message of the control lane, in bytes; what is longer is dropped unread. USERNAME, REALM, NONCE and
@@ -66,6 +67,7 @@ pub struct Server {
     pub(super) asker: Option<WorkerId>,
     /// All allocations were ended, for this reason: those that are on their way from other workers end too.
     pub(super) closed: Option<EndReason>,
+    pub(super) connections: Connections,
     /// Names this worker's sessions: drawn at its start, and counted.
     pub(super) instance: u64,
     pub(super) sessions: u64,
@@ -136,6 +138,7 @@ impl Server {
             foreign: ForeignPaths::new(&hasher),
             asker: None,
             closed: None,
+            connections: Connections::default(),
             instance,
             sessions: 0,
             cold_pool: ColdStatePool::default(),
@@ -169,6 +172,8 @@ impl Server {
             Input::ClientClosed { via } => self.on_client_closed(now, &via),
             Input::Asked { ticket, question } => self.on_asked(now, ticket, question),
             Input::Answered { ticket, answer } => self.on_answered(now, ticket, answer),
+            Input::Connected { connection, result } => self.on_connected(now, connection, result),
+            Input::ConnectionEnded { connection } => self.on_connection_ended(connection),
             Input::Reconfigure(settings) => self.on_reconfigure(now, settings),
             Input::Drain => self.draining = true,
             Input::Close { which, reason } => self.on_close(now, &which, reason),
@@ -218,7 +223,7 @@ impl Server {
     }
 
     /// Thousands of allocations whose clients vanished together end together too, and no other client should wait for that.
-    fn end_what_is_due(&mut self, now: Now) {
+    pub(super) fn end_what_is_due(&mut self, now: Now) {
         for _ in 0..DEADLINES_PER_CALL {
             let Some(due) = self.timers.pop(now.ticks) else { return };
             match due {
@@ -231,6 +236,7 @@ impl Server {
                 Due::Question(number) => self.on_question_overdue(now, number),
                 Due::Admission(id) => self.on_admission_overdue(id),
                 Due::Path(number) => self.on_path_due(now, number),
+                Due::Connection(id) => self.on_connection_overdue(id),
             }
         }
     }
@@ -421,9 +427,11 @@ impl Server {
         if self.redirect_first_allocate(&via, message) || self.pass_on(now, &via, message) {
             return;
         }
-        let allocation = self.table.by_path(&via).or_else(|| self.of_ticket(message));
+        let to_bind = self.allocation_to_bind(now, &via, message).and_then(|id| self.table.get(id));
+        let allocation = to_bind.or_else(|| self.table.by_path(&via)).or_else(|| self.of_ticket(message));
         let slot = allocation.map(|allocation| allocation.id.index);
-        let request = match authenticate(message, &via, allocation, &self.settings, &self.nonces, now) {
+        let client = Client { via: &via, allocation, nonce_of: to_bind.map(Allocation::via) };
+        let request = match authenticate(message, &client, &self.settings, &self.nonces, now) {
             Ok(request) => request,
             Err(refused) => {
                 if has_integrity && !refused.has_own_nonce && !self.may_answer(now, &via, &transaction, bytes) {
@@ -509,6 +517,7 @@ impl Server {
             Selector::MobileAllocations => allocation.mobility().is_some(),
             Selector::Sha256Keys => allocation.owner.sha256_key().is_some(),
             Selector::OtherRealms => allocation.owner.realm().is_some(),
+            Selector::TcpAllocations => allocation.is_tcp(),
         };
         let (allocations, next) = self.table.slots(from, count);
         let ids: Vec<AllocationId> = allocations.filter(meant).map(|allocation| allocation.id).collect();
@@ -522,6 +531,7 @@ impl Server {
             (Selector::MobileAllocations, None) => self.give_up_mobile(now),
             (Selector::Sha256Keys, None) => self.give_up_sha256(now),
             (Selector::OtherRealms, None) => self.give_up_other_realms(now),
+            (Selector::TcpAllocations, None) => self.give_up_tcp(now),
             (_, Some(_)) | (Selector::Session(_), _) => {}
         }
         next
@@ -594,6 +604,12 @@ impl Server {
             || self.foreign.session(via).is_some()
     }
 
+    /// Whether an allocation lives.
+    #[must_use]
+    pub fn is_live(&self, id: AllocationId) -> bool {
+        self.table.get(id).is_some()
+    }
+
     /// How many allocations live here.
     #[must_use]
     pub fn allocations(&self) -> usize {
@@ -604,7 +620,7 @@ impl Server {
     #[must_use]
     pub fn leftovers(&self) -> usize {
         let waiting = self.openings.len() + self.openings.questions() + self.reservations.len();
-        self.table.len() + waiting + self.foreign.len() + self.timers.len()
+        self.table.len() + waiting + self.foreign.len() + self.connections.len() + self.timers.len()
     }
 
     /// Panics where the tables contradict each other; for tests, after each input.
@@ -613,7 +629,13 @@ impl Server {
         self.openings.check_invariants();
         self.reservations.check_invariants();
         self.foreign.check_invariants();
-        let timers = self.table.len() + self.reservations.len() + self.openings.questions() + self.foreign.len();
+        self.connections.check_invariants();
+        for connection in self.connections.iter() {
+            let allocation = self.table.get(connection.allocation);
+            assert!(allocation.is_some_and(Allocation::is_tcp), "a connection belongs to a live TCP allocation");
+        }
+        let waiting = self.openings.questions() + self.connections.waiting();
+        let timers = self.table.len() + self.reservations.len() + waiting + self.foreign.len();
         assert!(self.timers.len() >= timers, "whatever ends by itself has a deadline");
     }
 }
@@ -656,6 +678,8 @@ const fn handler(method: Method) -> Option<RequestHandler> {
         METHOD_REFRESH => Server::on_refresh,
         METHOD_CREATE_PERMISSION => Server::on_create_permission,
         METHOD_CHANNEL_BIND => Server::on_channel_bind,
+        METHOD_CONNECT => Server::on_connect,
+        METHOD_CONNECTION_BIND => Server::on_connection_bind,
         _ => return None,
     })
 }

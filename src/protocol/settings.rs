@@ -45,6 +45,8 @@ pub struct Settings {
     pub pool: Pool,
     /// What Binding does beyond RFC 8489.
     pub stun: StunSettings,
+    /// TCP allocations (RFC 6062).
+    pub tcp: TcpRelaySettings,
     /// Where proxies are that announce their clients: what such an address itself fails is not charged to it.
     pub proxies: Vec<IpNet>,
     /// How often a live allocation is accounted for, in seconds; 0 means only when it begins and ends.
@@ -64,6 +66,15 @@ pub struct StunSettings {
     pub classic: bool,
     /// The four addresses of NAT behaviour discovery (RFC 5780), if it is served.
     pub discovery: Option<Discovery>,
+}
+
+/// `relay.tcp` and what belongs to it: relaying of TCP connections (RFC 6062).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TcpRelaySettings {
+    /// Whether there are TCP allocations.
+    pub is_on: bool,
+    /// Whether peers may be connected to at ports below 1024.
+    pub low_ports: bool,
 }
 
 /// Who may allocate, and how a claim is checked.
@@ -330,6 +341,8 @@ pub struct Limits {
     pub replies_per_network: Option<u32>,
     /// Requests a second that the owner of an allocation may make on it; twice as many at once.
     pub requests_per_allocation: Option<u32>,
+    /// Connections to peers of one TCP allocation, bound or not.
+    pub connections_per_allocation: u32,
     /// Requests with a wrong key or user name that each IPv4 /24 or IPv6 /56 may send in a minute; loopback is exempt.
     pub failures: Option<u32>,
     /// Rates of the whole server.
@@ -371,6 +384,7 @@ impl Default for Limits {
             replies_per_network: Some(1_000),
             // A call with as many peers as there is room for permissions asks for each of them at once.
             requests_per_allocation: Some(100),
+            connections_per_allocation: 64,
             // One client with an old password that tries each second has half as many.
             failures: Some(120),
             server: Rates::default(),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::ids::AllocationId;
 use crate::time::Ticks;
-use crate::wire::attribute::ReservationToken;
+use crate::wire::attribute::{ConnectionId, ReservationToken};
 
 /// What is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
@@ -22,6 +22,8 @@ pub(super) enum Due {
     Admission(AllocationId),
     /// A way of a client whose allocation is another worker's: data came by it, or it is forgotten.
     Path(u64),
+    /// A connection to a peer, which is not there yet or not bound.
+    Connection(ConnectionId),
 }
 
 impl From<ReservationToken> for Due {
@@ -52,14 +54,18 @@ impl Timers {
     pub(super) fn arm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.insert(pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) => self.others.insert((at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) | Due::Connection(_) => {
+                self.others.insert((at, due))
+            }
         };
     }
 
     pub(super) fn disarm(&mut self, at: Ticks, due: Due) {
         match due {
             Due::Allocation(slot) => self.allocations.remove(&pack(at, slot)),
-            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) => self.others.remove(&(at, due)),
+            Due::Reservation(_) | Due::Question(_) | Due::Admission(_) | Due::Path(_) | Due::Connection(_) => {
+                self.others.remove(&(at, due))
+            }
         };
     }
 

@@ -26,6 +26,7 @@ use crate::protocol::reason::EndReason;
 use crate::run::reload::HeldListeners;
 use crate::state::{
     self, DUAL_ALLOCATIONS, FEATURES, LINK_LOCAL_CLIENTS, MOBILE_ALLOCATIONS, OTHER_REALMS, SHA256_KEYS, State,
+    TCP_ALLOCATIONS,
 };
 
 /// How long the new process may take for each of its first answers.
@@ -430,6 +431,7 @@ fn users_of(feature: &str) -> Option<Selector> {
         SHA256_KEYS => Some(Selector::Sha256Keys),
         OTHER_REALMS => Some(Selector::OtherRealms),
         MOBILE_ALLOCATIONS => Some(Selector::MobileAllocations),
+        TCP_ALLOCATIONS => Some(Selector::TcpAllocations),
         _ => None,
     }
 }
@@ -459,7 +461,8 @@ mod tests {
         let all: Vec<String> = FEATURES.iter().map(|(name, _)| (*name).to_owned()).collect();
         assert_eq!(unknown_features(&all, state::FORMAT), [""; 0]);
         assert_eq!(unknown_features(&[], state::FORMAT), FEATURES.map(|(name, _)| name));
-        let of_format_2 = [LINK_LOCAL_CLIENTS, DUAL_ALLOCATIONS, SHA256_KEYS, MOBILE_ALLOCATIONS, OTHER_REALMS];
+        let of_format_2 =
+            [LINK_LOCAL_CLIENTS, DUAL_ALLOCATIONS, SHA256_KEYS, MOBILE_ALLOCATIONS, OTHER_REALMS, TCP_ALLOCATIONS];
         assert_eq!(unknown_features(&all, 1), of_format_2);
         assert!(FEATURES.iter().all(|(name, _)| users_of(name).is_some()), "--drop-unknown can end its sessions");
     }

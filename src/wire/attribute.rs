@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use minicbor::{Decode, Encode};
 pub use stun::attributes::{
-    ATTR_ALTERNATE_DOMAIN, ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_ERROR_CODE, ATTR_LIFETIME,
-    ATTR_MAPPED_ADDRESS, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM, ATTR_PASSWORD_ALGORITHMS, ATTR_REALM,
+    ATTR_ALTERNATE_DOMAIN, ATTR_ALTERNATE_SERVER, ATTR_CHANNEL_NUMBER, ATTR_CONNECTION_ID, ATTR_DATA, ATTR_ERROR_CODE,
+    ATTR_LIFETIME, ATTR_MAPPED_ADDRESS, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM, ATTR_PASSWORD_ALGORITHMS, ATTR_REALM,
     ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_RESERVATION_TOKEN, ATTR_SOFTWARE, ATTR_USERNAME,
     ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
 };
@@ -43,6 +43,11 @@ pub struct ReservationToken(
     #[cbor(with = "minicbor::bytes")]
     pub [u8; 8],
 );
+
+/// CONNECTION-ID (RFC 6062 section 6.2.1): names the connection to one peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord, Encode, Decode)]
+#[cbor(transparent)]
+pub struct ConnectionId(#[n(0)] pub u32);
 
 impl<'a> Message<'a> {
     fn exactly<const N: usize>(&self, which: Known) -> Result<Option<[u8; N]>, BadAttribute> {
@@ -119,6 +124,14 @@ impl<'a> Message<'a> {
     // [8656-18.1-1]
     pub fn channel_number(&self) -> Result<Option<ChannelNumber>, BadAttribute> {
         Ok(self.exactly::<4>(Known::ChannelNumber)?.map(|[n1, n2, ..]| ChannelNumber(u16::from_be_bytes([n1, n2]))))
+    }
+
+    /// CONNECTION-ID (RFC 6062 section 6.2.1).
+    ///
+    /// # Errors
+    /// [`BadAttribute`] unless it has 4 bytes.
+    pub fn connection_id(&self) -> Result<Option<ConnectionId>, BadAttribute> {
+        Ok(self.exactly::<4>(Known::ConnectionId)?.map(|bytes| ConnectionId(u32::from_be_bytes(bytes))))
     }
 
     /// The first XOR-PEER-ADDRESS (section 18.3).

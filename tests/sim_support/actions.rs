@@ -51,7 +51,7 @@ impl World {
         }
     }
 
-    fn fresh_via(&mut self, ip: IpAddr) -> Via {
+    pub fn fresh_via(&mut self, ip: IpAddr) -> Via {
         let server = match ip {
             IpAddr::V4(_) => ServerAddress::new(RELAY_IPV4, LISTEN_PORT),
             IpAddr::V6(_) => ServerAddress::new(RELAY_IPV6, LISTEN_PORT),
@@ -120,7 +120,7 @@ impl World {
     }
 
     /// A peer: mostly one that the relayed address could reach.
-    fn some_peer(&mut self, family: Family) -> PeerAddress {
+    pub fn some_peer(&mut self, family: Family) -> PeerAddress {
         if self.rng.percent(15) {
             if let Some(key) = self.some_session() {
                 return PeerAddress(self.model.sessions[&key].relayed.0);
@@ -137,7 +137,7 @@ impl World {
         }
     }
 
-    fn payload(&mut self) -> std::ops::Range<usize> {
+    pub fn payload(&mut self) -> std::ops::Range<usize> {
         let len = match self.rng.below(60) {
             0 => 0,
             1 => self.rng.range(65_400, 65_507) as usize,
@@ -193,7 +193,7 @@ impl World {
         }
     }
 
-    fn request(&mut self, client: usize, what: What, fill: impl FnOnce(&mut Self, &mut Request)) {
+    pub fn request(&mut self, client: usize, what: What, fill: impl FnOnce(&mut Self, &mut Request)) {
         let mut request = Request::new(what, self.rng.bytes());
         fill(self, &mut request);
         request.fingerprint = self.rng.percent(30);
@@ -246,6 +246,9 @@ impl World {
         let client = self.some_client();
         let via = self.clients[client].via;
         let session = self.model.alive(&via, self.now).map(|(key, _)| key);
+        if self.config.has_tcp && self.rng.percent(30) {
+            return self.act_connection(client);
+        }
         let what = self.rng.below(1000);
         if session.is_none() && (180..690).contains(&what) && self.rng.percent(70) {
             // Without an allocation there is not much else to do.
@@ -281,6 +284,10 @@ impl World {
             request.family = *rng.pick(&[None, None, Some(1), Some(2), Some(2), Some(9)]);
             request.even_port = *rng.pick(&[None, None, Some(false), Some(true)]);
             request.transport = *rng.pick(&[Some(17), Some(17), Some(17), Some(17), Some(17), Some(17), Some(6), None]);
+            if world.config.has_tcp && world.rng.percent(40) {
+                (request.transport, request.even_port) = (Some(6), None);
+                return;
+            }
             if world.is_dual() && world.rng.percent(50) {
                 request.additional = Some(*world.rng.pick(&[2, 2, 2, 2, 2, 1, 9]));
                 if !world.rng.percent(10) {
@@ -308,7 +315,7 @@ impl World {
         });
     }
 
-    fn family_of(&mut self, client: usize) -> Family {
+    pub fn family_of(&mut self, client: usize) -> Family {
         let via = &self.clients[client].via;
         let session = self.model.alive(via, self.now).map(|(_, session)| session);
         let (own, is_dual) =
@@ -378,6 +385,9 @@ impl World {
 
     fn act_peer(&mut self) {
         let Some(key) = self.some_session() else { return };
+        if self.model.sessions[&key].is_tcp {
+            return self.act_peer_connects(key);
+        }
         let session = &self.model.sessions[&key];
         let ips = session.permissions.keys().copied().collect::<Vec<_>>();
         let other = session.other.map(|other| other.relayed).filter(|_| key.1.generation.is_multiple_of(2));
@@ -518,6 +528,9 @@ impl World {
     fn act_probe(&mut self) {
         let Some(key) = self.some_session() else { return };
         let session = &self.model.sessions[&key];
+        if session.is_tcp {
+            return;
+        }
         let (via, relayed) = (session.via, session.relayed);
         let permission = session.permissions.iter().map(|(ip, until)| (*ip, *until)).next();
         let channel = session.channels.iter().map(|(number, (peer, until))| (*number, *peer, *until)).next_back();

@@ -14,7 +14,7 @@ use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::pool::Pool;
 use throughway::protocol::settings::{
-    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings, TcpRelaySettings,
 };
 use throughway::protocol::tenancy::{PortParts, Tenancies};
 
@@ -63,6 +63,8 @@ pub struct Config {
     pub rates: Limits,
     pub nonce_lifetime: u64,
     pub sha256: Sha256Offer,
+    /// Whether TCP allocations are given.
+    pub has_tcp: bool,
     pub on_expiry: OnExpiry,
     pub max_session: Option<u64>,
     /// What is so from beginning to end: what each secret and each static user says besides.
@@ -133,6 +135,7 @@ impl Config {
             terms,
             minted: BTreeMap::new(),
             sha256: *rng.pick(&[Sha256Offer::Always, Sha256Offer::Streams, Sha256Offer::Never]),
+            has_tcp: false,
         };
         config.secrets = vec![config.secret("north")];
         config
@@ -201,6 +204,7 @@ impl Config {
             relay_ipv4: true,
             relay_ipv6: true,
             mobility: false,
+            tcp: TcpRelaySettings { is_on: self.has_tcp, low_ports: false },
             stun: StunSettings::default(),
         })
     }

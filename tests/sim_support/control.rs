@@ -81,6 +81,7 @@ impl World {
         }
         assert!(dropped + out.replies.len() as u64 <= 1, "one message, at most one reply or one drop");
         let effect = !out.opens.is_empty()
+            || !out.connects.is_empty()
             || !out.asks.is_empty()
             || out.replies.iter().any(|(_, bytes)| {
                 let found = Message::parse(bytes).expect("a reply is well-formed").message_type();
@@ -119,14 +120,18 @@ impl World {
                 part: None,
                 client: packet.via.five_tuple().client.ip(),
             }),
+            Outcome::OpenTcp(family) => {
+                Some(RelayRequest::Tcp { family: *family, part: None, client: packet.via.five_tuple().client.ip() })
+            }
             Outcome::OpenReserved(relayed) => {
                 Some(RelayRequest::Reserved { relayed: *relayed, client: packet.via.five_tuple().client.ip() })
             }
-            Outcome::Silent | Outcome::Success | Outcome::Error { .. } | Outcome::Ask(_) => None,
+            Outcome::Silent | Outcome::Success | Outcome::Error { .. } | Outcome::Ask(_) | Outcome::Connect(_) => None,
         };
         match outcome {
             Outcome::Silent => self.nothing(&out),
-            Outcome::OpenFresh(..) | Outcome::OpenReserved(_) | Outcome::Ask(_) => {
+            Outcome::Connect(peer) => self.connecting(worker, packet, request, peer, out),
+            Outcome::OpenFresh(..) | Outcome::OpenReserved(_) | Outcome::OpenTcp(_) | Outcome::Ask(_) => {
                 assert!(out.replies.is_empty(), "no reply before the relayed address is open");
                 let signed = request.signed.as_ref().unwrap();
                 let known = self.config.user(&signed.username, &signed.password, unix(now));
@@ -167,12 +172,18 @@ impl World {
             Outcome::Success | Outcome::Error { .. } => {
                 self.note_failed_opening(packet.via.five_tuple().client.ip(), request, &outcome);
                 let (via, bytes) = out.replies.pop().unwrap_or_else(|| panic!("no reply, but {outcome:?} is due"));
+                let bound = out.bound.pop();
                 self.nothing(&out);
                 assert_eq!(via, packet.via, "the answer goes back the way the request came");
                 self.check_reply(&bytes, &via, request, &outcome, packet.damaged);
                 self.note_reply(worker, &via, &bytes);
                 self.send_reply(via, bytes);
-                if outcome == Outcome::Success {
+                let is_bind = request.what == What::ConnectionBind && outcome == Outcome::Success;
+                assert_eq!(bound.is_some(), is_bind);
+                if let Some((id, by)) = bound {
+                    assert_eq!((Some(id.0), by), (request.connection, via));
+                    self.is_bound(worker, id, via);
+                } else if outcome == Outcome::Success {
                     self.count_modern(&via, request);
                     self.apply(&via, request);
                 }
@@ -260,7 +271,7 @@ impl World {
         let Some(key) = self.model.session_of.get(via) else { return };
         let session = self.model.sessions.get_mut(key).expect("indexed");
         match request.what {
-            What::Binding | What::Allocate => {}
+            What::Binding | What::Allocate | What::Connect | What::ConnectionBind => {}
             What::Refresh => {
                 let family = request.family.map(|number| if number == 1 { Family::V4 } else { Family::V6 });
                 if request.lifetime == Some(0) {
@@ -342,7 +353,7 @@ impl World {
             match output {
                 Output::Admit { allocation, purpose } => admissions.push((allocation, purpose)),
                 Output::Reply { via, bytes } => {
-                    if !self.gave_up(worker, &via, &bytes) {
+                    if !self.gave_up(worker, &via, &bytes) && !self.of_connection(worker, &via, &bytes, out) {
                         out.replies.push((via, bytes));
                     }
                 }
@@ -351,6 +362,7 @@ impl World {
                     let socket = self.sockets.remove(&relayed).expect("only an open relayed address is closed");
                     assert_eq!((socket.worker, socket.owner), (worker, Some(allocation)));
                     self.shared.relayed.lock().unwrap().remove(&PeerAddress(relayed.0));
+                    self.shared.relayed_tcp.lock().unwrap().remove(&PeerAddress(relayed.0));
                     out.closed.push(relayed);
                 }
                 Output::MoveRelay { from, to, relayed } => {
@@ -369,6 +381,11 @@ impl World {
                         held.relayed != relayed
                     });
                 }
+                Output::Connect { connection, allocation, relayed, peer } => {
+                    out.connects.push((connection, allocation, relayed, peer));
+                }
+                Output::BindConnection { connection, via } => out.bound.push((connection, via)),
+                Output::CloseConnection { connection } => self.closed_connection(worker, connection),
                 Output::Ask { worker, ticket, question } => out.asks.push((usize::from(worker.0), ticket, question)),
                 Output::Answer { ticket, answer } => out.answers.push((ticket, answer)),
                 Output::Happened(Event::AllocationCreated(record)) => {
@@ -380,6 +397,7 @@ impl World {
                     let key = (worker, record.allocation);
                     let session = self.model.sessions.remove(&key).expect("only a session ends");
                     trace!(self, "  {key:?} ended: {:?}", record.reason);
+                    assert!(session.connections.is_empty(), "its connections were closed before");
                     let reason = match (session.over(self.now), &self.ending) {
                         (Some(reason), _) => reason,
                         (None, Some((ending, reason))) if ending.contains(&key) => *reason,

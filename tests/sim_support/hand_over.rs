@@ -167,6 +167,7 @@ impl World {
         std::mem::swap(&mut *shared.quota.lock().unwrap(), &mut *self.shared.quota.lock().unwrap());
         std::mem::swap(&mut *shared.held.lock().unwrap(), &mut *self.shared.held.lock().unwrap());
         std::mem::swap(&mut *shared.relayed.lock().unwrap(), &mut *self.shared.relayed.lock().unwrap());
+        std::mem::swap(&mut *shared.relayed_tcp.lock().unwrap(), &mut *self.shared.relayed_tcp.lock().unwrap());
         self.shared = shared;
         self.workers = servers.into_iter().map(|of| Worker::new(of.server, of.counters)).collect();
     }

@@ -109,7 +109,7 @@ impl World {
     }
 
     /// What may pass is charged to everybody whose limits it passes.
-    fn meter(&mut self, lane: Lane) -> Lane {
+    pub fn meter(&mut self, lane: Lane) -> Lane {
         let (key, way, peer, len) = match lane {
             Lane::ToPeer { key, len, to, .. } => (key, Direction::ToPeer, to.family(), len),
             Lane::ToClient { key, len, .. } => (key, Direction::ToClient, Family::V4, len),

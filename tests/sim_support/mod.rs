@@ -7,6 +7,7 @@
 pub mod accounts;
 pub mod actions;
 pub mod config;
+pub mod connections;
 pub mod control;
 pub mod hand_over;
 pub mod ledger;

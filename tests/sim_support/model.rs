@@ -11,8 +11,10 @@ use throughway::protocol::ids::AllocationId;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
+use throughway::wire::attribute::ConnectionId;
 
 use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
+use super::connections::Connection;
 use super::packet::{Chosen, Request, SendRead, What, read_send};
 use super::quota::{Counting, Tables, Wanted};
 use super::terms::{Ledger, Who, on_the_wire};
@@ -54,6 +56,9 @@ pub struct Session {
     pub ends_by: Option<(u64, EndReason)>,
     pub permissions: BTreeMap<IpAddr, u64>,
     pub channels: BTreeMap<u16, (PeerAddress, u64)>,
+    /// Whether it is a TCP allocation, and its connections to peers.
+    pub is_tcp: bool,
+    pub connections: BTreeMap<ConnectionId, Connection>,
     pub traffic: Traffic,
     /// By the reason's number.
     pub drops: BTreeMap<usize, (DropReason, Amount)>,
@@ -215,10 +220,16 @@ pub struct Model {
 pub enum Outcome {
     Silent,
     Success,
-    Error { code: u16, signed: bool },
+    Error {
+        code: u16,
+        signed: bool,
+    },
     OpenFresh(Family, Parity),
     OpenReserved(RelayedTransportAddress),
+    OpenTcp(Family),
     Ask(usize),
+    /// A connection to this peer is begun.
+    Connect(PeerAddress),
 }
 
 /// What must come of data.
@@ -322,13 +333,15 @@ impl Model {
         if request.what == What::Binding {
             return if request.unknown_attribute { error(420, false) } else { Outcome::Success };
         }
-        let session = self.alive(via, now);
+        let to_bind = self.connection_to_bind(now, via, request);
+        let session = to_bind.map(|key| (key, &self.sessions[&key])).or_else(|| self.alive(via, now));
         let Some(signed) = &request.signed else { return error(401, false) };
         let five_tuple = via.five_tuple();
-        let ours = self
-            .nonces
-            .get(&signed.nonce)
-            .filter(|(client, transport, _)| *client == five_tuple.client && *transport == five_tuple.transport);
+        let ours = self.nonces.get(&signed.nonce).filter(|(client, transport, _)| {
+            let of_control = to_bind.map(|key| *self.sessions[&key].via.five_tuple());
+            let mut known = std::iter::once(*five_tuple).chain(of_control);
+            known.any(|of| *client == of.client && *transport == of.transport)
+        });
         let Some((_, _, minted)) = ours else { return error(438, false) };
         let is_offered = signed.nonce.starts_with(b"obMatJos2");
         match signed.chosen {
@@ -371,6 +384,15 @@ impl Model {
         }
         if request.what == What::Allocate {
             return self.predict_allocate(config, now, (worker, workers), via, request, (owner, &who));
+        }
+        if request.what == What::ConnectionBind {
+            let is_busy = self.alive(via, now).is_some() || self.opening(via, now).is_some();
+            return match to_bind {
+                _ if !via.is_stream() => error(400, true),
+                _ if is_busy => error(437, true),
+                Some(_) if owner => Outcome::Success,
+                Some(_) | None => error(400, true),
+            };
         }
         let Some((_, session)) = session else { return error(437, true) };
         if !owner {
@@ -420,7 +442,11 @@ impl Model {
                 }
             }
             What::ChannelBind => self.predict_bind(config, now, session, request, &judge, &permissions_with),
-            What::Binding | What::Allocate => unreachable!("handled above"),
+            What::Connect => match self.predict_connect(config, now, session, request, &judge) {
+                Ok(peer) => return Outcome::Connect(peer),
+                Err(code) => Err(code),
+            },
+            What::Binding | What::Allocate | What::ConnectionBind => unreachable!("handled above"),
         };
         verdict.map_or_else(|code| error(code, true), |()| Outcome::Success)
     }
@@ -436,6 +462,9 @@ impl Model {
     ) -> Result<(), u16> {
         let (Some(number), Some(peer)) = (request.channel, request.peers.first()) else { return Err(400) };
         if !(0x4000..=0x7FFE).contains(&number) {
+            return Err(400);
+        }
+        if session.is_tcp {
             return Err(400);
         }
         let has = |peer: &PeerAddress| session.has(peer.family(), now);
@@ -474,7 +503,13 @@ impl Model {
         match request.transport {
             None => return error(400, true),
             Some(17) => {}
+            Some(6) if config.has_tcp && via.is_stream() => {}
+            Some(6) if config.has_tcp => return error(400, true),
             Some(_) => return error(442, true),
+        }
+        let is_tcp = request.transport == Some(6);
+        if is_tcp && (request.token.is_some() || request.even_port.is_some() || request.additional.is_some()) {
+            return error(400, true);
         }
         let both = request.additional.is_some();
         if request.token.is_some() && (request.even_port.is_some() || request.family.is_some() || both) {
@@ -506,6 +541,9 @@ impl Model {
             || self.ledger.is_too_often(config, who, client, now)
         {
             return error(486, true);
+        }
+        if is_tcp {
+            return Outcome::OpenTcp(family);
         }
         let Some(token) = request.token else {
             let parity = match request.even_port {
@@ -571,7 +609,7 @@ impl Model {
     /// Ports of live allocations; ports on hold are no peers yet.
     fn open_ports(&self) -> impl Iterator<Item = RelayedTransportAddress> {
         let of = |session: &Session| [Some(session.relayed), session.other.map(|other| other.relayed)];
-        self.sessions.values().flat_map(of).flatten()
+        self.sessions.values().filter(|session| !session.is_tcp).flat_map(of).flatten()
     }
 
     fn check_port(&self, config: &Config, peer: &PeerAddress) -> Result<(), DropReason> {
@@ -616,6 +654,9 @@ impl Model {
         let SendRead::Good { peer, start, len, dont_fragment } = read else {
             return Lane::Stranger(DropReason::BadSend, bytes.len());
         };
+        if session.is_tcp {
+            return Lane::Drop(key, DropReason::TcpAllocation, len);
+        }
         if !session.carries(peer.family()) {
             return Lane::Drop(key, DropReason::PeerFamily, len);
         }

@@ -2,15 +2,16 @@
 
 use throughway::address::PeerAddress;
 use throughway::wire::attribute::{
-    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM, ATTR_PASSWORD_ALGORITHMS,
-    ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
+    ATTR_CHANNEL_NUMBER, ATTR_CONNECTION_ID, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_PASSWORD_ALGORITHM,
+    ATTR_PASSWORD_ALGORITHMS, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
 };
 use throughway::wire::integrity::{
     IntegrityKey, PASSWORD_ALGORITHMS, PasswordAlgorithm, ReplyIntegrity, ReplyKey, userhash,
 };
 use throughway::wire::message::{
     ATTR_USERHASH, AttrType, CLASS_INDICATION, CLASS_REQUEST, METHOD_ALLOCATE, METHOD_BINDING, METHOD_CHANNEL_BIND,
-    METHOD_CREATE_PERMISSION, METHOD_REFRESH, METHOD_SEND, MessageType, Method, TransactionId,
+    METHOD_CONNECT, METHOD_CONNECTION_BIND, METHOD_CREATE_PERMISSION, METHOD_REFRESH, METHOD_SEND, MessageType, Method,
+    TransactionId,
 };
 use throughway::wire::writer::Writer;
 
@@ -21,6 +22,8 @@ pub enum What {
     Refresh,
     CreatePermission,
     ChannelBind,
+    Connect,
+    ConnectionBind,
 }
 
 impl What {
@@ -31,6 +34,8 @@ impl What {
             Self::Refresh => METHOD_REFRESH,
             Self::CreatePermission => METHOD_CREATE_PERMISSION,
             Self::ChannelBind => METHOD_CHANNEL_BIND,
+            Self::Connect => METHOD_CONNECT,
+            Self::ConnectionBind => METHOD_CONNECTION_BIND,
         }
     }
 }
@@ -113,6 +118,8 @@ pub struct Request {
     pub token: Option<[u8; 8]>,
     pub peers: Vec<PeerAddress>,
     pub channel: Option<u16>,
+    /// CONNECTION-ID.
+    pub connection: Option<u32>,
     pub unknown_attribute: bool,
     pub fingerprint: bool,
 }
@@ -131,6 +138,7 @@ impl Request {
             token: None,
             peers: Vec::new(),
             channel: None,
+            connection: None,
             unknown_attribute: false,
             fingerprint: false,
         }
@@ -161,6 +169,9 @@ impl Request {
         if let Some(channel) = self.channel {
             let [high, low] = channel.to_be_bytes();
             writer.attribute(ATTR_CHANNEL_NUMBER, &[high, low, 0, 0]);
+        }
+        if let Some(connection) = self.connection {
+            writer.attribute(ATTR_CONNECTION_ID, &connection.to_be_bytes());
         }
         for peer in &self.peers {
             writer.xor_address(ATTR_XOR_PEER_ADDRESS, peer.0);

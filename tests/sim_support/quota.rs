@@ -61,6 +61,7 @@ pub struct SharedTables {
     /// Who is counted for each port that is held or about to be.
     pub held: Mutex<BTreeMap<[u8; 8], Counting>>,
     pub relayed: Mutex<BTreeSet<PeerAddress>>,
+    pub relayed_tcp: Mutex<BTreeSet<PeerAddress>>,
     pub authenticated: Mutex<AuthenticatedCounts>,
     pub revoked: Mutex<Revocations>,
 }
@@ -283,5 +284,9 @@ impl Shared for SharedTables {
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
         self.relayed.lock().unwrap().contains(&address)
+    }
+
+    fn is_relayed_tcp(&self, address: PeerAddress) -> bool {
+        self.relayed_tcp.lock().unwrap().contains(&address)
     }
 }

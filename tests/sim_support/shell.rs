@@ -35,7 +35,12 @@ impl World {
                 let all = [RelayRefused::NoPort, RelayRefused::NoFiles, RelayRefused::System, RelayRefused::NotHeld];
                 Err(*self.rng.pick(&all))
             }
-            RelayRequest::Fresh { family, parity, .. } => {
+            RelayRequest::Fresh { .. } | RelayRequest::Tcp { .. } => {
+                let (family, parity) = match wish {
+                    RelayRequest::Fresh { family, parity, .. } => (family, parity),
+                    RelayRequest::Tcp { family, .. } => (family, Parity::Any),
+                    RelayRequest::Reserved { .. } => unreachable!("the next arm"),
+                };
                 let ip = if family == Family::V4 { RELAY_IPV4 } else { RELAY_IPV6 };
                 let relayed = loop {
                     let port = 49_152 + self.rng.below(16_000) as u16;
@@ -64,7 +69,9 @@ impl World {
         };
         trace!(self, "worker {worker} <- {id:?} opened: {result:?}");
         if let Ok(opened) = result {
-            self.shared.relayed.lock().unwrap().insert(PeerAddress(opened.relayed.0));
+            let is_tcp = matches!(wish, RelayRequest::Tcp { .. });
+            let open = if is_tcp { &self.shared.relayed_tcp } else { &self.shared.relayed };
+            open.lock().unwrap().insert(PeerAddress(opened.relayed.0));
         }
         let clock = self.clock();
         self.workers[worker].server.handle_input(clock, Input::RelayOpened { allocation: id, result });
@@ -128,11 +135,16 @@ impl World {
                     token,
                     created_at: self.now,
                     expires_at,
+                    is_tcp: request.transport == Some(6),
+                    connections: BTreeMap::new(),
                     permissions: BTreeMap::new(),
                     channels: BTreeMap::new(),
                     traffic: Default::default(),
                     drops: Default::default(),
                 };
+                if session.is_tcp {
+                    self.model.ledger.of_tcp.insert(key);
+                }
                 self.model.sessions.insert(key, session);
                 assert!(self.model.session_of.insert(via, key).is_none(), "one allocation per five-tuple");
                 self.model.totals[worker].created += 1;
@@ -268,17 +280,22 @@ impl World {
             self.give_up_hand_over();
         }
         let settings = self.config.settings();
+        self.is_reconfiguring = true;
         for worker in 0..self.workers.len() {
             let clock = self.clock();
             self.workers[worker].server.handle_input(clock, Input::Reconfigure(settings.clone()));
             let out = self.drain(worker);
             self.nothing(&out);
         }
+        self.is_reconfiguring = false;
         let (config, now) = (&self.config, self.now);
         for session in self.model.sessions.values_mut() {
             // A credential that is out of bytes stays so.
             if session.ends_by.is_none_or(|(_, why)| why != EndReason::Budget) {
                 session.ends_by = session.who.ends_by(config, session.created_at, now);
+            }
+            for connection in session.connections.values() {
+                assert!(config.class(connection.peer.ip()).is_some(), "what is forbidden now was closed");
             }
             session.permissions.retain(|ip, _| config.class(*ip).is_some());
             session.channels.retain(|_, (peer, _)| config.class(peer.ip()).is_some());

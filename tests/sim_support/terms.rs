@@ -1,6 +1,6 @@
 //! Who somebody is, what he may, and what he has used up: told a second time, by plain arithmetic.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use throughway::protocol::meter::Rates;
@@ -225,6 +225,8 @@ pub struct Ledger {
     purses: HashMap<Scope, Purse>,
     of_user: HashMap<String, Leaky>,
     of_client: HashMap<IpAddr, Leaky>,
+    /// TCP allocations.
+    pub of_tcp: HashSet<Key>,
 }
 
 impl Ledger {
@@ -284,7 +286,11 @@ impl Ledger {
         way: Direction,
         len: u64,
     ) -> Result<(), DropReason> {
-        let own = Law::of(config, config.limits.allocation);
+        let mut own = Law::of(config, config.limits.allocation);
+        if self.of_tcp.contains(&key) {
+            // What is read of a connection at once is no packet.
+            own.packets = None;
+        }
         let mut laws = Self::laws(config, who, client);
         if own.says_something() {
             laws.insert(0, (Scope::Own(key), own));

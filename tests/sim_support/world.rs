@@ -19,6 +19,7 @@ use throughway::protocol::settings::Sha256Offer;
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
+use throughway::wire::attribute::ConnectionId;
 
 use super::accounts::Written;
 use super::actions::Client;
@@ -49,6 +50,7 @@ pub enum Due {
     Asked(usize, QuestionId, Question),
     Answered(usize, QuestionId, Answer),
     NotSent(Key, Direction, Family, usize, DropReason),
+    Connected(usize, ConnectionId),
 }
 
 pub struct Worker {
@@ -120,6 +122,12 @@ pub struct World {
     /// Successes of clients by SHA-256; those by the other algorithm than their allocation began with; those that hid their name.
     pub modern: [u64; 3],
     pub rollbacks: u64,
+    /// Streams that went to the worker of the connection that they were about to bind.
+    pub moved: HashMap<Via, usize>,
+    /// Connections that were begun, accepted, bound, closed because of their time or their allocation's end, and chunks carried.
+    pub connections: [u64; 5],
+    /// The policy is being changed.
+    pub is_reconfiguring: bool,
 }
 
 macro_rules! trace {
@@ -140,6 +148,10 @@ pub struct Out {
     pub asks: Vec<(usize, QuestionId, Question)>,
     pub answers: Vec<(QuestionId, Answer)>,
     pub created: usize,
+    pub connects: Vec<(ConnectionId, AllocationId, RelayedTransportAddress, PeerAddress)>,
+    pub bound: Vec<(ConnectionId, Via)>,
+    /// Peers that were announced.
+    pub attempts: Vec<(Via, ConnectionId, PeerAddress)>,
 }
 
 /// All limits that a strict operator thinks of.
@@ -177,6 +189,7 @@ impl World {
             allocations_per_client: if rng.percent(50) { Some(rng.range(2, 40) as u32) } else { None },
             permissions_per_allocation: rng.range(2, 12) as u32,
             channels_per_allocation: rng.range(2, 12) as u32,
+            connections_per_allocation: 4,
             allocations_per_user_per_minute: Some(*rng.pick(&[2, 6, 30, 300])),
             allocations_per_client_per_minute: Some(*rng.pick(&[6, 30, 300, 6_000])),
             reservations_per_user: Some(*rng.pick(&[1, 2, 4])),
@@ -184,7 +197,8 @@ impl World {
             allocations_per_credential: if rng.percent(20) { Some(rng.range(1, 3) as u32) } else { None },
             ..rates
         };
-        let config = Config::first(limits, rates, &mut rng, is_strict);
+        let mut config = Config::first(limits, rates, &mut rng, is_strict);
+        config.has_tcp = seed.is_multiple_of(3);
         let shared = Arc::new(SharedTables::default());
         let settings = config.settings();
         let workers: Vec<Worker> = (0..count)
@@ -244,6 +258,9 @@ impl World {
             modern: [0; 3],
             expired_addresses: 0,
             rollbacks: 0,
+            moved: HashMap::new(),
+            connections: [0; 5],
+            is_reconfiguring: false,
             rng,
             workers,
         };
@@ -258,7 +275,7 @@ impl World {
 
     /// The format of what goes to another process.
     pub fn format(&mut self) -> u32 {
-        let needs_newest = self.is_dual() || self.config.sha256 != Sha256Offer::Never;
+        let needs_newest = self.is_dual() || self.config.has_tcp || self.config.sha256 != Sha256Offer::Never;
         if self.rng.percent(50) || needs_newest { state::FORMAT } else { state::FORMAT - 1 }
     }
 
@@ -268,6 +285,9 @@ impl World {
 
     /// The worker whose sockets a client's packets arrive on.
     pub fn worker_of(&self, via: &Via) -> usize {
+        if let Some(worker) = self.moved.get(via) {
+            return *worker;
+        }
         let number = match via {
             Via::Datagram(five_tuple) => u64::from(five_tuple.client.port()),
             Via::Stream(stream, _) => stream.0,
@@ -357,6 +377,7 @@ impl World {
 
     pub fn nothing(&self, out: &Out) {
         assert!(out.replies.is_empty(), "no client asked, yet a reply: {:02x?}", out.replies);
+        assert!(out.connects.is_empty() && out.bound.is_empty() && out.attempts.is_empty());
         assert!(out.opens.is_empty() && out.asks.is_empty() && out.answers.is_empty() && out.created == 0);
     }
 
@@ -373,6 +394,7 @@ impl World {
             Due::Open(key, request) => self.open(key, request),
             Due::Asked(worker, ticket, question) => self.asked(worker, ticket, question),
             Due::Answered(worker, ticket, answer) => self.answered(worker, ticket, answer),
+            Due::Connected(worker, id) => self.connected(worker, id),
             Due::NotSent(key, way, peer, len, why) => {
                 self.not_sent(key, way, peer, len, why);
                 self.decided(key);
@@ -385,6 +407,7 @@ impl World {
         if packet.via.is_stream() && !self.client_of.contains_key(&packet.via) {
             return; // the stream closed while the bytes were on their way
         }
+        self.move_to_connection(packet);
         let worker = self.worker_of(&packet.via);
         match &*packet.bytes {
             [] => {}
@@ -460,6 +483,7 @@ impl World {
         self.shared.forgets_everybody(later);
         assert!(self.sockets.is_empty(), "relayed addresses that were never closed");
         assert!(self.shared.relayed.lock().unwrap().is_empty());
+        assert!(self.shared.relayed_tcp.lock().unwrap().is_empty());
         let rejects: u64 = self.model.totals.iter().map(|totals| totals.rejects).sum();
         let challenges: u64 = self
             .workers

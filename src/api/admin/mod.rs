@@ -355,6 +355,7 @@ impl Admin {
             Selector::MobileAllocations => json!("allocations of clients that may change their network"),
             Selector::Sha256Keys => json!("allocations of clients that use SHA-256"),
             Selector::OtherRealms => json!("allocations of clients of other realms"),
+            Selector::TcpAllocations => json!("TCP allocations"),
         };
         tracing::info!(%by, %subject, ended, "sessions ended by an operator");
         if ended == 0 && matches!(which, Selector::Session(_)) {

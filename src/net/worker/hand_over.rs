@@ -16,6 +16,8 @@ use crate::address::RelayedTransportAddress;
 use crate::clock;
 use crate::net::handoff::{Channel, DESCRIPTORS_MAX, HandoffError, to_memory};
 use crate::net::meeting::Meeting;
+use crate::net::peers::Peers;
+use crate::net::relay_socket::Relays;
 use crate::net::tcp::Stream;
 use crate::net::upgrade_messages::WorkerPart;
 use crate::protocol::accounting::Amount;
@@ -198,8 +200,7 @@ impl Worker {
                     let memory = to_memory(&states.map_err(unwritable)?)?;
                     let mut descriptors = vec![memory.as_fd()];
                     for (id, _) in &sockets {
-                        let socket = self.relays.get(*id).ok_or_else(|| without_socket(*id))?;
-                        descriptors.push(socket.socket.as_fd());
+                        descriptors.push(relayed_socket(&self.relays, &self.peers, *id)?);
                     }
                     channel.send(&WorkerPart::Early, &descriptors, Duration::ZERO)?;
                     passed.extend(sockets);
@@ -272,7 +273,7 @@ impl Worker {
             self.close_stream(now, at);
         }
         while let Some(stream) = self.adopted.pop_first() {
-            self.adopt(now, stream.socket, stream.five_tuple, stream.tls, stream.permit);
+            self.adopt(now, stream);
         }
         while let Ok(message) = self.inbox.try_recv() {
             self.net.messages.add(1);
@@ -293,8 +294,8 @@ impl Worker {
         let new = new_or_changed.filter(|socket| !passed.contains(socket)).map(|(id, _)| id);
         let new: Vec<AllocationId> = new.collect();
         for ids in new.chunks(ALLOCATIONS_AT_ONCE) {
-            let sockets = ids.iter().map(|id| self.relays.get(*id).ok_or_else(|| without_socket(*id).to_string()));
-            let sockets = sockets.map(|socket| Ok(socket?.socket.as_fd())).collect::<Result<Vec<_>, String>>()?;
+            let sockets = ids.iter().map(|id| relayed_socket(&self.relays, &self.peers, *id).map_err(failed));
+            let sockets = sockets.collect::<Result<Vec<_>, String>>()?;
             let slots = ids.iter().map(|id| id.index).collect();
             channel.send(&WorkerPart::Sockets(slots), &sockets, CUT_TIME).map_err(failed)?;
         }
@@ -304,7 +305,12 @@ impl Worker {
             let relayed = held.iter().map(|(relayed, _)| *relayed).collect();
             channel.send(&WorkerPart::Held(relayed), &sockets, CUT_TIME).map_err(failed)?;
         }
-        let (streams, sockets) = self.streams.export();
+        let (peers, sockets) = self.peers.export();
+        for sockets in sockets.chunks(ALLOCATIONS_AT_ONCE) {
+            channel.send(&WorkerPart::Peers, sockets, CUT_TIME).map_err(failed)?;
+        }
+        let (mut streams, sockets) = self.streams.export();
+        streams.peers = (!peers.is_empty()).then_some(peers);
         for sockets in sockets.chunks(ALLOCATIONS_AT_ONCE) {
             channel.send(&WorkerPart::Streams, sockets, CUT_TIME).map_err(failed)?;
         }
@@ -348,6 +354,12 @@ impl Worker {
 
 fn unwritable(error: state::StateError) -> HandoffError {
     HandoffError::System(io::Error::other(error.to_string()))
+}
+
+/// The socket of a relayed address, of UDP or of TCP.
+fn relayed_socket<'a>(relays: &'a Relays, peers: &'a Peers, id: AllocationId) -> Result<BorrowedFd<'a>, HandoffError> {
+    let of_udp = relays.get(id).map(|relay| relay.socket.as_fd());
+    of_udp.or_else(|| Some(peers.relay(id)?.listener.as_fd())).ok_or_else(|| without_socket(id))
 }
 
 fn without_socket(id: AllocationId) -> HandoffError {

@@ -16,6 +16,7 @@ use crate::net::fair_limit::Permit;
 use crate::net::fair_map::FairMap;
 use crate::net::handoff::Channel;
 use crate::net::sys::Waker;
+use crate::net::tcp::Moved;
 use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::SessionRecord;
 use crate::protocol::border::{Answer, Input, Question, Selector};
@@ -39,6 +40,8 @@ pub(in crate::net) struct Adopted {
     pub(in crate::net) five_tuple: FiveTuple,
     pub(in crate::net) tls: Option<Box<TlsSession>>,
     pub(in crate::net) permit: Permit,
+    /// What another worker had of it; `None` of one that is just accepted.
+    pub(in crate::net) moved: Option<Moved>,
 }
 
 /// What reaches a worker from outside, streams apart: strangers may bring as many of those as they like.
@@ -166,8 +169,7 @@ impl Worker {
         });
         let adopted = self.take_some(STREAMS_PER_TURN, |worker| {
             let Some(stream) = worker.adopted.pop_first() else { return false };
-            let Adopted { socket, five_tuple, tls, permit } = stream;
-            worker.adopt(now, socket, five_tuple, tls, permit);
+            worker.adopt(now, stream);
             true
         });
         let messages = self.take_some(INBOX_TURN, |worker| {
@@ -331,6 +333,7 @@ mod tests {
                 socket: socket.try_clone().unwrap(),
                 five_tuple: FiveTuple { client: client.into(), server: server.into(), transport: Transport::Tcp },
                 tls: None,
+                moved: None,
                 permit: half_open.admit(u64::MAX, client.ip().into(), Box::new(|| {})),
             });
         };

@@ -148,7 +148,8 @@ impl Worker {
     }
 
     fn log_entry(&self, mut entry: LedgerEntry) -> LogEntry {
-        let number = |id| self.relays.get(id).map(|relay| relay.socket.as_raw_fd());
+        let of_udp = |id| self.relays.get(id).map(|relay| relay.socket.as_raw_fd());
+        let number = |id| of_udp(id).or_else(|| self.peers.number(id));
         // One without a socket can't be gone on with.
         entry.allocations.retain(|allocation| number(allocation.id).is_some());
         let sockets = entry.allocations.iter().filter_map(|allocation| number(allocation.id)).collect();

@@ -74,6 +74,7 @@ impl Worker {
         }
         self.drain(now);
         self.match_sockets(now);
+        self.match_connections(now);
         self.begin_ledger_anew();
         self.flush();
         self.end_streams_in_hand(now, client, visited);
@@ -114,13 +115,15 @@ impl Worker {
 
     /// Closes relayed sockets that belong to no allocation, and ends allocations that have none.
     fn match_sockets(&mut self, now: Now) {
-        let missing = self.server.sockets().filter(|(socket, _, _)| self.relays.get(*socket).is_none());
+        let is_there = |id| self.relays.get(id).is_some() || self.peers.relay(id).is_some();
+        let missing = self.server.sockets().filter(|(socket, _, _)| !is_there(*socket));
         let without: Vec<Via> = missing.map(|(_, _, via)| via).collect();
         for via in without {
             self.server.handle_input(now, Input::Failed { via });
         }
         let owned = self.server.sockets().map(|(socket, _, _)| socket).collect();
         self.relays.close_others(&owned, now.ticks);
+        self.peers.close_others(&owned, now.ticks);
         self.drain(now);
     }
 

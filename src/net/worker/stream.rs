@@ -1,33 +1,25 @@
 //! A worker's clients over TCP and TLS: adopting, reading, cutting into frames, closing.
 
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::AsFd as _;
 
 use super::budget::Work;
-use super::{BATCH, STREAM, STREAM_SLOT, STREAM_SLOTS, Worker, token};
-use crate::address::{FiveTuple, StreamId, Via};
-use crate::net::fair_limit::Permit;
+use super::{Adopted, BATCH, STREAM, STREAM_SLOT, STREAM_SLOTS, Worker, token};
+use crate::address::{StreamId, Via};
 use crate::net::sys::Part;
 use crate::net::tcp::{Sent, Stopped, Stream, UNAUTHENTICATED_BYTES};
-use crate::net::tls_session::TlsSession;
 use crate::protocol::accounting::Amount;
 use crate::protocol::border::{Head, Input};
-use crate::protocol::ids::AllocationId;
+use crate::protocol::connect::bound_at;
+use crate::protocol::ids::{AllocationId, WorkerId};
 use crate::protocol::reason::{Direction, DropReason};
 use crate::time::Now;
 use crate::wire::framing::{Cut, cut, frame_bytes};
 use crate::wire::{Class, classify};
 
 impl Worker {
-    pub(super) fn adopt(
-        &mut self,
-        now: Now,
-        socket: TcpStream,
-        five_tuple: FiveTuple,
-        tls: Option<Box<TlsSession>>,
-        permit: Permit,
-    ) {
+    pub(super) fn adopt(&mut self, now: Now, stream: Adopted) {
+        let Adopted { socket, five_tuple, tls, permit, moved } = stream;
         self.net.streams_adopted.add(1);
         if self.drops_suspect(&five_tuple, 0) {
             return;
@@ -37,7 +29,44 @@ impl Worker {
         if self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).is_err() {
             return self.close_stream(now, at);
         }
-        self.read_early(now, at);
+        match moved {
+            None => self.read_early(now, at),
+            Some(moved) => {
+                stream.go_on(moved.input, moved.requests);
+                self.streams.hasten(at, moved.deadline);
+                self.put_off(now, at);
+                self.waker.wake();
+            }
+        }
+    }
+
+    /// Another worker has the connection that this message is about to bind: the stream goes there, with what was read of it
+    /// from this message on.
+    fn move_stream(&mut self, now: Now, at: usize, bytes: std::ops::Range<usize>, to: WorkerId) {
+        let std::ops::Range { start: done, end: len } = bytes;
+        self.visited = None;
+        self.flush_payload();
+        self.streams.flush(at);
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        stream.handled(&self.datagrams.arena.region(STREAM_SLOT, STREAM_SLOTS)[..len], done, Stopped::OutOfBudget);
+        // One whose answers still wait would get them out of order.
+        let is_written = !stream.has_backlog();
+        let taken = is_written.then(|| self.streams.take(at)).flatten();
+        let (Some(mailbox), Some((stream, permit))) = (self.mailboxes.get(usize::from(to.0)), taken) else {
+            return self.close_stream(now, at);
+        };
+        self.net.stream_input_bytes.sub(stream.input_counted as u64);
+        self.net.streams_open.sub(1);
+        self.epoll.remove(stream.socket.as_fd());
+        let five_tuple = *stream.via.five_tuple();
+        let (socket, tls, moved) = stream.into_moved();
+        mailbox.adopt(Adopted { socket, five_tuple, tls, permit, moved: Some(moved) });
+    }
+
+    /// The other worker that has the connection which a message is about to bind.
+    fn binds_elsewhere(&self, message: &[u8], via: &Via) -> Option<WorkerId> {
+        let to = bound_at(message).filter(|to| *to != self.id && usize::from(to.0) < self.mailboxes.len())?;
+        (!self.server.has_allocation(via)).then_some(to)
     }
 
     /// Handles what came with a TLS handshake's last bytes, or what another process had read: epoll knows nothing of it.
@@ -60,7 +89,7 @@ impl Worker {
     }
 
     /// Payloads of the stream before may still lie where this one is read to.
-    fn make_stream_room(&mut self) {
+    pub(super) fn make_stream_room(&mut self) {
         if self.datagrams.pinned { self.flush() } else { self.flush_to_peer() }
     }
 
@@ -103,6 +132,9 @@ impl Worker {
 
     /// Handles what was left over of a stream, or else reads once and handles that, as far as the budget goes.
     fn visit_stream(&mut self, now: Now, at: usize) {
+        if self.streams.get(at).is_some_and(|stream| stream.connection.is_some()) {
+            return self.visit_data_connection(now, at);
+        }
         self.make_stream_room();
         let Some(stream) = self.streams.get_mut(at) else { return };
         let (is_tls, has_allocation) = (stream.is_tls(), self.server.has_allocation(&stream.via));
@@ -120,6 +152,9 @@ impl Worker {
     /// Handles the first `len` bytes of the streams' region, message by message.
     pub(super) fn on_stream_bytes(&mut self, now: Now, at: usize, len: usize) {
         let Some((id, via)) = self.streams.get(at).map(|stream| (stream.id, stream.via)) else { return };
+        if self.streams.get(at).is_some_and(|stream| stream.connection.is_some()) {
+            return self.on_client_bytes(now, at, len);
+        }
         let start = self.datagrams.arena.part_of(STREAM_SLOT, 0, len).start;
         let mut done = 0;
         self.visited = Some(id);
@@ -135,13 +170,21 @@ impl Worker {
                     if !self.budget.take(work) {
                         break Stopped::OutOfBudget;
                     }
-                    if work == Work::Request && !self.may_ask(now, at, &via) {
-                        return self.cut_off(now, at);
+                    if work == Work::Request {
+                        if !self.may_ask(now, at, &via) {
+                            return self.cut_off(now, at);
+                        }
+                        let bytes = &self.datagrams.arena.region(STREAM_SLOT, STREAM_SLOTS)[done..len];
+                        if let Some(to) = bytes.get(..message).and_then(|message| self.binds_elsewhere(message, &via)) {
+                            return self.move_stream(now, at, done..len, to);
+                        }
                     }
                     self.on_frame(now, via, start + done, message);
                     done += consumed;
-                    if self.streams.find(id) != Some(at) {
-                        return;
+                    let Some(stream) = self.streams.get(at).filter(|stream| stream.id == id) else { return };
+                    if stream.connection.is_some() {
+                        self.visited = None;
+                        return self.begin_to_carry(now, at, len, done);
                     }
                 }
                 Cut::NeedMore => {
@@ -211,8 +254,11 @@ impl Worker {
     }
 
     /// Asks epoll for room while something waits to be written, and for bytes unless the stream waits for its turn.
-    fn update_interest(&mut self, now: Now, at: usize) {
+    pub(super) fn update_interest(&mut self, now: Now, at: usize) {
         let Some(stream) = self.streams.get_mut(at) else { return };
+        if stream.connection.is_some() {
+            return self.update_data_interest(now, at);
+        }
         let (bytes, room) = (!stream.is_ready, stream.has_backlog() && !stream.is_dirty);
         if (bytes, room) != (stream.awaits_bytes, stream.awaits_room) {
             (stream.awaits_bytes, stream.awaits_room) = (bytes, room);
@@ -229,8 +275,16 @@ impl Worker {
         let Some(stream) = self.streams.get(at) else { return };
         self.net.waits(before, stream.waiting());
         let must_close = stream.must_close();
+        let is_written = stream.connection.is_some() && !stream.has_backlog();
         self.tell_decided(at);
-        if must_close { self.close_stream(now, at) } else { self.update_interest(now, at) }
+        if must_close {
+            self.close_stream(now, at);
+        } else {
+            if is_written {
+                self.on_data_stream_written(now, at);
+            }
+            self.update_interest(now, at);
+        }
     }
 
     /// Writes what this turn brought for streams, one write for each.
@@ -248,6 +302,9 @@ impl Worker {
         let Some(stream) = self.streams.remove(at) else { return };
         self.net.stream_input_bytes.sub(stream.input_counted as u64);
         self.net.streams_open.sub(1);
+        if let Some(connection) = stream.connection {
+            return self.on_data_stream_closed(now, connection);
+        }
         self.server.handle_input(now, Input::ClientClosed { via: stream.via });
         self.drain(now);
     }
@@ -289,6 +346,9 @@ impl Worker {
 
     /// Payload that waited in a stream's queue will never leave: the allocation counts it, or the record that is held back.
     pub(super) fn not_sent_to_stream(&mut self, at: usize, allocation: AllocationId, bytes: u64, why: DropReason) {
+        if self.streams.get(at).is_some_and(|stream| stream.is_data) {
+            return self.lose(allocation, Direction::ToClient, 1, bytes);
+        }
         self.server.not_sent(allocation, Direction::ToClient, 1, bytes, why);
         if let Some(record) = self.streams.get_mut(at).and_then(|stream| stream.held_back(allocation)) {
             record.not_sent(Direction::ToClient, 1, bytes, why);

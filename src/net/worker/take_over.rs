@@ -16,7 +16,7 @@ use crate::net::handoff::{Channel, STATE_BYTES_MAX, from_memory};
 use crate::net::ledger::{LeftSockets, LeftWorker};
 use crate::net::meeting::Meeting;
 use crate::net::overflow::{Overflow, SocketKind};
-use crate::net::stream_state::StreamsState;
+use crate::net::stream_state::{PeerState, StreamsState};
 use crate::net::upgrade_messages::WorkerPart;
 use crate::net::{listen, sys};
 use crate::protocol::accounting::Amount;
@@ -85,6 +85,7 @@ struct Passed {
     relayed: HashMap<u32, OwnedFd>,
     held: Vec<(RelayedTransportAddress, OwnedFd)>,
     streams: Vec<OwnedFd>,
+    peers: Vec<OwnedFd>,
 }
 
 fn told_of(listeners: &[AdoptedListener], id: u32) -> Result<&AdoptedListener, &'static str> {
@@ -98,6 +99,11 @@ fn failed(error: impl std::fmt::Display) -> String {
 fn read_state<T: state::State>(memory: Option<OwnedFd>) -> Result<T, String> {
     let bytes = from_memory(memory.ok_or("memory is missing from a message")?, STATE_BYTES_MAX).map_err(failed)?;
     state::read(&bytes).map_err(failed)
+}
+
+/// Whether a relayed socket is one of TCP.
+fn is_stream_socket(socket: &OwnedFd) -> bool {
+    socket2::SockRef::from(socket).r#type().is_ok_and(|of| of == socket2::Type::STREAM)
 }
 
 impl Worker {
@@ -157,7 +163,12 @@ impl Worker {
         let known: Vec<_> = states.iter().flat_map(AllocationState::sockets).collect();
         self.server.import_early(states).map_err(failed)?;
         for ((id, relayed), socket) in known.into_iter().zip(sockets.into_iter().flatten()) {
-            self.relays.adopt_bound(id, relayed, socket);
+            if is_stream_socket(&socket) {
+                // Its client's stream is gone, and the allocation ends as soon as that is told.
+                self.peers.adopt(id, relayed, socket, clock::now().ticks)?;
+            } else {
+                self.relays.adopt_bound(id, relayed, socket);
+            }
         }
         Ok(TakenOver { allocations: self.server.allocations() as u64, streams: 0 })
     }
@@ -187,7 +198,11 @@ impl Worker {
                 }
                 WorkerPart::Early => self.adopt_allocations(descriptors)?,
                 WorkerPart::EarlyEnd => break,
-                WorkerPart::Sockets(_) | WorkerPart::Held(_) | WorkerPart::Streams | WorkerPart::Changes => {
+                WorkerPart::Sockets(_)
+                | WorkerPart::Held(_)
+                | WorkerPart::Streams
+                | WorkerPart::Peers
+                | WorkerPart::Changes => {
                     return Err("the old worker told of the cut before it had told all".to_owned());
                 }
             }
@@ -243,6 +258,10 @@ impl Worker {
         relayed: RelayedTransportAddress,
         socket: OwnedFd,
     ) -> Result<(), String> {
+        if is_stream_socket(&socket) {
+            self.peers.adopt(id, relayed, socket, clock::now().ticks)?;
+            return self.watch_tcp_relay(id).map_err(failed);
+        }
         self.relays.adopt(id, relayed, socket, clock::now().ticks)?;
         let relay = self.relays.get(id).ok_or("a relayed socket without a place")?;
         self.epoll.add(relay.socket.as_fd(), token(RELAY, id.index as usize)).map_err(failed)
@@ -260,6 +279,7 @@ impl Worker {
                     passed.held.extend(relayed.into_iter().zip(descriptors));
                 }
                 WorkerPart::Streams => passed.streams.extend(descriptors),
+                WorkerPart::Peers => passed.peers.extend(descriptors),
                 WorkerPart::Changes => break descriptors.into_iter(),
                 WorkerPart::Sockets(_)
                 | WorkerPart::Held(_)
@@ -273,6 +293,8 @@ impl Worker {
             return Err("the upgrade was given up".to_owned());
         }
         self.apply(changes, &mut passed)?;
+        let mut streams: StreamsState = streams;
+        self.adopt_peers(streams.peers.take().unwrap_or_default(), passed.peers)?;
         self.adopt_streams(streams, passed.streams)?;
         Ok(TakenOver { allocations: self.server.allocations() as u64, streams: self.streams.len() as u64 })
     }
@@ -288,26 +310,46 @@ impl Worker {
         let now = clock::now();
         if is_whole {
             // The old worker's server was restarted in between, and tells of all once more.
-            self.relays.close_others(&changed.iter().map(|(id, _)| *id).collect(), now.ticks);
+            let owned = changed.iter().map(|(id, _)| *id).collect();
+            self.relays.close_others(&owned, now.ticks);
+            self.peers.close_others(&owned, now.ticks);
         } else {
-            ended.into_iter().for_each(|id| self.relays.close_ended(id, now.ticks));
+            for id in ended {
+                self.relays.close_ended(id, now.ticks);
+                self.peers.close(id, None, now.ticks);
+            }
         }
         for (id, relayed) in changed {
             if let Some(socket) = passed.relayed.remove(&id.index) {
                 self.adopt_relay(id, relayed, socket)?;
-            } else if !self.relays.is_at(id, relayed) {
+            } else if !self.relays.is_at(id, relayed) && !self.peers.is_at(id, relayed) {
                 return Err(format!("the socket of {relayed} is missing"));
             }
         }
         let addresses = self.server.socket_count();
-        if self.relays.len() != addresses {
+        if self.relays.len() + self.peers.relays() != addresses {
             // Second addresses that were given back, or whose allocation has ended.
             let owned = self.server.sockets().map(|(socket, _, _)| socket).collect();
             self.relays.close_others(&owned, now.ticks);
+            self.peers.close_others(&owned, now.ticks);
         }
-        let sockets = self.relays.len();
+        let sockets = self.relays.len() + self.peers.relays();
         if sockets != addresses {
             return Err(format!("there are {sockets} relayed sockets for {addresses} relayed addresses"));
+        }
+        Ok(())
+    }
+
+    /// Takes over the connections to peers; nothing is read of them yet.
+    fn adopt_peers(&mut self, states: Vec<PeerState>, sockets: Vec<OwnedFd>) -> Result<(), String> {
+        let connections: HashMap<_, _> = self.server.connections().map(|of| (of.id, of.allocation)).collect();
+        if (states.len(), sockets.len()) != (connections.len(), connections.len()) {
+            let (states, sockets) = (states.len(), sockets.len());
+            return Err(format!("{sockets} sockets and {states} states came for {} connections", connections.len()));
+        }
+        for (state, socket) in states.into_iter().zip(sockets) {
+            let allocation = connections.get(&state.id).ok_or("a connection to a peer that was not told of")?;
+            self.peers.import(&state, *allocation, socket)?;
         }
         Ok(())
     }
@@ -317,21 +359,29 @@ impl Worker {
             return Err(format!("{} streams came with {} sockets", state.streams.len(), sockets.len()));
         }
         let now = clock::now();
-        let StreamsState { next_id, streams } = state;
+        let StreamsState { next_id, streams, peers: _ } = state;
+        let mut bound: HashMap<_, _> = HashMap::new();
+        for at in self.peers.all() {
+            let peer = self.peers.get(at);
+            bound.extend(peer.and_then(|peer| Some((peer.stream()?, peer.id))));
+        }
         self.streams.go_on_after(next_id);
         for (state, socket) in streams.into_iter().zip(sockets) {
-            let has_allocation = self.server.has_allocation(&Via::Stream(state.id, state.five_tuple));
+            let connection = bound.remove(&state.id);
+            let via = Via::Stream(state.id, state.five_tuple);
+            let has_allocation = connection.is_some() || self.server.has_allocation(&via);
             let socket = TcpStream::from(socket);
             let at = self.streams.import(next_id, state, socket, has_allocation, now.ticks).map_err(failed)?;
             self.net.streams_adopted.add(1);
             self.net.streams_open.add(1);
             let Some(stream) = self.streams.get_mut(at) else { continue };
+            connection.into_iter().for_each(|connection| stream.carry(connection));
             self.net.waits(Amount::default(), stream.waiting());
             stream.input_counted = stream.input_bytes();
             self.net.stream_input_bytes.add(stream.input_counted as u64);
             self.epoll.add(stream.socket.as_fd(), token(STREAM, at)).map_err(failed)?;
         }
-        Ok(())
+        if bound.is_empty() { Ok(()) } else { Err("a connection to a peer has lost its stream".to_owned()) }
     }
 
     /// Handles what the old process had read of its streams, once this one may.
@@ -340,6 +390,7 @@ impl Worker {
         for at in self.streams.all() {
             self.read_early(now, at);
         }
+        self.begin_peers(now);
         self.flush();
         self.flush_streams(now);
         self.flush();

@@ -24,9 +24,11 @@ use throughway::protocol::accounting::{Amount, SessionRecord};
 use throughway::protocol::allocation::AllocationState;
 use throughway::protocol::alternates::Alternates;
 use throughway::protocol::border::{
-    Answer, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay, RelayRefused, RelayRequest, Selector,
+    Answer, Carry, ConnectRefused, Event, Input, OpenedRelay, Output, PacketMeta, Question, Relay, RelayRefused,
+    RelayRequest, Selector,
 };
 use throughway::protocol::changes::EarlyAllocations;
+use throughway::protocol::connect::bound_at;
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ImportError, ServerState, counters_of};
 use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
@@ -38,12 +40,13 @@ use throughway::protocol::quota::{Admitted, Purpose};
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::reject::RejectReason;
 use throughway::protocol::settings::{
-    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings,
+    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings, TcpRelaySettings,
 };
 use throughway::protocol::tenancy::{PortParts, Tenancies};
 use throughway::protocol::{Parts, Server};
 use throughway::state;
 use throughway::time::{Now, Ticks, UnixSeconds};
+use throughway::wire::attribute::ConnectionId;
 
 use self::stun::{Incoming, Outgoing, Signature, long_term_key};
 use self::world::{Books, Ports, RELAY_IPV4, RELAY_IPV6};
@@ -109,6 +112,7 @@ fn default_settings() -> Settings {
         relay_ipv6: true,
         mobility: false,
         stun: StunSettings::default(),
+        tcp: TcpRelaySettings::default(),
     }
 }
 
@@ -216,7 +220,7 @@ struct Worker {
 /// An input that the world owes a worker.
 enum Owed {
     Admission(AllocationId, Result<Admitted, RejectReason>),
-    Opened(AllocationId, Result<OpenedRelay, RelayRefused>),
+    Opened(AllocationId, RelayRequest, Result<OpenedRelay, RelayRefused>),
     Asked(QuestionId, Question),
     Answered(QuestionId, Answer),
 }
@@ -302,6 +306,19 @@ pub struct Harness {
     pub ended: Vec<SessionRecord>,
     /// Every record, in order, with its kind.
     pub records: Vec<(&'static str, SessionRecord)>,
+    /// Every Connect, BindConnection and CloseConnection in order.
+    pub connects: Vec<Connecting>,
+    pub bound: Vec<(ConnectionId, Via)>,
+    pub closed_connections: Vec<ConnectionId>,
+}
+
+/// A connection to a peer that the core wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Connecting {
+    pub worker: usize,
+    pub id: ConnectionId,
+    pub relayed: SocketAddr,
+    pub peer: SocketAddr,
 }
 
 /// One worker, or as many as `RULES_WORKERS` says: then every second client lands on another one, and the
@@ -350,6 +367,9 @@ impl Harness {
             refused: Vec::new(),
             ended: Vec::new(),
             records: Vec::new(),
+            connects: Vec::new(),
+            bound: Vec::new(),
+            closed_connections: Vec::new(),
         };
         harness.start(count, [7; 32]);
         harness
@@ -559,9 +579,19 @@ impl Harness {
 
     /// Raw bytes in, every reply to this client out.
     pub fn tell(&mut self, client: Client, bytes: &[u8]) -> Vec<Incoming> {
+        self.move_to_connection(client, bytes);
         let ClientState { via, worker, .. } = self.clients[client.0];
         self.input(worker, Input::Message { via, bytes });
         std::mem::take(&mut self.clients[client.0].inbox)
+    }
+
+    /// A stream goes to the worker of the connection that it is about to bind.
+    fn move_to_connection(&mut self, client: Client, bytes: &[u8]) {
+        let ClientState { via, worker, .. } = self.clients[client.0];
+        let to = bound_at(bytes).map(|to| usize::from(to.0)).filter(|to| *to < self.workers.len());
+        if let Some(to) = to.filter(|_| via.is_stream() && !self.workers[worker].server.has_allocation(&via)) {
+            self.clients[client.0].worker = to;
+        }
     }
 
     fn one_reply(&mut self, client: Client, bytes: &[u8]) -> Incoming {
@@ -727,6 +757,48 @@ impl Harness {
         self.check();
     }
 
+    // ---- connections to peers (RFC 6062) ----
+
+    /// A TCP allocation; its relayed address.
+    pub fn allocate_tcp(&mut self, client: Client) -> SocketAddr {
+        let reply = self.ask(client, stun::request(stun::ALLOCATE).transport(6));
+        assert_eq!(reply.code(), 0, "Allocate succeeds");
+        reply.relayed()
+    }
+    /// A Connect, whose answer comes later.
+    pub fn connect(&mut self, client: Client, peer: SocketAddr) -> Connecting {
+        let bytes = self.signed(client, &stun::request(stun::CONNECT).peer(peer));
+        let before = self.connects.len();
+        assert_eq!(self.tell(client, &bytes), [], "the answer waits for the peer");
+        assert_eq!(self.connects.len(), before + 1, "one connection is begun");
+        self.connects[before]
+    }
+    /// The peer accepts, or not; what the clients of that worker heard lies in their inboxes.
+    pub fn connected(&mut self, of: Connecting, result: Result<(), ConnectRefused>) {
+        self.input(of.worker, Input::Connected { connection: of.id, result });
+    }
+    /// A peer connects to this client's relayed address.
+    pub fn peer_connects(&mut self, client: Client, peer: SocketAddr) -> Option<ConnectionId> {
+        let (id, _) = self.clients[client.0].allocation.expect("this client had an allocation");
+        let worker = self.clients[client.0].worker;
+        let accepted = self.workers[worker].server.accept_peer(self.now, id, peer.into());
+        self.drain(worker);
+        self.settle();
+        accepted
+    }
+    /// Bytes come over a bound connection of this client's worker.
+    pub fn carry(&mut self, client: Client, connection: ConnectionId, way: Direction, payload: &[u8]) -> Carry {
+        let worker = self.clients[client.0].worker;
+        let (carry, _) = self.workers[worker].server.carry(self.now, connection, way, payload);
+        self.drain(worker);
+        self.settle();
+        carry
+    }
+    /// Both sides of a connection have ended.
+    pub fn connection_ended(&mut self, client: Client, connection: ConnectionId) {
+        self.input(self.clients[client.0].worker, Input::ConnectionEnded { connection });
+    }
+
     // ---- the world ----
 
     /// The counters of a client's worker.
@@ -795,12 +867,15 @@ impl Harness {
                 Owed::Admission(allocation, result) => {
                     Input::Admission { allocation: *allocation, result: result.clone() }
                 }
-                Owed::Opened(allocation, result) => Input::RelayOpened { allocation: *allocation, result: *result },
+                Owed::Opened(allocation, _, result) => Input::RelayOpened { allocation: *allocation, result: *result },
                 Owed::Asked(ticket, question) => Input::Asked { ticket: *ticket, question: question.clone() },
                 Owed::Answered(ticket, answer) => Input::Answered { ticket: *ticket, answer: answer.clone() },
             };
-            if let Owed::Opened(_, Ok(opened)) = &owed {
+            if let Owed::Opened(_, request, Ok(opened)) = &owed {
                 self.books.opened(opened.relayed);
+                if matches!(request, RelayRequest::Tcp { .. }) {
+                    self.books.is_tcp(opened.relayed);
+                }
             }
             self.workers[worker].server.handle_input(self.now, input);
             self.drain(worker);
@@ -865,6 +940,11 @@ impl Harness {
             Output::Answer { ticket, answer } => {
                 self.between_workers(usize::from(ticket.worker.0), Owed::Answered(ticket, answer));
             }
+            Output::Connect { connection, relayed, peer, .. } => {
+                self.connects.push(Connecting { worker, id: connection, relayed: relayed.into(), peer: peer.into() });
+            }
+            Output::BindConnection { connection, via } => self.bound.push((connection, via)),
+            Output::CloseConnection { connection } => self.closed_connections.push(connection),
             Output::Happened(event) => self.note(worker, event),
             other => panic!("an output that this shell does not know: {other:?}"),
         }
@@ -970,7 +1050,7 @@ impl Harness {
         while let Some((worker, id, request)) = self.held_opens.pop_front() {
             let me = WorkerId(u8::try_from(worker).expect("few workers"));
             let result = self.ports.open(me, id, request);
-            self.owed.push_back((worker, Owed::Opened(id, result)));
+            self.owed.push_back((worker, Owed::Opened(id, request, result)));
         }
     }
 
@@ -978,7 +1058,7 @@ impl Harness {
     pub fn let_one_open_go(&mut self) {
         if let Some((worker, id, request)) = self.held_opens.pop_front() {
             let result = self.ports.open(WorkerId(u8::try_from(worker).expect("few workers")), id, request);
-            self.owed.push_back((worker, Owed::Opened(id, result)));
+            self.owed.push_back((worker, Owed::Opened(id, request, result)));
             self.settle();
         }
     }

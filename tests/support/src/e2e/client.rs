@@ -1,7 +1,7 @@
 //! A small TURN client over UDP and TCP that says exactly what the test tells it to.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ use throughway::address::Address;
 use throughway::credentials::claims::Claims;
 use throughway::credentials::{Algorithm, Secret, SharedSecret, mint};
 use throughway::wire::attribute::{
-    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN, ATTR_USERNAME,
-    ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, xor_address,
+    ATTR_CHANNEL_NUMBER, ATTR_CONNECTION_ID, ATTR_DATA, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM, ATTR_RESERVATION_TOKEN,
+    ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS, xor_address,
 };
 use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
@@ -41,6 +41,14 @@ pub enum Wanted {
 impl Wanted {
     pub fn udp() -> Self {
         Self::Bytes(ATTR_REQUESTED_TRANSPORT, vec![17, 0, 0, 0])
+    }
+
+    pub fn tcp() -> Self {
+        Self::Bytes(ATTR_REQUESTED_TRANSPORT, vec![6, 0, 0, 0])
+    }
+
+    pub fn connection(id: &[u8]) -> Self {
+        Self::Bytes(ATTR_CONNECTION_ID, id.to_vec())
     }
 
     pub fn family(ipv4: bool) -> Self {
@@ -359,6 +367,29 @@ impl Client {
             }
         }
         None
+    }
+
+    /// The next message that is no data, whatever it is.
+    #[track_caller]
+    pub fn hear(&mut self) -> Response {
+        self.next_response(Instant::now() + PATIENCE).expect("a message in time")
+    }
+
+    /// What was read behind the last message, for who reads the stream by itself from here on.
+    pub fn take_pending(&mut self) -> Vec<u8> {
+        match &mut self.link {
+            Link::Tcp(_, pending) | Link::Tls(_, pending) => std::mem::take(pending),
+            Link::Udp(_) => panic!("not a stream"),
+        }
+    }
+
+    /// Reads of a stream that carries no messages any more; 0 at its end.
+    pub fn read_raw(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.link {
+            Link::Tcp(stream, _) => stream.read(buffer),
+            Link::Tls(stream, _) => stream.read(buffer),
+            Link::Udp(_) => panic!("not a stream"),
+        }
     }
 
     /// Waits for the answer to these bytes.

@@ -16,6 +16,8 @@ pub const DATA_METHOD: u16 = 0x007;
 pub const CREATE_PERMISSION: u16 = 0x008;
 pub const CHANNEL_BIND: u16 = 0x009;
 pub const CONNECT: u16 = 0x00A;
+pub const CONNECTION_BIND: u16 = 0x00B;
+pub const CONNECTION_ATTEMPT: u16 = 0x00C;
 
 pub const REQUEST: u16 = 0;
 pub const INDICATION: u16 = 1;
@@ -42,6 +44,7 @@ pub const EVEN_PORT: u16 = 0x0018;
 pub const REQUESTED_TRANSPORT: u16 = 0x0019;
 pub const DONT_FRAGMENT: u16 = 0x001A;
 pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+pub const CONNECTION_ID: u16 = 0x002A;
 pub const RESERVATION_TOKEN: u16 = 0x0022;
 pub const SOFTWARE: u16 = 0x8022;
 pub const FINGERPRINT: u16 = 0x8028;
@@ -178,6 +181,9 @@ impl Outgoing {
     }
     pub fn udp(self) -> Self {
         self.transport(17)
+    }
+    pub fn connection(self, id: u32) -> Self {
+        self.with(CONNECTION_ID, &id.to_be_bytes())
     }
     pub fn lifetime(self, seconds: u32) -> Self {
         self.with(LIFETIME, &seconds.to_be_bytes())
@@ -441,6 +447,10 @@ impl Incoming {
     pub fn all_relayed(&self) -> Vec<SocketAddr> {
         let relayed = self.attributes.iter().filter(|(kind, ..)| *kind == XOR_RELAYED_ADDRESS);
         relayed.map(|(_, _, value)| unxor(value, &self.id)).collect()
+    }
+    /// CONNECTION-ID.
+    pub fn connection(&self) -> u32 {
+        u32::from_be_bytes(self.get(CONNECTION_ID).expect("CONNECTION-ID").try_into().expect("four bytes"))
     }
     pub fn mapped(&self) -> SocketAddr {
         self.address(XOR_MAPPED_ADDRESS)

@@ -29,6 +29,8 @@ struct Inside {
     quotas: Quotas,
     authenticated: AuthenticatedCounts,
     relayed: BTreeSet<SocketAddr>,
+    /// Those of them that are of TCP.
+    relayed_tcp: BTreeSet<SocketAddr>,
     revoked: Revocations,
     replies: ReplyBudget,
     failures: Failures,
@@ -113,7 +115,12 @@ impl Books {
     pub fn opened(&self, relayed: RelayedTransportAddress) {
         assert!(self.locked().relayed.insert(relayed.into()), "{relayed} was not open");
     }
+    /// It is one of TCP.
+    pub fn is_tcp(&self, relayed: RelayedTransportAddress) {
+        assert!(self.locked().relayed_tcp.insert(relayed.into()), "{relayed} was not open");
+    }
     pub fn closed(&self, relayed: RelayedTransportAddress) {
+        self.locked().relayed_tcp.remove(&SocketAddr::from(relayed));
         assert!(self.locked().relayed.remove(&SocketAddr::from(relayed)), "{relayed} was open");
     }
 }
@@ -189,7 +196,12 @@ impl Shared for Books {
     }
 
     fn is_relayed(&self, address: PeerAddress) -> bool {
-        self.locked().relayed.contains(&SocketAddr::from(address))
+        let (inside, address) = (self.locked(), SocketAddr::from(address));
+        inside.relayed.contains(&address) && !inside.relayed_tcp.contains(&address)
+    }
+
+    fn is_relayed_tcp(&self, address: PeerAddress) -> bool {
+        self.locked().relayed_tcp.contains(&SocketAddr::from(address))
     }
 }
 
@@ -237,6 +249,7 @@ impl Ports {
         }
         let (family, parity) = match request {
             RelayRequest::Fresh { family, parity, .. } => (family, parity),
+            RelayRequest::Tcp { family, .. } => (family, Parity::Any),
             RelayRequest::Reserved { relayed, .. } => {
                 let port = self.taken.get_mut(&relayed.into()).filter(|port| **port == Port::Held);
                 *port.ok_or(RelayRefused::NotHeld)? = Port::Open(worker, id);
