@@ -23,8 +23,9 @@ use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ServerState, counters_of};
 use throughway::protocol::failures::FailureRate;
-use throughway::protocol::ids::{AllocationId, QuestionId, WorkerId};
+use throughway::protocol::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use throughway::protocol::meter::Meters;
+use throughway::protocol::paths::PathQuestion;
 use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::pool::Pool;
@@ -202,6 +203,8 @@ struct Script<'a> {
     counters: Arc<Counters>,
     now: u64,
     nonces: BTreeMap<u8, Vec<u8>>,
+    /// Of mobile allocations, as they were given out.
+    tickets: Vec<Vec<u8>>,
     opening: Vec<(AllocationId, RelayRequest)>,
     asked: Vec<QuestionId>,
     live: Vec<(AllocationId, RelayedTransportAddress)>,
@@ -228,6 +231,7 @@ pub(crate) fn server(bytes: &[u8]) {
         counters,
         now: 1000,
         nonces: BTreeMap::new(),
+        tickets: Vec::new(),
         opening: Vec::new(),
         asked: Vec::new(),
         live: Vec::new(),
@@ -318,7 +322,14 @@ impl Script<'_> {
                 let mut token = [0; 8];
                 token.iter_mut().zip(step).for_each(|(to, from)| *to = *from);
                 let ticket = QuestionId { worker: WorkerId(1), number: u64::from(byte(1)) };
-                let question = Question::Reservation { token: ReservationToken(token), identity: USER.into() };
+                let question = if op >= 128 {
+                    // What came to another worker, as if it knew of an allocation here.
+                    let bytes = self.signed(op >> 4, step).into();
+                    let session = SessionId { instance: 0, number: 0 };
+                    Question::Path(PathQuestion::Request { session, via: via(op >> 4), bytes, hops: 0 })
+                } else {
+                    Question::Reservation { token: ReservationToken(token), identity: USER.into() }
+                };
                 self.server.handle_input(now, Input::Asked { ticket, question });
             }
             12 => {
@@ -388,6 +399,12 @@ impl Script<'_> {
                     writer.attribute(AttrType(0x002A), &id.to_be_bytes())
                 }
                 0xFF => writer.xor_address(AttrType(0x0012), peer(value.first().copied().unwrap_or_default()).0),
+                // A ticket: none, one that was given out, or the fuzzer's.
+                0xFE => {
+                    let at = value.first().map(|at| usize::from(*at));
+                    let known = at.and_then(|at| self.tickets.get(at % 16)).map_or(value, Vec::as_slice);
+                    writer.attribute(AttrType(0x8030), known)
+                }
                 kind => writer.attribute(AttrType(u16::from(kind)), value),
             };
         }
@@ -453,9 +470,12 @@ impl Script<'_> {
                         let number = (via.five_tuple().client.port() - 1000) as u8;
                         self.nonces.insert(number, nonce.to_vec());
                     }
+                    self.tickets.extend(reply.get(Known::MobilityTicket).map(<[u8]>::to_vec));
                 }
                 Output::OpenRelay { allocation, request } => self.opening.push((allocation, request)),
-                Output::Ask { ticket, .. } => self.asked.push(ticket),
+                Output::Ask { ticket, question: Question::Reservation { .. }, .. } => self.asked.push(ticket),
+                // One that is told, and does not answer.
+                Output::Ask { .. } => {}
                 Output::Happened(throughway::protocol::border::Event::AllocationCreated(record)) => {
                     self.live.push((record.allocation, record.relayed));
                 }

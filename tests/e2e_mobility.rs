@@ -243,3 +243,39 @@ fn tickets_are_good_after_a_crash() {
         phone.end();
     }
 }
+
+// What still waited for a connection that its client has left is counted as not sent, in its record as in the metrics.
+#[test]
+fn what_waited_for_the_old_connection_is_counted() {
+    let workers = 2;
+    for worker in 0..workers {
+        let mut server = Server::start(settings(workers));
+        let mut phone = Phone::start(Client::tcp(server.tcp4()));
+        // It does not read what comes back.
+        while server.dropped("slow_client") == 0 {
+            for _ in 0..200 {
+                phone.client.send_channel(CHANNEL, &[7; 1000]);
+            }
+        }
+        let mut new = Client::udp_on_worker(server.udp4(), worker, workers);
+        let answer = new.request(METHOD_REFRESH, &[with_ticket(&phone.ticket)]);
+        assert_eq!(answer.code(), 0);
+        let old = std::mem::replace(&mut phone.client, new);
+        wait_for("the move", || {
+            phone.client.send_channel(CHANNEL, b"here");
+            (moves(&server) == 1 && phone.client.data_within(Duration::from_millis(50)).is_some()).then_some(())
+        });
+        std::thread::sleep(Duration::from_millis(400));
+        assert!(server.dropped("stream_closed") > 0);
+        old.close();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(phone.client.refresh(0).code(), 0);
+        let of_clients = [("way", "sent"), ("side", "clients")];
+        let sent = server.scrape().value("throughway_payload_bytes_total", &of_clients);
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
+        let sessions = server.log.sessions();
+        assert_eq!(sessions.len(), 1);
+        assert_eq!(sessions[0]["bytes_to_client"].as_u64(), Some(sent), "to the byte");
+    }
+}

@@ -460,11 +460,12 @@ fn a_stream_that_closes_leaves_its_allocation_to_the_new_way() {
         let mut h = Harness::workers(workers, mobile);
         let (old, ticket, relayed) = mobile_client(&mut h, alice().tcp().on_worker(0));
         let new = elsewhere(&mut h, alice().tcp().on_worker(usize::from(workers) - 1));
-        ticket_of(&h.ask(new, come(&ticket)));
+        assert_eq!(h.ask(new, come(&ticket).lifetime(3600)).lifetime(), 3600);
         h.disconnect(old);
         settle(&mut h);
         goes_to(&mut h, relayed, new, new);
         passes(&mut h, new);
+        h.advance(3599);
         one_session(&h);
         h.refresh(new, 0);
         assert_eq!(h.leftovers(), 0);

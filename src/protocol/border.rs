@@ -67,7 +67,7 @@ pub enum Input<'a> {
         /// What was opened, or why nothing was.
         result: Result<OpenedRelay, RelayRefused>,
     },
-    /// The stream is gone: its allocation ends with it.
+    /// The stream is gone: its allocation ends with it, or waits for its client to come another way (RFC 8016).
     ClientClosed {
         /// Which one.
         via: Via,

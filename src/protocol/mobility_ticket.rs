@@ -11,12 +11,14 @@ use ring::hmac;
 use super::ids::SessionId;
 
 const VERSION: u8 = 1;
-const PLAIN_BYTES: usize = 1 + 8 + 8 + 4;
+const PLAIN_BYTES: usize = 21;
 const TAG_BYTES: usize = 16;
 
 /// Length of a ticket, in bytes: with the longest answer around it, it fits a datagram on any path.
 // [8016-3.1.2-4]
-pub(super) const TICKET_BYTES: usize = NONCE_LEN + PLAIN_BYTES + TAG_BYTES;
+pub(super) const TICKET_BYTES: usize = 49;
+
+const _: () = assert!(PLAIN_BYTES == 1 + 8 + 8 + 4 && TICKET_BYTES == NONCE_LEN + PLAIN_BYTES + TAG_BYTES);
 
 /// Seals tickets and opens them.
 #[derive(Clone)]

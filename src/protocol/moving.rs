@@ -234,7 +234,8 @@ impl Server {
                 self.end(now, id, EndReason::ClientClosed);
             }
             Some(PendingPath { via, worker }) => {
-                self.wait(now, id);
+                // It was just granted a lifetime.
+                self.set_waiting(id);
                 self.ask_path(worker, PathQuestion::Fetch { via: at_home(via) });
             }
             None => self.wait(now, id),
@@ -244,12 +245,22 @@ impl Server {
     /// An allocation waits for its client, for as long as one that was just made would.
     fn wait(&mut self, now: Now, id: AllocationId) {
         let latest = now.ticks.plus_seconds(u64::from(self.settings.default_lifetime));
+        self.set_waiting(id);
         let Some(allocation) = self.table.get_mut(id) else { return };
         allocation.expires_at = allocation.expires_at.min(latest);
-        if let Some(mobility) = allocation.mobility_mut() {
+        self.rearm(id);
+    }
+
+    fn set_waiting(&mut self, id: AllocationId) {
+        if let Some(mobility) = self.table.get_mut(id).and_then(Allocation::mobility_mut) {
             mobility.is_waiting = Some(true);
         }
-        self.rearm(id);
+    }
+
+    /// How the client of a mobile session comes, if that is of this worker.
+    #[must_use]
+    pub fn via_of(&self, session: SessionId) -> Option<Via> {
+        self.table.of_session(session).map(Allocation::via)
     }
 
     /// Whether the allocation of a stream outlives it.

@@ -229,7 +229,10 @@ impl Worker {
                 let _ = reply.send(self.server.sessions_from(now, slot, SLOTS_PER_LOOK));
                 return;
             }
-            Message::Ask { ticket, question } => Input::Asked { ticket, question },
+            Message::Ask { ticket, question } => {
+                self.settle_before_move(now, &question);
+                Input::Asked { ticket, question }
+            }
             Message::Answer { ticket, answer, sockets } => {
                 for (relayed, socket) in sockets {
                     self.relays.put_held(relayed, socket);

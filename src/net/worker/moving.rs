@@ -6,11 +6,12 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 
 use super::{Message, NotSent, RELAY, Worker, token};
-use crate::address::{RelayedTransportAddress, Via};
+use crate::address::{RelayedTransportAddress, StreamId, Via};
 use crate::net::overflow::Watched;
+use crate::protocol::accounting::Amount;
 use crate::protocol::border::{Answer, Input, Question, RelayRequest};
 use crate::protocol::ids::{AllocationId, QuestionId, WorkerId};
-use crate::protocol::paths::PathAnswer;
+use crate::protocol::paths::{PathAnswer, PathQuestion};
 use crate::protocol::reason::DropReason;
 use crate::time::Now;
 
@@ -59,6 +60,36 @@ impl Worker {
                 self.relays.close_held(relayed, now.ticks);
             }
         }
+    }
+
+    /// What the client's stream does not take now will never leave: its allocation counts it before it goes to another worker.
+    pub(super) fn settle_before_move(&mut self, now: Now, question: &Question) {
+        let Question::Path(PathQuestion::Move { session, .. }) = question else { return };
+        let Some(Via::Stream(id, _)) = self.server.via_of(*session) else { return };
+        self.flush();
+        if let Some(at) = self.streams.find(id) {
+            self.flush_stream(now, at);
+        }
+        self.give_up_waiting(id);
+        // Half a frame was written: with its connection it is decided.
+        let is_waiting = |at: &usize| self.streams.get(*at).is_some_and(|stream| stream.waiting() != Amount::default());
+        if let Some(at) = self.streams.find(id).filter(is_waiting) {
+            self.close_stream(now, at);
+        }
+    }
+
+    fn give_up_waiting(&mut self, id: StreamId) {
+        let Some((at, stream)) = self.streams.find(id).and_then(|at| Some((at, self.streams.get_mut(at)?))) else {
+            return;
+        };
+        let before = stream.waiting();
+        let given_up = stream.give_up_beyond(0);
+        let after = stream.waiting();
+        self.net.waits(before, after);
+        for (allocation, bytes) in given_up {
+            self.not_sent_to_stream(at, allocation, u64::from(bytes), DropReason::StreamClosed);
+        }
+        self.tell_decided(at);
     }
 
     /// Gives an allocation and its sockets to another worker, or has them back at once.
@@ -121,7 +152,11 @@ impl Worker {
     pub(super) fn on_path(&mut self, now: Now, via: Via, is_in_use: bool) {
         match via {
             Via::Datagram(five_tuple) => self.listeners.count(&five_tuple.server, is_in_use),
-            Via::Stream(stream, _) if !is_in_use => self.streams.expect_allocation(stream, now.ticks),
+            Via::Stream(stream, _) if !is_in_use => {
+                // The client reads elsewhere.
+                self.give_up_waiting(stream);
+                self.streams.expect_allocation(stream, now.ticks);
+            }
             Via::Stream(stream, _) if self.streams.find(stream).is_some() => self.streams.keep_alive(stream),
             // It closed meanwhile.
             Via::Stream(..) => self.answers.push_back(Input::ClientClosed { via }),

@@ -269,7 +269,7 @@ impl Worker {
     }
 
     /// Writes what waits for a stream, and closes it if that fails.
-    fn flush_stream(&mut self, now: Now, at: usize) {
+    pub(super) fn flush_stream(&mut self, now: Now, at: usize) {
         let Some(before) = self.streams.get(at).map(Stream::waiting) else { return };
         self.streams.flush(at);
         let Some(stream) = self.streams.get(at) else { return };
