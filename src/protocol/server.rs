@@ -566,11 +566,12 @@ impl Server {
         self.table.iter().map(move |allocation| allocation.record(allocation.records, now, None))
     }
 
-    /// How the client of every allocation comes, or will come, to this worker.
+    /// How the client of every allocation comes, or will come, to this worker, and the ways whose end is yet to be told.
     pub fn clients(&self) -> impl Iterator<Item = Via> {
         let pending = self.table.iter().filter_map(Allocation::pending).filter(|path| path.worker == self.worker);
+        let left = self.table.iter().filter_map(|allocation| allocation.mobility()?.left).map(|left| left.via);
         let coming = pending.map(|path| path.via).chain(self.foreign.vias());
-        self.table.iter().map(Allocation::via).chain(coming)
+        self.table.iter().map(Allocation::via).chain(coming).chain(left)
     }
 
     /// What the sockets of the allocations are known by, second ones included, what they are bound to, and whose they are.

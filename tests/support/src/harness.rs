@@ -411,6 +411,7 @@ impl Harness {
             let server = self.import(index, state::read(&bytes).expect("what was written"));
             self.workers[index].server = server.expect("its own state");
             assert!(self.workers[index].server.export() == state, "a server exports what it imported");
+            self.check_paths(index);
         }
         self.check();
     }
@@ -477,6 +478,7 @@ impl Harness {
             let (new, old) = (server.export(), self.workers[index].server.export());
             assert!(new == old, "it is the same server: {new:?}, {old:?}");
             (self.workers[index].server, self.workers[index].counters) = (server, counters);
+            self.check_paths(index);
         }
         self.check();
     }
@@ -984,6 +986,16 @@ impl Harness {
     fn use_path(&mut self, worker: usize, via: &Via, is_in_use: bool) {
         let count = self.paths.entry((worker, format!("{via:?}"))).or_default();
         *count += if is_in_use { 1 } else { -1 };
+    }
+
+    /// A shell that takes over counts the ways that the one before was told of.
+    fn check_paths(&self, worker: usize) {
+        let mut counted: Vec<String> = self.workers[worker].server.clients().map(|via| format!("{via:?}")).collect();
+        let told = self.paths.iter().filter(|((of, _), count)| *of == worker && **count > 0);
+        let mut told: Vec<String> = told.map(|((_, via), _)| via.clone()).collect();
+        counted.sort_unstable();
+        told.sort_unstable();
+        assert_eq!(counted, told, "ways in use");
     }
 
     fn ask_worker(&mut self, from: usize, to: WorkerId, ticket: QuestionId, question: Question) {
