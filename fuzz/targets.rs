@@ -400,7 +400,7 @@ impl Script<'_> {
                 }
                 0xFF => writer.xor_address(AttrType(0x0012), peer(value.first().copied().unwrap_or_default()).0),
                 // A ticket: none, one that was given out, or the fuzzer's.
-                0xFE => {
+                0xFD => {
                     let at = value.first().map(|at| usize::from(*at));
                     let known = at.and_then(|at| self.tickets.get(at % 16)).map_or(value, Vec::as_slice);
                     writer.attribute(AttrType(0x8030), known)
