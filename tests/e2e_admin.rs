@@ -599,7 +599,8 @@ fn a_program_tells_what_an_upgrade_needs_and_where_it_can_take_over() {
     assert!(code == Some(0) && said.lines().count() == 1 && said.ends_with('\n'), "{said}");
     let told: Value = serde_json::from_str(&said).unwrap();
     let expected = json!({ "version": env!("CARGO_PKG_VERSION"), "protocol": 1, "format_min": 1, "format_max": 2,
-        "features": ["link_local_clients", "dual_allocations", "sha256_keys", "mobile_allocations"] });
+        "features": ["link_local_clients", "dual_allocations", "sha256_keys", "mobile_allocations", "other_realms",
+            "tcp_allocations"] });
     assert_eq!(told, expected);
     for wrong in ["upgrade.sock", "3", "0x", ""] {
         let (code, _, why) = throughway(&["serve", "--take-over", wrong]);
