@@ -435,7 +435,7 @@ fn what_the_client_may_not_come_by_it_may_not_move_to() {
     let mut h = with_mobility();
     let (_, ticket, _) = mobile_client(&mut h, alice());
     let tunnelled = elsewhere(&mut h, alice().from("[2002:808:808::1]:5"));
-    h.refuses(tunnelled, come(&ticket), 403, Why::TunnelledClient);
+    h.refuses_anywhere(tunnelled, come(&ticket), 403, Why::TunnelledClient);
 }
 
 // LIFETIME 0 with a ticket ends the allocation from the new address.
