@@ -126,7 +126,11 @@ fn a_new_realm_is_challenged_with_and_live_calls_go_on() {
     let other = h.client();
     let challenge = h.ask_unsigned(other, allocate());
     assert_eq!(challenge.get(harness::stun::REALM), Some(&b"elsewhere"[..]));
-    assert_eq!(h.ask(other, allocate()).code(), 401);
+    let signature = h.signature(other);
+    let key = harness::stun::long_term_key("alice", harness::REALM, "wonderland");
+    let old = harness::stun::Signature { realm: Some(harness::REALM.into()), key, ..signature };
+    assert_eq!(h.ask_with(other, &old, allocate()).code(), 401, "who keeps to the old realm");
+    h.allocate(other);
 }
 
 #[test]
