@@ -356,6 +356,29 @@ fn the_end_of_the_allocation_ends_its_data_connections_and_frees_its_port() {
     wait_for("the last allocation", || (server.live() == 0).then_some(()));
 }
 
+/// Each end is no input of its own: hundreds at once cost neither stack nor time.
+#[test]
+fn hundreds_of_connections_end_together() {
+    let server = settings(1).limit("connections_per_allocation", "0").limit("requests_per_allocation", "0").start();
+    let mut client = Client::tcp(server.tcp4());
+    let relayed = allocate(&mut client);
+    client.permit(relayed);
+    let pairs: Vec<_> = (0..300)
+        .map(|_| {
+            let peer = TcpStream::connect(relayed).unwrap();
+            peer.set_read_timeout(Some(PATIENCE)).unwrap();
+            let id = attempt(&mut client, peer.local_addr().unwrap());
+            (bind(Client::tcp(server.tcp4()), &id), peer)
+        })
+        .collect();
+    assert_eq!(client.refresh(0).code(), 0);
+    for (mut data, mut peer) in pairs {
+        expect_end(&mut peer);
+        assert_eq!(read_to_end(&mut data), b"");
+    }
+    assert_eq!(results(&server, "ended"), 300);
+}
+
 #[test]
 fn a_byte_budget_holds_for_connections_too() {
     let server = settings(1).limit("bytes_per_credential", "\"300000B\"").start();

@@ -302,8 +302,9 @@ impl Worker {
         let Some(stream) = self.streams.remove(at) else { return };
         self.net.stream_input_bytes.sub(stream.input_counted as u64);
         self.net.streams_open.sub(1);
-        if let Some(connection) = stream.connection {
-            return self.on_data_stream_closed(now, connection);
+        if stream.is_data {
+            // It had no allocation. Nothing is drained for one that the core has closed: it may close thousands at once.
+            return stream.connection.into_iter().for_each(|connection| self.on_data_stream_closed(now, connection));
         }
         self.server.handle_input(now, Input::ClientClosed { via: stream.via });
         self.drain(now);
