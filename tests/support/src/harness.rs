@@ -640,16 +640,15 @@ impl Harness {
     /// A signed request that must fail with this code, signed, for this reason and no other.
     #[track_caller]
     pub fn refuses(&mut self, client: Client, message: Outgoing, code: u16, reason: RejectReason) -> Incoming {
-        let worker = self.clients[client.0].worker;
         self.nonce_of(client);
-        let before = self.workers[worker].counters.rejects_of(reason);
+        let before = self.rejects(reason);
         let events = self.refused.len();
         let reply = self.ask(client, message);
         assert_eq!(reply.code(), code, "the error code");
         if ![401, 438].contains(&code) {
             assert!(reply.is_signed(), "error responses to a verified request are signed");
         }
-        assert_eq!(self.workers[worker].counters.rejects_of(reason), before + 1, "{} is counted", reason.name());
+        assert_eq!(self.rejects(reason), before + 1, "{} is counted", reason.name());
         let told: Vec<RejectReason> = self.refused[events..].iter().map(|(reason, _)| *reason).collect();
         assert_eq!(told, [reason], "the operator hears the reason");
         reply
