@@ -78,8 +78,8 @@ impl Worker {
                 }
                 Ok(None) => return,
                 Err(error) if files::is_of_one_connection(&error) => {}
-                // There are no files. What waits would wake us again and again, so the listener rests for this peer's sake
-                // no longer than until the next connection ends.
+                // There are no files. What waits would wake us again and again, so the listener rests a tenth
+                // of a second; the peer's connection stays in its queue meanwhile.
                 Err(_) => return self.rest_tcp_relay(slot as u32),
             }
         }
