@@ -38,8 +38,26 @@ impl Minter {
     }
 }
 
+/// How often a credential is tried that brings neither yes nor no: a search of thirteen steps must not come to nothing
+/// for one lost answer.
+const TRIES: usize = 3;
+
 /// Whether the server allocates with a credential that ends so many seconds from now; `None` if that can't be told.
 async fn accepts(server: &Server<'_>, minter: &Minter, ends_in: i64) -> Option<bool> {
+    first_told(async || accepts_once(server, minter, ends_in).await).await
+}
+
+/// The first answer of a few tries.
+async fn first_told(ask: impl AsyncFn() -> Option<bool>) -> Option<bool> {
+    for _ in 0..TRIES {
+        if let Some(told) = ask().await {
+            return Some(told);
+        }
+    }
+    None
+}
+
+async fn accepts_once(server: &Server<'_>, minter: &Minter, ends_in: i64) -> Option<bool> {
     let link = server.connect_quietly().await.ok()?;
     let mut client = Client::new(link, minter.mint(ends_in));
     match client.allocate(None).await {
@@ -154,6 +172,22 @@ mod tests {
         let found = first_accepted(-172_740, -120, async |ends_in| Some(ends_in > -3600)).await.unwrap();
         assert!((-3600..=-3570).contains(&found), "{found}");
         assert_eq!(first_accepted(0, 1000, async |_| None).await, None);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_got_lost_is_asked_for_again() {
+        let asked = std::cell::Cell::new(0);
+        let told = first_told(async || {
+            asked.set(asked.get() + 1);
+            (asked.get() == TRIES).then_some(true)
+        });
+        assert_eq!((told.await, asked.get()), (Some(true), TRIES));
+        asked.set(TRIES);
+        let told = first_told(async || {
+            asked.set(asked.get() + 1);
+            None
+        });
+        assert_eq!((told.await, asked.get()), (None, 2 * TRIES), "a server that never answers is given up");
     }
 
     #[test]
