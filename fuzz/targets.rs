@@ -23,6 +23,7 @@ use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::counters::Counters;
 use throughway::protocol::export::{ServerState, counters_of};
 use throughway::protocol::failures::FailureRate;
+use throughway::protocol::icmp::{ICMP_INDICATION_BYTES_MAX, IcmpError};
 use throughway::protocol::ids::{AllocationId, QuestionId, SessionId, WorkerId};
 use throughway::protocol::meter::Meters;
 use throughway::protocol::paths::PathQuestion;
@@ -295,6 +296,13 @@ impl Script<'_> {
                 if let Some((allocation, request)) = self.opening.pop() {
                     let result = self.open(request, byte(0));
                     self.server.handle_input(now, Input::RelayOpened { allocation, result });
+                }
+            }
+            5 if op >= 128 => {
+                let error = IcmpError { icmp_type: byte(2), code: byte(3), mtu: u32::from(byte(4)) };
+                let mut out = [0; ICMP_INDICATION_BYTES_MAX];
+                if let Some((_, len)) = self.server.icmp_from_network(now, id(0), peer(byte(1)), error, &mut out) {
+                    assert!(Message::parse(&out[..len]).is_ok());
                 }
             }
             5 => {

@@ -311,11 +311,11 @@ fn dont_fragment_of_a_send_indication_goes_into_the_meta() {
     let message = indication(SEND).peer(addr(PEER)).data(b"x");
     assert!(h.send_message(client, message.clone().dont_fragment()).meta().dont_fragment);
     assert!(!h.send_message(client, message).meta().dont_fragment);
-    let df = PacketMeta { dscp: 46, hop_limit: 9, dont_fragment: true };
+    let df = PacketMeta { traffic_class: 0xBA, dont_fragment: true };
     let went = h.from_client_with(client, df, &channel_data(CHANNEL, b"x"));
     assert_eq!(went.meta(), PacketMeta { dont_fragment: false, ..df }, "the client's own DF is no wish");
     let went = h.from_peer_with(client, addr(PEER), df, b"x");
-    assert_eq!(went.meta().dscp, 46, "the class of service goes along");
+    assert_eq!(went.meta().traffic_class, 0xBA, "DSCP and ECN go along");
 }
 
 // RFC 8656 §13.1 to §13.3, §15: where a datagram is translated the attribute is ignored; what comes by TCP is not

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::passed::Passed;
-use super::sys;
+use super::sys::{self, LargeDatagrams};
 use crate::address::Transport;
 
 /// What a listener asks the kernel to buffer, in bytes; the system's limit may hold it lower.
@@ -211,7 +211,8 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
         sys::tell_destination(socket.as_fd(), address.is_ipv6())?;
     }
     // Large replies are rare and must arrive; path MTU discovery would lose them.
-    sys::set_dont_fragment(socket.as_fd(), address.is_ipv6(), false)?;
+    sys::set_large_datagrams(socket.as_fd(), address.is_ipv6(), LargeDatagrams::InFragments)?;
+    sys::tell_class(socket.as_fd(), address.is_ipv6())?;
     // More is better, less still works. A passed socket may have more already than the limit grants us.
     if !socket.recv_buffer_size().is_ok_and(|bytes| bytes / 2 >= RECEIVE_BUFFER) {
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);

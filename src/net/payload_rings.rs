@@ -27,8 +27,8 @@ const NETWORK_CELLS: usize = 256;
 
 const ADDRESS_BYTES: usize = 18;
 
-/// Before each payload: its length, its sender, its receiver.
-const HEAD_BYTES: usize = 2 + 2 * ADDRESS_BYTES;
+/// Before each payload: its length, its traffic class, its sender, its receiver.
+const HEAD_BYTES: usize = 2 + 1 + 2 * ADDRESS_BYTES;
 
 /// Two relayed addresses, and how much goes from the one to the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,8 @@ pub(super) struct Item {
     pub(super) from: PeerAddress,
     pub(super) to: PeerAddress,
     pub(super) len: usize,
+    /// DSCP and ECN.
+    pub(super) class: u8,
 }
 
 fn write_address(bytes: &mut [u8], address: PeerAddress) {
@@ -58,19 +60,25 @@ impl Item {
     fn write(self) -> [u8; HEAD_BYTES] {
         let mut head = [0; HEAD_BYTES];
         head[..2].copy_from_slice(&(self.len as u16).to_be_bytes());
-        write_address(&mut head[2..2 + ADDRESS_BYTES], self.from);
-        write_address(&mut head[2 + ADDRESS_BYTES..], self.to);
+        head[2] = self.class;
+        write_address(&mut head[3..3 + ADDRESS_BYTES], self.from);
+        write_address(&mut head[3 + ADDRESS_BYTES..], self.to);
         head
     }
 
     fn read(head: [u8; HEAD_BYTES]) -> Self {
-        let [high, low, addresses @ ..] = head;
+        let [high, low, class, addresses @ ..] = head;
         let [from, to]: [[u8; ADDRESS_BYTES]; 2] = [0, ADDRESS_BYTES].map(|start| {
             let mut address = [0; ADDRESS_BYTES];
             address.copy_from_slice(&addresses[start..start + ADDRESS_BYTES]);
             address
         });
-        Self { from: read_address(&from), to: read_address(&to), len: usize::from(u16::from_be_bytes([high, low])) }
+        Self {
+            from: read_address(&from),
+            to: read_address(&to),
+            len: usize::from(u16::from_be_bytes([high, low])),
+            class,
+        }
     }
 }
 
@@ -249,7 +257,7 @@ mod tests {
 
     fn item(from: &str, to: &str, len: usize) -> Item {
         let [from, to] = [from, to].map(|text| text.parse::<SocketAddr>().unwrap().into());
-        Item { from, to, len }
+        Item { from, to, len, class: 0xB8 }
     }
 
     #[test]

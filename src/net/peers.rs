@@ -257,12 +257,8 @@ impl Peers {
         socket: OwnedFd,
         now: Ticks,
     ) -> Result<(), String> {
-        let local = self.addresses.with(relayed.ip(), |entry| SocketAddr::new(entry.address.local, relayed.port()));
         let listener = TcpListener::from(socket);
-        let bound = listener.local_addr().map_err(|error| format!("the socket of {relayed} is none: {error}"))?;
-        if local != Some(bound) {
-            return Err(format!("the socket of {relayed} is bound to {bound}"));
-        }
+        self.addresses.check_bound(relayed, listener.local_addr())?;
         if let Some(old) = self.relays.get(&id.index).map(|old| old.id) {
             self.close(old, None, now);
         }

@@ -3,7 +3,8 @@
 //! Shared by all workers. The list is swapped whole when addresses come or go; readers take no lock. An address that goes
 //! is *retired*: its sockets live on with their allocations, and it is served again if it comes back.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -285,6 +286,23 @@ impl RelayAddresses {
     /// Reads or changes the entry that clients are told by this address.
     pub(super) fn with<T>(&self, advertised: IpAddr, act: impl FnOnce(&RelayAddressEntry) -> T) -> Option<T> {
         self.entries.load().iter().find(|of| of.address.advertised == advertised).map(act)
+    }
+
+    /// Whether a socket of another process is bound to a relayed address; `bound` is what it is bound to.
+    ///
+    /// # Errors
+    /// When it is not, or is no socket.
+    pub(super) fn check_bound(
+        &self,
+        relayed: RelayedTransportAddress,
+        bound: io::Result<SocketAddr>,
+    ) -> Result<(), String> {
+        let local = self.with(relayed.ip(), |entry| SocketAddr::new(entry.address.local, relayed.port()));
+        let bound = bound.map_err(|error| format!("the socket of {relayed} is none: {error}"))?;
+        if local != Some(bound) {
+            return Err(format!("the socket of {relayed} is bound to {bound}"));
+        }
+        Ok(())
     }
 
     /// Whether the entry with this number goes by this IP address.

@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::files;
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::relay_addresses::{RelayAddressEntry, RelayAddresses, RelayOwner};
-use super::sys::{self, RelaySegmentation};
+use super::sys::{self, LargeDatagrams, RelaySegmentation};
 use super::udp::ChainPlace;
 use super::worker::{ReadBudget, ReceiveBufferState};
 use crate::address::{Family, PeerAddress, RelayedTransportAddress};
@@ -149,13 +149,14 @@ impl Relays {
         socket: OwnedFd,
         now: Ticks,
     ) -> Result<(), String> {
-        let socket = self.bound(relayed, socket)?;
+        let socket = UdpSocket::from(socket);
+        self.addresses.check_bound(relayed, socket.local_addr())?;
         if let Some(old) = self.sockets.get(id.index).map(|old| old.id) {
             self.close_ended(old, now);
         }
         // The other process may have been busy, and have let less wait.
         let _ = sys::set_receive_buffer(socket.as_fd(), RECEIVE_BUFFER);
-        self.keep_adopted(id, relayed, socket, ReceiveBufferState::default());
+        self.keep_adopted(id, relayed, socket.into(), ReceiveBufferState::default());
         Ok(())
     }
 
@@ -183,19 +184,11 @@ impl Relays {
     /// # Errors
     /// When it is not bound to that relayed address.
     pub(super) fn adopt_held(&mut self, relayed: RelayedTransportAddress, socket: OwnedFd) -> Result<(), String> {
-        let (socket, _) = self.adopted(relayed, self.bound(relayed, socket)?);
+        let socket = UdpSocket::from(socket);
+        self.addresses.check_bound(relayed, socket.local_addr())?;
+        let (socket, _) = self.adopted(relayed, socket.into());
         self.held.insert(relayed, socket);
         Ok(())
-    }
-
-    fn bound(&self, relayed: RelayedTransportAddress, socket: OwnedFd) -> Result<OwnedFd, String> {
-        let local = self.addresses.with(relayed.ip(), |entry| SocketAddr::new(entry.address.local, relayed.port()));
-        let socket = UdpSocket::from(socket);
-        let bound = socket.local_addr().map_err(|error| format!("the socket of {relayed} is none: {error}"))?;
-        if local != Some(bound) {
-            return Err(format!("the socket of {relayed} is bound to {bound}"));
-        }
-        Ok(socket.into())
     }
 
     fn adopted(&self, relayed: RelayedTransportAddress, socket: OwnedFd) -> (Watched<UdpSocket>, ReadBudget) {
@@ -404,7 +397,9 @@ fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
     if ip.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    sys::set_dont_fragment(socket.as_fd(), ip.is_ipv6(), false)?;
+    sys::set_large_datagrams(socket.as_fd(), ip.is_ipv6(), LargeDatagrams::InFragmentsOfLink)?;
+    sys::tell_class(socket.as_fd(), ip.is_ipv6())?;
+    sys::tell_icmp_errors(socket.as_fd(), ip.is_ipv6())?;
     // A burst of video must wait somewhere while the worker has its turn elsewhere. It is a limit, not memory.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     socket.bind(&SocketAddr::new(ip, port).into())?;

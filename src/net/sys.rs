@@ -7,6 +7,7 @@
 
 mod address;
 mod arena;
+mod errors;
 #[cfg(target_env = "gnu")]
 mod names;
 mod netlink;
@@ -32,10 +33,11 @@ use rustix::time::{
 use crate::time::Ticks;
 
 pub(super) use self::arena::{Arena, Part};
+pub(super) use self::errors::{SocketError, socket_error};
 pub(super) use self::netlink::{netlink, strict};
 pub(super) use self::receive::{ReceiveBatch, Received};
 pub(super) use self::segmentation::{ListenerSegmentation, RelaySegmentation, Segmentation, Unsegmented};
-pub(super) use self::send::{PreparedBatch, SendBatch, SendReport, Transmit};
+pub(super) use self::send::{PENDING_ERRORS_MAX, PreparedBatch, SendBatch, SendReport, Transmit, may_be_pending};
 
 /// Keeps a statically linked program from loading libraries of the machine that it runs on. Call it before anything else.
 pub(crate) fn keep_to_linked_libraries() {
@@ -113,6 +115,8 @@ pub(super) struct Readiness {
     pub(super) token: u64,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// An error waits, or the connection is over.
+    pub(super) failed: bool,
 }
 
 impl Ready {
@@ -129,7 +133,12 @@ impl Ready {
         use epoll::EventFlags as Flags;
         let epoll::Event { flags, data } = *self.events[..self.count].get(index)?;
         let readable = flags.intersects(Flags::IN | Flags::HUP | Flags::ERR | Flags::RDHUP);
-        Some(Readiness { token: data.u64(), readable, writable: flags.contains(Flags::OUT) })
+        Some(Readiness {
+            token: data.u64(),
+            readable,
+            writable: flags.contains(Flags::OUT),
+            failed: flags.contains(Flags::ERR),
+        })
     }
 }
 
@@ -216,15 +225,49 @@ pub(super) fn tell_destination(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()>
     set_option(fd, level, name, &1_i32)
 }
 
-/// Sets or clears DF on what a socket sends. Without it a large datagram is cut on the way instead of lost.
-pub(super) fn set_dont_fragment(fd: BorrowedFd<'_>, ipv6: bool, on: bool) -> io::Result<()> {
+/// How a socket sends datagrams that are too large for their path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LargeDatagrams {
+    /// In fragments that fit the path, as far as it is known.
+    InFragments,
+    /// Over IPv4 in fragments that fit the first link, further ones without DF: the kernel heeds no ICMP error about their
+    /// size, which anybody can forge, and tells of it. Over IPv6, where routers don't cut, as [`Self::InFragments`].
+    InFragmentsOfLink,
+    /// With DF: whole or not at all.
+    Whole,
+}
+
+/// What becomes of large datagrams (ip(7) and ipv6(7): IP_MTU_DISCOVER).
+pub(super) fn set_large_datagrams(fd: BorrowedFd<'_>, ipv6: bool, how: LargeDatagrams) -> io::Result<()> {
     if ipv6 {
-        let mode = if on { libc::IPV6_PMTUDISC_PROBE } else { libc::IPV6_PMTUDISC_DONT };
+        let mode = match how {
+            LargeDatagrams::InFragments | LargeDatagrams::InFragmentsOfLink => libc::IPV6_PMTUDISC_DONT,
+            LargeDatagrams::Whole => libc::IPV6_PMTUDISC_PROBE,
+        };
         set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, &mode)
     } else {
-        let mode = if on { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_DONT };
+        let mode = match how {
+            LargeDatagrams::InFragments => libc::IP_PMTUDISC_DONT,
+            LargeDatagrams::InFragmentsOfLink => libc::IP_PMTUDISC_OMIT,
+            LargeDatagrams::Whole => libc::IP_PMTUDISC_PROBE,
+        };
         set_option(fd, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &mode)
     }
+}
+
+/// Asks the kernel to tell DSCP and ECN of each datagram.
+pub(super) fn tell_class(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let (level, name) =
+        if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS) } else { (libc::IPPROTO_IP, libc::IP_RECVTOS) };
+    set_option(fd, level, name, &1_i32)
+}
+
+/// Asks the kernel to keep what ICMP says of a socket's datagrams, for [`socket_error`]. From then on each such error also
+/// fails one call that has nothing to do with it, see [`may_be_pending`].
+pub(super) fn tell_icmp_errors(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let (level, name) =
+        if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) } else { (libc::IPPROTO_IP, libc::IP_RECVERR) };
+    set_option(fd, level, name, &1_i32)
 }
 
 /// Lets the kernel hand over several datagrams of one sender as one piece.

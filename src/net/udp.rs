@@ -7,7 +7,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 
-use super::sys::{Arena, Part, PreparedBatch, Segmentation, SendBatch, SendReport, Transmit};
+use super::sys::{
+    Arena, PENDING_ERRORS_MAX, Part, PreparedBatch, Segmentation, SendBatch, SendReport, Transmit, may_be_pending,
+};
 use crate::protocol::border::Head;
 use crate::protocol::ids::AllocationId;
 use crate::protocol::reason::DropReason;
@@ -118,7 +120,7 @@ impl DatagramQueue {
     /// A reply of ours.
     pub(super) fn push_reply(&mut self, to: SocketAddr, from: Option<IpAddr>, bytes: &[u8]) {
         let head = self.remember(bytes);
-        let packet = Transmit { to, from, head, payload: Part::default(), padding: 0 };
+        let packet = Transmit { to, from, head, payload: Part::default(), padding: 0, class: 0 };
         // Behind the last one, if that is a reply too.
         let mut place = ChainPlace((self.chains.len() as u32).wrapping_sub(1));
         self.push(packet, None, 0, &mut place);
@@ -128,7 +130,7 @@ impl DatagramQueue {
     #[inline]
     pub(super) fn push_to_client(
         &mut self,
-        (to, from): (SocketAddr, Option<IpAddr>),
+        (to, from, class): (SocketAddr, Option<IpAddr>, u8),
         head: &Head,
         payload: PayloadPart,
         allocation: AllocationId,
@@ -139,7 +141,7 @@ impl DatagramQueue {
             PayloadPart::WithHead(part) => (part.len - head.bytes().len(), Part::default(), part),
             PayloadPart::Bare(part) => (part.len, self.remember(head.bytes()), part),
         };
-        self.push(Transmit { to, from, head, payload, padding }, Some(allocation), bytes, place);
+        self.push(Transmit { to, from, head, payload, padding, class }, Some(allocation), bytes, place);
         self.payloads += 1;
     }
 
@@ -147,12 +149,12 @@ impl DatagramQueue {
     #[inline]
     pub(super) fn push_to_peer(
         &mut self,
-        to: SocketAddr,
+        (to, class): (SocketAddr, u8),
         payload: Part,
         allocation: AllocationId,
         place: &mut ChainPlace,
     ) {
-        let packet = Transmit { to, from: None, head: Part::default(), payload, padding: 0 };
+        let packet = Transmit { to, from: None, head: Part::default(), payload, padding: 0, class };
         self.push(packet, Some(allocation), payload.len, place);
         self.payloads += 1;
     }
@@ -196,7 +198,7 @@ impl DatagramQueue {
             (_, 0) => &self.scratch[only.head.start..][..only.head.len],
             _ => return None,
         };
-        (only.from.is_none() && only.padding == 0).then_some((only.to, bytes))
+        (only.from.is_none() && only.padding == 0 && only.class == 0).then_some((only.to, bytes))
     }
 
     /// Sends what is selected; tells of payloads that the kernel refused.
@@ -214,7 +216,14 @@ impl DatagramQueue {
             QueueLink { of: None, .. } => replies_lost += 1,
         };
         if let Some((to, bytes)) = self.single(arena) {
-            if let Err(error) = socket.send_to(bytes, to) {
+            let mut sent = socket.send_to(bytes, to);
+            for _ in 0..PENDING_ERRORS_MAX {
+                match &sent {
+                    Err(error) if may_be_pending(error) => sent = socket.send_to(bytes, to),
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            if let Err(error) = sent {
                 refused(self.order[0], &error);
             }
             return SendReport { replies_lost, ..SendReport::default() };
@@ -314,7 +323,7 @@ mod tests {
                 Push::Payload { of, to: at, len } => {
                     let part = payload_of(&arena, number, len);
                     bytes.push((at, Some(id(of)), arena.part(part).to_vec()));
-                    queue.push_to_peer(to[at], part, id(of), &mut places[of as usize]);
+                    queue.push_to_peer((to[at], 0), part, id(of), &mut places[of as usize]);
                 }
                 Push::Reply { to: at, len } => {
                     let reply = vec![number as u8; len];

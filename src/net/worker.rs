@@ -299,7 +299,7 @@ impl Worker {
             let at = (event.token & ((1 << KIND_BITS) - 1)) as usize;
             match event.token >> KIND_BITS {
                 LISTENER => self.on_listener(now, at),
-                RELAY => self.on_relay(now, at),
+                RELAY => self.on_relay(now, at, event.failed),
                 STREAM => self.on_stream(now, at, event.readable, event.writable),
                 CONTROL => self.on_control(now, at),
                 // What is due is done at the start of each turn.

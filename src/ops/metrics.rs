@@ -310,6 +310,11 @@ fn publish_allocations(text: &mut Text, workers: &Workers<'_>) {
         "Moves of allocations to another address of their client (RFC 8016)",
     )
     .value(workers.core(|core| core.moves.get()));
+    text.counter(
+        "throughway_icmp_errors_total",
+        "ICMP errors about relayed datagrams that were told to clients (RFC 8656 section 11.5)",
+    )
+    .value(workers.core(|core| core.icmp_errors.get()));
     let ended = |reason: &EndReason| workers.core(|core| core.ended[*reason as usize].get());
     text.counter("throughway_allocations_ended_total", "Ended allocations, by reason")
         .each("reason", EndReason::ALL.iter().map(|reason| (reason.name(), ended(reason))));

@@ -34,10 +34,8 @@ use crate::wire::writer::DATA_INDICATION_HEAD_MAX;
 /// What the IP header said or shall say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PacketMeta {
-    /// Differentiated services code point.
-    pub dscp: u8,
-    /// TTL or hop limit; 0 leaves the system's default.
-    pub hop_limit: u8,
+    /// The byte of DSCP and ECN: type of service over IPv4, traffic class over IPv6 (RFC 8656 section 14).
+    pub traffic_class: u8,
     /// DF is set, or shall be (RFC 8656 sections 14 and 15).
     pub dont_fragment: bool,
 }
@@ -328,6 +326,8 @@ pub enum Relay<'a> {
         from: PeerAddress,
         /// The receiving end.
         to: PeerAddress,
+        /// What the IP header would say.
+        meta: PacketMeta,
         /// The application data, inside the received bytes.
         payload: &'a [u8],
     },

@@ -100,6 +100,8 @@ pub struct Counters {
     pub created: Cell,
     /// Moves of allocations to another address of their client.
     pub moves: Cell,
+    /// ICMP errors about relayed datagrams that were told to clients.
+    pub icmp_errors: Cell,
     /// Allocations that came from another worker with their client, and those that went to one.
     pub arrived: Cell,
     /// See [`Counters::arrived`].
@@ -140,6 +142,7 @@ impl Default for Counters {
             live: Default::default(),
             created: Cell::default(),
             moves: Cell::default(),
+            icmp_errors: Cell::default(),
             arrived: Cell::default(),
             left: Cell::default(),
             ended: Default::default(),
@@ -176,7 +179,11 @@ impl Counters {
             .chain(drops.flatten())
             .chain(payload.into_iter().flat_map(|(name, cell)| amount(name.to_owned(), cell)))
             .chain(live)
-            .chain([(CREATED.to_owned(), &self.created), ("moves".to_owned(), &self.moves)])
+            .chain([
+                (CREATED.to_owned(), &self.created),
+                ("moves".to_owned(), &self.moves),
+                ("icmp_errors".to_owned(), &self.icmp_errors),
+            ])
             .chain([(ARRIVED.to_owned(), &self.arrived), (LEFT.to_owned(), &self.left)])
             .chain(ended)
             .chain(connections)

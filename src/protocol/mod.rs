@@ -77,6 +77,7 @@ mod dual;
 mod refresh;
 mod moving;
 pub mod relay;
+pub mod icmp;
 mod create_permission;
 mod channel_bind;
 pub mod connect;

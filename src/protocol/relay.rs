@@ -77,7 +77,7 @@ impl Server {
             return lane.drop(why.into(), data.payload.len());
         }
         if is_relayed(binding.peer, binding.class, &*self.shared) {
-            return lane.pass_to_relayed(now, binding.peer, data.payload);
+            return lane.pass_to_relayed(now, binding.peer, meta, data.payload);
         }
         lane.pass_to_peer(now, binding.peer, PacketMeta { dont_fragment: false, ..meta }, data.payload)
     }
@@ -115,7 +115,7 @@ impl Server {
             return lane.drop(why.into(), payload.len());
         }
         if is_relayed(peer, permission.class, &*self.shared) {
-            return lane.pass_to_relayed(now, peer, payload);
+            return lane.pass_to_relayed(now, peer, meta, payload);
         }
         let dont_fragment = dont_fragment && heeds_dont_fragment(via, peer);
         lane.pass_to_peer(now, peer, PacketMeta { dont_fragment, ..meta }, payload)
@@ -273,7 +273,7 @@ impl<'s> Lane<'s> {
 
     /// No network in between: what it would have refused for its size is refused here.
     #[inline]
-    fn pass_to_relayed(mut self, now: Now, to: PeerAddress, payload: &[u8]) -> Relay<'_> {
+    fn pass_to_relayed(mut self, now: Now, to: PeerAddress, meta: PacketMeta, payload: &[u8]) -> Relay<'_> {
         if payload.len() > DATAGRAM_BYTES_MAX {
             return self.drop(DropReason::MessageSize, payload.len());
         }
@@ -284,7 +284,7 @@ impl<'s> Lane<'s> {
         self.counters.sent(Direction::ToPeer, payload.len());
         self.allocation.count_to_peer(to.family());
         let (socket, from) = self.allocation.socket_to(to.family());
-        Relay::ToRelayed { allocation: socket, from: PeerAddress(from.0), to, payload }
+        Relay::ToRelayed { allocation: socket, from: PeerAddress(from.0), to, meta, payload }
     }
 
     #[inline]

@@ -34,6 +34,9 @@ pub const ATTR_MOBILITY_TICKET: AttrType = AttrType(0x8030);
 /// RFC 8656 section 18.12; the `stun` crate does not name it.
 pub const ATTR_ADDRESS_ERROR_CODE: AttrType = AttrType(0x8001);
 
+/// RFC 8656 section 18.13; the `stun` crate does not name it.
+pub const ATTR_ICMP: AttrType = AttrType(0x8004);
+
 /// RFC 8489 section 14.4; the `stun` crate does not name it.
 pub const ATTR_USERHASH: AttrType = AttrType(0x001E);
 

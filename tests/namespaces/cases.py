@@ -16,7 +16,7 @@ from topology import (BLACK_HOLE, CLOUD_PRIVATE, CLOUD_PUBLIC, FILTERED_AT_SERVE
                       HOPS_HOME_TO_SERVER, NAT_A, NAT_B, NO_ROUTE_AT_SERVER, PEER, PEER6,
                       PEER_MTU, SERVER, SERVER6, SERVER6_SECOND, SERVER_SECOND, TURN_PORT, UNROUTABLE,
                       UNROUTABLE6, WALL)
-from turnclient import IPV4, IPV6, NoAnswer, TurnClient
+from turnclient import IP_RECVTOS, IPV4, IPV6, NoAnswer, TurnClient
 
 USER, PASSWORD = "alice", "wonderland"
 CALL_BYTES = calls.BLOCKS * 4096
@@ -514,6 +514,83 @@ def a_datagram_too_big_for_the_path_is_only_lost(stage):
                       "a small datagram with DONT-FRAGMENT is lost")
 
 
+def icmp_errors_are_told_to_the_client(stage):
+    # Unreachable by a router, by the peer's own kernel, and too big with DONT-FRAGMENT: for the peer's link by a
+    # router, for the server's own link by its kernel. Each names the peer that it is about.
+    with stage.public_server(), stage.echo() as (peer, _), stage.echo(PEER6) as (peer6, _):
+        with stage.topology.inside("peer"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+            taken.bind((PEER, 0))
+            closed_port = taken.getsockname()[1]
+        gone, gone6 = (PEER, closed_port), (PEER6, closed_port)
+        for transport in ("udp", "tcp"):
+            with stage.client("homea", transport=transport) as client:
+                client.allocate()
+                client.permit(peer, (UNROUTABLE, 9))
+                client.send((UNROUTABLE, 9), b"anybody?")
+                told = client.icmp_error()
+                check(told is not None and told[:2] == ((UNROUTABLE, 9), 3) and told[2] in (0, 1) and told[3] == 0,
+                      f"unreachable by a router: {told}")
+                client.send(gone, b"anybody?")
+                equal(client.icmp_error(), (gone, 3, 3, 0), "port unreachable")
+                client.send(peer, os.urandom(PEER_MTU + 1 - 28), dont_fragment=True)
+                equal(client.icmp_error(), (peer, 3, 4, PEER_MTU), "too big for the peer's link")
+                client.send(peer, os.urandom(1500 + 1 - 28), dont_fragment=True)
+                told = client.icmp_error()
+                check(told is not None and told[:3] == (peer, 3, 4) and told[3] in (PEER_MTU, 1500),
+                      f"too big for the server's link: {told}")
+                # Neither cost another datagram anything, and without DONT-FRAGMENT the same sizes pass.
+                echoes(client, peer, [os.urandom(size) for size in (100, PEER_MTU + 1 - 28, 1473, 4000)])
+                check(client.icmp_error(0.1) is None, "an error that nothing caused")
+            with stage.client("homea", transport=transport) as client:
+                client.allocate(IPV6)
+                client.permit(peer6, (UNROUTABLE6, 9))
+                client.send((UNROUTABLE6, 9), b"anybody?")
+                told = client.icmp_error()
+                check(told is not None and told[:2] == ((UNROUTABLE6, 9), 1) and told[3] == 0, f"unreachable: {told}")
+                client.send(gone6, b"anybody?")
+                equal(client.icmp_error(), (gone6, 1, 4, 0), "port unreachable over IPv6")
+                echoes(client, peer6, [os.urandom(size) for size in (100, PEER_MTU + 1 - 48, 1473, 4000)])
+
+
+def dscp_and_ecn_go_through(stage):
+    # Expedited forwarding with ECT(0) out, AF41 with CE back; over each family, by channel and by Send indication, and
+    # from relayed address to relayed address. What is not marked stays so.
+    out, back = 0xB8 | 2, 0x88 | 3
+    with stage.public_server():
+        for host, family, address in ((SERVER, IPV4, PEER), (SERVER6, IPV6, PEER6), (SERVER, IPV6, PEER6)):
+            with stage.client("homea", host) as client, stage.topology.inside("peer"), \
+                    socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                level, ask, mark = ((socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, socket.IPV6_TCLASS) if ":" in address
+                                    else (socket.IPPROTO_IP, IP_RECVTOS, socket.IP_TOS))
+                peer.bind((address, 0))
+                peer.settimeout(3)
+                peer.setsockopt(level, ask, 1)
+                at = peer.getsockname()[:2]
+                client.allocate(family)
+                client.permit(at)
+                client.bind_channel(0x4000, at)
+                for sent, answered in ((out, back), (0, 0), (out, 0), (0, back)):
+                    client.mark(sent)
+                    peer.setsockopt(level, mark, answered)
+                    for send in (lambda: client.send(at, b"out"), lambda: client.send_channel(0x4000, b"out")):
+                        send()
+                        payload, notes, _, relayed = peer.recvmsg(100, 100)
+                        classes = [value[0] for of, kind, value in notes if (of, kind) == (level, mark)]
+                        equal((payload, classes), (b"out", [sent]), f"at the peer {address} of a client of {host}")
+                        peer.sendto(b"back", relayed)
+                        got = client.receive()
+                        equal((got and got.payload, client.traffic_class), (b"back", answered), "at the client")
+        with stage.client("homea") as left, stage.client("homeb") as right:
+            ends = [(client, client.allocate()) for client in (left, right)]
+            left.bind_channel(0x4000, ends[1][1])
+            right.bind_channel(0x4000, ends[0][1])
+            left.mark(out)
+            for number in range(50):
+                left.send_channel(0x4000, b"%d" % number)
+                got = right.receive()
+                equal((got and got.payload, right.traffic_class), (b"%d" % number, out), "from relayed to relayed address")
+
+
 def a_vanished_client_disturbs_nobody(stage):
     with stage.public_server(), stage.echo() as (peer, _):
         with stage.client("homea") as stays, stage.client("office", transport="tcp") as office:
@@ -564,6 +641,8 @@ PER_WORKERS = [
     every_client_reaches_every_other_over_the_relay,
     own_ports_are_no_peers_unless_they_are_relayed,
     new_clients_are_heard_after_hundreds_of_packets,
+    icmp_errors_are_told_to_the_client,
+    dscp_and_ecn_go_through,
     a_datagram_too_big_for_the_path_is_only_lost,
     dead_peers_do_not_end_the_allocation,
     a_vanished_client_disturbs_nobody,

@@ -42,9 +42,11 @@ REQUESTED_TRANSPORT = 0x0019
 DONT_FRAGMENT = 0x001A
 XOR_MAPPED_ADDRESS = 0x0020
 RESERVATION_TOKEN = 0x0022
+ICMP = 0x8004
 FINGERPRINT = 0x8028
 
 IP_RECVTTL = 12                  # Linux; Python 3.11 has no name for it
+IP_RECVTOS = 13
 
 UDP_PROTOCOL = b"\x11\x00\x00\x00"
 IPV4, IPV6 = b"\x01\x00\x00\x00", b"\x02\x00\x00\x00"
@@ -177,6 +179,8 @@ class TurnClient:
         self.buffer = b""
         self.arrived = collections.deque()
         self.hop_limit = None
+        self.traffic_class = None    # of the last datagram: DSCP and ECN
+        self.icmp_errors = collections.deque()       # (peer, type, code, error data)
         self.strangers = []          # sources of datagrams that are not the server
         self.channels = {}
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
@@ -194,8 +198,10 @@ class TurnClient:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         elif family == socket.AF_INET:
             self.socket.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+            self.socket.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
         else:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
 
     def __enter__(self):
         return self
@@ -230,6 +236,9 @@ class TurnClient:
                         if (level, kind) in ((socket.IPPROTO_IP, socket.IP_TTL),
                                              (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)):
                             self.hop_limit = struct.unpack("i", value[:4])[0]
+                        elif (level, kind) in ((socket.IPPROTO_IP, socket.IP_TOS),
+                                               (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)):
+                            self.traffic_class = value[0]
                     return raw
                 if len(self.buffer) >= 4:
                     first, length = struct.unpack("!HH", self.buffer[:4])
@@ -255,6 +264,12 @@ class TurnClient:
             self.arrived.append(Received(self.channels.get(first), raw[4:4 + length], first))
             return None
         message = Message(raw)
+        if (message.method, message.kind) == (DATA, INDICATION) and message.get(ICMP) is not None:
+            reserved, type_and_code, data = struct.unpack("!HHI", message.get(ICMP))
+            if reserved or message.get(DATA_ATTRIBUTE) is not None:
+                raise ValueError(f"an ICMP indication with {message.attributes}")
+            self.icmp_errors.append((message.address(XOR_PEER_ADDRESS), type_and_code >> 9, type_and_code & 511, data))
+            return None
         if (message.method, message.kind) == (DATA, INDICATION):
             self.arrived.append(Received(message.address(XOR_PEER_ADDRESS),
                                          message.get(DATA_ATTRIBUTE), None))
@@ -345,6 +360,23 @@ class TurnClient:
 
     def send_channel(self, number, payload):
         self._transmit(struct.pack("!HH", number, len(payload)) + payload)
+
+    def mark(self, traffic_class):
+        """What is sent from now on has this DSCP and ECN."""
+        if self.socket.family == socket.AF_INET:
+            self.socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
+        else:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class)
+
+    def icmp_error(self, timeout=3.0):
+        """The next ICMP error that the server tells of, or None."""
+        deadline = time.monotonic() + timeout
+        while not self.icmp_errors:
+            raw = self._receive(deadline)
+            if raw is None:
+                return None
+            self._take(raw)
+        return self.icmp_errors.popleft()
 
     def receive(self, timeout=3.0):
         """The next relayed payload, or None."""

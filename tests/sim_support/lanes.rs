@@ -26,13 +26,16 @@ const SEND_FAILURES: [DropReason; 11] = [
     DropReason::TooBig,
 ];
 
+/// Expedited forwarding, ECN-capable.
+const CLASS: u8 = 0xBA;
+
 impl World {
     pub fn deliver_data(&mut self, worker: usize, packet: &Packet) {
         let lane = self.model.predict_from_client(&self.config, self.now, &packet.via, &packet.bytes);
         let lane = self.meter(lane);
         trace!(self, "worker {worker} <- {:?} data: {lane:?}", packet.via.five_tuple().client);
         let clock = self.clock();
-        let meta = PacketMeta { dscp: 46, hop_limit: 0, dont_fragment: false };
+        let meta = PacketMeta { traffic_class: CLASS, dont_fragment: false };
         let verdict = self.workers[worker].server.relay_from_client(clock, &packet.via, meta, &packet.bytes);
         match (&lane, verdict) {
             (Lane::Stranger(due, _) | Lane::Drop(_, due, _), Relay::Drop(why)) => assert_eq!(why, *due),
@@ -41,11 +44,16 @@ impl World {
                 Relay::ToPeer { allocation, to: found, meta, payload },
             ) => {
                 let (socket, _) = self.model.sessions[key].socket(key.1, to.family());
-                assert_eq!((socket, *to, *dont_fragment, 46), (allocation, found, meta.dont_fragment, meta.dscp));
+                assert_eq!((socket, *to, *dont_fragment), (allocation, found, meta.dont_fragment));
+                assert_eq!(meta.traffic_class, CLASS);
                 assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");
                 assert!(!self.model.is_relayed(*to), "what is relayed to ourselves takes no way through the kernel");
             }
-            (Lane::ToPeer { key, to, start, len, .. }, Relay::ToRelayed { allocation, from, to: found, payload }) => {
+            (
+                Lane::ToPeer { key, to, start, len, .. },
+                Relay::ToRelayed { allocation, from, to: found, meta, payload },
+            ) => {
+                assert_eq!(meta.traffic_class, CLASS);
                 let (socket, relayed) = self.model.sessions[key].socket(key.1, to.family());
                 assert_eq!((socket, relayed.0, *to), (allocation, from.0, found));
                 assert!(std::ptr::eq(payload, &packet.bytes[*start..start + len]), "the payload that was sent");

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 
 use libc::c_int;
 
-/// Room for IP_PKTINFO or IPV6_PKTINFO and a segment size.
+/// Room for IP_PKTINFO or IPV6_PKTINFO, a traffic class and a segment size; or for an error with the address that it is of.
 pub(super) const CONTROL_BYTES: usize = 96;
 
 #[repr(C, align(8))]
@@ -104,6 +104,15 @@ impl<'a> ControlWriter<'a> {
         }
     }
 
+    /// DSCP and ECN of a message to that address.
+    pub(super) fn traffic_class(&mut self, to: &SocketAddr, class: u8) {
+        let (level, kind) = match to {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TOS),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+        };
+        self.put(level, kind, c_int::from(class));
+    }
+
     /// The kernel, or the network card, cuts the message into datagrams of this size.
     pub(super) fn segment(&mut self, bytes: u16) {
         self.put(libc::SOL_UDP, libc::UDP_SEGMENT, bytes);
@@ -117,6 +126,8 @@ pub(super) struct RecvMeta {
     pub(super) to: Option<IpAddr>,
     /// The size of each datagram in it but the last; 0 if it is one.
     pub(super) segment: usize,
+    /// DSCP and ECN.
+    pub(super) class: u8,
 }
 
 pub(super) fn read_control(header: &libc::msghdr) -> RecvMeta {
@@ -134,6 +145,12 @@ pub(super) fn read_control(header: &libc::msghdr) -> RecvMeta {
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = libc::CMSG_DATA(message).cast::<libc::in6_pktinfo>().read_unaligned();
                     told.to = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                }
+                // One byte over IPv4, a number over IPv6.
+                (libc::IPPROTO_IP, libc::IP_TOS) => told.class = libc::CMSG_DATA(message).read(),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    let class: c_int = libc::CMSG_DATA(message).cast::<c_int>().read_unaligned();
+                    told.class = class as u8;
                 }
                 (libc::SOL_UDP, libc::UDP_GRO) => {
                     let segment: c_int = libc::CMSG_DATA(message).cast::<c_int>().read_unaligned();

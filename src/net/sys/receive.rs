@@ -27,6 +27,8 @@ pub(in crate::net) struct Received {
     pub(in crate::net) from: SocketAddr,
     /// The local address it was sent to, where the socket was told to say so.
     pub(in crate::net) to: Option<IpAddr>,
+    /// DSCP and ECN, where they were asked for.
+    pub(in crate::net) class: u8,
 }
 
 impl Received {
@@ -50,13 +52,15 @@ impl ReceiveBatch {
         }
     }
 
-    /// Receives into up to `count` slots from `first` on; gives how many were filled.
+    /// Receives into up to `count` slots from `first` on; gives how many were filled. What the socket was told to tell
+    /// beside the datagrams comes only where it `asks`.
     pub(in crate::net) fn receive(
         &mut self,
         fd: BorrowedFd<'_>,
         arena: &mut Arena,
         first: usize,
         count: usize,
+        asks: bool,
     ) -> io::Result<usize> {
         let count = count.min(self.headers.len()).min(arena.slots() - first);
         for index in 0..count {
@@ -68,7 +72,7 @@ impl ReceiveBatch {
             header.msg_iov = &raw mut self.iovecs[index];
             header.msg_iovlen = 1;
             header.msg_control = (&raw mut self.controls[index]).cast();
-            header.msg_controllen = CONTROL_BYTES;
+            header.msg_controllen = if asks { CONTROL_BYTES } else { 0 };
             header.msg_flags = 0;
         }
         // SAFETY: each header points to its own name, iovec, control buffer and slot, all of which live and stay
@@ -96,6 +100,6 @@ impl ReceiveBatch {
         let len = header.msg_len as usize;
         let told = read_control(&header.msg_hdr);
         let segment = if told.segment == 0 { len.max(1) } else { told.segment };
-        Some(Received { slot: first + index, len, segment, from, to: told.to })
+        Some(Received { slot: first + index, len, segment, from, to: told.to, class: told.class })
     }
 }

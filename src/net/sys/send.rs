@@ -28,6 +28,8 @@ pub(in crate::net) struct Transmit {
     pub(in crate::net) head: Part,
     pub(in crate::net) payload: Part,
     pub(in crate::net) padding: usize,
+    /// DSCP and ECN.
+    pub(in crate::net) class: u8,
 }
 
 impl Transmit {
@@ -57,6 +59,7 @@ impl Message {
             && self.bytes + len <= SEGMENTED_BYTES_MAX
             && last.to == next.to
             && last.from == next.from
+            && last.class == next.class
             && self.segment <= segmentation.largest(&next.to)
     }
 }
@@ -136,7 +139,7 @@ impl SendBatch {
     ) {
         let order = batch.order;
         let count = self.fill(batch, segmentation);
-        let mut done = 0;
+        let (mut done, mut pending) = (0, PENDING_ERRORS_MAX);
         while done < count {
             // SAFETY: every header from `done` on points to a name, iovecs and control buffer of its own and to bytes
             // of `scratch`, `arena` and `ZEROS`, all borrowed across the call; the kernel only reads them.
@@ -160,6 +163,7 @@ impl SendBatch {
                     done += sent;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if pending > 0 && may_be_pending(&error) => pending -= 1,
                 Err(error) => {
                     // The first of the rest was refused; the others are none the worse for it.
                     let message = self.messages[done];
@@ -226,6 +230,10 @@ impl SendBatch {
         if let Some(from) = packet.from {
             control.source(from);
         }
+        if packet.class != 0 {
+            control.traffic_class(&packet.to, packet.class);
+        }
+        // Last, as `send_one_by_one` takes it off.
         if let Some(segment) = segment {
             control.segment(segment);
         }
@@ -250,7 +258,7 @@ impl SendBatch {
     ) {
         let Message { first, count, .. } = self.messages[at];
         let header = &mut self.headers[at].msg_hdr;
-        // The source stays, the segment size behind it goes.
+        // All else stays, the segment size behind it goes.
         // SAFETY: plain arithmetic on a constant.
         let segment_space = unsafe { libc::CMSG_SPACE(size_of::<u16>() as u32) } as usize;
         header.msg_controllen -= segment_space;
@@ -268,6 +276,29 @@ impl SendBatch {
             }
         }
     }
+}
+
+/// How often one batch is tried again because of errors that are not its own.
+pub(in crate::net) const PENDING_ERRORS_MAX: usize = 4;
+
+/// Whether an error may be one that waited at the socket: what ICMP said of an earlier datagram, which the kernel gives to
+/// the next call, whose own datagram it then does not send. Only of sockets with [`tell_icmp_errors`](super::tell_icmp_errors).
+pub(in crate::net) fn may_be_pending(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNREFUSED
+                | libc::EHOSTUNREACH
+                | libc::ENETUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::EPROTO
+                | libc::EACCES
+                | libc::EMSGSIZE
+        )
+    )
 }
 
 #[cfg(test)]
@@ -306,7 +337,7 @@ mod tests {
             let (payload, padding) = (arena.part_of(0, number, len), number % 2);
             let bytes = [&scratch[head.start..], arena.part(payload), &[0; 4][..padding]].concat();
             due[to].push(bytes);
-            packets.push(Transmit { to: peers[to], from: None, head, payload, padding });
+            packets.push(Transmit { to: peers[to], from: None, head, payload, padding, class: 0 });
         }
         let order = (0..packets.len() as u32).collect();
         TestBatch { arena, scratch, packets, order, due }
@@ -435,7 +466,7 @@ mod tests {
         let prepared = prepared([to, to], &lengths);
         assert_eq!(send(&prepared, &from, 64, &mut ListenerSegmentation::default()).0.segmented, 1);
         let (mut arena, mut batch) = (Arena::new(4), ReceiveBatch::new(4));
-        let count = batch.receive(peer.as_fd(), &mut arena, 1, 3).unwrap();
+        let count = batch.receive(peer.as_fd(), &mut arena, 1, 3, true).unwrap();
         let mut found = Vec::new();
         for index in 0..count {
             let piece = batch.get(index, 1).unwrap();

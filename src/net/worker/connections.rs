@@ -25,14 +25,30 @@ use crate::wire::attribute::ConnectionId;
 /// Peers that are accepted at one relayed address in one turn.
 const ACCEPTED_PER_TURN: usize = 16;
 
+/// Connections that a limit held back, and that are tried again in one turn.
+const TRIED_AGAIN_PER_TURN: usize = 16;
+
 /// Bytes of a peer that are read at once.
 const READ_BYTES: usize = 16 * 1024;
 
 /// The least that is offered to a limit which lets not all of it pass.
 const PIECE_BYTES_MIN: usize = 1024;
 
+/// How long a relayed address accepts nothing where there were no files for it, in milliseconds.
+const REST: u64 = 100;
+
 /// How long something waits that a limit does not let pass, in milliseconds.
 const HOLD_BACK: u64 = 10;
+
+/// What the limits say of bytes that wait.
+enum Passing {
+    /// So many of them may pass now.
+    Bytes(usize),
+    /// None at this moment.
+    Later,
+    /// None ever: the connection or its allocation is over.
+    Never,
+}
 
 /// Payload that was counted as sent and was not, of an allocation that has ended: its record is corrected.
 pub(super) struct Lost {
@@ -78,8 +94,8 @@ impl Worker {
                 }
                 Ok(None) => return,
                 Err(error) if files::is_of_one_connection(&error) => {}
-                // There are no files. What waits would wake us again and again, so the listener rests a tenth
-                // of a second; the peer's connection stays in its queue meanwhile.
+                // There are no files. What waits would wake us again and again, so the listener rests; the peer's
+                // connection stays in its queue meanwhile.
                 Err(_) => return self.rest_tcp_relay(slot as u32),
             }
         }
@@ -88,7 +104,7 @@ impl Worker {
     fn rest_tcp_relay(&mut self, slot: u32) {
         if let Some(relay) = self.peers.relay_at(slot) {
             self.epoll.remove(relay.listener.as_fd());
-            self.resting_relays.push((Ticks(self.now.0 + 100), relay.id));
+            self.resting_relays.push((Ticks(self.now.0 + REST), relay.id));
         }
     }
 
@@ -207,11 +223,9 @@ impl Worker {
         self.peers.find(self.streams.get(at)?.connection?)
     }
 
-    /// Whether epoll shall tell of bytes of a stream, as far as its peer is concerned.
+    /// Whether epoll shall tell of bytes of a data connection: its peer has taken what came before.
     pub(super) fn reads_for_peer(&self, at: usize) -> bool {
-        let Some(stream) = self.streams.get(at) else { return false };
-        let peer = stream.connection.and_then(|connection| self.peers.find(connection));
-        stream.connection.is_none() || peer.and_then(|at| self.peers.get(at)).is_some_and(Peer::reads_client)
+        self.bound_to(at).and_then(|at| self.peers.get(at)).is_some_and(Peer::reads_client)
     }
 
     // ---- from the client to the peer
@@ -282,8 +296,11 @@ impl Worker {
             }
             if peer.to_peer.passed == 0 {
                 match self.ask_to_pass(now, at, Direction::ToPeer) {
-                    Some(count) => self.peers.get_mut(at).into_iter().for_each(|peer| peer.to_peer.let_pass(count)),
-                    None => break,
+                    Passing::Bytes(count) => {
+                        self.peers.get_mut(at).into_iter().for_each(|peer| peer.to_peer.let_pass(count));
+                    }
+                    Passing::Later => break,
+                    Passing::Never => return self.end_connection(now, at),
                 }
                 continue;
             }
@@ -303,22 +320,23 @@ impl Worker {
         self.update_peer_interest(now, at);
     }
 
-    /// How many of the bytes that wait may pass; `None` if none at this moment, or none ever.
-    fn ask_to_pass(&mut self, now: Now, at: usize, direction: Direction) -> Option<usize> {
-        let peer = self.peers.get(at)?;
+    /// How many of the bytes that wait may pass.
+    fn ask_to_pass(&mut self, now: Now, at: usize, direction: Direction) -> Passing {
+        let Some(peer) = self.peers.get(at) else { return Passing::Never };
         let (id, held) = match direction {
             Direction::ToPeer => (peer.id, &peer.to_peer),
             Direction::ToClient => (peer.id, &peer.to_client),
         };
         let mut count = held.get().len().min(READ_BYTES);
         loop {
-            match self.server.carry(now, id, direction, held.get().get(..count)?).0 {
-                Carry::Send => return Some(count),
-                Carry::Stop => return None,
+            let Some(bytes) = held.get().get(..count) else { return Passing::Never };
+            match self.server.carry(now, id, direction, bytes).0 {
+                Carry::Send => return Passing::Bytes(count),
+                Carry::Stop => return Passing::Never,
                 Carry::Wait if count > PIECE_BYTES_MIN => count /= 2,
                 Carry::Wait => {
                     self.peers.hold_back(at, Ticks(now.ticks.0 + HOLD_BACK));
-                    return None;
+                    return Passing::Later;
                 }
             }
         }
@@ -364,7 +382,11 @@ impl Worker {
                 }
                 break;
             }
-            let Some(count) = self.ask_to_pass(now, at, Direction::ToClient) else { break };
+            let count = match self.ask_to_pass(now, at, Direction::ToClient) {
+                Passing::Bytes(count) => count,
+                Passing::Later => break,
+                Passing::Never => return self.end_connection(now, at),
+            };
             let Some(peer) = self.peers.get_mut(at) else { return };
             peer.to_client.let_pass(count);
             let payload = Some((peer.allocation, count as u32));
@@ -412,7 +434,7 @@ impl Worker {
 
     /// Tries again what limits held back, and listens where there were no files.
     pub(super) fn go_on_carrying(&mut self, now: Now) {
-        for _ in 0..ACCEPTED_PER_TURN {
+        for _ in 0..TRIED_AGAIN_PER_TURN {
             let Some(at) = self.peers.pop_held_back(now.ticks) else { break };
             self.carry_to_peer(now, at);
             self.carry_to_client(now, at);

@@ -10,12 +10,15 @@ use super::{BATCH, LISTENER_SLOT, STREAM_SLOT, STREAM_SLOTS, Worker};
 use crate::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
 use crate::net::fair_limit::Source;
 use crate::net::payload_rings::Item;
-use crate::net::sys::{self, Arena, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, Unsegmented};
+use crate::net::sys::{
+    self, Arena, LargeDatagrams, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, SocketError, Unsegmented,
+};
 use crate::net::tcp::Sent;
-use crate::net::udp::{DatagramQueue, PayloadPart, drop_reason};
+use crate::net::udp::{DatagramQueue, PayloadPart};
 use crate::net::{listen, relay_socket};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
 use crate::protocol::border::{Input, PacketMeta, Relay};
+use crate::protocol::icmp::ICMP_INDICATION_BYTES_MAX;
 use crate::protocol::ids::AllocationId;
 use crate::protocol::reason::{Direction, DropReason};
 use crate::time::Now;
@@ -26,6 +29,9 @@ const CONTROL_BATCH: usize = 16;
 
 /// Datagrams read at once from a relayed socket that is ready again and again.
 const RELAY_BATCH: usize = 16;
+
+/// Entries of a relayed socket's error queue that are looked at in one turn; the rest wait for the next one.
+const ICMP_ERRORS_PER_TURN: usize = 8;
 
 /// Datagrams handed to the kernel in one call: a burst's worth of segments.
 const SEND_BATCH: usize = 256;
@@ -142,10 +148,11 @@ impl Worker {
         // What the kernel coalesced may hold 64 requests.
         let most = if listener.control_read_budget.coalesces() { 1 } else { CONTROL_BATCH };
         let wanted = listener.control_read_budget.ready(self.loops, most);
+        let asks = listener.is_wildcard() || listener.control_read_budget.coalesces();
         self.make_room();
         let Some(control) = self.listeners.get(at).and_then(|listener| listener.control.as_ref()) else { return };
         let Ok(count) =
-            self.datagrams.receive.receive(control.as_fd(), &mut self.datagrams.arena, LISTENER_SLOT, wanted)
+            self.datagrams.receive.receive(control.as_fd(), &mut self.datagrams.arena, LISTENER_SLOT, wanted, asks)
         else {
             return;
         };
@@ -180,13 +187,14 @@ impl Worker {
     fn read_listener(&mut self, now: Now, at: usize, wanted: usize) {
         self.make_room();
         // A message of this very turn may have closed it.
-        let Some(listener) = self.listeners.get(at) else { return };
+        let Some(listener) = self.listeners.get_mut(at) else { return };
         let coalesces = listener.read_budget.coalesces() || listener.users.coalesces();
-        if wanted == 1 && !listener.is_wildcard() && !coalesces {
+        let asks = listener.read_budget.asks_class() || listener.is_wildcard() || coalesces;
+        if wanted == 1 && !asks {
             return self.read_listener_once(now, at);
         }
-        let received =
-            self.datagrams.receive.receive(listener.socket.as_fd(), &mut self.datagrams.arena, LISTENER_SLOT, wanted);
+        let (fd, arena) = (listener.socket.as_fd(), &mut self.datagrams.arena);
+        let received = self.datagrams.receive.receive(fd, arena, LISTENER_SLOT, wanted, asks);
         let count = received.unwrap_or(0);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.read_budget.took(count);
@@ -203,22 +211,22 @@ impl Worker {
         }
     }
 
-    /// A plain receive touches less than a batch of one; it can tell neither which address of ours was asked nor what was
-    /// coalesced.
+    /// A plain receive touches less than a batch of one; it can tell neither which address of ours was asked, nor what was
+    /// coalesced, nor a traffic class.
     fn read_listener_once(&mut self, now: Now, at: usize) {
         let Some(listener) = self.listeners.get(at) else { return };
         let (address, slot) = (listener.address, LISTENER_SLOT);
         let Ok((len, from)) = listener.socket.recv_from(self.datagrams.arena.slot_mut(slot)) else { return };
         self.net.listener_batches.add(1);
         let five_tuple = FiveTuple { client: from.into(), server: address.into(), transport: Transport::Udp };
-        self.on_datagram(now, Via::Datagram(five_tuple), at, self.datagrams.arena.part_of(slot, 0, len));
+        self.on_datagram(now, Via::Datagram(five_tuple), at, (self.datagrams.arena.part_of(slot, 0, len), 0));
         self.flush_to_peer();
     }
 
     /// Handles what fills the listeners' slots, but for the first `skip` datagrams; tells whether it came in a row.
     fn on_received(&mut self, now: Now, at: usize, count: usize, skip: usize) -> bool {
         let Some(address) = self.listeners.get(at).map(|listener| listener.address) else { return false };
-        let (mut row, mut datagrams) = (BatchShape::default(), 0);
+        let (mut row, mut datagrams, mut is_marked) = (BatchShape::default(), 0, false);
         self.datagrams.batch = Some(Batch::Listener { at, count });
         for index in 0..count {
             let Some(received) = self.datagrams.receive.get(index, LISTENER_SLOT) else {
@@ -231,13 +239,15 @@ impl Worker {
             };
             let via = Via::Datagram(FiveTuple { client: received.from.into(), server, transport: Transport::Udp });
             let mut is_relayed = false;
+            is_marked |= received.class != 0;
             for (start, len) in received.datagrams() {
                 datagrams += 1;
                 if datagrams <= skip {
                     continue;
                 }
                 self.datagrams.handled = datagrams;
-                is_relayed |= self.on_datagram(now, via, at, self.datagrams.arena.part_of(received.slot, start, len));
+                let part = self.datagrams.arena.part_of(received.slot, start, len);
+                is_relayed |= self.on_datagram(now, via, at, (part, received.class));
             }
             row.add(&received, is_relayed);
         }
@@ -247,12 +257,15 @@ impl Worker {
         self.net.coalesced.add((datagrams - count.min(datagrams)) as u64);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.read_budget.came(datagrams, count);
+            if is_marked {
+                listener.read_budget.class_came();
+            }
         }
         row.is_one()
     }
 
-    /// Tells whether it was data of an allocation that may pass.
-    fn on_datagram(&mut self, now: Now, via: Via, listener: usize, part: Part) -> bool {
+    /// A datagram with its traffic class. Tells whether it was data of an allocation that may pass.
+    fn on_datagram(&mut self, now: Now, via: Via, listener: usize, (part, class): (Part, u8)) -> bool {
         let bytes = self.datagrams.arena.part(part);
         if via.five_tuple().client.port() == 0 {
             // Nothing can be sent there, and the kernel's refusal would look like one of the socket.
@@ -263,7 +276,7 @@ impl Worker {
             return false;
         }
         match classify(bytes) {
-            Class::ChannelData | Class::SendIndication => return self.on_data(now, &via, part),
+            Class::ChannelData | Class::SendIndication => return self.on_data(now, &via, part, class),
             Class::Stun if self.is_closed_to(listener, &via) => {
                 self.counters.dropped(DropReason::ListenerLeaving, 1, part.len as u64);
             }
@@ -286,21 +299,24 @@ impl Worker {
         false
     }
 
-    /// ChannelData or a Send indication, of whatever client; tells whether it may pass.
-    pub(super) fn on_data(&mut self, now: Now, via: &Via, part: Part) -> bool {
+    /// ChannelData or a Send indication, of whatever client, and the traffic class of its datagram; tells whether it may
+    /// pass.
+    // [8656-14-1]
+    pub(super) fn on_data(&mut self, now: Now, via: &Via, part: Part, class: u8) -> bool {
         let bytes = self.datagrams.arena.part(part);
-        match self.server.relay_from_client(now, via, PacketMeta::default(), bytes) {
+        let meta = PacketMeta { traffic_class: class, dont_fragment: false };
+        match self.server.relay_from_client(now, via, meta, bytes) {
             Relay::ToPeer { allocation, to, meta, payload } => {
                 // Not a relayed address of ours: where it goes is the routes' business, also if the IP address is.
                 let (to, part) = (SocketAddr::from(to), self.datagrams.arena.locate(payload));
-                self.queue_to_peer(allocation, to, meta, part);
+                self.queue_to_peer(now, allocation, to, meta, part);
             }
-            Relay::ToRelayed { allocation, from, to, payload } => {
+            Relay::ToRelayed { allocation, from, to, meta, payload } => {
                 let payload = self.datagrams.arena.locate(payload);
                 // What framed it is read by now; of a stream the frames before it may still wait.
                 let room = (!via.is_stream()).then(|| payload.start - part.start);
                 let source = via.five_tuple().client.ip().into();
-                self.hand_over(now, allocation, source, (from, to), payload, room);
+                self.hand_over(now, allocation, source, (from, to), meta, (payload, room));
             }
             Relay::Drop(DropReason::Moving) => {
                 // Its allocation is asked for at the start of the next turn, which must not wait for an alarm.
@@ -317,38 +333,34 @@ impl Worker {
         self.listeners.get(listener).is_some_and(|listener| listener.is_leaving) && !self.server.has_allocation(via)
     }
 
-    fn queue_to_peer(&mut self, allocation: AllocationId, to: SocketAddr, meta: PacketMeta, part: Part) {
+    fn queue_to_peer(&mut self, now: Now, allocation: AllocationId, to: SocketAddr, meta: PacketMeta, part: Part) {
+        if self.datagrams.to_peer.is_long() || meta.dont_fragment {
+            self.flush_to_peer();
+        }
+        let Some(relay) = self.relays.get_mut(allocation) else {
+            return self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, DropReason::RelayClosed);
+        };
+        self.datagrams.to_peer.push_to_peer((to, meta.traffic_class), part, allocation, &mut relay.to_peer);
         if meta.dont_fragment {
-            self.flush_to_peer();
-            self.send_unfragmented(allocation, to, part);
-            return;
-        }
-        if self.datagrams.to_peer.is_long() {
-            self.flush_to_peer();
-        }
-        match self.relays.get_mut(allocation) {
-            Some(relay) => self.datagrams.to_peer.push_to_peer(to, part, allocation, &mut relay.to_peer),
-            None => self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, DropReason::RelayClosed),
+            self.send_unfragmented(now, allocation, to);
         }
     }
 
-    /// RFC 8656 §14, §15: DF for this packet alone; it is an option of the socket, so it is set and taken back.
+    /// RFC 8656 §14, §15: DF for the packet alone that waits; it is an option of the socket, so it is set and taken back.
     // [8656-14-3, 8656-15-3]
-    fn send_unfragmented(&mut self, allocation: AllocationId, to: SocketAddr, part: Part) {
-        let why = match self.relays.get(allocation) {
-            None => Some(DropReason::RelayClosed),
-            Some(relay) => {
-                let (fd, ipv6) = (relay.socket.as_fd(), to.is_ipv6());
-                let sent = sys::set_dont_fragment(fd, ipv6, true)
-                    .and_then(|()| relay.socket.send_to(self.datagrams.arena.part(part), to));
-                // Without DF again, large datagrams of the others are fragmented as they should be.
-                let restored = sys::set_dont_fragment(fd, ipv6, false);
-                sent.err().or(restored.err()).map(|error| drop_reason(&error))
-            }
-        };
-        if let Some(why) = why {
-            self.server.not_sent(allocation, Direction::ToPeer, 1, part.len as u64, why);
+    fn send_unfragmented(&mut self, now: Now, allocation: AllocationId, to: SocketAddr) {
+        let ipv6 = to.is_ipv6();
+        // Of a socket of ours it never fails; should it, a datagram in fragments is better than none.
+        if let Some(relay) = self.relays.get(allocation) {
+            let _ = sys::set_large_datagrams(relay.socket.as_fd(), ipv6, LargeDatagrams::Whole);
         }
+        self.flush_to_peer();
+        // Without DF again, large datagrams of the others are fragmented as they should be.
+        if let Some(relay) = self.relays.get(allocation) {
+            let _ = sys::set_large_datagrams(relay.socket.as_fd(), ipv6, LargeDatagrams::InFragmentsOfLink);
+        }
+        // If it was too large for this machine's own link, that waits there now.
+        self.on_icmp_errors(now, allocation, Some(to));
     }
 
     // ---- relayed address to relayed address
@@ -361,12 +373,12 @@ impl Worker {
         allocation: AllocationId,
         source: Source,
         (from, to): (PeerAddress, PeerAddress),
-        part: Part,
-        room: Option<usize>,
+        meta: PacketMeta,
+        (part, room): (Part, Option<usize>),
     ) {
         let owner = self.relays.owner(to);
         if let Some(owner) = owner.filter(|owner| owner.worker != self.id) {
-            let item = Item { from, to, len: part.len };
+            let item = Item { from, to, len: part.len, class: meta.traffic_class };
             if self.producers.push(owner.worker, source, item, self.datagrams.arena.part(part)) {
                 self.net.handed_over.add(1);
             } else {
@@ -375,9 +387,9 @@ impl Worker {
         } else if let Some(id) = owner.and_then(|owner| self.relays.id_at(owner.index, to)) {
             self.net.handed_over.add(1);
             self.datagrams.pinned = true;
-            self.on_peer_datagram(now, id, from, part, room);
+            self.on_peer_datagram(now, id, from, (part, room), meta.traffic_class);
         } else {
-            self.queue_to_peer(allocation, self.relays.to_local(to), PacketMeta::default(), part);
+            self.queue_to_peer(now, allocation, self.relays.to_local(to), meta, part);
         }
     }
 
@@ -391,12 +403,15 @@ impl Worker {
                 self.flush();
             }
             let slot = self.datagrams.next_slot;
-            let Some(Item { from, to, len }) = self.consumers.pop(self.datagrams.arena.slot_mut(slot)) else { return };
+            let Some(Item { from, to, len, class }) = self.consumers.pop(self.datagrams.arena.slot_mut(slot)) else {
+                return;
+            };
             self.datagrams.since_listeners += 1;
             match self.relays.owner(to).and_then(|owner| self.relays.id_at(owner.index, to)) {
                 Some(id) => {
                     self.datagrams.next_slot = slot + 1;
-                    self.on_peer_datagram(now, id, from, self.datagrams.arena.part_of(slot, 0, len), Some(0));
+                    let part = self.datagrams.arena.part_of(slot, 0, len);
+                    self.on_peer_datagram(now, id, from, (part, Some(0)), class);
                 }
                 // It closed in the meantime; the kernel would find no socket either.
                 None => self.counters.dropped(DropReason::RelayClosed, 1, len as u64),
@@ -406,10 +421,13 @@ impl Worker {
 
     // ---- peers
 
-    pub(super) fn on_relay(&mut self, now: Now, at: usize) {
+    pub(super) fn on_relay(&mut self, now: Now, at: usize, failed: bool) {
         let loops = self.loops;
+        if failed && let Some(id) = self.relays.at_mut(at).map(|relay| relay.id) {
+            self.on_icmp_errors(now, id, None);
+        }
         let Some(relay) = self.relays.at_mut(at) else { return };
-        let coalesces = relay.read_budget.coalesces();
+        let asks = relay.read_budget.asks_class() || relay.read_budget.coalesces();
         let wanted = relay.read_budget.ready(loops, relay.read_budget.most(RELAY_BATCH));
         let id = relay.id;
         if let Some(bytes) = self.receive_buffers.on_read(&mut relay.buffer_state, relay_socket::RECEIVE_BUFFER) {
@@ -419,25 +437,34 @@ impl Worker {
         if self.datagrams.next_slot + wanted > BATCH {
             self.flush();
         }
-        if wanted > 1 || coalesces { self.read_relay_batch(now, id, wanted) } else { self.read_relay_once(now, id) }
+        if wanted > 1 || asks { self.read_relay_batch(now, id, wanted, asks) } else { self.read_relay_once(now, id) }
     }
 
     fn read_relay_once(&mut self, now: Now, id: AllocationId) {
         let slot = self.datagrams.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
-        if let Ok((len, from)) = relay.socket.recv_from(self.datagrams.arena.slot_mut(slot)) {
+        let mut received = relay.socket.recv_from(self.datagrams.arena.slot_mut(slot));
+        if received.as_ref().is_err_and(sys::may_be_pending) {
+            received = relay.socket.recv_from(self.datagrams.arena.slot_mut(slot));
+        }
+        if let Ok((len, from)) = received {
             self.net.relayed_batches.add(1);
             self.datagrams.since_listeners += 1;
             self.datagrams.next_slot = slot + 1;
             let peer = self.relays.to_advertised(from);
-            self.on_peer_datagram(now, id, peer, self.datagrams.arena.part_of(slot, 0, len), Some(0));
+            let part = self.datagrams.arena.part_of(slot, 0, len);
+            self.on_peer_datagram(now, id, peer, (part, Some(0)), 0);
         }
     }
 
-    fn read_relay_batch(&mut self, now: Now, id: AllocationId, wanted: usize) {
+    fn read_relay_batch(&mut self, now: Now, id: AllocationId, wanted: usize, asks: bool) {
         let first = self.datagrams.next_slot;
         let Some(relay) = self.relays.get(id) else { return };
-        let received = self.datagrams.receive.receive(relay.socket.as_fd(), &mut self.datagrams.arena, first, wanted);
+        let (fd, arena) = (relay.socket.as_fd(), &mut self.datagrams.arena);
+        let mut received = self.datagrams.receive.receive(fd, arena, first, wanted, asks);
+        if received.as_ref().is_err_and(sys::may_be_pending) {
+            received = self.datagrams.receive.receive(fd, arena, first, wanted, asks);
+        }
         let count = received.unwrap_or(0);
         self.datagrams.next_slot = first + count;
         self.on_relay_batch(now, id, first, count, 0);
@@ -445,7 +472,7 @@ impl Worker {
 
     /// Handles what was read from a relayed socket, but for the first `skip` datagrams.
     fn on_relay_batch(&mut self, now: Now, id: AllocationId, first: usize, count: usize, skip: usize) {
-        let (mut row, mut datagrams) = (BatchShape::default(), 0);
+        let (mut row, mut datagrams, mut is_marked) = (BatchShape::default(), 0, false);
         self.datagrams.batch = Some(Batch::Relay { id, first, count });
         for index in 0..count {
             let Some(received) = self.datagrams.receive.get(index, first) else {
@@ -453,6 +480,7 @@ impl Worker {
                 continue;
             };
             row.add(&received, true);
+            is_marked |= received.class != 0;
             let peer = self.relays.to_advertised(received.from);
             for (start, len) in received.datagrams() {
                 datagrams += 1;
@@ -460,7 +488,8 @@ impl Worker {
                     continue;
                 }
                 self.datagrams.handled = datagrams;
-                self.on_peer_datagram(now, id, peer, self.datagrams.arena.part_of(received.slot, start, len), Some(0));
+                let part = self.datagrams.arena.part_of(received.slot, start, len);
+                self.on_peer_datagram(now, id, peer, (part, Some(0)), received.class);
             }
         }
         self.datagrams.batch = None;
@@ -472,6 +501,9 @@ impl Worker {
         if let Some(relay) = self.relays.get_mut(id) {
             relay.read_budget.took(count);
             relay.read_budget.came(datagrams, count);
+            if is_marked {
+                relay.read_budget.class_came();
+            }
             if offload && !relay.read_budget.coalesces() && relay.read_budget.note(row.is_one()) {
                 relay.read_budget.coalesce(relay.socket.as_fd());
             }
@@ -483,15 +515,58 @@ impl Worker {
         self.settings.segmentation_offload && self.handing.is_none()
     }
 
+    /// What ICMP said of datagrams to peers. What this machine itself says of one has no port: it was the one to
+    /// `last`, which may have been tried more than once.
+    // [8656-11.5-1, 8656-16-2]
+    fn on_icmp_errors(&mut self, now: Now, id: AllocationId, mut last: Option<SocketAddr>) {
+        for _ in 0..ICMP_ERRORS_PER_TURN {
+            let Some(relay) = self.relays.get(id) else { return };
+            let Ok(Some(error)) = sys::socket_error(relay.socket.as_fd()) else { return };
+            let SocketError::Icmp(to, error) = error else { continue };
+            let to = if to.port() == 0 { last.take_if(|last| last.ip() == to.ip()) } else { Some(to) };
+            let Some(to) = to else { continue };
+            let (peer, mut out) = (self.relays.to_advertised(to), [0; ICMP_INDICATION_BYTES_MAX]);
+            if let Some((via, len)) = self.server.icmp_from_network(now, id, peer, error, &mut out) {
+                self.indicate(via, &out[..len]);
+            }
+        }
+    }
+
+    /// An indication of ours: lost where there is no room for it.
+    fn indicate(&mut self, via: Via, bytes: &[u8]) {
+        match via {
+            Via::Datagram(five_tuple) => {
+                if let Some(at) = self.listeners.serving(&five_tuple.server) {
+                    self.reply_datagram(at, &five_tuple, bytes);
+                }
+            }
+            Via::Stream(stream, _) => {
+                if let Some(at) = self.streams.find(stream) {
+                    self.streams.send(at, [bytes, &[], &[]], None);
+                }
+            }
+        }
+    }
+
     /// `room` are bytes before the payload that are not needed any more; `None` where other datagrams lie close before it.
-    fn on_peer_datagram(&mut self, now: Now, id: AllocationId, peer: PeerAddress, part: Part, room: Option<usize>) {
+    /// `class` is its DSCP and ECN.
+    // [8656-14-1]
+    fn on_peer_datagram(
+        &mut self,
+        now: Now,
+        id: AllocationId,
+        peer: PeerAddress,
+        (part, room): (Part, Option<usize>),
+        class: u8,
+    ) {
         if peer.port() == 0 {
             self.counters.dropped(DropReason::NoSourcePort, 1, part.len as u64);
             return;
         }
         let payload = self.datagrams.arena.part(part);
-        let verdict = self.server.relay_from_peer(now, id, peer, PacketMeta::default(), payload);
-        let Relay::ToClient { allocation, via, head, .. } = verdict else { return };
+        let meta = PacketMeta { traffic_class: class, dont_fragment: false };
+        let verdict = self.server.relay_from_peer(now, id, peer, meta, payload);
+        let Relay::ToClient { allocation, via, head, meta, .. } = verdict else { return };
         match via {
             Via::Datagram(five_tuple) => {
                 let at = self.listeners.serving(&five_tuple.server);
@@ -505,7 +580,7 @@ impl Worker {
                     return;
                 };
                 let from = listener.is_wildcard().then(|| five_tuple.server.ip());
-                let to = (five_tuple.client.into(), from);
+                let to = (five_tuple.client.into(), from, meta.traffic_class);
                 let whole = room.and_then(|room| self.datagrams.arena.write_head(head.bytes(), part, room));
                 let payload = whole.map_or(PayloadPart::Bare(part), PayloadPart::WithHead);
                 listener.queue.push_to_client(to, &head, payload, allocation, &mut relay.to_client);

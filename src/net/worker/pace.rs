@@ -58,7 +58,15 @@ pub(in crate::net) struct ReadBudget {
     score: u8,
     /// Pieces to read at once, if the kernel coalesces; 0 if it does not.
     pieces: u8,
+    /// Reads since the last one that brought a traffic class, up to where the next look is due.
+    unmarked: u8,
 }
+
+/// So many reads without a traffic class, and the next ones don't ask for it.
+const UNMARKED_READS: u8 = 16;
+
+/// Of those that don't ask, every so many-th does: a call may begin to mark its packets.
+const LOOK_EVERY: u8 = 64;
 
 impl ReadBudget {
     /// For a socket that another process read before: it may coalesce already.
@@ -92,6 +100,18 @@ impl ReadBudget {
         if count < self.wanted as usize {
             self.wanted = if count > less as usize { count as u8 } else { less };
         }
+    }
+
+    /// Whether this read shall be told the traffic class of each datagram (RFC 8656 section 14). It costs a few percent, and
+    /// few networks mark anything: so a socket is asked while marked datagrams come, and now and then. Decision 0235.
+    pub(super) const fn asks_class(&mut self) -> bool {
+        self.unmarked = if self.unmarked >= UNMARKED_READS + LOOK_EVERY { UNMARKED_READS } else { self.unmarked + 1 };
+        self.unmarked <= UNMARKED_READS
+    }
+
+    /// A datagram with a traffic class came: the next reads ask for it.
+    pub(super) const fn class_came(&mut self) {
+        self.unmarked = 0;
     }
 
     pub(super) const fn coalesces(&self) -> bool {
@@ -172,6 +192,20 @@ mod tests {
         }
         bursts.took(16);
         assert_eq!(bursts.ready(50, 64), 24, "the next burst is expected to be as large as the last ones");
+    }
+
+    #[test]
+    fn a_socket_is_asked_for_classes_at_first_and_while_there_are_any_and_then_rarely() {
+        let mut read_budget = ReadBudget::default();
+        let reads = |budget: &mut ReadBudget, count| (0..count).filter(|_| budget.asks_class()).count();
+        assert_eq!(reads(&mut read_budget, 16), 16);
+        assert_eq!(reads(&mut read_budget, 63), 0);
+        let looks = reads(&mut read_budget, 6_400);
+        assert!((98..=101).contains(&looks), "one of 64 or 65: {looks}");
+        for _ in 0..1_000 {
+            read_budget.class_came();
+            assert!(read_budget.asks_class(), "a marked flow is told packet by packet");
+        }
     }
 
     #[test]

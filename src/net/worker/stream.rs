@@ -241,7 +241,7 @@ impl Worker {
         let part = self.datagrams.arena.part_at(start, len);
         match classify(self.datagrams.arena.part(part)) {
             Class::ChannelData | Class::SendIndication => {
-                self.on_data(now, &via, part);
+                self.on_data(now, &via, part, 0);
             }
             Class::Stun | Class::Neither => {
                 self.flush_payload();

@@ -823,6 +823,10 @@ impl Harness {
     pub fn leftovers(&self) -> usize {
         self.workers.iter().map(|worker| worker.server.leftovers()).sum()
     }
+    /// What the relayed socket of a client is known by.
+    pub fn id_of(&self, client: Client) -> AllocationId {
+        self.clients[client.0].allocation.expect("this client had an allocation").0
+    }
     /// The live session of a client.
     pub fn session(&self, client: Client) -> Option<SessionRecord> {
         let (id, _) = self.clients[client.0].allocation?;
@@ -1231,7 +1235,7 @@ fn belongs_to_nobody(why: DropReason) -> bool {
 
 fn own(verdict: Relay<'_>) -> Went {
     match verdict {
-        Relay::ToPeer { allocation, to, meta, payload } => {
+        Relay::ToPeer { allocation, to, meta, payload } | Relay::ToRelayed { allocation, to, meta, payload, .. } => {
             Went::ToPeer { allocation, to: to.into(), payload: payload.to_vec(), meta }
         }
         Relay::ToClient { via, head, meta, payload, .. } => {
@@ -1239,9 +1243,6 @@ fn own(verdict: Relay<'_>) -> Went {
             bytes.extend(payload);
             bytes.resize(bytes.len() + head.padding(), 0);
             Went::ToClient { via, bytes, meta }
-        }
-        Relay::ToRelayed { allocation, to, payload, .. } => {
-            Went::ToPeer { allocation, to: to.into(), payload: payload.to_vec(), meta: PacketMeta::default() }
         }
         Relay::Drop(why) => Went::Dropped(why),
     }

@@ -15,9 +15,9 @@ use throughway::wire::attribute::{
 };
 use throughway::wire::integrity::IntegrityKey;
 use throughway::wire::message::{
-    AttrType, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, Known, METHOD_ALLOCATE, METHOD_BINDING,
-    METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_DATA, METHOD_REFRESH, METHOD_SEND, Message, MessageType,
-    Method, TransactionId,
+    ATTR_ICMP, AttrType, CLASS_INDICATION, CLASS_REQUEST, CLASS_SUCCESS_RESPONSE, Known, METHOD_ALLOCATE,
+    METHOD_BINDING, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, METHOD_DATA, METHOD_REFRESH, METHOD_SEND, Message,
+    MessageType, Method, TransactionId,
 };
 use throughway::wire::writer::Writer;
 
@@ -198,6 +198,7 @@ pub struct Client {
     pub password: String,
     pub login: Option<Login>,
     data: VecDeque<Data>,
+    icmp_errors: VecDeque<(SocketAddr, [u8; 8])>,
     closed: bool,
 }
 
@@ -217,7 +218,15 @@ impl Client {
 
     fn new(link: Link) -> Self {
         let (username, password) = ("alice".to_owned(), "wonderland".to_owned());
-        Self { link, username, password, login: None, data: VecDeque::new(), closed: false }
+        Self {
+            link,
+            username,
+            password,
+            login: None,
+            data: VecDeque::new(),
+            icmp_errors: VecDeque::new(),
+            closed: false,
+        }
     }
 
     /// Over UDP; connected, so an answer from another address would not be seen.
@@ -340,8 +349,30 @@ impl Client {
         self.send_raw(&send_indication(peer, payload));
     }
 
-    /// One read; false when the time is over or the stream has ended.
+    /// The next message or frame that is no ICMP error, which is kept; nothing when the time is over or the stream ended.
     fn read_more(&mut self, until: Instant) -> Option<Vec<u8>> {
+        let bytes = self.read_any(until)?;
+        match take_icmp_error(&bytes) {
+            Some(error) => {
+                self.icmp_errors.push_back(error);
+                None
+            }
+            None => Some(bytes),
+        }
+    }
+
+    /// The next ICMP error that the server tells of: the peer, and the attribute's value.
+    pub fn icmp_error(&mut self) -> Option<(SocketAddr, [u8; 8])> {
+        let until = Instant::now() + PATIENCE;
+        while self.icmp_errors.is_empty() && Instant::now() < until && !self.closed {
+            if let Some(data) = self.read_more(until).as_deref().and_then(take_data) {
+                self.data.push_back(data);
+            }
+        }
+        self.icmp_errors.pop_front()
+    }
+
+    fn read_any(&mut self, until: Instant) -> Option<Vec<u8>> {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         match &mut self.link {
             Link::Udp(socket) => {
@@ -594,6 +625,12 @@ fn read_frame(stream: &mut impl Source, pending: &mut Vec<u8>, until: Instant, c
 }
 
 /// ChannelData or a Data indication.
+fn take_icmp_error(bytes: &[u8]) -> Option<(SocketAddr, [u8; 8])> {
+    let message = Message::parse(bytes).ok()?;
+    let value = message.all(ATTR_ICMP).next()?.try_into().expect("8 bytes");
+    Some((message.peer().unwrap().expect("it names the peer").into(), value))
+}
+
 fn take_data(bytes: &[u8]) -> Option<Data> {
     if (0x40..=0x7F).contains(&bytes[0]) {
         let (number, len) = (u16::from_be_bytes([bytes[0], bytes[1]]), u16::from_be_bytes([bytes[2], bytes[3]]));
