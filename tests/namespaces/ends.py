@@ -1,7 +1,7 @@
 """Ends of calls with different WebRTC stacks, and a call between two of them.
 
-An end is a process in one place (tests/browser/end.mjs, numbered.py) that is
-spoken with in lines of JSON. It says `ready`; a task makes it one end of a
+An end is a process in one place (tests/browser/end.mjs, numbered.py, nice.py,
+pion/main.go) that is spoken with in lines of JSON. It says `ready`; a task makes it one end of a
 call; it says its description, hears the other's, says `opened`; the offerer
 sends `count` messages, one every `everyMs`, the answerer sends each back; both
 say what arrived, at the latest `seconds` after the last one was sent; on
@@ -18,6 +18,8 @@ import calls
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BROWSER_TESTS = os.path.join(os.path.dirname(HERE), "browser")
+# What scripts/test builds of pion/main.go.
+PION = os.path.join(HERE, "..", "..", "target", "pion", "end")
 STARTS_WITHIN = 45.0
 ANSWERS_WITHIN = 20.0
 OPENS_WITHIN = 25.0
@@ -34,19 +36,19 @@ def with_hosts(hosts, command):
 
 
 class End(calls.PeerProcess):
-    """`name` is chromium, firefox, werift or aiortc; `hosts` is what it finds in /etc/hosts,
-    `authority` the certificate authority that it is made to trust."""
+    """`name` is chromium, firefox, werift, aiortc, pion or libnice, with a number behind a hyphen if there are several;
+    `hosts` is what it finds in /etc/hosts, `authority` the certificate authority that it is made to trust."""
 
     def __init__(self, topology, place, name, directory, hosts, authority):
         self.name = name
-        if name == "aiortc":
-            command = [sys.executable, os.path.join(HERE, "numbered.py")]
-        else:
-            command = ["node", os.path.join(BROWSER_TESTS, "end.mjs"), name]
+        stack = name.split("-")[0]
+        command = {"aiortc": [sys.executable, os.path.join(HERE, "numbered.py")],
+                   "libnice": [sys.executable, os.path.join(HERE, "nice.py")],
+                   "pion": [PION]}.get(stack, ["node", os.path.join(BROWSER_TESTS, "end.mjs"), stack])
         environment = {key: value for key, value in os.environ.items()
                        if not key.startswith("THROUGHWAY_")}
         if authority:
-            # The browsers, which have a list of their own; OpenSSL, for aiortc; Node, for werift.
+            # The browsers, which have a list of their own; OpenSSL and Go, for aiortc and pion; Node, for werift.
             environment |= {"TEST_CA": authority, "SSL_CERT_FILE": authority,
                             "NODE_EXTRA_CA_CERTS": authority}
         super().__init__(topology, place, os.path.join(directory, f"{name}.log"),
