@@ -190,10 +190,16 @@ impl SharedSecret {
     }
 }
 
-/// The secret that mints at this time: the first that is neither for verifying only nor over.
+/// The secret that mints at this time, of those that are neither for verifying only nor over: the first; for a tenant the
+/// first of that tenant, else the first that reads the tenant from the credential.
 #[must_use]
-pub fn minting(secrets: &[SharedSecret], now: u64) -> Option<&SharedSecret> {
-    secrets.iter().find(|secret| !secret.verify_only && !secret.is_retired(now))
+pub fn minting<'a>(secrets: &'a [SharedSecret], now: u64, tenant: Option<&str>) -> Option<&'a SharedSecret> {
+    let able = || secrets.iter().filter(|secret| !secret.verify_only && !secret.is_retired(now));
+    let of_tenant = tenant.and_then(|tenant| {
+        let own = able().find(|secret| secret.tenant.as_deref() == Some(tenant));
+        own.or_else(|| able().find(|secret| secret.claims.has(Claim::Tenant)))
+    });
+    of_tenant.or_else(|| able().next())
 }
 
 /// The holder of a credential and their rights.
@@ -612,8 +618,26 @@ mod tests {
         let secrets = [new, old];
         let check = |now| verify(&secrets, now, 3600, &minted.username, minted.password.as_bytes()).map(|_| ());
         assert_eq!((check(999), check(1000)), (Ok(()), Err(CredentialRefused::SecretRetired)));
-        assert_eq!(minting(&secrets, 999).map(|secret| secret.value.expose()), Some(&b"old"[..]));
-        assert_eq!(minting(&secrets, 1000), None);
+        assert_eq!(minting(&secrets, 999, None).map(|secret| secret.value.expose()), Some(&b"old"[..]));
+        assert_eq!(minting(&secrets, 1000, None), None);
+    }
+
+    #[test]
+    fn a_tenants_own_secret_mints_before_one_that_reads_tenants_before_the_first() {
+        let of = |id: &str, tenant: Option<&str>| SharedSecret {
+            tenant: tenant.map(Into::into),
+            ..secret(id, Algorithm::Sha1)
+        };
+        let mut reading = of("reads", None);
+        reading.claims = ClaimSet::of([Claim::Tenant]);
+        let mut secrets = vec![of("a", Some("a")), reading, of("b", Some("b"))];
+        let minter = |secrets: &[SharedSecret], tenant| minting(secrets, 0, tenant).unwrap().value.expose().to_vec();
+        assert_eq!(minter(&secrets, None), b"a");
+        assert_eq!(minter(&secrets, Some("a")), b"a");
+        assert_eq!(minter(&secrets, Some("b")), b"b");
+        assert_eq!(minter(&secrets, Some("c")), b"reads");
+        secrets.remove(1);
+        assert_eq!(minter(&secrets, Some("c")), b"a", "which then is refused, with the secret's name");
     }
 
     #[test]

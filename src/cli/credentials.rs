@@ -55,7 +55,7 @@ pub(super) fn mint_for_check(
     ttl: u64,
 ) -> Result<(Login, Minter, Vec<String>), String> {
     let now = unix_now().map_err(|error| error.to_string())?;
-    let secret = credentials::minting(&config.auth.secrets, now).ok_or(
+    let secret = credentials::minting(&config.auth.secrets, now, None).ok_or(
         "there is no secret to mint with: add [[auth.secrets]] to the configuration, or give --username and --password instead",
     )?;
     let minted = credentials::mint(secret, now, user, ttl.min(config.auth.max_ttl), &Claims::default());
@@ -90,7 +90,7 @@ fn mint_with(
             "--user: must not be empty; quotas, usage records and `throughway revoke --user` need a user id".to_owned()
         );
     }
-    let secret = credentials::minting(&config.auth.secrets, now).ok_or(
+    let secret = credentials::minting(&config.auth.secrets, now, claims.tenant.as_deref()).ok_or(
         "there is no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET",
     )?;
     if claims.grant.closes_at.is_some_and(|at| at <= now) {

@@ -11,6 +11,7 @@ use crate::config::diff::digest_of;
 use crate::config::document::{Node, Value};
 use crate::config::initial_secret::is_world_readable;
 use crate::config::units::DURATION;
+use crate::credentials::SharedSecret;
 use crate::credentials::claims::{Claim, Claims, Grant};
 use crate::credentials::published::published;
 use crate::fetch::{Authorities, Url, masked};
@@ -186,13 +187,20 @@ impl Check {
                     );
                     return Some(problem(&node("limits"), message));
                 }
-                let tenant = key.tenant.as_deref().filter(|_| key.tenant != secret.tenant)?;
-                let message = format!(
-                    "the secret \"{id}\" has another tenant and does not read this one: give it tenant = \"{tenant}\", or name \"tenant\" in its list claims"
-                );
-                (!secret.claims.has(Claim::Tenant)).then(|| problem(&node("tenant"), message))
+                None
             });
             self.problems.extend(mistake);
+            let Some(tenant) = key.tenant.as_deref() else { continue };
+            // As `credentials::minting` chooses.
+            let can = |secret: &SharedSecret| secret.tenant == key.tenant || secret.claims.has(Claim::Tenant);
+            if let Some(SharedSecret { id, .. }) = minting().next()
+                && !minting().any(can)
+            {
+                let message = format!(
+                    "the secret \"{id}\" has another tenant and does not read this one, and there is no other: give a secret tenant = \"{tenant}\", or name \"tenant\" in its list claims"
+                );
+                self.problems.push(problem(&node("tenant"), message));
+            }
         }
         let Some(jwt) = &issuing.jwt else { return };
         let lacks = |claims: &[Claim]| minting().find(|secret| claims.iter().any(|claim| !secret.claims.has(*claim)));

@@ -78,7 +78,7 @@ impl TestCredentials {
             return Err(AdminRefused::BadRequest(text.into()));
         }
         let ttl = ttl.min(self.max_ttl);
-        let secret = credentials::minting(&self.secrets, now.0).ok_or(AdminRefused::NoCredential(
+        let secret = credentials::minting(&self.secrets, now.0, None).ok_or(AdminRefused::NoCredential(
             "the server has no secret to make a credential with: add one to auth.secrets",
         ))?;
         let (uris, _) = self.servers.for_tenant(secret.tenant.as_deref());

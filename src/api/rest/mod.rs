@@ -396,7 +396,8 @@ fn mint(
     now: Now,
 ) -> Result<NewCredential, IssueRefused> {
     // The configuration is not taken without a secret where anybody may ask.
-    let secret = credentials::minting(&issuer.secrets, now.unix.0).ok_or(IssueRefused::NoMethod)?;
+    let secret =
+        credentials::minting(&issuer.secrets, now.unix.0, caller.tenant.as_deref()).ok_or(IssueRefused::NoMethod)?;
     if issuer.servers.is_empty() {
         return Err(IssueRefused::NoServers);
     }
