@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use test_support::e2e::operator;
 use test_support::e2e::server::Slice;
 use test_support::e2e::upgrade::Upgradable;
 use test_support::e2e::{Client, Server, Settings, Wanted, http, peer, receive, wait_for};
@@ -89,7 +90,7 @@ with_one_and_three_workers! {
     fn two_realms_and_tenants_know_nothing_of_each_other(workers: u8) {
         let slice = Slice::take();
         let parts = parts(&slice.range);
-        let server = Server::start(settings(workers, &slice.range, &parts));
+        let server = operator::start(settings(workers, &slice.range, &parts));
         let udp = server.all("udp");
         assert_eq!(udp.len(), 3);
         let in_part = |of: usize, port: u16| match of {
@@ -144,6 +145,10 @@ with_one_and_three_workers! {
             ["alice", "b", "b.example"],
             ["alice", "none", "throughway"],
             ["bob", "b", "b.example"],
+        let listed = operator::get(&server, "/v1/sessions?user=alice&tenant=a");
+        let listed = listed["sessions"].as_array().unwrap();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(listed.iter().all(|of| of["tenant"] == "a" && of["realm"] == "a.example"), "{listed:?}");
             ["bob", "b", "throughway"],
             ["carol", "a", "a.example"],
             ["dave", "a", "a.example"],

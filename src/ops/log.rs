@@ -268,6 +268,7 @@ fn write(event: &Event) {
         }
         // The usage file has these; a line per minute and session would bury the others.
         Event::AllocationInterim(_) => {}
+                relay_transport = tcp_only(record),
         Event::AllocationMoved { record, from } => {
             let five_tuple = record.via.five_tuple();
             tracing::debug!(
@@ -307,6 +308,7 @@ fn write_session(record: &SessionRecord) {
         packets_from_client = to_peers.received.packets,
         bytes_to_peers = to_peers.sent().bytes,
         packets_to_peers = to_peers.sent().packets,
+        relay_transport = tcp_only(record),
         bytes_from_peers = to_client.received.bytes,
         packets_from_peers = to_client.received.packets,
         bytes_to_client = to_client.sent().bytes,
@@ -322,6 +324,11 @@ fn dropped(record: &SessionRecord) -> Option<String> {
     let each = |(why, amount): &(DropReason, Amount)| format!("{}={}/{}", why.name(), amount.packets, amount.bytes);
     let all: Vec<String> = record.dropped.iter().map(each).collect();
     (!all.is_empty()).then(|| all.join(" "))
+/// What is relayed, if it is not UDP.
+fn tcp_only(record: &SessionRecord) -> Option<&'static str> {
+    Some(record.relay_transport()).filter(|transport| *transport != "udp")
+}
+
 }
 
 /// Refusals of one window, by reason: one line, however many there were.
