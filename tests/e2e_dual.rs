@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use test_support::e2e::peer::Echo;
 use test_support::e2e::upgrade::Upgradable;
-use test_support::e2e::{Client, Origin, Server, Settings, Wanted, wait_for};
+use test_support::e2e::{Client, Origin, Server, Settings, Wanted};
 use test_support::with_one_and_three_workers;
 use throughway::wire::attribute::ATTR_XOR_RELAYED_ADDRESS;
 use throughway::wire::message::{AttrType, METHOD_ALLOCATE, METHOD_REFRESH, Message};

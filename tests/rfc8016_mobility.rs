@@ -6,7 +6,7 @@ use test_support::harness::mobility::{
     CHANNEL, MOBILITY_TICKET, PEER, come, elsewhere, for_ticket, goes_to, settle, ticket_of,
 };
 use test_support::harness::stun::{
-    ALLOCATE, CREATE_PERMISSION, Incoming, LIFETIME, MESSAGE_INTEGRITY, Outgoing, REFRESH, Signature, allocate, request,
+    ALLOCATE, CREATE_PERMISSION, Incoming, LIFETIME, MESSAGE_INTEGRITY, REFRESH, Signature, allocate, request,
 };
 use test_support::harness::{Client, Harness, Spec, Went, addr, alice, bind, carol, user};
 use throughway::protocol::border::Selector;
