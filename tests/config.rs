@@ -795,7 +795,7 @@ fn check_config_says_what_the_server_will_do() {
         "realm       throughway: a 401 answer has 72 bytes",
         "workers     3",
         "listen      udp 10.0.0.5:3478",
-        "relay       from 10.0.0.5, told to clients as 203.0.113.7; ports 49152-65535",
+        "relay       from 10.0.0.5, told to clients as 203.0.113.7; UDP ports 49152-65535",
         "users       0",
         "secret      main (sha1, mints)",
         "allowed: 10.20.0.0/16",

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use test_support::api::{BEARER, KEY, ask, key_table};
+use test_support::e2e::server::Slice;
 use test_support::e2e::tls::Authority;
 use test_support::e2e::{Client, Server, Wanted, http, peer, receive, wait_for};
 use throughway::wire::message::METHOD_ALLOCATE;
@@ -182,6 +183,12 @@ fn busy_server() -> (Server, Authority) {
         .account("spool", "spool");
     let shared = format!("address = \"[::1]:0\"\nbackend = \"{absent}\"\nnames = [\"turn.example.org\"]\n");
     settings.tables = key_table("web", KEY, "") + "[[listen.shared]]\n" + &shared;
+    let slice = Slice::take();
+    let first = *slice.range.start();
+    // Settings hold text of the program.
+    let parts: &'static str = Box::leak(format!("{{ acme = \"{first}-{}\" }}", first + 7).into_boxed_str());
+    settings.relay.push(("ports_by_tenant", parts));
+    settings.ports = Some(slice.range.clone());
     let server = settings.start();
     let mut client = authority.client(server.tls4());
     let relayed = client.allocate();

@@ -10,9 +10,10 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use test_support::api;
-use test_support::api::{Answer, BEARER, KEY, ask, key_table};
+use test_support::api::{Answer, BEARER, JSON, KEY, ask, key_table};
 use test_support::e2e::client::request;
 use test_support::e2e::log::Log;
+use test_support::e2e::operator::{AUTHORIZED, HOST, TOKEN, get, post, start, start_in};
 use test_support::e2e::server::{Directory, Slice, binary, run_to_end};
 use test_support::e2e::{Client, PATIENCE, Server, Settings, Wanted, http, wait_for};
 use test_support::with_one_and_three_workers;
@@ -21,33 +22,8 @@ use throughway::credentials::{Secret, SharedSecret, mint};
 use throughway::wire::message::METHOD_ALLOCATE;
 
 const SECRET: &str = "north-of-everything";
-const TOKEN: &str = "0123456789abcdef-of-the-operator";
-const AUTHORIZED: (&str, &str) = ("Authorization", "Bearer 0123456789abcdef-of-the-operator");
-const JSON: (&str, &str) = ("Content-Type", "application/json");
-const HOST: (&str, &str) = ("Host", "localhost");
-
 /// Where revocations are kept: beside the configuration.
 const KEPT: &str = "\n[auth]\nrevocations_file = \"revocations\"\n";
-
-fn start(settings: Settings) -> Server {
-    start_in(Directory::new(), settings)
-}
-
-fn start_in(directory: Directory, mut settings: Settings) -> Server {
-    fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
-    settings.http = format!("admin_token_file = \"token\"\n{}", settings.http);
-    Server::start_in(directory, settings)
-}
-
-fn get(server: &Server, target: &str) -> Value {
-    let answer = ask(server.http(), "GET", target, &[HOST, AUTHORIZED], "");
-    assert_eq!(answer.status, 200, "{target}: {answer:?}");
-    answer.json()
-}
-
-fn post(server: &Server, target: &str, body: Value) -> Answer {
-    ask(server.http(), "POST", target, &[HOST, AUTHORIZED, JSON], &body.to_string())
-}
 
 #[track_caller]
 fn done(answer: Answer) -> Value {

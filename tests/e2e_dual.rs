@@ -3,10 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use test_support::e2e::peer::Echo;
 use test_support::e2e::upgrade::Upgradable;
-use test_support::e2e::{Client, Origin, Server, Settings, Wanted, wait_for};
+use test_support::e2e::{Client, Origin, Server, Settings, Wanted};
 use test_support::with_one_and_three_workers;
 use throughway::wire::attribute::ATTR_XOR_RELAYED_ADDRESS;
 use throughway::wire::message::{AttrType, METHOD_ALLOCATE, METHOD_REFRESH, Message};
@@ -153,12 +152,7 @@ with_one_and_three_workers! {
         let mut all = of_each_kind(&server, workers);
         // What was asked for is in the ledger when its answer leaves.
         for round in 1..=2 {
-            let before = server.log.events("ready").len();
-            let children = format!("/proc/{0}/task/{0}/children", server.pid());
-            let children = std::fs::read_to_string(children).unwrap();
-            let serving = Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap()).unwrap();
-            kill_process(serving, Signal::KILL).unwrap();
-            wait_for("the next process", || (server.log.events("ready").len() > before).then_some(()));
+            server.crash();
             std::thread::sleep(Duration::from_millis(50));
             all.iter_mut().for_each(|dual| dual.check(&format!("after crash {round}")));
         }

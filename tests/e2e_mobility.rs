@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use test_support::e2e::peer::Echo;
 use test_support::e2e::upgrade::Upgradable;
 use test_support::e2e::{Client, Origin, Server, Settings, Wanted, wait_for};
@@ -225,12 +224,7 @@ fn tickets_are_good_after_a_crash() {
     over_udp.move_to(Client::udp_on_worker(server.udp4(), 1, workers));
     let mut over_tcp = Phone::start(Client::tcp(server.tcp4()));
     over_tcp.check();
-    let before = server.log.events("ready").len();
-    let children = format!("/proc/{0}/task/{0}/children", server.pid());
-    let children = std::fs::read_to_string(children).unwrap();
-    let serving = Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap()).unwrap();
-    kill_process(serving, Signal::KILL).unwrap();
-    wait_for("the next process", || (server.log.events("ready").len() > before).then_some(()));
+    server.crash();
     over_tcp.client.expect_closed();
     over_udp.check();
     let mut new = wait_for("the listener", || std::net::TcpStream::connect(server.tcp4()).ok().map(Client::tcp_by));

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use test_support::e2e;
 use test_support::e2e::client::channel_data;
 use test_support::e2e::peer::Echo;
-use test_support::e2e::server::{Directory, binary, run_to_end};
+use test_support::e2e::server::{Directory, binary, child_of, run_to_end};
 use test_support::e2e::upgrade::{CONFIRMED, ROLLED_BACK, Upgradable};
 use test_support::e2e::{Client, Server, Settings, Wanted, wait_for};
 use test_support::with_one_and_three_workers;
@@ -29,26 +29,9 @@ fn armed(config: &Path) -> Command {
     command
 }
 
-/// The process that serves: the one child of the supervisor.
-#[track_caller]
-fn serving(supervisor: u32) -> Pid {
-    wait_for("the supervisor's child", || {
-        let children = std::fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
-        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
-    })
-}
-
 fn is_gone(pid: Pid) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
     state.map_or(true, |state| state.contains(") Z "))
-}
-
-/// Kills the process that serves, and waits until the next one does.
-#[track_caller]
-fn kill(server: &Server) {
-    let before = server.log.events("ready").len();
-    kill_process(serving(server.pid()), Signal::KILL).unwrap();
-    wait_for_ready(server, before + 1);
 }
 
 #[track_caller]
@@ -134,7 +117,7 @@ with_one_and_three_workers! {
             if round % EVERY == EVERY / 2 {
                 wait_for_ready(&server, kills.len() + 1);
                 kills.push(Instant::now());
-                kill_process(serving(server.pid()), Signal::KILL).unwrap();
+                kill_process(server.serving(), Signal::KILL).unwrap();
             }
         }
         wait_for_ready(&server, kills.len() + 1);
@@ -179,7 +162,7 @@ with_one_and_three_workers! {
         over_tcp.allocate();
         let mut third = of_carol(Client::udp(server.udp4()));
         assert_eq!(third.request(METHOD_ALLOCATE, &[Wanted::udp()]).code(), 486);
-        kill(&server);
+        server.crash();
         over_tcp.expect_closed();
         let of_tcp = |record: &serde_json::Value| record["transport"] == "tcp";
         let record = wait_for("the stream's session", || server.log.sessions().into_iter().find(of_tcp));
@@ -200,12 +183,12 @@ with_one_and_three_workers! {
             let relayed = client.allocate();
             let echo = Echo::start(relayed);
             client.bind(Flow::CHANNEL, echo.address);
-            kill(&server);
+            server.crash();
             client.send_channel(Flow::CHANNEL, b"after");
             assert_eq!(client.data().expect("the channel is bound").payload, b"after", "round {round}");
             assert_eq!(client.refresh(0).code(), 0);
             let mut gone = client;
-            kill(&server);
+            server.crash();
             assert_eq!(gone.refresh(600).code(), 437, "an end holds too");
         }
         assert_eq!(recoveries(&server), 10);
@@ -220,7 +203,7 @@ fn what_was_shown_is_not_taken_back() {
     for _ in 0..3 {
         (0..50).for_each(|_| flow.round());
         let before = server.scrape();
-        kill(&server);
+        server.crash();
         let after = server.scrape();
         for name in [
             "throughway_payload_packets_total",
@@ -239,7 +222,7 @@ fn a_stop_is_not_lost_between_two_lives() {
         let mut server = supervised(1).start();
         let mut client = Client::udp(server.udp4());
         client.allocate();
-        kill_process(serving(server.pid()), Signal::KILL).unwrap();
+        kill_process(server.serving(), Signal::KILL).unwrap();
         server.signal("TERM");
         assert_eq!(server.wait().code(), Some(0), "{}", server.log.text());
         assert_eq!(server.log.sessions().len(), 1, "the session ended in order");
@@ -257,7 +240,7 @@ fn a_dead_streams_session_is_nobody_elses() {
         dead.iter_mut().for_each(|client| client.permit(peer.local_addr().unwrap()));
         // While the supervisor stands still strangers wait at the listener.
         let supervisor = Pid::from_raw(server.pid() as i32).unwrap();
-        let (child, before) = (serving(server.pid()), server.log.events("ready").len());
+        let (child, before) = (server.serving(), server.log.events("ready").len());
         kill_process(supervisor, Signal::STOP).unwrap();
         kill_process(child, Signal::KILL).unwrap();
         let mut strangers: Vec<Client> = (0..12).map(|_| Client::tcp(server.tcp4())).collect();
@@ -303,7 +286,7 @@ fn sessions_that_begin_and_end_meanwhile_leave_nothing_behind() {
             sessions
         };
         let threads: Vec<_> = (0..3).map(|_| scope.spawn(run)).collect();
-        (0..KILLS).for_each(|_| kill(&server));
+        (0..KILLS).for_each(|_| server.crash());
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
@@ -381,7 +364,7 @@ fn no_record_comes_twice_and_only_those_of_the_last_moment_may_be_missing() {
         for _ in 0..KILLS {
             std::thread::sleep(2 * BEFORE);
             let killed = Instant::now();
-            kill(&server);
+            server.crash();
             lifeless.push((killed, Instant::now()));
         }
         std::thread::sleep(BEFORE);
@@ -447,7 +430,7 @@ fn a_parent_that_ignores_the_end_of_children_changes_nothing() {
     let ignored = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let mut client = Client::udp(server.udp4());
     client.allocate();
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(0).code(), 0, "{ignored}");
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
@@ -469,7 +452,7 @@ fn the_file_is_read_again() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("udp = [", &format!("udp = [\"{new}\", "))).unwrap();
     std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(600).code(), 0);
     let mut at_new = Client::udp(new);
     assert_eq!(at_new.binding(), at_new.local(), "the new listener answers");
@@ -484,7 +467,7 @@ fn a_broken_file_does_not_end_what_runs() {
     let mut client = Client::udp(server.udp4());
     client.allocate();
     std::fs::write(server.directory().join("config.toml"), "workers = \"many\"\n").unwrap();
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(600).code(), 0);
     assert_eq!(server.log.events(GOES_ON).len(), 1);
 }
@@ -499,7 +482,7 @@ fn a_file_that_can_not_be_carried_out_does_not_end_what_runs() {
     let text = std::fs::read_to_string(&config).unwrap();
     let new = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     std::fs::write(&config, text.replace("udp = [", &format!("udp = [\"{new}\", "))).unwrap();
-    kill_process(serving(server.pid()), Signal::HUP).unwrap();
+    kill_process(server.serving(), Signal::HUP).unwrap();
     wait_for("the new listener", || server.log.text().contains(&new.to_string()).then_some(()));
     let mut at_new = Client::udp(new);
     at_new.allocate();
@@ -509,7 +492,7 @@ fn a_file_that_can_not_be_carried_out_does_not_end_what_runs() {
     let wrong = text.replace("tcp = [", &format!("tcp = [\"{}\", ", taken.local_addr().unwrap()));
     assert_ne!(wrong, text);
     std::fs::write(&config, wrong).unwrap();
-    kill(&server);
+    server.crash();
     assert_eq!((client.refresh(600).code(), at_new.refresh(600).code()), (0, 0));
     assert_eq!(server.log.events(GOES_ON).len(), 1);
     let line = server.log.event("the configuration can't be carried out: the one that the killed server had holds");
@@ -525,7 +508,7 @@ fn what_is_no_file_does_not_end_what_runs() {
     let config = server.directory().join("config.toml");
     std::fs::remove_file(&config).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, &config, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(600).code(), 0);
     let warned = server.log.text().contains("is no ordinary file");
     assert!(warned, "{}", server.log.text());
@@ -553,7 +536,7 @@ fn a_certificate_that_can_not_be_read_ends_no_call() {
         &|| [&certificate, &key].into_iter().for_each(|path| std::fs::remove_file(path).unwrap()),
     ] {
         spoil();
-        kill(&server);
+        server.crash();
         assert_eq!(client.refresh(600).code(), 0, "{}", server.log.text());
         server.log.wait_for_line("can't be used now; until they can, clients over TLS");
         assert!(authority.connect(server.tls4()).is_err(), "no client trusts what is presented instead");
@@ -578,7 +561,7 @@ fn what_waits_for_a_restart_is_not_taken_from_the_file() {
     let changed = text.replace("workers = 3", "workers = 1").replace("format = \"json\"", "format = \"journal\"");
     let changed = changed.replace("[log]\n", &format!("[log]\njournal = {journal:?}\n"));
     std::fs::write(&config, changed).unwrap();
-    kill(&server);
+    server.crash();
     for client in &mut clients {
         assert_eq!(client.refresh(600).code(), 0, "{}", server.log.text());
     }
@@ -604,7 +587,7 @@ fn sessions_at_two_local_addresses_of_one_public_address_go_on() {
     let mut after = Client::udp(upgradable.server.udp4()).user("bob", "builder");
     after.allocate_family(true);
     let ready = upgradable.server.log.events("ready").len();
-    kill_process(serving(upgradable.server.pid()), Signal::KILL).unwrap();
+    kill_process(upgradable.server.serving(), Signal::KILL).unwrap();
     wait_for_ready(&upgradable.server, ready + 1);
     assert_eq!((before.refresh(600).code(), after.refresh(600).code()), (0, 0), "{}", upgradable.server.log.text());
     assert_eq!(upgradable.server.live(), 2);
@@ -623,7 +606,7 @@ fn a_drain_is_gone_on_with() {
     command.args(["drain", "--url", &url, "--config", config.to_str().unwrap()]).env_clear();
     assert!(command.stdout(std::process::Stdio::null()).status().unwrap().success());
     std::thread::sleep(Duration::from_millis(100));
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(600).code(), 0);
     let begun = Client::udp(server.udp4()).request(METHOD_ALLOCATE, &[Wanted::udp()]);
     assert_eq!(begun.code(), 486, "a session began while it drains");
@@ -635,7 +618,7 @@ fn a_ledger_that_could_not_be_written_is_written_again() {
     let server = supervised(1).start();
     let mut client = Client::udp(server.udp4());
     client.allocate();
-    let child = serving(server.pid());
+    let child = server.serving();
     let files = |soft: u32| {
         let limit = [format!("--pid={}", child.as_raw_nonzero()), format!("--nofile={soft}:")];
         assert!(Command::new("prlimit").args(limit).status().unwrap().success());
@@ -644,7 +627,7 @@ fn a_ledger_that_could_not_be_written_is_written_again() {
     server.log.event("the ledger can't be written: until it can, a crash ends every call");
     files(1_024);
     server.log.event("the ledger is written again");
-    kill(&server);
+    server.crash();
     assert_eq!(client.refresh(600).code(), 0);
     assert_eq!(server.log.events("the ledger can't be written: until it can, a crash ends every call").len(), 1);
 }
@@ -661,14 +644,14 @@ fn no_descriptor_is_left_behind() {
     for client in &mut streams {
         client.allocate();
     }
-    kill(&server);
+    server.crash();
     let open = || std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
     wait_for("the streams' end", || (server.live() == 20).then_some(()));
     let before = open();
     for _ in 0..5 {
         let mut short = Client::tcp(server.tcp4());
         short.allocate();
-        kill(&server);
+        server.crash();
         wait_for("the stream's end", || (server.live() == 20).then_some(()));
     }
     // A connection of this test's own over HTTP may be open in one look and not in the other.
@@ -692,7 +675,7 @@ fn how_a_server_ends_by_itself_is_how_its_supervisor_ends() {
 #[test]
 fn a_server_ends_with_its_supervisor() {
     let mut server = supervised(1).start();
-    let child = serving(server.pid());
+    let child = server.serving();
     server.signal("KILL");
     server.wait();
     wait_for("the server's end", || is_gone(child).then_some(()));
@@ -790,7 +773,7 @@ mod faults {
         let upgraded = gaps(&upgradable.server);
         assert!(upgraded[..2].iter().all(|seconds| seconds != "0") && upgraded[2] == "0", "{upgraded:?}");
         let before = upgradable.server.log.events("ready").len();
-        kill_process(serving(upgradable.server.pid()), Signal::KILL).unwrap();
+        kill_process(upgradable.server.serving(), Signal::KILL).unwrap();
         wait_for_ready(&upgradable.server, before + 1);
         (0..50).for_each(|_| flow.round());
         assert!(flow.settle() <= 1);
@@ -802,7 +785,7 @@ mod faults {
         let recovered = recovered[2].clone();
         // The file is replaced, the server is killed, and only then is an upgrade asked for.
         e2e::upgrade::replace_program(upgradable.server.directory());
-        kill(&upgradable.server);
+        upgradable.server.crash();
         upgradable.begin();
         let log = upgradable.server.log.clone();
         let confirmed = wait_for("the second upgrade", || log.events(CONFIRMED).into_iter().nth(1));
@@ -822,13 +805,13 @@ mod faults {
         upgradable.begin();
         upgradable.wait_for_probation();
         let supervisor = upgradable.server.log.event("upgrading")["pid"].as_u64().unwrap() as u32;
-        kill_process(serving(supervisor), Signal::KILL).unwrap();
+        kill_process(child_of(supervisor), Signal::KILL).unwrap();
         assert_eq!(upgradable.end()["message"], ROLLED_BACK);
         let supervisor = Pid::from_raw(supervisor as i32).unwrap();
         wait_for("the new supervisor's end", || is_gone(supervisor).then_some(()));
         (0..50).for_each(|_| flow.round());
         assert_eq!(flow.settle(), 0);
-        kill(&upgradable.server);
+        upgradable.server.crash();
         (0..50).for_each(|_| flow.round());
         assert!(flow.settle() <= 1);
     }

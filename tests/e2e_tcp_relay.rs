@@ -1,11 +1,13 @@
 //! TCP allocations on real sockets (RFC 6062): connecting, being connected to, and carrying every byte both ways.
 
+use std::fs::read_to_string;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
+use test_support::e2e::operator;
 use test_support::e2e::tls::Authority;
 use test_support::e2e::upgrade::Upgradable;
 use test_support::e2e::{Client, PATIENCE, Server, Settings, Wanted, payload, wait_for};
@@ -144,9 +146,13 @@ fn exchange(mut data: Client, mut peer: TcpStream, seed: u32, len: usize) -> (Cl
 with_one_and_three_workers! {
     // [6062-5.2-6, -9, 6062-5.4-3, -4]
     fn what_a_client_sends_comes_to_the_peer_and_back_byte_by_byte(workers: u8) {
-        let server = settings(workers).start();
+        let server = operator::start(settings(workers).account("file", "usage.jsonl"));
         let mut client = Client::tcp(server.tcp4());
         let relayed = allocate(&mut client);
+        let listed = operator::get(&server, "/v1/sessions");
+        let listed = &listed["sessions"][0];
+        let told = ["relay_transport", "realm", "transport", "tenant"].map(|field| listed[field].as_str());
+        assert_eq!(told, [Some("tcp"), Some("throughway"), Some("tcp"), None], "{listed}");
         // Each data connection may come to another worker.
         for seed in 0..8 {
             let (listener, at) = listener();
@@ -166,6 +172,24 @@ with_one_and_three_workers! {
         let record = server.log.wait_for_session("alice");
         let [sent, received] = ["bytes_to_peers", "bytes_to_client"].map(|field| record[field].as_u64().unwrap());
         assert_eq!((sent, received), (8 * 600_000, 8 * 600_005), "counted to the byte: {record}");
+        assert_eq!(record["relay_transport"], "tcp", "{record}");
+        // One of datagrams beside it.
+        let mut client = Client::tcp(server.tcp4());
+        client.allocate();
+        assert_eq!(client.refresh(0).code(), 0);
+        let of_udp = wait_for("its line", || server.log.sessions().get(1).cloned());
+        let file = server.directory().join("usage.jsonl");
+        let stops = wait_for("the records", || {
+            let all = read_to_string(&file).unwrap_or_default();
+            let all: Vec<Value> = all.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let of = |kind: &str| -> Vec<String> {
+                let all = all.iter().filter(|record| record["type"] == kind);
+                all.map(|record| record["relay_transport"].as_str().unwrap().to_owned()).collect()
+            };
+            (of("stop").len() == 2).then(|| [of("start"), of("stop")])
+        });
+        assert_eq!(stops, [["tcp", "udp"], ["tcp", "udp"]]);
+        assert!(of_udp["relay_transport"].is_null(), "{of_udp}");
     }
 
     fn bytes_behind_the_request_belong_to_the_peer_already(workers: u8) {

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use test_support::e2e::operator;
 use test_support::e2e::server::Slice;
 use test_support::e2e::upgrade::Upgradable;
 use test_support::e2e::{Client, Server, Settings, Wanted, http, peer, receive, wait_for};
@@ -89,7 +90,7 @@ with_one_and_three_workers! {
     fn two_realms_and_tenants_know_nothing_of_each_other(workers: u8) {
         let slice = Slice::take();
         let parts = parts(&slice.range);
-        let server = Server::start(settings(workers, &slice.range, &parts));
+        let server = operator::start(settings(workers, &slice.range, &parts));
         let udp = server.all("udp");
         assert_eq!(udp.len(), 3);
         let in_part = |of: usize, port: u16| match of {
@@ -124,9 +125,19 @@ with_one_and_three_workers! {
         }
         server.expect_refused("other_tenant", 1, || refused(Client::udp(udp[1]).minted(SECRET_OF_B, "bob"), 403, ""));
         // The four ports of b are in use: that is its own affair.
-        let of_b = |state| server.scrape().value("throughway_tenant_ports", &[("tenant", "b"), ("state", state)]);
-        // Those of the IPv6 address are free.
-        assert_eq!(["used", "free", "resting"].map(of_b), [4, 4, 0]);
+        let ports = |tenant, address, state| {
+            server.scrape().value("throughway_tenant_ports", &[("tenant", tenant), ("address", address), ("state", state)])
+        };
+        let states = ["used", "free", "resting"];
+        assert_eq!(states.map(|state| ports("b", "127.0.0.1", state)), [4, 0, 0]);
+        assert_eq!(states.map(|state| ports("b", "::1", state)), [0, 4, 0]);
+        assert_eq!(["a", ""].map(|tenant| ports(tenant, "127.0.0.1", "used")), [3, 2]);
+        let told = server.log.wait_for_line("over 90 % of this tenant's relay ports");
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&told["tenant"], &told["address"]), (&json!("b"), &json!("127.0.0.1")), "{told}");
+        assert_eq!((&told["used"], &told["of"]), (&json!(4), &json!(4)), "{told}");
+        let whole = "over 90 % of the relay ports of this address are in use";
+        assert!(!server.log.text().contains(whole), "the whole range is not short");
         server.expect_refused("no_port", 1, || refused(alice(udp[2], 2), 508, ""));
         for (at, secret) in [(0, "north-of-everything"), (1, "north-of-everything")] {
             let mut client = Client::udp(udp[at]).minted(secret, "dave");
@@ -134,6 +145,10 @@ with_one_and_three_workers! {
         }
         assert_eq!(calls[4].refresh(0).code(), 0);
         assert!(in_part(2, alice(udp[2], 2).allocate().port()), "rather than none one that rests");
+        let listed = operator::get(&server, "/v1/sessions?user=alice&tenant=a");
+        let listed = listed["sessions"].as_array().unwrap();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(listed.iter().all(|of| of["tenant"] == "a" && of["realm"] == "a.example"), "{listed:?}");
         let starts = records(&server.directory().join("usage.jsonl"), "start", 12);
         let of = |record: &Value, name: &str| record[name].as_str().unwrap_or("none").to_owned();
         let mut seen: Vec<_> = starts.iter().map(|record| [of(record, "user"), of(record, "tenant"), of(record, "realm")]).collect();

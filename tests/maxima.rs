@@ -35,7 +35,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("net::pass_on::PassOn::successor", "one value"),
     ("net::running::Current", "one for each listener"),
     ("ops::metrics::Metrics::others", "one for each part of the server"),
-    ("ops::port_watch::PortWatch::told", "one for each relay address"),
+    ("ops::port_watch::PortWatch::told", "one for each relay address and each tenant in relay.ports_by_tenant"),
     ("ops::usage::Sinks", "one for each sink"),
     ("ops::usage::Usage", "one for each sink"),
     ("ops::usage::UsageMetrics", "one for each sink"),

@@ -2,18 +2,17 @@
 
 use std::net::SocketAddr;
 
+use test_support::harness::mobility::{
+    CHANNEL, MOBILITY_TICKET, PEER, come, elsewhere, for_ticket, goes_to, settle, ticket_of,
+};
 use test_support::harness::stun::{
-    ALLOCATE, CREATE_PERMISSION, Incoming, LIFETIME, MESSAGE_INTEGRITY, Outgoing, REFRESH, Signature, allocate, request,
+    ALLOCATE, CREATE_PERMISSION, Incoming, LIFETIME, MESSAGE_INTEGRITY, REFRESH, Signature, allocate, request,
 };
 use test_support::harness::{Client, Harness, Spec, Went, addr, alice, bind, carol, user};
 use throughway::protocol::border::Selector;
 use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::Settings;
-
-const MOBILITY_TICKET: u16 = 0x8030;
-const PEER: &str = "8.8.8.8:1";
-const CHANNEL: u16 = 0x4001;
 
 fn mobile(settings: &mut Settings) {
     settings.mobility = true;
@@ -23,19 +22,6 @@ fn with_mobility() -> Harness {
     Harness::with(mobile)
 }
 
-fn ticket_of(reply: &Incoming) -> Vec<u8> {
-    assert_eq!(reply.code(), 0, "{reply:?}");
-    reply.get(MOBILITY_TICKET).expect("MOBILITY-TICKET").to_vec()
-}
-
-fn for_ticket() -> Outgoing {
-    allocate().with(MOBILITY_TICKET, b"")
-}
-
-fn come(ticket: &[u8]) -> Outgoing {
-    request(REFRESH).with(MOBILITY_TICKET, ticket)
-}
-
 /// A client with a ticket and a channel to the peer, and its relayed address.
 fn mobile_client(h: &mut Harness, spec: Spec) -> (Client, Vec<u8>, SocketAddr) {
     let client = h.add(spec);
@@ -43,28 +29,6 @@ fn mobile_client(h: &mut Harness, spec: Spec) -> (Client, Vec<u8>, SocketAddr) {
     let ticket = ticket_of(&reply);
     assert_eq!(h.bind(client, CHANNEL, addr(PEER)), 0);
     (client, ticket, reply.relayed())
-}
-
-/// The same user at another address, after a challenge there.
-fn elsewhere(h: &mut Harness, spec: Spec) -> Client {
-    let client = h.add(spec);
-    h.nonce_of(client);
-    client
-}
-
-/// All that was set off has happened.
-fn settle(h: &mut Harness) {
-    h.advance_ms(0);
-    h.advance_ms(0);
-}
-
-/// Where a packet of the peer goes.
-#[track_caller]
-fn goes_to(h: &mut Harness, relayed: SocketAddr, owner: Client, client: Client) {
-    match h.from_peer_on(owner, relayed, addr(PEER), b"down") {
-        Went::ToClient { via, .. } => assert_eq!(via, h.via(client)),
-        other @ (Went::ToPeer { .. } | Went::Dropped(_)) => panic!("should have gone to the client: {other:?}"),
-    }
 }
 
 /// Data of a client pass to the peer.

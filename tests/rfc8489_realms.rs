@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use hashbrown::HashMap;
+use test_support::harness::mobility::{come, for_ticket, ticket_of};
 use test_support::harness::stun::{
-    ALLOCATE, By, CREATE_PERMISSION, Incoming, Modern, NONCE, REALM as REALM_TYPE, REFRESH, Signature, allocate,
-    long_term_key, request, sha256_key, userhash,
+    ALLOCATE, By, CONNECTION_BIND, CREATE_PERMISSION, Incoming, Modern, NONCE, REALM as REALM_TYPE, REFRESH, Signature,
+    allocate, long_term_key, request, sha256_key, userhash,
 };
 use test_support::harness::{Client, Harness, REALM, START_UNIX, Spec, addr, alice, secret, time_limited_password};
 use throughway::address::Transport;
@@ -339,24 +340,48 @@ fn ports_of_a_tenant_are_asked_for_by_its_part() {
     assert_eq!(parts, [None, Some(part), None]);
 }
 
+// RFC 6062: who binds a connection belongs to the realm of the session too, by whichever listener the stream comes.
+#[test]
+fn a_stream_that_binds_a_connection_is_challenged_in_the_realm_of_the_session() {
+    let mut h = Harness::with(|settings| {
+        two_realms(settings);
+        settings.tcp.is_on = true;
+    });
+    let client = h.add(alice_of_b().tcp());
+    h.allocate_tcp(client);
+    let connecting = h.connect(client, addr("81.2.69.142:8000"));
+    h.connected(connecting, Ok(()));
+    assert_eq!(h.inbox(client).len(), 1);
+    let bind = || request(CONNECTION_BIND).connection(connecting.id.0);
+    let data = h.add(alice().named("alice", LOOKING_GLASS).tcp());
+    let challenge = h.ask_unsigned(data, bind());
+    is_challenge(&challenge, 401, REALM_B);
+    let mut signature = h.signature(data);
+    signature.nonce = Some(b"0123456789abcdef0123456789abcdef".to_vec());
+    is_challenge(&h.ask_with(data, &signature, bind()), 438, REALM_B);
+    h.learn(data, &challenge);
+    assert_eq!(h.ask(data, bind()).code(), 0);
+    // A connection that there is not has no realm of its own.
+    let other = h.add(alice().tcp());
+    is_challenge(&h.ask_unsigned(other, request(CONNECTION_BIND).connection(!connecting.id.0)), 401, REALM);
+}
+
 // RFC 8016: who comes with a ticket belongs to the realm of the session, wherever that is.
 #[test]
 fn a_session_that_moves_keeps_its_realm_and_its_tenant() {
-    const MOBILITY_TICKET: u16 = 0x8030;
     // Another worker knows of the session when the request is signed, and the challenge that follows has its realm.
     let mut h = Harness::workers(1, |settings| {
         two_realms(settings);
         settings.mobility = true;
     });
     let client = h.add(alice_of_b());
-    let reply = h.ask(client, allocate().with(MOBILITY_TICKET, b""));
-    let ticket = reply.get(MOBILITY_TICKET).expect("a ticket").to_vec();
-    let come = || request(REFRESH).with(MOBILITY_TICKET, &ticket);
+    let reply = h.ask(client, for_ticket());
+    let ticket = ticket_of(&reply);
     // By the listener of another realm.
     let moved = h.add(alice().named("alice", LOOKING_GLASS));
-    let challenge = h.ask_unsigned(moved, come());
+    let challenge = h.ask_unsigned(moved, come(&ticket));
     is_challenge(&challenge, 401, REALM_B);
     h.learn(moved, &challenge);
-    assert_eq!(h.ask(moved, come()).code(), 0);
+    assert_eq!(h.ask(moved, come(&ticket)).code(), 0);
     assert_eq!((h.allocations(), tenant_of(&h, client).as_deref()), (1, Some("b")));
 }

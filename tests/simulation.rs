@@ -142,6 +142,8 @@ struct Sum {
     modern: [u64; 3],
     /// See the world's.
     connections: [u64; 5],
+    /// Sessions of the other realm.
+    others: u64,
     codes: BTreeMap<u16, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -155,6 +157,7 @@ impl Sum {
         self.rollbacks += world.rollbacks;
         self.given_back = [0, 1].map(|which| self.given_back[which] + world.given_back[which]);
         self.expired += world.expired_addresses;
+        self.others += world.others;
         self.modern = [0, 1, 2].map(|which| self.modern[which] + world.modern[which]);
         self.connections = [0, 1, 2, 3, 4].map(|which| self.connections[which] + world.connections[which]);
         for totals in &world.model.totals {
@@ -176,6 +179,7 @@ impl Sum {
         assert!(self.modern.iter().all(|count| *count > 100), "hardly a client knew RFC 8489: {self:?}");
         assert!(self.hand_overs > 3_000 && self.rollbacks > 1_000, "hardly any upgrade came about: {self:?}");
         assert!(self.connections.iter().all(|count| *count > 200), "hardly any connection to a peer: {self:?}");
+        assert!(self.others > 500, "hardly a client had another realm: {self:?}");
         assert!(self.interims > 5_000, "hardly any session lived for a minute: {self:?}");
         assert!(self.created > 5_000 && self.relayed > 50_000, "too little happened: {self:?}");
         // No server of this world has a fault of its own, and none is killed.

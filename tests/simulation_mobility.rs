@@ -6,16 +6,13 @@
 
 use std::net::SocketAddr;
 
-use test_support::harness::stun::{Incoming, Outgoing, REFRESH, allocate, request};
+use test_support::harness::mobility::{CHANNEL, PEER, come, elsewhere, for_ticket, goes_to, settle, ticket_of};
+use test_support::harness::stun::{Incoming, Outgoing};
 use test_support::harness::{Client, Harness, Spec, Went, addr, user};
 use throughway::protocol::reason::DropReason;
 
 const SEEDS: u64 = 96;
 const ACTIONS: usize = 250;
-const MOBILITY_TICKET: u16 = 0x8030;
-const PEER: &str = "8.8.8.8:1";
-const CHANNEL: u16 = 0x4001;
-
 /// SplitMix64.
 struct Rng(u64);
 
@@ -84,15 +81,6 @@ struct World {
     sum: Sum,
 }
 
-fn come(ticket: &[u8]) -> Outgoing {
-    request(REFRESH).with(MOBILITY_TICKET, ticket)
-}
-
-fn ticket_of(reply: &Incoming) -> Vec<u8> {
-    assert_eq!(reply.code(), 0, "{reply:?}");
-    reply.get(MOBILITY_TICKET).expect("MOBILITY-TICKET").to_vec()
-}
-
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng(seed);
@@ -107,11 +95,6 @@ impl World {
         }
     }
 
-    fn settle(&mut self) {
-        self.h.advance_ms(0);
-        self.h.advance_ms(0);
-    }
-
     /// A new way for this user.
     fn path(&mut self, name: &str) -> Path {
         let (worker, is_stream) = (self.rng.below(self.workers), self.rng.one_in(2));
@@ -122,8 +105,7 @@ impl World {
         if self.rng.one_in(4) {
             spec = spec.ipv6();
         }
-        let client = self.h.add(spec);
-        self.h.nonce_of(client);
+        let client = elsewhere(&mut self.h, spec);
         Path { client, worker, is_stream, is_open: true }
     }
 
@@ -131,7 +113,7 @@ impl World {
         self.users += 1;
         let name = format!("u{}", self.users);
         let active = self.path(&name);
-        let reply = self.h.ask(active.client, allocate().lifetime(3600).with(MOBILITY_TICKET, b""));
+        let reply = self.h.ask(active.client, for_ticket().lifetime(3600));
         self.say(format_args!("{name} allocates by {active:?}"));
         let ticket = ticket_of(&reply);
         self.phones.push(Phone {
@@ -180,7 +162,7 @@ impl World {
         phone.pending = Some(path);
         if !phone.active.is_open {
             self.sum.waited += 1;
-            self.settle();
+            settle(&mut self.h);
             self.arrive(at);
         }
     }
@@ -295,7 +277,7 @@ impl World {
                 self.h.let_asks_go(path.client);
             }
         }
-        self.settle();
+        settle(&mut self.h);
         self.arrive(at);
     }
 
@@ -309,10 +291,7 @@ impl World {
             .find(|path| path.worker == phone.home)
             .expect("it was there once");
         let left = phone.left.last().copied().filter(|path| path.is_open);
-        match self.h.from_peer_on(home.client, relayed, addr(PEER), b"down") {
-            Went::ToClient { via, .. } => assert_eq!(via, self.h.via(active.client), "data go the active way"),
-            other @ (Went::ToPeer { .. } | Went::Dropped(_)) => panic!("should go to the client: {other:?}"),
-        }
+        goes_to(&mut self.h, relayed, home.client, active.client);
         if active.is_open {
             assert_eq!(self.h.channel_data(active.client, CHANNEL, b"up").to_peer().1, b"up");
         }
@@ -330,14 +309,14 @@ impl World {
             let client = phone.active.client;
             self.say(format_args!("the stream of {client:?} closes"));
             self.h.disconnect(client);
-            self.settle();
+            settle(&mut self.h);
             self.sum.closed += 1;
             self.arrive(at);
         } else if let Some(path) = phone.pending.filter(|path| which == 1 && path.is_stream) {
             phone.pending = None;
             phone.last = None;
             self.h.disconnect(path.client);
-            self.settle();
+            settle(&mut self.h);
             self.sum.closed += 1;
         }
     }
@@ -370,7 +349,7 @@ impl World {
             let slots = 1 + self.rng.below(3);
             self.h.hand_over_early(slots, |_| ());
         }
-        self.settle();
+        settle(&mut self.h);
     }
 
     fn step(&mut self) {

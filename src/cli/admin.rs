@@ -351,19 +351,29 @@ fn sessions_table(out: &mut dyn Write, sessions: &[Value], more: bool) -> io::Re
     if sessions.is_empty() {
         return writeln!(out, "no sessions");
     }
+    // Columns that say something of a few servers only.
     let with_tenant = sessions.iter().any(|session| session["tenant"].is_string());
-    let mut heads = vec!["SESSION", "USER", "CLIENT", "BY", "RELAYED", "AGE", "FROM CLIENT", "TO CLIENT"];
-    if with_tenant {
-        heads.insert(2, "TENANT");
-    }
+    let with_realm = sessions.iter().any(|session| session["realm"] != sessions[0]["realm"]);
+    let with_tcp = sessions.iter().any(|session| session["relay_transport"] == "tcp");
+    let columns: Vec<(&str, &str)> = [
+        (true, "SESSION", "session"),
+        (true, "USER", "user"),
+        (with_tenant, "TENANT", "tenant"),
+        (with_realm, "REALM", "realm"),
+        (true, "CLIENT", "client"),
+        (true, "BY", "transport"),
+        (true, "RELAYED", "relayed"),
+        (with_tcp, "AS", "relay_transport"),
+    ]
+    .into_iter()
+    .filter_map(|(is_shown, head, field)| is_shown.then_some((head, field)))
+    .collect();
+    let mut heads: Vec<&str> = columns.iter().map(|(head, _)| *head).collect();
+    heads.extend(["AGE", "FROM CLIENT", "TO CLIENT"]);
     let rows = sessions.iter().map(|session| {
         let number = |name: &str| session[name].as_u64().unwrap_or(0);
-        let mut row: Vec<String> =
-            ["session", "user", "client", "transport", "relayed"].iter().map(|name| text(&session[*name])).collect();
+        let mut row: Vec<String> = columns.iter().map(|(_, field)| text(&session[*field])).collect();
         row.extend([age(number("duration_s")), bytes(number("bytes_from_client")), bytes(number("bytes_to_client"))]);
-        if with_tenant {
-            row.insert(2, text(&session["tenant"]));
-        }
         row
     });
     table(out, &heads, &rows.collect::<Vec<_>>())?;
@@ -481,7 +491,14 @@ mod tests {
             text.lines().take(3).map(column).collect::<Vec<_>>().windows(2).all(|pair| pair[0] == pair[1]),
             "{text}"
         );
-        assert!(!text.contains("TENANT"));
+        assert!(!["TENANT", "REALM", " AS "].iter().any(|head| text.contains(head)), "{text}");
+        let mut two = [session("bob", Value::Null), session("eve", Value::Null)];
+        (two[0]["realm"], two[1]["realm"]) = (json!("a.example"), json!("b.example"));
+        (two[0]["relay_transport"], two[1]["relay_transport"]) = (json!("udp"), json!("tcp"));
+        let text = written(|out| sessions_table(out, &two, false));
+        let words: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(words[0][..7], ["SESSION", "USER", "REALM", "CLIENT", "BY", "RELAYED", "AS"], "{text}");
+        assert_eq!(words[2][..7], ["1-1", "eve", "b.example", "192.0.2.1:5", "udp", "192.0.2.2:6", "tcp"], "{text}");
         let text = written(|out| sessions_table(out, &[session("bob", json!("acme"))], false));
         assert!(
             text.contains("TENANT") && text.contains("acme") && text.contains("1m01s") && text.contains("2.0 kB"),

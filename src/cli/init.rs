@@ -57,6 +57,9 @@ pub(super) struct InitOptions {
     /// UDP ports of relayed traffic
     #[arg(long, value_name = "FIRST-LAST", default_value = RELAY_PORTS, value_parser = text)]
     relay_ports: String,
+    /// Also relay TCP connections (RFC 6062), over the same ports; calls in browsers need none
+    #[arg(long)]
+    relay_tcp: bool,
     /// Get a certificate for the host name from Let's Encrypt, whose terms you accept by this, and listen for TLS;
     /// the authority writes to this address when something is wrong
     #[arg(long, value_name = "ADDRESS", requires = "host", conflicts_with = "certificate", value_parser = text)]
@@ -104,6 +107,8 @@ struct Plan {
     local: Vec<IpAddr>,
     port: u16,
     relay_ports: String,
+    /// Whether TCP is relayed as well.
+    relay_tcp: bool,
     tls: Option<Certificate>,
     tls_port: u16,
     /// Whether the kernel has the family: a listener of a family that it lacks keeps the server from starting.
@@ -231,6 +236,7 @@ fn plan(options: &InitOptions) -> Result<Plan, Failure> {
         local,
         port: options.port,
         relay_ports: options.relay_ports.clone(),
+        relay_tcp: options.relay_tcp,
         tls,
         tls_port: options.tls_port.unwrap_or(TLS_PORT),
         has_ipv6: has_ipv6(),

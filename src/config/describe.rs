@@ -105,7 +105,8 @@ impl Config {
     }
 
     fn describe_relay(&self, lines: &mut Lines) {
-        let ports = format!("ports {}-{}", self.relay.ports.start(), self.relay.ports.end());
+        let over = if self.relay.tcp.is_on { "UDP and TCP ports" } else { "UDP ports" };
+        let ports = format!("{over} {}-{}", self.relay.ports.start(), self.relay.ports.end());
         for address in &self.relay.addresses {
             let told = match self.relay.external.advertised(*address) {
                 Some(public) if public == *address => String::new(),
@@ -252,6 +253,7 @@ impl Config {
                 "external_source": self.relay.external.source().map(|source| source.name()),
                 "external_servers": self.relay.external_look.servers.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "ports": [self.relay.ports.start(), self.relay.ports.end()],
+                "tcp": self.relay.tcp.is_on,
                 "ports_by_tenant": self.relay.port_parts.iter().map(|(tenant, part)| {
                     (tenant.to_owned(), json!([part.first, part.last]))
                 }).collect::<serde_json::Map<_, _>>(),

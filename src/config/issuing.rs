@@ -189,18 +189,16 @@ impl Check {
                 }
                 None
             });
-            self.problems.extend(mistake);
-            let Some(tenant) = key.tenant.as_deref() else { continue };
             // As `credentials::minting` chooses.
             let can = |secret: &SharedSecret| secret.tenant == key.tenant || secret.claims.has(Claim::Tenant);
-            if let Some(SharedSecret { id, .. }) = minting().next()
-                && !minting().any(can)
-            {
+            let foreign = minting().next().zip(key.tenant.as_deref()).filter(|_| !minting().any(can));
+            let foreign = foreign.map(|(SharedSecret { id, .. }, tenant)| {
                 let message = format!(
                     "the secret \"{id}\" has another tenant and does not read this one, and there is no other: give a secret tenant = \"{tenant}\", or name \"tenant\" in its list claims"
                 );
-                self.problems.push(problem(&node("tenant"), message));
-            }
+                problem(&node("tenant"), message)
+            });
+            self.problems.extend(mistake.into_iter().chain(foreign));
         }
         let Some(jwt) = &issuing.jwt else { return };
         let lacks = |claims: &[Claim]| minting().find(|secret| claims.iter().any(|claim| !secret.claims.has(*claim)));

@@ -83,19 +83,20 @@ impl PortPlan {
         self.lists().map(|ports| ports.port_counts(now)).sum()
     }
 
-    /// The same of one part alone; nothing if there is no such part.
-    pub(super) fn part_counts(&mut self, part: PortPart, now: Ticks) -> PortCounts {
-        let of = self.parts.iter_mut().find(|(of, _)| *of == part);
-        of.map(|(_, ports)| ports.port_counts(now)).unwrap_or_default()
+    /// The same of one part alone, or of what is in none; nothing if there is no such part.
+    pub(super) fn part_counts(&mut self, part: Option<PortPart>, now: Ticks) -> PortCounts {
+        self.list(part).map(|ports| ports.port_counts(now)).unwrap_or_default()
+    }
+
+    /// The list of a part, or of what is in none.
+    fn list(&mut self, part: Option<PortPart>) -> Option<&mut Ports> {
+        let Some(part) = part else { return Some(&mut self.common) };
+        self.parts.iter_mut().find(|(of, _)| *of == part).map(|(_, ports)| ports)
     }
 
     /// As [`Ports::take`], of this part, or of what is in none. A part that a reload has taken away meanwhile has no ports.
     pub(super) fn take(&mut self, part: Option<PortPart>, parity: Parity, client: IpAddr, now: Ticks) -> Option<u16> {
-        let ports = match part {
-            None => Some(&mut self.common),
-            Some(part) => self.parts.iter_mut().find(|(of, _)| *of == part).map(|(_, ports)| ports),
-        };
-        ports?.take(parity, client, now)
+        self.list(part)?.take(parity, client, now)
     }
 
     /// Takes this very port, which another process had in use; one outside the range is not ours to count.
@@ -148,7 +149,9 @@ mod tests {
         );
         assert_eq!(all_of(&mut ports, Some(B)), [50_006, 50_007]);
         assert_eq!(ports.port_counts(Ticks(0)), PortCounts { used: 10, free: 0, resting: 0 });
-        assert_eq!(ports.part_counts(A, Ticks(0)), PortCounts { used: 3, free: 0, resting: 0 });
+        assert_eq!(ports.part_counts(Some(A), Ticks(0)), PortCounts { used: 3, free: 0, resting: 0 });
+        assert_eq!(ports.part_counts(None, Ticks(0)), PortCounts { used: 5, free: 0, resting: 0 });
+        assert_eq!(ports.part_counts(Some(PortPart { last: 50_004, ..A }), Ticks(0)), PortCounts::default());
         for port in 50_000..=50_009 {
             ports.rest(port, Some(OTHER), Ticks(u64::from(port)));
         }

@@ -274,13 +274,20 @@ impl RelayAddresses {
         self.entries.load().iter().map(port_counts).collect()
     }
 
-    /// What the ports of each tenant that has a part do, those of all serving addresses together.
-    pub(super) fn tenant_counts(&self, now: Ticks) -> Vec<(Box<str>, PortCounts)> {
+    /// What the ports of each tenant that has a part do at each serving address, and, without a tenant, those in no part;
+    /// nothing if no tenant has one.
+    pub(super) fn tenant_counts(&self, now: Ticks) -> Vec<(Option<Box<str>>, RelayAddress, PortCounts)> {
         let parts = self.fresh().parts.clone();
+        let mut all: Vec<_> = parts.iter().map(|(tenant, part)| (Some(Box::from(tenant)), Some(part))).collect();
+        if !all.is_empty() {
+            all.push((None, None));
+        }
         let entries = self.entries.load();
         let serving = || entries.iter().filter(|of| of.is_serving);
-        let counts = |part| serving().map(|of| of.ports().part_counts(part, now)).sum();
-        parts.iter().map(|(tenant, part)| (tenant.into(), counts(part))).collect()
+        let counts = |(tenant, part): (Option<Box<str>>, _)| {
+            serving().map(move |of| (tenant.clone(), of.address, of.ports().part_counts(part, now)))
+        };
+        all.into_iter().flat_map(counts).collect()
     }
 
     /// Reads or changes the entry that clients are told by this address.

@@ -175,9 +175,10 @@ impl Running {
         self.addresses.port_counts(clock::now().ticks).into_iter()
     }
 
-    /// What the ports of each tenant in `relay.ports_by_tenant` do now.
+    /// What the ports of each tenant in `relay.ports_by_tenant` do now at each relay address that serves, and, without a
+    /// tenant, those that are in no part; nothing without that key.
     #[must_use]
-    pub fn tenant_ports(&self) -> Vec<(Box<str>, PortCounts)> {
+    pub fn tenant_ports(&self) -> Vec<(Option<Box<str>>, RelayAddress, PortCounts)> {
         self.addresses.tenant_counts(clock::now().ticks)
     }
 

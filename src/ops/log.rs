@@ -28,7 +28,7 @@ use crate::config::checked::{LogConfig, LogFormat, LogLevel};
 use crate::failure;
 use crate::net::{EventReceivers, Running};
 use crate::ops::journal::{self, Journal};
-use crate::ops::port_watch::{self, PortWatch};
+use crate::ops::port_watch::{self, PortGroup, PortWatch};
 use crate::ops::refusals::Refusals;
 use crate::protocol::accounting::{Amount, SessionRecord};
 use crate::protocol::border::Event;
@@ -225,8 +225,13 @@ pub async fn follow(
                 if let Some(running) = running.upgrade() {
                     // One that is left to its calls has no other ports than theirs.
                     let serving: Vec<_> = running.relay_addresses().collect();
-                    let counts = running.relay_ports().map(|(address, counts, _)| (address, counts));
-                    ports.look(clock::now().ticks, counts.filter(|(address, _)| serving.contains(address)));
+                    let of_tenants = running.tenant_ports();
+                    // With parts for tenants each part runs short for itself.
+                    let all = running.relay_ports().filter(|(address, ..)| of_tenants.is_empty() && serving.contains(address));
+                    let all = all.map(|(address, counts, _)| (PortGroup::All, address, counts));
+                    let of_tenants = of_tenants.iter().cloned();
+                    let of_tenants = of_tenants.map(|(tenant, address, counts)| (PortGroup::of(tenant), address, counts));
+                    ports.look(clock::now().ticks, all.chain(of_tenants));
                 }
                 continue;
             }
@@ -263,6 +268,7 @@ fn write(event: &Event) {
                 transport = five_tuple.transport.name(),
                 relayed = %record.relayed,
                 additional_relayed = record.additional.map(|of| tracing::field::display(of.relayed)),
+                relay_transport = tcp_only(record),
                 "allocation created"
             );
         }
@@ -302,6 +308,7 @@ fn write_session(record: &SessionRecord) {
         transport = five_tuple.transport.name(),
         relayed = %record.relayed,
         additional_relayed = record.additional.map(|of| tracing::field::display(of.relayed)),
+        relay_transport = tcp_only(record),
         duration_s = record.ended_at.since(record.created_at) as f64 / 1000.0,
         bytes_from_client = to_peers.received.bytes,
         packets_from_client = to_peers.received.packets,
@@ -315,6 +322,11 @@ fn write_session(record: &SessionRecord) {
         reason = record.reason.map(EndReason::name),
         "session ended"
     );
+}
+
+/// What is relayed, if it is not UDP.
+fn tcp_only(record: &SessionRecord) -> Option<&'static str> {
+    Some(record.relay_transport()).filter(|transport| *transport != "udp")
 }
 
 /// What was received and not sent: packets and bytes by reason.

@@ -182,12 +182,13 @@ impl Metrics {
         });
         text.gauge("throughway_relay_ports", "Ports of relay.ports, by relay address and state")
             .each_of_two(["address", "state"], ports);
-        let of_tenants = self.running.tenant_ports().into_iter().flat_map(|(tenant, census)| {
+        let of_tenants = self.running.tenant_ports().into_iter().flat_map(|(tenant, address, census)| {
+            let (tenant, address) = (tenant.unwrap_or_default().into_string(), address.advertised.to_string());
             [("used", census.used), ("free", census.free), ("resting", census.resting)]
-                .map(|(state, ports)| ([tenant.to_string()], [state], ports))
+                .map(|(state, ports)| ([tenant.clone(), address.clone(), state.to_owned()], ports))
         });
-        text.gauge("throughway_tenant_ports", "Ports of relay.ports_by_tenant, by tenant and state")
-            .each_of_two(["tenant", "state"], of_tenants);
+        text.gauge("throughway_tenant_ports", "Ports of relay.ports_by_tenant, by tenant, relay address and state")
+            .each_of_three(["tenant", "address", "state"], of_tenants);
         let (reserved, forgotten) = self.running.reservations();
         text.gauge("throughway_reservations", "Ports held for a RESERVATION-TOKEN").value(reserved as u64);
         text.counter("throughway_quota_forgotten_total", "Users and credentials whose counts were dropped too early")

@@ -1,6 +1,7 @@
-//! Tells in the log when the ports of a relay address run short, before the first client is refused.
+//! Tells in the log when the ports of a relay address run short, before the first client is refused: all of them, or where
+//! `relay.ports_by_tenant` splits them, those of each tenant and those that are in no part.
 //!
-//! Clients take and free ports as they like, so an address has at most one line a minute.
+//! Clients take and free ports as they like, so each of these has at most one line a minute.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,7 +19,7 @@ const SHORT_PERCENT: usize = 90;
 /// Below this many per cent in use the shortage is over, and the next one is told again.
 const ENOUGH_PERCENT: usize = 80;
 
-/// At least this long between two lines about one address, in milliseconds.
+/// At least this long between two lines about the same ports, in milliseconds.
 const QUIET_MILLIS: u64 = 60_000;
 
 /// A shortage that was told.
@@ -28,33 +29,76 @@ struct Shortage {
     is_over: bool,
 }
 
-/// Which addresses are short of ports, as far as the log has told.
+/// Which ports of an address.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum PortGroup {
+    /// All: no tenant has ports of its own.
+    All,
+    /// Those of a tenant in `relay.ports_by_tenant`.
+    Tenant(Box<str>),
+    /// Those that are in no tenant's part.
+    NoTenant,
+}
+
+impl PortGroup {
+    /// The ports of a tenant, or those in no part.
+    pub(super) fn of(tenant: Option<Box<str>>) -> Self {
+        tenant.map_or(Self::NoTenant, Self::Tenant)
+    }
+}
+
+/// Which ports run short, as far as the log has told.
 #[derive(Default)]
 pub(super) struct PortWatch {
     /// By local address.
-    told: BTreeMap<IpAddr, Shortage>,
+    told: BTreeMap<(IpAddr, PortGroup), Shortage>,
 }
 
 impl PortWatch {
-    /// Writes a line for each address whose ports have become short.
-    pub(super) fn look(&mut self, now: Ticks, ports: impl Iterator<Item = (RelayAddress, PortCounts)>) {
+    /// Writes a line for each group of ports that has become short.
+    pub(super) fn look(&mut self, now: Ticks, ports: impl Iterator<Item = (PortGroup, RelayAddress, PortCounts)>) {
         // What is gone from the list is forgotten, so the memory stays as small as the list.
         let before = std::mem::take(&mut self.told);
-        for (address, counts) in ports {
-            let (shortage, is_due) = judge(now, before.get(&address.local).copied(), counts);
-            if let Some(shortage) = shortage {
-                self.told.insert(address.local, shortage);
-            }
+        for (group, address, counts) in ports {
+            let key = (address.local, group);
+            let (shortage, is_due) = judge(now, before.get(&key).copied(), counts);
             if is_due {
-                tracing::warn!(
-                    address = %address.advertised,
-                    used = counts.used,
-                    of = total(counts),
-                    "over 90 % of the relay ports of this address are in use; when none is free, Allocate is refused with 508 \
-                     (no_port): widen relay.ports, add relay.addresses, or add a server"
-                );
+                warn(&key.1, address.advertised, counts);
+            }
+            if let Some(shortage) = shortage {
+                self.told.insert(key, shortage);
             }
         }
+    }
+}
+
+fn warn(group: &PortGroup, address: IpAddr, counts: PortCounts) {
+    let (used, of) = (counts.used, total(counts));
+    match group {
+        PortGroup::All => tracing::warn!(
+            %address,
+            used,
+            of,
+            "over 90 % of the relay ports of this address are in use; when none is free, Allocate is refused with 508 \
+             (no_port): widen relay.ports, add relay.addresses, or add a server"
+        ),
+        PortGroup::Tenant(tenant) => tracing::warn!(
+            tenant = &**tenant,
+            %address,
+            used,
+            of,
+            "over 90 % of this tenant's relay ports of this address are in use; when none is free, its Allocate requests are \
+             refused with 508 (no_port), those of others are not: give it more ports in relay.ports_by_tenant, or add \
+             relay.addresses"
+        ),
+        PortGroup::NoTenant => tracing::warn!(
+            %address,
+            used,
+            of,
+            "over 90 % of the relay ports of this address that are no tenant's are in use; when none is free, Allocate is \
+             refused with 508 (no_port), but not for tenants with ports of their own: widen relay.ports, give tenants fewer in \
+             relay.ports_by_tenant, or add relay.addresses"
+        ),
     }
 }
 
@@ -62,7 +106,7 @@ fn total(counts: PortCounts) -> usize {
     counts.used + counts.free + counts.resting
 }
 
-/// What is remembered of an address from now on, and whether a line is due.
+/// What is remembered of ports from now on, and whether a line is due.
 fn judge(now: Ticks, before: Option<Shortage>, counts: PortCounts) -> (Option<Shortage>, bool) {
     let percent = counts.used * 100 / total(counts).max(1);
     match before {
@@ -121,8 +165,16 @@ mod tests {
         };
         let full = PortCounts { used: 9, free: 0, resting: 1 };
         let mut watch = PortWatch::default();
-        watch.look(Ticks(0), [(address(1), full), (address(2), full)].into_iter());
-        watch.look(Ticks(1), std::iter::once((address(2), full)));
-        assert_eq!(watch.told.keys().collect::<Vec<_>>(), [&IpAddr::from([192, 0, 2, 2])]);
+        let all = |last| (PortGroup::All, address(last), full);
+        watch.look(Ticks(0), [all(1), all(2)].into_iter());
+        watch.look(Ticks(1), std::iter::once(all(2)));
+        assert_eq!(watch.told.keys().collect::<Vec<_>>(), [&(IpAddr::from([192, 0, 2, 2]), PortGroup::All)]);
+        // Tenants are judged each for itself.
+        let of = |tenant: Option<&str>, used| {
+            (PortGroup::of(tenant.map(Into::into)), address(2), PortCounts { used, free: 10 - used, resting: 0 })
+        };
+        watch.look(Ticks(2), [of(Some("a"), 9), of(Some("b"), 8), of(None, 10)].into_iter());
+        let told: Vec<&PortGroup> = watch.told.keys().map(|(_, group)| group).collect();
+        assert_eq!(told, [&PortGroup::Tenant("a".into()), &PortGroup::NoTenant]);
     }
 }

@@ -260,9 +260,18 @@ pub struct SessionRecord {
     /// The realm that the client belongs to, if it is not the server's own.
     #[n(16)]
     pub realm: Option<Box<str>>,
+    /// `Some(true)` if it relays TCP connections (RFC 6062); ask [`SessionRecord::relay_transport`].
+    #[n(17)]
+    pub is_tcp: Option<bool>,
 }
 
 impl SessionRecord {
+    /// What is relayed between it and its peers, REQUESTED-TRANSPORT of its Allocate: `udp` (RFC 8656) or `tcp` (RFC 6062).
+    #[must_use]
+    pub fn relay_transport(&self) -> &'static str {
+        if self.is_tcp == Some(true) { "tcp" } else { "udp" }
+    }
+
     /// What was sent one way as bytes of the network, which is what limits and budgets charge: payload, and the heads
     /// of IP and UDP of each packet, [`wire_bytes`].
     #[must_use]

@@ -365,6 +365,7 @@ impl Allocation {
             traffic: self.traffic(),
             dropped: self.drops(),
             additional: self.additional(),
+            is_tcp: self.is_tcp().then_some(true),
         }
     }
 

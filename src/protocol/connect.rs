@@ -5,7 +5,7 @@
 
 use super::Server;
 use super::allocation::Allocation;
-use super::auth::Authenticated;
+use super::auth::{Authenticated, Client};
 use super::border::{Carry, ConnectRefused, InHand, Output};
 use super::connection::{
     BIND_SECONDS, CONNECT_SECONDS, ConnectKey, ConnectionResult, ConnectionStage, PeerConnection, worker_of,
@@ -243,9 +243,16 @@ impl Server {
         self.connections.get(id).filter(is_waiting).copied()
     }
 
+    /// Who sends a request, and the allocation that it is about: of the connection that it binds, of its way, or of its ticket.
+    pub(super) fn client_of<'a>(&'a self, now: Now, via: &'a Via, message: &Message<'_>) -> Client<'a> {
+        let to_bind = self.allocation_to_bind(now, via, message).and_then(|id| self.table.get(id));
+        let allocation = to_bind.or_else(|| self.table.by_path(via)).or_else(|| self.of_ticket(message));
+        Client { via, allocation, nonce_of: to_bind.map(Allocation::via) }
+    }
+
     /// The allocation of the connection that a ConnectionBind over a stream of its own names: its owner is who may bind it, and
     /// the nonce of its client is as good as one of this stream.
-    pub(super) fn allocation_to_bind(&self, now: Now, via: &Via, message: &Message<'_>) -> Option<AllocationId> {
+    fn allocation_to_bind(&self, now: Now, via: &Via, message: &Message<'_>) -> Option<AllocationId> {
         if message.message_type().method != METHOD_CONNECTION_BIND || !via.is_stream() || self.has_allocation(via) {
             return None;
         }

@@ -52,7 +52,7 @@ impl Server {
         let offer = settings.auth.offer(&via);
         let nonce = self.nonces.mint(now.unix, via.five_tuple(), offer);
         // As the key is looked for, so that a client hears the realm that its key must be made with.
-        let allocation = self.table.by_path(&via).or_else(|| self.of_ticket(message));
+        let allocation = self.client_of(now, &via, message).allocation;
         let of_owner: Option<Box<str>> = allocation.and_then(|of| of.owner.realm()).map(Into::into);
         let realm = match allocation {
             Some(_) => settings.realm(of_owner.as_deref()),

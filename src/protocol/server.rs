@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::accounting::{ColdStatePool, SessionRecord};
 use super::allocation::Allocation;
-use super::auth::{Authenticated, Client, Refused, authenticate};
+use super::auth::{Authenticated, Refused, authenticate};
 use super::authenticated::AuthenticatedClient;
 use super::binding::{ANSWER_BYTES_MAX, BindingAnswer, answer, answer_classic};
 use super::border::{InHand, Input, Output, Selector, Shared};
@@ -427,10 +427,8 @@ impl Server {
         if self.redirect_first_allocate(&via, message) || self.pass_on(now, &via, message) {
             return;
         }
-        let to_bind = self.allocation_to_bind(now, &via, message).and_then(|id| self.table.get(id));
-        let allocation = to_bind.or_else(|| self.table.by_path(&via)).or_else(|| self.of_ticket(message));
-        let slot = allocation.map(|allocation| allocation.id.index);
-        let client = Client { via: &via, allocation, nonce_of: to_bind.map(Allocation::via) };
+        let client = self.client_of(now, &via, message);
+        let slot = client.allocation.map(|allocation| allocation.id.index);
         let request = match authenticate(message, &client, &self.settings, &self.nonces, now) {
             Ok(request) => request,
             Err(refused) => {

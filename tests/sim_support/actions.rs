@@ -10,7 +10,10 @@ use throughway::protocol::meter::Rates;
 use throughway::protocol::revocation::Subject;
 use throughway::wire::message::{Known, Message};
 
-use super::config::{BITS, EXPIRIES, LISTEN_PORT, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS, grant, peers};
+use super::config::{
+    BITS, EXPIRIES, LISTEN_PORT, OTHER_PORT, OTHER_REALM, OTHER_USERS, Policy, REALM, RELAY_IPV4, RELAY_IPV6, SECRETS,
+    grant, listener_of, peers,
+};
 use super::model::{Key, unix};
 use super::packet::{Chosen, Request, Signed, What, channel_data, send_indication};
 use super::terms::May;
@@ -52,9 +55,10 @@ impl World {
     }
 
     pub fn fresh_via(&mut self, ip: IpAddr) -> Via {
+        let port = if self.config.has_realms && self.rng.percent(50) { OTHER_PORT } else { LISTEN_PORT };
         let server = match ip {
-            IpAddr::V4(_) => ServerAddress::new(RELAY_IPV4, LISTEN_PORT),
-            IpAddr::V6(_) => ServerAddress::new(RELAY_IPV6, LISTEN_PORT),
+            IpAddr::V4(_) => ServerAddress::new(RELAY_IPV4, port),
+            IpAddr::V6(_) => ServerAddress::new(RELAY_IPV6, port),
         };
         loop {
             let client = ClientAddress::new(ip, self.rng.range(1024, 65_535) as u16);
@@ -72,6 +76,10 @@ impl World {
     }
 
     fn fresh_credential(&mut self) -> (String, String) {
+        if self.config.has_realms && self.rng.percent(20) {
+            let (name, password) = *self.rng.pick(&OTHER_USERS);
+            return (name.into(), password.into());
+        }
         match self.rng.below(10) {
             0 => ("alice".into(), "wonderland".into()),
             1 => ("bob".into(), "builder".into()),
@@ -188,8 +196,12 @@ impl World {
                 _ if offered && takes => Chosen::Sha256,
                 _ => Chosen::Nothing,
             };
+            let mut realm = listener_of(&client.via).0;
+            if self.config.has_realms && self.rng.percent(4) {
+                realm = if realm == REALM { OTHER_REALM } else { REALM };
+            }
             let hidden = self.rng.percent(10);
-            request.signed = Some(Signed { username, password, realm: REALM, nonce, chosen, hidden });
+            request.signed = Some(Signed { username, password, realm, nonce, chosen, hidden });
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use md5::{Digest, Md5};
 use sha2::Sha256;
-use throughway::address::PeerAddress;
+use throughway::address::{PeerAddress, Transport, Via};
 use throughway::credentials::claims::{ClaimSet, Grant};
 use throughway::credentials::{self, Algorithm, Secret, SharedSecret};
 use throughway::protocol::alternates::Alternates;
@@ -14,9 +14,10 @@ use throughway::protocol::peer_policy::LocalAddresses;
 use throughway::protocol::peer_policy::PeerPolicy;
 use throughway::protocol::pool::Pool;
 use throughway::protocol::settings::{
-    AuthSettings, Limits, NameForms, OnExpiry, Settings, Sha256Offer, StaticUser, StunSettings, TcpRelaySettings,
+    AuthSettings, Limits, NameForms, OnExpiry, RealmUsers, Settings, Sha256Offer, StaticUser, StunSettings,
+    TcpRelaySettings,
 };
-use throughway::protocol::tenancy::{PortParts, Tenancies};
+use throughway::protocol::tenancy::{PortParts, Tenancies, Tenancy};
 
 use super::rng::Rng;
 use super::terms::{May, Who};
@@ -25,9 +26,15 @@ use super::terms::{May, Who};
 pub const INTERIM_SECONDS: u64 = 60;
 
 pub const REALM: &str = "sim.example";
+/// What the listener at [`OTHER_PORT`] has of its own, where there is one.
+pub const OTHER_REALM: &str = "other.example";
+pub const OTHER_TENANT: &str = "umbrella";
+/// Its static users and their passwords; one has the name of a user of [`REALM`].
+pub const OTHER_USERS: [(&str, &str); 2] = [("alice", "mirror"), ("carol", "christmas")];
 pub const RELAY_IPV4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 7));
 pub const RELAY_IPV6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2a02, 0x500, 0, 0, 0, 0, 0, 7));
 pub const LISTEN_PORT: u16 = 3478;
+pub const OTHER_PORT: u16 = 3479;
 pub const DEFAULT_LIFETIME: u32 = 600;
 pub const MAX_LIFETIME: u32 = 1800;
 pub const MAX_TTL: u64 = 7200;
@@ -65,6 +72,8 @@ pub struct Config {
     pub sha256: Sha256Offer,
     /// Whether TCP allocations are given.
     pub has_tcp: bool,
+    /// Whether there is another listener, with a realm and a tenant of its own.
+    pub has_realms: bool,
     pub on_expiry: OnExpiry,
     pub max_session: Option<u64>,
     /// What is so from beginning to end: what each secret and each static user says besides.
@@ -86,6 +95,31 @@ impl Terms {
     fn grant(&self) -> Grant {
         grant(&self.may)
     }
+}
+
+/// The realm and the tenant of the listener that a client came by.
+pub fn listener_of(via: &Via) -> (&'static str, Option<&'static str>) {
+    match via.five_tuple().server.port() {
+        OTHER_PORT => (OTHER_REALM, Some(OTHER_TENANT)),
+        _ => (REALM, None),
+    }
+}
+
+fn other_realm() -> RealmUsers {
+    let user = |password: &str| StaticUser::password(Secret::new(password.as_bytes()));
+    RealmUsers {
+        realm: OTHER_REALM.into(),
+        users: OTHER_USERS.into_iter().map(|(name, password)| (name.into(), user(password))).collect(),
+        forms: NameForms::new(OTHER_REALM, OTHER_USERS.into_iter().map(|(name, _)| name), |_| None),
+    }
+}
+
+fn other_listener() -> Tenancies {
+    let tenancy = || Tenancy { realm: Some(OTHER_REALM.into()), tenant: Some(OTHER_TENANT.into()) };
+    let places = [Transport::Udp, Transport::Tcp]
+        .into_iter()
+        .flat_map(|transport| [RELAY_IPV4, RELAY_IPV6].map(|ip| (transport, ip, OTHER_PORT, tenancy())));
+    Tenancies::new(places)
 }
 
 pub fn grant(may: &May) -> Grant {
@@ -136,6 +170,7 @@ impl Config {
             minted: BTreeMap::new(),
             sha256: *rng.pick(&[Sha256Offer::Always, Sha256Offer::Streams, Sha256Offer::Never]),
             has_tcp: false,
+            has_realms: false,
         };
         config.secrets = vec![config.secret("north")];
         config
@@ -190,9 +225,9 @@ impl Config {
                 max_session: self.max_session,
                 sha256: self.sha256,
                 forms: NameForms::new(REALM, self.users.iter().map(|(name, ..)| *name), |_| None),
-                realms: Vec::new(),
+                realms: if self.has_realms { vec![other_realm()] } else { Vec::new() },
             },
-            tenancies: Tenancies::default(),
+            tenancies: if self.has_realms { other_listener() } else { Tenancies::default() },
             port_parts: PortParts::default(),
             peers: PeerPolicy::new(&parse(allow), &parse(deny), local).unwrap(),
             limits: self.limits,
@@ -230,16 +265,28 @@ impl Config {
         }
     }
 
-    /// Who a name and a password are.
-    pub fn user(&self, username: &str, password: &str, unix: u64) -> Option<Who> {
+    /// Whether a realm has a static user of this name.
+    pub fn is_static(&self, realm: &str, username: &str) -> bool {
+        match realm {
+            REALM => self.users.iter().any(|(name, ..)| *name == username),
+            _ => OTHER_USERS.iter().any(|(name, _)| *name == username),
+        }
+    }
+
+    /// Who a name and a password are in a realm.
+    pub fn user(&self, realm: &'static str, username: &str, password: &str, unix: u64) -> Option<Who> {
         let who = |identity: &str, expires, terms: Terms, claims: &May| Who {
             username: username.to_owned(),
+            realm,
             identity: identity.to_owned(),
             tenant: terms.tenant.map(ToOwned::to_owned),
             expires,
             may: terms.may.narrowed(claims),
         };
-        if let Some(&(_, right, _)) = self.users.iter().find(|(name, ..)| *name == username) {
+        if let Some((_, right)) = OTHER_USERS.iter().find(|(name, _)| realm != REALM && *name == username) {
+            return (password == *right).then(|| who(username, None, Terms::default(), &May::default()));
+        }
+        if let Some(&(_, right, _)) = self.users.iter().find(|(name, ..)| realm == REALM && *name == username) {
             let terms = self.terms.get(username).cloned().unwrap_or_default();
             return (password == right).then(|| who(username, None, terms, &May::default()));
         }

@@ -1,6 +1,5 @@
 //! Requests: what a server answers, puts out and changes, against the prediction.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 
 use throughway::address::{Family, PeerAddress, RelayedTransportAddress, Via};
@@ -14,6 +13,7 @@ use throughway::wire::integrity::{
 };
 use throughway::wire::message::{AttrType, CLASS_SUCCESS_RESPONSE, Known, METHOD_BINDING, Message};
 
+use super::config::{REALM, listener_of};
 use super::model::{Opening, Outcome, Session, granted, unix};
 use super::packet::{Chosen, Request, What};
 
@@ -100,7 +100,7 @@ impl World {
                             .is_ok_and(|reply| reply.get(Known::ErrorCode).is_some_and(|value| value[2..4] == [5, 8]))
                     })
                 {
-                    self.note_failed_opening(packet.via.five_tuple().client.ip(), request, outcome);
+                    self.note_failed_opening(&packet.via, request, outcome);
                 }
                 for (via, bytes) in out.replies {
                     self.note_reply(worker, &via, &bytes);
@@ -134,8 +134,9 @@ impl World {
             Outcome::OpenFresh(..) | Outcome::OpenReserved(_) | Outcome::OpenTcp(_) | Outcome::Ask(_) => {
                 assert!(out.replies.is_empty(), "no reply before the relayed address is open");
                 let signed = request.signed.as_ref().unwrap();
-                let known = self.config.user(&signed.username, &signed.password, unix(now));
-                let who = known.expect("predicted as genuine");
+                let (realm, tenant) = listener_of(&packet.via);
+                let known = self.config.user(realm, &signed.username, &signed.password, unix(now));
+                let who = known.expect("predicted as genuine").at(tenant);
                 self.model.ledger.let_in(&self.config, &who, packet.via.five_tuple().client.ip(), now);
                 let mut opening = Opening {
                     via: packet.via,
@@ -170,7 +171,7 @@ impl World {
                 self.model.opening_of.insert(packet.via, (worker, id));
             }
             Outcome::Success | Outcome::Error { .. } => {
-                self.note_failed_opening(packet.via.five_tuple().client.ip(), request, &outcome);
+                self.note_failed_opening(&packet.via, request, &outcome);
                 let (via, bytes) = out.replies.pop().unwrap_or_else(|| panic!("no reply, but {outcome:?} is due"));
                 let bound = out.bound.pop();
                 self.nothing(&out);
@@ -192,11 +193,12 @@ impl World {
     }
 
     /// An Allocate whose token is no good was let in by the quotas first.
-    fn note_failed_opening(&mut self, client: IpAddr, request: &Request, outcome: &Outcome) {
+    fn note_failed_opening(&mut self, via: &Via, request: &Request, outcome: &Outcome) {
         if request.what == What::Allocate && *outcome == (Outcome::Error { code: 508, signed: true }) {
             let signed = request.signed.as_ref().unwrap();
-            let who = self.config.user(&signed.username, &signed.password, unix(self.now));
-            let who = who.expect("predicted as genuine");
+            let (realm, tenant) = listener_of(via);
+            let who = self.config.user(realm, &signed.username, &signed.password, unix(self.now));
+            let (who, client) = (who.expect("predicted as genuine").at(tenant), via.five_tuple().client.ip());
             self.model.ledger.let_in(&self.config, &who, client, self.now);
         }
     }
@@ -213,6 +215,12 @@ impl World {
                 assert_eq!((success, code), (false, Some(*due)), "{request:?}");
                 assert_eq!(signed, *due_signed, "exactly errors of verified requests are signed");
                 assert_eq!(reply.has(Known::Nonce), matches!(due, 401 | 438), "a challenge names a nonce");
+                if !damaged && matches!(due, 401 | 438) {
+                    let to_bind = self.model.connection_to_bind(self.now, via, request);
+                    let key = to_bind.or_else(|| self.model.alive(via, self.now).map(|(key, _)| key));
+                    let realm = key.map_or(listener_of(via).0, |key| self.model.sessions[&key].who.realm);
+                    assert_eq!(reply.get(Known::Realm), Some(realm.as_bytes()), "of the session, else of the listener");
+                }
                 assert_eq!(*due == 420, reply.get(Known::UnknownAttributes) == Some(&[0x7A, 0xBC]));
             }
             _ => assert_eq!((success, code, signed), (true, None, request.what != What::Binding), "{request:?}"),
@@ -415,6 +423,8 @@ impl World {
                     let who = &session.who;
                     assert_eq!((&*record.identity, record.secret.is_some()), (&*who.identity, who.limited()));
                     assert_eq!(record.tenant.as_deref(), who.tenant.as_deref());
+                    assert_eq!(record.realm.as_deref().unwrap_or(REALM), who.realm);
+                    self.others += u64::from(who.realm != REALM);
                     self.model.ledger.forget_own(key);
                     assert_eq!(record.traffic, session.traffic, "the record is exact to the byte");
                     self.model.session_of.remove(&session.via);

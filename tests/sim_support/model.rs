@@ -13,7 +13,7 @@ use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
 use throughway::wire::attribute::ConnectionId;
 
-use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, REALM};
+use super::config::{Class, Config, DEFAULT_LIFETIME, LISTEN_PORT, MAX_LIFETIME, listener_of};
 use super::connections::Connection;
 use super::packet::{Chosen, Request, SendRead, What, read_send};
 use super::quota::{Counting, Tables, Wanted};
@@ -349,12 +349,14 @@ impl Model {
             Chosen::Md5 | Chosen::Sha256 if is_offered => {}
             Chosen::Md5 | Chosen::Sha256 | Chosen::Lone => return error(400, false),
         }
-        let user = || config.user(&signed.username, &signed.password, unix(now));
+        // A session keeps its realm; where none stands, it is that of the listener.
+        let (of_listener, tenant) = listener_of(via);
+        let realm = session.map_or(of_listener, |(_, session)| session.who.realm);
+        let user = || config.user(realm, &signed.username, &signed.password, unix(now));
         if signed.hidden {
             let of_owner = session
                 .is_some_and(|(_, session)| session.request.signed.as_ref().unwrap().username == signed.username);
-            let is_static = config.users.iter().any(|(name, ..)| *name == signed.username);
-            if !(of_owner || is_static && signed.realm == REALM) {
+            if !(of_owner || config.is_static(realm, &signed.username) && signed.realm == realm) {
                 return error(401, false);
             }
         }
@@ -367,12 +369,15 @@ impl Model {
         let (owner, who) = match session {
             Some((_, session)) if is_owner(session) => (true, session.who.clone()),
             Some(_) | None => {
-                if signed.realm != REALM {
+                if signed.realm != realm {
                     return error(401, false);
                 }
                 match user() {
                     None => return error(401, false),
-                    Some(who) => (false, who),
+                    Some(who) if tenant.is_some() && who.tenant.is_some() && who.tenant.as_deref() != tenant => {
+                        return error(403, true);
+                    }
+                    Some(who) => (false, who.at(tenant)),
                 }
             }
         };

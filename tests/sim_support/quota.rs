@@ -18,8 +18,8 @@ use throughway::time::{Now, Ticks, UnixSeconds};
 use throughway::wire::attribute::ReservationToken;
 use throughway::wire::message::TransactionId;
 
-use super::config::Config;
-use super::terms::{Who, least};
+use super::config::{Config, REALM};
+use super::terms::{Who, in_realm, least};
 
 #[derive(Default, Debug, PartialEq, Eq, Clone)]
 pub struct Tables {
@@ -87,9 +87,10 @@ impl Counting {
             || grant.packets_per_second.is_some();
         let SessionSubject { username, user, tenant } = claim.subject;
         let user = format!("{}\0{user}", tenant.unwrap_or_default());
+        let own = |name| in_realm(name, limited, claim.realm.unwrap_or(REALM));
         Self {
-            username: username.to_owned(),
-            kind_and_user: format!("{}{user}", if limited { "t" } else { "s" }),
+            username: own(username.to_owned()),
+            kind_and_user: format!("{}{}", if limited { "t" } else { "s" }, own(user.clone())),
             user: limited.then_some(user),
             tenant: tenant.map(ToOwned::to_owned),
             client: claim.client,
@@ -99,7 +100,7 @@ impl Counting {
 
     pub fn of_who(who: &Who, config: &Config, client: IpAddr) -> Self {
         Self {
-            username: who.username.clone(),
+            username: who.counted_name(),
             kind_and_user: who.full_identity(),
             user: who.limited().then(|| who.user()),
             tenant: who.tenant.clone(),

@@ -8,7 +8,7 @@ use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
 use throughway::protocol::settings::OnExpiry;
 
-use super::config::Config;
+use super::config::{Config, REALM};
 use super::model::{Key, unix};
 use super::quota::prefix;
 
@@ -40,10 +40,16 @@ impl May {
     }
 }
 
+/// The name of a static user of another realm is another user's.
+pub fn in_realm(name: String, is_limited: bool, realm: &str) -> String {
+    if is_limited || realm == REALM { name } else { format!("{name}\0{realm}") }
+}
+
 /// Whose an allocation is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Who {
     pub username: String,
+    pub realm: &'static str,
     pub identity: String,
     pub tenant: Option<String>,
     /// The end of a time-limited credential; a static user has none.
@@ -56,6 +62,12 @@ impl Who {
         self.expires.is_some()
     }
 
+    /// The same by a listener of this tenant.
+    pub fn at(mut self, tenant: Option<&str>) -> Self {
+        self.tenant = self.tenant.or(tenant.map(ToOwned::to_owned));
+        self
+    }
+
     /// Tenant and user: a user without a tenant is another than a tenant's of the same name.
     pub fn user(&self) -> String {
         format!("{}\0{}", self.tenant.as_deref().unwrap_or_default(), self.identity)
@@ -63,7 +75,12 @@ impl Who {
 
     /// Who may bring a token of his: a static user is another than a credential's of the same name.
     pub fn full_identity(&self) -> String {
-        format!("{}{}", if self.limited() { "t" } else { "s" }, self.user())
+        format!("{}{}", if self.limited() { "t" } else { "s" }, in_realm(self.user(), self.limited(), self.realm))
+    }
+
+    /// What its credential is counted under.
+    pub fn counted_name(&self) -> String {
+        in_realm(self.username.clone(), self.limited(), self.realm)
     }
 
     /// Whether an operator means him.
@@ -264,7 +281,7 @@ impl Ledger {
         let limits = &config.limits;
         let mut laws = Vec::new();
         if who.is_counted(config) {
-            laws.push((Scope::Credential(who.username.clone()), who.limits_of_credential(config).1));
+            laws.push((Scope::Credential(who.counted_name()), who.limits_of_credential(config).1));
         }
         // The narrower holds for its own credential; what anybody of the user relays is charged to the user.
         let day = least(limits.bytes_per_user_per_day, who.may.day);

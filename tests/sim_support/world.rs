@@ -126,6 +126,8 @@ pub struct World {
     pub moved: HashMap<Via, usize>,
     /// Connections that were begun, accepted, bound, closed because of their time or their allocation's end, and chunks carried.
     pub connections: [u64; 5],
+    /// Sessions of the other realm.
+    pub others: u64,
     /// The policy is being changed.
     pub is_reconfiguring: bool,
 }
@@ -199,6 +201,7 @@ impl World {
         };
         let mut config = Config::first(limits, rates, &mut rng, is_strict);
         config.has_tcp = seed.is_multiple_of(3);
+        config.has_realms = seed % 5 < 2;
         let shared = Arc::new(SharedTables::default());
         let settings = config.settings();
         let workers: Vec<Worker> = (0..count)
@@ -260,6 +263,7 @@ impl World {
             rollbacks: 0,
             moved: HashMap::new(),
             connections: [0; 5],
+            others: 0,
             is_reconfiguring: false,
             rng,
             workers,
@@ -275,7 +279,8 @@ impl World {
 
     /// The format of what goes to another process.
     pub fn format(&mut self) -> u32 {
-        let needs_newest = self.is_dual() || self.config.has_tcp || self.config.sha256 != Sha256Offer::Never;
+        let needs_newest =
+            self.is_dual() || self.config.has_tcp || self.config.has_realms || self.config.sha256 != Sha256Offer::Never;
         if self.rng.percent(50) || needs_newest { state::FORMAT } else { state::FORMAT - 1 }
     }
 

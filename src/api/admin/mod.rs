@@ -154,6 +154,8 @@ pub struct Admin {
     failed: FailedLogins,
     /// The server's own user.
     own: u32,
+    /// The server's own realm.
+    realm: Box<str>,
     started: Now,
 }
 
@@ -169,6 +171,7 @@ impl Admin {
             hosts,
             failed: FailedLogins::default(),
             own,
+            realm: config.realm.clone(),
             started,
         }
     }
@@ -267,7 +270,7 @@ impl Admin {
             // One more than wanted tells that there are more; who goes on sees it first.
             more = found.len() >= query.limit;
             if !more {
-                found.push(sessions::show(&session));
+                found.push(sessions::show(&session, &self.realm));
                 after_last = after;
             }
             !more
@@ -282,7 +285,7 @@ impl Admin {
         if wanted.is_some() {
             self.walk(Cursor::default(), |session, _| {
                 if Some(session.session) == wanted {
-                    found = Some(sessions::show(&session));
+                    found = Some(sessions::show(&session, &self.realm));
                 }
                 found.is_none()
             })

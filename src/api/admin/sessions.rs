@@ -121,7 +121,9 @@ pub(super) fn session_id(text: &str) -> Option<SessionId> {
 }
 
 /// The names that the usage records have, as far as both have them.
-pub(super) fn show(session: &SessionRecord) -> Value {
+///
+/// `realm` is the server's own, of sessions that have no other.
+pub(super) fn show(session: &SessionRecord, realm: &str) -> Value {
     let (to_peers, to_client) = (session.traffic.to_peers, session.traffic.to_client);
     let five_tuple = session.via.five_tuple();
     let duration_ms = session.ended_at.since(session.created_at);
@@ -135,12 +137,14 @@ pub(super) fn show(session: &SessionRecord) -> Value {
         "user": session.identity,
         "credential": session.username,
         "tenant": session.tenant,
+        "realm": session.realm.as_deref().unwrap_or(realm),
         "secret": session.secret.as_deref(),
         "client": SocketAddr::from(five_tuple.client).to_string(),
         "server": SocketAddr::from(five_tuple.server).to_string(),
         "transport": five_tuple.transport.name(),
         "relayed": session.relayed.to_string(),
         "additional_relayed": session.additional.map(|of| of.relayed.to_string()),
+        "relay_transport": session.relay_transport(),
         "started": rfc3339(session.unix.0.saturating_sub(duration_ms / 1000)),
         "duration_s": duration_ms / 1000,
         "bytes_from_client": to_peers.received.bytes,

@@ -81,7 +81,7 @@ impl Plan {
     fn relay(&self, text: &mut String) {
         let external = self.behind_nat();
         let hidden = self.hidden(true).filter(|_| external.is_empty());
-        if external.is_empty() && hidden.is_none() && self.relay_ports == RELAY_PORTS {
+        if external.is_empty() && hidden.is_none() && self.relay_ports == RELAY_PORTS && !self.relay_tcp {
             return;
         }
         text.push_str("\n[relay]\n");
@@ -108,6 +108,9 @@ impl Plan {
             let ports = quote(&self.relay_ports);
             let _ = write!(text, "# UDP ports of relayed traffic: each call uses one per side.\nports = {ports}\n");
         }
+        if self.relay_tcp {
+            text.push_str("# Clients over TCP and TLS may have TCP connections relayed (RFC 6062), over the same ports.\ntcp = true\n");
+        }
     }
 }
 
@@ -123,6 +126,7 @@ mod tests {
             local: vec!["8.8.8.8".parse().unwrap()],
             port: PORT,
             relay_ports: RELAY_PORTS.to_owned(),
+            relay_tcp: false,
             tls: None,
             tls_port: 5349,
             has_ipv6: true,

@@ -84,13 +84,16 @@ impl Plan {
         // A range of one port is none to nft and ufw.
         let one = self.relay_ports.split_once('-').filter(|(first, last)| first == last);
         let (port, range) = (self.port, one.map_or(&*self.relay_ports, |(only, _)| only));
-        let colons = range.replace('-', ":");
-        let mut tls: Vec<u16> = self.tls.iter().map(|_| self.tls_port).chain(self.proof_port()).collect();
-        tls.dedup();
-        let and = |before: &str, after: &str| tls.iter().map(|tls| format!("{before}{tls}{after}")).collect::<String>();
+        let mut tcp: Vec<String> =
+            self.tls.iter().map(|_| self.tls_port).chain(self.proof_port()).map(|port| port.to_string()).collect();
+        tcp.dedup();
+        // Peers connect to the ports that are relayed.
+        tcp.extend(self.relay_tcp.then(|| range.to_owned()));
+        let and =
+            |before: &str, after: &str| tcp.iter().map(|port| format!("{before}{port}{after}")).collect::<String>();
         let mut text = String::from("Open in the firewall:\n");
-        let ufw = and(" && ufw allow ", "/tcp");
-        let _ = writeln!(text, "  ufw        ufw allow {port} && ufw allow {colons}/udp{ufw}");
+        let ufw = format!("{range}/udp{}", and(" && ufw allow ", "/tcp")).replace('-', ":");
+        let _ = writeln!(text, "  ufw        ufw allow {port} && ufw allow {ufw}");
         let firewalld = and(" --add-port=", "/tcp");
         let _ = writeln!(
             text,
@@ -146,6 +149,7 @@ mod tests {
             local: vec!["10.0.0.5".parse().unwrap()],
             port: 3478,
             relay_ports: "49152-65535".to_owned(),
+            relay_tcp: false,
             tls: Some(Certificate::of_authority("ops@example.org", Path::new(DEFAULT_PATH))),
             tls_port: 5349,
             has_ipv6: true,
@@ -178,6 +182,7 @@ mod tests {
             local: vec!["10.0.0.5".parse().unwrap(), "2a00::5".parse().unwrap()],
             port: 3479,
             relay_ports: "50000-50100".to_owned(),
+            relay_tcp: false,
             tls: Some(Certificate::Files { chain: "a".into(), key: "b".into() }),
             tls_port: 443,
             has_ipv6: true,
@@ -221,6 +226,7 @@ mod tests {
             local: Vec::new(),
             port: 3478,
             relay_ports: "49152-65535".to_owned(),
+            relay_tcp: false,
             tls: None,
             tls_port: 5349,
             has_ipv6: true,
@@ -243,6 +249,29 @@ mod tests {
             let elsewhere = bare().next(Path::new("/tmp/c.toml"), service);
             assert!(elsewhere.contains("  throughway serve --config /tmp/c.toml\n"), "{elsewhere}");
         }
+    }
+
+    #[test]
+    fn ports_of_relayed_tcp_are_in_every_firewall() {
+        let tls = Some(Certificate::of_authority("ops@example.org", Path::new(DEFAULT_PATH)));
+        let plan = Plan { host: Some("turn.example.org".to_owned()), tls, relay_tcp: true, ..bare() };
+        let text = plan.next(Path::new(DEFAULT_PATH), Service::Missing);
+        for line in [
+            "ufw allow 3478 && ufw allow 49152:65535/udp && ufw allow 5349/tcp && ufw allow 80/tcp && ufw allow 49152:65535/tcp\n",
+            "--add-port=49152-65535/udp --add-port=5349/tcp --add-port=80/tcp --add-port=49152-65535/tcp &&",
+            "udp dport '{ 3478, 49152-65535 }' accept",
+            "tcp dport '{ 3478, 5349, 80, 49152-65535 }' accept",
+            "UDP 3478, UDP 49152-65535, TCP 3478, 5349, 80, 49152-65535\n",
+        ] {
+            assert!(text.contains(line), "{text}\nlacks {line}");
+        }
+        assert!(plan.text().contains("\n[relay]\n") && plan.text().contains("\ntcp = true\n"), "{}", plan.text());
+        assert_eq!(plan.check(Path::new(DEFAULT_PATH)), Ok(()));
+        let one = Plan { relay_ports: "50000-50000".to_owned(), tls: None, ..plan };
+        let text = one.next(Path::new(DEFAULT_PATH), Service::Missing);
+        assert!(text.contains("tcp dport '{ 3478, 50000 }' accept") && text.contains("ufw allow 50000/tcp"), "{text}");
+        let text = bare().next(Path::new(DEFAULT_PATH), Service::Missing);
+        assert!(!text.contains("49152:65535/tcp") && !bare().text().contains("tcp = "), "{text}");
     }
 
     #[test]

@@ -142,6 +142,18 @@ impl MetricFamily<'_> {
         }
     }
 
+    /// A series for each three values of three labels.
+    pub fn each_of_three<V: Into<MetricValue>>(
+        self,
+        labels: [&'static str; 3],
+        series: impl IntoIterator<Item = ([String; 3], V)>,
+    ) {
+        for (values, value) in series {
+            let labels = labels.into_iter().zip(values).map(|(label, value)| Label::new(label, value));
+            self.sample(labels.collect(), value.into());
+        }
+    }
+
     fn sample(&self, labels: Vec<Label>, value: MetricValue) {
         with_local_recorder(self.exporter, || match (self.kind, value) {
             (MetricKind::Counter, MetricValue::Whole(value)) => counter!(self.name, labels).absolute(value),

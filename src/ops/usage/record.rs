@@ -30,6 +30,11 @@ pub struct Dropped {
     pub bytes: u64,
 }
 
+/// What all sessions relayed before [`Record::relay_transport`] was.
+fn udp() -> String {
+    "udp".to_owned()
+}
+
 /// One line. Counts are of the whole session up to now, payload only.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -59,6 +64,9 @@ pub struct Record {
     /// The one of the other family, if the session has or had one; null otherwise. Records of 0.1.0 lack it.
     #[serde(default)]
     pub additional_relayed: Option<String>,
+    /// What is relayed: `udp`, or `tcp` for a session of RFC 6062. Records from before TCP was relayed lack it.
+    #[serde(default = "udp")]
+    pub relay_transport: String,
     /// Why it ended; null before.
     pub reason: Option<String>,
     /// Received from the client.
@@ -117,6 +125,7 @@ impl Record {
             transport: five_tuple.transport.name().to_owned(),
             relayed: record.relayed.to_string(),
             additional_relayed: record.additional.map(|of| of.relayed.to_string()),
+            relay_transport: record.relay_transport().to_owned(),
             reason: record.reason.map(|reason| EndReason::name(reason).to_owned()),
             bytes_from_client: to_peers.received.bytes,
             bytes_to_client: to_client.sent().bytes,
@@ -181,6 +190,7 @@ pub(super) mod tests {
             transport: "udp".to_owned(),
             relayed: "203.0.113.7:50000".to_owned(),
             additional_relayed: None,
+            relay_transport: udp(),
             reason: (kind == RecordKind::Stop).then(|| "refreshed".to_owned()),
             bytes_from_client: 0,
             bytes_to_client: to_client,
@@ -194,6 +204,20 @@ pub(super) mod tests {
             wire_bytes_to_peers: 0,
             dropped,
         }
+    }
+
+    #[test]
+    fn a_record_of_an_older_release_is_one_of_udp() {
+        let record = Record { relay_transport: "tcp".to_owned(), ..record("a", 0, RecordKind::Start, 500) };
+        let mut json = serde_json::to_value(&record).unwrap();
+        assert_eq!(json["relay_transport"], "tcp");
+        assert_eq!(serde_json::from_value::<Record>(json.clone()).unwrap(), record);
+        let all = json.as_object_mut().unwrap();
+        for newer in ["relay_transport", "additional_relayed", "wire_bytes_to_client", "wire_bytes_to_peers"] {
+            assert!(all.remove(newer).is_some(), "{newer}");
+        }
+        let old: Record = serde_json::from_value(json).unwrap();
+        assert_eq!((&*old.relay_transport, old.additional_relayed, old.wire_bytes_to_peers), ("udp", None, 0));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod client;
 pub mod hook;
 pub mod http;
 pub mod log;
+pub mod operator;
 pub mod peer;
 pub mod server;
 pub mod tls;

@@ -6,6 +6,7 @@
 // `from_client` and `to_peer` are the ways of a packet, not conversions.
 #![allow(clippy::wrong_self_convention)]
 
+pub mod mobility;
 pub mod records;
 pub mod stun;
 pub mod world;

@@ -148,6 +148,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 - name: THROUGHWAY_RELAY__PORTS
   value: "{{ int .Values.relay.firstPort }}-{{ include "throughway.lastPort" . }}"
+{{- if .Values.relay.tcp }}
+- name: THROUGHWAY_RELAY__TCP
+  value: "true"
+{{- end }}
 {{- if and (include "throughway.isDaemonSet" .) (eq .Values.relay.address "node") }}
 - name: THROUGHWAY_RELAY__ADDRESSES
   valueFrom:
@@ -191,6 +195,9 @@ ports:
 {{- end }}
 {{- range untilStep (int .Values.relay.firstPort) (int (add1 (int (include "throughway.lastPort" .)))) 1 }}
 - {name: relay-{{ . }}, port: {{ . }}, protocol: UDP}
+{{- if $.Values.relay.tcp }}
+- {name: relay-tcp-{{ . }}, port: {{ . }}, protocol: TCP}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -35,6 +35,7 @@ fn record(number: u64) -> SessionRecord {
         traffic: Traffic::default(),
         dropped: Box::default(),
         additional: None,
+        is_tcp: None,
     }
 }
 

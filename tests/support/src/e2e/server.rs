@@ -273,6 +273,15 @@ pub struct Server {
     http: SocketAddr,
 }
 
+/// The process that serves: the one child of a supervisor.
+#[track_caller]
+pub fn child_of(supervisor: u32) -> Pid {
+    wait_for("the supervisor's child", || {
+        let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+        Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+    })
+}
+
 impl Server {
     pub fn start(settings: Settings) -> Self {
         Self::start_in(Directory::new(), settings)
@@ -421,6 +430,20 @@ impl Server {
     /// The process that serves: the first one, or the last that took over.
     pub fn pid(&self) -> u32 {
         self.successor.as_ref().map_or_else(|| self.child.0.id(), |successor| successor.0)
+    }
+
+    /// The process that serves under a supervisor.
+    #[track_caller]
+    pub fn serving(&self) -> Pid {
+        child_of(self.pid())
+    }
+
+    /// Kills the process that serves under a supervisor, and waits until the next one does.
+    #[track_caller]
+    pub fn crash(&self) {
+        let before = self.log.events("ready").len();
+        kill_process(self.serving(), Signal::KILL).unwrap();
+        wait_for("the next process to serve", || (self.log.events("ready").len() == before + 1).then_some(()));
     }
 
     /// The number of the process that took over, to be ended with the test, as those before it.

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::operator::give_token;
 use super::server::{Directory, Server, Settings};
 use super::wait_for;
 
@@ -16,9 +17,6 @@ pub const CONFIRMED: &str = "confirmed";
 pub const REFUSED: &str = "upgrade refused: this process goes on";
 pub const ROLLED_BACK: &str = "upgrade rolled back: this process goes on; client streams are closed";
 const ENDS: [&str; 3] = [CONFIRMED, REFUSED, ROLLED_BACK];
-
-/// What an operator's requests are allowed by.
-pub const TOKEN: &str = "0123456789abcdef-of-the-operator";
 
 /// A server whose program can be replaced.
 pub struct Upgradable {
@@ -69,8 +67,7 @@ impl Upgradable {
             settings.tables += "[upgrade]\n";
         }
         settings.tables = settings.tables.replace("[upgrade]\n", "[upgrade]\nprobation = \"1s\"\n");
-        fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
-        settings.http = format!("admin_token_file = \"token\"\n{}", settings.http);
+        give_token(&directory, &mut settings);
         // A successor outlives the process that started it: then this one is its parent.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
         replace_program(directory.path());
