@@ -45,7 +45,6 @@ use crate::config::Config;
 use crate::config::checked::LogFormat;
 use crate::config::upgrade::UpgradeConfig;
 use crate::failure::{self, Failure};
-use crate::net::gate::Gate;
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
 use crate::net::upgrade_messages::UpgradeTimes;
@@ -555,7 +554,7 @@ fn http_listeners(started: &Started, rest: &Arc<Rest>, admin: &Arc<Admin>, hosts
     let public = public.merge(connectivity::public_router()).merge(acme::router(started.acme.tokens()));
     let public =
         with_fallback(public, health::PATHS.into_iter().take(1).chain(rest::paths()).chain([connectivity::PATH]));
-    HttpListeners::new(private, public, Arc::clone(rest), hosts, Gate::default())
+    HttpListeners::new(private, public, Arc::clone(rest), hosts, Arc::clone(started.running.http_front()))
 }
 
 /// How a server ends.

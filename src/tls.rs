@@ -81,8 +81,6 @@ impl Handshakes {
 pub struct Tls {
     /// What is presented.
     pub certificates: Arc<Certificates>,
-    /// What became of handshakes on `http.public`.
-    pub http_handshakes: Handshakes,
     server: Arc<ServerConfig>,
     http: Arc<ServerConfig>,
 }
@@ -111,12 +109,7 @@ impl Tls {
         let mut http = server.clone();
         http.alpn_protocols = vec![ALPN_HTTP.to_vec(), ALPN_ACME.to_vec()];
         http.ticketer = ring::Ticketer::new().map_err(nowhere)?;
-        Ok(Self {
-            certificates,
-            http_handshakes: Handshakes::default(),
-            server: Arc::new(server),
-            http: Arc::new(http),
-        })
+        Ok(Self { certificates, server: Arc::new(server), http: Arc::new(http) })
     }
 
     /// For listeners of HTTP.

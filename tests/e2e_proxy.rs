@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
+use test_support::api::{Answer, BEARER, KEY, key_table, request};
 use test_support::e2e::tls::{self, Authority};
 use test_support::e2e::upgrade::Upgradable;
 use test_support::e2e::{Client, PATIENCE, Server, Settings, http, wait_for};
@@ -165,6 +166,67 @@ with_one_and_three_workers! {
         assert_eq!(plain(own.server.tcp4(), &line(ALICE)).binding().to_string(), ALICE);
         assert!(is_closed(&mut connect(own.server.tcp4(), b"\0\x01\0\0\x21\x12\xA4\x42aaaabbbbcccc")));
     }
+}
+
+/// The addresses of `http.public`, in their order.
+fn public_of(server: &Server) -> Vec<SocketAddr> {
+    let events = server.log.events("serving the credential API");
+    let address =
+        |event: &serde_json::Value| event["address"].as_str().unwrap().split_once("://").unwrap().1.parse().unwrap();
+    events.iter().map(address).collect()
+}
+
+fn ask(mut stream: impl std::io::Read + std::io::Write) -> Answer {
+    stream.write_all(request("GET", "/v1/credentials?username=erin", &[BEARER], "").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    Answer::parse(&answer)
+}
+
+/// With `http.public` as it stands there.
+fn with_public(authority: &Authority, public: &str) -> Settings {
+    let mut settings = authority.settings(1);
+    settings.http = format!("public = {public}");
+    settings.tables = key_table("web", KEY, "");
+    settings
+}
+
+#[test]
+fn http_has_the_announced_clients_and_a_reload_changes_it_at_the_same_socket() {
+    let authority = Authority::new();
+    let proxied = r#"[{ address = "https://127.0.0.1:0", proxy_from = ["127.0.0.1"] }, { address = "[::1]:0", proxy_from = ["::1"] }]"#;
+    let mut server = Server::start(with_public(&authority, proxied));
+    let public = public_of(&server);
+    let over_tls = |header: &[u8]| {
+        let config = authority.connector(tls::VERSIONS[1], &[]);
+        let connection = ClientConnection::new(config, ServerName::try_from(tls::NAME).unwrap()).unwrap();
+        ask(StreamOwned::new(connection, connect(public[0], header)))
+    };
+    assert_eq!(over_tls(&binary(ALICE)).status, 200);
+    assert_eq!(ask(connect(public[1], &line("[2001:db8::7]:815"))).status, 200);
+    assert_eq!(ask(connect(public[1], b"PROXY UNKNOWN\r\n")).status, 200);
+    let issued = wait_for("the log lines", || {
+        let issued = server.log.events("credential issued");
+        (issued.len() == 3).then_some(issued)
+    });
+    let clients: Vec<&str> = issued.iter().map(|event| event["client"].as_str().unwrap()).collect();
+    assert_eq!(clients, ["198.51.100.7", "2001:db8::7", "::1"]);
+    assert!(is_closed(&mut connect(public[1], b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")));
+    let closed = |reason| server.scrape().value("throughway_http_connections_closed_total", &[("reason", reason)]);
+    wait_for("the count", || (closed("proxy_header") == 1).then_some(()));
+    let strangers = proxied.replace("[\"127.0.0.1\"]", "[\"127.0.0.2\"]").replace("\"[::1]:0\"", "\"https://[::1]:0\"");
+    let said = server.reload(with_public(&authority, &strangers));
+    assert!(said.contains("changes applied"), "{said}");
+    let now = wait_for("the log lines", || {
+        let now = public_of(&server);
+        (now.len() == 4).then_some(now)
+    });
+    assert_eq!(now[2..], public[..], "the sockets stay");
+    assert!(is_closed(&mut connect(public[0], &line(ALICE))));
+    let closed = |reason| server.scrape().value("throughway_http_connections_closed_total", &[("reason", reason)]);
+    wait_for("the count", || (closed("proxy_source") == 1).then_some(()));
+    let told = ask(connect(public[1], &line("[2001:db8::7]:815")));
+    assert_eq!((told.status, told.body.as_str()), (400, "this port speaks TLS: ask with https://\n"));
 }
 
 /// Clients are not told of listeners that they can't connect to.

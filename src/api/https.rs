@@ -1,103 +1,11 @@
-//! `http.public` over TLS: the handshake, with its own bounds, before anything of HTTP.
-//!
-//! The certificates are those of `[tls]`, so a new one is presented here as soon as to any other client.
+//! What a client hears that speaks HTTP without TLS on an `https://` listener of `http.public`. The handshakes are the
+//! front's (`net::front`), with the certificates of `[tls]`.
 
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
-
-use axum::Router;
-use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-
-use super::serve::{BOUNDS, Bounds, ConnectionSlot, Peer, REST, connection};
-use crate::net::fair_limit::FairLimit;
-use crate::net::files;
-use crate::net::gate::Gate;
-use crate::net::tls_resumption::ResumableSessions;
-use crate::tls::{HANDSHAKE_PROTECTED, Handshakes, Tls};
-
-pub(super) async fn serve(listener: TcpListener, router: Router, tls: Arc<Tls>, gate: Gate) -> io::Result<()> {
-    serve_within(listener, router, tls, gate, BOUNDS).await
-}
-
-async fn serve_within(
-    listener: TcpListener,
-    router: Router,
-    tls: Arc<Tls>,
-    gate: Gate,
-    bounds: Bounds,
-) -> io::Result<()> {
-    let places = Arc::default();
-    let under_way = Arc::default();
-    let sessions = ResumableSessions::default();
-    loop {
-        match gate.accept(|| listener.accept()).await {
-            Ok((stream, address)) => {
-                let _ = stream.set_nodelay(true);
-                let place = ConnectionSlot::take(&places, &stream, Peer::Tcp(address), bounds);
-                let (router, tls, under_way) = (router.clone(), Arc::clone(&tls), Arc::clone(&under_way));
-                let config = sessions.config_for(&tls.http(), address.ip().into());
-                let permit = place.permit();
-                tokio::spawn(place.hold(async move {
-                    if let Some(stream) =
-                        handshake(stream, address, (&tls.http_handshakes, config), &under_way, bounds).await
-                    {
-                        connection(stream, Peer::Tcp(address), router, permit, bounds).await;
-                    }
-                }));
-            }
-            Err(error) if files::is_of_one_connection(&error) => {}
-            Err(_) => tokio::time::sleep(REST).await,
-        }
-    }
-}
-
-/// The stream after its handshake; nothing if that failed, took too long or had to give way.
-async fn handshake(
-    mut stream: TcpStream,
-    address: SocketAddr,
-    (counts, config): (&Handshakes, Arc<ServerConfig>),
-    under_way: &Arc<FairLimit>,
-    bounds: Bounds,
-) -> Option<TlsStream<TcpStream>> {
-    let establish = async {
-        let mut first = [0];
-        // Who says nothing waits here, where it takes no place of a handshake.
-        if stream.peek(&mut first).await? > 0 && first[0].is_ascii_alphabetic() {
-            explain(&mut stream).await;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "plain HTTP"));
-        }
-        let max = || bounds.half_open;
-        let (_place, mut give_way) = under_way.admit_patiently(max, address.ip().into(), HANDSHAKE_PROTECTED).await;
-        tokio::select! {
-            established = TlsAcceptor::from(config).accept(stream) => established.map(Some),
-            Ok(()) = &mut give_way => Ok(None),
-        }
-    };
-    match tokio::time::timeout(bounds.handshake, establish).await {
-        Ok(Ok(Some(stream))) => {
-            Handshakes::count(&counts.ok);
-            if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
-                Handshakes::count(&counts.resumed);
-            }
-            return Some(stream);
-        }
-        Ok(Ok(None)) => Handshakes::count(&counts.refused),
-        Ok(Err(error)) => {
-            tracing::debug!(client = %address, %error, "TLS handshake on http.public failed");
-            Handshakes::count(&counts.failed);
-        }
-        Err(_) => Handshakes::count(&counts.timeout),
-    }
-    None
-}
+use tokio::net::TcpStream;
 
 /// Tells a client without TLS what is wrong, in its own words.
-async fn explain(stream: &mut TcpStream) {
+pub(super) async fn explain(mut stream: TcpStream) {
     // What is left unread would turn the answer into a reset.
     let mut request = [0; 4096];
     let _ = stream.read(&mut request).await;
@@ -112,16 +20,24 @@ async fn explain(stream: &mut TcpStream) {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use std::io;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use axum::Router;
+    use axum::routing::{get, post};
     use rustls::pki_types::{CertificateDer, ServerName};
     use rustls::{ClientConfig, RootCertStore};
+    use tokio::net::TcpListener;
     use tokio_rustls::TlsConnector;
 
     use std::time::Duration;
 
     use super::*;
-    use crate::tls::HANDSHAKE;
+    use crate::api::serve::{Bounds, front, tcp_within};
+    use crate::net::front::Front;
     use crate::tls::certificates::Files;
+    use crate::tls::{HANDSHAKE, Tls};
 
     const SHORT: Bounds = Bounds {
         connections: 4,
@@ -135,7 +51,7 @@ mod tests {
 
     struct Server {
         address: SocketAddr,
-        tls: Arc<Tls>,
+        front: Arc<Front>,
         root: CertificateDer<'static>,
     }
 
@@ -151,9 +67,12 @@ mod tests {
         std::fs::remove_dir_all(&directory).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().route("/", get(|| async { "here\n" }));
-        tokio::spawn(serve_within(listener, router, Arc::clone(&tls), Gate::default(), bounds));
-        Server { address, tls, root: issued.cert.der().clone() }
+        let router = Router::new()
+            .route("/", get(|| async { "here\n" }))
+            .route("/length", post(|body: axum::body::Bytes| async move { vec![b'x'; body.len()] }));
+        let front = front(bounds);
+        tokio::spawn(tcp_within(listener, router, (Some(tls), Arc::clone(&front)), Arc::default(), bounds));
+        Server { address, front, root: issued.cert.der().clone() }
     }
 
     fn rand() -> u32 {
@@ -183,7 +102,7 @@ mod tests {
         }
 
         fn counts(&self) -> [(&'static str, u64); 4] {
-            self.tls.http_handshakes.results()
+            self.front.counts.handshakes.results()
         }
     }
 
@@ -192,6 +111,28 @@ mod tests {
         let read = stream.read_to_end(&mut answer);
         let _ = tokio::time::timeout(Duration::from_secs(10), read).await.expect("the server closes the connection");
         String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn bodies_of_many_records_pass_both_ways_and_close_notify_ends_them() {
+        const BYTES: usize = 1_500_000;
+        const LONG: Duration = Duration::from_secs(20);
+        let server = server(Bounds { request: LONG, reader: LONG, connection: LONG, ..SHORT }).await;
+        let name = ServerName::try_from("turn.example").unwrap();
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let stream = server.connector(&[]).connect(name, stream).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let head = format!("POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: {BYTES}\r\nConnection: close\r\n\r\n");
+        let writing = async {
+            writer.write_all(head.as_bytes()).await?;
+            writer.write_all(&vec![b'y'; BYTES]).await
+        };
+        let mut answer = Vec::new();
+        // Without close_notify the end would be an error.
+        let (written, read) = tokio::join!(writing, reader.read_to_end(&mut answer));
+        written.unwrap();
+        read.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(&vec![b'x'; BYTES]), "{}", answer.len());
     }
 
     #[tokio::test]

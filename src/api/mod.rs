@@ -26,9 +26,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::{HttpListen, PublicListen};
+use crate::net::front::Front;
 use crate::net::gate::Gate;
 use crate::net::passed::Passed;
 use crate::ops::metrics::Text;
@@ -36,6 +38,7 @@ use crate::tls::Tls;
 
 pub use serve::Peer;
 pub(crate) use serve::requests_answered;
+pub(crate) use serve::set_limits;
 
 /// Connecting needs the right to write.
 const CHATMAIL_MODE: u32 = 0o666;
@@ -156,7 +159,7 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn open_public(listen: PublicListen, passed: &Passed) -> Result<Self, BindError> {
+    pub fn open_public(listen: &PublicListen, passed: &Passed) -> Result<Self, BindError> {
         let found = passed.stream(listen.address);
         let found = found.map_err(|cause| BindError { key: "http.public", place: listen.to_string(), cause })?;
         let Some(socket) = found else { return Self::bind_public(listen) };
@@ -167,7 +170,7 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn bind_public(listen: PublicListen) -> Result<Self, BindError> {
+    pub fn bind_public(listen: &PublicListen) -> Result<Self, BindError> {
         let listener = bind_tcp(listen.address, "http.public")?;
         Ok(if listen.is_https { Self::Https(listener) } else { Self::Tcp(listener) })
     }
@@ -276,21 +279,28 @@ impl Registered {
     /// # Errors
     /// When there are no certificates for a listener that needs them.
     pub async fn serve(self, router: Router, tls: Option<Arc<Tls>>) -> io::Result<()> {
-        self.serve_through(router, tls, Gate::default()).await
+        self.serve_through(router, tls, &serve::front(serve::BOUNDS), Arc::default()).await
     }
 
-    /// The same, but a connection is accepted only while the gate is open.
+    /// The same, but connections come through this front, only while its gate is open, and only from `proxies` if there
+    /// are any.
     ///
     /// # Errors
     /// As [`Registered::serve`].
-    pub(crate) async fn serve_through(self, router: Router, tls: Option<Arc<Tls>>, gate: Gate) -> io::Result<()> {
+    pub(crate) async fn serve_through(
+        self,
+        router: Router,
+        tls: Option<Arc<Tls>>,
+        front: &Arc<Front>,
+        proxies: Arc<[IpNet]>,
+    ) -> io::Result<()> {
         match self.listener {
             Listener::Https(listener) => {
                 let tls = tls.ok_or_else(|| io::Error::other("https without certificates"))?;
-                https::serve(listener, router, tls, gate).await
+                serve::tcp(listener, router, Some(tls), Arc::clone(front), proxies).await
             }
-            Listener::Tcp(listener) => serve::tcp(listener, router, gate).await,
-            Listener::Unix(listener, _file) => serve::unix(listener, router, gate).await,
+            Listener::Tcp(listener) => serve::tcp(listener, router, None, Arc::clone(front), proxies).await,
+            Listener::Unix(listener, _file) => serve::unix(listener, router, front.gate.clone()).await,
         }
     }
 }

@@ -17,14 +17,21 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::oneshot;
 
+use super::https;
 use super::slow_reader::SlowReaderLimit;
+use crate::address::ClientAddress;
 use crate::net::fair_limit::{FairLimit, Permit, Source};
 use crate::net::files;
+use crate::net::front::{Arrived, Carries, Destination, Front, Place, StreamKind, accept_next};
 use crate::net::gate::Gate;
+use crate::net::tls_stream::TlsStream;
+use crate::tls::Tls;
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,43 +123,106 @@ pub(crate) async fn requests_answered(within: Duration) {
     tokio::time::sleep(LAST_WRITE).await;
 }
 
-/// How long accepting rests when the system has no more files.
-pub(super) const REST: Duration = Duration::from_millis(100);
-
-pub(super) async fn tcp(listener: TcpListener, router: Router, gate: Gate) -> io::Result<()> {
-    tcp_within(listener, router, gate, BOUNDS).await
+/// The stages before HTTP, with the limits of HTTP (`net::front`).
+pub(super) fn front(bounds: Bounds) -> Arc<Front> {
+    let front = Front::default();
+    limit(&front, bounds);
+    Arc::new(front)
 }
 
-async fn tcp_within(listener: TcpListener, router: Router, gate: Gate, bounds: Bounds) -> io::Result<()> {
-    let places = Arc::default();
-    loop {
-        match gate.accept(|| listener.accept()).await {
-            Ok((stream, address)) => {
-                // Answers are small and whole; waiting for more of them would only make them late.
-                let _ = stream.set_nodelay(true);
-                let place = ConnectionSlot::take(&places, &stream, Peer::Tcp(address), bounds);
-                let (permit, router) = (place.permit(), router.clone());
-                tokio::spawn(place.hold(connection(stream, Peer::Tcp(address), router, permit, bounds)));
+/// Gives a front the limits of HTTP.
+pub(crate) fn set_limits(front: &Front) {
+    limit(front, BOUNDS);
+}
+
+fn limit(front: &Front, bounds: Bounds) {
+    front.set_limits(Some(bounds.handshake), Some(bounds.handshake), Some(bounds.half_open));
+}
+
+/// Where the connections of one TCP listener go when they come from the front.
+pub(super) struct Routes {
+    router: Router,
+    /// For a listener that speaks TLS.
+    tls: Option<Arc<Tls>>,
+    places: Arc<FairLimit>,
+    bounds: Bounds,
+}
+
+impl Destination for Routes {
+    /// A new connection takes the place of another one at once.
+    async fn ready(&self) {}
+
+    fn place(&self, stream: &TcpStream, client: ClientAddress) -> Option<Place> {
+        Some(ConnectionSlot::place(&self.places, stream, Peer::Tcp(client.into()), self.bounds))
+    }
+
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.tls.as_ref().map(|tls| tls.http())
+    }
+
+    /// No record of TLS begins with a letter; every request of HTTP does.
+    fn explains(&self, first: u8) -> bool {
+        first.is_ascii_alphabetic()
+    }
+
+    fn take(self: &Arc<Self>, Arrived { stream, five_tuple, carries }: Arrived, place: Place) {
+        let slot = ConnectionSlot::from(place);
+        let (peer, router, permit) = (Peer::Tcp(five_tuple.client.into()), self.router.clone(), slot.permit());
+        match carries {
+            Carries::Plain if self.tls.is_some() => {
+                let within = self.bounds.handshake;
+                tokio::spawn(slot.hold(async move {
+                    // A client that does not listen needs no answer.
+                    let _ = tokio::time::timeout(within, https::explain(stream)).await;
+                }));
             }
-            Err(error) if files::is_of_one_connection(&error) => {}
-            Err(_) => tokio::time::sleep(REST).await,
+            Carries::Plain => drop(tokio::spawn(slot.hold(connection(stream, peer, router, permit, self.bounds)))),
+            Carries::Tls(session) => {
+                let stream = TlsStream::new(stream, session);
+                tokio::spawn(slot.hold(connection(stream, peer, router, permit, self.bounds)));
+            }
+            // No port of HTTP is shared.
+            Carries::Foreign(..) => {}
         }
     }
+
+    fn gave_way(&self) {
+        GAVE_WAY.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves a TCP listener, over TLS if there are certificates.
+pub(super) async fn tcp(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Arc<Tls>>,
+    front: Arc<Front>,
+    proxies: Arc<[IpNet]>,
+) -> io::Result<()> {
+    tcp_within(listener, router, (tls, front), proxies, BOUNDS).await
+}
+
+pub(super) async fn tcp_within(
+    listener: TcpListener,
+    router: Router,
+    (tls, front): (Option<Arc<Tls>>, Arc<Front>),
+    proxies: Arc<[IpNet]>,
+    bounds: Bounds,
+) -> io::Result<()> {
+    let takes = if tls.is_some() { StreamKind::Tls } else { StreamKind::Plain };
+    let routes = Arc::new(Routes { router, tls, places: Arc::default(), bounds });
+    front.accept(Box::new(listener), routes, takes, proxies, std::future::pending()).await;
+    Ok(())
 }
 
 pub(super) async fn unix(listener: UnixListener, router: Router, gate: Gate) -> io::Result<()> {
     let places = Arc::default();
     loop {
-        match gate.accept(|| listener.accept()).await {
-            Ok((stream, _)) => {
-                let peer = Peer::Unix(stream.peer_cred().ok().map(|process| process.uid()));
-                let place = ConnectionSlot::take(&places, &stream, peer, BOUNDS);
-                let (permit, router) = (place.permit(), router.clone());
-                tokio::spawn(place.hold(connection(stream, peer, router, permit, BOUNDS)));
-            }
-            Err(error) if files::is_of_one_connection(&error) => {}
-            Err(_) => tokio::time::sleep(REST).await,
-        }
+        let (stream, _) = accept_next(&gate, || listener.accept(), || {}).await;
+        let peer = Peer::Unix(stream.peer_cred().ok().map(|process| process.uid()));
+        let place = ConnectionSlot::take(&places, &stream, peer, BOUNDS);
+        let (permit, router) = (place.permit(), router.clone());
+        tokio::spawn(place.hold(connection(stream, peer, router, permit, BOUNDS)));
     }
 }
 
@@ -162,8 +232,18 @@ pub(super) struct ConnectionSlot {
     give_way: oneshot::Receiver<()>,
 }
 
+impl From<Place> for ConnectionSlot {
+    fn from(Place { permit, give_way }: Place) -> Self {
+        Self { permit: Arc::new(permit), give_way }
+    }
+}
+
 impl ConnectionSlot {
     pub(super) fn take(places: &Arc<FairLimit>, stream: &impl AsFd, peer: Peer, bounds: Bounds) -> Self {
+        Self::place(places, stream, peer, bounds).into()
+    }
+
+    fn place(places: &Arc<FairLimit>, stream: &impl AsFd, peer: Peer, bounds: Bounds) -> Place {
         let source = match peer {
             Peer::Tcp(address) => address.ip().into(),
             Peer::Unix(user) => Source::User(user),
@@ -174,7 +254,7 @@ impl ConnectionSlot {
             bounds.connections
         };
         let (permit, give_way) = places.admit_task(max, source);
-        Self { permit: Arc::new(permit), give_way }
+        Place { permit, give_way }
     }
 
     /// For those who tell when the connection did something.
@@ -245,7 +325,6 @@ fn name_host<B>(request: &mut Request<B>, peer: Peer) {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
 
     use super::*;
     use axum::routing::{get, post};
@@ -282,7 +361,7 @@ mod tests {
                     "upgraded\n"
                 }),
             );
-        tokio::spawn(tcp_within(listener, router, Gate::default(), bounds));
+        tokio::spawn(tcp_within(listener, router, (None, front(bounds)), Arc::default(), bounds));
         address
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::{Display, Write as _};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::address::Transport;
@@ -222,7 +223,8 @@ impl Config {
             if self.http.hosts.is_empty() { String::new() } else { format!("; hosts {}", self.http.hosts.join(", ")) };
         lines.add("http", format!("{}{hosts}", self.http_text().unwrap_or_else(|| "none".to_owned())));
         for listen in &self.http.public {
-            lines.add("", format!("{listen}, for other machines: credentials and /healthz"));
+            let proxies = proxies_text(&listen.proxy_from);
+            lines.add("", format!("{listen}, for other machines{proxies}: credentials and /healthz"));
         }
         self.issuing_text().iter().for_each(|text| lines.add("issues", text));
     }
@@ -325,6 +327,9 @@ impl Config {
             "listen": self.http_text(),
             "hosts": strings(&self.http.hosts),
             "public": strings(&self.http.public),
+            "public_proxy_from": self.http.public.iter().filter(|of| !of.proxy_from.is_empty()).map(|of| {
+                (of.address.to_string(), json!(strings(of.proxy_from.iter())))
+            }).collect::<serde_json::Map<_, _>>(),
             "public_name": issuing.public_name,
             "keys": issuing.keys.iter().map(|key| json!({
                 "name": &*key.name, "max_ttl": key.max_ttl, "from": strings(&key.from),
@@ -524,9 +529,14 @@ fn behind(listen: &Listen) -> String {
     if let Some(tenant) = &listen.tenancy.tenant {
         let _ = write!(text, ", tenant \"{tenant}\"");
     }
-    if !listen.proxy_from.is_empty() {
-        let proxies: Vec<String> = listen.proxy_from.iter().map(ToString::to_string).collect();
-        let _ = write!(text, ", for proxies at {}, each with a PROXY header", proxies.join(", "));
+    text + &proxies_text(&listen.proxy_from)
+}
+
+/// What connects, where only proxies do.
+fn proxies_text(proxy_from: &[IpNet]) -> String {
+    if proxy_from.is_empty() {
+        return String::new();
     }
-    text
+    let proxies: Vec<String> = proxy_from.iter().map(ToString::to_string).collect();
+    format!(", for proxies at {}, each with a PROXY header", proxies.join(", "))
 }

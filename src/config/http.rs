@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::address::Transport;
 use crate::config::check::Check;
-use crate::config::document::Node;
+use crate::config::document::{self, Node, Value};
 use crate::config::issuing::IssuingConfig;
 use crate::config::network::{Listen, overlap};
 use crate::config::tls::TlsConfig;
@@ -28,12 +31,14 @@ pub struct HttpConfig {
 }
 
 /// One of `http.public`; `[::]` means IPv6 only.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PublicListen {
     /// Where.
     pub address: SocketAddr,
     /// Over TLS, with the certificates of `[tls]`.
     pub is_https: bool,
+    /// Only proxies with these addresses connect here, and each connection begins with a PROXY header; empty for any client.
+    pub proxy_from: Arc<[IpNet]>,
 }
 
 impl std::fmt::Display for PublicListen {
@@ -116,18 +121,8 @@ impl Check {
     fn http_public(&mut self, listen: &[(Listen, Node)], private: Option<&HttpListen>) -> Vec<PublicListen> {
         let mut public: Vec<PublicListen> = Vec::new();
         for node in self.list("http.public") {
-            let Some(text) = self.text(&node) else { continue };
-            let (is_https, address) = match text.split_once("://") {
-                Some((scheme @ ("https" | "http"), rest)) => {
-                    (scheme == "https", rest.strip_suffix('/').unwrap_or(rest))
-                }
-                Some(_) => {
-                    self.wrong(&node, "expected \"https://address:port\", or \"address:port\" without TLS");
-                    continue;
-                }
-                None => (false, text.as_str()),
-            };
-            let Some(address) = self.socket_address(&node, address) else { continue };
+            let Some(found) = self.public_listen(&node) else { continue };
+            let address = found.address;
             let private = match private {
                 Some(HttpListen::Tcp(other)) if overlap(*other, address) => Some(format!("http.listen = \"{other}\"")),
                 Some(HttpListen::Tcp(_) | HttpListen::Unix(_)) | None => None,
@@ -135,10 +130,52 @@ impl Check {
             let twice = public.iter().find(|other| overlap(other.address, address)).map(|other| format!("\"{other}\""));
             match taken(listen, address).or(private).or(twice) {
                 Some(by) => self.wrong(&node, format!("is taken by {by}")),
-                None => public.push(PublicListen { address, is_https }),
+                None => public.push(found),
             }
         }
         public
+    }
+
+    /// An address, or a table of it and its proxies.
+    fn public_listen(&mut self, node: &Node) -> Option<PublicListen> {
+        let Value::Table(fields) = &node.value else {
+            let (is_https, address) = self.public_address(node)?;
+            return Some(PublicListen { address, is_https, proxy_from: Arc::default() });
+        };
+        let all_known = self.fields(fields, node, &["address", "proxy_from"]);
+        let Some(address) = document::field(fields, "address") else {
+            if all_known {
+                self.wrong(
+                    node,
+                    "has no address; write { address = \"https://0.0.0.0:8443\", proxy_from = [\"10.0.0.5\"] }",
+                );
+            }
+            return None;
+        };
+        let address = self.public_address(&Node { key: node.key.clone(), ..address.clone() });
+        let proxy_from = match document::field(fields, "proxy_from") {
+            None => Some(Arc::default()),
+            Some(from) => {
+                let from = Node { key: format!("{}.proxy_from", node.key), ..from.clone() };
+                self.proxy_from(&from, Transport::Tcp)
+            }
+        };
+        let ((is_https, address), proxy_from) = (address?, proxy_from?);
+        Some(PublicListen { address, is_https, proxy_from })
+    }
+
+    /// Whether it is over TLS, and where.
+    fn public_address(&mut self, node: &Node) -> Option<(bool, SocketAddr)> {
+        let text = self.text(node)?;
+        let (is_https, address) = match text.split_once("://") {
+            Some((scheme @ ("https" | "http"), rest)) => (scheme == "https", rest.strip_suffix('/').unwrap_or(rest)),
+            Some(_) => {
+                self.wrong(node, "expected \"https://address:port\", or \"address:port\" without TLS");
+                return None;
+            }
+            None => (false, text.as_str()),
+        };
+        Some((is_https, self.socket_address(node, address)?))
     }
 
     pub(crate) fn http_listen(&mut self, listen: &[(Listen, Node)]) -> Option<HttpListen> {

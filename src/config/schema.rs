@@ -231,7 +231,14 @@ fn item(path: &str) -> Value {
         "listen.shared.names" => pattern("^[0-9A-Za-z._-]+$"),
         "peers.deny" | "http.proxies" | "http.keys.from" | "listen.shared.proxy_from" => pattern(&prefix()),
         "http.hosts" => pattern("^[0-9A-Za-z._-]+$"),
-        "http.public" => pattern(&format!("^(?:https?://)?{}/?$", address_and_port())),
+        "http.public" => {
+            let one = pattern(&format!("^(?:https?://)?{}/?$", address_and_port()));
+            let proxies = json!({ "type": "array", "minItems": 1, "items": pattern(&prefix()) });
+            let fields = [("address".to_owned(), one.clone()), ("proxy_from".to_owned(), proxies)];
+            let mut listener = table(fields.into_iter().collect());
+            listener["required"] = json!(["address"]);
+            json!({ "anyOf": [one, listener] })
+        }
         "http.unix_uids" | "http.admin_uids" => {
             json!({ "anyOf": [{ "type": "integer", "minimum": 0, "maximum": u32::MAX }, pattern("^[0-9]{1,10}$")] })
         }

@@ -165,8 +165,12 @@ impl Check {
                     "would show http.listen = \"{backend}\" to everybody, which is for this machine only; name the port of the web server in backend"
                 );
                 self.wrong(node, message);
-            } else if shared.send_proxy != SendProxy::Off && http.public.iter().any(|of| is_backend(of.address)) {
-                let message = format!("http.public = \"{backend}\" reads no PROXY header; write send_proxy = \"off\"");
+            } else if shared.send_proxy != SendProxy::Off
+                && http.public.iter().any(|of| of.proxy_from.is_empty() && is_backend(of.address))
+            {
+                let message = format!(
+                    "http.public = \"{backend}\" reads no PROXY header; write send_proxy = \"off\", or give it proxy_from"
+                );
                 self.wrong(node, message);
             }
         }

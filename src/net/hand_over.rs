@@ -162,10 +162,10 @@ impl HandingOver {
     /// Accepts no more streams, and waits a moment for handshakes that are under way.
     pub fn stop_accepting(&self) {
         let acceptor = &self.running.acceptor;
-        acceptor.gate.close();
+        acceptor.front.gate.close();
         let looks = HANDSHAKES_TIME.as_millis() / HANDSHAKES_LOOK.as_millis();
         for _ in 0..looks {
-            if acceptor.handshakes_under_way() == 0 {
+            if acceptor.front.handshakes_under_way() == 0 {
                 return;
             }
             std::thread::sleep(HANDSHAKES_LOOK);
@@ -250,6 +250,6 @@ impl Drop for HandingOver {
         self.running.process.end_early_export();
         self.running.is_handed_over.store(false, Ordering::Relaxed);
         self.running.acceptor.take_streams_back();
-        self.running.acceptor.gate.open();
+        self.running.acceptor.front.gate.open();
     }
 }

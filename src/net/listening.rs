@@ -14,7 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::accept::{Acceptor, StreamKind};
+use super::accept::Acceptor;
+use super::front::StreamKind;
 use super::listen::{self, BindError, UdpSockets};
 use super::overflow::{Overflow, SocketKind, Watched};
 use super::passed::Passed;

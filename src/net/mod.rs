@@ -45,6 +45,8 @@ pub mod proxy_header;
 pub mod client_hello;
 mod pass_on;
 mod tls_session;
+pub(crate) mod tls_stream;
+pub(crate) mod front;
 mod send_queue;
 mod tcp;
 

@@ -118,7 +118,7 @@ pub(super) struct PassOn {
     max: AtomicU64,
     idle_ms: AtomicU64,
     places: Arc<FairLimit>,
-    pub(super) counts: SharedCounts,
+    pub(super) counts: Arc<SharedCounts>,
     carried: Carried,
     backends: Mutex<BTreeMap<SocketAddr, BackendState>>,
     /// The process that goes on with them, once there is one.
@@ -131,7 +131,7 @@ impl Default for PassOn {
             max: AtomicU64::new(u64::MAX),
             idle_ms: AtomicU64::new(0),
             places: Arc::default(),
-            counts: SharedCounts::default(),
+            counts: Arc::default(),
             carried: Carried::default(),
             backends: Mutex::default(),
             successor: watch::Sender::new(None),

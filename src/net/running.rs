@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::accept::Acceptor;
 use super::counters::NetCounters;
+use super::front::{Front, FrontCounts};
 use super::ledger::{Cell, Incident, Ledger, LedgerPhase};
 use super::listening::{self, Listening};
 use super::overflow::{Overflow, SocketKind};
@@ -74,6 +75,7 @@ pub struct Running {
     pub(super) current: Arc<tokio::sync::Mutex<Current>>,
     pub(super) watching: Mutex<Vec<AbortHandle>>,
     pub(super) acceptor: Arc<Acceptor>,
+    pub(super) http_front: Arc<Front>,
     pub(super) overflow: Arc<Overflow>,
     /// The key of nonces, for a process that takes over.
     pub(super) nonce_key: Box<[u8]>,
@@ -257,7 +259,7 @@ impl Running {
     /// Handshakes under way on the listeners of clients.
     #[must_use]
     pub fn handshakes_under_way(&self) -> u64 {
-        self.acceptor.handshakes_under_way()
+        self.acceptor.front.handshakes_under_way()
     }
 
     /// Client streams without an allocation, those that no worker has yet included; and how many were closed for others.
@@ -275,20 +277,40 @@ impl Running {
     /// What became of handshakes.
     #[must_use]
     pub fn handshakes(&self) -> &Handshakes {
-        &self.acceptor.handshakes
+        &self.acceptor.front.counts.handshakes
+    }
+
+    /// The stages that connections to our HTTP listeners go through.
+    #[must_use]
+    pub(crate) const fn http_front(&self) -> &Arc<Front> {
+        &self.http_front
+    }
+
+    /// Connections to our HTTP listeners that were closed before they were anybody's, by reason.
+    #[must_use]
+    pub fn http_closed(&self) -> [(&'static str, u64); 3] {
+        let FrontCounts { proxied, refused, .. } = &self.http_front.counts;
+        [("proxy_source", &proxied.source), ("proxy_header", &proxied.header), ("not_accepted", refused)]
+            .map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
+    /// What became of handshakes on our HTTP listeners.
+    #[must_use]
+    pub fn http_handshakes(&self) -> &Handshakes {
+        &self.http_front.counts.handshakes
     }
 
     /// Connections on a port for TLS and plain streams that said nothing in time.
     #[must_use]
     pub fn streams_silent(&self) -> u64 {
-        self.acceptor.silent.load(Ordering::Relaxed)
+        self.acceptor.front.counts.silent.load(Ordering::Relaxed)
     }
 
     /// Connections to listeners for proxies that were closed: those of other sources, and those without a valid PROXY
     /// header in time.
     #[must_use]
     pub fn streams_not_of_proxies(&self) -> [u64; 2] {
-        let proxied = &self.acceptor.proxied;
+        let proxied = &self.acceptor.front.counts.proxied;
         [&proxied.source, &proxied.header].map(|count| count.load(Ordering::Relaxed))
     }
 

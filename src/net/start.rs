@@ -191,6 +191,7 @@ impl Built {
             current: Arc::new(tokio::sync::Mutex::new(current)),
             watching: Mutex::default(),
             acceptor,
+            http_front: Arc::default(),
             overflow,
             nonce_key: secrets.nonce_key,
             is_handed_over: AtomicBool::new(false),

@@ -111,7 +111,7 @@ pub fn plan(
     let mut secrets = Secrets::draw(&config)?;
     secrets.nonce_key = offer.nonce_key.as_slice().into();
     let base = Foundation::new(&config, offer.workers as usize, secrets)?;
-    base.acceptor.gate.close();
+    base.acceptor.front.gate.close();
     let address = |of: &RelayAddressNote| RelayAddress { local: of.local, advertised: of.advertised };
     let relayed: Vec<RelayAddress> = offer.relay_addresses.iter().map(address).collect();
     // Those that the old one has retired too, until their sockets are here.
@@ -243,7 +243,7 @@ impl Drop for TakingOverServer {
 impl Running {
     /// Accepts streams from now on.
     pub fn accept_streams(&self) {
-        self.acceptor.gate.open();
+        self.acceptor.front.gate.open();
     }
 
     /// Takes a stream in that the old process established after the cut.

@@ -13,7 +13,7 @@ use crate::time::Ticks;
 const HELD_BYTES_KEPT: usize = 512;
 
 #[derive(Debug)]
-pub(super) struct TlsSession {
+pub(crate) struct TlsSession {
     records: RecordLayer,
     /// The start of a record that has not come whole.
     held: Vec<u8>,
@@ -66,6 +66,11 @@ impl TlsSession {
     /// Bytes of the start of a record that has not come whole.
     pub(super) const fn held_bytes(&self) -> usize {
         self.held.len()
+    }
+
+    /// Bytes of plaintext and ciphertext that came with the handshake: what [`TlsSession::read_early`] has place for.
+    pub(super) const fn early_bytes(&self) -> usize {
+        self.early.len() + self.held.len()
     }
 
     /// Reads once, at most so many bytes, and puts their plaintext to the start of `room`, which must have place for what

@@ -253,10 +253,15 @@ impl Metrics {
             .value(handshakes.resumed.load(Ordering::Relaxed));
         text.gauge("throughway_tls_handshakes_under_way", "Unfinished TLS handshakes")
             .value(self.running.handshakes_under_way());
-        if let Some(tls) = self.running.tls() {
+        if self.running.tls().is_some() {
             text.counter("throughway_http_tls_handshakes_total", "TLS handshakes on http.public, by result")
-                .each("result", tls.http_handshakes.results());
+                .each("result", self.running.http_handshakes().results());
         }
+        text.counter(
+            "throughway_http_connections_closed_total",
+            "HTTP connections over TCP that were closed before their first request, by reason",
+        )
+        .each("reason", self.running.http_closed());
         let certificates = self.running.tls().map(|tls| tls.certificates.loaded()).unwrap_or_default();
         let days = certificates.iter().enumerate().map(|(position, of)| (position.to_string(), of.days_left()));
         text.gauge("throughway_tls_certificate_days", "Whole days until a certificate's chain ends, by its position")

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
+use ipnet::IpNet;
 use tokio::task::AbortHandle;
 
+use crate::api;
 use crate::api::host::AllowedHosts;
 use crate::api::rest::Rest;
 use crate::api::{BindError, Bound, Registered};
 use crate::config::checked::{HttpConfig, HttpListen, PublicListen};
+use crate::net::front::Front;
 use crate::net::gate::Gate;
 use crate::net::passed::Passed;
 use crate::net::upgrade_messages::PassedSocket;
@@ -35,7 +38,7 @@ fn configured_listeners(config: &HttpConfig) -> Vec<ConfiguredListener> {
     let private = config.listen.iter().cloned().map(ConfiguredListener::Private);
     let admin = config.admin_socket.iter().cloned().map(ConfiguredListener::Admin);
     let chatmail = config.chatmail_socket.iter().cloned().map(ConfiguredListener::Chatmail);
-    private.chain(admin).chain(chatmail).chain(config.public.iter().copied().map(ConfiguredListener::Public)).collect()
+    private.chain(admin).chain(chatmail).chain(config.public.iter().cloned().map(ConfiguredListener::Public)).collect()
 }
 
 /// Listeners that are bound and not served yet; dropping it closes them.
@@ -86,7 +89,7 @@ impl BoundHttpListeners {
                 ConfiguredListener::Private(listen) => ("http.listen", Bound::open(listen, passed)?),
                 ConfiguredListener::Admin(path) => ("http.admin_socket", Bound::open_admin(path, passed)?),
                 ConfiguredListener::Chatmail(path) => ("http.chatmail_socket", Bound::open_chatmail(path, passed)?),
-                ConfiguredListener::Public(listen) => ("http.public", Bound::open_public(*listen, passed)?),
+                ConfiguredListener::Public(listen) => ("http.public", Bound::open_public(listen, passed)?),
             };
             // The last thing that can fail: serving must not.
             let name = bound.name();
@@ -134,7 +137,8 @@ pub(crate) struct HttpListeners {
     public: Router,
     rest: Arc<Rest>,
     hosts: AllowedHosts,
-    gate: Gate,
+    /// The stages before HTTP; its gate is that of unix sockets too.
+    front: Arc<Front>,
     open: Vec<HttpListener>,
 }
 
@@ -145,6 +149,19 @@ impl ConfiguredListener {
             Self::Admin(_) => "http.admin_socket",
             Self::Chatmail(_) => "http.chatmail_socket",
             Self::Public(_) => "http.public",
+        }
+    }
+
+    /// Whether both are of `http.public`, with one address.
+    fn is_at_address_of(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Public(own), Self::Public(other)) if own.address == other.address)
+    }
+
+    /// Which proxies connect; empty for any client.
+    fn proxies(&self) -> Arc<[IpNet]> {
+        match self {
+            Self::Public(listen) => Arc::clone(&listen.proxy_from),
+            Self::Private(_) | Self::Admin(_) | Self::Chatmail(_) => Arc::default(),
         }
     }
 
@@ -182,7 +199,7 @@ impl ConfiguredListener {
 impl HttpListeners {
     /// Closed while another process may have the listeners.
     pub(crate) fn gate(&self) -> Gate {
-        self.gate.clone()
+        self.front.gate.clone()
     }
 
     /// Every socket, for a process that takes over.
@@ -203,8 +220,15 @@ impl HttpListeners {
 
     /// Serves nothing yet: `private` will be on `http.listen`, whose Host names are `hosts`, `public` on `http.public`, and
     /// lines of `rest` on `http.chatmail_socket`.
-    pub(crate) const fn new(private: Router, public: Router, rest: Arc<Rest>, hosts: AllowedHosts, gate: Gate) -> Self {
-        Self { private, public, rest, hosts, gate, open: Vec::new() }
+    pub(crate) fn new(
+        private: Router,
+        public: Router,
+        rest: Arc<Rest>,
+        hosts: AllowedHosts,
+        front: Arc<Front>,
+    ) -> Self {
+        api::set_limits(&front);
+        Self { private, public, rest, hosts, front, open: Vec::new() }
     }
 
     /// Binds what a configuration has and this has not.
@@ -217,7 +241,13 @@ impl HttpListeners {
                 None => missing.push(configured),
             }
         }
-        BoundHttpListeners::bind_all(missing, staying, passed, &mut Vec::new())
+        // One at the same address that is served in another way keeps its socket: no connection is lost.
+        let same = |listener: &&HttpListener| missing.iter().any(|new| new.is_at_address_of(&listener.configured));
+        let kept = left.into_iter().filter(same).filter_map(|listener| {
+            Some((listener.configured.note(false), listener.socket.as_ref()?.try_clone().ok()?))
+        });
+        let mut kept = kept.collect();
+        BoundHttpListeners::bind_all(missing, staying, passed, &mut kept)
     }
 
     /// Serves what was bound, with these certificates where it speaks TLS, and stops what the configuration has no more; requests under way are answered.
@@ -260,10 +290,13 @@ impl HttpListeners {
             {
                 is_ours.store(true, Ordering::Relaxed);
             }
-            let gate = self.gate.clone();
-            let serving = match routes {
-                Some(routes) => tokio::spawn(listener.serve_through(routes.clone(), tls.cloned(), gate)),
-                None => tokio::spawn(listener.serve_lines(Arc::clone(&self.rest), gate)),
+            let front = Arc::clone(&self.front);
+            let serving = match routes.cloned() {
+                Some(routes) => {
+                    let (tls, proxies) = (tls.cloned(), configured.proxies());
+                    tokio::spawn(async move { listener.serve_through(routes, tls, &front, proxies).await })
+                }
+                None => tokio::spawn(listener.serve_lines(Arc::clone(&self.rest), front.gate.clone())),
             };
             let serving = serving.abort_handle();
             self.open.push(HttpListener { configured, address, serving, socket, file_is_ours });

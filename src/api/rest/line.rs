@@ -15,9 +15,9 @@ use super::refused::IssueRefused;
 use super::request::CredentialRequest;
 use super::{Rest, mint};
 use crate::api::Peer;
-use crate::api::serve::{BOUNDS, ConnectionSlot, REST};
+use crate::api::serve::{BOUNDS, ConnectionSlot};
 use crate::config::issuing::IssuingConfig;
-use crate::net::files;
+use crate::net::front::accept_next;
 use crate::net::gate::Gate;
 use crate::protocol::revocation::SessionSubject;
 
@@ -28,16 +28,11 @@ const WRITE_TIME: Duration = Duration::from_secs(3);
 pub(in crate::api) async fn serve(listener: UnixListener, rest: Arc<Rest>, gate: Gate) -> io::Result<()> {
     let places = Arc::default();
     loop {
-        match gate.accept(|| listener.accept()).await {
-            Ok((stream, _)) => {
-                let uid = stream.peer_cred().ok().map(|process| process.uid());
-                let place = ConnectionSlot::take(&places, &stream, Peer::Unix(uid), BOUNDS);
-                let rest = Arc::clone(&rest);
-                tokio::spawn(place.hold(async move { rest.write_line(stream, uid).await }));
-            }
-            Err(error) if files::is_of_one_connection(&error) => {}
-            Err(_) => tokio::time::sleep(REST).await,
-        }
+        let (stream, _) = accept_next(&gate, || listener.accept(), || {}).await;
+        let uid = stream.peer_cred().ok().map(|process| process.uid());
+        let place = ConnectionSlot::take(&places, &stream, Peer::Unix(uid), BOUNDS);
+        let rest = Arc::clone(&rest);
+        tokio::spawn(place.hold(async move { rest.write_line(stream, uid).await }));
     }
 }
 

@@ -83,8 +83,9 @@ impl Endpoint {
         let entered = runtime.enter();
         let rest = Arc::new(Rest::new(config, uris, Arc::clone(&counts), clock));
         drop(entered);
-        let listen = PublicListen { address: "127.0.0.1:0".parse().unwrap(), is_https: false };
-        let bound = Bound::bind_public(listen).unwrap();
+        let listen =
+            PublicListen { address: "127.0.0.1:0".parse().unwrap(), is_https: false, proxy_from: Arc::default() };
+        let bound = Bound::bind_public(&listen).unwrap();
         let address = bound.address().unwrap();
         runtime.spawn(bound.serve(rest::router(&rest, exposure), None));
         Self { address, rest, counts, runtime }
