@@ -629,7 +629,7 @@ mod tests {
             ..secret(id, Algorithm::Sha1)
         };
         let mut reading = of("reads", None);
-        reading.claims = ClaimSet::of([Claim::Tenant]);
+        reading.claims = ClaimSet::of(&[Claim::Tenant]);
         let mut secrets = vec![of("a", Some("a")), reading, of("b", Some("b"))];
         let minter = |secrets: &[SharedSecret], tenant| minting(secrets, 0, tenant).unwrap().value.expose().to_vec();
         assert_eq!(minter(&secrets, None), b"a");
