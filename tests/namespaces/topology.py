@@ -239,9 +239,11 @@ class Topology:
         for name in self.names:
             router = int(name in ROUTERS)
             with self.inside(name):
-                # Without duplicate address detection IPv6 works from the first packet.
+                # Without duplicate address detection IPv6 works from the first packet; without a limit every ICMP
+                # error that is due is sent, where a router of today sends one a second.
                 for key, value in (("ipv4/ip_forward", router), ("ipv6/conf/all/forwarding", router),
-                                   ("ipv6/conf/default/accept_dad", 0)):
+                                   ("ipv6/conf/default/accept_dad", 0),
+                                   ("ipv4/icmp_ratelimit", 0), ("ipv6/icmp/ratelimit", 0)):
                     with open(f"/proc/sys/net/{key}", "w", encoding="ascii") as file:
                         file.write(str(value))
         for a, first, b, second in LINKS:
