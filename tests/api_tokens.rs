@@ -249,7 +249,7 @@ fn a_secret_that_reads_no_claims_gives_no_limits_away() {
         (key("limits = { bytes = \"1GiB\" }") + &secret("claims = [\"bitrate\"]"), "give its table claims = true"),
         (key("limits = { packet_rate = 5 }") + &secret("claims = true"), "can't be inside a credential"),
         (key("tenant = \"acme\"") + &secret("claims = true"), "give it tenant = \"acme\", or name \"tenant\""),
-        (key("tenant = \"acme\"") + &secret("tenant = \"other\""), "has another tenant"),
+        (key("tenant = \"acme\"") + &secret("tenant = \"other\""), "no secret is of this tenant"),
         (key("tenant = \"\"") + &secret("claims = true"), "a tenant's name has"),
         (jwt("http.jwt_tenant_claim = \"org\""), "http.jwt_tenant_claim"),
         (jwt("http.jwt_limits_claim = \"turn\""), "give its table claims = true"),
@@ -257,6 +257,12 @@ fn a_secret_that_reads_no_claims_gives_no_limits_away() {
         let error = Config::from_toml("c.toml", &text).expect_err(&text).to_string();
         assert!(error.contains(says), "{error}\nlacks {says}");
     }
+    // Each tenant's own secret makes its credentials.
+    let tenants = ["a", "b"].map(|name| {
+        let secret = format!("[[auth.secrets]]\nid = \"{name}\"\nvalue = \"north-of-everything-{name}\"\ntenant = \"{name}\"\n");
+        secret + &format!("[[http.keys]]\nname = \"{name}\"\nsha256 = \"{}\"\ntenant = \"{name}\"\n", digest(name))
+    });
+    Config::from_toml("c.toml", &tenants.concat()).unwrap();
     // One that only verifies mints nothing, so it need not read anything.
     let both = key("limits = { bytes = \"1GiB\" }")
         + &secret("claims = true")

@@ -194,7 +194,7 @@ impl Check {
             let foreign = minting().next().zip(key.tenant.as_deref()).filter(|_| !minting().any(can));
             let foreign = foreign.map(|(SharedSecret { id, .. }, tenant)| {
                 let message = format!(
-                    "the secret \"{id}\" has another tenant and does not read this one, and there is no other: give a secret tenant = \"{tenant}\", or name \"tenant\" in its list claims"
+                    "no secret is of this tenant or reads it from credentials (\"{id}\" mints): give it tenant = \"{tenant}\", or name \"tenant\" in its list claims"
                 );
                 problem(&node("tenant"), message)
             });

@@ -148,7 +148,8 @@ impl Worker {
         // What the kernel coalesced may hold 64 requests.
         let most = if listener.control_read_budget.coalesces() { 1 } else { CONTROL_BATCH };
         let wanted = listener.control_read_budget.ready(self.loops, most);
-        let asks = listener.is_wildcard() || listener.control_read_budget.coalesces();
+        let coalesces = listener.control_read_budget.coalesces() || listener.users.coalesces();
+        let asks = listener.is_wildcard() || coalesces;
         self.make_room();
         let Some(control) = self.listeners.get(at).and_then(|listener| listener.control.as_ref()) else { return };
         let Ok(count) =
