@@ -259,7 +259,8 @@ fn a_secret_that_reads_no_claims_gives_no_limits_away() {
     }
     // Each tenant's own secret makes its credentials.
     let tenants = ["a", "b"].map(|name| {
-        let secret = format!("[[auth.secrets]]\nid = \"{name}\"\nvalue = \"north-of-everything-{name}\"\ntenant = \"{name}\"\n");
+        let secret =
+            format!("[[auth.secrets]]\nid = \"{name}\"\nvalue = \"north-of-everything-{name}\"\ntenant = \"{name}\"\n");
         secret + &format!("[[http.keys]]\nname = \"{name}\"\nsha256 = \"{}\"\ntenant = \"{name}\"\n", digest(name))
     });
     Config::from_toml("c.toml", &tenants.concat()).unwrap();
