@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -430,5 +431,48 @@ with_one_and_three_workers! {
         server.reload(settings.clone());
         assert_eq!(http::get(server.http(), "/healthz", "metrics.example").0, 403);
         assert_eq!(TcpStream::connect(public).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    }
+
+    /// A port goes from the relay to the credential API and back: no connection to it is refused, the session that came
+    /// through it goes on, and what comes later is the other's.
+    fn a_port_changes_its_use_without_refusing_anybody(workers: u8) {
+        let port = TcpListener::bind("127.0.0.3:0").unwrap().local_addr().unwrap();
+        let mut relayed = on_one_address(workers);
+        relayed.tcp.push(port.to_string());
+        let mut served = on_one_address(workers);
+        served.http = format!("public = [\"{port}\"]\nproxies = [\"127.0.0.9\"]\nidentity_header = \"x-user\"\n");
+        let mut server = relayed.clone().start();
+        let mut session = Client::tcp(port);
+        session.allocate();
+        let over = AtomicBool::new(false);
+        let connections = std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| {
+                let mut connections = 0;
+                while !over.load(Ordering::Relaxed) {
+                    TcpStream::connect(port).expect("no connection is refused");
+                    connections += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                connections
+            });
+            for _ in 0..3 {
+                let line = told(&server.reload(served.clone()));
+                assert_eq!(line["level"], "INFO", "{line}");
+                assert_eq!(http::get(port, "/healthz", "anybody").0, 200);
+                let line = told(&server.reload(relayed.clone()));
+                assert_eq!(line["level"], "INFO", "{line}");
+                assert_eq!(allocate_code(Client::tcp(port)), 0);
+            }
+            over.store(true, Ordering::Relaxed);
+            connecting.join().unwrap()
+        });
+        assert!(connections > 0);
+        assert_eq!(session.refresh(600).code(), 0, "the session goes on");
+        // The same port of every address is not the same socket.
+        let any = format!("0.0.0.0:{}", port.port());
+        let said = server.reload_text(&served.text(&server.ports.range).replace(&port.to_string(), &any));
+        let why = format!("listen.tcp {port} of this server has the port until this reload is done");
+        assert!(said.contains("http.public") && said.contains(&why) && said.contains("the old settings stay"), "{said}");
+        assert_eq!(allocate_code(Client::tcp(port)), 0);
     }
 }

@@ -27,11 +27,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use ipnet::IpNet;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::checked::{HttpListen, PublicListen};
 use crate::net::front::Front;
 use crate::net::gate::Gate;
+use crate::net::listener_plan::OpenSockets;
 use crate::net::passed::Passed;
 use crate::ops::metrics::Text;
 use crate::tls::Tls;
@@ -100,41 +100,35 @@ impl Bound {
     /// # Errors
     /// [`BindError`] names the address, the system's word and the remedy.
     pub fn bind(listen: &HttpListen) -> Result<Self, BindError> {
-        let key = "http.listen";
-        match listen {
-            HttpListen::Tcp(address) => bind_tcp(*address, key).map(Self::Tcp),
-            HttpListen::Unix(path) => {
-                bind_unix(path).map_err(|cause| BindError { key, place: path.display().to_string(), cause })
-            }
-        }
+        Self::open(listen, &OpenSockets::passed(&Passed::default()))
     }
 
-    /// The same, but a socket that was passed for it comes first.
+    /// The same, but a socket that is open already and can be it comes first.
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn open(listen: &HttpListen, passed: &Passed) -> Result<Self, BindError> {
+    pub(crate) fn open(listen: &HttpListen, open: &OpenSockets<'_>) -> Result<Self, BindError> {
         let failed = |place: String| move |cause| BindError { key: "http.listen", place, cause };
-        let found = match listen {
+        match listen {
             HttpListen::Tcp(address) => {
-                let socket = passed.stream(*address).map_err(failed(address.to_string()))?;
-                socket.map(|socket| Self::Tcp(socket.into()))
+                open.tcp("http.listen", *address).map(Self::Tcp).map_err(failed(address.to_string()))
             }
             HttpListen::Unix(path) => {
-                let socket = passed.unix(path).map_err(failed(path.display().to_string()))?;
-                let file = SocketFile::new(path, false);
-                socket.map(|socket| Self::Unix(socket.into(), file))
+                let found = open.of_manager().unix(path).and_then(|found| match found {
+                    Some(socket) => Ok(Self::Unix(socket.into(), SocketFile::new(path, false))),
+                    None => bind_unix(path),
+                });
+                found.map_err(failed(path.display().to_string()))
             }
-        };
-        found.map_or_else(|| Self::bind(listen), Ok)
+        }
     }
 
     /// The same for `http.admin_socket`.
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn open_admin(path: &Path, passed: &Passed) -> Result<Self, BindError> {
-        Self::open(&HttpListen::Unix(path.to_owned()), passed)
+    pub(crate) fn open_admin(path: &Path, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+        Self::open(&HttpListen::Unix(path.to_owned()), open)
             .map_err(|error| BindError { key: "http.admin_socket", ..error })
     }
 
@@ -142,9 +136,9 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn open_chatmail(path: &Path, passed: &Passed) -> Result<Self, BindError> {
+    pub(crate) fn open_chatmail(path: &Path, open: &OpenSockets<'_>) -> Result<Self, BindError> {
         let key = "http.chatmail_socket";
-        let bound = Self::open(&HttpListen::Unix(path.to_owned()), passed);
+        let bound = Self::open(&HttpListen::Unix(path.to_owned()), open);
         let bound = bound.map_err(|error| BindError { key, ..error })?;
         if let Self::Unix(_, file) = &bound
             && file.is_ours.load(Ordering::Relaxed)
@@ -159,11 +153,11 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub fn open_public(listen: &PublicListen, passed: &Passed) -> Result<Self, BindError> {
-        let found = passed.stream(listen.address);
-        let found = found.map_err(|cause| BindError { key: "http.public", place: listen.to_string(), cause })?;
-        let Some(socket) = found else { return Self::bind_public(listen) };
-        Ok(if listen.is_https { Self::Https(socket.into()) } else { Self::Tcp(socket.into()) })
+    pub(crate) fn open_public(listen: &PublicListen, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+        let key = "http.public";
+        let listener = open.tcp(key, listen.address);
+        let listener = listener.map_err(|cause| BindError { key, place: listen.to_string(), cause })?;
+        Ok(if listen.is_https { Self::Https(listener) } else { Self::Tcp(listener) })
     }
 
     /// The same for one of `http.public`.
@@ -171,8 +165,7 @@ impl Bound {
     /// # Errors
     /// As [`Bound::bind`].
     pub fn bind_public(listen: &PublicListen) -> Result<Self, BindError> {
-        let listener = bind_tcp(listen.address, "http.public")?;
-        Ok(if listen.is_https { Self::Https(listener) } else { Self::Tcp(listener) })
+        Self::open_public(listen, &OpenSockets::passed(&Passed::default()))
     }
 
     /// A listener at an address that another process bound.
@@ -316,22 +309,6 @@ impl Registered {
             Listener::Tcp(_) | Listener::Https(_) => Err(io::Error::other("credentials as lines need a unix socket")),
         }
     }
-}
-
-fn bind_tcp(address: SocketAddr, key: &'static str) -> Result<TcpListener, BindError> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        if address.is_ipv6() {
-            // As every other listener of ours: [::] is IPv6 only.
-            socket.set_only_v6(true)?;
-        }
-        socket.set_reuse_address(true)?;
-        crate::net::bind_early(&socket, address, key)?;
-        socket.listen(1024)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket.into())
-    };
-    bind().map_err(|cause| BindError { key, place: address.to_string(), cause })
 }
 
 /// Takes over a path that a dead process left behind, but never one that still answers.

@@ -14,6 +14,9 @@ use crate::address::Transport;
 /// What a listener asks the kernel to buffer, in bytes; the system's limit may hold it lower.
 pub(super) const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// Connections that wait in the kernel until they are accepted.
+const BACKLOG: i32 = 1024;
+
 /// What the system grants of it, and what was asked for; nothing where there is no socket to ask with.
 #[must_use]
 pub fn granted_receive_buffer() -> (Option<usize>, usize) {
@@ -81,7 +84,7 @@ pub fn has_ipv6() -> bool {
 }
 
 /// Binds, and where no interface has the address yet, binds for the time when one will: at a boot the network may be late.
-pub(crate) fn bind_early(socket: &Socket, address: SocketAddr, key: &str) -> io::Result<()> {
+fn bind_early(socket: &Socket, address: SocketAddr, key: &str) -> io::Result<()> {
     let Err(error) = socket.bind(&address.into()) else { return Ok(()) };
     if error.kind() != io::ErrorKind::AddrNotAvailable {
         return Err(error);
@@ -220,20 +223,14 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds one TCP address; the acceptor hands the streams to the workers. [8489-12-4, 8656-5-10, 8656-16-1]
-pub(super) fn tcp(transport: Transport, address: SocketAddr, passed: &Passed) -> Result<TcpListener, BindError> {
-    let bind = || {
-        if let Some(socket) = passed.stream(address)? {
-            return Ok(socket.into());
-        }
-        let socket = socket(transport, address)?;
-        // Old connections in TIME-WAIT must not keep a restart from binding.
-        socket.set_reuse_address(true)?;
-        bind_early(&socket, address, &format!("listen.{}", transport.name()))?;
-        socket.listen(1024)?;
-        Ok(socket.into())
-    };
-    bind().map_err(|cause| BindError { transport: transport.name(), address, cause })
+/// Binds one TCP address for the listener of this key. [8489-12-4, 8656-5-10, 8656-16-1]
+pub(super) fn new_tcp(key: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket(Transport::Tcp, address)?;
+    // Old connections in TIME-WAIT must not keep a restart from binding.
+    socket.set_reuse_address(true)?;
+    bind_early(&socket, address, key)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -281,7 +278,7 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             let sockets = udp(address, 2, &Passed::default()).unwrap();
             assert_eq!(sockets[1].data.local_addr().unwrap().ip(), address.ip());
-            let listener = tcp(Transport::Tcp, address, &Passed::default()).unwrap();
+            let listener = new_tcp("listen.tcp", address).unwrap();
             assert_eq!(listener.local_addr().unwrap().ip(), address.ip());
         }
     }

@@ -17,8 +17,8 @@ use tokio::task::AbortHandle;
 use super::accept::Acceptor;
 use super::front::StreamKind;
 use super::listen::{self, BindError, UdpSockets};
+use super::listener_plan::{Freed, Likeness, OpenSockets, compare, overlap};
 use super::overflow::{Overflow, SocketKind, Watched};
-use super::passed::Passed;
 use super::upgrade_messages::{ListenerNote, SharedNote};
 use super::worker::{AdoptedListener, Listener, ListenerChange, ListenerId, Users};
 use crate::address::Transport;
@@ -75,11 +75,7 @@ impl WantedListener {
 
     /// Whether both could not be bound at once.
     fn overlaps(&self, bound: SocketAddr, is_udp: bool) -> bool {
-        let (a, b) = (self.address, bound);
-        self.takes.is_none() == is_udp
-            && a.port() == b.port()
-            && a.is_ipv4() == b.is_ipv4()
-            && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+        self.takes.is_none() == is_udp && overlap(self.address, bound)
     }
 }
 
@@ -258,33 +254,21 @@ pub(super) struct Listening {
 
 impl Listening {
     /// Compares what is open with what is wanted, and binds what is new.
-    pub(super) fn plan(&self, config: &Config, workers: usize, passed: &Passed) -> Result<Plan, BindError> {
-        let mut left: Vec<&Open> = self.open.iter().collect();
+    pub(super) fn plan(&self, config: &Config, workers: usize, sockets: &OpenSockets<'_>) -> Result<Plan, BindError> {
+        let compared = compare(&self.open, wanted(config), Open::likeness);
         let mut plan = Plan::nothing();
-        let mut missing = Vec::new();
-        for wanted in wanted(config) {
-            let is_it = |open: &&Open| (open.wanted.address, &open.wanted.takes) == (wanted.address, &wanted.takes);
-            let is_whole = |open: &&Open| is_it(open) && open.wanted.tenancy == wanted.tenancy;
-            // With port 0 there may be several of one address.
-            let found = left.iter().position(is_whole).or_else(|| left.iter().position(is_it)).or_else(|| {
-                let same_socket = |open: &&Open| {
-                    open.wanted.takes.is_some() == wanted.takes.is_some() && open.wanted.address == wanted.address
-                };
-                left.iter().position(same_socket)
-            });
-            let Some(open) = found.map(|at| left.remove(at)) else {
-                missing.push(wanted);
-                continue;
-            };
-            if matches!(open.kind, ListenerKind::Udp { is_leaving: true, .. }) {
+        for (place, wanted) in compared.staying {
+            let Some(open) = self.open.get(place) else { continue };
+            if open.is_leaving() {
                 plan.returning.push(open.id);
             }
             if open.wanted.differs(&wanted) || open.wanted.tenancy != wanted.tenancy {
                 plan.retaken.push((open.id, wanted));
             }
         }
-        plan.removed = left.iter().filter(|open| !open.is_leaving()).map(|open| open.id).collect();
-        for wanted in missing {
+        let going = compared.going.iter().filter_map(|place| self.open.get(*place));
+        plan.removed = going.filter(|open| !open.is_leaving()).map(|open| open.id).collect();
+        for wanted in compared.missing {
             let in_the_way = self.open.iter().find(|open| wanted.overlaps(open.address, open.wanted.takes.is_none()));
             if let Some(open) = in_the_way {
                 return Err(BindError::in_the_way(
@@ -295,7 +279,7 @@ impl Listening {
                     open.address,
                 ));
             }
-            match bind(wanted.clone(), workers, passed) {
+            match bind(wanted.clone(), workers, sockets) {
                 Ok(added) => plan.added.push(added),
                 Err(error) if wanted.is_default && wanted.address.is_ipv6() && listen::lacks_family(&error.cause) => {
                     tracing::info!(address = %wanted.address, "{}: left out, because this kernel has no IPv6", wanted.key());
@@ -304,6 +288,23 @@ impl Listening {
             }
         }
         Ok(plan)
+    }
+
+    /// The sockets of TCP listeners that this configuration has no more.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(super) fn freed(&self, config: &Config) -> io::Result<Vec<Freed>> {
+        let going = compare(&self.open, wanted(config), Open::likeness).going;
+        let going = going.into_iter().filter_map(|place| self.open.get(place)).filter_map(|open| match &open.kind {
+            ListenerKind::Stream { listener, .. } => Some((open, listener)),
+            ListenerKind::Udp { .. } => None,
+        });
+        let freed = going.map(|(open, listener)| {
+            let socket = Arc::new(listener.as_fd().try_clone_to_owned()?);
+            Ok(Freed { key: open.wanted.key(), configured: open.wanted.address, socket })
+        });
+        freed.collect()
     }
 
     /// The listeners as another process is told of them.
@@ -553,21 +554,34 @@ impl Open {
     const fn is_leaving(&self) -> bool {
         matches!(self.kind, ListenerKind::Udp { is_leaving: true, .. })
     }
+
+    fn likeness(&self, wanted: &WantedListener) -> Likeness {
+        let own = &self.wanted;
+        if own.address != wanted.address || own.takes.is_some() != wanted.takes.is_some() {
+            Likeness::None
+        } else if own.takes != wanted.takes {
+            Likeness::Socket
+        } else if own.tenancy != wanted.tenancy {
+            Likeness::Use
+        } else {
+            Likeness::Whole
+        }
+    }
 }
 
 fn bind(
     wanted: WantedListener,
     workers: usize,
-    passed: &Passed,
+    sockets: &OpenSockets<'_>,
 ) -> Result<(WantedListener, SocketAddr, Bound), BindError> {
     let (transport, address) = (wanted.transport().name(), wanted.address);
     let failed = |cause| BindError { transport, address, cause };
     Ok(if wanted.takes.is_none() {
-        let sockets = listen::udp(wanted.address, workers, passed)?;
+        let sockets = listen::udp(wanted.address, workers, sockets.of_manager())?;
         let bound = sockets.first().map_or(Ok(wanted.address), |first| first.data.local_addr()).map_err(failed)?;
         (wanted, bound, Bound::Udp(sockets))
     } else {
-        let listener = listen::tcp(wanted.transport(), wanted.address, passed)?;
+        let listener = sockets.tcp(wanted.key(), wanted.address).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         // The runtime has to watch it, which can fail as binding can.
         (wanted, bound, Bound::Stream(TcpListener::from_std(listener).map_err(failed)?))
@@ -581,6 +595,7 @@ pub(super) fn lock(listening: &Mutex<Listening>) -> MutexGuard<'_, Listening> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::passed::Passed;
     use super::*;
     use crate::address::FiveTuple;
 
@@ -594,7 +609,7 @@ mod tests {
 
     /// Carries out what a configuration wants; gives the changes for the first of two workers, and who leaves.
     fn apply(listening: &mut Listening, text: &str) -> (Vec<ListenerChange>, Vec<(ListenerId, Arc<Users>)>) {
-        let plan = listening.plan(&config(text), 2, &Passed::default()).unwrap();
+        let plan = listening.plan(&config(text), 2, &OpenSockets::passed(&Passed::default())).unwrap();
         let CarriedOut { mut changes, leaving } = listening.carry_out(plan, 2, &acceptor(), &Arc::default());
         assert_eq!(changes[0].len(), changes[1].len(), "every worker does the same");
         (changes.remove(0), leaving)
@@ -615,7 +630,7 @@ mod tests {
         let id = leaving[0].0;
         assert!(matches!(changes[..], [ListenerChange::Leave(leaves)] if leaves == id));
         assert_eq!(listening.listeners(), [(Transport::Udp, B.parse().unwrap())]);
-        let nothing = listening.plan(&config(&only_b), 2, &Passed::default()).unwrap();
+        let nothing = listening.plan(&config(&only_b), 2, &OpenSockets::passed(&Passed::default())).unwrap();
         assert!(listening.addresses(&nothing).all.contains(&A.parse().unwrap()), "it is ours as long as it is open");
         assert!(apply(&mut listening, &only_b).0.is_empty(), "it leaves once");
         let (changes, _) = apply(&mut listening, &both);
@@ -634,7 +649,9 @@ mod tests {
             ("udp = [\"127.0.0.1:22005\"]\ntcp = [\"127.0.0.1:22004\"]", "another process has it"),
             ("udp = []\ntcp = [\"0.0.0.0:22003\"]", "listen.tcp 127.0.0.1:22003"),
         ] {
-            let Err(error) = listening.plan(&config(text), 2, &Passed::default()) else { panic!("{text}") };
+            let Err(error) = listening.plan(&config(text), 2, &OpenSockets::passed(&Passed::default())) else {
+                panic!("{text}")
+            };
             assert!(error.to_string().contains(why), "{error}");
             assert_eq!(listening.listeners(), [(Transport::Tcp, "127.0.0.1:22003".parse().unwrap())]);
         }
@@ -653,7 +670,7 @@ mod tests {
         };
         let mut listening = Listening::default();
         apply(&mut listening, &of("a"));
-        let plan = listening.plan(&config(&of("b")), 2, &Passed::default()).unwrap();
+        let plan = listening.plan(&config(&of("b")), 2, &OpenSockets::passed(&Passed::default())).unwrap();
         assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("a"));
         assert_eq!(
             tenant(listening.addresses(&plan)).as_deref(),

@@ -58,6 +58,7 @@ mod worker;
 
 // What hands streams and listeners to workers.
 mod accept;
+pub(crate) mod listener_plan;
 mod listening;
 
 // The whole, and what is asked of it and changes it.
@@ -76,7 +77,7 @@ pub use self::addresses::{NO_RELAY_ADDRESS, advertisable, relay_candidates, rout
 pub use self::events::EventReceivers;
 pub use self::files::raise_file_limit;
 pub use self::listen::BindError;
-pub(crate) use self::listen::{bind_early, lacks_family};
+pub(crate) use self::listen::lacks_family;
 pub use self::listen::{granted_receive_buffer, has_ipv6};
 pub use self::overflow::SocketKind;
 pub use self::pass_on::BackendState;

@@ -4,6 +4,7 @@
 //! something does. [`Prepared::commit`] can't fail: a worker that does not answer takes the new settings when it comes
 //! back. Decision: docs/decisions/0157-a-reload-is-one-transaction.md.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 
 use super::ask::{ANSWER_TIME, Patience, shell_settings};
+use super::listener_plan::{Freed, OpenSockets};
 use super::listening::{self, CarriedOut, Open, Plan, lock, needs_tls};
 use super::running::{Current, Running};
 use super::worker::{ListenerChange, ListenerId, Users};
@@ -44,12 +46,25 @@ enum NextTls {
 }
 
 impl Running {
+    /// The TCP sockets that this configuration no longer has for the relay.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(crate) fn freed(&self, config: &Config) -> io::Result<Vec<Freed>> {
+        lock(&self.listening).freed(config)
+    }
+
     /// Does all of a change of configuration that can fail: sockets, certificates, settings. `http` are the addresses
-    /// that our HTTP listeners will have.
+    /// that our HTTP listeners will have, `freed` the sockets that they no longer have.
     ///
     /// # Errors
     /// Says what can't be bound, read or taken, or which key contradicts which; the old configuration runs on, whole.
-    pub async fn prepare(self: &Arc<Self>, config: Config, http: Vec<SocketAddr>) -> Result<Prepared, String> {
+    pub(crate) async fn prepare(
+        self: &Arc<Self>,
+        config: Config,
+        http: Vec<SocketAddr>,
+        freed: Vec<Freed>,
+    ) -> Result<Prepared, String> {
         let current = Arc::clone(&self.current).lock_owned().await;
         let mut config = config;
         // They may have been found since the configuration was read.
@@ -58,7 +73,8 @@ impl Running {
         if !stuck.is_empty() {
             return Err(format!("worker {stuck:?} does not answer, so nothing was changed; try again"));
         }
-        let plan = lock(&self.listening).plan(&config, self.workers.len(), &self.passed).map_err(|e| e.to_string())?;
+        let sockets = OpenSockets::passed(&self.passed).with(freed);
+        let plan = lock(&self.listening).plan(&config, self.workers.len(), &sockets).map_err(|e| e.to_string())?;
         self.prepare_plan(current, Current { config: Arc::new(config), http }, plan).await
     }
 
@@ -256,7 +272,7 @@ mod tests {
         assert_eq!((running.listeners(), running.config().await.limits.tables.allocations), (before.clone(), Some(5)));
         UdpSocket::bind(address).expect("what the first worker opened is closed");
         // And the next reload finds everything in order.
-        running.prepare(config(7), Vec::new()).await.unwrap().commit().await;
+        running.prepare(config(7), Vec::new(), Vec::new()).await.unwrap().commit().await;
         assert_eq!((running.listeners(), running.config().await.limits.tables.allocations), (before, Some(7)));
         tokio::task::spawn_blocking(move || running.stop()).await.unwrap();
     }

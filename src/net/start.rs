@@ -15,6 +15,7 @@ use super::events::{EventReceivers, Events};
 use super::half_open::HalfOpenStreams;
 use super::ledger::Ledger;
 use super::listen::BindError;
+use super::listener_plan::OpenSockets;
 use super::listening::{self, Listening, Plan};
 use super::overflow::Overflow;
 use super::passed::Passed;
@@ -79,7 +80,7 @@ pub fn start(
 ) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let listening = Listening::default();
-    let plan = listening.plan(config, count, &passed)?;
+    let plan = listening.plan(config, count, &OpenSockets::passed(&passed))?;
     let base = Foundation::new(config, count, Secrets::draw(config)?)?;
     let (_, missing) = addresses::serve(config, &base.addresses);
     addresses::report(&[], config, &base.addresses, &missing);

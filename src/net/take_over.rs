@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::events::EventReceivers;
 use super::ledger::{Incident, Ledger};
+use super::listener_plan::OpenSockets;
 use super::listening::{self, Listening};
 use super::passed::Passed;
 use super::relay_addresses::RelayAddress;
@@ -119,7 +120,7 @@ pub fn plan(
     let serving: Vec<RelayAddress> = offer.relay_addresses.iter().filter(|of| of.is_serving).map(address).collect();
     let adopted = Listening::adopted(&offer.listeners, streams, &base.acceptor, &base.overflow);
     let (listening, mut listeners) = adopted.map_err(StartError::Settings)?;
-    let plan = listening.plan(&config, offer.workers as usize, &passed)?;
+    let plan = listening.plan(&config, offer.workers as usize, &OpenSockets::passed(&passed))?;
     let (built, mut changes) = base.with_listeners(&config, http, passed, listening, plan)?;
     // The workers have not opened them yet: they open them as what they are now.
     for change in changes.first().into_iter().flatten() {

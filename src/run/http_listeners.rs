@@ -1,5 +1,6 @@
 //! The HTTP listeners of a running server: bound at the start, opened and closed by reloads.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::api::{BindError, Bound, Registered};
 use crate::config::checked::{HttpConfig, HttpListen, PublicListen};
 use crate::net::front::Front;
 use crate::net::gate::Gate;
+use crate::net::listener_plan::{Freed, Likeness, OpenSockets, compare};
 use crate::net::passed::Passed;
 use crate::net::upgrade_messages::PassedSocket;
 use crate::tls::Tls;
@@ -53,7 +55,8 @@ pub(crate) struct BoundHttpListeners {
 impl BoundHttpListeners {
     /// Binds everything; for the start.
     pub(crate) fn bind(config: &HttpConfig, passed: &Passed) -> Result<Self, BindError> {
-        Self::bind_all(configured_listeners(config), Vec::new(), passed, &mut Vec::new())
+        let sockets = OpenSockets::passed(passed);
+        Self::bind_all(configured_listeners(config), Vec::new(), &sockets, &mut Vec::new())
     }
 
     /// Takes over what another process served, and binds the rest. Sockets that no listener wants are closed.
@@ -70,13 +73,14 @@ impl BoundHttpListeners {
             | PassedSocket::Manager(_) => None,
         });
         let files = ours.collect();
-        Ok(Self { files, ..Self::bind_all(configured_listeners(config), Vec::new(), passed, &mut sockets)? })
+        let open = OpenSockets::passed(passed);
+        Ok(Self { files, ..Self::bind_all(configured_listeners(config), Vec::new(), &open, &mut sockets)? })
     }
 
     fn bind_all(
         configured_listeners: Vec<ConfiguredListener>,
         staying: Vec<SocketAddr>,
-        passed: &Passed,
+        open: &OpenSockets<'_>,
         adopted: &mut Vec<(PassedSocket, OwnedFd)>,
     ) -> Result<Self, BindError> {
         let bind = |configured: ConfiguredListener| {
@@ -85,14 +89,14 @@ impl BoundHttpListeners {
                 let failed = |cause| BindError { key: configured.key(), place: name, cause };
                 return Ok((configured.clone(), bound.register().map_err(failed)?));
             }
-            let (key, bound) = match &configured {
-                ConfiguredListener::Private(listen) => ("http.listen", Bound::open(listen, passed)?),
-                ConfiguredListener::Admin(path) => ("http.admin_socket", Bound::open_admin(path, passed)?),
-                ConfiguredListener::Chatmail(path) => ("http.chatmail_socket", Bound::open_chatmail(path, passed)?),
-                ConfiguredListener::Public(listen) => ("http.public", Bound::open_public(listen, passed)?),
+            let bound = match &configured {
+                ConfiguredListener::Private(listen) => Bound::open(listen, open)?,
+                ConfiguredListener::Admin(path) => Bound::open_admin(path, open)?,
+                ConfiguredListener::Chatmail(path) => Bound::open_chatmail(path, open)?,
+                ConfiguredListener::Public(listen) => Bound::open_public(listen, open)?,
             };
             // The last thing that can fail: serving must not.
-            let name = bound.name();
+            let (key, name) = (configured.key(), bound.name());
             let registered = bound.register().map_err(|cause| BindError { key, place: name, cause })?;
             Ok((configured, registered))
         };
@@ -142,6 +146,12 @@ pub(crate) struct HttpListeners {
     open: Vec<HttpListener>,
 }
 
+impl HttpListener {
+    fn likeness(&self, wanted: &ConfiguredListener) -> Likeness {
+        if self.configured == *wanted { Likeness::Whole } else { Likeness::None }
+    }
+}
+
 impl ConfiguredListener {
     const fn key(&self) -> &'static str {
         match self {
@@ -150,11 +160,6 @@ impl ConfiguredListener {
             Self::Chatmail(_) => "http.chatmail_socket",
             Self::Public(_) => "http.public",
         }
-    }
-
-    /// Whether both are of `http.public`, with one address.
-    fn is_at_address_of(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Public(own), Self::Public(other)) if own.address == other.address)
     }
 
     /// Which proxies connect; empty for any client.
@@ -231,36 +236,35 @@ impl HttpListeners {
         Self { private, public, rest, hosts, front, open: Vec::new() }
     }
 
-    /// Binds what a configuration has and this has not.
-    pub(crate) fn plan(&self, config: &HttpConfig, passed: &Passed) -> Result<BoundHttpListeners, BindError> {
-        let mut left: Vec<&HttpListener> = self.open.iter().collect();
-        let (mut missing, mut staying) = (Vec::new(), Vec::new());
-        for configured in configured_listeners(config) {
-            match left.iter().position(|listener| listener.configured == configured) {
-                Some(at) => staying.extend(left.remove(at).address),
-                None => missing.push(configured),
-            }
-        }
-        // One at the same address that is served in another way keeps its socket: no connection is lost.
-        let same = |listener: &&HttpListener| missing.iter().any(|new| new.is_at_address_of(&listener.configured));
-        let kept = left.into_iter().filter(same).filter_map(|listener| {
-            Some((listener.configured.note(false), listener.socket.as_ref()?.try_clone().ok()?))
+    /// The TCP sockets that this configuration no longer has for HTTP as it is served now.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(crate) fn freed(&self, config: &HttpConfig) -> io::Result<Vec<Freed>> {
+        let going = compare(&self.open, configured_listeners(config), HttpListener::likeness).going;
+        let going = going.into_iter().filter_map(|place| self.open.get(place));
+        let freed = going.filter_map(|listener| {
+            let PassedSocket::Http(configured) = listener.configured.note(false) else { return None };
+            let freed = |socket| Freed { key: listener.configured.key(), configured, socket: Arc::new(socket) };
+            Some(listener.socket.as_ref()?.try_clone().map(freed))
         });
-        let mut kept = kept.collect();
-        BoundHttpListeners::bind_all(missing, staying, passed, &mut kept)
+        freed.collect()
+    }
+
+    /// Binds what a configuration has and this has not; `sockets` may serve, those of [`HttpListeners::freed`] too.
+    pub(crate) fn plan(&self, config: &HttpConfig, sockets: &OpenSockets<'_>) -> Result<BoundHttpListeners, BindError> {
+        let compared = compare(&self.open, configured_listeners(config), HttpListener::likeness);
+        let staying = compared.staying.iter().filter_map(|(place, _)| self.open.get(*place)?.address).collect();
+        BoundHttpListeners::bind_all(compared.missing, staying, sockets, &mut Vec::new())
     }
 
     /// Serves what was bound, with these certificates where it speaks TLS, and stops what the configuration has no more; requests under way are answered.
     pub(crate) fn serve(&mut self, config: &HttpConfig, bound: BoundHttpListeners, tls: Option<&Arc<Tls>>) {
-        let mut wanted = configured_listeners(config);
-        self.open.retain(|listener| {
-            let at = wanted.iter().position(|configured| *configured == listener.configured);
-            match at {
-                Some(at) => drop(wanted.remove(at)),
-                None => listener.serving.abort(),
-            }
-            at.is_some()
-        });
+        let mut going = compare(&self.open, configured_listeners(config), HttpListener::likeness).going;
+        going.sort_unstable();
+        for place in going.into_iter().rev() {
+            self.open.remove(place).serving.abort();
+        }
         self.hosts.set(config.hosts.iter().map(ToString::to_string));
         for (configured, listener) in bound.bound {
             let address = listener.address();

@@ -12,6 +12,7 @@ use super::http_listeners::HttpListeners;
 use crate::config::diff::Change;
 use crate::config::{Config, Environment};
 use crate::net::Running;
+use crate::net::listener_plan::OpenSockets;
 use crate::net::upgrade_messages::PassedSocket;
 use crate::ops::command::Reloaded;
 use crate::ops::log::Level;
@@ -156,8 +157,12 @@ impl Reloader {
         let changes = old.changes(&new);
         let warnings = new.warnings.iter().map(ToString::to_string).collect();
         let new = new.until_restart(&old);
-        let bound = listeners.plan(&new.http, self.running.passed()).map_err(|error| error.to_string())?;
-        let prepared = self.running.prepare(new, bound.addresses()).await?;
+        // A port may go from the relay to HTTP, or back.
+        let freed = self.running.freed(&new).and_then(|of_relay| Ok((of_relay, listeners.freed(&new.http)?)));
+        let (of_relay, of_http) = freed.map_err(|error| format!("the sockets of listeners that go: {error}"))?;
+        let sockets = OpenSockets::passed(self.running.passed()).with(of_relay).with(of_http.iter().cloned());
+        let bound = listeners.plan(&new.http, &sockets).map_err(|error| error.to_string())?;
+        let prepared = self.running.prepare(new, bound.addresses(), of_http).await?;
         // Nothing can fail, and nothing is refused, from here on.
         prepared.commit().await;
         let new = self.running.config().await;
