@@ -31,6 +31,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("run::http_listeners", "one for each HTTP listener"),
     ("run::reload", "of one reload"),
     ("net::listening", "one for each listener"),
+    ("net::listener_plan", "one for each listener"),
     ("net::pass_on::PassOn::backends", "of the configuration"),
     ("net::pass_on::PassOn::successor", "one value"),
     ("net::running::Current", "one for each listener"),

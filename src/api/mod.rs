@@ -100,14 +100,14 @@ impl Bound {
     /// # Errors
     /// [`BindError`] names the address, the system's word and the remedy.
     pub fn bind(listen: &HttpListen) -> Result<Self, BindError> {
-        Self::open(listen, &OpenSockets::passed(&Passed::default()))
+        Self::open(listen, &mut OpenSockets::passed(&Passed::default()))
     }
 
     /// The same, but a socket that is open already and can be it comes first.
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub(crate) fn open(listen: &HttpListen, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+    pub(crate) fn open(listen: &HttpListen, open: &mut OpenSockets<'_>) -> Result<Self, BindError> {
         let failed = |place: String| move |cause| BindError { key: "http.listen", place, cause };
         match listen {
             HttpListen::Tcp(address) => {
@@ -127,7 +127,7 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub(crate) fn open_admin(path: &Path, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+    pub(crate) fn open_admin(path: &Path, open: &mut OpenSockets<'_>) -> Result<Self, BindError> {
         Self::open(&HttpListen::Unix(path.to_owned()), open)
             .map_err(|error| BindError { key: "http.admin_socket", ..error })
     }
@@ -136,7 +136,7 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub(crate) fn open_chatmail(path: &Path, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+    pub(crate) fn open_chatmail(path: &Path, open: &mut OpenSockets<'_>) -> Result<Self, BindError> {
         let key = "http.chatmail_socket";
         let bound = Self::open(&HttpListen::Unix(path.to_owned()), open);
         let bound = bound.map_err(|error| BindError { key, ..error })?;
@@ -153,7 +153,7 @@ impl Bound {
     ///
     /// # Errors
     /// As [`Bound::bind`].
-    pub(crate) fn open_public(listen: &PublicListen, open: &OpenSockets<'_>) -> Result<Self, BindError> {
+    pub(crate) fn open_public(listen: &PublicListen, open: &mut OpenSockets<'_>) -> Result<Self, BindError> {
         let key = "http.public";
         let listener = open.tcp(key, listen.address);
         let listener = listener.map_err(|cause| BindError { key, place: listen.to_string(), cause })?;
@@ -165,7 +165,7 @@ impl Bound {
     /// # Errors
     /// As [`Bound::bind`].
     pub fn bind_public(listen: &PublicListen) -> Result<Self, BindError> {
-        Self::open_public(listen, &OpenSockets::passed(&Passed::default()))
+        Self::open_public(listen, &mut OpenSockets::passed(&Passed::default()))
     }
 
     /// A listener at an address that another process bound.

@@ -4,7 +4,6 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use super::listen;
 use super::passed::Passed;
@@ -58,13 +57,13 @@ pub(crate) fn compare<O, W>(
 }
 
 /// A TCP socket whose listener goes.
-#[derive(Clone)]
 pub(crate) struct Freed {
     /// Where it stands in the configuration that is running.
     pub(crate) key: &'static str,
     /// As that configuration names it.
     pub(crate) configured: SocketAddr,
-    pub(crate) socket: Arc<OwnedFd>,
+    /// Nothing once another listener has it.
+    pub(crate) socket: Option<OwnedFd>,
 }
 
 /// TCP sockets that are open already and can be those of new listeners.
@@ -93,14 +92,14 @@ impl<'a> OpenSockets<'a> {
     ///
     /// # Errors
     /// What the system says; if one of our own listeners that go has the port, that one.
-    pub(crate) fn tcp(&self, key: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    pub(crate) fn tcp(&mut self, key: &str, address: SocketAddr) -> io::Result<TcpListener> {
         if let Some(socket) = self.passed.stream(address)? {
             return Ok(socket.into());
         }
-        // Port 0 asks for a port of its own.
-        let is_it = |freed: &&Freed| freed.configured == address && address.port() != 0;
-        if let Some(freed) = self.freed.iter().find(is_it) {
-            return Ok(freed.socket.try_clone()?.into());
+        // With port 0 there may be several.
+        let mut alike = self.freed.iter_mut().filter(|freed| freed.configured == address);
+        if let Some(socket) = alike.find_map(|freed| freed.socket.take()) {
+            return Ok(socket.into());
         }
         listen::new_tcp(key, address).map_err(|error| {
             let in_the_way = self.freed.iter().find(|freed| overlap(freed.configured, address));
@@ -158,17 +157,17 @@ mod tests {
         let address = old.local_addr().unwrap();
         let other_ip = SocketAddr::new("0.0.0.0".parse().unwrap(), address.port());
         let passed = Passed::default();
-        let freed =
-            |configured| Freed { key: "listen.tls", configured, socket: Arc::new(old.try_clone().unwrap().into()) };
-        let sockets = OpenSockets::passed(&passed).with([freed(address)]);
+        let freed = |configured| Freed { key: "listen.tls", configured, socket: Some(old.try_clone().unwrap().into()) };
+        let mut sockets = OpenSockets::passed(&passed).with([freed(address)]);
         let taken = sockets.tcp("http.public", address).unwrap();
         let client = std::net::TcpStream::connect(address).unwrap();
         assert_eq!(taken.accept().unwrap().1, client.local_addr().unwrap(), "it is the same socket");
         let error = sockets.tcp("http.public", other_ip).unwrap_err().to_string();
         assert!(error.starts_with(&format!("listen.tls {address} of this server has the port")), "{error}");
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let sockets = OpenSockets::passed(&passed).with([freed(any)]);
-        assert_ne!(sockets.tcp("http.public", any).unwrap().local_addr().unwrap(), address, "it asks for another port");
-        assert!(sockets.tcp("http.public", address).unwrap_err().kind() == io::ErrorKind::AddrInUse);
+        let mut sockets = OpenSockets::passed(&passed).with([freed(any)]);
+        assert_eq!(sockets.tcp("http.public", any).unwrap().local_addr().unwrap(), address);
+        assert_ne!(sockets.tcp("listen.tcp", any).unwrap().local_addr().unwrap(), address, "only one listener gets it");
+        assert_eq!(sockets.tcp("http.public", address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 }

@@ -254,7 +254,12 @@ pub(super) struct Listening {
 
 impl Listening {
     /// Compares what is open with what is wanted, and binds what is new.
-    pub(super) fn plan(&self, config: &Config, workers: usize, sockets: &OpenSockets<'_>) -> Result<Plan, BindError> {
+    pub(super) fn plan(
+        &self,
+        config: &Config,
+        workers: usize,
+        sockets: &mut OpenSockets<'_>,
+    ) -> Result<Plan, BindError> {
         let compared = compare(&self.open, wanted(config), Open::likeness);
         let mut plan = Plan::nothing();
         for (place, wanted) in compared.staying {
@@ -301,7 +306,7 @@ impl Listening {
             ListenerKind::Udp { .. } => None,
         });
         let freed = going.map(|(open, listener)| {
-            let socket = Arc::new(listener.as_fd().try_clone_to_owned()?);
+            let socket = Some(listener.as_fd().try_clone_to_owned()?);
             Ok(Freed { key: open.wanted.key(), configured: open.wanted.address, socket })
         });
         freed.collect()
@@ -572,7 +577,7 @@ impl Open {
 fn bind(
     wanted: WantedListener,
     workers: usize,
-    sockets: &OpenSockets<'_>,
+    sockets: &mut OpenSockets<'_>,
 ) -> Result<(WantedListener, SocketAddr, Bound), BindError> {
     let (transport, address) = (wanted.transport().name(), wanted.address);
     let failed = |cause| BindError { transport, address, cause };
@@ -609,7 +614,7 @@ mod tests {
 
     /// Carries out what a configuration wants; gives the changes for the first of two workers, and who leaves.
     fn apply(listening: &mut Listening, text: &str) -> (Vec<ListenerChange>, Vec<(ListenerId, Arc<Users>)>) {
-        let plan = listening.plan(&config(text), 2, &OpenSockets::passed(&Passed::default())).unwrap();
+        let plan = listening.plan(&config(text), 2, &mut OpenSockets::passed(&Passed::default())).unwrap();
         let CarriedOut { mut changes, leaving } = listening.carry_out(plan, 2, &acceptor(), &Arc::default());
         assert_eq!(changes[0].len(), changes[1].len(), "every worker does the same");
         (changes.remove(0), leaving)
@@ -630,7 +635,7 @@ mod tests {
         let id = leaving[0].0;
         assert!(matches!(changes[..], [ListenerChange::Leave(leaves)] if leaves == id));
         assert_eq!(listening.listeners(), [(Transport::Udp, B.parse().unwrap())]);
-        let nothing = listening.plan(&config(&only_b), 2, &OpenSockets::passed(&Passed::default())).unwrap();
+        let nothing = listening.plan(&config(&only_b), 2, &mut OpenSockets::passed(&Passed::default())).unwrap();
         assert!(listening.addresses(&nothing).all.contains(&A.parse().unwrap()), "it is ours as long as it is open");
         assert!(apply(&mut listening, &only_b).0.is_empty(), "it leaves once");
         let (changes, _) = apply(&mut listening, &both);
@@ -649,7 +654,7 @@ mod tests {
             ("udp = [\"127.0.0.1:22005\"]\ntcp = [\"127.0.0.1:22004\"]", "another process has it"),
             ("udp = []\ntcp = [\"0.0.0.0:22003\"]", "listen.tcp 127.0.0.1:22003"),
         ] {
-            let Err(error) = listening.plan(&config(text), 2, &OpenSockets::passed(&Passed::default())) else {
+            let Err(error) = listening.plan(&config(text), 2, &mut OpenSockets::passed(&Passed::default())) else {
                 panic!("{text}")
             };
             assert!(error.to_string().contains(why), "{error}");
@@ -670,7 +675,7 @@ mod tests {
         };
         let mut listening = Listening::default();
         apply(&mut listening, &of("a"));
-        let plan = listening.plan(&config(&of("b")), 2, &OpenSockets::passed(&Passed::default())).unwrap();
+        let plan = listening.plan(&config(&of("b")), 2, &mut OpenSockets::passed(&Passed::default())).unwrap();
         assert_eq!(tenant(listening.addresses(&Plan::nothing())).as_deref(), Some("a"));
         assert_eq!(
             tenant(listening.addresses(&plan)).as_deref(),

@@ -55,7 +55,7 @@ impl Running {
     }
 
     /// Does all of a change of configuration that can fail: sockets, certificates, settings. `http` are the addresses
-    /// that our HTTP listeners will have, `freed` the sockets that they no longer have.
+    /// that our HTTP listeners will have, `sockets` those that new listeners may take.
     ///
     /// # Errors
     /// Says what can't be bound, read or taken, or which key contradicts which; the old configuration runs on, whole.
@@ -63,7 +63,7 @@ impl Running {
         self: &Arc<Self>,
         config: Config,
         http: Vec<SocketAddr>,
-        freed: Vec<Freed>,
+        mut sockets: OpenSockets<'_>,
     ) -> Result<Prepared, String> {
         let current = Arc::clone(&self.current).lock_owned().await;
         let mut config = config;
@@ -73,8 +73,7 @@ impl Running {
         if !stuck.is_empty() {
             return Err(format!("worker {stuck:?} does not answer, so nothing was changed; try again"));
         }
-        let sockets = OpenSockets::passed(&self.passed).with(freed);
-        let plan = lock(&self.listening).plan(&config, self.workers.len(), &sockets).map_err(|e| e.to_string())?;
+        let plan = lock(&self.listening).plan(&config, self.workers.len(), &mut sockets).map_err(|e| e.to_string())?;
         self.prepare_plan(current, Current { config: Arc::new(config), http }, plan).await
     }
 
@@ -272,7 +271,7 @@ mod tests {
         assert_eq!((running.listeners(), running.config().await.limits.tables.allocations), (before.clone(), Some(5)));
         UdpSocket::bind(address).expect("what the first worker opened is closed");
         // And the next reload finds everything in order.
-        running.prepare(config(7), Vec::new(), Vec::new()).await.unwrap().commit().await;
+        running.prepare(config(7), Vec::new(), OpenSockets::passed(running.passed())).await.unwrap().commit().await;
         assert_eq!((running.listeners(), running.config().await.limits.tables.allocations), (before, Some(7)));
         tokio::task::spawn_blocking(move || running.stop()).await.unwrap();
     }

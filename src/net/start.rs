@@ -80,7 +80,7 @@ pub fn start(
 ) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
     let listening = Listening::default();
-    let plan = listening.plan(config, count, &OpenSockets::passed(&passed))?;
+    let plan = listening.plan(config, count, &mut OpenSockets::passed(&passed))?;
     let base = Foundation::new(config, count, Secrets::draw(config)?)?;
     let (_, missing) = addresses::serve(config, &base.addresses);
     addresses::report(&[], config, &base.addresses, &missing);

@@ -55,8 +55,8 @@ pub(crate) struct BoundHttpListeners {
 impl BoundHttpListeners {
     /// Binds everything; for the start.
     pub(crate) fn bind(config: &HttpConfig, passed: &Passed) -> Result<Self, BindError> {
-        let sockets = OpenSockets::passed(passed);
-        Self::bind_all(configured_listeners(config), Vec::new(), &sockets, &mut Vec::new())
+        let mut sockets = OpenSockets::passed(passed);
+        Self::bind_all(configured_listeners(config), Vec::new(), &mut sockets, &mut Vec::new())
     }
 
     /// Takes over what another process served, and binds the rest. Sockets that no listener wants are closed.
@@ -73,14 +73,14 @@ impl BoundHttpListeners {
             | PassedSocket::Manager(_) => None,
         });
         let files = ours.collect();
-        let open = OpenSockets::passed(passed);
-        Ok(Self { files, ..Self::bind_all(configured_listeners(config), Vec::new(), &open, &mut sockets)? })
+        let mut open = OpenSockets::passed(passed);
+        Ok(Self { files, ..Self::bind_all(configured_listeners(config), Vec::new(), &mut open, &mut sockets)? })
     }
 
     fn bind_all(
         configured_listeners: Vec<ConfiguredListener>,
         staying: Vec<SocketAddr>,
-        open: &OpenSockets<'_>,
+        open: &mut OpenSockets<'_>,
         adopted: &mut Vec<(PassedSocket, OwnedFd)>,
     ) -> Result<Self, BindError> {
         let bind = |configured: ConfiguredListener| {
@@ -245,14 +245,18 @@ impl HttpListeners {
         let going = going.into_iter().filter_map(|place| self.open.get(place));
         let freed = going.filter_map(|listener| {
             let PassedSocket::Http(configured) = listener.configured.note(false) else { return None };
-            let freed = |socket| Freed { key: listener.configured.key(), configured, socket: Arc::new(socket) };
+            let freed = |socket| Freed { key: listener.configured.key(), configured, socket: Some(socket) };
             Some(listener.socket.as_ref()?.try_clone().map(freed))
         });
         freed.collect()
     }
 
     /// Binds what a configuration has and this has not; `sockets` may serve, those of [`HttpListeners::freed`] too.
-    pub(crate) fn plan(&self, config: &HttpConfig, sockets: &OpenSockets<'_>) -> Result<BoundHttpListeners, BindError> {
+    pub(crate) fn plan(
+        &self,
+        config: &HttpConfig,
+        sockets: &mut OpenSockets<'_>,
+    ) -> Result<BoundHttpListeners, BindError> {
         let compared = compare(&self.open, configured_listeners(config), HttpListener::likeness);
         let staying = compared.staying.iter().filter_map(|(place, _)| self.open.get(*place)?.address).collect();
         BoundHttpListeners::bind_all(compared.missing, staying, sockets, &mut Vec::new())

@@ -160,9 +160,9 @@ impl Reloader {
         // A port may go from the relay to HTTP, or back.
         let freed = self.running.freed(&new).and_then(|of_relay| Ok((of_relay, listeners.freed(&new.http)?)));
         let (of_relay, of_http) = freed.map_err(|error| format!("the sockets of listeners that go: {error}"))?;
-        let sockets = OpenSockets::passed(self.running.passed()).with(of_relay).with(of_http.iter().cloned());
-        let bound = listeners.plan(&new.http, &sockets).map_err(|error| error.to_string())?;
-        let prepared = self.running.prepare(new, bound.addresses(), of_http).await?;
+        let mut sockets = OpenSockets::passed(self.running.passed()).with(of_relay).with(of_http);
+        let bound = listeners.plan(&new.http, &mut sockets).map_err(|error| error.to_string())?;
+        let prepared = self.running.prepare(new, bound.addresses(), sockets).await?;
         // Nothing can fail, and nothing is refused, from here on.
         prepared.commit().await;
         let new = self.running.config().await;
