@@ -518,6 +518,20 @@ fn a_new_policy_closes_what_it_forbids() {
     h.refuses(new, tcp(), 442, RejectReason::UnsupportedTransport);
 }
 
+// From which port a peer comes is its own affair, also when policies are judged again.
+#[test]
+fn a_peer_from_a_low_port_stays_through_a_reload() {
+    let (mut h, client, _) = with_allocation();
+    h.permit(client, &[addr(PEER)]);
+    let from = SocketAddr::new(addr(PEER).ip(), 1023);
+    let id = h.peer_connects(client, from).unwrap();
+    h.inbox(client);
+    h.reconfigure(|settings| settings.peers = policy(&[], &["81.2.70.0/24"]));
+    assert_eq!(h.closed_connections, []);
+    h.reconfigure(|settings| settings.peers = policy(&[], &["81.2.69.0/24"]));
+    assert_eq!(h.closed_connections, [id]);
+}
+
 #[test]
 fn an_expired_credential_begins_no_connection_where_that_is_asked_for() {
     use throughway::protocol::settings::OnExpiry;

@@ -581,19 +581,71 @@ fn a_full_inbox_delays_a_move() {
     assert_eq!(h.leftovers(), 0);
 }
 
+// An allocation would be made at the worker to which its client does not come.
+#[test]
+fn what_follows_the_end_of_an_allocation_by_a_way_to_it_makes_no_other_one_there() {
+    for to in [alice(), alice().tcp()] {
+        let mut h = Harness::workers(2, mobile);
+        let (_, ticket, _) = mobile_client(&mut h, alice().on_worker(0));
+        let new = elsewhere(&mut h, to.on_worker(1));
+        ticket_of(&h.ask(new, come(&ticket)));
+        h.hold_back_asks = true;
+        for asked in [request(REFRESH).lifetime(0), allocate()] {
+            let asked = h.signed(new, &asked);
+            assert_eq!(h.tell(new, &asked), []);
+        }
+        let answers = h.let_asks_go(new);
+        assert_eq!(answers.iter().map(Incoming::code).collect::<Vec<_>>(), [0, 437]);
+        h.hold_back_asks = false;
+        assert_eq!(h.leftovers(), 0);
+        h.allocate(new);
+        h.refresh(new, 0);
+        assert_eq!(h.leftovers(), 0);
+    }
+}
+
+// What all share is not for one client to fill.
+#[test]
+fn moves_to_and_fro_are_recorded_at_most_every_ten_seconds() {
+    for workers in [1, 2] {
+        let mut h = Harness::workers(workers, mobile);
+        let (mut here, mut ticket, _) = mobile_client(&mut h, alice().on_worker(0));
+        let mut there = elsewhere(&mut h, alice().on_worker(usize::from(workers) - 1));
+        let moved = |h: &Harness| h.records.iter().filter(|(what, _)| *what == "moved").count();
+        for (moves, records) in [(20, 1), (3, 2)] {
+            for _ in 0..moves {
+                ticket = ticket_of(&h.ask(there, come(&ticket)));
+                let _ = h.channel_data(there, CHANNEL, b"up");
+                settle(&mut h);
+                passes(&mut h, there);
+                std::mem::swap(&mut here, &mut there);
+            }
+            assert_eq!(moved(&h), records);
+            h.advance(11);
+        }
+    }
+}
+
 // No client fills the inbox of another worker.
 #[test]
 fn questions_about_ways_have_a_limit_and_go_on_after_it() {
     let mut h = Harness::workers(2, mobile);
     let (_, ticket, _) = mobile_client(&mut h, alice().on_worker(0));
     let new = elsewhere(&mut h, alice().on_worker(1));
+    let (_, of_other, _) = mobile_client(&mut h, carol().on_worker(0));
+    let other = elsewhere(&mut h, carol().on_worker(1));
     h.hold_back_asks = true;
     for _ in 0..100 {
         let asked = h.signed(new, &come(&ticket));
         assert_eq!(h.tell(new, &asked), []);
     }
-    assert_eq!(h.drops(DropReason::Moving).packets, 100 - 64);
-    assert_eq!(h.let_asks_go(new).len(), 64);
+    // It takes no other session's place.
+    assert_eq!(h.drops(DropReason::Moving).packets, 100 - 4);
+    let asked = h.signed(other, &come(&of_other));
+    assert_eq!(h.tell(other, &asked), []);
+    assert_eq!(h.drops(DropReason::Moving).packets, 100 - 4);
+    assert_eq!(h.let_asks_go(new).len(), 4);
+    assert_eq!(h.inbox(other).len(), 1);
     let (_, ticket, _) = mobile_client(&mut h, alice().on_worker(0));
     let other = elsewhere(&mut h, alice().on_worker(1));
     ticket_of(&h.ask(other, come(&ticket)));

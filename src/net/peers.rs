@@ -130,7 +130,13 @@ pub(super) struct Peer {
     pub(super) client_told: bool,
     /// When it is tried again what a limit did not let pass.
     pub(super) retry_at: Option<Ticks>,
+    /// How long it waits then, in milliseconds.
+    hold_back: u16,
 }
+
+/// How long something waits that a limit does not let pass, at first and at the most, in milliseconds.
+const HOLD_BACK: u16 = 10;
+const HOLD_BACK_MAX: u16 = 160;
 
 impl Peer {
     pub(super) fn new(id: ConnectionId, allocation: AllocationId, socket: TcpStream, stage: PeerStage) -> Self {
@@ -147,6 +153,7 @@ impl Peer {
             peer_ended: false,
             client_told: false,
             retry_at: None,
+            hold_back: HOLD_BACK,
         }
     }
 
@@ -377,13 +384,22 @@ impl Peers {
         Some(peer)
     }
 
-    /// Tries again what a limit holds back, at this time.
-    pub(super) fn hold_back(&mut self, at: usize, until: Ticks) {
+    /// Tries again in a while what a limit holds back: later each time, up to [`HOLD_BACK_MAX`].
+    pub(super) fn hold_back(&mut self, at: usize, now: Ticks) {
         if let Some(peer) = self.sockets.get_mut(at)
             && peer.retry_at.is_none()
         {
+            let until = Ticks(now.0 + u64::from(peer.hold_back));
+            peer.hold_back = (peer.hold_back * 2).min(HOLD_BACK_MAX);
             peer.retry_at = Some(until);
             self.held_back.insert((until, peer.id));
+        }
+    }
+
+    /// A limit let something pass.
+    pub(super) fn passes(&mut self, at: usize) {
+        if let Some(peer) = self.sockets.get_mut(at) {
+            peer.hold_back = HOLD_BACK;
         }
     }
 
@@ -435,28 +451,79 @@ impl Peers {
     }
 }
 
-/// A socket that can be bound beside others at the same address: one listens, each of the others has its peer.
+/// A socket that can be bound beside the one that listens at the same address; each of these has its peer.
 fn shared_port(local: SocketAddr) -> io::Result<Socket> {
+    let socket = new_socket(local)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&local.into())?;
+    Ok(socket)
+}
+
+fn new_socket(local: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(local), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.bind(&local.into())?;
     Ok(socket)
 }
 
+/// Bound alone, so that no other process of this user can have the port; only then others of ours may be bound beside it.
 fn listen(ip: IpAddr, port: u16) -> io::Result<TcpListener> {
-    let socket = shared_port(SocketAddr::new(ip, port))?;
+    let local = SocketAddr::new(ip, port);
+    let socket = new_socket(local)?;
+    socket.bind(&local.into())?;
     socket.listen(BACKLOG)?;
+    socket.set_reuse_port(true)?;
     Ok(socket.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_relayed_port_is_of_one_server_and_connections_leave_from_it() {
+        let ip: IpAddr = "127.0.0.1".parse().unwrap();
+        let ours = listen(ip, 0).unwrap();
+        let local = ours.local_addr().unwrap();
+        assert_eq!(listen(ip, local.port()).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let peers = [TcpListener::bind((ip, 0)).unwrap(), TcpListener::bind((ip, 0)).unwrap()];
+        let connections = peers.each_ref().map(|peer| {
+            let socket = shared_port(local).unwrap();
+            socket.set_nonblocking(false).unwrap();
+            socket.connect(&peer.local_addr().unwrap().into()).unwrap();
+            assert_eq!(peer.accept().unwrap().1, local);
+            socket
+        });
+        let _coming = TcpStream::connect(local).unwrap();
+        ours.set_nonblocking(false).unwrap();
+        ours.accept().unwrap();
+        drop(ours);
+        drop(connections);
+    }
+
+    #[test]
+    fn what_a_limit_holds_back_is_tried_less_and_less_often() {
+        let mut peers = Peers::new(Arc::new(RelayAddresses::new(&(50_000..=50_009), [1; 32])));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let of = AllocationId { index: 0, generation: 0 };
+        let at = peers.insert(Peer::new(ConnectionId(1), of, socket, PeerStage::Waiting));
+        let mut wait = |passes: bool| {
+            if passes {
+                peers.passes(at);
+            }
+            peers.hold_back(at, Ticks(1_000));
+            let until = peers.next_deadline().unwrap();
+            assert_eq!(peers.pop_held_back(until), Some(at));
+            until.since(Ticks(1_000))
+        };
+        let waits: Vec<u64> = (0..6).map(|_| wait(false)).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 160, 160]);
+        assert_eq!(wait(true), 10);
+    }
 
     #[test]
     fn what_waits_leaves_in_order_and_gives_its_memory_back() {

@@ -55,16 +55,25 @@ impl Owners {
         Self { of: std::iter::repeat_with(AtomicU32::default).take(1 << 16).collect(), open: AtomicU32::default() }
     }
 
-    fn set(&self, port: u16, owner: Option<RelayOwner>) {
+    fn value(owner: RelayOwner) -> u32 {
         // A slot that does not fit is reported as unknown: the packet then takes the way through the kernel.
-        let slot = |index: u32| index.saturating_add(1).min(SLOT_MAX);
-        let value = owner.map_or(0, |owner| u32::from(owner.worker.0) << SLOT_BITS | slot(owner.index));
-        let before = self.of[usize::from(port)].swap(value, Ordering::Relaxed);
-        match (before, value) {
-            (0, 1..) => self.open.fetch_add(1, Ordering::Relaxed),
-            (1.., 0) => self.open.fetch_sub(1, Ordering::Relaxed),
-            (0, 0) | (1.., 1..) => 0,
-        };
+        u32::from(owner.worker.0) << SLOT_BITS | owner.index.saturating_add(1).min(SLOT_MAX)
+    }
+
+    fn set(&self, port: u16, owner: RelayOwner) {
+        if self.of[usize::from(port)].swap(Self::value(owner), Ordering::Relaxed) == 0 {
+            self.open.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the port from this owner; `false` if it is another's by now.
+    fn unset(&self, port: u16, owner: RelayOwner) -> bool {
+        let of = &self.of[usize::from(port)];
+        let was_its = of.compare_exchange(Self::value(owner), 0, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if was_its {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        was_its
     }
 
     #[inline]
@@ -319,8 +328,13 @@ impl RelayAddresses {
     }
 
     /// Notes that a relayed address was opened or closed.
-    pub(super) fn set_relayed(&self, relayed: RelayedTransportAddress, owner: Option<RelayOwner>) {
+    pub(super) fn set_relayed(&self, relayed: RelayedTransportAddress, owner: RelayOwner) {
         self.with(relayed.ip(), |entry| entry.owners.set(relayed.port(), owner));
+    }
+
+    /// Notes that a relayed address is closed; `false` if it is another owner's by now.
+    pub(super) fn unset_relayed(&self, relayed: RelayedTransportAddress, owner: RelayOwner) -> bool {
+        self.with(relayed.ip(), |entry| entry.owners.unset(relayed.port(), owner)).unwrap_or(true)
     }
 
     /// Who has a relayed address at this moment, in either of its forms.
@@ -411,13 +425,13 @@ mod tests {
         let relayed = RelayedTransportAddress::new([9, 9, 9, 9].into(), 50_000);
         let owner = |ip, port| addresses.relay_owner(peer(ip, port));
         assert_eq!(owner([9, 9, 9, 9], 50_000), None);
-        addresses.set_relayed(relayed, Some(OWNER));
-        addresses.set_relayed(relayed, Some(OWNER));
+        addresses.set_relayed(relayed, OWNER);
+        addresses.set_relayed(relayed, OWNER);
         assert_eq!(addresses.with(relayed.ip(), |of| of.owners.open.load(Ordering::Relaxed)), Some(1));
         for ip in [[9, 9, 9, 9], [10, 0, 0, 5]] {
             assert_eq!((owner(ip, 50_000), owner(ip, 50_001)), (Some(OWNER), None));
         }
-        addresses.set_relayed(relayed, None);
+        addresses.unset_relayed(relayed, OWNER);
         assert_eq!(addresses.with(relayed.ip(), |of| of.owners.open.load(Ordering::Relaxed)), Some(0));
         assert_eq!(owner([9, 9, 9, 9], 50_000), None);
     }
@@ -426,7 +440,7 @@ mod tests {
     #[test]
     fn only_relayed_ports_have_a_local_form() {
         let addresses = addresses(&[address([10, 0, 0, 5], [9, 9, 9, 9])]);
-        addresses.set_relayed(RelayedTransportAddress::new([9, 9, 9, 9].into(), 50_000), Some(OWNER));
+        addresses.set_relayed(RelayedTransportAddress::new([9, 9, 9, 9].into(), 50_000), OWNER);
         assert_eq!(addresses.to_local(peer([9, 9, 9, 9], 50_000)), Some(peer([10, 0, 0, 5], 50_000)));
         assert_eq!(addresses.to_local(peer([9, 9, 9, 9], 7_000)), None);
         assert_eq!(addresses.to_advertised(peer([10, 0, 0, 5], 50_000)), Some(peer([9, 9, 9, 9], 50_000)));
@@ -443,7 +457,7 @@ mod tests {
         };
         let port = take(&old).flatten().unwrap();
         let relayed = RelayedTransportAddress::new(old.advertised, port);
-        addresses.set_relayed(relayed, Some(OWNER));
+        addresses.set_relayed(relayed, OWNER);
         assert!(!addresses.serve(&[old]), "nothing changed");
         assert!(addresses.serve(&[new]));
         assert_eq!(addresses.serving(), [new]);
@@ -458,7 +472,7 @@ mod tests {
             "the same ports"
         );
         addresses.with(old.advertised, |of| of.ports().rest(port, None, Ticks(0)));
-        addresses.set_relayed(relayed, None);
+        addresses.unset_relayed(relayed, OWNER);
         assert!(addresses.serve(&[new]));
         assert_eq!(addresses.all().len(), 1, "nothing of it is left");
     }
@@ -476,5 +490,20 @@ mod tests {
         given.sort_unstable();
         assert_eq!(given, (50_000..=50_009).collect::<Vec<_>>(), "each port once");
         assert_eq!(addresses.all().len(), 1);
+    }
+
+    // In a process that takes over, two workers may have had an allocation that moved between them meanwhile.
+    #[test]
+    fn who_closes_a_port_that_is_anothers_by_now_takes_it_from_nobody() {
+        let addresses = addresses(&[address([10, 0, 0, 5], [9, 9, 9, 9])]);
+        let relayed = RelayedTransportAddress::new([9, 9, 9, 9].into(), 50_001);
+        let other = RelayOwner { worker: WorkerId(1), index: 7 };
+        addresses.set_relayed(relayed, OWNER);
+        addresses.set_relayed(relayed, other);
+        assert!(!addresses.unset_relayed(relayed, OWNER));
+        assert_eq!(addresses.relay_owner(PeerAddress(relayed.0)), Some(other));
+        assert!(addresses.unset_relayed(relayed, other));
+        assert_eq!(addresses.relay_owner(PeerAddress(relayed.0)), None);
+        assert!(!addresses.unset_relayed(relayed, other), "once");
     }
 }

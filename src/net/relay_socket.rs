@@ -111,7 +111,12 @@ impl Relays {
             RelayRequest::Tcp { .. } => Err(RelayRefused::System),
             RelayRequest::Reserved { relayed, .. } => {
                 let socket = self.held.remove(&relayed).ok_or(RelayRefused::NotHeld)?;
+                // Another worker, or another process, may have read it before.
+                let read_budget = ReadBudget::of_socket(socket.as_fd());
                 self.keep(id, socket, relayed);
+                if let Some(socket) = self.get_mut(id) {
+                    (socket.read_budget, socket.buffer_state) = (read_budget, ReceiveBufferState::unknown());
+                }
                 Ok(OpenedRelay { relayed, held: None })
             }
         }
@@ -205,7 +210,7 @@ impl Relays {
     }
 
     fn keep(&mut self, id: AllocationId, socket: Watched<UdpSocket>, relayed: RelayedTransportAddress) {
-        self.addresses.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: id.index }));
+        self.addresses.set_relayed(relayed, RelayOwner { worker: self.worker, index: id.index });
         let address = self.addresses.with(relayed.ip(), |entry| entry.number);
         let socket = RelaySocket {
             id,
@@ -230,10 +235,28 @@ impl Relays {
         now: Ticks,
     ) {
         if self.get(id).is_some() {
-            self.addresses.set_relayed(relayed, None);
+            // In a process that takes over, another worker may have got the allocation meanwhile.
+            let was_ours = self.addresses.unset_relayed(relayed, RelayOwner { worker: self.worker, index: id.index });
             // The socket closes here, before another can get its port.
             self.sockets.remove(id.index);
-            self.rest(relayed, client, now);
+            if was_ours {
+                self.rest(relayed, client, now);
+            }
+        }
+    }
+
+    /// Makes sure that each relayed address is known to be this worker's, and its port taken: a worker that had it before
+    /// may have noted that later than this one did.
+    pub(super) fn claim(&self) {
+        let entries = self.addresses.all();
+        for socket in self.sockets.iter() {
+            let owner = RelayOwner { worker: self.worker, index: socket.id.index };
+            let Some(entry) = entries.iter().find(|entry| entry.number == socket.address) else { continue };
+            let relayed = RelayedTransportAddress::new(entry.address.advertised, socket.port);
+            if self.addresses.relay_owner(PeerAddress(relayed.0)) != Some(owner) {
+                self.addresses.set_relayed(relayed, owner);
+                self.addresses.take_exactly(relayed);
+            }
         }
     }
 
@@ -243,7 +266,7 @@ impl Relays {
             return;
         }
         if let Some(socket) = self.sockets.remove(from.index) {
-            self.addresses.set_relayed(relayed, Some(RelayOwner { worker: self.worker, index: to.index }));
+            self.addresses.set_relayed(relayed, RelayOwner { worker: self.worker, index: to.index });
             self.sockets.insert(to.index, RelaySocket { id: to, ..socket });
         }
     }
@@ -404,4 +427,65 @@ fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);
     socket.bind(&SocketAddr::new(ip, port).into())?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::relay_addresses::RelayAddress;
+
+    fn id(index: u32) -> AllocationId {
+        AllocationId { index, generation: 0 }
+    }
+
+    /// Workers with one relay address, and a relayed address of it.
+    fn workers() -> (Arc<RelayAddresses>, [Relays; 2], RelayedTransportAddress) {
+        let addresses = Arc::new(RelayAddresses::new(&(1024..=65_535), [1; 32]));
+        let ip: IpAddr = [127, 0, 0, 9].into();
+        addresses.serve(&[RelayAddress { local: ip, advertised: ip }]);
+        let relays = [0, 1].map(|worker| Relays::new(WorkerId(worker), Arc::clone(&addresses), Arc::default()));
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
+        (addresses, relays, RelayedTransportAddress::new(ip, socket.local_addr().unwrap().port()))
+    }
+
+    fn socket(relayed: RelayedTransportAddress) -> Watched<UdpSocket> {
+        let socket = UdpSocket::bind((relayed.ip(), relayed.port())).unwrap();
+        Arc::<Overflow>::default().watch(SocketKind::Relayed, socket)
+    }
+
+    // An allocation that moves with its client brings a socket whose datagrams may come glued together.
+    #[test]
+    fn a_socket_that_another_worker_read_is_read_as_it_was_left() {
+        let (_, [_, mut relays], relayed) = workers();
+        let socket = socket(relayed);
+        sys::coalesce(socket.as_fd()).unwrap();
+        relays.put_held(relayed, socket);
+        let request = RelayRequest::Reserved { relayed, client: [9, 9, 9, 9].into() };
+        relays.open(id(3), request, Ticks(0)).unwrap();
+        assert!(relays.get(id(3)).unwrap().read_budget.coalesces());
+    }
+
+    // In a process that takes over: the allocation moved between the old workers, and both told of it.
+    #[test]
+    fn what_two_workers_were_told_of_is_the_ones_that_keeps_it() {
+        for is_last in [false, true] {
+            let (addresses, [mut left, mut now], relayed) = workers();
+            let original = socket(relayed);
+            let copy = || original.as_fd().try_clone_to_owned().unwrap();
+            if is_last {
+                now.adopt(id(3), relayed, copy(), Ticks(0)).unwrap();
+            }
+            left.adopt(id(5), relayed, copy(), Ticks(0)).unwrap();
+            if !is_last {
+                now.adopt(id(3), relayed, copy(), Ticks(0)).unwrap();
+            }
+            left.close_ended(id(5), Ticks(0));
+            now.claim();
+            let owner = RelayOwner { worker: WorkerId(1), index: 3 };
+            assert_eq!(now.owner(PeerAddress(relayed.0)), Some(owner));
+            assert!(addresses.resting().iter().all(|(_, ports)| ports.is_empty()), "its port is in use");
+            now.close(id(3), relayed, None, Ticks(0));
+            assert_eq!(now.owner(PeerAddress(relayed.0)), None);
+        }
+    }
 }

@@ -120,7 +120,7 @@ pub fn plan(
     let serving: Vec<RelayAddress> = offer.relay_addresses.iter().filter(|of| of.is_serving).map(address).collect();
     let adopted = Listening::adopted(&offer.listeners, streams, &base.acceptor, &base.overflow);
     let (listening, mut listeners) = adopted.map_err(StartError::Settings)?;
-    let plan = listening.plan(&config, offer.workers as usize, &OpenSockets::passed(&passed))?;
+    let plan = listening.plan(&config, offer.workers as usize, &mut OpenSockets::passed(&passed))?;
     let (built, mut changes) = base.with_listeners(&config, http, passed, listening, plan)?;
     // The workers have not opened them yet: they open them as what they are now.
     for change in changes.first().into_iter().flatten() {

@@ -45,6 +45,10 @@ impl Server {
         if self.answer_retransmission(&via, request) {
             return;
         }
+        if self.asker.is_some() {
+            // It came to another worker, by a way to an allocation that has just ended here: a new one would be there.
+            return self.reject(via, message, RejectReason::AllocationExists, Some(request.key()));
+        }
         let requested = match self.check_allocate(&via, message) {
             Ok(requested) => requested,
             Err(reason) => return self.reject(via, message, reason, Some(request.key())),

@@ -41,7 +41,7 @@ impl Server {
     pub(super) fn on_connect(&mut self, now: Now, via: Via, request: &Authenticated<'_>) {
         match self.check_connect(now, &via, request) {
             Ok(connection) => {
-                let PeerConnection { id, allocation, peer, stage } = connection;
+                let PeerConnection { id, allocation, peer, stage, .. } = connection;
                 let Some(relayed) = self.table.get(allocation).map(|allocation| allocation.relayed()) else { return };
                 self.keep(connection);
                 stage.overdue_at().into_iter().for_each(|at| self.timers.arm(at, Due::Connection(id)));
@@ -86,7 +86,7 @@ impl Server {
             overdue_at: now.ticks.plus_seconds(CONNECT_SECONDS),
             key: ConnectKey::from(&request.key().key),
         };
-        Ok(PeerConnection { id, allocation, peer, stage })
+        Ok(PeerConnection { id, allocation, peer, stage, is_from_peer: None })
     }
 
     /// 403 for a peer that no connection is made to: what the policy denies or the credential leaves out, a port that may not
@@ -97,7 +97,7 @@ impl Server {
         if peer.port() == 0 {
             return Err(RejectReason::PeerPort);
         }
-        if peer.port() < LOW_PORTS_END && !self.settings.tcp.low_ports && !is_own_relayed {
+        if self.is_low_port(peer) && !is_own_relayed {
             return Err(RejectReason::PeerLowPort);
         }
         let is_itself = self.table.get(allocation).is_some_and(|allocation| allocation.relayed().0 == peer.0);
@@ -109,6 +109,11 @@ impl Server {
             PeerClass::Local if self.settings.peers.is_listener(peer) => Err(RejectReason::PeerIsListener),
             PeerClass::Local => Ok(()),
         }
+    }
+
+    /// Whether no client may have a connection made to this port, because services are there.
+    fn is_low_port(&self, peer: PeerAddress) -> bool {
+        peer.port() < LOW_PORTS_END && !self.settings.tcp.low_ports
     }
 
     /// The shell has tried. [6062-5.2-7, -9]
@@ -170,7 +175,7 @@ impl Server {
             Ok(id) => {
                 let overdue_at = now.ticks.plus_seconds(BIND_SECONDS);
                 let stage = ConnectionStage::Waiting { overdue_at };
-                self.keep(PeerConnection { id, allocation: on, peer, stage });
+                self.keep(PeerConnection { id, allocation: on, peer, stage, is_from_peer: Some(true) });
                 self.timers.arm(overdue_at, Due::Connection(id));
                 self.counters.connection(ConnectionResult::Accepted);
                 if let Some(via) = self.table.get(on).map(|allocation| allocation.via()) {
@@ -226,7 +231,8 @@ impl Server {
         if !via.is_stream() {
             return Err(RejectReason::NotStream);
         }
-        if self.has_allocation(via) {
+        // Or it had one, at the worker to which its stream came.
+        if self.has_allocation(via) || self.asker.is_some() {
             return Err(RejectReason::AllocationExists);
         }
         let id = request.message().connection_id().map_err(|_| RejectReason::BadAttribute)?;
@@ -349,8 +355,10 @@ impl Server {
         for (peer, id) in &of {
             // Whether the other end is a relayed address is its own affair once it is there.
             let class = self.check_peer_policy(allocation, *peer);
-            let is_low = peer.port() < LOW_PORTS_END && !self.settings.tcp.low_ports;
-            if class.is_err() || (is_low && class == Ok(PeerClass::Remote)) {
+            // Nobody is led to services; from which port a peer came is its own affair.
+            let is_from_peer = |of: &PeerConnection| of.is_from_peer == Some(true);
+            let is_low = self.is_low_port(*peer) && !self.connections.get(*id).is_some_and(is_from_peer);
+            if class.is_err() || (is_low && class != Ok(PeerClass::Own)) {
                 self.close_connection(*id);
             }
         }

@@ -123,6 +123,9 @@ pub struct PeerConnection {
     /// How far it has come.
     #[n(3)]
     pub stage: ConnectionStage,
+    /// The peer made it; else the client had it made.
+    #[n(4)]
+    pub is_from_peer: Option<bool>,
 }
 
 /// What became of connections, for metrics.
@@ -274,7 +277,7 @@ mod tests {
     fn connection(id: u32, allocation: AllocationId, peer: &str) -> PeerConnection {
         let peer: std::net::SocketAddr = peer.parse().unwrap();
         let stage = ConnectionStage::Waiting { overdue_at: Ticks(5) };
-        PeerConnection { id: ConnectionId(id), allocation, peer: peer.into(), stage }
+        PeerConnection { id: ConnectionId(id), allocation, peer: peer.into(), stage, is_from_peer: None }
     }
 
     #[test]

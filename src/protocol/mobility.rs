@@ -79,6 +79,9 @@ pub struct Mobility {
     /// Its stream is closed: it waits for the client to come another way.
     #[n(5)]
     pub is_waiting: Option<bool>,
+    /// When a record of a move was written last.
+    #[n(6)]
+    pub recorded_at: Option<Ticks>,
 }
 
 /// The highest byte of a stream's number says which worker's it is, for all workers but its own.

@@ -23,6 +23,10 @@ use crate::time::{Now, Ticks};
 use crate::wire::attribute::ATTR_LIFETIME;
 use crate::wire::message::{ATTR_MOBILITY_TICKET, Known, METHOD_REFRESH, Message};
 
+/// Milliseconds between two records of moves of one allocation: a client that goes to and fro must not fill the sinks that
+/// all share.
+const RECORDED_EVERY: u64 = 10_000;
+
 /// What a Refresh with a ticket comes to.
 enum Checked {
     /// The client will come this way.
@@ -188,8 +192,19 @@ impl Server {
         let Some(allocation) = self.table.get_mut(id) else { return };
         let Some(left) = allocation.mobility_mut().and_then(|mobility| mobility.left.take()) else { return };
         let from = left.via;
-        let record = allocation.write_record(now, None);
         self.outputs.push_back(Output::Path { via: from, is_in_use: false });
+        self.record_move(now, id, from);
+    }
+
+    /// Writes a record of a move, unless one was written a moment ago: the next record has the client's address too.
+    fn record_move(&mut self, now: Now, id: AllocationId, from: Via) {
+        let Some(allocation) = self.table.get_mut(id) else { return };
+        let Some(mobility) = allocation.mobility_mut() else { return };
+        if mobility.recorded_at.is_some_and(|at| now.ticks.since(at) < RECORDED_EVERY) {
+            return;
+        }
+        mobility.recorded_at = Some(now.ticks);
+        let record = allocation.write_record(now, None);
         self.outputs.push_back(Output::Happened(Event::AllocationMoved { record, from }));
     }
 
@@ -257,12 +272,6 @@ impl Server {
         }
     }
 
-    /// How the client of a mobile session comes, if that is of this worker.
-    #[must_use]
-    pub fn via_of(&self, session: SessionId) -> Option<Via> {
-        self.table.of_session(session).map(Allocation::via)
-    }
-
     /// Whether the allocation of a stream outlives it.
     #[must_use]
     pub fn outlives_stream(&self, via: &Via) -> bool {
@@ -289,7 +298,7 @@ impl Server {
             return false;
         };
         let bytes = message.bytes();
-        if self.foreign.take_question(now.ticks) {
+        if self.foreign.take_question(now.ticks, *via, session) {
             self.ask_path(worker, PathQuestion::Request { session, via: *via, bytes: bytes.into(), hops: 0 });
         } else {
             self.drop_unknown(DropReason::Moving, bytes.len());
@@ -320,7 +329,7 @@ impl Server {
         let Some((via, expires_at)) = self.foreign.at(number) else { return };
         if let Some(session) = self.foreign.wanted(&via) {
             match self.shared.worker_of(session) {
-                Some(worker) if self.foreign.take_question(now.ticks) => {
+                Some(worker) if self.foreign.take_question(now.ticks, via, session) => {
                     self.foreign.set_asked(&via, Some(now.ticks));
                     self.ask_path(worker, PathQuestion::Move { session, via, hops: 0 });
                 }
@@ -358,21 +367,21 @@ impl Server {
     pub(super) fn on_path_answer(&mut self, now: Now, answer: PathAnswer) {
         match answer {
             PathAnswer::Request { via, bytes, path } => {
-                self.foreign.answered();
+                self.foreign.answered(&via);
                 self.on_path_told(now, via, path);
                 if !bytes.is_empty() {
                     self.outputs.push_back(Output::Reply { via, bytes: bytes.into() });
                 }
             }
             PathAnswer::Moved { via, allocation } => {
-                self.foreign.answered();
+                self.foreign.answered(&via);
                 match allocation {
                     Some((from, state)) => self.on_arrival(now, via, from, *state),
                     None => drop(self.forget_path(&via)),
                 }
             }
             PathAnswer::NoRoom { via } => {
-                self.foreign.answered();
+                self.foreign.answered(&via);
                 self.foreign.set_asked(&via, None);
             }
         }
@@ -423,9 +432,8 @@ impl Server {
         // What was configured while it was on its way.
         allocation.rejudge(self.secret, |ip| settings.peers.judge(ip));
         allocation.plan_close(&settings.auth, now);
-        let record = allocation.write_record(now, None);
         let is_revoked = self.shared.is_revoked(&allocation.owner.subject(), now.unix);
-        self.outputs.push_back(Output::Happened(Event::AllocationMoved { record, from }));
+        self.record_move(now, id, from);
         debug_assert_eq!(self.shared.worker_of(session).unwrap_or(self.worker), self.worker);
         match self.closed.or(is_revoked.then_some(EndReason::Revoked)) {
             Some(reason) => self.end(now, id, reason),
@@ -523,13 +531,27 @@ impl Server {
         }
     }
 
+    /// The allocation of a session, if its client has announced that it would come this way to the worker that asks.
+    fn to_give_away(&self, now: Now, ticket: QuestionId, session: SessionId, via: Via) -> Option<&Allocation> {
+        let seen = seen_from(self.worker, ticket.worker, via);
+        self.table.of_session(session).filter(|allocation| {
+            now.ticks < allocation.expires_at && allocation.pending().is_some_and(|path| path.via == seen)
+        })
+    }
+
+    /// How the client of an allocation comes that a question takes to another worker; `None` if it takes none.
+    #[must_use]
+    pub fn leaves_by(&self, now: Now, ticket: QuestionId, question: &Question) -> Option<Via> {
+        let Question::Path(PathQuestion::Move { session, via, .. }) = question else { return None };
+        self.to_give_away(now, ticket, *session, *via).map(Allocation::via)
+    }
+
     /// Data came to another worker by the way that the client announced: the allocation goes there.
     fn give_away(&mut self, now: Now, ticket: QuestionId, session: SessionId, via: Via) {
         let seen = seen_from(self.worker, ticket.worker, via);
-        let meant = self.table.of_session(session).filter(|allocation| {
-            now.ticks < allocation.expires_at && allocation.pending().is_some_and(|path| path.via == seen)
-        });
-        let Some(id) = meant.map(|allocation| allocation.id) else { return self.answer_moved(ticket, via, None) };
+        let Some(id) = self.to_give_away(now, ticket, session, via).map(|allocation| allocation.id) else {
+            return self.answer_moved(ticket, via, None);
+        };
         self.tell_left(now, id);
         self.table.set_pending(id, None);
         let Some(mut allocation) = self.table.remove(id) else { return };

@@ -16,7 +16,10 @@ use crate::time::Ticks;
 const ANSWER_WITHIN: u64 = 2_000;
 
 /// Questions of one worker that may be under way: no client can fill the inbox of another worker with them.
-pub const PATH_QUESTIONS_MAX: u32 = 64;
+pub const PATH_QUESTIONS_MAX: usize = 64;
+
+/// Of these, questions of one session: a client that repeats itself takes no other's place.
+pub const PATH_QUESTIONS_OF_SESSION_MAX: usize = 4;
 
 /// How often a question goes on to the worker that has the allocation by then.
 pub const PATH_HOPS_MAX: u8 = 8;
@@ -149,8 +152,9 @@ pub(super) struct ForeignPaths {
     by_via: HashMap<Via, ForeignPath, foldhash::fast::FixedState>,
     by_number: HashMap<u64, Via, foldhash::fast::FixedState>,
     count: u64,
-    /// Questions that have no answer yet, and when the last one was asked.
-    asked: u32,
+    /// Questions that have no answer yet: about which ways, and of which sessions.
+    asked: Vec<(Via, SessionId)>,
+    /// When the last one was asked.
     asked_at: Ticks,
 }
 
@@ -164,7 +168,7 @@ impl ForeignPaths {
             by_via: HashMap::with_hasher(hasher.clone()),
             by_number: HashMap::with_hasher(hasher.clone()),
             count: 0,
-            asked: 0,
+            asked: Vec::new(),
             asked_at: Ticks(0),
         }
     }
@@ -233,23 +237,26 @@ impl ForeignPaths {
         }
     }
 
-    /// Counts a question, if there is room for one more.
-    pub(super) fn take_question(&mut self, now: Ticks) -> bool {
-        if self.asked >= PATH_QUESTIONS_MAX && now.since(self.asked_at) >= ANSWER_WITHIN {
+    /// Counts a question, if there is room for one more, also of this session.
+    pub(super) fn take_question(&mut self, now: Ticks, via: Via, session: SessionId) -> bool {
+        if !self.asked.is_empty() && now.since(self.asked_at) >= ANSWER_WITHIN {
             // The answers were lost.
-            self.asked = 0;
+            self.asked.clear();
         }
-        let has_room = self.asked < PATH_QUESTIONS_MAX;
+        let of_session = self.asked.iter().filter(|(_, of)| *of == session).count();
+        let has_room = self.asked.len() < PATH_QUESTIONS_MAX && of_session < PATH_QUESTIONS_OF_SESSION_MAX;
         if has_room {
-            self.asked += 1;
+            self.asked.push((via, session));
             self.asked_at = now;
         }
         has_room
     }
 
-    /// An answer came.
-    pub(super) const fn answered(&mut self) {
-        self.asked = self.asked.saturating_sub(1);
+    /// An answer came to a question about this way.
+    pub(super) fn answered(&mut self, via: &Via) {
+        if let Some(at) = self.asked.iter().position(|(of, _)| of == via) {
+            self.asked.swap_remove(at);
+        }
     }
 
     pub(super) fn len(&self) -> usize {

@@ -269,10 +269,17 @@ impl SendBatch {
             let (start, end) = (self.starts[index] as usize, self.starts[index + 1] as usize);
             header.msg_iov = self.iovecs[start..end].as_mut_ptr();
             header.msg_iovlen = end - start;
-            // SAFETY: the header points to a name, iovecs and control buffer of its own and to bytes that `send` borrows.
-            let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-            if sent < 0 {
-                failed(*at, &io::Error::last_os_error());
+            for pending in (0..=PENDING_ERRORS_MAX).rev() {
+                // SAFETY: the header points to a name, iovecs and control buffer of its own and to bytes that `send` borrows.
+                let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+                if sent >= 0 {
+                    break;
+                }
+                let error = io::Error::last_os_error();
+                if pending == 0 || !may_be_pending(&error) {
+                    failed(*at, &error);
+                    break;
+                }
             }
         }
     }

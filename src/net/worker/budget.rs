@@ -19,6 +19,9 @@ const REQUEST_UNITS: u32 = 8;
 /// TLS records that cost as much as a frame of data: each is decrypted, however little is in it.
 const RECORDS_PER_UNIT: u32 = 4;
 
+/// Bytes of a data connection that cost as much as a frame of data.
+const BYTES_PER_UNIT: usize = 1024;
+
 /// Streams adopted in one turn, and streams closed in one because their time is over.
 pub(super) const STREAMS_PER_TURN: usize = 16;
 
@@ -72,6 +75,11 @@ impl Budget {
         self.turn = self.turn.saturating_sub(records / RECORDS_PER_UNIT);
     }
 
+    /// Takes what bytes of a data connection cost, which are carried and not looked at.
+    pub(super) const fn charge_bytes(&mut self, bytes: usize) {
+        self.turn = self.turn.saturating_sub(bytes.div_ceil(BYTES_PER_UNIT) as u32);
+    }
+
     /// Takes what a message costs; `false` if nothing is left of the visit or the turn. The last one may cost more than
     /// is left, so that each visit handles at least one.
     pub(super) const fn take(&mut self, work: Work) -> bool {
@@ -104,6 +112,20 @@ mod tests {
         assert_eq!(visit(&mut budget, Work::Data), 0);
         budget.begin_turn();
         assert_eq!(visit(&mut budget, Work::Request), VISIT_UNITS / REQUEST_UNITS);
+    }
+
+    #[test]
+    fn a_turn_carries_so_many_bytes_however_many_connections_have_them() {
+        let mut budget = Budget::new();
+        let reads = (0..1_000).take_while(|_| {
+            let goes_on = !budget.is_spent();
+            budget.charge_bytes(16 * 1024);
+            goes_on
+        });
+        assert_eq!(reads.count() * 16 * 1024, 256 * 1024);
+        budget.begin_turn();
+        budget.charge_bytes(1);
+        assert_eq!(budget.turn, TURN_UNITS - 1);
     }
 
     /// A client may put each byte into a record of its own: 64 KiB of ciphertext are 2,800 of them.

@@ -37,9 +37,6 @@ const PIECE_BYTES_MIN: usize = 1024;
 /// How long a relayed address accepts nothing where there were no files for it, in milliseconds.
 const REST: u64 = 100;
 
-/// How long something waits that a limit does not let pass, in milliseconds.
-const HOLD_BACK: u64 = 10;
-
 /// What the limits say of bytes that wait.
 enum Passing {
     /// So many of them may pass now.
@@ -84,8 +81,13 @@ impl Worker {
     /// Accepts peers. One that has no permission is closed at once. [6062-5.3-1, -2, -3]
     pub(super) fn on_tcp_relay(&mut self, now: Now, slot: usize) {
         for _ in 0..ACCEPTED_PER_TURN {
+            if self.budget.is_spent() {
+                return;
+            }
             match self.peers.accept(slot as u32) {
                 Ok(Some((allocation, socket, from))) => {
+                    self.budget.begin_visit();
+                    self.budget.take(Work::Request);
                     self.flush_payload();
                     if let Some(id) = self.server.accept_peer(now, allocation, from) {
                         self.peers.insert(Peer::new(id, allocation, socket, PeerStage::Waiting));
@@ -151,7 +153,12 @@ impl Worker {
     fn on_connecting(&mut self, now: Now, at: usize) {
         let Some(peer) = self.peers.get_mut(at) else { return };
         let connection = peer.id;
-        let failed = peer.socket.take_error().map_or(true, |error| error.is_some()) || peer.socket.peer_addr().is_err();
+        let failed = match (peer.socket.take_error(), peer.socket.peer_addr()) {
+            (Ok(None), Ok(_)) => false,
+            // What was told was of another socket, which had this place a moment ago.
+            (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => return,
+            (Ok(_) | Err(_), _) => true,
+        };
         if failed {
             self.peers.remove(at);
         } else {
@@ -214,6 +221,9 @@ impl Worker {
             peer.to_peer.put(&rest);
         }
         self.carry_to_peer(now, peer);
+        if self.streams.get(at).is_some_and(Stream::has_ended) {
+            return self.on_client_end(now, at);
+        }
         self.update_interest(now, at);
         self.update_peer_interest(now, peer);
     }
@@ -240,10 +250,11 @@ impl Worker {
         let Some(stream) = self.streams.get_mut(at) else { return };
         let read = stream.read(self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS), true, now.ticks);
         self.budget.charge_records(stream.take_records());
-        self.budget.begin_visit();
-        self.budget.take(Work::Data);
         match read {
-            Ok(Some(len)) => self.on_client_bytes(now, at, len),
+            Ok(Some(len)) => {
+                self.budget.charge_bytes(len);
+                self.on_client_bytes(now, at, len);
+            }
             Ok(None) => self.on_client_end(now, at),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Err(_) => self.close_stream(now, at),
@@ -331,11 +342,14 @@ impl Worker {
         loop {
             let Some(bytes) = held.get().get(..count) else { return Passing::Never };
             match self.server.carry(now, id, direction, bytes).0 {
-                Carry::Send => return Passing::Bytes(count),
+                Carry::Send => {
+                    self.peers.passes(at);
+                    return Passing::Bytes(count);
+                }
                 Carry::Stop => return Passing::Never,
                 Carry::Wait if count > PIECE_BYTES_MIN => count /= 2,
                 Carry::Wait => {
-                    self.peers.hold_back(at, Ticks(now.ticks.0 + HOLD_BACK));
+                    self.peers.hold_back(at, now.ticks);
                     return Passing::Later;
                 }
             }
@@ -345,6 +359,10 @@ impl Worker {
     // ---- from the peer to the client
 
     fn read_peer(&mut self, now: Now, at: usize) {
+        if self.budget.is_spent() {
+            // It waits in the kernel for the next turn.
+            return;
+        }
         self.make_stream_room();
         let Some(peer) = self.peers.get_mut(at) else { return };
         let Some(stream) = peer.stream().and_then(|stream| self.streams.find(stream)) else {
@@ -357,7 +375,10 @@ impl Worker {
         let room = &mut self.datagrams.arena.region_mut(STREAM_SLOT, STREAM_SLOTS)[..READ_BYTES];
         match (&peer.socket).read(room) {
             Ok(0) => peer.peer_ended = true,
-            Ok(count) => peer.to_client.put(&room[..count]),
+            Ok(count) => {
+                self.budget.charge_bytes(count);
+                peer.to_client.put(&room[..count]);
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
             Err(_) => return self.end_connection(now, at),
         }
@@ -513,9 +534,10 @@ impl Worker {
 
     /// Closes sockets that belong to no connection, and tells of connections that have none.
     pub(super) fn match_connections(&mut self, now: Now) {
+        // In the order of their ids.
         let known: Vec<ConnectionId> = self.server.connections().map(|connection| connection.id).collect();
         for at in self.peers.all() {
-            if let Some(id) = self.peers.get(at).map(|peer| peer.id).filter(|id| !known.contains(id)) {
+            if let Some(id) = self.peers.get(at).map(|peer| peer.id).filter(|id| known.binary_search(id).is_err()) {
                 self.close_connection(now, id);
             }
         }

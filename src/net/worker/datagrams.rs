@@ -13,7 +13,7 @@ use crate::net::payload_rings::Item;
 use crate::net::sys::{
     self, Arena, LargeDatagrams, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, SocketError, Unsegmented,
 };
-use crate::net::tcp::Sent;
+use crate::net::tcp::{Sent, Stream};
 use crate::net::udp::{DatagramQueue, PayloadPart};
 use crate::net::{listen, relay_socket};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
@@ -533,19 +533,17 @@ impl Worker {
         }
     }
 
-    /// An indication of ours: lost where there is no room for it.
+    /// An indication of ours: lost where something waits for the client already, since what is kept free in its queue is for
+    /// answers.
     fn indicate(&mut self, via: Via, bytes: &[u8]) {
-        match via {
-            Via::Datagram(five_tuple) => {
-                if let Some(at) = self.listeners.serving(&five_tuple.server) {
-                    self.reply_datagram(at, &five_tuple, bytes);
-                }
-            }
+        let is_behind = match via {
+            Via::Datagram(_) => false,
             Via::Stream(stream, _) => {
-                if let Some(at) = self.streams.find(stream) {
-                    self.streams.send(at, [bytes, &[], &[]], None);
-                }
+                self.streams.find(stream).and_then(|at| self.streams.get(at)).is_none_or(Stream::has_backlog)
             }
+        };
+        if !is_behind {
+            self.reply(via, bytes);
         }
     }
 

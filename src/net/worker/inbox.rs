@@ -230,7 +230,7 @@ impl Worker {
                 return;
             }
             Message::Ask { ticket, question } => {
-                self.settle_before_move(now, &question);
+                self.settle_before_move(now, ticket, &question);
                 Input::Asked { ticket, question }
             }
             Message::Answer { ticket, answer, sockets } => {

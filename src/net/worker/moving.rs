@@ -11,7 +11,7 @@ use crate::net::overflow::Watched;
 use crate::protocol::accounting::Amount;
 use crate::protocol::border::{Answer, Input, Question, RelayRequest};
 use crate::protocol::ids::{AllocationId, QuestionId, WorkerId};
-use crate::protocol::paths::{PathAnswer, PathQuestion};
+use crate::protocol::paths::PathAnswer;
 use crate::protocol::reason::DropReason;
 use crate::time::Now;
 
@@ -63,9 +63,8 @@ impl Worker {
     }
 
     /// What the client's stream does not take now will never leave: its allocation counts it before it goes to another worker.
-    pub(super) fn settle_before_move(&mut self, now: Now, question: &Question) {
-        let Question::Path(PathQuestion::Move { session, .. }) = question else { return };
-        let Some(Via::Stream(id, _)) = self.server.via_of(*session) else { return };
+    pub(super) fn settle_before_move(&mut self, now: Now, ticket: QuestionId, question: &Question) {
+        let Some(Via::Stream(id, _)) = self.server.leaves_by(now, ticket, question) else { return };
         self.flush();
         if let Some(at) = self.streams.find(id) {
             self.flush_stream(now, at);

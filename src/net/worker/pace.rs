@@ -114,7 +114,7 @@ impl ReadBudget {
         self.unmarked = 0;
     }
 
-    pub(super) const fn coalesces(&self) -> bool {
+    pub(in crate::net) const fn coalesces(&self) -> bool {
         self.pieces > 0
     }
 

@@ -128,6 +128,8 @@ impl Worker {
         };
         let is_ours = is_there && common.decision(1, SILENCE_MAX) == Some(Reached::Go);
         if is_ours {
+            // All workers have their sockets, and let nothing go any more.
+            self.relays.claim();
             self.has_taken_over = true;
             self.begin_streams();
         }
