@@ -184,8 +184,9 @@ fn a_broken_connection_is_taken_up_by_another_one() {
         let mut phone = Phone::start(Client::tcp(server.tcp4()));
         phone.check();
         let (mut new, next) = (Client::tcp(server.tcp4()), Client::tcp(server.tcp4()));
+        wait_for("the streams", || (streams(&server) == 3).then_some(()));
         std::mem::replace(&mut phone.client, next).close();
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for("the end of the first one", || (streams(&server) == 2).then_some(()));
         assert_eq!(server.live(), 1, "it waits");
         let answer = new.request(METHOD_REFRESH, &[with_ticket(&phone.ticket)]);
         assert_eq!(answer.code(), 0);
@@ -193,6 +194,7 @@ fn a_broken_connection_is_taken_up_by_another_one() {
         phone.come(&server, new);
         phone.check();
         phone.end();
+        wait_for("the end of all streams", || (streams(&server) == 0).then_some(()));
     }
     wait_for("the end", || (server.live() == 0).then_some(()));
 }
@@ -271,10 +273,9 @@ fn what_waited_for_the_old_connection_is_counted() {
             phone.client.send_channel(CHANNEL, b"here");
             (moves(&server) == 1 && phone.client.data_within(Duration::from_millis(50)).is_some()).then_some(())
         });
-        std::thread::sleep(Duration::from_millis(400));
-        assert!(server.dropped("stream_closed") > 0);
+        wait_for("what waited to be counted", || (server.dropped("stream_closed") > 0).then_some(()));
         old.close();
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for("the end of the old connection", || (streams(&server) == 0).then_some(()));
         assert_eq!(phone.client.refresh(0).code(), 0);
         let of_clients = [("way", "sent"), ("side", "clients")];
         let sent = server.scrape().value("throughway_payload_bytes_total", &of_clients);
