@@ -4,7 +4,7 @@ use std::fs::read_to_string;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use test_support::e2e::operator;
@@ -434,7 +434,10 @@ fn a_limit_of_bandwidth_slows_down_and_drops_nothing() {
     let id = connect(&mut client, at);
     let (peer, _) = accept(&listener);
     let data = bind(Client::tcp(server.tcp4()), &id);
+    let start = Instant::now();
     exchange(data, peer, 5, 2_500_000);
+    // Each way a second's worth at once, 1,000,000 bytes, then as much a second: 1.5 s, less what clocks round.
+    assert!(start.elapsed() >= Duration::from_millis(1_400), "{:?}", start.elapsed());
     assert_eq!(server.dropped("over_bandwidth"), 0);
 }
 
