@@ -115,6 +115,34 @@ fn results(server: &Server, result: &str) -> u64 {
     server.scrape().value("throughway_tcp_connections_total", &[("result", result)])
 }
 
+/// No buffers on the way to an end that reads nothing are full with less than this.
+const FULL_MIN: usize = 1 << 20;
+const FULL_MAX: usize = 64 << 20;
+
+/// Sends this piece again and again until an end that reads nothing holds the sender up: then all buffers in between are full.
+/// Gives how many bytes were taken.
+#[track_caller]
+fn fill(sender: &mut TcpStream, piece: &[u8]) -> usize {
+    sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut sent = 0;
+    while sent < FULL_MAX {
+        match sender.write(&piece[sent % piece.len()..]) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error} after {sent} bytes");
+                if sent >= FULL_MIN {
+                    return sent;
+                }
+                // A slow machine.
+                assert!(Instant::now() < deadline, "no more than {sent} bytes were taken");
+            }
+        }
+    }
+    panic!("{sent} bytes were taken, and nothing held the sender up");
+}
+
 /// Both ends send and read at once, more than any buffer holds; every byte arrives, in order.
 fn exchange(mut data: Client, mut peer: TcpStream, seed: u32, len: usize) -> (Client, TcpStream) {
     let (there, back) = (payload(seed, len), payload(seed + 1, len));
@@ -328,11 +356,7 @@ fn an_end_that_reads_nothing_stops_the_other_one_and_nobody_else() {
         let (mut peer, _) = accept(&listener);
         let mut data = bind(Client::tcp(server.tcp4()), &id);
         let sender = if client_sends { data.stream() } else { &mut peer };
-        sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-        let piece = payload(1, 1 << 20);
-        // Until all buffers in between are full.
-        let sent = (0..64).take_while(|_| sender.write_all(&piece).is_ok()).count();
-        assert!(sent < 64, "the sender is held up");
+        fill(sender, &payload(1, 1 << 20));
         stuck.push((data, peer));
     }
     assert!(server.resident_bytes() < before + (16 << 20), "{} bytes more", server.resident_bytes() - before);
@@ -465,12 +489,8 @@ fn connections_survive_an_upgrade() {
     let waiting = accept(&listener).0;
     // One whose peer reads nothing has its bytes in every place where bytes can be.
     let (mut stuck, mut slow) = pairs.remove(0);
-    stuck.stream().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut sent = 0;
     let piece = payload(9, 1 << 16);
-    while let Ok(count) = stuck.stream().write(&piece[sent % piece.len()..]) {
-        sent += count;
-    }
+    let sent = fill(stuck.stream(), &piece);
     let carried: Vec<_> = pairs
         .into_iter()
         .enumerate()
