@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use test_support::e2e::operator;
 use test_support::e2e::tls::Authority;
 use test_support::e2e::upgrade::Upgradable;
@@ -32,6 +33,14 @@ fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     (listener, at)
+}
+
+/// A port at which nobody listens, and which is nobody else's: bound, so that connections to it are refused.
+fn closed_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let at = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, at)
 }
 
 fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -332,13 +341,13 @@ fn a_closed_port_is_447_at_once() {
     let server = settings(1).start();
     let mut client = Client::tcp(server.tcp4());
     allocate(&mut client);
-    let (listener, at) = listener();
-    drop(listener);
+    let (closed, at) = closed_port();
     assert_eq!(client.request(METHOD_CONNECT, &[Wanted::peer(at)]).code(), 447);
     // The same peer may be tried again.
-    let again = TcpListener::bind(at).unwrap();
+    closed.listen(8).unwrap();
+    let again = TcpListener::from(closed);
     connect(&mut client, at);
-    accept(&again);
+    let _accepted = accept(&again);
     assert_eq!(client.request(METHOD_CONNECT, &[Wanted::peer(at)]).code(), 446);
 }
 
