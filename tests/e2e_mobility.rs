@@ -62,8 +62,8 @@ impl Phone {
         self.check();
     }
 
-    /// Comes from there; gives the old client, and how many packets were lost. An echo may take its time: that a packet was
-    /// lost is the server's counter's to say.
+    /// Comes from there; gives the old client, and how many packets were lost. An echo may take its time: only the
+    /// server's counter says that a packet was lost.
     #[track_caller]
     fn come(&mut self, server: &Server, new: Client) -> (Client, u64) {
         let old = std::mem::replace(&mut self.client, new);

@@ -128,8 +128,8 @@ fn results(server: &Server, result: &str) -> u64 {
 const FULL_MIN: usize = 1 << 20;
 const FULL_MAX: usize = 64 << 20;
 
-/// Sends this piece again and again until an end that reads nothing holds the sender up: then all buffers in between are full.
-/// Gives how many bytes were taken.
+/// Sends this piece again and again until an end that reads nothing holds the sender up: then all buffers in between are
+/// full. Gives how many bytes were taken.
 #[track_caller]
 fn fill(sender: &mut TcpStream, piece: &[u8]) -> usize {
     sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -140,7 +140,8 @@ fn fill(sender: &mut TcpStream, piece: &[u8]) -> usize {
             Ok(count) => sent += count,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => {
-                assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error} after {sent} bytes");
+                let is_held_up = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                assert!(is_held_up, "{error} after {sent} bytes");
                 if sent >= FULL_MIN {
                     return sent;
                 }
