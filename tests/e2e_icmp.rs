@@ -11,9 +11,13 @@ const CHANNEL: u16 = 0x4001;
 const REFUSED_IPV4: [u8; 8] = [0, 0, 3 << 1, 3, 0, 0, 0, 0];
 const REFUSED_IPV6: [u8; 8] = [0, 0, 1 << 1, 4, 0, 0, 0, 0];
 
-/// A port of that address without a socket.
-fn closed_port(like: SocketAddr) -> SocketAddr {
-    UdpSocket::bind(SocketAddr::new(like.ip(), 0)).unwrap().local_addr().unwrap()
+/// A port of that address at which nobody listens, and which is nobody else's while this socket lives: connected to
+/// itself, it takes nothing from others, and the kernel answers them as if there were no socket.
+fn closed_port(like: SocketAddr) -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind(SocketAddr::new(like.ip(), 0)).unwrap();
+    let at = socket.local_addr().unwrap();
+    socket.connect(at).unwrap();
+    (socket, at)
 }
 
 fn told(server: &Server) -> u64 {
@@ -29,7 +33,7 @@ with_one_and_three_workers! {
             for (ipv4, refused) in [(true, REFUSED_IPV4), (false, REFUSED_IPV6)] {
                 let mut client = if is_stream { Client::tcp(server.tcp4()) } else { Client::udp(server.udp4()) };
                 let relayed = client.allocate_family(ipv4);
-                let closed = closed_port(relayed);
+                let (_kept, closed) = closed_port(relayed);
                 client.permit(closed);
                 client.send_to(closed, b"is anybody there?");
                 assert_eq!(client.icmp_error(), Some((closed, refused)), "stream {is_stream}, IPv4 {ipv4}");
@@ -48,7 +52,7 @@ with_one_and_three_workers! {
         let server = Settings::new(workers).start();
         let mut client = Client::udp(server.udp4());
         let relayed = client.allocate();
-        let (there, closed) = (peer(relayed), closed_port(relayed));
+        let (there, (_kept, closed)) = (peer(relayed), closed_port(relayed));
         let at = there.local_addr().unwrap();
         client.bind(CHANNEL, at);
         client.bind(CHANNEL + 1, closed);

@@ -62,26 +62,34 @@ impl Phone {
         self.check();
     }
 
-    /// Comes from there; gives the old client, and how many packets were lost.
+    /// Comes from there; gives the old client, and how many packets were lost. An echo may take its time: only the
+    /// server's counter says that a packet was lost.
     #[track_caller]
-    fn come(&mut self, new: Client) -> (Client, u64) {
+    fn come(&mut self, server: &Server, new: Client) -> (Client, u64) {
         let old = std::mem::replace(&mut self.client, new);
         for lost in 0..50 {
+            let (dropped, moved) = (server.dropped("moving"), moves(server));
             self.sent += 1;
             let payload = format!("{} of {}", self.sent, self.relayed).into_bytes();
             self.client.send_channel(CHANNEL, &payload);
-            if let Some(data) = self.client.data_within(Duration::from_millis(100)) {
+            let echo = wait_for("an echo, or a packet dropped", || {
+                let echo = self.client.data_within(Duration::from_millis(20));
+                (echo.is_some() || server.dropped("moving") > dropped).then_some(echo)
+            });
+            if let Some(data) = echo {
                 assert_eq!(data.payload, payload);
                 return (old, lost);
             }
+            // What is sent before the allocation has come here is dropped as well.
+            wait_for("the move", || (moves(server) > moved).then_some(()));
         }
         panic!("no packet came back");
     }
 
     #[track_caller]
-    fn move_to(&mut self, mut new: Client) -> (Client, u64) {
+    fn move_to(&mut self, server: &Server, mut new: Client) -> (Client, u64) {
         self.announce(&mut new);
-        self.come(new)
+        self.come(server, new)
     }
 
     #[track_caller]
@@ -93,6 +101,10 @@ impl Phone {
 
 fn moves(server: &Server) -> u64 {
     server.scrape().sum("throughway_allocation_moves_total")
+}
+
+fn streams(server: &Server) -> u64 {
+    server.scrape().value("throughway_streams", &[])
 }
 
 #[test]
@@ -109,7 +121,7 @@ fn a_phone_goes_from_worker_to_worker_and_from_transport_to_transport() {
         .collect();
     let count = all.len() as u64;
     for new in all {
-        let (mut old, of_move) = phone.move_to(new);
+        let (mut old, of_move) = phone.move_to(&server, new);
         lost += of_move;
         for _ in 0..3 {
             phone.check();
@@ -151,7 +163,7 @@ fn what_is_no_good_is_refused_by_its_reason() {
                 .code(),
             400
         );
-        phone.come(next);
+        phone.come(&server, next);
         phone.check();
     }
     let mut off = settings(workers);
@@ -172,15 +184,17 @@ fn a_broken_connection_is_taken_up_by_another_one() {
         let mut phone = Phone::start(Client::tcp(server.tcp4()));
         phone.check();
         let (mut new, next) = (Client::tcp(server.tcp4()), Client::tcp(server.tcp4()));
+        wait_for("the streams", || (streams(&server) == 3).then_some(()));
         std::mem::replace(&mut phone.client, next).close();
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for("the end of the first one", || (streams(&server) == 2).then_some(()));
         assert_eq!(server.live(), 1, "it waits");
         let answer = new.request(METHOD_REFRESH, &[with_ticket(&phone.ticket)]);
         assert_eq!(answer.code(), 0);
         phone.ticket = answer.bytes(Known::MobilityTicket);
-        phone.come(new);
+        phone.come(&server, new);
         phone.check();
         phone.end();
+        wait_for("the end of all streams", || (streams(&server) == 0).then_some(()));
     }
     wait_for("the end", || (server.live() == 0).then_some(()));
 }
@@ -205,9 +219,9 @@ fn an_upgrade_in_the_middle_of_a_move_changes_nothing() {
     server.upgrade();
     for (mut phone, next) in phones.into_iter().zip(next) {
         phone.check();
-        phone.come(next);
+        phone.come(&server.server, next);
         phone.check();
-        phone.move_to(Client::udp_on_worker(server.server.udp4(), 1, workers));
+        phone.move_to(&server.server, Client::udp_on_worker(server.server.udp4(), 1, workers));
         phone.end();
     }
     wait_for("the end", || (server.server.live() == 0).then_some(()));
@@ -221,7 +235,7 @@ fn tickets_are_good_after_a_crash() {
     settings.supervise = true;
     let server = Server::start(settings);
     let mut over_udp = Phone::start(Client::udp_on_worker(server.udp4(), 0, workers));
-    over_udp.move_to(Client::udp_on_worker(server.udp4(), 1, workers));
+    over_udp.move_to(&server, Client::udp_on_worker(server.udp4(), 1, workers));
     let mut over_tcp = Phone::start(Client::tcp(server.tcp4()));
     over_tcp.check();
     server.crash();
@@ -231,9 +245,9 @@ fn tickets_are_good_after_a_crash() {
     let answer = new.request(METHOD_REFRESH, &[with_ticket(&over_tcp.ticket)]);
     assert_eq!(answer.code(), 0);
     over_tcp.ticket = answer.bytes(Known::MobilityTicket);
-    over_tcp.come(new);
+    over_tcp.come(&server, new);
     for mut phone in [over_udp, over_tcp] {
-        phone.move_to(Client::udp_on_worker(server.udp4(), 0, workers));
+        phone.move_to(&server, Client::udp_on_worker(server.udp4(), 0, workers));
         phone.end();
     }
 }
@@ -259,10 +273,9 @@ fn what_waited_for_the_old_connection_is_counted() {
             phone.client.send_channel(CHANNEL, b"here");
             (moves(&server) == 1 && phone.client.data_within(Duration::from_millis(50)).is_some()).then_some(())
         });
-        std::thread::sleep(Duration::from_millis(400));
-        assert!(server.dropped("stream_closed") > 0);
+        wait_for("what waited to be counted", || (server.dropped("stream_closed") > 0).then_some(()));
         old.close();
-        std::thread::sleep(Duration::from_millis(100));
+        wait_for("the end of the old connection", || (streams(&server) == 0).then_some(()));
         assert_eq!(phone.client.refresh(0).code(), 0);
         let of_clients = [("way", "sent"), ("side", "clients")];
         let sent = server.scrape().value("throughway_payload_bytes_total", &of_clients);

@@ -4,9 +4,10 @@ use std::fs::read_to_string;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 use test_support::e2e::operator;
 use test_support::e2e::tls::Authority;
 use test_support::e2e::upgrade::Upgradable;
@@ -32,6 +33,14 @@ fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
     (listener, at)
+}
+
+/// A port at which nobody listens, and which is nobody else's: bound, so that connections to it are refused.
+fn closed_port() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let at = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, at)
 }
 
 fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -113,6 +122,35 @@ fn expect_end(peer: &mut TcpStream) {
 
 fn results(server: &Server, result: &str) -> u64 {
     server.scrape().value("throughway_tcp_connections_total", &[("result", result)])
+}
+
+/// No buffers on the way to an end that reads nothing are full with less than this.
+const FULL_MIN: usize = 1 << 20;
+const FULL_MAX: usize = 64 << 20;
+
+/// Sends this piece again and again until an end that reads nothing holds the sender up: then all buffers in between are
+/// full. Gives how many bytes were taken.
+#[track_caller]
+fn fill(sender: &mut TcpStream, piece: &[u8]) -> usize {
+    sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut sent = 0;
+    while sent < FULL_MAX {
+        match sender.write(&piece[sent % piece.len()..]) {
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => {
+                let is_held_up = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+                assert!(is_held_up, "{error} after {sent} bytes");
+                if sent >= FULL_MIN {
+                    return sent;
+                }
+                // A slow machine.
+                assert!(Instant::now() < deadline, "no more than {sent} bytes were taken");
+            }
+        }
+    }
+    panic!("{sent} bytes were taken, and nothing held the sender up");
 }
 
 /// Both ends send and read at once, more than any buffer holds; every byte arrives, in order.
@@ -304,13 +342,13 @@ fn a_closed_port_is_447_at_once() {
     let server = settings(1).start();
     let mut client = Client::tcp(server.tcp4());
     allocate(&mut client);
-    let (listener, at) = listener();
-    drop(listener);
+    let (closed, at) = closed_port();
     assert_eq!(client.request(METHOD_CONNECT, &[Wanted::peer(at)]).code(), 447);
     // The same peer may be tried again.
-    let again = TcpListener::bind(at).unwrap();
+    closed.listen(8).unwrap();
+    let again = TcpListener::from(closed);
     connect(&mut client, at);
-    accept(&again);
+    let _accepted = accept(&again);
     assert_eq!(client.request(METHOD_CONNECT, &[Wanted::peer(at)]).code(), 446);
 }
 
@@ -328,11 +366,7 @@ fn an_end_that_reads_nothing_stops_the_other_one_and_nobody_else() {
         let (mut peer, _) = accept(&listener);
         let mut data = bind(Client::tcp(server.tcp4()), &id);
         let sender = if client_sends { data.stream() } else { &mut peer };
-        sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-        let piece = payload(1, 1 << 20);
-        // Until all buffers in between are full.
-        let sent = (0..64).take_while(|_| sender.write_all(&piece).is_ok()).count();
-        assert!(sent < 64, "the sender is held up");
+        fill(sender, &payload(1, 1 << 20));
         stuck.push((data, peer));
     }
     assert!(server.resident_bytes() < before + (16 << 20), "{} bytes more", server.resident_bytes() - before);
@@ -434,7 +468,10 @@ fn a_limit_of_bandwidth_slows_down_and_drops_nothing() {
     let id = connect(&mut client, at);
     let (peer, _) = accept(&listener);
     let data = bind(Client::tcp(server.tcp4()), &id);
+    let start = Instant::now();
     exchange(data, peer, 5, 2_500_000);
+    // Each way a second's worth at once, 1,000,000 bytes, then as much a second: 1.5 s, less what clocks round.
+    assert!(start.elapsed() >= Duration::from_millis(1_400), "{:?}", start.elapsed());
     assert_eq!(server.dropped("over_bandwidth"), 0);
 }
 
@@ -462,12 +499,8 @@ fn connections_survive_an_upgrade() {
     let waiting = accept(&listener).0;
     // One whose peer reads nothing has its bytes in every place where bytes can be.
     let (mut stuck, mut slow) = pairs.remove(0);
-    stuck.stream().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-    let mut sent = 0;
     let piece = payload(9, 1 << 16);
-    while let Ok(count) = stuck.stream().write(&piece[sent % piece.len()..]) {
-        sent += count;
-    }
+    let sent = fill(stuck.stream(), &piece);
     let carried: Vec<_> = pairs
         .into_iter()
         .enumerate()

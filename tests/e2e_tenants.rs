@@ -86,85 +86,149 @@ fn records(path: &Path, kind: &str, count: usize) -> Vec<Value> {
     wait_for(&format!("{count} records"), || (read().len() >= count).then(read))
 }
 
-with_one_and_three_workers! {
-    fn two_realms_and_tenants_know_nothing_of_each_other(workers: u8) {
+/// A server with listeners of no tenant, of a and of b, and nothing on it yet.
+struct Tenants {
+    server: Server,
+    udp: Vec<SocketAddr>,
+    slice: Slice,
+    parts: [(&'static str, RangeInclusive<u16>); 2],
+}
+
+impl Tenants {
+    fn start(workers: u8) -> Self {
         let slice = Slice::take();
         let parts = parts(&slice.range);
         let server = operator::start(settings(workers, &slice.range, &parts));
         let udp = server.all("udp");
         assert_eq!(udp.len(), 3);
-        let in_part = |of: usize, port: u16| match of {
-            0 => slice.range.contains(&port) && !parts.iter().any(|(_, part)| part.contains(&port)),
-            of => parts[of - 1].1.contains(&port),
+        Self { server, udp, slice, parts }
+    }
+
+    fn alice(&self, of: usize) -> Client {
+        alice(self.udp[of], of)
+    }
+
+    fn minted(&self, at: usize, secret: &str, user_id: &str) -> Client {
+        Client::udp(self.udp[at]).minted(secret, user_id)
+    }
+
+    /// Allocates; the port must be one of this tenant, or one that is of none.
+    #[track_caller]
+    fn allocate(&self, client: &mut Client, of: usize) -> SocketAddr {
+        let relayed = client.allocate();
+        let port = relayed.port();
+        let is_its_own = match of {
+            0 => self.slice.range.contains(&port) && !self.parts.iter().any(|(_, part)| part.contains(&port)),
+            of => self.parts[of - 1].1.contains(&port),
         };
-        // One name, three users, three passwords, over both transports; each relays by ports of its tenant.
+        assert!(is_its_own, "{relayed} is none of {}", REALMS[of]);
+        relayed
+    }
+
+    /// User, tenant and realm of the sessions that began, so many; each once, in order.
+    #[track_caller]
+    fn started(&self, count: usize) -> Vec<[String; 3]> {
+        let starts = records(&self.server.directory().join("usage.jsonl"), "start", count);
+        assert_eq!(starts.len(), count, "{starts:?}");
+        let fields = ["user", "tenant", "realm"];
+        let of = |record: &Value| fields.map(|name| record[name].as_str().unwrap_or("none").to_owned());
+        let mut seen: Vec<_> = starts.iter().map(of).collect();
+        seen.sort();
+        seen.dedup();
+        seen
+    }
+}
+
+with_one_and_three_workers! {
+    /// One name, three users, three passwords, over both transports.
+    fn a_user_of_one_realm_is_unknown_in_the_others(workers: u8) {
+        let tenants = Tenants::start(workers);
+        let server = &tenants.server;
+        // Open to the end: a stream that closes ends its session.
         let mut calls = Vec::new();
         for of in 0..3 {
-            for mut client in [alice(udp[of], of), Client::tcp(server.all("tcp")[of]).user("alice", PASSWORDS[of])] {
-                let relayed = client.allocate();
-                assert!(in_part(of, relayed.port()), "{relayed} is none of {}", REALMS[of]);
+            for mut client in [tenants.alice(of), Client::tcp(server.all("tcp")[of]).user("alice", PASSWORDS[of])] {
+                let relayed = tenants.allocate(&mut client, of);
                 relays(&mut client, relayed, 0x4000);
                 calls.push(client);
             }
         }
         for (at, realm) in REALMS.iter().enumerate() {
             for of in (0..3).filter(|of| *of != at) {
-                server.expect_refused("bad_integrity", 1, || refused(alice(udp[at], of), 401, realm));
+                server.expect_refused("bad_integrity", 1, || refused(alice(tenants.udp[at], of), 401, realm));
             }
         }
-        let carol = |at: usize| Client::udp(udp[at]).user("carol", "christmas-of-a");
-        assert!(in_part(1, carol(1).allocate().port()));
+        let carol = |at: usize| Client::udp(tenants.udp[at]).user("carol", "christmas-of-a");
+        tenants.allocate(&mut carol(1), 1);
         for at in [0, 2] {
             server.expect_refused("unknown_user", 1, || refused(carol(at), 401, REALMS[at]));
         }
-        // A secret of tenant b is good at its listener and where there is no tenant; its ports are those of b anywhere.
+        let listed = operator::get(server, "/v1/sessions?user=alice&tenant=a");
+        let listed = listed["sessions"].as_array().unwrap();
+        assert_eq!(listed.len(), 2, "{listed:?}");
+        assert!(listed.iter().all(|of| of["tenant"] == "a" && of["realm"] == "a.example"), "{listed:?}");
+        let expected = [
+            ["alice", "a", "a.example"],
+            ["alice", "b", "b.example"],
+            ["alice", "none", "throughway"],
+            ["carol", "a", "a.example"],
+        ];
+        assert_eq!(tenants.started(7), expected);
+    }
+
+    /// Its ports are those of its tenant at either. One of no tenant is good anywhere, for the tenant of the listener.
+    fn a_secret_of_a_tenant_is_good_at_its_listener_and_where_there_is_no_tenant(workers: u8) {
+        let tenants = Tenants::start(workers);
         for at in [0, 2] {
-            let mut client = Client::udp(udp[at]).minted(SECRET_OF_B, "bob");
-            assert!(in_part(2, client.allocate().port()));
-            calls.push(client);
+            tenants.allocate(&mut tenants.minted(at, SECRET_OF_B, "bob"), 2);
         }
-        server.expect_refused("other_tenant", 1, || refused(Client::udp(udp[1]).minted(SECRET_OF_B, "bob"), 403, ""));
-        // The four ports of b are in use: that is its own affair.
+        let at_a = || refused(tenants.minted(1, SECRET_OF_B, "bob"), 403, "");
+        tenants.server.expect_refused("other_tenant", 1, at_a);
+        for at in [0, 1] {
+            tenants.allocate(&mut tenants.minted(at, "north-of-everything", "dave"), at);
+        }
+        let expected = [
+            ["bob", "b", "b.example"],
+            ["bob", "b", "throughway"],
+            ["dave", "a", "a.example"],
+            ["dave", "none", "throughway"],
+        ];
+        assert_eq!(tenants.started(4), expected);
+    }
+
+    fn a_tenant_without_a_free_port_gets_none_of_the_others(workers: u8) {
+        let tenants = Tenants::start(workers);
+        let server = &tenants.server;
+        let mut first = tenants.alice(2);
+        tenants.allocate(&mut first, 2);
+        tenants.allocate(&mut tenants.alice(2), 2);
+        for at in [0, 2] {
+            tenants.allocate(&mut tenants.minted(at, SECRET_OF_B, "bob"), 2);
+        }
+        for of in [0, 0, 1] {
+            tenants.allocate(&mut tenants.alice(of), of);
+        }
         let ports = |tenant, address, state| {
             server.scrape().value("throughway_tenant_ports", &[("tenant", tenant), ("address", address), ("state", state)])
         };
         let states = ["used", "free", "resting"];
         assert_eq!(states.map(|state| ports("b", "127.0.0.1", state)), [4, 0, 0]);
         assert_eq!(states.map(|state| ports("b", "::1", state)), [0, 4, 0]);
-        assert_eq!(["a", ""].map(|tenant| ports(tenant, "127.0.0.1", "used")), [3, 2]);
+        assert_eq!(["a", ""].map(|tenant| ports(tenant, "127.0.0.1", "used")), [1, 2]);
         let told = server.log.wait_for_line("over 90 % of this tenant's relay ports");
         let told: Value = serde_json::from_str(&told).unwrap();
         assert_eq!((&told["tenant"], &told["address"]), (&json!("b"), &json!("127.0.0.1")), "{told}");
         assert_eq!((&told["used"], &told["of"]), (&json!(4), &json!(4)), "{told}");
         let whole = "over 90 % of the relay ports of this address are in use";
         assert!(!server.log.text().contains(whole), "the whole range is not short");
-        server.expect_refused("no_port", 1, || refused(alice(udp[2], 2), 508, ""));
-        for (at, secret) in [(0, "north-of-everything"), (1, "north-of-everything")] {
-            let mut client = Client::udp(udp[at]).minted(secret, "dave");
-            assert!(in_part(at, client.allocate().port()));
+        server.expect_refused("no_port", 1, || refused(tenants.alice(2), 508, ""));
+        // That is its own affair.
+        for at in [0, 1] {
+            tenants.allocate(&mut tenants.minted(at, "north-of-everything", "dave"), at);
         }
-        assert_eq!(calls[4].refresh(0).code(), 0);
-        assert!(in_part(2, alice(udp[2], 2).allocate().port()), "rather than none one that rests");
-        let listed = operator::get(&server, "/v1/sessions?user=alice&tenant=a");
-        let listed = listed["sessions"].as_array().unwrap();
-        assert_eq!(listed.len(), 2, "{listed:?}");
-        assert!(listed.iter().all(|of| of["tenant"] == "a" && of["realm"] == "a.example"), "{listed:?}");
-        let starts = records(&server.directory().join("usage.jsonl"), "start", 12);
-        let of = |record: &Value, name: &str| record[name].as_str().unwrap_or("none").to_owned();
-        let mut seen: Vec<_> = starts.iter().map(|record| [of(record, "user"), of(record, "tenant"), of(record, "realm")]).collect();
-        seen.sort();
-        seen.dedup();
-        let expected = [
-            ["alice", "a", "a.example"],
-            ["alice", "b", "b.example"],
-            ["alice", "none", "throughway"],
-            ["bob", "b", "b.example"],
-            ["bob", "b", "throughway"],
-            ["carol", "a", "a.example"],
-            ["dave", "a", "a.example"],
-            ["dave", "none", "throughway"],
-        ];
-        assert_eq!(seen, expected);
+        // Rather than none it gets one that rests.
+        assert_eq!(first.refresh(0).code(), 0);
+        tenants.allocate(&mut tenants.alice(2), 2);
     }
 
     fn an_upgrade_and_a_reload_leave_sessions_what_they_are(workers: u8) {

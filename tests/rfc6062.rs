@@ -448,13 +448,14 @@ fn limits_hold_bytes_back_and_a_spent_budget_ends_the_allocation() {
 #[test]
 fn the_end_of_the_allocation_closes_its_connections_and_no_others() {
     type Ends = fn(&mut Harness, Client);
-    let ends: [Ends; 4] = [
-        |h, client| assert_eq!(h.refresh(client, 0).code(), 0),
-        |h, _| h.advance(601),
-        |h, client| h.disconnect(client),
-        |h, _| h.close(&Selector::TcpAllocations, EndReason::Kicked),
+    // Whether the other allocation ends as well.
+    let ends: [(Ends, bool); 4] = [
+        (|h, client| assert_eq!(h.refresh(client, 0).code(), 0), false),
+        (|h, _| h.advance(601), true),
+        (|h, client| h.disconnect(client), false),
+        (|h, _| h.close(&Selector::TcpAllocations, EndReason::Kicked), true),
     ];
-    for end in ends {
+    for (at, (end, of_both)) in ends.into_iter().enumerate() {
         let (mut h, client, _) = with_allocation();
         let other = h.add(user("bob").tcp());
         h.allocate_tcp(other);
@@ -462,19 +463,22 @@ fn the_end_of_the_allocation_closes_its_connections_and_no_others() {
         let (one, _) = bound(&mut h, client, "81.2.69.1:9000");
         let two = h.connect(client, addr(OTHER)).id;
         let three = h.peer_connects(client, addr(PEER)).unwrap();
-        let foreign = h.connect(other, addr(PEER));
+        let foreign = h.connect(other, addr(PEER)).id;
         h.inbox(client);
+        let sorted = |mut ids: Vec<ConnectionId>| {
+            ids.sort_unstable();
+            ids
+        };
+        let closed = |h: &Harness| sorted(h.closed_connections.clone());
+        let (own, all) = (sorted(vec![one, two, three]), sorted(vec![one, two, three, foreign]));
         end(&mut h, client);
         assert!(!h.is_alive(client));
-        let mut closed = h.closed_connections.clone();
-        closed.retain(|id| *id != foreign.id);
-        closed.sort_unstable();
-        let mut all = [one, two, three];
-        all.sort_unstable();
-        assert!(closed == all || closed == [one], "those that waited may have gone before: {closed:?}");
+        assert_eq!(h.is_alive(other), !of_both);
+        assert_eq!(&closed(&h), if of_both { &all } else { &own }, "ending {at}");
         h.disconnect(other);
         h.disconnect(client);
         h.advance(1_000);
+        assert_eq!(closed(&h), all, "each once, ending {at}");
         assert_eq!(h.leftovers(), 0, "nothing stays behind");
     }
 }
