@@ -3,6 +3,7 @@
 //! The protocol of sd_notify(3), by hand: lines of text in one datagram to the socket that $NOTIFY_SOCKET names.
 //! Without that variable nothing is sent. Called by `run`.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -43,7 +44,12 @@ pub struct Notifier {
     is_upgrading: AtomicBool,
     /// Why the last upgrade did not take place, as the end of the status.
     not_upgraded: Mutex<String>,
+    /// What the manager waits for and had no room for, the oldest first.
+    untold: Mutex<VecDeque<String>>,
 }
+
+/// More changes of a service's state wait only for a manager that reads nothing for minutes; the oldest ones are over then.
+const UNTOLD_MAX: usize = 16;
 
 impl Notifier {
     /// The socket that the variable names; `main` is the service's main process.
@@ -78,12 +84,33 @@ impl Notifier {
         }
     }
 
+    /// The same for what the manager waits for: where its queue is full, each tick tries again.
+    fn send_until_heard(&self, text: &str) {
+        let mut untold = self.untold.lock().unwrap_or_else(PoisonError::into_inner);
+        if untold.len() == UNTOLD_MAX {
+            untold.pop_front();
+        }
+        untold.push_back(text.to_owned());
+        self.tell_untold(&mut untold);
+    }
+
+    fn tell_untold(&self, untold: &mut VecDeque<String>) {
+        while let (Some(text), Some((socket, address))) = (untold.front(), &self.manager) {
+            match socket.send_to_addr(text.as_bytes(), address) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // One that does not listen waits for nothing.
+                Ok(_) | Err(_) => drop(untold.pop_front()),
+            }
+        }
+        untold.clear();
+    }
+
     /// Started, or reloaded.
     pub fn ready(&self, status: &str) {
         if self.is_draining.load(Ordering::Relaxed) {
-            return self.send("READY=1");
+            return self.send_until_heard("READY=1");
         }
-        self.send(&format!("READY=1\nSTATUS={status}"));
+        self.send_until_heard(&format!("READY=1\nSTATUS={status}"));
     }
 
     /// A reload begins; `ready` ends it. The time lets the manager tell this reload from an older one.
@@ -99,13 +126,14 @@ impl Notifier {
 
     /// A reload was asked for, and can't be now: the manager, which waits for its end, hears that this is it.
     pub fn reload_refused(&self, why: &str) {
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_microseconds()));
-        self.send(&format!("READY=1\nSTATUS={why}"));
+        self.send_until_heard(&format!("RELOADING=1\nMONOTONIC_USEC={}", clock::monotonic_microseconds()));
+        self.send_until_heard(&format!("READY=1\nSTATUS={why}"));
     }
 
     fn begin_reload(&self, status: &str) {
         self.not_upgraded.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}\nSTATUS={status}", clock::monotonic_microseconds()));
+        let time = clock::monotonic_microseconds();
+        self.send_until_heard(&format!("RELOADING=1\nMONOTONIC_USEC={time}\nSTATUS={status}"));
     }
 
     /// No other process has taken over: the main one is as before, and ready. The status shows why until the next reload.
@@ -114,9 +142,9 @@ impl Notifier {
         let why: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARACTERS).collect();
         let main = format!("READY=1\nMAINPID={}", self.main);
         if self.is_draining.load(Ordering::Relaxed) {
-            self.send(&main);
+            self.send_until_heard(&main);
         } else {
-            self.send(&format!("{main}\nSTATUS=serving; {why}"));
+            self.send_until_heard(&format!("{main}\nSTATUS=serving; {why}"));
         }
         *self.not_upgraded.lock().unwrap_or_else(PoisonError::into_inner) = format!("; {why}");
     }
@@ -155,7 +183,7 @@ impl Notifier {
 
     /// Another process has the sessions, which the manager did not start; this one only waits for its end.
     pub fn handed_over(&self) {
-        self.send("READY=1\nSTATUS=the sessions are another process's");
+        self.send_until_heard("READY=1\nSTATUS=the sessions are another process's");
     }
 
     /// Does something with a socket that waits, within bounds, while the manager's queue is full.
@@ -187,6 +215,7 @@ impl Notifier {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.tell_untold(&mut self.untold.lock().unwrap_or_else(PoisonError::into_inner));
             let silent = running.silent_workers(every / 2).await;
             if silent.is_empty() {
                 let fed = if watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
@@ -229,6 +258,33 @@ mod tests {
         for (microseconds, pid) in [(Some("3000000"), Some("8")), (Some("0"), None), (Some("x"), None), (None, None)] {
             assert_eq!(watchdog(microseconds, pid, 7), None, "{microseconds:?} {pid:?}");
         }
+    }
+
+    #[test]
+    fn what_a_full_queue_has_no_room_for_is_told_when_there_is_some() {
+        let name = format!("throughway-notify-full-{}", std::process::id());
+        let manager = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        let notifier = Notifier::new(Some(OsStr::new(&format!("@{name}"))), 7).unwrap();
+        (0..1_000).for_each(|_| notifier.send("STATUS=of no importance"));
+        notifier.reloading();
+        notifier.ready("serving");
+        let mut buffer = [0; 200];
+        let mut heard = || {
+            let len = manager.recv(&mut buffer).ok()?;
+            Some(String::from_utf8(buffer[..len].to_vec()).unwrap())
+        };
+        while let Some(said) = heard() {
+            assert_eq!(said, "STATUS=of no importance", "the queue was full");
+        }
+        notifier.tell_untold(&mut notifier.untold.lock().unwrap());
+        assert!(heard().unwrap().starts_with("RELOADING=1\n"));
+        assert_eq!(heard().unwrap(), "READY=1\nSTATUS=serving");
+        assert_eq!(heard(), None, "each is told once");
+        // Nothing is kept for a manager that is gone.
+        drop(manager);
+        (0..100).for_each(|_| notifier.ready("serving"));
+        assert!(notifier.untold.lock().unwrap().is_empty());
     }
 
     #[test]
