@@ -105,7 +105,8 @@ impl ReadBudget {
     /// Whether this read shall be told the traffic class of each datagram (RFC 8656 section 14). It costs a few percent, and
     /// few networks mark anything: so a socket is asked while marked datagrams come, and now and then. Decision 0235.
     pub(super) const fn asks_class(&mut self) -> bool {
-        self.unmarked = if self.unmarked + 1 >= UNMARKED_READS + LOOK_EVERY { UNMARKED_READS } else { self.unmarked + 1 };
+        let next = self.unmarked + 1;
+        self.unmarked = if next >= UNMARKED_READS + LOOK_EVERY { UNMARKED_READS } else { next };
         self.unmarked <= UNMARKED_READS
     }
 
