@@ -720,9 +720,9 @@ fn an_upgrade_takes_tickets_and_ways_along() {
     }
 }
 
-// [8016-3.1.2-1]
+// [8016-3.1.2-2]
 #[test]
-fn an_allocate_method_alone_has_an_empty_ticket() {
+fn a_ticket_in_an_allocate_is_400() {
     let mut h = with_mobility();
     let (_, ticket, _) = mobile_client(&mut h, alice());
     let client = h.client();

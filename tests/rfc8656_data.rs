@@ -303,7 +303,7 @@ fn a_send_request_relays_nothing() {
     h.silent(client, &bytes, DropReason::UnknownMethod);
 }
 
-// RFC 8656 §11.2, §14: DONT-FRAGMENT sets DF; nothing else does [8656-14-3]
+// RFC 8656 §11.2, §14: DONT-FRAGMENT sets DF, and nothing else does; DSCP and ECN go along [8656-14-1, -3]
 #[test]
 fn dont_fragment_of_a_send_indication_goes_into_the_meta() {
     let mut h = Harness::new();

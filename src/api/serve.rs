@@ -42,12 +42,13 @@ pub enum Peer {
     Unix(Option<u32>),
 }
 
-/// What one listener takes.
+/// What listeners of HTTP take. `half_open` and `handshake` are limits of the front, which all of them share (decision 0234);
+/// the others hold for each listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     /// At a time; then the longest idle one of the fullest source gives way.
     pub(super) connections: u64,
-    /// TLS handshakes under way at a time; more connections wait for one.
+    /// TLS handshakes under way at a time, of all listeners together; more connections wait for one.
     pub(super) half_open: u64,
     /// For one of them.
     pub(super) handshake: Duration,

@@ -389,10 +389,16 @@ const fn field(path: &'static str, value_type: ValueType, help: &'static str) ->
     key(path, value_type, "", help)
 }
 
-/// The fields of the tables, each below the path of its table; `*.limits` is the table that users, secrets and keys may have.
+/// The fields of the tables, each below the path of its table; `*.limits` is the table that users, secrets and keys may have,
+/// `listen.*` an entry of any list of listeners but `listen.shared`.
 /// None has a default: what is left out says nothing.
 #[rustfmt::skip]
 pub const FIELDS: &[ConfigKey] = &[
+    field("listen.*.address", Text, "Address and port, where an entry of `listen.udp`, `listen.tcp`, `listen.tls` or `listen.auto` is a table"),
+    field("listen.*.proxy_from", List, "Proxies in front of this listener: nothing else may connect, and each connection begins with a PROXY header; not in `listen.udp`"),
+    field("listen.*.realm", Text, "The realm of this listener; left out: that of the server"),
+    field("listen.*.tenant", Text, "The tenant that sessions by this listener belong to"),
+
     field("listen.shared.address", Text, "Address and port for clients of both servers"),
     field("listen.shared.backend", Text, "Address and port of the web server"),
     field("listen.shared.names", List, "Server names that lead to this server; clients that offer `stun.turn`, or that send neither a name nor an application protocol, come to it too"),
@@ -436,6 +442,9 @@ pub const FIELDS: &[ConfigKey] = &[
     field("auth.secrets.claims", Claims, "Whether its credentials may carry limits of their own, or which"),
     field("auth.secrets.verify_only", Flag, "true: the server mints nothing with it"),
 
+    field("http.public.address", Text, "Address and port, with `https://` in front for TLS, where an entry is a table"),
+    field("http.public.proxy_from", List, "Proxies that pass connections on to this listener: nothing else may connect, and each connection begins with a PROXY header"),
+
     field("http.keys.name", Text, "Its name in logs and metrics"),
     field("http.keys.sha256", Text, "The SHA-256 of the key, in hexadecimal digits"),
     field("http.keys.max_ttl", Duration(1, u64::MAX), "The longest lifetime that it may ask for"),
@@ -464,7 +473,7 @@ pub const EXAMPLE: &str = include_str!("../../config.example.toml");
 pub const LATER: &[(&str, &str)] = &[("listen.dtls", "[]")];
 
 /// Fields of a listener's table in later versions.
-pub(crate) const LATER_FIELDS: [&str; 4] = ["relay", "external", "proxy_from", "certificate"];
+pub(crate) const LATER_FIELDS: [&str; 3] = ["relay", "external", "certificate"];
 
 /// The row of a path.
 pub(crate) fn find(path: &str) -> Option<&'static ConfigKey> {

@@ -432,6 +432,7 @@ pub fn file_limit(limit: std::io::Result<u64>) {
         // Those that are kept back are for listeners, HTTP and the runtime's own.
         Ok(limit) => tracing::info!(
             open_files = limit,
+            // By how their clients come; connections to peers need two more files each.
             allocations_udp = limit.saturating_sub(64),
             allocations_tcp = limit.saturating_sub(64) / 2,
             "room for this many allocations under the limit of open files"

@@ -116,7 +116,7 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     ),
     (
         RejectReason::MobilityForbidden,
-        "the client asks to keep its relayed address when it changes its network: set relay.mobility = true to let it; it goes on without",
+        "the client asks to keep its relayed address when it changes its network: set relay.mobility = true to let it; it can ask again without that, but some clients give up instead",
     ),
     (
         RejectReason::BadTicket,

@@ -96,7 +96,7 @@ pub enum Input<'a> {
         /// Which connection.
         connection: ConnectionId,
     },
-    /// New settings: live permissions and channels are judged again.
+    /// New settings: live permissions, channels and connections to peers are judged again.
     Reconfigure(Arc<Settings>),
     /// No new allocations from now on.
     Drain,

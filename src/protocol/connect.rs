@@ -267,7 +267,8 @@ impl Server {
     }
 
     /// Judges bytes that came over a bound connection; the sockets are full of more. What may be sent counts as sent, and
-    /// [`Server::not_sent`] takes back what was not, under the id of the allocation that this gives.
+    /// [`Server::not_sent`] takes back what was not, under the id of the allocation that this gives. Where there is no such
+    /// connection, that is an id that no allocation has.
     // [6062-5.4-3, -4]
     pub fn carry(
         &mut self,

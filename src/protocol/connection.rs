@@ -138,7 +138,7 @@ pub enum ConnectionResult {
     Failed,
     /// A peer came.
     Accepted,
-    /// A peer came that has no permission.
+    /// A peer came that has no permission, or whose address and port has a connection already: one that a Connect has begun.
     NotPermitted,
     /// A peer came, and the allocation has as many connections as it may.
     Limit,

@@ -74,7 +74,7 @@ pub(super) fn page() -> String {
         }
         entry(&mut page, key);
     }
-    page += ".SH FIELDS OF TABLES\nWhat stands in the tables of auth.users, auth.secrets, http.keys and tls.certificates, and in their limits.\n";
+    page += ".SH FIELDS OF TABLES\nWhat stands in tables: entries of lists, users, secrets, keys and certificates, and their limits.\n";
     for field in FIELDS {
         let _ = write!(page, ".TP\n.B {}\n{}.\n", escape(field.path), inline(field.help));
     }
