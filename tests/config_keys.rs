@@ -117,12 +117,8 @@ fn table_with(field: &ConfigKey, value: &str) -> (String, String) {
         }
         "listen.*" | "http.public" => {
             let list = if table == "http.public" { table } else { "listen.tcp" };
-            // A wrong address is told as the entry that it is the address of.
-            let (rest, path) = match name {
-                "address" => ("", format!("{list}[0]")),
-                name => (", address = \"127.0.0.1:21099\"", format!("{list}[0].{name}")),
-            };
-            (format!("{list} = [{{ {name} = {value}{rest} }}]\n{SECRET}"), path)
+            let rest = if name == "address" { "" } else { ", address = \"127.0.0.1:21099\"" };
+            (format!("{list} = [{{ {name} = {value}{rest} }}]\n{SECRET}"), format!("{list}[0].{name}"))
         }
         "tls.acme" => (format!("tls.acme = {{ {name} = {value} }}\n{SECRET}"), field.path.to_owned()),
         "auth.users" => (format!("auth.users.a = {{ {name} = {value} }}\n"), format!("auth.users.a.{name}")),

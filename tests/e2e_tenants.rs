@@ -146,8 +146,8 @@ with_one_and_three_workers! {
         let server = &tenants.server;
         // Open to the end: a stream that closes ends its session.
         let mut calls = Vec::new();
-        for of in 0..3 {
-            for mut client in [tenants.alice(of), Client::tcp(server.all("tcp")[of]).user("alice", PASSWORDS[of])] {
+        for (of, password) in PASSWORDS.into_iter().enumerate() {
+            for mut client in [tenants.alice(of), Client::tcp(server.all("tcp")[of]).user("alice", password)] {
                 let relayed = tenants.allocate(&mut client, of);
                 relays(&mut client, relayed, 0x4000);
                 calls.push(client);

@@ -152,7 +152,7 @@ impl Check {
             }
             return None;
         };
-        let address = self.public_address(&Node { key: node.key.clone(), ..address.clone() });
+        let address = self.public_address(&Node { key: format!("{}.address", node.key), ..address.clone() });
         let proxy_from = match document::field(fields, "proxy_from") {
             None => Some(Arc::default()),
             Some(from) => {

@@ -118,7 +118,7 @@ impl Check {
             }
             return None;
         };
-        let address = Node { key: node.key.clone(), ..address.clone() };
+        let address = Node { key: format!("{}.address", node.key), ..address.clone() };
         let text = self.text(&address)?;
         let address = self.socket_address(&address, &text);
         let proxy_from = match document::field(fields, "proxy_from") {
