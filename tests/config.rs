@@ -135,10 +135,10 @@ const WRONG: &[(&str, usize, &str, &[&str])] = &[
     (
         "[listen]\nudp = [{ address = \"0.0.0.0:3478\", relay = \"10.0.0.5\" }]",
         2,
-        "listen.udp.relay",
+        "listen.udp[0].relay",
         &["not in this version"],
     ),
-    ("[listen]\nudp = [{ adress = \"0.0.0.0:3478\" }]", 2, "listen.udp.adress", &["did you mean `address`?"]),
+    ("[listen]\nudp = [{ adress = \"0.0.0.0:3478\" }]", 2, "listen.udp[0].adress", &["did you mean `address`?"]),
     // plain values
     ("realm = \"\"", 1, "realm", &["must not be empty"]),
     ("realm = 5", 1, "realm", &["= 5:", "expected a string in quotes, found a number"]),

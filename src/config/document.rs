@@ -182,8 +182,11 @@ impl Reader {
             DeValue::Datetime(date) => Value::Other(date.to_string()),
             DeValue::Array(items) => {
                 let has_tables = find(&key).is_some_and(|row| row.value_type.is_tables());
-                let key_of = |at| if has_tables { format!("{key}[{at}]") } else { key.clone() };
-                Value::List(items.iter().enumerate().map(|(at, item)| self.node(key_of(at), item)).collect())
+                let node = |(at, item): (usize, &Spanned<DeValue<'_>>)| {
+                    let is_table = has_tables || matches!(item.get_ref(), DeValue::Table(_));
+                    self.node(if is_table { format!("{key}[{at}]") } else { key.clone() }, item)
+                };
+                Value::List(items.iter().enumerate().map(node).collect())
             }
             DeValue::Table(table) => Value::Table(self.table(&format!("{key}."), table)),
         };

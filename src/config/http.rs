@@ -152,13 +152,10 @@ impl Check {
             }
             return None;
         };
-        let address = self.public_address(&Node { key: format!("{}.address", node.key), ..address.clone() });
+        let address = self.public_address(address);
         let proxy_from = match document::field(fields, "proxy_from") {
             None => Some(Arc::default()),
-            Some(from) => {
-                let from = Node { key: format!("{}.proxy_from", node.key), ..from.clone() };
-                self.proxy_from(&from, Transport::Tcp)
-            }
+            Some(from) => self.proxy_from(from, Transport::Tcp),
         };
         let ((is_https, address), proxy_from) = (address?, proxy_from?);
         Some(PublicListen { address, is_https, proxy_from })

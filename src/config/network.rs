@@ -118,19 +118,13 @@ impl Check {
             }
             return None;
         };
-        let address = Node { key: format!("{}.address", node.key), ..address.clone() };
-        let text = self.text(&address)?;
-        let address = self.socket_address(&address, &text);
+        let text = self.text(address)?;
+        let address = self.socket_address(address, &text);
         let proxy_from = match document::field(fields, "proxy_from") {
             None => Some(Arc::default()),
-            Some(from) => {
-                let from = Node { key: format!("{}.proxy_from", node.key), ..from.clone() };
-                self.proxy_from(&from, transport)
-            }
+            Some(from) => self.proxy_from(from, transport),
         };
-        let named = |name: &str| {
-            document::field(fields, name).map(|of| Node { key: format!("{}.{name}", node.key), ..of.clone() })
-        };
+        let named = |name: &str| document::field(fields, name).cloned();
         let tenancy = self.tenancy(named("realm"), named("tenant"));
         Some((address?, proxy_from?, tenancy?))
     }
