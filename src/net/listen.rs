@@ -215,7 +215,7 @@ fn prepare(socket: Socket, address: SocketAddr) -> io::Result<UdpSocket> {
     }
     // Large replies are rare and must arrive; path MTU discovery would lose them.
     sys::set_large_datagrams(socket.as_fd(), address.is_ipv6(), LargeDatagrams::InFragments)?;
-    sys::tell_class(socket.as_fd(), address.is_ipv6())?;
+    sys::tell_class(socket.as_fd(), true)?;
     // More is better, less still works. A passed socket may have more already than the limit grants us.
     if !socket.recv_buffer_size().is_ok_and(|bytes| bytes / 2 >= RECEIVE_BUFFER) {
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);

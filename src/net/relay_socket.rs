@@ -421,7 +421,7 @@ fn bind(ip: IpAddr, port: u16) -> io::Result<UdpSocket> {
         socket.set_only_v6(true)?;
     }
     sys::set_large_datagrams(socket.as_fd(), ip.is_ipv6(), LargeDatagrams::InFragmentsOfLink)?;
-    sys::tell_class(socket.as_fd(), ip.is_ipv6())?;
+    sys::tell_class(socket.as_fd(), true)?;
     sys::tell_icmp_errors(socket.as_fd(), ip.is_ipv6())?;
     // A burst of video must wait somewhere while the worker has its turn elsewhere. It is a limit, not memory.
     let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER);

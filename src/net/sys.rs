@@ -255,11 +255,12 @@ pub(super) fn set_large_datagrams(fd: BorrowedFd<'_>, ipv6: bool, how: LargeData
     }
 }
 
-/// Asks the kernel to tell DSCP and ECN of each datagram.
-pub(super) fn tell_class(fd: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+/// Asks the kernel to tell DSCP and ECN of each datagram, or not to tell them any more.
+pub(super) fn tell_class(fd: BorrowedFd<'_>, yes: bool) -> io::Result<()> {
+    let is_ipv6 = socket2::SockRef::from(&fd).domain()? == socket2::Domain::IPV6;
     let (level, name) =
-        if ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS) } else { (libc::IPPROTO_IP, libc::IP_RECVTOS) };
-    set_option(fd, level, name, &1_i32)
+        if is_ipv6 { (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS) } else { (libc::IPPROTO_IP, libc::IP_RECVTOS) };
+    set_option(fd, level, name, &i32::from(yes))
 }
 
 /// Asks the kernel to keep what ICMP says of a socket's datagrams, for [`socket_error`]. From then on each such error also

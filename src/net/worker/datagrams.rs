@@ -190,7 +190,8 @@ impl Worker {
         // A message of this very turn may have closed it.
         let Some(listener) = self.listeners.get_mut(at) else { return };
         let coalesces = listener.read_budget.coalesces() || listener.users.coalesces();
-        let asks = listener.read_budget.asks_class() || listener.is_wildcard() || coalesces;
+        let reads_control = listener.is_wildcard() || coalesces;
+        let asks = listener.read_budget.asks(listener.socket.as_fd(), reads_control);
         if wanted == 1 && !asks {
             return self.read_listener_once(now, at);
         }
@@ -428,7 +429,7 @@ impl Worker {
             self.on_icmp_errors(now, id, None);
         }
         let Some(relay) = self.relays.at_mut(at) else { return };
-        let asks = relay.read_budget.asks_class() || relay.read_budget.coalesces();
+        let asks = relay.read_budget.asks(relay.socket.as_fd(), relay.read_budget.coalesces());
         let wanted = relay.read_budget.ready(loops, relay.read_budget.most(RELAY_BATCH));
         let id = relay.id;
         if let Some(bytes) = self.receive_buffers.on_read(&mut relay.buffer_state, relay_socket::RECEIVE_BUFFER) {

@@ -58,9 +58,12 @@ pub(in crate::net) struct ReadBudget {
     score: u8,
     /// Pieces to read at once, if the kernel coalesces; 0 if it does not.
     pieces: u8,
-    /// Reads since the last one that brought a traffic class, up to where the next look is due.
+    /// Reads since the last one that brought a traffic class, up to where the next look is due; and [`IS_UNTOLD`].
     unmarked: u8,
 }
+
+/// The kernel was asked not to tell traffic classes, or may have been.
+const IS_UNTOLD: u8 = 0x80;
 
 /// So many reads without a traffic class, and the next ones don't ask for it.
 const UNMARKED_READS: u8 = 16;
@@ -71,7 +74,7 @@ const LOOK_EVERY: u8 = 64;
 impl ReadBudget {
     /// For a socket that another process read before: it may coalesce already.
     pub(in crate::net) fn of_socket(fd: BorrowedFd<'_>) -> Self {
-        Self { pieces: if sys::coalesces(fd) { PIECES_MIN } else { 0 }, ..Self::default() }
+        Self { pieces: if sys::coalesces(fd) { PIECES_MIN } else { 0 }, unmarked: IS_UNTOLD, ..Self::default() }
     }
 
     /// Datagrams to ask for, now that the socket is ready in this loop.
@@ -102,17 +105,30 @@ impl ReadBudget {
         }
     }
 
-    /// Whether this read shall be told the traffic class of each datagram (RFC 8656 section 14). It costs a few percent, and
-    /// few networks mark anything: so a socket is asked while marked datagrams come, and now and then. Decision 0235.
-    pub(super) const fn asks_class(&mut self) -> bool {
-        let next = self.unmarked + 1;
-        self.unmarked = if next >= UNMARKED_READS + LOOK_EVERY { UNMARKED_READS } else { next };
-        self.unmarked <= UNMARKED_READS
+    /// Whether the next read takes what the kernel tells beside the datagrams: for itself, as where it `coalesces`, or for
+    /// their traffic class (RFC 8656 section 14). That costs a few percent, and few networks mark anything: so the kernel is
+    /// asked for it while marked datagrams come, and now and then. Decision 0235.
+    pub(super) fn asks(&mut self, fd: BorrowedFd<'_>, coalesces: bool) -> bool {
+        let asks_class = self.asks_class();
+        let is_told = self.unmarked & IS_UNTOLD == 0;
+        if is_told != asks_class && (asks_class || coalesces) {
+            self.unmarked ^= IS_UNTOLD;
+            // Should it fail, it is told as before.
+            let _ = sys::tell_class(fd, asks_class);
+        }
+        asks_class || coalesces
+    }
+
+    const fn asks_class(&mut self) -> bool {
+        let next = (self.unmarked & !IS_UNTOLD) + 1;
+        let reads = if next >= UNMARKED_READS + LOOK_EVERY { UNMARKED_READS } else { next };
+        self.unmarked = self.unmarked & IS_UNTOLD | reads;
+        reads <= UNMARKED_READS
     }
 
     /// A datagram with a traffic class came: the next reads ask for it.
     pub(super) const fn class_came(&mut self) {
-        self.unmarked = 0;
+        self.unmarked &= IS_UNTOLD;
     }
 
     pub(in crate::net) const fn coalesces(&self) -> bool {
@@ -206,6 +222,28 @@ mod tests {
         for _ in 0..1_000 {
             read_budget.class_came();
             assert!(read_budget.asks_class(), "a marked flow is told packet by packet");
+        }
+    }
+
+    // Where ancillary data are read anyway, each class would cost.
+    #[test]
+    fn a_socket_that_coalesces_is_told_no_class_but_where_it_asks() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let tells = || socket2::SockRef::from(&socket).recv_tos_v4().unwrap();
+        let fd = socket.as_fd();
+        // Of another worker or process: what is told there is not known.
+        for (mut read_budget, is_told) in [(ReadBudget::default(), true), (ReadBudget::of_socket(fd), false)] {
+            sys::tell_class(fd, is_told).unwrap();
+            for read in 0..200 {
+                assert!(read_budget.asks(fd, true));
+                let asks = read < 16 || (read - 16) % 64 == 63;
+                assert_eq!(tells(), asks, "read {read}");
+            }
+            // One that coalesces no more, or never did, is told as soon as it asks.
+            let asked = (0..64).find(|_| read_budget.asks(fd, false)).unwrap();
+            assert!(tells(), "read {asked}");
+            read_budget.class_came();
+            assert!(read_budget.asks(fd, true) && tells());
         }
     }
 

@@ -229,8 +229,6 @@ impl Worker {
         if control.is_some() {
             let _ = sys::set_receive_buffer(data.as_fd(), listen::RECEIVE_BUFFER);
         }
-        // The other process may have been of a release that did not ask.
-        let _ = sys::tell_class(data.as_fd(), listener.address.is_ipv6());
         let mut adopted = Listener::new(listener.id, data, control, listener.address, Arc::clone(&listener.users));
         adopted.remember_coalescing();
         let change = ListenerChange::Open(Box::new(adopted));
