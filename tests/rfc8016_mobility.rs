@@ -13,6 +13,7 @@ use throughway::protocol::border::Selector;
 use throughway::protocol::reason::{DropReason, EndReason};
 use throughway::protocol::reject::RejectReason as Why;
 use throughway::protocol::settings::Settings;
+use throughway::protocol::tenancy::{Tenancies, Tenancy};
 
 fn mobile(settings: &mut Settings) {
     settings.mobility = true;
@@ -555,6 +556,56 @@ fn requests_follow_an_allocation_on_its_way() {
     assert_eq!(h.drops(DropReason::Moving).packets, 3);
     h.refresh(third, 0);
     assert_eq!(h.leftovers(), 0);
+}
+
+// The worker to which an allocation is on its way is named already: it must not look for it at itself in vain.
+#[test]
+fn what_comes_while_an_allocation_is_on_its_way_waits_for_it() {
+    for to in [alice(), alice().tcp()] {
+        let mut h = Harness::workers(3, mobile);
+        let (_, ticket, _) = mobile_client(&mut h, alice().on_worker(0));
+        let new = elsewhere(&mut h, to.on_worker(1));
+        let newer = ticket_of(&h.ask(new, come(&ticket)));
+        let third = elsewhere(&mut h, alice().on_worker(2));
+        h.hold_back_asks = true;
+        assert_eq!(h.channel_data(new, CHANNEL, b"one"), Went::Dropped(DropReason::Moving));
+        h.advance_ms(0);
+        h.let_one_ask_go();
+        assert_eq!(h.allocations(), 0, "it has left the first worker, and is not at the second one yet");
+        let here = h.signed(new, &bind(0x4005, addr("8.8.4.4:5")));
+        assert_eq!(h.tell(new, &here), []);
+        let elsewhere = h.signed(third, &come(&newer));
+        assert_eq!(h.tell(third, &elsewhere), []);
+        h.let_later_asks_go();
+        let answers = h.let_asks_go(new);
+        assert_eq!(answers.iter().map(Incoming::code).collect::<Vec<_>>(), [0]);
+        assert_eq!(h.inbox(third).iter().map(Incoming::code).collect::<Vec<_>>(), [0]);
+        passes(&mut h, new);
+        h.refresh(new, 0);
+        assert_eq!(h.leftovers(), 0);
+    }
+}
+
+// A listener of another tenant is closed to a session, also when that comes with a ticket.
+#[test]
+fn a_session_moves_to_no_other_tenants_listener() {
+    for workers in [1, 2] {
+        let mut h = Harness::workers(workers, mobile);
+        let new = h.add(user("al").on_worker(usize::from(workers) - 1));
+        let five_tuple = *h.via(new).five_tuple();
+        let of = |tenant: &str| {
+            let tenancy = Tenancy { realm: None, tenant: Some(tenant.into()) };
+            Tenancies::new([(five_tuple.transport, five_tuple.server.ip(), five_tuple.server.port(), tenancy)])
+        };
+        h.reconfigure(|settings| settings.tenancies = of("a"));
+        let (old, ticket, _) = mobile_client(&mut h, user("al").on_worker(0));
+        h.nonce_of(new);
+        h.reconfigure(|settings| settings.tenancies = of("b"));
+        h.refuses(new, come(&ticket), 403, Why::OtherTenant);
+        h.reconfigure(|settings| settings.tenancies = of("a"));
+        ticket_of(&h.ask(new, come(&ticket)));
+        passes(&mut h, old);
+    }
 }
 
 // A full inbox delays a move, and loses nothing.

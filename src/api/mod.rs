@@ -87,11 +87,23 @@ impl Drop for SocketFile {
 
 /// HTTP could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("{key}: can't listen on {place}: {cause}; free it, choose another or leave it out")]
+#[error("{key}: can't listen on {place}: {cause}; {}", remedy(key, cause))]
 pub struct BindError {
     pub(crate) key: &'static str,
     pub(crate) place: String,
     pub(crate) cause: io::Error,
+}
+
+#[allow(clippy::wildcard_enum_match_arm, reason = "the standard library's list is open")]
+fn remedy(key: &str, cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::AddrInUse if key == "http.listen" => {
+            "see `ss -lntp` for who has it: free it, choose another, or write http.listen = \"\" to serve it nowhere"
+        }
+        io::ErrorKind::AddrInUse => "see `ss -lntp` for who has it: free it, choose another or leave it out",
+        io::ErrorKind::NotFound => "make its directory, choose another or leave it out",
+        _ => "choose another or leave it out",
+    }
 }
 
 impl Bound {

@@ -49,6 +49,10 @@ pub fn refused(request: &str, code: u16, reason: &str, login: Option<&Login>, no
             None => (String::new(), "give --username and --password, or the URL of a credential endpoint".to_owned()),
         },
         300 => (String::new(), "the server accepts no new clients, most likely because it drains before a restart: check the server that it names, and this one afterwards".to_owned()),
+        403 if request == "Allocate" => (
+            String::new(),
+            "no peer is meant: the user was revoked, or the credential is of another tenant than this listener; `throughway sessions --refused USER` says which".to_owned(),
+        ),
         403 => (
             String::new(),
             "the server's peer policy denies this address: peers.allow and peers.deny in throughway, allowed-peer-ip and denied-peer-ip in coturn".to_owned(),
@@ -230,9 +234,11 @@ mod tests {
     #[test]
     fn every_code_has_a_remedy_of_its_own() {
         let mut remedies = std::collections::HashSet::new();
+        let of_peer = refused("CreatePermission", 403, "", None, NOW);
+        assert!(of_peer.remedy.contains("peers.allow"), "{of_peer:?}");
         for (code, remedy) in [
             (300, "the server that it names"),
-            (403, "peers.allow"),
+            (403, "another tenant"),
             (437, "load balancer"),
             (438, "nonce_key_file"),
             (440, "relay.addresses"),

@@ -1,5 +1,6 @@
 //! `credentials mint` and `credentials verify`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -93,6 +94,18 @@ fn mint_with(
     let secret = credentials::minting(&config.auth.secrets, now, claims.tenant.as_deref()).ok_or(
         "there is no secret to mint with: add [[auth.secrets]] to the configuration, or set THROUGHWAY_AUTH__SECRET",
     )?;
+    if let Some(tenant) = &claims.tenant
+        && secret.tenant.as_ref() != Some(tenant)
+        && !secret.claims.has(Claim::Tenant)
+    {
+        let known = config.auth.secrets.iter().filter_map(|secret| secret.tenant.as_deref());
+        let known: BTreeSet<&str> = known.collect();
+        let known = known.into_iter().collect::<Vec<_>>().join(", ");
+        let known = if known.is_empty() { "none has a tenant".to_owned() } else { format!("there are {known}") };
+        return Err(format!(
+            "--tenant: no secret has the tenant \"{tenant}\", {known}; give a table of auth.secrets `tenant = \"{tenant}\"`"
+        ));
+    }
     if claims.grant.closes_at.is_some_and(|at| at <= now) {
         return Err(
             "--close-at: this time has passed, so the credential would be refused; give a time to come".to_owned()

@@ -75,9 +75,11 @@ impl Node {
 
     /// The type of the value, for "expected x, found y".
     pub(crate) fn kind(&self) -> &'static str {
-        match self.value {
+        match &self.value {
             Value::Text(_) => "a string",
             Value::Integer(..) => "a number",
+            Value::Other(word) if word == "true" => "true",
+            Value::Other(word) if word == "false" => "false",
             Value::Other(_) => "something else",
             Value::List(_) => "a list",
             Value::Table(_) => "a table",

@@ -71,6 +71,17 @@ pub struct RelayConfig {
     pub mobility: bool,
 }
 
+/// The port that most people want there.
+fn usual_port(key: &str) -> u16 {
+    match key {
+        _ if key.starts_with("listen.tls") => 5349,
+        _ if key.starts_with("listen.auto") || key.starts_with("listen.shared") => 443,
+        _ if key.starts_with("http.public") => 8443,
+        _ if key.starts_with("http.") => 8080,
+        _ => 3478,
+    }
+}
+
 type ListenerFields = (SocketAddr, Arc<[IpNet]>, Arc<Tenancy>);
 
 impl Check {
@@ -168,9 +179,17 @@ impl Check {
     }
 
     pub(crate) fn socket_address(&mut self, node: &Node, text: &str) -> Option<SocketAddr> {
+        let port = usual_port(&node.key);
+        // What stands before the address, as in "https://0.0.0.0:8443".
+        let whole = node.text().unwrap_or_default().trim_end_matches('/');
+        let scheme = whole.strip_suffix(text).unwrap_or_default();
         let address = text.parse::<SocketAddr>().map_err(|_| match text.parse::<IpAddr>() {
-            Ok(ip) => format!("the port is missing; write \"{}\"", SocketAddr::new(ip, 3478)),
-            Err(_) => "expected an IP address and a port, such as \"0.0.0.0:3478\" or \"[::]:3478\"".to_owned(),
+            Ok(ip) => format!("the port is missing; write \"{scheme}{}\"", SocketAddr::new(ip, port)),
+            Err(_) => {
+                format!(
+                    "expected an IP address and a port, such as \"{scheme}0.0.0.0:{port}\" or \"{scheme}[::]:{port}\""
+                )
+            }
         });
         let fit = address.and_then(|address| unfit(address.ip()).map_or(Ok(address), Err));
         self.ok(node, fit)

@@ -50,9 +50,15 @@ impl BindError {
         other_key: &str,
         other: SocketAddr,
     ) -> Self {
-        let cause = io::Error::other(format!(
-            "{other_key} {other} of this server has the port, as long as a session of it lives; take that one out, reload, and add {key} when it is closed, or restart"
-        ));
+        let until = match transport {
+            Transport::Udp => "as long as a session of it lives; take that one out, reload, and add",
+            Transport::Tcp | Transport::Tls => "until this reload is done; take that one out first, reload, and add",
+        };
+        let then = match transport {
+            Transport::Udp => "when it is closed, or restart",
+            Transport::Tcp | Transport::Tls => "then",
+        };
+        let cause = io::Error::other(format!("{other_key} {other} of this server has the port {until} {key} {then}"));
         Self { transport: transport.name(), address, cause }
     }
 }

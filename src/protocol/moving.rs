@@ -127,6 +127,10 @@ impl Server {
             return Err(RejectReason::AllocationExists);
         }
         self.check_client(now, via, &allocation.owner)?;
+        let tenant = self.settings.tenancies.of(via.five_tuple()).and_then(|of| of.tenant.as_deref());
+        if tenant.zip(allocation.owner.tenant()).is_some_and(|(listener, own)| listener != own) {
+            return Err(RejectReason::OtherTenant);
+        }
         self.check_refresh_of(allocation, request.message()).map(Checked::Move)
     }
 
@@ -376,7 +380,11 @@ impl Server {
             PathAnswer::Moved { via, allocation } => {
                 self.foreign.answered(&via);
                 match allocation {
-                    Some((from, state)) => self.on_arrival(now, via, from, *state),
+                    Some((from, state)) => {
+                        let session = state.session;
+                        self.on_arrival(now, via, from, *state);
+                        self.answer_waiting(now, session);
+                    }
                     None => drop(self.forget_path(&via)),
                 }
             }
@@ -484,8 +492,11 @@ impl Server {
         }
     }
 
-    /// It has gone on to another worker, or is just coming here: the question follows it.
+    /// It has gone on to another worker, and the question follows it; or it is on its way here, and the question waits for it.
     fn ask_where_it_is(&mut self, now: Now, ticket: QuestionId, session: SessionId, question: PathQuestion) {
+        if self.shared.worker_of(session) == Some(self.worker) {
+            return self.wait_for_arrival(now, ticket, session, question);
+        }
         let question = match question {
             PathQuestion::Request { via, bytes, hops, .. } => {
                 PathQuestion::Request { session, via, bytes, hops: hops + 1 }
@@ -499,6 +510,23 @@ impl Server {
             }
             (None, PathQuestion::Request { via, bytes, .. }) => self.on_passed_on(now, ticket, via, &bytes),
             (None, question) => self.answer_moved(ticket, question.via(), None),
+        }
+    }
+
+    /// Another worker has given it away, and its message is not here yet.
+    fn wait_for_arrival(&mut self, now: Now, ticket: QuestionId, session: SessionId, question: PathQuestion) {
+        let via = question.via();
+        if let Some(question) = self.foreign.wait(now.ticks, ticket, session, question) {
+            self.drop_unknown(DropReason::Moving, question.bytes());
+            let answer = Answer::Path(PathAnswer::NoRoom { via });
+            self.outputs.push_back(Output::Answer { ticket, answer });
+        }
+    }
+
+    /// Answers what waited for a session that has just come.
+    fn answer_waiting(&mut self, now: Now, session: SessionId) {
+        for (ticket, question) in self.foreign.take_waiting(session) {
+            self.on_path_question(now, ticket, question);
         }
     }
 

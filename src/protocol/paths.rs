@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use minicbor::{Decode, Encode};
 
 use super::allocation::AllocationState;
-use super::ids::SessionId;
+use super::ids::{QuestionId, SessionId};
 use crate::address::Via;
 use crate::time::Ticks;
 
@@ -105,6 +105,15 @@ impl PathQuestion {
         }
     }
 
+    /// How many bytes of a client it brings.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        match self {
+            Self::Request { bytes, .. } => bytes.len(),
+            Self::Move { .. } | Self::Fetch { .. } | Self::Forget { .. } | Self::Gone { .. } => 0,
+        }
+    }
+
     /// Whether somebody waits for an answer.
     #[must_use]
     pub const fn has_answer(&self) -> bool {
@@ -156,6 +165,8 @@ pub(super) struct ForeignPaths {
     asked: Vec<(Via, SessionId)>,
     /// When the last one was asked.
     asked_at: Ticks,
+    /// Questions about sessions that are on their way here, and until when they wait.
+    waiting: Vec<(Ticks, SessionId, QuestionId, PathQuestion)>,
 }
 
 /// A deadline of a way: when, and its number.
@@ -170,6 +181,7 @@ impl ForeignPaths {
             count: 0,
             asked: Vec::new(),
             asked_at: Ticks(0),
+            waiting: Vec::new(),
         }
     }
 
@@ -257,6 +269,28 @@ impl ForeignPaths {
         if let Some(at) = self.asked.iter().position(|(of, _)| of == via) {
             self.asked.swap_remove(at);
         }
+    }
+
+    /// Lets a question wait until the session is here; gives it back if there is no room for it.
+    pub(super) fn wait(
+        &mut self,
+        now: Ticks,
+        ticket: QuestionId,
+        session: SessionId,
+        question: PathQuestion,
+    ) -> Option<PathQuestion> {
+        self.waiting.retain(|(until, ..)| now < *until);
+        if self.waiting.len() >= PATH_QUESTIONS_MAX {
+            return Some(question);
+        }
+        self.waiting.push((Ticks(now.0 + ANSWER_WITHIN), session, ticket, question));
+        None
+    }
+
+    /// What waits for a session, in the order in which it came.
+    pub(super) fn take_waiting(&mut self, session: SessionId) -> Vec<(QuestionId, PathQuestion)> {
+        let of_session = self.waiting.extract_if(.., |(_, of, ..)| *of == session);
+        of_session.map(|(_, _, ticket, question)| (ticket, question)).collect()
     }
 
     pub(super) fn len(&self) -> usize {
