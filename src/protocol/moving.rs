@@ -464,8 +464,8 @@ impl Server {
 
     pub(super) fn on_path_question(&mut self, now: Now, ticket: QuestionId, question: PathQuestion) {
         match question {
-            PathQuestion::Request { session, hops, .. } | PathQuestion::Move { session, hops, .. }
-                if hops < PATH_HOPS_MAX && self.table.of_session(session).is_none() =>
+            PathQuestion::Request { session, .. } | PathQuestion::Move { session, .. }
+                if self.table.of_session(session).is_none() =>
             {
                 self.ask_where_it_is(now, ticket, session, question);
             }
@@ -494,8 +494,13 @@ impl Server {
 
     /// It has gone on to another worker, and the question follows it; or it is on its way here, and the question waits for it.
     fn ask_where_it_is(&mut self, now: Now, ticket: QuestionId, session: SessionId, question: PathQuestion) {
-        if self.shared.worker_of(session) == Some(self.worker) {
+        let worker = self.shared.worker_of(session);
+        if worker == Some(self.worker) {
             return self.wait_for_arrival(now, ticket, session, question);
+        }
+        if worker.is_some() && question.hops() >= PATH_HOPS_MAX {
+            // The client moves faster than a question goes.
+            return self.give_up_question(ticket, &question);
         }
         let question = match question {
             PathQuestion::Request { via, bytes, hops, .. } => {
@@ -504,7 +509,7 @@ impl Server {
             PathQuestion::Move { via, hops, .. } => PathQuestion::Move { session, via, hops: hops + 1 },
             other @ (PathQuestion::Fetch { .. } | PathQuestion::Forget { .. } | PathQuestion::Gone { .. }) => other,
         };
-        match (self.shared.worker_of(session), question) {
+        match (worker, question) {
             (Some(worker), question) => {
                 self.outputs.push_back(Output::Ask { worker, ticket, question: Question::Path(question) });
             }
@@ -515,12 +520,16 @@ impl Server {
 
     /// Another worker has given it away, and its message is not here yet.
     fn wait_for_arrival(&mut self, now: Now, ticket: QuestionId, session: SessionId, question: PathQuestion) {
-        let via = question.via();
         if let Some(question) = self.foreign.wait(now.ticks, ticket, session, question) {
-            self.drop_unknown(DropReason::Moving, question.bytes());
-            let answer = Answer::Path(PathAnswer::NoRoom { via });
-            self.outputs.push_back(Output::Answer { ticket, answer });
+            self.give_up_question(ticket, &question);
         }
+    }
+
+    /// The client sends again what it has brought.
+    fn give_up_question(&mut self, ticket: QuestionId, question: &PathQuestion) {
+        self.drop_unknown(DropReason::Moving, question.bytes());
+        let answer = Answer::Path(PathAnswer::NoRoom { via: question.via() });
+        self.outputs.push_back(Output::Answer { ticket, answer });
     }
 
     /// Answers what waited for a session that has just come.

@@ -114,6 +114,15 @@ impl PathQuestion {
         }
     }
 
+    /// How often it went on.
+    #[must_use]
+    pub const fn hops(&self) -> u8 {
+        match self {
+            Self::Request { hops, .. } | Self::Move { hops, .. } => *hops,
+            Self::Fetch { .. } | Self::Forget { .. } | Self::Gone { .. } => 0,
+        }
+    }
+
     /// Whether somebody waits for an answer.
     #[must_use]
     pub const fn has_answer(&self) -> bool {
