@@ -11,7 +11,7 @@ const CHANNEL: u16 = 0x4001;
 const REFUSED_IPV4: [u8; 8] = [0, 0, 3 << 1, 3, 0, 0, 0, 0];
 const REFUSED_IPV6: [u8; 8] = [0, 0, 1 << 1, 4, 0, 0, 0, 0];
 
-/// A port of that address at which nobody listens, and which is nobody else's while this socket lives: connected to
+/// A port of that address at which no socket listens, and which no other socket gets while this socket lives: connected to
 /// itself, it takes nothing from others, and the kernel answers them as if there were no socket.
 fn closed_port(like: SocketAddr) -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind(SocketAddr::new(like.ip(), 0)).unwrap();

@@ -35,7 +35,7 @@ fn listener() -> (TcpListener, SocketAddr) {
     (listener, at)
 }
 
-/// A port at which nobody listens, and which is nobody else's: bound, so that connections to it are refused.
+/// A port at which no socket listens, and which no other socket gets: bound, so that connections to it are refused.
 fn closed_port() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();

@@ -494,7 +494,7 @@ mod tests {
 
     // In a process that takes over, two workers may have had an allocation that moved between them meanwhile.
     #[test]
-    fn who_closes_a_port_that_is_anothers_by_now_takes_it_from_nobody() {
+    fn closing_a_port_that_has_another_owner_by_now_changes_nothing() {
         let addresses = addresses(&[address([10, 0, 0, 5], [9, 9, 9, 9])]);
         let relayed = RelayedTransportAddress::new([9, 9, 9, 9].into(), 50_001);
         let other = RelayOwner { worker: WorkerId(1), index: 7 };

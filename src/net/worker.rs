@@ -8,6 +8,7 @@ mod budget;
 mod connections;
 mod datagrams;
 mod hand_over;
+mod icmp;
 mod inbox;
 mod ledger;
 mod listeners;

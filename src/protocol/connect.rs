@@ -356,7 +356,7 @@ impl Server {
         for (peer, id) in &of {
             // Whether the other end is a relayed address is its own affair once it is there.
             let class = self.check_peer_policy(allocation, *peer);
-            // Nobody is led to services; from which port a peer came is its own affair.
+            // No client may reach services so; from which port a peer came is its own affair.
             let is_from_peer = |of: &PeerConnection| of.is_from_peer == Some(true);
             let is_low = self.is_low_port(*peer) && !self.connections.get(*id).is_some_and(is_from_peer);
             if class.is_err() || (is_low && class != Ok(PeerClass::Own)) {

@@ -11,14 +11,13 @@ use crate::address::{FiveTuple, PeerAddress, ServerAddress, Transport, Via};
 use crate::net::fair_limit::Source;
 use crate::net::payload_rings::Item;
 use crate::net::sys::{
-    self, Arena, LargeDatagrams, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, SocketError, Unsegmented,
+    self, Arena, LargeDatagrams, Part, ReceiveBatch, Received, Segmentation as _, SendBatch, Unsegmented,
 };
-use crate::net::tcp::{Sent, Stream};
+use crate::net::tcp::Sent;
 use crate::net::udp::{DatagramQueue, PayloadPart};
 use crate::net::{listen, relay_socket};
 use crate::protocol::binding::ANSWER_BYTES_MAX;
 use crate::protocol::border::{Input, PacketMeta, Relay};
-use crate::protocol::icmp::ICMP_INDICATION_BYTES_MAX;
 use crate::protocol::ids::AllocationId;
 use crate::protocol::reason::{Direction, DropReason};
 use crate::time::Now;
@@ -29,9 +28,6 @@ const CONTROL_BATCH: usize = 16;
 
 /// Datagrams read at once from a relayed socket that is ready again and again.
 const RELAY_BATCH: usize = 16;
-
-/// Entries of a relayed socket's error queue that are looked at in one turn; the rest wait for the next one.
-const ICMP_ERRORS_PER_TURN: usize = 8;
 
 /// Datagrams handed to the kernel in one call: a burst's worth of segments.
 const SEND_BATCH: usize = 256;
@@ -515,37 +511,6 @@ impl Worker {
     /// Whether sockets may begin to coalesce. Not while a new process is told of them: it asks each of its sockets once.
     const fn may_coalesce(&self) -> bool {
         self.settings.segmentation_offload && self.handing.is_none()
-    }
-
-    /// What ICMP said of datagrams to peers. What this machine itself says of one has no port: it was the one to
-    /// `last`, which may have been tried more than once.
-    // [8656-11.5-1, 8656-16-2]
-    fn on_icmp_errors(&mut self, now: Now, id: AllocationId, mut last: Option<SocketAddr>) {
-        for _ in 0..ICMP_ERRORS_PER_TURN {
-            let Some(relay) = self.relays.get(id) else { return };
-            let Ok(Some(error)) = sys::socket_error(relay.socket.as_fd()) else { return };
-            let SocketError::Icmp(to, error) = error else { continue };
-            let to = if to.port() == 0 { last.take_if(|last| last.ip() == to.ip()) } else { Some(to) };
-            let Some(to) = to else { continue };
-            let (peer, mut out) = (self.relays.to_advertised(to), [0; ICMP_INDICATION_BYTES_MAX]);
-            if let Some((via, len)) = self.server.icmp_from_network(now, id, peer, error, &mut out) {
-                self.indicate(via, &out[..len]);
-            }
-        }
-    }
-
-    /// An indication of ours: lost where something waits for the client already, since what is kept free in its queue is for
-    /// answers.
-    fn indicate(&mut self, via: Via, bytes: &[u8]) {
-        let is_behind = match via {
-            Via::Datagram(_) => false,
-            Via::Stream(stream, _) => {
-                self.streams.find(stream).and_then(|at| self.streams.get(at)).is_none_or(Stream::has_backlog)
-            }
-        };
-        if !is_behind {
-            self.reply(via, bytes);
-        }
     }
 
     /// `room` are bytes before the payload that are not needed any more; `None` where other datagrams lie close before it.
