@@ -63,6 +63,25 @@ pub fn days(year: u64, month: u64, day: u64) -> Option<u64> {
     (365 * years + years / 4 - years / 100 + years / 400 + of_year).checked_sub(BEFORE_1970)
 }
 
+/// The second of a time as [`rfc3339`] writes it: UTC, with `T` and `Z`, without fractions.
+#[must_use]
+pub fn unix(text: &str) -> Option<u64> {
+    let bytes = text.as_bytes();
+    let shape = b"dddd-dd-ddTdd:dd:ddZ";
+    let fits = |(byte, of): (&u8, &u8)| if *of == b'd' { byte.is_ascii_digit() } else { byte == of };
+    if bytes.len() != shape.len() || !bytes.iter().zip(shape).all(fits) {
+        return None;
+    }
+    let number = |from: usize, to: usize| text[from..to].parse::<u64>().ok();
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let day = number(8, 10).filter(|day| *day <= 31)?;
+    if hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let days = days(number(0, 4)?, number(5, 7)?, day)?;
+    Some(days * SECONDS_PER_DAY + hour * 3600 + minute * 60 + second)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,5 +123,28 @@ mod tests {
             (days(1969, 12, 31), days(2026, 13, 1), days(2026, 0, 1), days(2026, 1, 0)),
             (None, None, None, None)
         );
+    }
+
+    #[test]
+    fn a_time_is_read_as_it_is_written_and_nothing_else_is() {
+        for seconds in [0, 951_782_399, 951_827_696, 1_735_689_599, 1_800_000_000] {
+            assert_eq!(unix(&rfc3339(seconds)), Some(seconds));
+        }
+        for wrong in [
+            "",
+            "noon",
+            "2026-11-21",
+            "2026-11-21T05:30:12",
+            "2026-11-21T05:30:12+01:00",
+            "2026-11-21t05:30:12Z",
+            "2026-13-21T05:30:12Z",
+            "2026-11-32T05:30:12Z",
+            "2026-11-21T24:30:12Z",
+            "2026-11-21T05:60:12Z",
+            "1969-11-21T05:30:12Z",
+            "2026-11-21T05:30:1\u{e9}",
+        ] {
+            assert_eq!(unix(wrong), None, "{wrong}");
+        }
     }
 }

@@ -245,6 +245,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
     ("accounting.spool", WEBHOOK, "\"t\""),
     ("accounting.spool_max", WEBHOOK, "\"7MiB\""),
     ("accounting.sign_key_file", "", "\"secret\""),
+    ("accounting.server", "accounting.file = \"u\"\n", "\"turn-7\""),
     (
         "stun.discovery",
         "listen.udp = [\"0.0.0.0:3478\", \"0.0.0.0:3479\"]\n",

@@ -1,16 +1,21 @@
 //! `usage report`: what usage files add up to, as a table, CSV or JSON.
 
+mod files;
+
 use std::io::{self, BufReader, Write};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use crate::calendar::{self, rfc3339};
 use crate::cli::OPTION_FILE_BYTES_MAX;
 use crate::credentials::Secret;
 use crate::failure::Failure;
-use crate::files;
-use crate::ops::usage::report::{By, Reader, Remark, Report, ReportRow, Totals};
+use crate::files as disk;
+use crate::ops::usage::report::coverage::Coverage;
+use crate::ops::usage::report::{By, Question, Reader, Remark, Report, ReportRow, Totals};
 use crate::printable::{json_line, printable, printable_lines};
 
 /// What a formula begins with, in any spreadsheet; the last four are what East Asian keyboards give.
@@ -22,7 +27,7 @@ const REMARKS_MAX: usize = 20;
 /// Commands about usage records.
 #[derive(Subcommand, Debug)]
 pub(super) enum UsageCommand {
-    /// Add usage files up: totals per day, tenant and user
+    /// Add usage files of one or many servers up: totals per day, tenant, user and server
     Report(ReportOptions),
 }
 
@@ -35,12 +40,15 @@ pub(super) enum Part {
     Tenant,
     /// The user id
     User,
+    /// The server
+    Server,
 }
 
 /// Options of `usage report`.
 #[derive(Args, Debug)]
 pub(super) struct ReportOptions {
-    /// Usage files in any order, rotated ones too; - is standard input
+    /// Usage files of any servers in any order, rotated ones too; of a directory those named *.jsonl and *.jsonl.*, also in
+    /// directories below it; - is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// A line for each of these
@@ -55,9 +63,50 @@ pub(super) struct ReportOptions {
     /// What a GB (10^9 bytes of payload sent to clients and peers) costs
     #[arg(long, value_name = "PRICE", value_parser = price)]
     price_per_gb: Option<f64>,
-    /// The server's accounting.sign_key_file: every line must be signed with it
+    /// A server's accounting.sign_key_file: every line must be signed with it, or with that of another --key-file
     #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
+    key_file: Vec<PathBuf>,
+    /// The first day (UTC) to count, as 2026-11-01
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    from: Option<u32>,
+    /// The last day (UTC) to count
+    #[arg(long, value_name = "DAY", value_parser = day)]
+    to: Option<u32>,
+    /// The servers whose records must be complete: exit code 1 if one of them has none, or if hours or records are missing
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    servers: Vec<String>,
+}
+
+/// A day, counted from 1970-01-01.
+fn day(text: &str) -> Result<u32, String> {
+    let read = || {
+        let day = u32::try_from(calendar::unix(&format!("{text}T00:00:00Z"))? / 86_400).ok()?;
+        (date(day) == text).then_some(day)
+    };
+    read().ok_or_else(|| "expected a day such as 2026-11-01".to_owned())
+}
+
+fn date(day: u32) -> String {
+    rfc3339(u64::from(day) * 86_400)[..10].to_owned()
+}
+
+impl ReportOptions {
+    fn days(&self) -> Result<Option<RangeInclusive<u32>>, Failure> {
+        let (from, to) = (self.from.unwrap_or(0), self.to.unwrap_or(u32::MAX / 2));
+        if from > to {
+            let message = format!("--from {} is after --to {}: exchange them", date(from), date(to));
+            return Err(Failure::Usage(message));
+        }
+        Ok((self.from.is_some() || self.to.is_some()).then_some(from..=to))
+    }
+
+    fn question(&self) -> Result<Question, Failure> {
+        let has = |part| self.by.contains(&part);
+        let by =
+            By { day: has(Part::Day), tenant: has(Part::Tenant), user: has(Part::User), server: has(Part::Server) };
+        let keys = self.key_file.iter().map(|path| read_key(path)).collect::<Result<_, _>>()?;
+        Ok(Question { by, keys, days: self.days()?, servers: self.servers.iter().cloned().collect() })
+    }
 }
 
 fn price(text: &str) -> Result<f64, String> {
@@ -68,22 +117,29 @@ fn price(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
-    let mut reader = Reader::new(options.key_file.as_deref().map(read_key).transpose()?);
+    let mut reader = Reader::new(options.question()?);
     let mut unread = false;
-    for path in &options.files {
+    let mut read = |path: &Path| {
         let name = path.display().to_string();
         let read = if path == Path::new("-") {
             reader.read("standard input", io::stdin().lock())
         } else {
-            files::open(path).and_then(|file| reader.read(&name, BufReader::new(file)))
+            disk::open(path).and_then(|file| reader.read(&name, BufReader::new(file)))
         };
         if let Err(error) = read {
             eprintln!("{}: can't be read: {error}", printable(&name));
             unread = true;
         }
+    };
+    let mut lost = Vec::new();
+    for path in &options.files {
+        match files::of(path) {
+            Ok(found) => found.iter().for_each(|path| read(path)),
+            Err(message) => lost.push(message),
+        }
     }
-    let has = |part| options.by.contains(&part);
-    let report = reader.finish(By { day: has(Part::Day), tenant: has(Part::Tenant), user: has(Part::User) });
+    lost.iter().for_each(|message| eprintln!("{}", printable(message)));
+    let report = reader.finish();
     let mut out = io::stdout().lock();
     if options.json {
         writeln!(out, "{}", json_line(&to_json(&report, options.price_per_gb).to_string()))?;
@@ -94,11 +150,13 @@ pub(super) fn report(options: &ReportOptions) -> Result<(), Failure> {
     }
     out.flush()?;
     remarks(&report).iter().for_each(|line| eprintln!("{line}"));
-    if unread || !report.problems.is_empty() { Err(Failure::Reported(1)) } else { Ok(()) }
+    let is_short = !options.servers.is_empty() && !report.coverage.is_whole();
+    let is_wrong = unread || !lost.is_empty() || !report.problems.is_empty();
+    if is_wrong || is_short { Err(Failure::Reported(1)) } else { Ok(()) }
 }
 
 fn read_key(path: &Path) -> Result<Secret, Failure> {
-    let mut key = files::read(path, OPTION_FILE_BYTES_MAX)
+    let mut key = disk::read(path, OPTION_FILE_BYTES_MAX)
         .map_err(|error| Failure::Run(format!("--key-file {}: {error}", path.display())))?;
     // As the server reads it: the last newline does not count.
     if key.last() == Some(&b'\n') {
@@ -115,14 +173,15 @@ fn remarks(report: &Report) -> Vec<String> {
     let mut lines = Vec::new();
     let at =
         |remark: &Remark| format!("{}:{}: {}", printable(&remark.file), remark.line, printable_lines(&remark.message));
-    few(&mut lines, &report.problems, "lines are wrong", at);
-    few(&mut lines, &report.notes, "such notes", |note| format!("note: {}", at(note)));
-    few(&mut lines, &report.gaps, "gaps", |gap| {
+    few(&mut lines, &report.problems, report.more_problems, "lines are wrong", at);
+    few(&mut lines, &report.notes, 0, "such notes", |note| format!("note: {}", at(note)));
+    few(&mut lines, &report.gaps, 0, "gaps", |gap| {
         let which =
             if gap.first == gap.last { gap.first.to_string() } else { format!("{} to {}", gap.first, gap.last) };
         let session = printable(&gap.session);
         format!("note: session {session}: no record {which}; the one after it counts what was before")
     });
+    missing(&mut lines, &report.coverage);
     if report.duplicates > 0 {
         lines.push(format!("note: {} duplicate records were counted once", report.duplicates));
     }
@@ -135,10 +194,45 @@ fn remarks(report: &Report) -> Vec<String> {
     lines
 }
 
-fn few<T>(lines: &mut Vec<String>, all: &[T], what: &str, line: impl Fn(&T) -> String) {
+/// Servers, hours and lines that are missing, and who wrote when.
+fn missing(lines: &mut Vec<String>, coverage: &Coverage) {
+    let name = |server: &Option<String>| match server {
+        Some(server) => format!("server {}", printable(server)),
+        None => "records without a server".to_owned(),
+    };
+    few(lines, &coverage.missing_servers, 0, "servers are missing", |server| {
+        format!("missing: server {}: no record", printable(server))
+    });
+    few(lines, &coverage.missing_hours, 0, "spans of hours are missing", |hours| {
+        let (from, until) = (rfc3339(hours.from), rfc3339(hours.until));
+        format!("missing: {}: no record from {from} to {until}, although it wrote some", name(&hours.server))
+    });
+    few(lines, &coverage.missing_lines, 0, "spans of records are missing", |of| {
+        let after = of.after.map_or_else(String::new, |after| format!("after {} and ", rfc3339(after)));
+        format!(
+            "missing: {}: {} records, written {after}before {} (lines {} to {} of series {})",
+            name(&of.server),
+            u128::from(of.last) + 1 - u128::from(of.first),
+            rfc3339(of.before),
+            of.first,
+            of.last,
+            printable(&of.series)
+        )
+    });
+    if coverage.servers.len() > 1 {
+        few(lines, &coverage.servers, 0, "servers", |seen| {
+            let (first, last) = (rfc3339(seen.first), rfc3339(seen.last));
+            format!("note: {}: {} records from {first} to {last}", name(&seen.server), seen.records)
+        });
+    }
+}
+
+/// The first of them, and how many more there are; `beyond` are not even in the report.
+fn few<T>(lines: &mut Vec<String>, all: &[T], beyond: u64, what: &str, line: impl Fn(&T) -> String) {
     lines.extend(all.iter().take(REMARKS_MAX).map(line));
     if all.len() > REMARKS_MAX {
-        lines.push(format!("and {} more {what}; --json shows all of them", all.len() - REMARKS_MAX));
+        let shown = if beyond == 0 { "all of them".to_owned() } else { format!("the first {}", all.len()) };
+        lines.push(format!("and {} more {what}; --json shows {shown}", (all.len() - REMARKS_MAX) as u64 + beyond));
     }
 }
 
@@ -162,7 +256,8 @@ fn counts(totals: &Totals) -> [i128; 6] {
 
 fn cells(row: &ReportRow, by: &[Part]) -> Vec<String> {
     let text = |part: &Option<String>| part.clone().unwrap_or_default();
-    let parts = [(Part::Day, &row.day), (Part::Tenant, &row.tenant), (Part::User, &row.user)];
+    let parts =
+        [(Part::Day, &row.day), (Part::Tenant, &row.tenant), (Part::User, &row.user), (Part::Server, &row.server)];
     let mut cells: Vec<String> =
         parts.into_iter().filter(|(part, _)| by.contains(part)).map(|(_, value)| text(value)).collect();
     cells.push(row.sessions.to_string());
@@ -171,7 +266,7 @@ fn cells(row: &ReportRow, by: &[Part]) -> Vec<String> {
 }
 
 fn heads(by: &[Part], price: Option<f64>) -> Vec<&'static str> {
-    let parts = [(Part::Day, "day"), (Part::Tenant, "tenant"), (Part::User, "user")];
+    let parts = [(Part::Day, "day"), (Part::Tenant, "tenant"), (Part::User, "user"), (Part::Server, "server")];
     let mut heads: Vec<_> = parts.into_iter().filter(|(part, _)| by.contains(part)).map(|(_, name)| name).collect();
     heads.push("sessions");
     heads.extend(COUNTS);
@@ -252,6 +347,7 @@ fn to_json(report: &Report, price: Option<f64>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::usage::report::coverage::{MissingHours, MissingLines};
 
     fn example() -> Report {
         let totals = Totals {
@@ -265,18 +361,15 @@ mod tests {
             day: Some("2026-11-21".into()),
             tenant: None,
             user: Some(user.into()),
+            server: None,
             sessions: 2,
             totals,
         };
         Report {
             rows: vec![row("a,\"b\""), row("ev\u{1b}e")],
-            total: ReportRow { day: None, tenant: None, user: None, sessions: 4, totals },
+            total: ReportRow { sessions: 4, totals, ..ReportRow::default() },
             records: 4,
-            duplicates: 0,
-            unfinished: 0,
-            gaps: vec![],
-            problems: vec![],
-            notes: vec![],
+            ..Report::default()
         }
     }
 
@@ -343,6 +436,42 @@ mod tests {
         assert_eq!(price("0.05"), Ok(0.05));
         for wrong in ["-1", "NaN", "inf", "much"] {
             assert!(price(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_by_server_hour_and_record() {
+        let server = Some("turn\u{1b}-1".to_owned());
+        let coverage = Coverage {
+            missing_servers: vec!["turn-9".to_owned()],
+            missing_hours: vec![MissingHours { server: server.clone(), from: 1_800_003_600, until: 1_800_010_800 }],
+            missing_lines: vec![MissingLines {
+                server,
+                series: "ab".to_owned(),
+                first: 4,
+                last: 68,
+                after: Some(1_800_003_000),
+                before: 1_800_011_000,
+            }],
+            ..Coverage::default()
+        };
+        let lines = remarks(&Report { coverage, ..example() });
+        assert_eq!(
+            lines,
+            [
+                "missing: server turn-9: no record",
+                "missing: server turn\\u{1b}-1: no record from 2027-01-15T09:00:00Z to 2027-01-15T11:00:00Z, although it wrote some",
+                "missing: server turn\\u{1b}-1: 65 records, written after 2027-01-15T08:50:00Z and before \
+                 2027-01-15T11:03:20Z (lines 4 to 68 of series ab)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_day_is_one_of_the_calendar() {
+        assert_eq!((day("1970-01-02"), day("2027-01-15")), (Ok(1), Ok(20_833)));
+        for wrong in ["2027-02-30", "2027-1-15", "today", "2027-01-15T", ""] {
+            assert!(day(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -12,6 +12,9 @@ use crate::files;
 /// The system's whole list has a fifth of that.
 const CA_BYTES_MAX: u64 = 1 << 20;
 
+/// As long as a host's name in the DNS may be (RFC 1035 section 2.3.4).
+const SERVER_NAME_BYTES: usize = 253;
+
 /// `[accounting]`. Without a file, a journal and a webhook nothing is recorded.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AccountingConfig {
@@ -25,6 +28,8 @@ pub struct AccountingConfig {
     pub webhook: Option<WebhookConfig>,
     /// Signs each line.
     pub sign_key: Option<Secret>,
+    /// The server's name in records; `None` is the host's.
+    pub server: Option<String>,
 }
 
 /// A file of JSON lines and its rotation.
@@ -115,7 +120,14 @@ impl Check {
             journal: self.path_of("accounting.journal"),
             webhook: self.webhook(),
             sign_key: self.secret_of("accounting.sign_key_file"),
+            server: self.server_name(),
         }
+    }
+
+    fn server_name(&mut self) -> Option<String> {
+        let (name, node) = self.text_of("accounting.server")?;
+        let fits = name.len() <= SERVER_NAME_BYTES && name.chars().all(|c| c.is_ascii_graphic());
+        self.ok(&node, fits.then_some(name).ok_or("must be 1 to 253 printable ASCII characters without a space"))
     }
 
     fn webhook(&mut self) -> Option<WebhookConfig> {

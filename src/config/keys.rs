@@ -356,6 +356,8 @@ pub const KEYS: &[ConfigKey] = &[
         "Bytes that may wait there, at least 1MiB; the server counts and logs records that it loses beyond that").restart(RECORDS),
     key("accounting.sign_key_file", Text, "\"\"",
         "File with the key that signs each line, at least 16 bytes; empty: unsigned").restart(RECORDS),
+    key("accounting.server", Text, "\"\"",
+        "Name of this server in usage records; empty: the host's name").restart(RECORDS),
 
     key("drain.on_term", Flag, "false",
         "SIGTERM starts a drain; false: SIGTERM ends every call at once"),

@@ -11,6 +11,7 @@ mod file;
 mod journal;
 pub mod record;
 pub mod report;
+mod series;
 mod spool;
 mod waiting;
 mod webhook;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::chain::{Chain, Code};
 use self::file::UsageFile;
+use self::series::Series;
 use self::spool::Spool;
 use self::waiting::RecordQueue;
 use self::writer::{Feeder, Rotation, Signer, Sink, give_up};
@@ -125,6 +127,7 @@ pub struct Backlog {
 pub struct Sinks {
     open: Vec<Sink>,
     chain: Option<Chain>,
+    series: Series,
     spool: Option<Arc<Spool>>,
     webhook: Option<(crate::config::accounting::WebhookConfig, Client)>,
     realm: Arc<str>,
@@ -286,8 +289,17 @@ pub fn open(config: &AccountingConfig, realm: &str) -> Result<Option<Sinks>, Str
         let last = last.as_deref().and_then(chain::link).map_or(Code::NONE, |link| link.mac);
         Chain::new(key, last)
     });
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).map_err(|error| format!("accounting: the system has no random numbers: {error}"))?;
+    let server = config.server.clone().unwrap_or_else(host_name);
+    let series = Series::after(last.as_deref(), server, u64::from_be_bytes(id));
     tracing::info!(to = %config.describe(), "recording usage");
-    Ok(Some(Sinks { open, chain, spool, webhook, realm: realm.into() }))
+    Ok(Some(Sinks { open, chain, series, spool, webhook, realm: realm.into() }))
+}
+
+/// The host's name, which records carry where `accounting.server` is empty.
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 impl Sinks {
@@ -326,7 +338,7 @@ impl Sinks {
             })?;
             working.push(Working { name, waiting, counters: of_sink, is_awaited, ended });
         }
-        let signer = Signer { events, realm: self.realm, chain: self.chain, sinks };
+        let signer = Signer { events, realm: self.realm, series: self.series, chain: self.chain, sinks };
         let (told, last) = oneshot::channel();
         spawn("usage".to_owned(), move || {
             if let Some(chain) = signer.run() {

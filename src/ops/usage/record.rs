@@ -45,6 +45,16 @@ pub struct Record {
     pub seq: u32,
     /// UTC, RFC 3339.
     pub time: String,
+    /// The server that wrote it: `accounting.server`, or the host's name. Records of 0.1.0 from before fleets lack it, and
+    /// the two below.
+    #[serde(default)]
+    pub server: Option<String>,
+    /// The series of lines that this one belongs to; drawn at random, and carried on from the file at a restart.
+    #[serde(default)]
+    pub series: Option<String>,
+    /// Counts the lines of the series from 0, whatever session they are about.
+    #[serde(default)]
+    pub line: Option<u64>,
     /// Unique across workers, restarts and machines.
     pub session: String,
     /// The user id.
@@ -116,6 +126,9 @@ impl Record {
             kind,
             seq: record.seq,
             time: rfc3339(record.unix.0),
+            server: None,
+            series: None,
+            line: None,
             session: record.session.to_string(),
             user: record.identity.as_ref().into(),
             credential: record.username.as_ref().into(),
@@ -156,17 +169,6 @@ impl Record {
             && sum(self.packets_from_client, self.packets_from_peers)
                 == sum(self.packets_to_peers, self.packets_to_client) + dropped(|of| of.packets)
     }
-
-    /// The date, if `time` starts with one.
-    #[must_use]
-    pub fn day(&self) -> Option<&str> {
-        let day = self.time.get(..10)?;
-        let is_date = day.bytes().enumerate().all(|(at, byte)| match at {
-            4 | 7 => byte == b'-',
-            _ => byte.is_ascii_digit(),
-        });
-        (is_date && self.time.as_bytes().get(10) == Some(&b'T')).then_some(day)
-    }
 }
 
 #[cfg(test)]
@@ -181,6 +183,9 @@ pub(super) mod tests {
             kind,
             seq,
             time: rfc3339(1_800_000_000 + u64::from(seq) * 60),
+            server: None,
+            series: None,
+            line: None,
             session: session.to_owned(),
             user: "bob".to_owned(),
             credential: "1900000000:bob".to_owned(),
@@ -213,11 +218,13 @@ pub(super) mod tests {
         assert_eq!(json["relay_transport"], "tcp");
         assert_eq!(serde_json::from_value::<Record>(json.clone()).unwrap(), record);
         let all = json.as_object_mut().unwrap();
-        for newer in ["relay_transport", "additional_relayed", "wire_bytes_to_client", "wire_bytes_to_peers"] {
+        let newer = ["relay_transport", "additional_relayed", "wire_bytes_to_client", "wire_bytes_to_peers"];
+        for newer in newer.into_iter().chain(["server", "series", "line"]) {
             assert!(all.remove(newer).is_some(), "{newer}");
         }
         let old: Record = serde_json::from_value(json).unwrap();
         assert_eq!((&*old.relay_transport, old.additional_relayed, old.wire_bytes_to_peers), ("udp", None, 0));
+        assert_eq!((old.server, old.series, old.line), (None, None, None));
     }
 
     #[test]
@@ -229,8 +236,5 @@ pub(super) mod tests {
         record.bytes_to_client += 1;
         record.packets_to_peers += 1;
         assert!(!record.adds_up());
-        assert_eq!(record.day(), Some("2027-01-15"));
-        record.time = "yesterday, at noon".to_owned();
-        assert_eq!(record.day(), None);
     }
 }

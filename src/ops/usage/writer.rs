@@ -13,6 +13,7 @@ use super::chain::Chain;
 use super::file::UsageFile;
 use super::journal;
 use super::record::Record;
+use super::series::Series;
 use super::spool::Spool;
 use super::waiting::{RecordLine, RecordQueue};
 use super::{Loss, SinkCounters};
@@ -37,6 +38,7 @@ const SAY_AGAIN_MS: u64 = 60_000;
 pub(super) struct Signer {
     pub(super) events: Receiver<Event>,
     pub(super) realm: Arc<str>,
+    pub(super) series: Series,
     pub(super) chain: Option<Chain>,
     pub(super) sinks: Vec<(Arc<RecordQueue>, Arc<SinkCounters>)>,
 }
@@ -58,7 +60,8 @@ impl Signer {
     }
 
     fn take(&mut self, event: &Event) {
-        let Some(record) = Record::of_event(event, &self.realm) else { return };
+        let Some(mut record) = Record::of_event(event, &self.realm) else { return };
+        self.series.number(&mut record);
         let mut text = serde_json::to_string(&record).expect("a record is plain strings and numbers");
         if let Some(chain) = &mut self.chain {
             chain.sign(&mut text);
