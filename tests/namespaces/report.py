@@ -10,7 +10,7 @@ DEBIAN_PACKAGE = {
     "ip": "iproute2", "nft": "nftables", "cc": "gcc", "unshare": "util-linux", "node": "nodejs", "openssl": "openssl",
     "certutil": "libnss3-tools", "chromium": "chromium", "firefox-esr": "firefox-esr",
     "turnutils_uclient": "coturn", "turnutils_peer": "coturn", "turnutils_stunclient": "coturn", "turnserver": "coturn", "turnadmin": "coturn",
-    "faketime": "faketime",
+    "faketime": "faketime", "psql": "postgresql",
     "php": "php-cli", "ruby": "ruby", "go": "golang-go", "java": "default-jdk-headless", "javac": "default-jdk-headless",
     "mcs": "mono-mcs", "mono": "mono-runtime", "elixir": "elixir",
     "buildah": "buildah", "crun": "crun", "curl": "curl",
