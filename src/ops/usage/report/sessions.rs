@@ -101,6 +101,8 @@ pub(super) enum Taken {
     Duplicate,
     /// Another record of this number had other counts.
     Contradicts,
+    /// The session is whole with its stop, which has this number.
+    AfterStop(u32),
     /// The session is another user's.
     OtherOwner(u32),
 }
@@ -133,7 +135,9 @@ impl Sessions {
         if let Some(whole) = self.whole.get(&key) {
             return if whole.owner != owner {
                 Taken::OtherOwner(whole.owner)
-            } else if record.seq > whole.last || record.seq == whole.last && whole.check != counts.check() {
+            } else if record.seq > whole.last {
+                Taken::AfterStop(whole.last)
+            } else if record.seq == whole.last && whole.check != counts.check() {
                 Taken::Contradicts
             } else {
                 Taken::Duplicate
@@ -274,5 +278,7 @@ mod tests {
         let known = |owner| KnownRecord { record: &record, counts, owner, server: 0, time: 1_800_000_000 };
         assert_eq!(sessions.take(&known(1), |_| {}), Taken::Contradicts);
         assert_eq!(sessions.take(&known(2), |_| {}), Taken::OtherOwner(1));
+        let late = KnownRecord { record: &Record { seq: 3, ..record.clone() }, ..known(1) };
+        assert_eq!(sessions.take(&late, |_| {}), Taken::AfterStop(2));
     }
 }
