@@ -1,4 +1,4 @@
-//! What is known of each session: all of it while records could still come, 64 bytes or so once it is whole.
+//! What is known of each session: all of it while records could still come, some 90 bytes once it is whole.
 //!
 //! A session is whole with its stop and every record before it. Then its days are added to the rows, and what is kept is
 //! enough to know its records again: a file that is given twice, or a delivery that came twice, changes nothing.

@@ -44,7 +44,13 @@ impl Stretches {
             }
             (true, false) => self.0[at - 1] = Stretch { last: number, until: time, ..self.0[at - 1] },
             (false, true) => self.0[at] = Stretch { first: number, from: time, ..self.0[at] },
-            (false, false) => self.0.insert(at, Stretch { first: number, last: number, from: time, until: time }),
+            (false, false) => {
+                if self.0.is_empty() {
+                    // Most have one stretch, and there may be millions of them.
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(at, Stretch { first: number, last: number, from: time, until: time });
+            }
         }
         true
     }
