@@ -141,6 +141,9 @@ with_one_and_three_workers! {
         let text = fs::read_to_string(&path).unwrap();
         let all = records(&text);
         check_records(&all, &due);
+        let series: BTreeSet<_> = all.iter().map(|record| record["series"].to_string()).collect();
+        let lines: Vec<u64> = all.iter().map(|record| record["line"].as_u64().unwrap()).collect();
+        assert_eq!((series.len(), lines), (1, (0..all.len() as u64).collect()), "three processes number one series");
         let name = |record: &Value| (record["session"].to_string(), record["seq"].to_string());
         let written: BTreeSet<_> = all.iter().map(name).collect();
         wait_for("the webhook to have all of them", || {
