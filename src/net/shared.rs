@@ -59,8 +59,11 @@ impl State for SharedState {
 
     fn add_features(&self, _: &mut Features) {}
 
-    // Nothing of it came after the first format.
-    fn keep_for(&mut self, _: u32) {}
+    fn keep_for(&mut self, format: u32) {
+        if format < 2 {
+            self.overrides = None;
+        }
+    }
 }
 
 /// [`SharedState`] without what was exported early and has not changed.
@@ -89,8 +92,11 @@ impl State for SharedChanges {
 
     fn add_features(&self, _: &mut Features) {}
 
-    // Nothing of it came after the first format.
-    fn keep_for(&mut self, _: u32) {}
+    fn keep_for(&mut self, format: u32) {
+        if format < 2 {
+            self.overrides = None;
+        }
+    }
 }
 
 /// Scopes of quotas that are exported early while their lock is held once, about 0.1 ms: admissions wait for it.

@@ -393,6 +393,94 @@ mod tests {
         }
     }
 
+    /// What the quotas make of it: who is let in, and what passes.
+    mod quotas {
+        use super::*;
+        use crate::credentials::claims::Grant;
+        use crate::protocol::meter::Meters;
+        use crate::protocol::quota::{Admitted, Purpose, QuotaClaim, Quotas};
+        use crate::protocol::reason::{Direction, DropReason};
+        use crate::protocol::reject::RejectReason;
+        use crate::protocol::settings::Limits;
+        use crate::time::{Now, Ticks};
+
+        const NOW: Now = Now { ticks: Ticks(1_000_000), unix: UnixSeconds(1_700_000_000) };
+
+        fn claim<'a>(subject: SessionSubject<'a>, grant: Option<&'a Grant>) -> QuotaClaim<'a> {
+            let expires_at = Some(UnixSeconds(NOW.unix.0 + 600));
+            QuotaClaim { subject, realm: None, expires_at, grant, client: "192.0.2.1".parse().unwrap() }
+        }
+
+        fn admit(quotas: &mut Quotas, claim: &QuotaClaim<'_>, limits: &Limits) -> Result<Admitted, RejectReason> {
+            quotas.admit(NOW, claim, limits, Purpose::Allocation)
+        }
+
+        #[test]
+        fn a_lower_count_ends_nobody_and_refuses_newcomers() {
+            let mut quotas = Quotas::default();
+            let limits = Limits { allocations_per_user: Some(10), ..Limits::default() };
+            let bob = claim(BOB, None);
+            let counted: Vec<_> = (0..3).map(|_| admit(&mut quotas, &bob, &limits).unwrap().counted).collect();
+            quotas.overrides.put(user(None), allocations(2), UnixSeconds(1));
+            assert_eq!(admit(&mut quotas, &bob, &limits).unwrap_err(), RejectReason::QuotaUser);
+            assert_eq!(quotas.usage().0, 3, "nobody was ended");
+            quotas.release(NOW, &bob, counted[0]);
+            assert!(admit(&mut quotas, &bob, &limits).is_err(), "two is as many as there may be");
+            quotas.release(NOW, &bob, counted[1]);
+            assert!(admit(&mut quotas, &bob, &limits).is_ok());
+            // Above the configured limit, too.
+            quotas.overrides.put(user(None), allocations(12), UnixSeconds(2));
+            assert!((0..10).all(|_| admit(&mut quotas, &bob, &limits).is_ok()));
+            assert_eq!(admit(&mut quotas, &bob, &limits).unwrap_err(), RejectReason::QuotaUser);
+            quotas.overrides.put(user(None), RunTimeLimits::default(), UnixSeconds(3));
+            assert_eq!(admit(&mut quotas, &bob, &limits).unwrap_err(), RejectReason::QuotaUser);
+        }
+
+        #[test]
+        fn a_static_user_and_a_tenant_have_limits_where_the_configuration_has_none() {
+            let mut quotas = Quotas::default();
+            let limits = Limits { allocations_per_user: Some(1), ..Limits::default() };
+            let of_file =
+                QuotaClaim { expires_at: None, ..claim(SessionSubject { username: "bob", ..OTHER_BOB }, None) };
+            assert!((0..3).all(|_| admit(&mut quotas, &of_file, &limits).is_ok()), "the key is not for static users");
+            quotas.overrides.put(user(None), allocations(3), UnixSeconds(1));
+            assert_eq!(admit(&mut quotas, &of_file, &limits).unwrap_err(), RejectReason::QuotaUser);
+            quotas.overrides.put(Subject::Tenant("acme".into()), allocations(2), UnixSeconds(1));
+            let eve = claim(SessionSubject { username: "9:eve", user: "eve", ..BOB }, None);
+            assert!(
+                admit(&mut quotas, &claim(BOB, None), &limits).is_ok() && admit(&mut quotas, &eve, &limits).is_ok()
+            );
+            assert_eq!(admit(&mut quotas, &claim(BOB, None), &limits).unwrap_err(), RejectReason::QuotaTenant);
+        }
+
+        #[test]
+        fn rates_and_bytes_reach_sessions_that_live_and_a_credential_still_narrows() {
+            let mut quotas = Quotas::default();
+            let limits = Limits { burst_ms: 1_000, ..Limits::default() };
+            let grant = Grant { bytes_per_day: Some(300), ..Grant::default() };
+            let (bob, narrow) = (claim(BOB, None), claim(BOB, Some(&grant)));
+            let admitted = admit(&mut quotas, &bob, &limits).unwrap();
+            assert!(admitted.meters.is_empty());
+            let set = RunTimeLimits {
+                bandwidth: Some(RunTimeLimit::At(8_000)),
+                bytes_per_day: Some(RunTimeLimit::At(900)),
+                ..RunTimeLimits::default()
+            };
+            quotas.overrides.put(user(Some("acme")), set, UnixSeconds(1));
+            let meters = quotas.meters(&bob, admitted.counted, &limits, &Meters::default());
+            let charge = |meters: &Meters, bytes| meters.charge(NOW, Direction::ToPeer, bytes);
+            assert_eq!(charge(&meters, 1_001), Err(DropReason::OverBandwidth));
+            let second = admit(&mut quotas, &narrow, &limits).unwrap();
+            assert_eq!(charge(&second.meters, 301), Err(DropReason::OverBudget), "its credential allows less");
+            assert_eq!(charge(&meters, 900), Ok(()));
+            assert_eq!(meters.charge(NOW, Direction::ToClient, 1), Err(DropReason::OverBudget));
+            assert_eq!(admit(&mut quotas, &bob, &limits).unwrap_err(), RejectReason::QuotaDay);
+            quotas.overrides.put(user(Some("acme")), RunTimeLimits::default(), UnixSeconds(2));
+            let meters = quotas.meters(&bob, admitted.counted, &limits, &meters);
+            assert_eq!((meters.is_empty(), charge(&meters, 1 << 20)), (true, Ok(())));
+        }
+    }
+
     #[test]
     fn every_change_has_a_number_and_the_entry_knows_its_last() {
         let mut all = Overrides::default();
