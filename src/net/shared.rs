@@ -198,12 +198,16 @@ impl Process {
 
     /// What [`Process::export_early`] lacks; everything without it. Nothing may be relayed or admitted meanwhile.
     pub(super) fn export_changes(&self) -> SharedChanges {
+        let (quotas, overrides) = {
+            let all = self.quotas();
+            (all.export_changes(), all.overrides.export_changes())
+        };
         SharedChanges {
-            quotas: self.quotas().export_changes(),
+            quotas,
             revocations: self.revocations().export_changes(),
             authenticated: self.authenticated().to_state(),
             resting_ports: self.addresses.resting(),
-            overrides: self.quotas().overrides.export_changes(),
+            overrides,
         }
     }
 
