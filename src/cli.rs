@@ -86,6 +86,9 @@ enum Command {
     Kick(admin::KickOptions),
     /// Block a credential, user or tenant, and end its sessions
     Revoke(admin::RevokeOptions),
+    /// Set, show or unset limits of a user or tenant while the server runs
+    #[command(subcommand)]
+    Limits(admin::limits::LimitsCommand),
     /// Answer a network again that sent too many wrong passwords
     Forgive(admin::ForgiveOptions),
     /// Reload the configuration of a running server; show what changed or what is wrong
@@ -250,6 +253,7 @@ impl Command {
             Self::Sessions(options) => options.json,
             Self::Kick(options) => options.json,
             Self::Revoke(options) => options.json,
+            Self::Limits(command) => command.is_json(),
             Self::Forgive(options) => options.json,
             Self::Reload(options) => options.json,
             Self::LogLevel(options) => options.json,
@@ -283,6 +287,7 @@ fn run_command(command: Command) -> Result<(), Failure> {
         Command::Sessions(options) => admin::sessions(&options),
         Command::Kick(options) => admin::kick(&options),
         Command::Revoke(options) => admin::revoke(&options),
+        Command::Limits(command) => admin::limits::limits(&command),
         Command::Forgive(options) => admin::forgive(&options),
         Command::Reload(options) => admin::reload(&options),
         Command::LogLevel(options) => admin::log_level(&options),

@@ -2,6 +2,7 @@
 
 mod http_listeners;
 mod inherited;
+mod kept;
 mod ledger_note;
 mod out_of_memory;
 pub mod reload;
@@ -12,9 +13,7 @@ mod supervise;
 pub mod take_over;
 mod upgrade;
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +21,7 @@ use tokio::sync::mpsc;
 
 use self::http_listeners::{BoundHttpListeners, HttpListeners};
 use self::inherited::Inherited;
+use self::kept::KeptPaths;
 use self::reload::{Follower, Reloader};
 use self::revive::Recovery;
 pub(crate) use self::signals::{Signal, Signals};
@@ -48,12 +48,13 @@ use crate::failure::{self, Failure};
 use crate::net::ledger::Ledger;
 use crate::net::passed::Passed;
 use crate::net::upgrade_messages::UpgradeTimes;
-use crate::net::{self, EventReceivers, Running};
+use crate::net::{self, EventReceivers, KeptSets, Running};
 use crate::ops::advice;
 use crate::ops::alternates::Alternates;
 use crate::ops::command::{self, Command, Commands, DrainAnswer, UpgradeRequest};
 use crate::ops::drain::Drain;
 use crate::ops::external;
+use crate::ops::limits::LimitStore;
 use crate::ops::log::{self, Level, OnEnded};
 use crate::ops::metrics::Metrics;
 use crate::ops::notify::{self, Notifier};
@@ -63,7 +64,6 @@ use crate::ops::status::{Phase, Status};
 use crate::ops::upgrades::Upgrades;
 use crate::ops::usage::chain::Code;
 use crate::ops::usage::{self, Sinks, Usage};
-use crate::protocol::revocation::Revocations;
 
 /// Runs the server until SIGTERM or SIGINT, or until another process has its sessions. `from` is a process to take over from.
 ///
@@ -207,12 +207,12 @@ pub(crate) fn start(
     config: &Config,
     http: &[SocketAddr],
     passed: Passed,
-    revocations: Revocations,
+    kept: KeptSets,
     on_ended: Option<OnEnded>,
     ledger: Option<Arc<Ledger>>,
 ) -> Result<Started, Failure> {
     let sinks = usage::open(&config.accounting, &config.realm).map_err(Failure::Run)?;
-    let running = net::start(config, http, passed, revocations, ledger);
+    let running = net::start(config, http, passed, kept, ledger);
     let (running, events) = running.map_err(|error| Failure::Run(error.to_string()))?;
     let running = Arc::new(running);
     Started::follow(running, events, sinks, on_ended, config.upgrade.clone())
@@ -287,15 +287,10 @@ struct Begun {
     config: Config,
     started: Started,
     http: BoundHttpListeners,
-    /// Where its revocations are kept.
-    kept: Option<PathBuf>,
+    /// Where its revocations and limits are kept.
+    kept: KeptPaths,
     /// From another process.
     inherited: Option<Inherited>,
-}
-
-fn revocations_path(config: &Config) -> Option<PathBuf> {
-    let state_directory = std::env::var("STATE_DIRECTORY").ok();
-    revocations::path_of(config.admin.revocations_file.as_deref(), state_directory.as_deref())
 }
 
 /// Binds everything and starts the workers of a fresh server.
@@ -304,30 +299,10 @@ fn begin(config: Config, passed: Passed, ledger: Option<Arc<Ledger>>) -> Result<
         tracing::info!(sockets = passed.count(), "using the sockets that were passed by the service manager");
     }
     let http = BoundHttpListeners::bind(&config.http, &passed).map_err(|error| Failure::Run(error.to_string()))?;
-    let kept = revocations_path(&config);
-    let revoked = revocations::load(kept.as_deref()).map_err(Failure::Run)?;
-    revocations_can_be_kept(&config, kept.as_deref())?;
-    let started = start(&config, &http.addresses(), passed, revoked, None, ledger)?;
+    let kept = KeptPaths::of(&config);
+    let sets = kept.load(&config)?;
+    let started = start(&config, &http.addresses(), passed, sets, None, ledger)?;
     Ok(Begun { config, started, http, kept, inherited: None })
-}
-
-/// Looks whether revocations can be written. One that is found out at the first `revoke` is lost at the next start.
-///
-/// # Errors
-/// If the operator named the file; a state directory may be missing on purpose, and a full disk is no reason not to relay.
-fn revocations_can_be_kept(config: &Config, kept: Option<&Path>) -> Result<(), Failure> {
-    let Some(path) = kept else { return Ok(()) };
-    let Err(error) = revocations::probe(path) else { return Ok(()) };
-    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
-    let shown = path.display();
-    if config.admin.revocations_file.is_some() && !is_full {
-        return Err(Failure::Run(format!(
-            "auth.revocations_file: can't write {shown}: {error}, so revocations would be lost at the next start; its \
-             directory must be the server's user's, or name another file"
-        )));
-    }
-    tracing::warn!(file = %shown, %error, "revocations can't be kept: each is lost at the next start");
-    Ok(())
 }
 
 /// Goes on with what another process had.
@@ -340,19 +315,8 @@ fn go_on(taken: TakenOver) -> Result<Begun, Failure> {
     if let (Some(sinks), Some(last)) = (&mut sinks, chain) {
         sinks.go_on_after(last);
     }
-    let kept = revocations_path(&config);
-    if passage.recovered.is_some() && kept.is_some() {
-        // The file is newer than what the process left in memory.
-        match revocations::load(kept.as_deref()) {
-            Ok(revoked) => *running.revocations() = revoked,
-            Err(error) => {
-                tracing::error!(%error, "the file of revocations can't be read: those that the killed server knew hold");
-            }
-        }
-    }
-    if let Err(failure) = revocations_can_be_kept(&config, kept.as_deref()) {
-        tracing::error!(%failure, "revocations can't be kept: each is lost at the next start");
-    }
+    let kept = KeptPaths::of(&config);
+    kept.go_on(&config, &running, passage.recovered.is_some());
     let started = Started::follow(running, events, sinks, None, config.upgrade.clone())?;
     Ok(Begun { config, started, http, kept, inherited: Some(Inherited { metrics, own_metrics, passage, draining }) })
 }
@@ -372,8 +336,10 @@ async fn serve_until_signal(
     }
     let (commands, mut asked) = command::channel();
     let hosts = AllowedHosts::default();
-    let revoker = revoker(&started, kept);
-    let admin = Arc::new(admin(&config, &started, hosts.clone(), Arc::clone(&revoker), commands, level.clone()));
+    let limits = Arc::new(LimitStore::new(Arc::clone(&started.running), kept.limits));
+    let revoker = revoker(&started, kept.revocations);
+    let admin =
+        Arc::new(admin(&config, &started, hosts.clone(), (Arc::clone(&revoker), limits), commands, level.clone()));
     let rest = rest(&config, &started, revoker);
     let mut http_listeners = http_listeners(&started, &rest, &admin, hosts);
     if let Some(inherited) = &inherited {
@@ -659,7 +625,7 @@ fn follow_addresses(running: &Arc<Running>, status: &Arc<Status>, reloader: &Arc
 }
 
 /// What revokes, with the file that keeps it.
-fn revoker(started: &Started, kept: Option<PathBuf>) -> Arc<Revoker> {
+fn revoker(started: &Started, kept: Option<std::path::PathBuf>) -> Arc<Revoker> {
     let running = Arc::clone(&started.running);
     let store = Arc::new(Store::new(Arc::clone(&running), kept));
     tokio::spawn(revocations::sweep_now_and_then(Arc::downgrade(&store)));
@@ -670,12 +636,13 @@ fn admin(
     config: &Config,
     started: &Started,
     hosts: AllowedHosts,
-    revoker: Arc<Revoker>,
+    (revoker, limits): (Arc<Revoker>, Arc<LimitStore>),
     commands: Commands,
     level: Level,
 ) -> Admin {
     let parts = admin::AdminParts {
         revoker,
+        limits,
         running: Arc::clone(&started.running),
         status: Arc::clone(&started.status),
         usage: started.usage.as_ref().map(Usage::metrics),

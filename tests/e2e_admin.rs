@@ -389,7 +389,7 @@ fn what_can_not_be_written_is_told_and_holds_all_the_same() {
     assert_eq!(allocate_code(minted(&server, "carol")), 403);
     assert_eq!(server.scrape().value("throughway_revocation_write_failures_total", &[]), 1);
     let (code, _, said) = command(&server, &["revoke", "--user", "dave"]);
-    assert!(code == 1 && said.contains("a restart removes it"), "{code} {said}");
+    assert!(code == 1 && said.contains("a restart undoes it"), "{code} {said}");
     // With the next one that can be written the others are kept as well.
     fs::remove_dir(server.directory().join("revocations.new")).unwrap();
     done(post(&server, "/v1/revoke", json!({ "tenant": "acme" })));

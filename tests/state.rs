@@ -22,6 +22,7 @@ use throughway::protocol::changes::{EarlyAllocations, ServerChanges};
 use throughway::protocol::export::ServerState;
 use throughway::protocol::ids::WorkerId;
 use throughway::protocol::meter::Rates;
+use throughway::protocol::overrides::{RunTimeLimit, RunTimeLimits};
 use throughway::protocol::quota_state::QuotasChanges;
 use throughway::protocol::reason::{Direction, DropReason, EndReason};
 use throughway::protocol::revocation::Subject;
@@ -54,6 +55,16 @@ fn full_grant() -> Grant {
         peers: vec![PeerScope::Prefixes(["8.8.8.0/24".parse().unwrap()].into())],
         transports: Some(Transports::of(&[Transport::Udp, Transport::Tcp])),
         closes_at: Some(START_UNIX + 900),
+    }
+}
+
+/// Every limit that can be set at run time.
+fn all_limits() -> RunTimeLimits {
+    RunTimeLimits {
+        allocations: Some(RunTimeLimit::At(7)),
+        bandwidth: Some(RunTimeLimit::At(64_000)),
+        packet_rate: Some(RunTimeLimit::None),
+        bytes_per_day: Some(RunTimeLimit::At(1 << 33)),
     }
 }
 
@@ -90,6 +101,12 @@ fn one_of_everything() -> (Harness, [Client; 3]) {
     h.books.revoke(Subject::User { user: "gerd".into(), tenant: Some("acme".into()) }, UnixSeconds(START_UNIX + 60));
     h.books.revoke(Subject::Tenant("else".into()), UnixSeconds(START_UNIX + 60));
     h.books.revoke(Subject::Credential("1:x".into()), UnixSeconds(START_UNIX + 60));
+    h.books.set_limits(
+        Subject::User { user: "gerd".into(), tenant: Some("acme".into()) },
+        all_limits(),
+        UnixSeconds(START_UNIX),
+    );
+    h.books.set_limits(Subject::Tenant("else".into()), all_limits(), UnixSeconds(START_UNIX));
     // One request waits for each answer that a request can wait for.
     let waits = |h: &mut Harness, spec: Spec, message: &harness::stun::Outgoing| -> Client {
         let client = h.add(spec);
@@ -207,6 +224,7 @@ fn shared_changes(h: &mut Harness) -> SharedChanges {
     let reserves = h.add(user("ida").from("7.7.7.11:11").on_worker(1));
     assert_eq!(h.ask(reserves, allocate().even_port(true)).code(), 0);
     h.books.revoke(Subject::Tenant("third".into()), UnixSeconds(START_UNIX + 60));
+    h.books.set_limits(Subject::Tenant("third".into()), all_limits(), UnixSeconds(START_UNIX));
     h.books.export_changes()
 }
 
@@ -293,6 +311,7 @@ fn every_field_is_written_and_read() {
     assert!(server.openings.len() == 3 && server.allocations.len() == 2 && server.questions == 1);
     assert!(server.allocations.iter().any(|allocation| !allocation.dropped.is_empty()));
     assert!(!shared.quotas.reservations.is_empty() && shared.revocations.len() == 3);
+    assert_eq!(shared.overrides.as_ref().map(Vec::len), Some(2));
     let quotas = shared_changes(&mut one_of_everything().0);
     every_part_is_read(&quotas, 200);
     let QuotasChanges { scopes, removed, meters, lingering_new, lingering_gone, .. } = &quotas.quotas;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::net::Running;
+use crate::ops::kept_file::NotSaved;
 use crate::ops::revocations::{NotRevoked, Store, until};
 use crate::protocol::border::Selector;
 use crate::protocol::reason::EndReason;
@@ -75,7 +76,8 @@ impl Revoker {
         let store = Arc::clone(&self.store);
         let changed = tokio::task::spawn_blocking(move || change(&store)).await;
         changed.unwrap_or_else(|error| {
-            Err(NotRevoked::NotSaved { path: Default::default(), cause: std::io::Error::other(error.to_string()) })
+            let cause = std::io::Error::other(error.to_string());
+            Err(NotSaved { path: Default::default(), cause }.into())
         })
     }
 }

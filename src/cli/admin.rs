@@ -1,8 +1,9 @@
-//! Commands that talk to a running server: sessions, kick, revoke, forgive, reload, log-level, drain, upgrade, health.
+//! Commands that talk to a running server: sessions, kick, revoke, limits, forgive, reload, log-level, drain, upgrade, health.
 
 pub(super) mod client;
 pub(super) mod drain;
 pub(super) mod health;
+pub(super) mod limits;
 pub(super) mod upgrade;
 
 use std::io::{self, Write};

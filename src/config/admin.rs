@@ -19,7 +19,7 @@ const TOKEN_FILE: &str = "http.admin_token_file";
 const TOKEN_CREDENTIAL: &str = "http.admin_token_credential";
 const SOCKET: &str = "http.admin_socket";
 
-/// The part of `[http]` about the admin API, and where revocations are kept. A reload takes the first part over.
+/// The part of `[http]` about the admin API, and where that which operators change at run time is kept. A reload takes the first part over.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AdminConfig {
     /// What is in `http.admin_token_file`, or in the credential that `http.admin_token_credential` names.
@@ -28,6 +28,8 @@ pub struct AdminConfig {
     pub uids: Vec<u32>,
     /// `auth.revocations_file`.
     pub revocations_file: Option<PathBuf>,
+    /// `limits.file`.
+    pub limits_file: Option<PathBuf>,
 }
 
 /// Where a unix socket of the admin API may be.
@@ -74,10 +76,18 @@ impl Reach {
 // No message here shows a token.
 impl Check {
     pub(crate) fn admin(&mut self) -> AdminConfig {
+        let (revocations, limits) = (self.path_of("auth.revocations_file"), self.path_of("limits.file"));
+        if let Some((_, node)) = self.text_of("limits.file").filter(|_| limits == revocations) {
+            self.wrong(
+                &node,
+                "is the file of auth.revocations_file, and each would overwrite the other; name another one",
+            );
+        }
         AdminConfig {
             token: self.admin_token(),
             uids: self.uids("http.admin_uids"),
-            revocations_file: self.path_of("auth.revocations_file"),
+            revocations_file: revocations,
+            limits_file: limits,
         }
     }
 
@@ -172,6 +182,16 @@ mod tests {
         Config::with_a_secret("http.admin_token_file = \"a\"\nhttp.admin_token_credential = \"b\"")
             .unwrap_err()
             .to_string()
+    }
+
+    #[test]
+    fn limits_and_revocations_have_a_file_each() {
+        let with = |limits: &str| {
+            Config::with_a_secret(&format!("auth.revocations_file = \"/a/b\"\nlimits.file = \"{limits}\""))
+        };
+        assert_eq!(with("/a/c").unwrap().admin.limits_file, Some("/a/c".into()));
+        let error = with("/a/b").unwrap_err().to_string();
+        assert!(error.contains("limits.file") && error.contains("name another one"), "{error}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[http]`.
     pub http: HttpConfig,
-    /// Who may use the admin API, and where revocations are kept.
+    /// Who may use the admin API, and where revocations and limits set at run time are kept.
     pub admin: AdminConfig,
     /// `[accounting]`.
     pub accounting: AccountingConfig,

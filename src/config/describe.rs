@@ -1,6 +1,7 @@
 //! What a server will do, in lines for people and in JSON; never with a secret in it.
 
 use std::fmt::{Display, Write as _};
+use std::path::Path;
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -418,11 +419,16 @@ impl Config {
         } else {
             who.join("; ")
         };
-        let file = match &self.admin.revocations_file {
+        let file = |path: Option<&Path>| match path {
             Some(path) => path.display().to_string(),
             None => "the state directory of the unit, if there is one".to_owned(),
         };
-        format!("{who}; revocations are kept in {file}")
+        let revocations = file(self.admin.revocations_file.as_deref());
+        let limits = match file(self.admin.limits_file.as_deref()) {
+            same if same == revocations => "as well".to_owned(),
+            other => format!("in {other}"),
+        };
+        format!("{who}; revocations are kept in {revocations}, limits set at run time {limits}")
     }
 
     fn http_text(&self) -> Option<String> {

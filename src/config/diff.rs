@@ -300,7 +300,11 @@ impl Config {
                 external: old.relay.external.clone(),
                 ..self.relay
             },
-            admin: AdminConfig { revocations_file: old.admin.revocations_file.clone(), ..self.admin },
+            admin: AdminConfig {
+                revocations_file: old.admin.revocations_file.clone(),
+                limits_file: old.admin.limits_file.clone(),
+                ..self.admin
+            },
             accounting: AccountingConfig { interval: self.accounting.interval, ..old.accounting.clone() },
             upgrade: UpgradeConfig { socket: old.upgrade.socket.clone(), ..self.upgrade },
             log: LogConfig {

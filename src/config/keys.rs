@@ -282,6 +282,8 @@ pub const KEYS: &[ConfigKey] = &[
     key("limits.shared_idle", Duration(1, DAY), "\"10m\"",
         "How long such a connection may carry nothing either way").zero("no limit")
         .warns("connections whose ends are gone stay until others need their place"),
+    key("limits.file", Text, "\"\"",
+        "File that keeps the limits of `throughway limits set` over a restart; empty: `limits` in the unit's state directory, if it has one").restart("those of now are in the old one"),
     key("limits.credentials_per_key", Count(ANY), "600",
         "Credentials per minute for each of `http.keys`, for all proxies together and for all unix peers together").zero("no limit"),
     key("limits.credentials_per_user", Count(ANY), "30",

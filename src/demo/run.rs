@@ -13,10 +13,9 @@ use crate::api::health::{self, Health};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::net::passed::Passed;
-use crate::net::{self, Running, interfaces};
+use crate::net::{self, KeptSets, Running, interfaces};
 use crate::ops::log::{self, OnEnded};
 use crate::ops::status::Phase;
-use crate::protocol::revocation::Revocations;
 use crate::run::{self, Signal, Signals};
 
 /// Options of `demo`.
@@ -79,7 +78,7 @@ async fn demo(options: DemoOptions) -> Result<(), Failure> {
     let ended = Ended::default();
     let heard = ended.clone();
     let on_ended: OnEnded = Box::new(move |record| heard.add(record));
-    let started = run::start(&config, &page_addresses, Passed::default(), Revocations::default(), Some(on_ended), None)
+    let started = run::start(&config, &page_addresses, Passed::default(), KeptSets::default(), Some(on_ended), None)
         .map_err(|failure| Failure::Run(format!("{failure}\n(the demo's port is --port, now {})", options.port)))?;
     let status = Arc::clone(&started.status);
     let follow = move |running: &Arc<Running>| status.set_relaying(running.has_relay_address());

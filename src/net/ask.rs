@@ -11,6 +11,7 @@ use super::worker::{DatagramSettings, ListenerChange, Mailbox, Message, NotSent,
 use crate::config::checked::Config;
 use crate::protocol::border::Selector;
 use crate::protocol::reason::EndReason;
+use crate::protocol::revocation::Subject;
 use crate::protocol::settings::Settings;
 
 /// How long until a message is tried again that found an inbox full.
@@ -133,6 +134,15 @@ impl Running {
     pub async fn close(&self, which: &Selector, reason: EndReason) -> usize {
         let answers =
             self.ask_all(Patience::Unbounded, |_, done| Message::Close { which: which.clone(), reason, done });
+        // A worker that is gone has no session.
+        answers.await.into_iter().map(|answer| answer.unwrap_or(0)).sum()
+    }
+
+    /// Lets the live sessions of a subject, or all of them, pass the meters that hold now; tells how many there are.
+    pub async fn meter_anew(&self, subject: Option<Subject>) -> usize {
+        let subject = Arc::new(subject);
+        let answers =
+            self.ask_all(Patience::Unbounded, |_, done| Message::MeterAnew { subject: Arc::clone(&subject), done });
         // A worker that is gone has no session.
         answers.await.into_iter().map(|answer| answer.unwrap_or(0)).sum()
     }

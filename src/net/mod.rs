@@ -87,7 +87,7 @@ pub use self::relay_addresses::RelayAddress;
 pub use self::running::Running;
 pub use self::sessions::Cursor;
 pub(crate) use self::start::worker_count;
-pub use self::start::{StartError, start};
+pub use self::start::{KeptSets, StartError, start};
 pub(crate) use self::sys::keep_to_linked_libraries;
 pub(crate) use self::sys::process as processes;
 pub use self::sys::user::{User, effective_uid, give_back};

@@ -234,9 +234,9 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::net::KeptSets;
     use crate::net::listen::UdpSockets;
     use crate::net::passed::Passed;
-    use crate::protocol::revocation::Revocations;
 
     fn config(allocations: u32) -> Config {
         let text = format!(
@@ -255,7 +255,7 @@ mod tests {
     // F-B3: a worker that can't watch a new listener leaves nothing half done.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn what_a_worker_can_not_open_leaves_the_old_configuration_whole() {
-        let started = crate::net::start(&config(5), &[], Passed::default(), Revocations::default(), None);
+        let started = crate::net::start(&config(5), &[], Passed::default(), KeptSets::default(), None);
         let (running, _events) = started.unwrap();
         let running = Arc::new(running);
         let before = running.listeners();

@@ -31,6 +31,7 @@ use crate::protocol::authenticated::AuthenticatedCounts;
 use crate::protocol::counters::Counters;
 use crate::protocol::failures::SilencedNetwork;
 use crate::protocol::network::Network;
+use crate::protocol::overrides::Overrides;
 use crate::protocol::pool::PoolState;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
@@ -368,6 +369,12 @@ impl Running {
     /// What is revoked. After a change, end the live sessions that it concerns with [`Running::close`].
     pub fn revocations(&self) -> MutexGuard<'_, Revocations> {
         self.process.revocations()
+    }
+
+    /// Looks at the limits that were set at run time, or changes them; admissions wait meanwhile, so it must be short. After a
+    /// change, let the live sessions that it concerns follow with [`Running::meter_anew`].
+    pub fn with_overrides<T>(&self, see: impl FnOnce(&mut Overrides) -> T) -> T {
+        self.process.with_overrides(see)
     }
 
     /// Whether another process has the sessions, and may give them back: this one can neither tell nor change anything about

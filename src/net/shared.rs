@@ -21,6 +21,7 @@ use crate::protocol::failures::{FailureRate, Failures, SilencedNetwork};
 use crate::protocol::ids::{SessionId, WorkerId};
 use crate::protocol::meter::Meters;
 use crate::protocol::network::Network;
+use crate::protocol::overrides::{OverrideState, Overrides};
 use crate::protocol::pool::PoolState;
 use crate::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use crate::protocol::quota_state::{QuotasChanges, QuotasImportError, QuotasState};
@@ -48,6 +49,9 @@ pub struct SharedState {
     /// The ports at rest, by advertised address.
     #[n(3)]
     pub resting_ports: Vec<(IpAddr, Vec<RestingPort>)>,
+    /// Limits that were set at run time, if any are. A release that does not know them goes on without.
+    #[n(4)]
+    pub overrides: Option<Vec<OverrideState>>,
 }
 
 impl State for SharedState {
@@ -55,8 +59,11 @@ impl State for SharedState {
 
     fn add_features(&self, _: &mut Features) {}
 
-    // Nothing of it came after the first format.
-    fn keep_for(&mut self, _: u32) {}
+    fn keep_for(&mut self, format: u32) {
+        if format < 2 {
+            self.overrides = None;
+        }
+    }
 }
 
 /// [`SharedState`] without what was exported early and has not changed.
@@ -75,6 +82,9 @@ pub struct SharedChanges {
     /// The ports at rest, by advertised address.
     #[n(3)]
     pub resting_ports: Vec<(IpAddr, Vec<RestingPort>)>,
+    /// Limits that were set at run time, if they have changed.
+    #[n(4)]
+    pub overrides: Option<Vec<OverrideState>>,
 }
 
 impl State for SharedChanges {
@@ -82,8 +92,11 @@ impl State for SharedChanges {
 
     fn add_features(&self, _: &mut Features) {}
 
-    // Nothing of it came after the first format.
-    fn keep_for(&mut self, _: u32) {}
+    fn keep_for(&mut self, format: u32) {
+        if format < 2 {
+            self.overrides = None;
+        }
+    }
 }
 
 /// Scopes of quotas that are exported early while their lock is held once, about 0.1 ms: admissions wait for it.
@@ -174,6 +187,7 @@ impl Process {
             revocations: self.revocations().early_export(),
             authenticated: AuthenticatedCountsState::default(),
             resting_ports: Vec::new(),
+            overrides: self.quotas().overrides.early_export(),
         }
     }
 
@@ -184,18 +198,25 @@ impl Process {
 
     /// What [`Process::export_early`] lacks; everything without it. Nothing may be relayed or admitted meanwhile.
     pub(super) fn export_changes(&self) -> SharedChanges {
+        let (quotas, overrides) = {
+            let all = self.quotas();
+            (all.export_changes(), all.overrides.export_changes())
+        };
         SharedChanges {
-            quotas: self.quotas().export_changes(),
+            quotas,
             revocations: self.revocations().export_changes(),
             authenticated: self.authenticated().to_state(),
             resting_ports: self.addresses.resting(),
+            overrides,
         }
     }
 
     /// Takes over what [`Process::export_early`] gave in another process, in place of all that is here, before any
     /// worker takes allocations over.
     pub(super) fn import_early(&self, state: SharedState) {
-        *self.quotas() = Quotas::from_early_state(state.quotas);
+        let mut quotas = Quotas::from_early_state(state.quotas);
+        quotas.overrides = Overrides::from_state(state.overrides.unwrap_or_default());
+        *self.quotas() = quotas;
         *self.revocations() = Revocations::from_state(state.revocations);
     }
 
@@ -204,8 +225,11 @@ impl Process {
     /// # Errors
     /// [`QuotasImportError`]; this process must not go on then.
     pub(super) fn import_changes(&self, changes: SharedChanges) -> Result<(), QuotasImportError> {
-        let SharedChanges { quotas, revocations, authenticated, resting_ports } = changes;
+        let SharedChanges { quotas, revocations, authenticated, resting_ports, overrides } = changes;
         self.quotas().import_changes(quotas)?;
+        if let Some(overrides) = overrides {
+            self.quotas().overrides = Overrides::from_state(overrides);
+        }
         if let Some(revocations) = revocations {
             *self.revocations() = Revocations::from_state(revocations);
         }
@@ -231,14 +255,16 @@ impl Process {
             revocations: Some(self.revocations().to_state()),
             authenticated: self.authenticated().to_state(),
             resting_ports: self.addresses.resting(),
+            overrides: self.quotas().overrides.whole(),
         }
     }
 
     /// Takes over what [`Process::export_for_ledger`] gave, but for what is counted: [`Process::count_in`] follows for each
     /// allocation, and [`Process::end_recount`].
     pub(super) fn import_from_ledger(&self, state: SharedChanges) {
-        let SharedChanges { quotas, revocations, authenticated, resting_ports } = state;
+        let SharedChanges { quotas, revocations, authenticated, resting_ports, overrides } = state;
         self.quotas().begin_recount(quotas.scopes, quotas.forgotten);
+        self.quotas().overrides = Overrides::from_state(overrides.unwrap_or_default());
         *self.revocations() = Revocations::from_state(revocations.unwrap_or_default());
         let mut counts = self.authenticated.lock().unwrap_or_else(PoisonError::into_inner);
         *counts = AuthenticatedCounts::from_state(&authenticated);
@@ -264,6 +290,11 @@ impl Process {
     /// Which worker has which mobile allocation.
     fn mobile(&self) -> MutexGuard<'_, HashMap<SessionId, WorkerId>> {
         self.mobile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the limits that were set at run time, or changes them. Admissions wait meanwhile, so it must be short.
+    pub(super) fn with_overrides<T>(&self, see: impl FnOnce(&mut Overrides) -> T) -> T {
+        see(&mut self.quotas().overrides)
     }
 
     /// Who is shut out.

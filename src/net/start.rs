@@ -31,6 +31,7 @@ use crate::config::checked::{Config, Workers};
 use crate::failure;
 use crate::protocol::counters::Counters;
 use crate::protocol::ids::WorkerId;
+use crate::protocol::overrides::Overrides;
 use crate::protocol::random::Random;
 use crate::protocol::revocation::Revocations;
 use crate::protocol::settings::Settings;
@@ -62,11 +63,20 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
+/// What operators changed at run time, kept from an earlier life.
+#[derive(Clone, Debug, Default)]
+pub struct KeptSets {
+    /// Who is shut out.
+    pub revocations: Revocations,
+    /// Limits that were set at run time.
+    pub overrides: Overrides,
+}
+
 /// Binds every listener, then starts the workers. Nothing is left behind on an error. Relay addresses that this machine
 /// does not have yet are used as soon as it has them: see [`Running::look_at_addresses`].
 ///
 /// `http` are our own HTTP listeners, which are never peers; `passed` are sockets that were open before us;
-/// `revocations` are those of an earlier life; into `ledger` goes what the next process needs if this one is killed. Must be called inside a tokio runtime, which
+/// `kept` is what operators did in an earlier life; into `ledger` goes what the next process needs if this one is killed. Must be called inside a tokio runtime, which
 /// accepts TCP connections from then on.
 ///
 /// # Errors
@@ -75,7 +85,7 @@ pub fn start(
     config: &Config,
     http: &[SocketAddr],
     passed: Passed,
-    revocations: Revocations,
+    kept: KeptSets,
     ledger: Option<Arc<Ledger>>,
 ) -> Result<(Running, EventReceivers), StartError> {
     let count = worker_count(config);
@@ -84,7 +94,8 @@ pub fn start(
     let base = Foundation::new(config, count, Secrets::draw(config)?)?;
     let (_, missing) = addresses::serve(config, &base.addresses);
     addresses::report(&[], config, &base.addresses, &missing);
-    *base.process.revocations() = revocations;
+    *base.process.revocations() = kept.revocations;
+    base.process.with_overrides(|set| *set = kept.overrides);
     let (relay, changes) = base.with_listeners(config, http, passed, listening, plan)?;
     let Launched { running, receivers, begun } = relay.launch(changes, Vec::new(), ledger)?;
     // A server that is ready has workers that listen, and whose processor time can be read. One that can't begin ends

@@ -31,8 +31,8 @@ use self::connections::Lost;
 use self::datagrams::Datagrams;
 use self::hand_over::HandingOver;
 pub(super) use self::hand_over::{HandOver, HandedOver, Outcome};
-use self::inbox::Closing;
 pub(super) use self::inbox::{Adopted, AdoptedStreams, Mailbox, Message, NotSent};
+use self::inbox::{Closing, Metering};
 use self::ledger::{Recovered, WorkerLedger};
 use self::listeners::Listeners;
 pub(super) use self::listeners::{Listener, ListenerChange, ListenerId, Users};
@@ -165,6 +165,8 @@ pub(super) struct Worker {
     adopted: Arc<AdoptedStreams>,
     /// What operators want closed, one after the other.
     closing: VecDeque<Closing>,
+    /// Whose sessions are to pass other meters, one after the other.
+    metering: VecDeque<Metering>,
     /// Answers that the core waits for.
     answers: VecDeque<Input<'static>>,
     waker: Arc<Waker>,
@@ -218,6 +220,7 @@ impl Worker {
             inbox: setup.inbox,
             adopted: setup.adopted,
             closing: VecDeque::new(),
+            metering: VecDeque::new(),
             answers: VecDeque::new(),
             process: setup.process,
             waker: setup.waker,

@@ -18,7 +18,7 @@ use crate::net::counters::{Batches, NetCounters};
 use crate::net::{Running, SocketKind};
 use crate::ops::status::{Phase, Status};
 use crate::ops::usage::UsageMetrics;
-use crate::ops::{log, revocations};
+use crate::ops::{limits, log, revocations};
 use crate::protocol::accounting::Amount;
 use crate::protocol::authenticated::{AuthenticatedCounts, REMAINING_BOUNDS};
 use crate::protocol::connection::ConnectionResult;
@@ -104,7 +104,7 @@ impl Metrics {
         self.publish_streams(&mut text, &workers);
         self.publish_shared(&mut text);
         self.publish_tls(&mut text);
-        self.publish_revocations(&mut text);
+        self.publish_kept_sets(&mut text);
         for source in &self.others {
             source(&mut text);
         }
@@ -268,13 +268,20 @@ impl Metrics {
             .each("certificate", days);
     }
 
-    fn publish_revocations(&self, text: &mut Text) {
+    fn publish_kept_sets(&self, text: &mut Text) {
         text.gauge("throughway_silenced_networks", "Networks whose wrong keys and user names are not answered")
             .value(self.running.silenced_count() as u64);
         text.gauge("throughway_revocations", "Credentials, users and tenants that are revoked")
             .value(self.running.revocations().len());
         text.counter("throughway_revocation_write_failures_total", "Revocations that could not be written to disk")
-            .value(revocations::write_failures());
+            .value(revocations::KIND.write_failures());
+        text.gauge("throughway_limits_set", "Users and tenants with limits that were set at run time")
+            .value(self.running.with_overrides(|set| set.len()));
+        text.counter(
+            "throughway_limit_write_failures_total",
+            "Limits set at run time that could not be written to disk",
+        )
+        .value(limits::KIND.write_failures());
     }
 }
 

@@ -6,6 +6,8 @@ pub mod command;
 pub mod drain;
 pub mod external;
 mod journal;
+pub mod kept_file;
+pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod notify;

@@ -39,6 +39,7 @@ pub fn unwritable(config: &Config, knows_rights: bool) -> Vec<(&'static str, Str
     let accounting = &config.accounting;
     let places = [
         ("auth.revocations_file", config.admin.revocations_file.as_ref(), PlaceKind::Name),
+        ("limits.file", config.admin.limits_file.as_ref(), PlaceKind::Name),
         ("accounting.file", accounting.file.as_ref().map(|file| &file.path), PlaceKind::File),
         ("accounting.spool", accounting.webhook.as_ref().map(|webhook| &webhook.spool), PlaceKind::Directory),
         ("tls.acme", config.tls.acme.as_ref().map(|acme| &acme.state), PlaceKind::Directory),

@@ -171,8 +171,8 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     ),
     (
         RejectReason::QuotaUser,
-        "the user has as many allocations as limits.allocations_per_user allows: end some (`throughway kick --user`), \
-             or raise it",
+        "the user has as many allocations as limits.allocations_per_user, or a limit set at run time (`throughway limits \
+             show`), allows: end some (`throughway kick --user`), or raise it",
     ),
     (
         RejectReason::QuotaRate,
@@ -188,7 +188,10 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
         "the credential has as many allocations as limits.allocations_per_credential, or it itself, allows: issue one for \
              each client, or raise it",
     ),
-    (RejectReason::QuotaTenant, "the tenant has as many allocations as limits.allocations_per_tenant allows: raise it"),
+    (
+        RejectReason::QuotaTenant,
+        "the tenant has as many allocations as limits.allocations_per_tenant, or a limit set at run time (`throughway limits show`), allows: raise it",
+    ),
     (
         RejectReason::QuotaBytes,
         "the credential's bytes are used up: the application must fetch a new one, or raise limits.bytes_per_credential or \
@@ -196,8 +199,8 @@ const REMEDIES: [(RejectReason, &str); RejectReason::ALL.len()] = [
     ),
     (
         RejectReason::QuotaDay,
-        "the user's bytes of the day are used up, until midnight UTC: raise limits.bytes_per_user_per_day, or what the \
-             secret or the user has",
+        "the user's bytes of the day are used up, until midnight UTC: raise limits.bytes_per_user_per_day, what the \
+             secret or the user has, or a limit set at run time (`throughway limits show`)",
     ),
     (
         RejectReason::QuotaClient,

@@ -1,14 +1,11 @@
 //! Revocations over restarts: the set that the workers ask, and its file.
 //!
 //! The set itself belongs to `protocol::revocation`. Here is what makes it last: each change is followed by a new file
-//! beside the old one, synced and renamed over it, so that a crash leaves the one or the other. The set changes first: what
-//! can't be written holds all the same until the process ends, and the caller is told.
+//! (`ops::kept_file`). The set changes first: what can't be written holds all the same until the process ends, and the caller
+//! is told.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead as _, BufReader, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -16,31 +13,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock;
 use crate::credentials::{EXPIRY_SKEW_SECONDS, USERNAME_BYTES_MAX, parse_username};
-use crate::files;
 use crate::net::Running;
+use crate::ops::kept_file::{KeptFile, KeptKind, NotSaved};
 use crate::protocol::revocation::{Revocations, Subject};
 use crate::time::{Now, UnixSeconds};
 
 /// Entries at a time: each costs memory and a line in a file that is written whole.
 pub const ENTRIES_MAX: usize = 100_000;
 
-/// The first line of the file.
-const HEAD: &str = "throughway revocations 1";
-
-/// The longest line: a user of 508 bytes of a tenant of as many, each escaped.
-const LINE_BYTES_MAX: u64 = 16 * 1024;
-
-/// The file's name in the state directory.
-const FILE_NAME: &str = "revocations";
-
-/// Changes that could not be written; read by `ops::metrics`.
-static WRITE_FAILURES: AtomicU64 = AtomicU64::new(0);
-
-/// How many changes could not be written.
-#[must_use]
-pub fn write_failures() -> u64 {
-    WRITE_FAILURES.load(Ordering::Relaxed)
-}
+/// The file.
+pub static KIND: KeptKind = KeptKind {
+    key: "auth.revocations_file",
+    file_name: "revocations",
+    head: "throughway revocations 1",
+    entry: "a revocation",
+    entries: "revocations",
+    without: "remove all blocks",
+    entries_max: ENTRIES_MAX,
+    write_failures: AtomicU64::new(0),
+};
 
 /// A line of the file.
 #[derive(Serialize, Deserialize)]
@@ -59,22 +50,8 @@ pub enum NotRevoked {
     )]
     Full,
     /// It holds, but not beyond the end of this process.
-    #[error("it is in effect, but can't be written to {path}, so a restart removes it: {cause}")]
-    NotSaved {
-        /// Where to.
-        path: PathBuf,
-        /// The system's word.
-        cause: io::Error,
-    },
-}
-
-/// Where the file is: the configured path, else one in the first state directory, else nowhere.
-#[must_use]
-pub fn path_of(configured: Option<&Path>, state_directory: Option<&str>) -> Option<PathBuf> {
-    configured.map(Path::to_owned).or_else(|| {
-        let first = state_directory?.split(':').next().filter(|first| !first.is_empty())?;
-        Some(Path::new(first).join(FILE_NAME))
-    })
+    #[error(transparent)]
+    NotSaved(#[from] NotSaved),
 }
 
 /// What the file holds, read before anybody can come in; nothing if there is none.
@@ -84,7 +61,9 @@ pub fn path_of(configured: Option<&Path>, state_directory: Option<&str>) -> Opti
 /// # Errors
 /// File, line and remedy, when it can't be read or is not what this wrote.
 pub fn load(file: Option<&Path>) -> Result<Revocations, String> {
-    Ok(file.map(read).transpose()?.unwrap_or_default())
+    let Some(path) = file else { return Ok(Revocations::default()) };
+    let lines: Vec<RevocationLine> = KIND.read(path, |_| Ok(()))?;
+    Ok(lines.into_iter().map(|line| (line.whose, UnixSeconds(line.until))).collect())
 }
 
 /// How often those that are over are looked at.
@@ -105,10 +84,8 @@ pub async fn sweep_now_and_then(store: Weak<Store>) {
 /// many are listed or written.
 pub struct Store {
     running: Arc<Running>,
-    file: Option<PathBuf>,
+    file: KeptFile,
     set: Mutex<RevocationSet>,
-    /// The last change that the file has.
-    written: Mutex<u64>,
 }
 
 /// A change that holds and is not written yet.
@@ -127,7 +104,8 @@ impl Store {
     #[must_use]
     pub fn new(running: Arc<Running>, file: Option<PathBuf>) -> Self {
         let revocations = running.revocations().clone();
-        Self { running, file, set: Mutex::new(RevocationSet { revocations, changes: 0 }), written: Mutex::new(0) }
+        let file = KeptFile::new(&KIND, file);
+        Self { running, file, set: Mutex::new(RevocationSet { revocations, changes: 0 }) }
     }
 
     /// Whether a caller with an API key may revoke one more: half of the room is the operator's.
@@ -139,7 +117,7 @@ impl Store {
     /// Where the entries are kept; nowhere if they are lost with the process.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
-        self.file.as_deref()
+        self.file.path()
     }
 
     fn set(&self) -> MutexGuard<'_, RevocationSet> {
@@ -205,27 +183,17 @@ impl Store {
     /// # Errors
     /// [`NotRevoked::NotSaved`]: the change holds nevertheless.
     pub fn save(&self, Change(change): Change, now: Now) -> Result<(), NotRevoked> {
-        let Some(path) = &self.file else { return Ok(()) };
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if *written >= change {
-            return Ok(());
-        }
-        let (all, changes) = {
+        let saved = self.file.save(change, || {
             let mut set = self.set();
             self.sweep(&mut set, now);
-            (set.revocations.list(), set.changes)
-        };
-        match write(path, &all) {
-            Ok(()) => {
-                *written = changes;
-                Ok(())
-            }
-            Err(cause) => {
-                WRITE_FAILURES.fetch_add(1, Ordering::Relaxed);
-                Err(NotRevoked::NotSaved { path: path.clone(), cause })
-            }
-        }
+            (lines(&set.revocations.list()), set.changes)
+        });
+        Ok(saved?)
     }
+}
+
+fn lines(all: &[(Subject, UnixSeconds)]) -> Vec<RevocationLine> {
+    all.iter().map(|(whose, until)| RevocationLine { until: until.0, whose: whose.clone() }).collect()
 }
 
 /// How long an entry must be kept so that no credential of today outlives it; nothing if none can.
@@ -258,114 +226,10 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn read(path: &Path) -> Result<Revocations, String> {
-    let wrong = |line: usize, what: &str| {
-        format!(
-            "auth.revocations_file: {}:{line}: {what}; correct or remove that line, or move the file away to remove all blocks",
-            path.display()
-        )
-    };
-    if let Some(target) = files::dangling(path) {
-        return Err(format!(
-            "auth.revocations_file: {} is a link to {}, which is not there; make that file reachable, or remove the link to \
-             remove all blocks",
-            path.display(),
-            target.display()
-        ));
-    }
-    let file = match files::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            if directory.is_dir() {
-                return Ok(Revocations::default());
-            }
-            return Err(format!(
-                "auth.revocations_file: there is no directory {}, so revocations could not be kept; make it, or name \
-                 another file",
-                directory.display()
-            ));
-        }
-        Err(error) => {
-            return Err(format!(
-                "auth.revocations_file: can't read {}: {error}; give the server's user the right to read and write it",
-                path.display()
-            ));
-        }
-    };
-    let mut lines = BufReader::new(file);
-    let mut revocations = Revocations::default();
-    let mut bytes = Vec::new();
-    for number in 1.. {
-        bytes.clear();
-        let count = io::Read::by_ref(&mut lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
-        if count.map_err(|error| wrong(number, &format!("can't be read: {error}")))? == 0 {
-            if number == 1 {
-                return Err(wrong(1, "the file is empty"));
-            }
-            break;
-        }
-        let Some(text) = bytes.strip_suffix(b"\n") else {
-            return Err(wrong(number, "the line is cut off, or far too long"));
-        };
-        if number == 1 {
-            if text != HEAD.as_bytes() {
-                return Err(wrong(1, &format!("expected \"{HEAD}\"")));
-            }
-            continue;
-        }
-        if revocations.len() >= ENTRIES_MAX {
-            return Err(wrong(number, &format!("is more than {ENTRIES_MAX} revocations")));
-        }
-        let line: RevocationLine =
-            serde_json::from_slice(text).map_err(|error| wrong(number, &format!("is not a revocation ({error})")))?;
-        revocations.insert(line.whose, UnixSeconds(line.until));
-    }
-    Ok(revocations)
-}
-
-/// Why changes could not be kept in this file: found before the first one, which would hold until the next start only.
-///
-/// # Errors
-/// What the system says; a full disk is no mistake of the configuration.
-pub fn probe(path: &Path) -> io::Result<()> {
-    files::probe(&beside(&files::behind_links(path)?))
-}
-
-fn beside(path: &Path) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    PathBuf::from(beside)
-}
-
-fn write(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
-    // A link stays one.
-    let path = &files::behind_links(path)?;
-    let beside = beside(path);
-    let result = write_to(&beside, all).and_then(|()| fs::rename(&beside, path));
-    if result.is_err() {
-        // Half a file is of no use; if it can't be removed, the next write replaces it.
-        let _ = fs::remove_file(&beside);
-        return result;
-    }
-    // The new name must last as well.
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
-}
-
-fn write_to(path: &Path, all: &[(Subject, UnixSeconds)]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    let mut out = BufWriter::new(file);
-    writeln!(out, "{HEAD}")?;
-    for (whose, until) in all {
-        serde_json::to_writer(&mut out, &RevocationLine { until: until.0, whose: whose.clone() })?;
-        out.write_all(b"\n")?;
-    }
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::ops::usage::tests::Directory;
     use crate::protocol::revocation::KEPT_AFTER_END;
@@ -382,19 +246,12 @@ mod tests {
         ]
     }
 
-    #[test]
-    fn a_link_stays_a_link_and_one_to_nothing_is_not_no_block() {
-        let directory = Directory::new();
-        let (path, target) = (directory.path().join("revocations"), directory.path().join("elsewhere"));
-        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
-        let error = load(Some(&path)).unwrap_err();
-        assert!(error.contains("is a link to elsewhere") && error.contains("auth.revocations_file"), "{error}");
-        write(&path, &entries()).unwrap();
-        assert!(fs::symlink_metadata(&path).unwrap().is_symlink() && target.is_file());
-        assert_eq!(load(Some(&path)).unwrap().len(), entries().len());
-        probe(&path).unwrap();
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
-        assert!(probe(Path::new("/proc/x")).is_err());
+    fn read(path: &Path) -> Result<Revocations, String> {
+        load(Some(path))
+    }
+
+    fn write(path: &Path, all: &[(Subject, UnixSeconds)]) {
+        KeptFile::new(&KIND, Some(path.to_owned())).save(1, || (lines(all), 1)).unwrap();
     }
 
     #[test]
@@ -403,49 +260,28 @@ mod tests {
         let path = directory.path().join("revocations");
         assert!(read(&path).unwrap().is_empty(), "none yet");
         for _ in 0..2 {
-            write(&path, &entries()).unwrap();
+            write(&path, &entries());
             assert_eq!(read(&path).unwrap(), entries().into_iter().collect());
         }
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        write(&path, &[]).unwrap();
+        write(&path, &[]);
         assert!(read(&path).unwrap().is_empty());
     }
 
     #[test]
-    fn a_file_that_is_not_ours_is_named_with_line_and_remedy() {
+    fn a_line_that_is_no_revocation_is_named() {
         let directory = Directory::new();
         let path = directory.path().join("revocations");
-        let good = r#"{"until":9,"whose":{"tenant":"a"}}"#;
-        for (text, line, why) in [
-            (String::new(), 1, "is empty"),
-            ("nonsense\n".to_owned(), 1, "expected \"throughway revocations 1\""),
-            (HEAD.to_owned(), 1, "cut off"),
-            (format!("{HEAD}\n{good}\n{{\"until\":9"), 3, "cut off"),
-            (format!("{HEAD}\n{good}\n{{\"until\":9}}\n"), 3, "missing field `whose`"),
-            (format!("{HEAD}\n{good}\n\n"), 3, "is not a revocation"),
-            (format!("{HEAD}\n{{\"until\":-9,\"whose\":{{\"tenant\":\"a\"}}}}\n"), 2, "is not a revocation"),
-            (format!("{HEAD}\n{{\"until\":9,\"whose\":{{\"tenant\":\"a\"}},\"x\":1}}\n"), 2, "unknown field `x`"),
-            (format!("{HEAD}\n{}\n", "x".repeat(20_000)), 2, "far too long"),
+        for (line, why) in [
+            (r#"{"until":9}"#, "missing field `whose`"),
+            (r#"{"until":-9,"whose":{"tenant":"a"}}"#, "is not a revocation"),
+            (r#"{"until":9,"whose":{"tenant":"a"},"x":1}"#, "unknown field `x`"),
         ] {
-            fs::write(&path, &text).unwrap();
+            fs::write(&path, format!("{}\n{line}\n", KIND.head)).unwrap();
             let error = read(&path).unwrap_err();
-            assert!(error.contains(&format!("revocations:{line}: ")), "{error}");
-            assert!(error.contains(why) && error.contains("correct or remove that line"), "{error}");
+            assert!(error.contains("auth.revocations_file: ") && error.contains("revocations:2: "), "{error}");
+            assert!(error.contains(why) && error.contains("to remove all blocks"), "{error}");
         }
-        let nowhere = directory.path().join("no").join("revocations");
-        assert!(read(&nowhere).unwrap_err().contains("there is no directory"));
-        assert!(read(directory.path()).unwrap_err().contains("can't read"));
-    }
-
-    #[test]
-    fn a_write_that_fails_leaves_the_old_file() {
-        let directory = Directory::new();
-        let path = directory.path().join("revocations");
-        write(&path, &entries()).unwrap();
-        // What is to be written first can't be: its name is taken by a directory.
-        fs::create_dir(directory.path().join("revocations.new")).unwrap();
-        assert!(write(&path, &[]).is_err());
-        assert_eq!(read(&path).unwrap(), entries().into_iter().collect());
     }
 
     #[test]
@@ -470,19 +306,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_file_is_the_configured_one_or_in_the_state_directory() {
-        let path = |configured: Option<&str>, state| path_of(configured.map(Path::new), state);
-        assert_eq!(path(Some("/a/b"), Some("/s")), Some("/a/b".into()));
-        assert_eq!(path(None, Some("/s:/t")), Some("/s/revocations".into()));
-        assert_eq!((path(None, Some("")), path(None, None)), (None, None));
-    }
-
     /// A store over a relay that listens nowhere.
     fn store(file: Option<PathBuf>, kept: Revocations) -> (Store, tokio::runtime::Runtime) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let text = "workers = 1\nlisten = { udp = [], tcp = [] }\nrelay.addresses = [\"127.0.0.1\"]\nauth.users = { a = \"b\" }";
         let config = crate::config::Config::from_toml("c.toml", text).unwrap();
+        let kept = crate::net::KeptSets { revocations: kept, ..Default::default() };
         let running = runtime.block_on(async {
             crate::net::start(&config, &[], crate::net::passed::Passed::default(), kept, None).unwrap().0
         });
@@ -498,7 +327,7 @@ mod tests {
     fn what_is_revoked_reaches_the_workers_and_the_file_until_it_is_undone_or_over() {
         let directory = Directory::new();
         let path = directory.path().join("revocations");
-        write(&path, &entries()).unwrap();
+        write(&path, &entries());
         let at = |unix| Now { ticks: Ticks(unix * 1000), unix: UnixSeconds(unix) };
         let now = at(5);
         let kept = load(Some(&path)).unwrap();

@@ -36,6 +36,7 @@ pub mod mobility;
 pub mod accounting;
 pub mod meter;
 pub mod revocation;
+pub mod overrides;
 pub mod authenticated;
 pub mod connection;
 pub mod alternates;

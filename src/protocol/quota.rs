@@ -11,6 +11,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::meter::{Allowance, Meter, Meters, Passage, Rates};
+use super::overrides::Overrides;
 use super::reject::RejectReason;
 use super::scope::{AllocationRate, AskedScope, CLIENT, USER, let_in_until, user_scope};
 pub use super::scope::{Counted, QuotaClaim, ScopeKey, ScopeState};
@@ -61,6 +62,8 @@ pub struct Quotas {
     pub(super) reservations: HashMap<ReservationToken, [Option<ScopeKey>; 5]>,
     users: usize,
     clients: usize,
+    /// Limits that were set at run time.
+    pub overrides: Overrides,
     /// The most allocations at once since somebody asked.
     pub(super) peak: u32,
     /// Scopes that were forgotten before their time.
@@ -82,7 +85,7 @@ impl Quotas {
         purpose: Purpose,
     ) -> Result<Admitted, RejectReason> {
         self.sweep(now);
-        let asked = AskedScope::of(claim, limits, None);
+        let asked = AskedScope::of(claim, limits, &self.overrides, None);
         let reserves = match purpose {
             Purpose::WithReservation(token) => Some(token),
             Purpose::Allocation | Purpose::InPlaceOf(_) => None,
@@ -190,7 +193,7 @@ impl Quotas {
     /// The meters that an allocation which was let in passes under these limits; what its own has counted in `old`
     /// stays counted.
     pub fn meters(&mut self, claim: &QuotaClaim<'_>, counted: Counted, limits: &Limits, old: &Meters) -> Meters {
-        self.meters_of(&AskedScope::of(claim, limits, Some(counted)), limits, old)
+        self.meters_of(&AskedScope::of(claim, limits, &self.overrides, Some(counted)), limits, old)
     }
 
     fn meters_of(&mut self, asked: &[Option<AskedScope>; 5], limits: &Limits, old: &Meters) -> Meters {
@@ -224,7 +227,7 @@ impl Quotas {
 
     /// Counts in an allocation that was let in before, whatever the limits say.
     pub fn count_in(&mut self, claim: &QuotaClaim<'_>, counted: Counted) {
-        for scope in AskedScope::of(claim, &Limits::default(), Some(counted)).into_iter().flatten() {
+        for scope in AskedScope::counted(claim, counted).into_iter().flatten() {
             let known = self.scopes.get_or_insert(&scope.key);
             known.count += 1;
             if known.count == 1 {
@@ -244,7 +247,7 @@ impl Quotas {
 
     /// Counts one allocation out.
     pub fn release(&mut self, now: Now, claim: &QuotaClaim<'_>, counted: Counted) {
-        for scope in AskedScope::of(claim, &Limits::default(), Some(counted)).into_iter().flatten() {
+        for scope in AskedScope::counted(claim, counted).into_iter().flatten() {
             self.count_out(now, scope.key);
         }
         self.sweep(now);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::Server;
 use super::review::{Changed, Review};
+use super::revocation::Subject;
 use super::server::{failure_rate, packet_rate, reply_rate, request_rate};
 use super::settings::Settings;
 use crate::time::Now;
@@ -40,6 +41,33 @@ impl Server {
         let limits = self.settings.limits;
         self.meter_openings_anew(&limits);
         self.review = Some(Review { next_slot: 0, since: now.ticks, changed: Changed { peers: true, limits: true } });
+    }
+
+    /// What limits that were set at run time mean for the live allocations of a subject, or for all of them, in so many slots
+    /// from one on: they pass the meters that hold now, and what was used stays used. Gives how many they are, and the slot
+    /// to go on with if there are more.
+    pub fn meter_anew_from(&mut self, subject: Option<&Subject>, from: u32, count: u32) -> (usize, Option<u32>) {
+        let limits = self.settings.limits;
+        if from == 0 {
+            self.meter_openings_anew(&limits);
+        }
+        let end = self.table.end().min(from.saturating_add(count));
+        let mut metered = 0;
+        for slot in from..end {
+            let is_meant = self
+                .table
+                .at(slot)
+                .is_some_and(|allocation| subject.is_none_or(|subject| subject.includes(&allocation.owner.subject())));
+            if !is_meant {
+                continue;
+            }
+            let Some(allocation) = self.table.at_mut(slot) else { continue };
+            let (counted, old) = (allocation.owner.counted(), allocation.owner.meters());
+            let meters = self.shared.meters(&allocation.claim(), counted, &limits, &old);
+            allocation.owner.set_meters(meters);
+            metered += 1;
+        }
+        (metered, (end < self.table.end()).then_some(end))
     }
 
     /// Does the next piece of a review that is under way.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use minicbor::{Decode, Encode};
 
 use super::meter::{Allowance, Meter, MeterState, Rates};
+use super::overrides::Overrides;
 use super::reject::RejectReason;
 use super::revocation::SessionSubject;
 use super::settings::Limits;
@@ -227,8 +228,14 @@ pub(super) struct AskedScope {
 }
 
 impl AskedScope {
-    /// The five shared scopes that there may be, the narrowest first.
-    pub(super) fn of(claim: &QuotaClaim<'_>, limits: &Limits, counted: Option<Counted>) -> [Option<Self>; 5] {
+    /// The five shared scopes that there may be, the narrowest first. What was set at run time takes the place of what is
+    /// configured.
+    pub(super) fn of(
+        claim: &QuotaClaim<'_>,
+        limits: &Limits,
+        set: &Overrides,
+        counted: Option<Counted>,
+    ) -> [Option<Self>; 5] {
         let is_static = claim.expires_at.is_none();
         let none = Grant::default();
         let grant = claim.grant.unwrap_or(&none);
@@ -259,12 +266,13 @@ impl AskedScope {
         };
         let is_limited = credential.max.is_some() || !credential.allowed().is_unlimited();
         let keeps = counted.map_or(is_limited, |counted| counted.credential);
-        let wide = Allowance { bytes_per_day: limits.bytes_per_user_per_day, ..allowance(limits.user) };
-        let least_a_day = least(limits.bytes_per_user_per_day, grant.bytes_per_day);
-        let (of_user, narrow) = narrowed(wide, Allowance { bytes_per_day: least_a_day, ..wide });
+        let set_of_user = set.of_user(&claim.subject);
+        let a_day = set_of_user.bytes_per_day_over(limits.bytes_per_user_per_day);
+        let wide = Allowance { bytes_per_day: a_day, ..allowance(set_of_user.rates_over(limits.user)) };
+        let (of_user, narrow) = narrowed(wide, Allowance { bytes_per_day: least(a_day, grant.bytes_per_day), ..wide });
         let user = Self {
             key: user_scope(claim),
-            max: if is_static { None } else { limits.allocations_per_user },
+            max: set_of_user.allocations_over(if is_static { None } else { limits.allocations_per_user }),
             full: RejectReason::QuotaUser,
             allowance: of_user,
             narrow,
@@ -278,13 +286,16 @@ impl AskedScope {
             narrow: None,
             spent: RejectReason::QuotaBytes,
         });
-        let tenant = claim.subject.tenant.map(|tenant| Self {
-            key: ScopeKey::Tenant(tenant.into()),
-            max: limits.allocations_per_tenant,
-            full: RejectReason::QuotaTenant,
-            allowance: allowance(limits.tenant),
-            narrow: None,
-            spent: RejectReason::QuotaBytes,
+        let tenant = claim.subject.tenant.map(|tenant| {
+            let set = set.of_tenant(tenant);
+            Self {
+                key: ScopeKey::Tenant(tenant.into()),
+                max: set.allocations_over(limits.allocations_per_tenant),
+                full: RejectReason::QuotaTenant,
+                allowance: allowance(set.rates_over(limits.tenant)),
+                narrow: None,
+                spent: RejectReason::QuotaBytes,
+            }
         });
         let server = Self {
             key: ScopeKey::Server,
@@ -295,6 +306,11 @@ impl AskedScope {
             spent: RejectReason::QuotaBytes,
         };
         [keeps.then_some(credential), Some(user), client, tenant, Some(server)]
+    }
+
+    /// Those that an allocation which was let in counts in, whatever their limits are now.
+    pub(super) fn counted(claim: &QuotaClaim<'_>, counted: Counted) -> [Option<Self>; 5] {
+        Self::of(claim, &Limits::default(), &Overrides::default(), Some(counted))
     }
 
     /// What holds for the one who asks.

@@ -116,6 +116,7 @@ impl World {
             revocations: self.shared.revoked.lock().unwrap().early_export(),
             authenticated: AuthenticatedCountsState::default(),
             resting_ports: Vec::new(),
+            overrides: None,
         };
         let read = through_bytes(&state, under_way.format);
         *under_way.shared.real.lock().unwrap() = Quotas::from_early_state(read.quotas);
@@ -178,6 +179,7 @@ impl World {
             revocations: self.shared.revoked.lock().unwrap().export_changes(),
             authenticated: self.shared.authenticated.lock().unwrap().to_state(),
             resting_ports: Vec::new(),
+            overrides: None,
         };
         let read = through_bytes(&changes, format);
         shared.real.lock().unwrap().import_changes(read.quotas).expect("its own changes");

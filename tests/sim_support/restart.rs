@@ -54,6 +54,7 @@ impl World {
             revocations: revoked.to_state(),
             authenticated: counts.to_state(),
             resting_ports: Vec::new(),
+            overrides: None,
         };
         let read = through_bytes(&state, format);
         *quotas = Quotas::from_state(read.quotas);

@@ -85,7 +85,7 @@ mod tests {
 
     fn access(token: Option<&str>) -> AdminAccess {
         let token = token.map(|token| Secret::new(token.as_bytes()));
-        AdminAccess::new(&AdminConfig { token, uids: vec![33], revocations_file: None }, 999)
+        AdminAccess::new(&AdminConfig { token, uids: vec![33], revocations_file: None, limits_file: None }, 999)
     }
 
     fn headers(values: &[&str]) -> HeaderMap {

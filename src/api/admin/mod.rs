@@ -1,11 +1,12 @@
-//! The admin API: look at sessions and refusals, end sessions, revoke, forgive, reload, drain, upgrade, give out credentials for
+//! The admin API: look at sessions and refusals, end sessions, revoke, set limits, forgive, reload, drain, upgrade, give out credentials for
 //! a connectivity test, and a page for people.
 //!
 //! On `http.listen` alone. Each call is checked in this order: Host, the caller, method, content type, body; so a
-//! caller without rights learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::refusals`, and the
+//! caller without rights learns nothing else. What it does is done by others: `net::Running`, `ops::revocations`, `ops::limits`, `ops::refusals`, and the
 //! loop in `run`, where reloads and draining stand in one line with signals.
 
 mod access;
+mod limits;
 mod page;
 pub mod refused;
 mod sessions;
@@ -44,6 +45,7 @@ use crate::config::checked::LogLevel;
 use crate::net::{Cursor, Running};
 use crate::ops::alternates::Alternates;
 use crate::ops::command::{Command, Commands, UpgradeRequest};
+use crate::ops::limits::LimitStore;
 use crate::ops::log::Level;
 use crate::ops::refusals::Refusals;
 use crate::ops::revocations::NotRevoked;
@@ -72,9 +74,12 @@ enum AdminCall {
     Session,
     Refusals,
     Revocations,
+    Limits,
     Status,
     Kick,
     Revoke,
+    SetLimits,
+    UnsetLimits,
     Forgive,
     Reload,
     LogLevel,
@@ -83,14 +88,17 @@ enum AdminCall {
     TestCredential,
 }
 
-const ROUTES: [(&str, AdminCall); 13] = [
+const ROUTES: [(&str, AdminCall); 16] = [
     ("/v1/sessions", AdminCall::Sessions),
     ("/v1/sessions/{session}", AdminCall::Session),
     ("/v1/refusals", AdminCall::Refusals),
     ("/v1/revocations", AdminCall::Revocations),
+    ("/v1/limits", AdminCall::Limits),
     ("/v1/status", AdminCall::Status),
     ("/v1/kick", AdminCall::Kick),
     ("/v1/revoke", AdminCall::Revoke),
+    ("/v1/limits/set", AdminCall::SetLimits),
+    ("/v1/limits/unset", AdminCall::UnsetLimits),
     ("/v1/forgive", AdminCall::Forgive),
     ("/v1/reload", AdminCall::Reload),
     ("/v1/log-level", AdminCall::LogLevel),
@@ -102,9 +110,11 @@ const ROUTES: [(&str, AdminCall); 13] = [
 impl AdminCall {
     const fn method(self) -> &'static str {
         match self {
-            Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Status => "GET",
+            Self::Sessions | Self::Session | Self::Refusals | Self::Revocations | Self::Limits | Self::Status => "GET",
             Self::Kick
             | Self::Revoke
+            | Self::SetLimits
+            | Self::UnsetLimits
             | Self::Forgive
             | Self::Reload
             | Self::LogLevel
@@ -131,6 +141,8 @@ pub struct AdminParts {
     pub alternates: Arc<Alternates>,
     /// Who is shut out, and how more are.
     pub revoker: Arc<Revoker>,
+    /// Limits that are set at run time.
+    pub limits: Arc<LimitStore>,
     /// What is done beside the signals.
     pub commands: Commands,
     /// The log's level.
@@ -204,9 +216,18 @@ impl Admin {
             AdminCall::Session => self.session(parts.uri.path().rsplit('/').next().unwrap_or_default()).await,
             AdminCall::Refusals => self.refusals(&parts.uri),
             AdminCall::Revocations => Ok(self.revocations()),
+            AdminCall::Limits => limits::list(&self.parts.limits, &parts.uri),
             AdminCall::Status => Ok(self.status()),
             AdminCall::Kick => self.kick(operator, self.read(&parts.headers, body).await?).await,
             AdminCall::Revoke => self.revoke(operator, self.read(&parts.headers, body).await?, settings.max_ttl).await,
+            AdminCall::SetLimits => {
+                let wanted = self.read(&parts.headers, body).await?;
+                limits::set(&self.parts.limits, operator, wanted, (self.parts.clock)().unix).await
+            }
+            AdminCall::UnsetLimits => {
+                let wanted = self.read(&parts.headers, body).await?;
+                limits::unset(&self.parts.limits, operator, wanted, (self.parts.clock)().unix).await
+            }
             AdminCall::Forgive => self.forgive(operator, &self.read(&parts.headers, body).await?),
             AdminCall::Reload => {
                 let EmptyRequest {} = self.read(&parts.headers, body).await?;
@@ -310,7 +331,8 @@ impl Admin {
                 _ => return Err(sessions::unknown(&name, "of and limit")),
             }
         }
-        let found = self.parts.refusals.find(of.as_deref(), limit);
+        let mut found = self.parts.refusals.find(of.as_deref(), limit);
+        limits::note_refusals(&self.parts.limits, &mut found.refusals);
         // Those of an address, or of where a user was refused.
         let prefixes: Option<Vec<IpNet>> = of.map(|of| match sessions::prefix(&of) {
             Some(prefix) => vec![prefix],
@@ -485,7 +507,7 @@ fn stopping() -> AdminRefused {
 fn not_revoked(error: &NotRevoked) -> AdminRefused {
     match error {
         NotRevoked::Full => AdminRefused::Full(error.to_string()),
-        NotRevoked::NotSaved { .. } => AdminRefused::NotSaved(error.to_string()),
+        NotRevoked::NotSaved(_) => AdminRefused::NotSaved(error.to_string()),
     }
 }
 
@@ -530,7 +552,14 @@ pub fn check_body(bytes: &[u8]) -> Result<(), AdminRefused> {
     let forgive = parse_body::<ForgiveRequest>(bytes).and_then(|meant| meant.prefix()).map(drop);
     let upgrade = parse_body::<UpgradeRequest>(bytes).map(drop);
     let test = parse_body::<TestCredentialRequest>(bytes).map(drop);
-    kick.or(revoke).or(forgive).or(level).or(upgrade).or(test).or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
+    let limits = limits::check_bodies(bytes);
+    kick.or(revoke)
+        .or(limits)
+        .or(forgive)
+        .or(level)
+        .or(upgrade)
+        .or(test)
+        .or_else(|_| parse_body::<EmptyRequest>(bytes).map(drop))
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response {

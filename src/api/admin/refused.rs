@@ -34,7 +34,7 @@ pub enum AdminRefused {
     Slow,
     /// Nothing has that name.
     NotFound(Cow<'static, str>),
-    /// There is no room for another revocation.
+    /// There is no room for another revocation, or for the limits of one more subject.
     Full(String),
     /// It holds, but is not on disk.
     NotSaved(String),

@@ -93,7 +93,7 @@ pub(super) fn parameters(uri: &Uri) -> Result<Vec<(String, String)>, AdminRefuse
 }
 
 /// A name that a caller chose, in quotes and not too long.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     let name: String = name.chars().take(40).map(|c| if is_printable(c) { c } else { '?' }).collect();
     format!("{name:?}")
 }

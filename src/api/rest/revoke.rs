@@ -34,7 +34,7 @@ impl Rest {
         match done.saved {
             Ok(()) => Ok((StatusCode::NO_CONTENT, "", String::new())),
             Err(NotRevoked::Full) => Err(full()),
-            Err(error @ NotRevoked::NotSaved { .. }) => {
+            Err(error @ NotRevoked::NotSaved(_)) => {
                 tracing::debug!(%error, "a revocation will not outlive this process");
                 Err(IssueRefused::NotRevoked(
                     "it is in effect, but can't be written, so a restart of the server removes it",

@@ -282,6 +282,9 @@ impl Worker {
         while !self.closing.is_empty() {
             self.close_some(now);
         }
+        while !self.metering.is_empty() {
+            self.meter_some();
+        }
     }
 
     /// Tells what changed since it was told early, and the streams.

@@ -22,6 +22,7 @@ use crate::protocol::accounting::SessionRecord;
 use crate::protocol::border::{Answer, Input, Question, Selector};
 use crate::protocol::ids::QuestionId;
 use crate::protocol::reason::EndReason;
+use crate::protocol::revocation::Subject;
 use crate::protocol::settings::Settings;
 use crate::time::Now;
 
@@ -61,6 +62,8 @@ pub(in crate::net) enum Message {
     InspectFrom(usize, oneshot::Sender<SessionsPart>),
     /// End some allocations; the answer comes when they are over.
     Close { which: Selector, reason: EndReason, done: oneshot::Sender<usize> },
+    /// Let the live sessions of a subject, or all of them, pass the meters that hold now; the answer is how many they are.
+    MeterAnew { subject: Arc<Option<Subject>>, done: oneshot::Sender<usize> },
     /// No new allocations; the answer comes when none can begin any more.
     Drain(oneshot::Sender<()>),
     /// Tell a new process what is here, while calls go on.
@@ -154,6 +157,14 @@ pub(super) struct Closing {
     closed: usize,
 }
 
+/// Sessions that are to pass other meters, as far as the worker has come with them.
+pub(super) struct Metering {
+    subject: Arc<Option<Subject>>,
+    done: oneshot::Sender<usize>,
+    from: u32,
+    metered: usize,
+}
+
 impl Worker {
     pub(super) fn on_inbox(&mut self, now: Now) {
         self.waker.clear();
@@ -179,6 +190,7 @@ impl Worker {
             true
         });
         self.close_some(now);
+        self.meter_some();
         if evicted == STREAMS_PER_TURN || adopted == STREAMS_PER_TURN || messages == INBOX_TURN {
             // There may be more; come again after the others had their turn.
             self.waker.wake();
@@ -204,6 +216,22 @@ impl Worker {
             }
         }
         if !self.closing.is_empty() {
+            self.waker.wake();
+        }
+    }
+
+    /// Lets a part of the sessions that are concerned pass other meters.
+    pub(super) fn meter_some(&mut self) {
+        let Some(mut metering) = self.metering.pop_front() else { return };
+        let subject = (*metering.subject).as_ref();
+        let (metered, next) = self.server.meter_anew_from(subject, metering.from, SLOTS_PER_LOOK as u32);
+        metering.metered += metered;
+        match next {
+            Some(from) => self.metering.push_front(Metering { from, ..metering }),
+            // The asker may have given up.
+            None => drop(metering.done.send(metering.metered)),
+        }
+        if !self.metering.is_empty() {
             self.waker.wake();
         }
     }
@@ -252,6 +280,10 @@ impl Worker {
             }
             Message::Close { which, reason, done } => {
                 self.closing.push_back(Closing { which, reason, done, from: 0, closed: 0 });
+                return;
+            }
+            Message::MeterAnew { subject, done } => {
+                self.metering.push_back(Metering { subject, done, from: 0, metered: 0 });
                 return;
             }
             Message::Drain(done) => {

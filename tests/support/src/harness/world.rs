@@ -12,6 +12,7 @@ use throughway::protocol::border::{OpenedRelay, Parity, RelayRefused, RelayReque
 use throughway::protocol::failures::{FailureRate, Failures};
 use throughway::protocol::ids::{AllocationId, SessionId, WorkerId};
 use throughway::protocol::meter::Meters;
+use throughway::protocol::overrides::{Overrides, RunTimeLimits};
 use throughway::protocol::pool::PoolState;
 use throughway::protocol::quota::{Admitted, Counted, Purpose, QuotaClaim, Quotas};
 use throughway::protocol::quota_state::QuotasState;
@@ -67,6 +68,7 @@ impl Books {
             revocations: inside.revoked.to_state(),
             authenticated: inside.authenticated.to_state(),
             resting_ports: Vec::new(),
+            overrides: inside.quotas.overrides.whole(),
         }
     }
     /// As [`Books::export`], of what goes early.
@@ -81,6 +83,7 @@ impl Books {
             revocations: inside.revoked.early_export(),
             authenticated: AuthenticatedCountsState::default(),
             resting_ports: Vec::new(),
+            overrides: inside.quotas.overrides.early_export(),
         }
     }
     /// What that lacks.
@@ -91,12 +94,14 @@ impl Books {
             revocations: inside.revoked.export_changes(),
             authenticated: inside.authenticated.to_state(),
             resting_ports: Vec::new(),
+            overrides: inside.quotas.overrides.export_changes(),
         }
     }
     /// Another process takes over what the workers share.
     pub fn import(&self, state: SharedState) {
         let mut inside = self.locked();
         inside.quotas = Quotas::from_state(state.quotas);
+        inside.quotas.overrides = Overrides::from_state(state.overrides.unwrap_or_default());
         inside.authenticated = AuthenticatedCounts::from_state(&state.authenticated);
         inside.revoked = Revocations::from_state(state.revocations);
     }
@@ -111,6 +116,10 @@ impl Books {
     /// As the process does it; the caller ends the live sessions too.
     pub fn revoke(&self, whose: Subject, until: UnixSeconds) {
         self.locked().revoked.insert(whose, until);
+    }
+    /// As the process does it; the caller lets the live sessions follow.
+    pub fn set_limits(&self, whose: Subject, limits: RunTimeLimits, at: UnixSeconds) {
+        self.locked().quotas.overrides.put(whose, limits, at);
     }
     pub fn opened(&self, relayed: RelayedTransportAddress) {
         assert!(self.locked().relayed.insert(relayed.into()), "{relayed} was not open");
