@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use test_support::e2e::operator::{get, post, start, start_in};
 use test_support::e2e::server::{Directory, Slice, child_of, run_to_end};
 use test_support::e2e::upgrade::{Upgradable, replace_program};
-use test_support::e2e::{Client, Server, Settings, Wanted, Witness, payload, peer, receive, wait_for};
+use test_support::e2e::{Client, Server, Settings, Wanted, payload, peer, receive, wait_for};
 use test_support::with_one_and_three_workers;
 use throughway::wire::message::METHOD_ALLOCATE;
 
@@ -169,7 +169,9 @@ fn a_tenant_is_limited_as_a_whole_and_its_user_apart_from_one_of_the_same_name()
     run(&server, &["limits", "set", "--tenant", "acme", "--allocations", "2"]);
     run(&server, &["limits", "set", "--user", "bob", "--tenant", "acme", "--allocations", "1"]);
     let mut clients = [of_acme("bob"), minted(&server, 0, 1, "bob"), minted(&server, 0, 1, "bob"), of_acme("eve")];
-    clients.iter_mut().for_each(|client| drop(client.allocate()));
+    for client in &mut clients {
+        client.allocate();
+    }
     server.expect_refused("quota_tenant", 1, || assert_eq!(allocate_code(&mut of_acme("eve")), 486));
     assert_eq!(clients[3].refresh(0).code(), 0);
     server.expect_refused("quota_user", 1, || assert_eq!(allocate_code(&mut of_acme("bob")), 486));
