@@ -192,7 +192,8 @@ fn bad_input_is_named_and_odd_names_are_names() {
         assert!(answer.json()["error"].as_str().unwrap().contains(part), "{body} {answer:?}");
     };
     let longest = "x".repeat(508);
-    for (name, part) in [("a\u{0}b", "control"), ("a\r\nb", "control"), ("", "empty"), (&format!("{longest}x"), "508")] {
+    for (name, part) in [("a\u{0}b", "control"), ("a\r\nb", "control"), ("", "empty"), (&format!("{longest}x"), "508")]
+    {
         refused("/v1/limits/set", json!({ "user": name, "allocations": 1 }), part);
         refused("/v1/limits/unset", json!({ "user": name }), part);
     }
