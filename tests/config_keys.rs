@@ -188,6 +188,7 @@ const OTHER_VALUES: &[(&str, &str, &str)] = &[
         TLS,
         "[{ address = \"127.0.0.1:21001\", backend = \"127.0.0.1:21002\", names = [\"a.example.org\"] }]",
     ),
+    ("limits.file", "", "\"l\""),
     ("relay.ports_by_tenant", "", "{ a = \"50000-50099\" }"),
     ("tls.certificate", TLS, "\"b.pem\""),
     ("tls.private_key", TLS, "\"b.key\""),

@@ -1,6 +1,7 @@
 //! Limits of a named user or tenant, set on the real binary while it runs: who follows, who is refused, and what survives.
 
 use std::fs;
+use std::net::UdpSocket;
 use std::process::Command;
 
 use rustix::process::{Signal, kill_process};
@@ -15,8 +16,25 @@ use throughway::wire::message::METHOD_ALLOCATE;
 const SECRET: &str = "north-of-everything";
 const CHANNEL: u16 = 0x4001;
 
-/// More than a second's worth of 8 kbit/s, which is the burst: it never passes that limit.
+/// Ten seconds' worth of 1 kbit/s. What is larger than the burst, which is a second's worth, passes a full bucket and no other.
 const TOO_MUCH: usize = 1_200;
+
+/// A packet of this client passes, whatever is still on its way from before.
+fn passes(client: &mut Client, far: &UdpSocket) {
+    let mark = payload(2, TOO_MUCH);
+    client.send_channel(CHANNEL, &mark);
+    while receive(far).0 != mark {}
+}
+
+/// Packets of this client are over its bandwidth: of two at once at least the second does not pass.
+fn is_over_bandwidth(server: &Server, client: &mut Client) {
+    let dropped = || server.dropped("over_bandwidth");
+    let before = dropped();
+    for _ in 0..2 {
+        client.send_channel(CHANNEL, &payload(1, TOO_MUCH));
+    }
+    wait_for("a packet over the bandwidth", || (dropped() > before).then_some(()));
+}
 
 fn settings(workers: u8) -> Settings {
     Settings::new(workers).limit("file", "\"limits\"")
@@ -67,18 +85,14 @@ with_one_and_three_workers! {
         let mut dave = minted(&server, 1, workers, "dave");
         dave.allocate();
         dave.bind(CHANNEL, far.local_addr().unwrap());
-        let passes = |client: &mut Client| {
-            client.send_channel(CHANNEL, &payload(1, TOO_MUCH));
-            assert_eq!(receive(&far).0.len(), TOO_MUCH);
-        };
-        carol.iter_mut().for_each(passes);
-        let out = run(&server, &["limits", "set", "--user", "carol", "--allocations", "2", "--bandwidth", "8kbit/s"]);
-        assert!(out.contains("allocations 2, bandwidth 8kbit/s") && out.contains("follow: 3"), "{out}");
+        carol.iter_mut().for_each(|client| passes(client, &far));
+        let out = run(&server, &["limits", "set", "--user", "carol", "--allocations", "2", "--bandwidth", "1kbit/s"]);
+        assert!(out.contains("allocations 2, bandwidth 1kbit/s") && out.contains("follow: 3"), "{out}");
         for client in &mut carol {
-            server.expect_dropped("over_bandwidth", 1, || client.send_channel(CHANNEL, &payload(1, TOO_MUCH)));
+            is_over_bandwidth(&server, client);
             assert_eq!(client.refresh(600).code(), 0, "nobody is ended");
         }
-        passes(&mut dave);
+        passes(&mut dave, &far);
         let refused = |server: &Server| {
             let mut fourth = minted(server, 2, workers, "carol");
             let code = server.expect_refused("quota_user", 1, || allocate_code(&mut fourth));
@@ -92,26 +106,25 @@ with_one_and_three_workers! {
         assert!(remedy.contains("a limit set at run time stands for this user"), "{remedy}");
         assert_eq!((post(&server, "/v1/reload", json!({})).status, set_count(&server)), (200, 1));
         refused(&server);
-        server.expect_dropped("over_bandwidth", 1, || carol[0].send_channel(CHANNEL, &payload(1, TOO_MUCH)));
+        is_over_bandwidth(&server, &mut carol[0]);
         server.signal("KILL");
         server.wait();
 
         let server = start_in(server.into_directory(), settings(workers));
         assert_eq!(set_count(&server), 1);
         let shown = run(&server, &["limits", "show", "--user", "carol"]);
-        assert!(shown.contains("carol") && shown.contains("8kbit/s") && !shown.contains("memory only"), "{shown}");
+        assert!(shown.contains("carol") && shown.contains("1kbit/s") && !shown.contains("memory only"), "{shown}");
         let far = peer(server.udp4());
         let mut carol: Vec<Client> = (0..3).map(|number| minted(&server, number, workers, "carol")).collect();
         carol[0].allocate();
         carol[1].allocate();
         carol[0].bind(CHANNEL, far.local_addr().unwrap());
         server.expect_refused("quota_user", 1, || assert_eq!(allocate_code(&mut carol[2]), 486));
-        server.expect_dropped("over_bandwidth", 1, || carol[0].send_channel(CHANNEL, &payload(1, TOO_MUCH)));
+        is_over_bandwidth(&server, &mut carol[0]);
         // One limit, then the other.
         let out = run(&server, &["limits", "unset", "--user", "carol", "--bandwidth"]);
         assert!(out.contains("now allocations 2;") && out.contains("follow: 2"), "{out}");
-        carol[0].send_channel(CHANNEL, &payload(1, TOO_MUCH));
-        assert_eq!(receive(&far).0.len(), TOO_MUCH);
+        passes(&mut carol[0], &far);
         assert_eq!(allocate_code(&mut carol[2]), 486);
         assert!(run(&server, &["limits", "unset", "--user", "carol"]).contains("the configured limits hold"));
         assert_eq!((allocate_code(&mut carol[2]), set_count(&server)), (0, 0));
@@ -128,15 +141,15 @@ with_one_and_three_workers! {
         gina[0].allocate();
         gina[0].bind(CHANNEL, far.local_addr().unwrap());
         gina[1].allocate();
-        let (code, out, err) = own.run(&["limits", "set", "--user", "gina", "--allocations", "2", "--bandwidth", "8kbit/s"]);
+        let (code, out, err) = own.run(&["limits", "set", "--user", "gina", "--allocations", "2", "--bandwidth", "1kbit/s"]);
         assert!(code == 0 && out.contains("kept in memory only"), "{out}{err}");
         own.upgrade();
         assert_eq!((allocate_code(&mut gina[2]), set_count(&own.server)), (486, 1));
-        own.server.expect_dropped("over_bandwidth", 1, || gina[0].send_channel(CHANNEL, &payload(1, TOO_MUCH)));
+        is_over_bandwidth(&own.server, &mut gina[0]);
         let (code, out, err) = own.run(&["limits", "unset", "--user", "gina"]);
         assert!(code == 0 && out.contains("follow: 2"), "{out}{err}");
-        gina[0].send_channel(CHANNEL, &payload(1, TOO_MUCH));
-        assert_eq!((receive(&far).0.len(), allocate_code(&mut gina[2])), (TOO_MUCH, 0));
+        passes(&mut gina[0], &far);
+        assert_eq!(allocate_code(&mut gina[2]), 0);
         // What was unset stays so.
         replace_program(own.server.directory());
         own.begin();
@@ -152,11 +165,11 @@ fn limits_hold_after_a_supervised_server_was_killed() {
     let mut carol = minted(&server, 0, 1, "carol");
     carol.allocate();
     carol.bind(CHANNEL, far.local_addr().unwrap());
-    run(&server, &["limits", "set", "--user", "carol", "--allocations", "1", "--bandwidth", "8kbit/s"]);
+    run(&server, &["limits", "set", "--user", "carol", "--allocations", "1", "--bandwidth", "1kbit/s"]);
     kill_process(child_of(server.pid()), Signal::KILL).unwrap();
     wait_for("the next process to serve", || (server.log.events("ready").len() == 2).then_some(()));
     assert_eq!((set_count(&server), allocate_code(&mut minted(&server, 0, 1, "carol"))), (1, 486));
-    server.expect_dropped("over_bandwidth", 1, || carol.send_channel(CHANNEL, &payload(1, TOO_MUCH)));
+    is_over_bandwidth(&server, &mut carol);
 }
 
 #[test]

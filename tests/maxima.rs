@@ -26,6 +26,7 @@ const FIELDS_WITHOUT_ROW: &[(&str, &str)] = &[
     ("api::rest::counts::IssueCounts::issued", "one for each key of the configuration"),
     ("api::rest::token_keys", "of the operator's login, bounded in its own row"),
     ("api::admin::access::AdminAccess::uids", "of the configuration"),
+    ("api::admin::limits::UnsetLimitsRequest::limits", "of one call, whose body is bounded in its own row"),
     ("run::ledger_note::LedgerNote::descriptors", "of the listeners, which are the configuration's"),
     ("api::admin::test_credential::TestCredentials", "of the configuration"),
     ("run::http_listeners", "one for each HTTP listener"),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{RATE, SIZE};
 use crate::net::Running;
 use crate::ops::kept_file::{KeptFile, KeptKind, NotSaved};
-use crate::protocol::overrides::{LimitName, Override, Overrides, RunTimeLimit, RunTimeLimits};
+use crate::protocol::overrides::{self, LimitName, Override, Overrides, RunTimeLimit, RunTimeLimits};
 use crate::protocol::revocation::Subject;
 use crate::time::UnixSeconds;
 
@@ -26,7 +26,7 @@ pub static KIND: KeptKind = KeptKind {
     entry: "a limit set at run time",
     entries: "limits set at run time",
     without: "unset all of them",
-    entries_max: Overrides::ENTRIES_MAX,
+    entries_max: overrides::ENTRIES_MAX,
     write_failures: AtomicU64::new(0),
 };
 
@@ -45,7 +45,7 @@ struct LimitLine {
 pub enum NotSet {
     /// The table is full.
     #[error("{max} users and tenants have limits set at run time: unset some, or put them into the configuration",
-        max = Overrides::ENTRIES_MAX)]
+        max = overrides::ENTRIES_MAX)]
     Full,
 }
 
@@ -155,7 +155,7 @@ impl LimitStore {
     ) -> Result<(RunTimeLimits, LimitChange), NotSet> {
         let mut set = self.set();
         let known = set.get(whose).map(|entry| entry.limits);
-        if known.is_none() && set.len() >= Overrides::ENTRIES_MAX {
+        if known.is_none() && set.len() >= overrides::ENTRIES_MAX {
             return Err(NotSet::Full);
         }
         let limits = limits.or(known.unwrap_or_default());
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_full_table_takes_only_those_that_it_has() {
         let mut all = Overrides::default();
-        (0..Overrides::ENTRIES_MAX).for_each(|id| all.put(user(&id.to_string(), None), allocations(1), NOW));
+        (0..overrides::ENTRIES_MAX).for_each(|id| all.put(user(&id.to_string(), None), allocations(1), NOW));
         let (store, _runtime) = store(None, all);
         assert_eq!(store.put(&user("new", None), allocations(1), NOW), Err(NotSet::Full));
         assert!(store.put(&user("7", None), allocations(2), NOW).is_ok());

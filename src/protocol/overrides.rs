@@ -11,6 +11,9 @@ use super::meter::Rates;
 use super::revocation::{SessionSubject, Subject};
 use crate::time::UnixSeconds;
 
+/// The most entries at a time: each costs memory and a line in a file that is written whole. Callers hold to it.
+pub const ENTRIES_MAX: usize = 100_000;
+
 /// A limit of this name can be set at run time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LimitName {
@@ -215,9 +218,6 @@ pub struct Overrides {
 }
 
 impl Overrides {
-    /// The most entries at a time: each costs memory and a line in a file that is written whole. Callers hold to it.
-    pub const ENTRIES_MAX: usize = 100_000;
-
     /// Sets all limits of a subject in place of those that it had; with none it has no entry any more.
     pub fn put(&mut self, subject: Subject, limits: RunTimeLimits, issued_at: UnixSeconds) {
         self.changes += 1;
@@ -469,10 +469,16 @@ mod tests {
             quotas.overrides.put(user(Some("acme")), set, UnixSeconds(1));
             let meters = quotas.meters(&bob, admitted.counted, &limits, &Meters::default());
             let charge = |meters: &Meters, bytes| meters.charge(NOW, Direction::ToPeer, bytes);
-            assert_eq!(charge(&meters, 1_001), Err(DropReason::OverBandwidth));
-            let second = admit(&mut quotas, &narrow, &limits).unwrap();
-            assert_eq!(charge(&second.meters, 301), Err(DropReason::OverBudget), "its credential allows less");
-            assert_eq!(charge(&meters, 900), Ok(()));
+            let later = |meters: &Meters, bytes| {
+                let now = Now { ticks: NOW.ticks.plus_seconds(5), ..NOW };
+                meters.charge(now, Direction::ToPeer, bytes)
+            };
+            assert_eq!((charge(&meters, 800), charge(&meters, 201)), (Ok(()), Err(DropReason::OverBandwidth)));
+            let second = admit(&mut quotas, &bob, &limits).unwrap();
+            assert_eq!(charge(&second.meters, 201), Err(DropReason::OverBandwidth), "they share it");
+            let refused = admit(&mut quotas, &narrow, &limits).unwrap_err();
+            assert_eq!(refused, RejectReason::QuotaDay, "its credential allows less");
+            assert_eq!((later(&meters, 101), later(&meters, 100)), (Err(DropReason::OverBudget), Ok(())));
             assert_eq!(meters.charge(NOW, Direction::ToClient, 1), Err(DropReason::OverBudget));
             assert_eq!(admit(&mut quotas, &bob, &limits).unwrap_err(), RejectReason::QuotaDay);
             quotas.overrides.put(user(Some("acme")), RunTimeLimits::default(), UnixSeconds(2));
