@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::http::Uri;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
 use super::access::Operator;
 use super::refused::AdminRefused;
@@ -57,11 +57,19 @@ fn whose(user: Option<String>, tenant: Option<String>) -> Result<Subject, AdminR
     }
 }
 
+/// A whole number, also where it is written as 4.0: JSON Schema makes no difference.
+fn whole(number: &Number) -> Option<u64> {
+    // 2^64, which is no u64 any more.
+    const END: f64 = 18_446_744_073_709_551_616.0;
+    let is_whole = |real: &f64| real.fract() == 0.0 && (0.0..END).contains(real);
+    number.as_u64().or_else(|| number.as_f64().filter(is_whole).map(|real| real as u64))
+}
+
 /// A limit as a call has it: a number in the smallest unit, or text as in the configuration, or "none".
 fn limit(name: LimitName, value: &Value) -> Result<RunTimeLimit, AdminRefused> {
     let result = match value {
         Value::String(text) => parse(name, text),
-        Value::Number(number) => match number.as_u64() {
+        Value::Number(number) => match whole(number) {
             Some(number) => check(name, number),
             None => Err("expected a whole number that is greater than 0, or \"none\"".to_owned()),
         },
@@ -237,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_call_sets_numbers_texts_and_none() {
-        let body = json!({ "user": "a %s", "tenant": "t", "allocations": 4, "bandwidth": "2Mbit/s",
+        let body = json!({ "user": "a %s", "tenant": "t", "allocations": 4.0, "bandwidth": "2Mbit/s",
                            "packet_rate": "none", "bytes_per_day": null });
         let (whose, limits) = serde_json::from_value::<SetLimitsRequest>(body).unwrap().limits().unwrap();
         assert_eq!(whose, Subject::User { user: "a %s".into(), tenant: Some("t".into()) });
